@@ -1,0 +1,1 @@
+"""What the recorded tables say: pure functions of tables that return small frozen records."""

@@ -1,0 +1,88 @@
+"""How a training went: losses, steps and time."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+__all__ = ["TrainingSummary", "smoothed_final", "training_summary"]
+
+_FINAL_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """Losses, steps and time of one run.
+
+    Args:
+        num_steps: Recorded steps.
+        num_losses: Steps with a scalar loss, NaN and infinite ones included.
+        first_loss: Loss of the first such step; NaN without one.
+        last_loss: Loss of the last such step; NaN without one.
+        final_loss: Median loss of the last 5 % of those steps; NaN when one of them is NaN.
+        best_loss: Lowest finite loss; NaN without one.
+        best_step: Step of the lowest finite loss; None without one.
+        nonfinite_step: First step whose loss is NaN or infinite; None without one.
+        num_skipped: Updates that a gradient scaler skipped.
+        seconds: Wall time of the recorded steps, in seconds.
+    """
+
+    num_steps: int
+    num_losses: int
+    first_loss: float
+    last_loss: float
+    final_loss: float
+    best_loss: float
+    best_step: int | None
+    nonfinite_step: int | None
+    num_skipped: int
+    seconds: float
+
+
+def smoothed_final(losses: ArrayLike) -> float:
+    """Return the median of the last 5 % of the values, at least of one.
+
+    Returns:
+        The median, in units of the values; NaN when a value among them is NaN, or without values.
+    """
+    values = np.asarray(losses, np.float64)
+    if not len(values):
+        return math.nan
+    return float(np.median(values[-max(1, math.ceil(_FINAL_SHARE * len(values))) :]))
+
+
+def training_summary(
+    steps: ArrayLike, losses: ArrayLike, measured: ArrayLike, *, skipped: int = 0, seconds: float
+) -> TrainingSummary:
+    """Summarize the losses of a run.
+
+    Args:
+        steps: Step numbers, ascending, ``[steps]``.
+        losses: Loss of each step, ``[steps]``; NaN where it is not measured.
+        measured: Whether the step has a scalar loss at all, ``[steps]``: a loss that is NaN is
+            measured, a null in the table is not.
+        skipped: Updates that a gradient scaler skipped.
+        seconds: Wall time of the steps.
+
+    Returns:
+        The summary; its losses are in the unit of the loss.
+    """
+    has_loss = np.asarray(measured, bool)
+    numbers = np.asarray(steps, np.int64)[has_loss]
+    values = np.asarray(losses, np.float64)[has_loss]
+    finite = np.isfinite(values)
+    lowest = int(np.argmin(np.where(finite, values, np.inf))) if finite.any() else None
+    return TrainingSummary(
+        num_steps=len(has_loss),
+        num_losses=len(values),
+        first_loss=float(values[0]) if len(values) else math.nan,
+        last_loss=float(values[-1]) if len(values) else math.nan,
+        final_loss=smoothed_final(values),
+        best_loss=math.nan if lowest is None else float(values[lowest]),
+        best_step=None if lowest is None else int(numbers[lowest]),
+        nonfinite_step=None if finite.all() else int(numbers[np.argmin(finite)]),
+        num_skipped=skipped,
+        seconds=seconds,
+    )

@@ -1,0 +1,34 @@
+"""The errors that a user can cause; every message says what was seen, what was expected, what to do."""
+
+__all__ = [
+    "AnalyzerError",
+    "NotRecordedError",
+    "RunExistsError",
+    "RunNotFoundError",
+    "SchemaError",
+    "ScriptError",
+]
+
+
+class AnalyzerError(Exception):
+    """Base of all errors that the command line shows as one line with exit code 2."""
+
+
+class RunNotFoundError(AnalyzerError):
+    """No run of that name or at that path."""
+
+
+class RunExistsError(AnalyzerError):
+    """A run folder exists where a new one was asked for."""
+
+
+class SchemaError(AnalyzerError):
+    """A run folder that this version cannot read: newer, foreign or damaged."""
+
+
+class NotRecordedError(AnalyzerError):
+    """A quantity or probe that this run does not hold."""
+
+
+class ScriptError(AnalyzerError):
+    """A script or model file that cannot be recorded."""

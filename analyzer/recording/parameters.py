@@ -1,0 +1,179 @@
+"""The parameters of a training: their table, and what the optimizer receives for each of them."""
+
+import math
+import sys
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from analyzer.recording import device_statistics, host_statistics
+from analyzer.recording.layers import Layers
+from analyzer.recording.names import clean_path, unwrapped
+from analyzer.recording.statistics import GradientRow, gradient_row, is_on_host, real_values
+
+__all__ = ["ParameterRow", "Parameters", "norms", "update_norms"]
+
+
+@dataclass(slots=True)
+class ParameterRow:
+    """What is known of one parameter in one step; numbers on the host or still on the device."""
+
+    gradient: GradientRow | None = None
+    norm: float | Tensor | None = None
+    update_norm: float | Tensor | None = None
+    norm_before_clipping: float | Tensor | None = None
+
+
+@dataclass(slots=True)
+class _Entry:
+    root: int | None
+    path: str
+    owners: list[int] = field(default_factory=list)
+    shape: list[int] = field(default_factory=list)
+    num_elements: int = 0
+    tensor: weakref.ref[Tensor] | None = None
+
+
+def norms(tensors: Sequence[Tensor]) -> list[float | Tensor]:
+    """Return the norm of each tensor: on the host by one careful kernel each, else by foreach."""
+    values = [real_values(tensor) for tensor in tensors]
+    results: list[float | Tensor] = [0.0] * len(values)
+    on_device: dict[Any, list[int]] = {}
+    for i, value in enumerate(values):
+        if is_on_host(value):
+            results[i] = host_statistics.norm(value)
+        else:
+            on_device.setdefault((value.device, value.dtype), []).append(i)
+    for places in on_device.values():
+        measured = device_statistics.norms([values[i] for i in places])
+        for i, result in zip(places, measured, strict=True):
+            results[i] = result
+    return results
+
+
+def update_norms(before: Sequence[Tensor], after: Sequence[Tensor]) -> list[float | Tensor]:
+    """Return ``‖θ_after − θ_before‖₂`` of each parameter; overwrites ``before``."""
+    with torch.no_grad():
+        torch._foreach_sub_(list(before), [parameter.detach() for parameter in after])
+    return norms(before)
+
+
+class Parameters:
+    """Parameters by identity, in ``named_parameters()`` order of each root as it was found."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[int, int] = {}
+        self._entries: list[_Entry] = []
+        self.optimized: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add_root(self, number: int, root: nn.Module) -> None:
+        """Add the parameters of a root model that are not known yet."""
+        inner = unwrapped(root)
+        owners: dict[int, list[int]] = {}
+        for module in inner.modules():
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    owners.setdefault(id(parameter), []).append(id(module))
+        for path, parameter in inner.named_parameters():
+            if id(parameter) not in self._numbers:
+                self._add(parameter, _Entry(number, clean_path(path), owners[id(parameter)]))
+
+    def _add(self, parameter: Tensor, entry: _Entry) -> int:
+        number = len(self._entries)
+        self._numbers[id(parameter)] = number
+        # The reference removes the entry, so that another tensor at the same address is not taken
+        # for this one.
+        numbers, key = self._numbers, id(parameter)
+        entry.tensor = weakref.ref(parameter, lambda _: numbers.pop(key, None))
+        self._entries.append(entry)
+        return number
+
+    def number(self, parameter: Tensor) -> int | None:
+        """Return the id of a known parameter, else None."""
+        return self._numbers.get(id(parameter))
+
+    def add_free(self, tensor: Tensor) -> int:
+        """Add a tensor that an optimizer holds and no module: named after its variable."""
+        names = [name for name, value in vars(sys.modules["__main__"]).items() if value is tensor]
+        name = names[0] if names else f"parameter{len(self._entries)}"
+        return self._add(tensor, _Entry(None, name))
+
+    def trainable(self) -> list[tuple[int, Tensor]]:
+        """Return all parameters that are alive and want a gradient."""
+        alive = (
+            (number, entry.tensor() if entry.tensor else None)
+            for number, entry in enumerate(self._entries)
+        )
+        return [(number, p) for number, p in alive if p is not None and p.requires_grad]
+
+    def rows(self, layers: Layers) -> list[dict[str, Any]]:
+        """Return the rows of ``parameters.parquet``."""
+        prefixes, first_layers, rows = layers.prefixes(), layers.first_layers(), []
+        for number, entry in enumerate(self._entries):
+            tensor = entry.tensor() if entry.tensor else None
+            if tensor is not None and not nn.parameter.is_lazy(tensor):
+                entry.shape, entry.num_elements = list(tensor.shape), tensor.numel()
+            used_by = [first_layers[owner] for owner in entry.owners if owner in first_layers]
+            wants_gradient = tensor is None or tensor.requires_grad
+            rows.append(
+                {
+                    "parameter": number,
+                    "name": ("" if entry.root is None else prefixes[entry.root]) + entry.path,
+                    "layer": min(used_by, default=None),
+                    "shape": entry.shape,
+                    "num_elements": entry.num_elements,
+                    "trained": wants_gradient and (not self.optimized or number in self.optimized),
+                    "placement": "replicated",
+                }
+            )
+        return rows
+
+    def read(self, tensors: Iterable[tuple[int, Tensor]], rows: dict[int, ParameterRow]) -> None:
+        """Read gradients and norms of parameters into the rows of the step, once each."""
+        new = [(number, p) for number, p in tensors if _is_unread(rows, number)]
+        for (number, parameter), norm in zip(new, norms([p for _, p in new]), strict=True):
+            row = rows.setdefault(number, ParameterRow())
+            row.norm = norm
+            if parameter.grad is not None:
+                row.gradient = gradient_row(parameter.grad, count_zeros=False)
+
+    def note_before_clipping(
+        self, gradients: Sequence[Tensor], rows: dict[int, ParameterRow]
+    ) -> None:
+        """Note the norms of gradients that are about to be clipped for the first time."""
+        by_gradient = {
+            id(parameter.grad): number
+            for number, parameter in self.trainable()
+            if parameter.grad is not None
+        }
+        pairs = [(by_gradient[id(g)], g) for g in gradients if id(g) in by_gradient]
+        new = [
+            (number, g)
+            for number, g in pairs
+            if number not in rows or rows[number].norm_before_clipping is None
+        ]
+        for (number, _), norm in zip(new, norms([g for _, g in new]), strict=True):
+            rows.setdefault(number, ParameterRow()).norm_before_clipping = norm
+
+
+def _is_unread(rows: dict[int, ParameterRow], number: int) -> bool:
+    return number not in rows or rows[number].norm is None
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that are free on a device, or a huge number where nobody can tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            available = next(line for line in lines if line.startswith("MemAvailable"))
+        return int(available.split()[1]) * 1024
+    except (OSError, StopIteration):
+        return int(math.pow(2, 62))

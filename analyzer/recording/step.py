@@ -1,0 +1,347 @@
+"""One step while it is open, and its rows once it is closed."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from numpy.typing import NDArray
+from torch import Tensor
+
+from analyzer.recording.buffer import Transfer
+from analyzer.recording.hooks import Invocation
+from analyzer.recording.parameters import ParameterRow
+from analyzer.recording.statistics import (
+    ActivationRow,
+    GradientRow,
+    is_on_host,
+    pooled_activation,
+    pooled_gradient,
+)
+from analyzer.storage.schema import STAT_COLUMNS
+from analyzer.storage.writer import Block, StepRecord
+
+__all__ = ["OpenStep", "scalar"]
+
+# Copies under way before the finished ones are pooled: a step that never ends stays bounded.
+_MOST_TRANSFERS = 64
+_NORM_COLUMNS = {
+    "layer_stats": ("activation_norm", "output_gradient_norm"),
+    "parameter_stats": ("gradient_norm", "norm"),
+}
+
+
+def scalar(value: Tensor) -> float | Tensor:
+    """Return a one-element tensor as a float, or as a copy that stays on its device."""
+    value = value.detach().reshape(())
+    if is_on_host(value):
+        return float(value.double().numpy())
+    return value.clone()
+
+
+@dataclass(slots=True)
+class _LayerRow:
+    activation: ActivationRow
+    gradient: GradientRow | None = None
+
+
+@dataclass(slots=True)
+class _Pending:
+    """Rows of one backward pass that are on their way to the host."""
+
+    transfer: Transfer
+    rows: list[tuple[int, ActivationRow, GradientRow | None]]
+
+
+@dataclass(slots=True)
+class OpenStep:
+    """What is known of the step that is going on.
+
+    Args:
+        index: Its number, from 0.
+        recorded: Whether layers and parameters are recorded in it.
+    """
+
+    index: int
+    recorded: bool
+    started: float = field(default_factory=time.perf_counter)
+    num_backward: int = 0
+    losses: list[float | Tensor | None] = field(default_factory=list)
+    parameters: dict[int, ParameterRow] = field(default_factory=dict)
+    learning_rates: dict[tuple[int, int], Any] = field(default_factory=dict)
+    logged: dict[str, Any] = field(default_factory=dict)
+    updated: bool = False
+    clipped: bool = False
+    skipped: bool = False
+    evaluations: int = 0
+    _layers: dict[int, _LayerRow] = field(default_factory=dict)
+    _pending: list[_Pending] = field(default_factory=list)
+    _kept: dict[Invocation, None] = field(default_factory=dict)
+    _layer_of: dict[Invocation, dict[int, int]] = field(default_factory=dict)
+
+    def add_loss(self, roots: Sequence[Any]) -> None:
+        """Add the roots of a backward pass; a root that is no scalar makes the loss unknown."""
+        for root in roots:
+            is_scalar = isinstance(root, Tensor) and root.numel() == 1 and not root.is_complex()
+            self.losses.append(scalar(root) if is_scalar else None)
+
+    def keep(self, invocation: Invocation, layer_of: dict[int, int]) -> None:
+        """Pool this invocation when the step closes: its graph may be used once more."""
+        self._kept[invocation] = None
+        self._layer_of[invocation] = layer_of
+
+    def keeps(self, invocation: Invocation) -> bool:
+        """Whether the invocation waits for the end of the step."""
+        return invocation in self._kept
+
+    def fold(self, invocation: Invocation, layer_of: dict[int, int]) -> None:
+        """Pool the calls of one invocation into the rows of the step.
+
+        Args:
+            invocation: A forward pass whose backward pass has ended.
+            layer_of: The layer of each call, by its place in the invocation.
+        """
+        moving: list[tuple[int, ActivationRow, GradientRow | None]] = []
+        for place, call in enumerate(invocation.calls):
+            call.kept = None
+            if call.activation is None or place not in layer_of:
+                continue
+            row = (layer_of[place], call.activation, call.gradient)
+            call.gradient = None
+            if isinstance(row[1].numbers, Tensor) or _is_device_row(row[2]):
+                moving.append(row)
+            else:
+                self._pool(*row)
+        if moving:
+            self._pending.append(_Pending(Transfer(_tensors_of(moving)), moving))
+            while len(self._pending) > _MOST_TRANSFERS and self._pending[0].transfer.is_done():
+                self._receive(self._pending.pop(0))
+
+    def _pool(self, layer: int, activation: ActivationRow, gradient: GradientRow | None) -> None:
+        row = self._layers.get(layer)
+        if row is None:
+            self._layers[layer] = _LayerRow(activation, gradient)
+            return
+        row.activation = pooled_activation(row.activation, activation)
+        if gradient is not None:
+            row.gradient = (
+                gradient if row.gradient is None else pooled_gradient(row.gradient, gradient)
+            )
+
+    def _receive(self, pending: _Pending) -> None:
+        arrays = iter(pending.transfer.arrays())
+        for layer, activation, gradient in pending.rows:
+            self._pool(layer, _arrived_activation(activation, arrays), _arrived(gradient, arrays))
+
+    def seal(
+        self, columns: str, is_written: Callable[[int], bool], seconds: float
+    ) -> Callable[[], StepRecord]:
+        """Close the step: start the last copies, return what makes its rows on another thread.
+
+        Args:
+            columns: ``all`` or ``norms``.
+            is_written: Whether the rows of a parameter are wanted.
+            seconds: Wall time of the step.
+        """
+        for invocation in self._kept:
+            self.fold(invocation, self._layer_of[invocation])
+        self._kept.clear()
+        self._layer_of.clear()
+        finish = time.time()
+        scalars = _Scalars()
+        losses = [None if loss is None else scalars.put(loss) for loss in self.losses]
+        rates = {key: scalars.put(rate) for key, rate in self.learning_rates.items()}
+        logged = {key: scalars.put(value) for key, value in self.logged.items()}
+        parameters = {number: _slots(row, scalars) for number, row in self.parameters.items()}
+        scalars.start()
+
+        def make() -> StepRecord:
+            for pending in self._pending:
+                self._receive(pending)
+            read = scalars.read
+            values = {number: [read(slot) for slot in row] for number, row in parameters.items()}
+            step: dict[str, Any] = {
+                "step": self.index,
+                "loss": sum(map(read, losses)) if losses and None not in losses else None,
+                "num_backward": self.num_backward,
+                "skipped": self.skipped,
+                "seconds": seconds,
+                "time": int(finish * 1e6),
+                **_norm_and_clipping(values, self.clipped),
+                **_rates({key: read(slot) for key, slot in rates.items()}),
+                **{key: read(slot) for key, slot in logged.items()},
+            }
+            blocks = []
+            if self.recorded and self._layers:
+                blocks.append(_layer_block(self._layers, columns))
+            written = {number: row for number, row in values.items() if is_written(number)}
+            if self.recorded and written:
+                blocks.append(_parameter_block(written, columns))
+            return StepRecord(step, blocks)
+
+        return make
+
+
+class _Scalars:
+    """Single numbers, some of them still on a device, read together."""
+
+    def __init__(self) -> None:
+        self._tensors: list[Tensor] = []
+        self._transfer: Transfer | None = None
+        self._arrays: list[NDArray[np.float64]] | None = None
+
+    def put(self, value: Any) -> Any:
+        """Return the value itself, or where to read it later."""
+        if not isinstance(value, Tensor):
+            return value
+        self._tensors.append(value)
+        return _Slot(len(self._tensors) - 1, value.numel() == 1)
+
+    def start(self) -> None:
+        """Start to copy what is on a device."""
+        if self._tensors:
+            self._transfer = Transfer(self._tensors)
+        self._tensors = []
+
+    def read(self, value: Any) -> Any:
+        """Return what was put; waits for the copy."""
+        if not isinstance(value, _Slot):
+            return value
+        if self._arrays is None and self._transfer is not None:
+            self._arrays = self._transfer.arrays()
+        assert self._arrays is not None
+        array = self._arrays[value.place]
+        return float(array[0]) if value.single else tuple(array.tolist())
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    place: int
+    single: bool
+
+
+def _slots(row: ParameterRow, scalars: _Scalars) -> list[Any]:
+    """The numbers of a parameter: gradient row, norm, update norm, norm before clipping."""
+    gradient = None if row.gradient is None else scalars.put(row.gradient.numbers)
+    return [
+        gradient,
+        scalars.put(row.norm),
+        scalars.put(row.update_norm),
+        scalars.put(row.norm_before_clipping),
+    ]
+
+
+def _is_device_row(row: GradientRow | None) -> bool:
+    return row is not None and isinstance(row.numbers, Tensor)
+
+
+def _tensors_of(
+    rows: Sequence[tuple[int, ActivationRow, GradientRow | None]],
+) -> list[Tensor]:
+    tensors: list[Tensor] = []
+    for _, activation, gradient in rows:
+        tensors.extend(
+            part for part in (activation.numbers, activation.dead) if isinstance(part, Tensor)
+        )
+        if gradient is not None and isinstance(gradient.numbers, Tensor):
+            tensors.append(gradient.numbers)
+    return tensors
+
+
+def _arrived_activation(row: ActivationRow, arrays: Any) -> ActivationRow:
+    numbers = next(arrays).tolist() if isinstance(row.numbers, Tensor) else row.numbers
+    dead = next(arrays) != 0 if isinstance(row.dead, Tensor) else row.dead
+    return ActivationRow(row.count, numbers, dead)
+
+
+def _arrived(row: GradientRow | None, arrays: Any) -> GradientRow | None:
+    if row is None or not isinstance(row.numbers, Tensor):
+        return row
+    return GradientRow(row.count, next(arrays).tolist())
+
+
+def _norm_and_clipping(values: dict[int, list[Any]], clipped: bool) -> dict[str, float | None]:
+    """``gradient_norm`` before clipping, and ``clip_factor``, over all parameters read."""
+    received = {number: row[0][0] for number, row in values.items() if row[0] is not None}
+    if not received:
+        return {"gradient_norm": None, "clip_factor": None}
+    before = [
+        norm if values[number][3] is None else values[number][3]
+        for number, norm in received.items()
+    ]
+    total = _total(before)
+    if not clipped:
+        return {"gradient_norm": total, "clip_factor": 1.0}
+    after = _total(list(received.values()))
+    return {"gradient_norm": total, "clip_factor": 1.0 if after == total else after / total}
+
+
+def _total(norms: Sequence[float]) -> float:
+    """``√Σ nᵢ²`` without under- or overflow; NaN where one is NaN."""
+    return math.nan if any(math.isnan(norm) for norm in norms) else math.hypot(*norms)
+
+
+def _rates(rates: dict[tuple[int, int], float]) -> dict[str, float]:
+    return {
+        "learning_rate" if place == 0 else f"learning_rate_{place}": float(rate)
+        for place, rate in enumerate(rates.values())
+    }
+
+
+def _layer_block(rows: dict[int, _LayerRow], columns: str) -> Block:
+    """Rows of ``layer_stats``: counts of zeros become fractions, masks of dead units a count."""
+    names = STAT_COLUMNS["layer_stats"]
+    ids = np.array(sorted(rows), dtype=np.int32)
+    ordered = [rows[layer] for layer in ids.tolist()]
+    nothing = (math.nan,) * 5
+    activations = np.array([row.activation.numbers for row in ordered], dtype=np.float64)
+    gradients = np.array(
+        [nothing if row.gradient is None else row.gradient.numbers for row in ordered],
+        dtype=np.float64,
+    )
+    counts = np.array([row.activation.count for row in ordered], dtype=np.float64)
+    gradient_counts = np.array(
+        [0 if row.gradient is None else row.gradient.count for row in ordered], dtype=np.float64
+    )
+    dead = [row.activation.dead for row in ordered]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        activations[:, 5] /= counts
+        gradients[:, 3] /= gradient_counts
+    values = np.empty((len(ids), len(names)))
+    values[:, :6] = activations[:, :6]
+    values[:, 6] = [0 if units is None else np.count_nonzero(units) for units in dead]  # type: ignore[arg-type]
+    values[:, 7] = activations[:, 6]
+    values[:, 8:] = gradients
+    present = np.ones(values.shape, dtype=bool)
+    present[:, 6] = [units is not None for units in dead]
+    present[:, 8:] = np.array([row.gradient is not None for row in ordered])[:, None]
+    return Block("layer_stats", ids, values, _only(present, "layer_stats", columns))
+
+
+def _parameter_block(rows: dict[int, list[Any]], columns: str) -> Block:
+    """Rows of ``parameter_stats``."""
+    ids = np.array(sorted(rows), dtype=np.int32)
+    values = np.full((len(ids), len(STAT_COLUMNS["parameter_stats"])), math.nan)
+    present = np.zeros(values.shape, dtype=bool)
+    for place, number in enumerate(ids.tolist()):
+        gradient, norm, update, _ = rows[number]
+        if gradient is not None:
+            values[place, :3] = gradient[:3]
+            values[place, 3] = gradient[4]
+            present[place, :4] = True
+        for column, value in ((4, norm), (5, update)):
+            if value is not None:
+                values[place, column] = value
+                present[place, column] = True
+    return Block("parameter_stats", ids, values, _only(present, "parameter_stats", columns))
+
+
+def _only(present: NDArray[np.bool_], table: str, columns: str) -> NDArray[np.bool_]:
+    """Leave out what was not asked for."""
+    if columns == "norms":
+        wanted = _NORM_COLUMNS[table]
+        present &= np.array([name in wanted for name in STAT_COLUMNS[table]])
+    return present

@@ -1,0 +1,361 @@
+"""Opens and closes the steps of a training without its help.
+
+The order of events decides: a backward pass after an update opens the next step; an optimizer that
+steps makes an update; a forward pass with gradient after an update belongs to the next step.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from analyzer.recording import clipping, engine
+from analyzer.recording.hooks import Capture, Invocation
+from analyzer.recording.layers import Layers, Site
+from analyzer.recording.parameters import ParameterRow, Parameters, update_norms
+from analyzer.recording.schedule import Schedule
+from analyzer.recording.step import OpenStep, scalar
+from analyzer.recording.updates import UpdateMeter
+
+__all__ = ["StopTraining", "Training"]
+
+
+class StopTraining(BaseException):
+    """Ends a training after the number of steps that the user asked for."""
+
+
+class Training:
+    """The state of one recorded training.
+
+    Args:
+        schedule: What to record when.
+        on_step: Receives each closed step as a function that makes its rows on another thread.
+        on_tables: Called when the static tables changed.
+        on_boundary: Called with the number of a step after its update, before the next forward
+            pass: the moment at which weights are those of the end of that step.
+        on_problem: Called with a sentence about something that cannot be recorded.
+        adopts_optimizers: Whether tensors that only an optimizer holds are parameters, too.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        *,
+        on_step: Callable[[Any], None],
+        on_tables: Callable[[], None],
+        on_boundary: Callable[[int], None],
+        on_problem: Callable[[str], None],
+        adopts_optimizers: bool = False,
+    ) -> None:
+        self.schedule = schedule
+        self.layers = Layers()
+        self.parameters = Parameters()
+        self.capture = Capture(self._begin_forward, self._cannot_record)
+        self.capture.is_selected = self._is_selected
+        self.num_steps = 0
+        self.device: torch.device | None = None
+        self._on_step = on_step
+        self._on_tables = on_tables
+        self._on_boundary = on_boundary
+        self._on_problem = on_problem
+        self._adopts_optimizers = adopts_optimizers
+        self._step = self._open(0)
+        self._next_logged: dict[str, Any] = {}
+        self._forward_began = False
+        self._boundary_passed = False
+        self._has_optimizer: bool | None = None
+        self._in_closure_step = False
+        self._updates = UpdateMeter(on_problem)
+        self._tables_changed = False
+        self._selection: dict[int, bool] = {}
+        self._taken: dict[tuple[int, int], int] = {}
+        self._handles: list[Any] = []
+
+    # --- beginning and end -------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Hook the engine, the optimizers and gradient clipping of this process."""
+        engine.watch(self)
+        clipping.watch(self._before_clipping)
+        self._handles = [
+            register_optimizer_step_pre_hook(self._before_update),
+            register_optimizer_step_post_hook(self._after_update),
+        ]
+
+    def add_root(self, root: nn.Module) -> None:
+        """Record this model from now on."""
+        sites = self.layers.add_root(root)
+        self.parameters.add_root(len(self.layers.roots) - 1, root)
+        self.capture.attach(root, sites)
+        self._selection.clear()
+        self._tables_changed = True
+
+    def finish(self) -> None:
+        """Close the last step and leave nothing behind."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        engine.unwatch(self)
+        clipping.unwatch(self._before_clipping)
+        self._pass_boundary()
+        if self._step.num_backward:
+            self._close_step()
+        elif self._tables_changed and len(self.layers.roots):
+            self._on_tables()
+        self.capture.detach()
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Add extra columns to the current step."""
+        detached = {
+            key: scalar(value) if isinstance(value, Tensor) else value
+            for key, value in values.items()
+        }
+        target = self._next_logged if self._forward_began else self._step.logged
+        target.update(detached)
+
+    # --- forward -----------------------------------------------------------------------------
+
+    def _begin_forward(self) -> None:
+        """A forward pass with gradient begins; after an update it belongs to the next step."""
+        if self._step.updated and not self._in_closure_step:
+            self._pass_boundary()
+            self._stop_if_enough()
+            self._forward_began = True
+
+    def _pass_boundary(self) -> None:
+        if self._step.num_backward and not self._boundary_passed:
+            self._boundary_passed = True
+            self._updates.finish_manual(self._step.parameters)
+            self._on_boundary(self._step.index)
+
+    def _stop_if_enough(self) -> None:
+        stop_after = self.schedule.stop_after
+        if stop_after is not None and self._step.index + 1 >= stop_after:
+            raise StopTraining(f"stopped after {stop_after} steps, as asked")
+
+    def _cannot_record(self, site: Site, error: Exception) -> None:
+        path = self.layers.path(site, self.layers.prefixes())
+        self._on_problem(f"layer {path}: {type(error).__name__}: {error}")
+
+    def _is_selected(self, site: Site) -> bool:
+        if site.number not in self._selection:
+            path = self.layers.path(site, self.layers.prefixes())
+            self._selection[site.number] = self.schedule.selects(path)
+        return self._selection[site.number]
+
+    # --- backward ----------------------------------------------------------------------------
+
+    def begin_backward(self, roots: Sequence[Any], *, keeps_graph: bool) -> None:
+        """A backward pass begins: the first one after an update opens a step."""
+        started = time.perf_counter()
+        if self._step.updated:
+            self._pass_boundary()
+            self._stop_if_enough()
+            self._close_step()
+        self._forward_began = False
+        if self._in_closure_step and self._step.evaluations > 0:
+            return  # the row of a step with a closure is its first evaluation
+        self._step.add_loss(roots)
+        if self.capture.listening:
+            self.capture.begin_backward(roots, keeps_graph=keeps_graph)
+        self.capture.seconds += time.perf_counter() - started
+
+    def end_backward(self, *, failed: bool) -> None:
+        """A backward pass has ended."""
+        started = time.perf_counter()
+        step, keeps_graph = self._step, self.capture.keeps_graph
+        if self._in_closure_step and step.evaluations > 0:
+            step.num_backward += not failed
+            return
+        used = self.capture.end_backward()
+        if failed:
+            step.losses.pop()
+            return
+        step.num_backward += 1
+        self._boundary_passed = False
+        for invocation in used:
+            if not step.keeps(invocation):
+                layer_of = self._number_calls(invocation)
+                (step.keep if keeps_graph else step.fold)(invocation, layer_of)
+        self.capture.discovering = any(
+            call.depth == 0 for invocation in used for call in invocation.calls
+        ) or not len(self.layers)
+        if self._has_optimizer is None:
+            self._has_optimizer = self._find_optimizer()
+        if not self._has_optimizer:
+            self._manual_update()
+        self.capture.seconds += time.perf_counter() - started
+
+    def suspend(self) -> bool:
+        """Gradients of ``autograd.grad`` are not those of the loss."""
+        state, self.capture.in_backward = self.capture.in_backward, False
+        return state
+
+    def resume(self, state: bool) -> None:
+        """That ``autograd.grad`` has ended."""
+        self.capture.in_backward = state
+
+    def _number_calls(self, invocation: Invocation) -> dict[int, int]:
+        """Return the layer of each call: (module, how often it was called since a backward)."""
+        layer_of: dict[int, int] = {}
+        if self._taken and next(iter(self._taken))[0] < invocation.window:
+            self._taken = {k: v for k, v in self._taken.items() if k[0] >= invocation.window}
+        before = 0
+        for place, call in enumerate(invocation.calls):
+            key = (invocation.window, call.site.number)
+            count = self._taken.get(key, 0)
+            self._taken[key] = count + 1
+            layer = self.layers.layer(call.site, count)
+            if layer is None:
+                depth = call.depth or before + 1
+                layer = self.layers.add(call.site, count, call.shape, depth)
+                self._tables_changed = True
+            elif call.depth and self.layers.depth(layer) != call.depth:
+                self.layers.set_depth(layer, call.depth)
+                self._tables_changed = True
+            before = self.layers.depth(layer)
+            layer_of[place] = layer
+        return layer_of
+
+    # --- updates -----------------------------------------------------------------------------
+
+    def _find_optimizer(self) -> bool:
+        """Whether the program has an optimizer that holds a parameter of the recording."""
+        for thing in gc.get_objects():
+            if issubclass(type(thing), Optimizer) and self._concerns(thing):
+                return True
+        return False
+
+    def _concerns(self, optimizer: Optimizer) -> bool:
+        return self._adopts_optimizers or any(
+            self.parameters.number(p) is not None
+            for group in getattr(optimizer, "param_groups", ())
+            for p in group["params"]
+        )
+
+    def _held_by(self, optimizer: Optimizer) -> list[tuple[int, Tensor]]:
+        held: list[tuple[int, Tensor]] = []
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                number = self.parameters.number(parameter)
+                if number is None and self._adopts_optimizers:
+                    number = self.parameters.add_free(parameter)
+                    self._tables_changed = True
+                if number is not None:
+                    held.append((number, parameter))
+        new = {number for number, _ in held} - self.parameters.optimized
+        if new:
+            self.parameters.optimized |= new
+            self._tables_changed = True
+        return held
+
+    def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        started = time.perf_counter()
+        if not self._concerns(optimizer):
+            return None
+        self._has_optimizer = True
+        held = self._held_by(optimizer)
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        upcoming = self._step.index + (self._step.updated and closure is not None)
+        if self.schedule.measures_updates(upcoming):
+            self._updates.begin(id(optimizer), held)
+        if closure is None:
+            self._read_gradients(optimizer, held)
+            self.capture.seconds += time.perf_counter() - started
+            return None
+        self._in_closure_step = True
+        if not self._step.updated:
+            self._step.evaluations = 0
+
+        def watched_closure() -> Any:
+            with torch.set_grad_enabled(torch.is_grad_enabled()):
+                result = closure()
+            if self._step.evaluations == 0:
+                self._read_gradients(optimizer, held)
+            self._step.evaluations += 1
+            self.capture.listening = False
+            return result
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": watched_closure}
+        return (args[0], watched_closure, *args[2:]), kwargs
+
+    def _read_gradients(self, optimizer: Optimizer, held: list[tuple[int, Tensor]]) -> None:
+        step = self._step
+        if not step.num_backward:
+            return
+        if step.recorded:
+            self.parameters.read(_with_gradient_or_trained(held), step.parameters)
+        for place, group in enumerate(optimizer.param_groups):
+            rate = group.get("lr")
+            step.learning_rates[id(optimizer), place] = (
+                scalar(rate) if isinstance(rate, Tensor) else rate
+            )
+
+    def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._concerns(optimizer):
+            return
+        started = time.perf_counter()
+        self._in_closure_step = False
+        self._updates.finish(id(optimizer), self._step.parameters)
+        if self._step.num_backward:
+            self._step.updated = True
+        self.capture.listening = self.schedule.records(self._step.index + 1)
+        self.capture.seconds += time.perf_counter() - started
+
+    def _manual_update(self) -> None:
+        """Without an optimizer each backward pass is a step; its update comes afterwards."""
+        step, trainable = self._step, self.parameters.trainable()
+        if step.recorded:
+            self.parameters.read(trainable, step.parameters)
+        if self.schedule.measures_updates(step.index):
+            self._updates.begin_manual(trainable)
+        step.updated = True
+        self.capture.listening = self.schedule.records(step.index + 1)
+
+    def _before_clipping(self, gradients: Sequence[Tensor]) -> None:
+        if self._step.recorded and self._step.num_backward and not self._step.updated:
+            self._step.clipped = True
+            self.parameters.note_before_clipping(gradients, self._step.parameters)
+
+    # --- steps -------------------------------------------------------------------------------
+
+    def _open(self, index: int) -> OpenStep:
+        recorded = self.schedule.records(index)
+        self.capture.listening = recorded
+        return OpenStep(index, recorded)
+
+    def _close_step(self) -> None:
+        step = self._step
+        if self._tables_changed:
+            self._tables_changed = False
+            self._on_tables()
+        seconds = time.perf_counter() - step.started
+        self._on_step(step.seal(self.schedule.columns, self._is_written, seconds))
+        self.num_steps = step.index + 1
+        self._step = self._open(step.index + 1)
+        self._step.logged.update(self._next_logged)
+        self._next_logged.clear()
+
+    def _is_written(self, number: int) -> bool:
+        return self.schedule.selects(self.parameters.module_path(number))
+
+
+def _with_gradient_or_trained(held: list[tuple[int, Tensor]]) -> list[tuple[int, Tensor]]:
+    return [(number, p) for number, p in held if p.requires_grad or p.grad is not None]
+
+
+def free_rows(rows: dict[int, ParameterRow]) -> None:
+    """Forget what was read."""
+    rows.clear()
+
+
+_ = (update_norms, free_rows)

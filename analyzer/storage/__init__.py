@@ -1,0 +1,1 @@
+"""Run folders: one schema, one writer, one reader."""

@@ -68,7 +68,7 @@ class ForwardDepth(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) or isinstance(result, tuple | list):
+        if isinstance(result, Tensor | tuple | list):
             inputs = (x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor))
             depth = max((self._depths.get(x, 0) for x in inputs), default=0)
             if depth:

@@ -21,12 +21,15 @@ def norm(x: Tensor) -> Tensor:
     if x.numel() == 0:
         return torch.full((), torch.nan, dtype=wide, device=x.device)
     if x.dtype != torch.float64 and wide is torch.float64:
-        return torch.linalg.vector_norm(x, dtype=wide)  # float64 holds every float32 squared
+        # float64 holds the square of every float32.
+        length: Tensor = torch.linalg.vector_norm(x, dtype=wide)
+        return length
     magnitude = x.abs().to(wide)
     largest = magnitude.amax()
     usable = torch.isfinite(largest) & (largest > 0)
     scale = torch.where(usable, largest, torch.ones_like(largest))
-    return torch.linalg.vector_norm(magnitude / scale) * scale
+    scaled: Tensor = torch.linalg.vector_norm(magnitude / scale) * scale
+    return scaled
 
 
 def norms(tensors: list[Tensor]) -> list[Tensor]:

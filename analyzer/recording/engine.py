@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import torch
+from torch import autograd
+from torch._C import _current_graph_task_id
 
 __all__ = ["BackwardWatcher", "unwatch", "watch"]
 
@@ -26,6 +27,7 @@ class BackwardWatcher(Protocol):
 
 _watchers: list[BackwardWatcher] = []
 _original: Any = None
+_autograd: Any = autograd
 
 
 def watch(watcher: BackwardWatcher) -> None:
@@ -34,8 +36,8 @@ def watch(watcher: BackwardWatcher) -> None:
     if not _watchers:
         # `Tensor.backward` and `torch.autograd.backward` both look this name up when they run, so
         # replacing it here reaches every way of calling them, however they were imported.
-        _original = torch.autograd._engine_run_backward
-        torch.autograd._engine_run_backward = _watched_run  # type: ignore[assignment]
+        _original = _autograd._engine_run_backward
+        _autograd._engine_run_backward = _watched_run
     _watchers.append(watcher)
 
 
@@ -44,7 +46,7 @@ def unwatch(watcher: BackwardWatcher) -> None:
     if watcher in _watchers:
         _watchers.remove(watcher)
         if not _watchers:
-            torch.autograd._engine_run_backward = _original
+            _autograd._engine_run_backward = _original
 
 
 def _watched_run(t_outputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -55,7 +57,7 @@ def _watched_run(t_outputs: Any, *args: Any, **kwargs: Any) -> Any:
         finally:
             for watcher, state in zip(list(_watchers), states, strict=False):
                 watcher.resume(state)
-    if torch._C._current_graph_task_id() != -1:  # inside another backward pass: a part of it
+    if _current_graph_task_id() != -1:  # inside another backward pass: a part of it
         return _original(t_outputs, *args, **kwargs)
     keeps_graph = bool(args[1]) if len(args) > 1 else False
     watchers = list(_watchers)

@@ -201,14 +201,14 @@ class Capture:
             self._current = self._new_invocation() if self.listening else None
             if self._current and self.discovering and self._has_frozen_parts:
                 self._mode = ForwardDepth()
-                self._mode.__enter__()
+                self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         self._nesting = max(0, self._nesting - 1)
         if self._nesting == 0:
             self._current = None
             if self._mode is not None:
-                self._mode.__exit__(None, None, None)
+                self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
                 self._mode = None
 
     def _new_invocation(self) -> Invocation:
@@ -262,7 +262,8 @@ class Capture:
             call.forward_depth = self._mode.pass_layer(tensor) if self._mode else 0
         if tensor.requires_grad:
             gradient_hook = _GradientHook(self, invocation, call)
-            invocation.handles.append(tensor.register_hook(gradient_hook))
+            handle = tensor.register_hook(gradient_hook)  # type: ignore[no-untyped-call]
+            invocation.handles.append(handle)
 
     def receive(self, invocation: Invocation, call: Call, gradient: Tensor) -> None:
         """Take the statistics of the gradient that arrived at a layer's output."""

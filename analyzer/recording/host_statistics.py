@@ -88,12 +88,10 @@ def _scan(flat: Array, *, count_zeros: bool = True) -> _Scan:
         if count_zeros and not (low > 0 or high < 0):
             zero = mask[: block.size]
             np.equal(block, 0, out=zero)
-            zeros += np.count_nonzero(zero)
+            zeros += int(np.count_nonzero(zero))
     if len(lows) > 1:  # numpy's min and max keep NaN, Python's do not
         lows, highs = [np.min(lows)], [np.max(highs)]
-    return _Scan(
-        float(sum(squares)), float(sum(absolutes)), float(lows[0]), float(highs[0]), int(zeros)
-    )
+    return _Scan(float(sum(squares)), float(sum(absolutes)), float(lows[0]), float(highs[0]), zeros)
 
 
 def _sum_of_squares(flat: Array) -> float:

@@ -108,6 +108,14 @@ class Layers:
         )
         return layer
 
+    def depth(self, layer: int) -> int:
+        """Return the depth of a layer."""
+        return int(self._rows[layer]["depth"])
+
+    def set_depth(self, layer: int, depth: int) -> None:
+        """Correct the depth of a layer that was added before its graph was seen."""
+        self._rows[layer]["depth"] = depth
+
     def prefixes(self) -> list[str]:
         """Return what stands before the paths of each root."""
         return root_prefixes([ref() for ref in self.roots])

@@ -1,13 +1,11 @@
 """The parameters of a training: their table, and what the optimizer receives for each of them."""
 
-import math
 import sys
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from analyzer.recording import device_statistics, host_statistics
@@ -15,7 +13,7 @@ from analyzer.recording.layers import Layers
 from analyzer.recording.names import clean_path, unwrapped
 from analyzer.recording.statistics import GradientRow, gradient_row, is_on_host, real_values
 
-__all__ = ["ParameterRow", "Parameters", "norms", "update_norms"]
+__all__ = ["ParameterRow", "Parameters", "norms"]
 
 
 @dataclass(slots=True)
@@ -53,13 +51,6 @@ def norms(tensors: Sequence[Tensor]) -> list[float | Tensor]:
         for i, result in zip(places, measured, strict=True):
             results[i] = result
     return results
-
-
-def update_norms(before: Sequence[Tensor], after: Sequence[Tensor]) -> list[float | Tensor]:
-    """Return ``‖θ_after − θ_before‖₂`` of each parameter; overwrites ``before``."""
-    with torch.no_grad():
-        torch._foreach_sub_(list(before), [parameter.detach() for parameter in after])
-    return norms(before)
 
 
 class Parameters:
@@ -104,6 +95,10 @@ class Parameters:
         names = [name for name, value in vars(sys.modules["__main__"]).items() if value is tensor]
         name = names[0] if names else f"parameter{len(self._entries)}"
         return self._add(tensor, _Entry(None, name))
+
+    def module_path(self, number: int) -> str:
+        """Return the path of the module that owns a parameter, without the root's prefix."""
+        return self._entries[number].path.rpartition(".")[0]
 
     def trainable(self) -> list[tuple[int, Tensor]]:
         """Return all parameters that are alive and want a gradient."""
@@ -165,15 +160,3 @@ class Parameters:
 
 def _is_unread(rows: dict[int, ParameterRow], number: int) -> bool:
     return number not in rows or rows[number].norm is None
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the bytes that are free on a device, or a huge number where nobody can tell."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            available = next(line for line in lines if line.startswith("MemAvailable"))
-        return int(available.split()[1]) * 1024
-    except (OSError, StopIteration):
-        return int(math.pow(2, 62))

@@ -37,7 +37,7 @@ class ActivationRow(NamedTuple):
     each unit that is zero in the whole tensor, None where there is no unit axis.
     """
 
-    count: int
+    elements: int
     numbers: Numbers
     dead: NDArray[np.bool_] | Tensor | None
 
@@ -45,7 +45,7 @@ class ActivationRow(NamedTuple):
 class GradientRow(NamedTuple):
     """Statistics of one gradient: norm, mean_abs, max_abs, zeros, non-finite elements."""
 
-    count: int
+    elements: int
     numbers: Numbers
 
 
@@ -124,11 +124,14 @@ def pooled_activation(a: ActivationRow, b: ActivationRow) -> ActivationRow:
     population standard deviation ``√(w_a (σ_a² + (μ_a − μ)²) + w_b (σ_b² + (μ_b − μ)²))``; a unit
     is dead when it is dead in both. Rows must be on the host.
     """
-    if not a.count or not b.count:
-        return b if not a.count else a
+    if not a.elements or not b.elements:
+        return b if not a.elements else a
     norm_a, mean_a, std_a, low_a, high_a, zeros_a, nonfinite_a = a.numbers
     norm_b, mean_b, std_b, low_b, high_b, zeros_b, nonfinite_b = b.numbers
-    weight_a, weight_b = a.count / (a.count + b.count), b.count / (a.count + b.count)
+    weight_a, weight_b = (
+        a.elements / (a.elements + b.elements),
+        b.elements / (a.elements + b.elements),
+    )
     mean = weight_a * mean_a + weight_b * mean_b
     std = _length(
         math.sqrt(weight_a) * _length(std_a, mean_a - mean),
@@ -146,7 +149,7 @@ def pooled_activation(a: ActivationRow, b: ActivationRow) -> ActivationRow:
         zeros_a + zeros_b,
         nonfinite_a + nonfinite_b,
     )
-    return ActivationRow(a.count + b.count, numbers, dead)
+    return ActivationRow(a.elements + b.elements, numbers, dead)
 
 
 def pooled_gradient(a: GradientRow, b: GradientRow) -> GradientRow:
@@ -154,14 +157,14 @@ def pooled_gradient(a: GradientRow, b: GradientRow) -> GradientRow:
 
     Rows must be on the host.
     """
-    if not a.count or not b.count:
-        return b if not a.count else a
+    if not a.elements or not b.elements:
+        return b if not a.elements else a
     norm_a, mean_a, max_a, zeros_a, nonfinite_a = a.numbers
     norm_b, mean_b, max_b, zeros_b, nonfinite_b = b.numbers
-    count = a.count + b.count
+    count = a.elements + b.elements
     numbers = (
         _length(norm_a, norm_b),
-        mean_a * (a.count / count) + mean_b * (b.count / count),
+        mean_a * (a.elements / count) + mean_b * (b.elements / count),
         _high(max_a, max_b),
         zeros_a + zeros_b,
         nonfinite_a + nonfinite_b,

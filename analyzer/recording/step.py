@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -254,13 +253,13 @@ def _tensors_of(
 def _arrived_activation(row: ActivationRow, arrays: Any) -> ActivationRow:
     numbers = next(arrays).tolist() if isinstance(row.numbers, Tensor) else row.numbers
     dead = next(arrays) != 0 if isinstance(row.dead, Tensor) else row.dead
-    return ActivationRow(row.count, numbers, dead)
+    return ActivationRow(row.elements, numbers, dead)
 
 
 def _arrived(row: GradientRow | None, arrays: Any) -> GradientRow | None:
     if row is None or not isinstance(row.numbers, Tensor):
         return row
-    return GradientRow(row.count, next(arrays).tolist())
+    return GradientRow(row.elements, next(arrays).tolist())
 
 
 def _norm_and_clipping(values: dict[int, list[Any]], clipped: bool) -> dict[str, float | None]:
@@ -302,9 +301,9 @@ def _layer_block(rows: dict[int, _LayerRow], columns: str) -> Block:
         [nothing if row.gradient is None else row.gradient.numbers for row in ordered],
         dtype=np.float64,
     )
-    counts = np.array([row.activation.count for row in ordered], dtype=np.float64)
+    counts = np.array([row.activation.elements for row in ordered], dtype=np.float64)
     gradient_counts = np.array(
-        [0 if row.gradient is None else row.gradient.count for row in ordered], dtype=np.float64
+        [0 if row.gradient is None else row.gradient.elements for row in ordered], dtype=np.float64
     )
     dead = [row.activation.dead for row in ordered]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -312,7 +311,7 @@ def _layer_block(rows: dict[int, _LayerRow], columns: str) -> Block:
         gradients[:, 3] /= gradient_counts
     values = np.empty((len(ids), len(names)))
     values[:, :6] = activations[:, :6]
-    values[:, 6] = [0 if units is None else np.count_nonzero(units) for units in dead]  # type: ignore[arg-type]
+    values[:, 6] = [0 if units is None else np.count_nonzero(units) for units in dead]
     values[:, 7] = activations[:, 6]
     values[:, 8:] = gradients
     present = np.ones(values.shape, dtype=bool)

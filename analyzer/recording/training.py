@@ -20,12 +20,16 @@ from torch.optim.optimizer import (
 from analyzer.recording import clipping, engine
 from analyzer.recording.hooks import Capture, Invocation
 from analyzer.recording.layers import Layers, Site
-from analyzer.recording.parameters import ParameterRow, Parameters, update_norms
+from analyzer.recording.parameters import Parameters
 from analyzer.recording.schedule import Schedule
 from analyzer.recording.step import OpenStep, scalar
 from analyzer.recording.updates import UpdateMeter
 
 __all__ = ["StopTraining", "Training"]
+
+
+# Key of an update that no optimizer makes; ids of objects are never negative.
+_BY_HAND = -1
 
 
 class StopTraining(BaseException):
@@ -61,7 +65,6 @@ class Training:
         self.capture = Capture(self._begin_forward, self._cannot_record)
         self.capture.is_selected = self._is_selected
         self.num_steps = 0
-        self.device: torch.device | None = None
         self._on_step = on_step
         self._on_tables = on_tables
         self._on_boundary = on_boundary
@@ -112,6 +115,11 @@ class Training:
             self._on_tables()
         self.capture.detach()
 
+    def device(self) -> torch.device | None:
+        """Return the device of the first parameter, where there is one."""
+        trainable = self.parameters.trainable()
+        return trainable[0][1].device if trainable else None
+
     def log(self, values: dict[str, Any]) -> None:
         """Add extra columns to the current step."""
         detached = {
@@ -133,7 +141,7 @@ class Training:
     def _pass_boundary(self) -> None:
         if self._step.num_backward and not self._boundary_passed:
             self._boundary_passed = True
-            self._updates.finish_manual(self._step.parameters)
+            self._updates.finish(_BY_HAND, self._step.parameters)
             self._on_boundary(self._step.index)
 
     def _stop_if_enough(self) -> None:
@@ -317,7 +325,7 @@ class Training:
         if step.recorded:
             self.parameters.read(trainable, step.parameters)
         if self.schedule.measures_updates(step.index):
-            self._updates.begin_manual(trainable)
+            self._updates.begin(_BY_HAND, trainable)
         step.updated = True
         self.capture.listening = self.schedule.records(step.index + 1)
 
@@ -351,11 +359,3 @@ class Training:
 
 def _with_gradient_or_trained(held: list[tuple[int, Tensor]]) -> list[tuple[int, Tensor]]:
     return [(number, p) for number, p in held if p.requires_grad or p.grad is not None]
-
-
-def free_rows(rows: dict[int, ParameterRow]) -> None:
-    """Forget what was read."""
-    rows.clear()
-
-
-_ = (update_norms, free_rows)

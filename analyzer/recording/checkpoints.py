@@ -1,0 +1,58 @@
+"""Weights of the recorded models at chosen steps, copied without stopping the training."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from analyzer.recording.layers import Layers
+from analyzer.recording.names import clean_path, unwrapped
+from analyzer.recording.updates import free_memory
+
+__all__ = ["saver"]
+
+_LARGEST_SHARE = 0.25
+
+
+def saver(layers: Layers, step: int) -> Callable[[Path], object] | None:
+    """Copy the state of every root now; return what writes it, or None without memory for it.
+
+    Names are those of ``state_dict()`` without the parts that wrappers add, prefixed as the layers
+    are where there are several roots.
+    """
+    state: dict[str, Tensor] = {}
+    for prefix, reference in zip(layers.prefixes(), layers.roots, strict=True):
+        root = reference()
+        if root is not None:
+            for name, value in unwrapped(root).state_dict().items():
+                if isinstance(value, Tensor) and value.layout is torch.strided:
+                    state[prefix + clean_path(name)] = value
+    free = free_memory(torch.device("cpu"))
+    needed = sum(value.numel() * value.element_size() for value in state.values())
+    if not state or (free is not None and needed > _LARGEST_SHARE * free):
+        return None
+    copies = {name: _copy(value) for name, value in state.items()}
+    events: list[Any] = []
+    for device in {value.device for value in state.values() if value.device.type != "cpu"}:
+        event = torch.Event(device=device)
+        event.record()
+        events.append(event)
+
+    def save(path: Path) -> None:
+        for event in events:
+            event.synchronize()
+        save_file(copies, path, metadata={"step": str(step), "moment": "after the update"})
+
+    return save
+
+
+def _copy(value: Tensor) -> Tensor:
+    """A contiguous copy on the host; from a device it arrives later."""
+    value = value.detach()
+    if value.device.type == "cpu":
+        return value.clone(memory_format=torch.contiguous_format)
+    copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.device.type == "cuda")
+    return copy.copy_(value, non_blocking=True)

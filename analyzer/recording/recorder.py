@@ -1,0 +1,321 @@
+"""The recorder that users put around their training loop."""
+
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor, nn
+
+from analyzer.errors import AnalyzerError, RunExistsError
+from analyzer.recording.checkpoints import saver
+from analyzer.recording.names import unwrapped
+from analyzer.recording.provenance import device_name, environment, git_state
+from analyzer.recording.schedule import Schedule
+from analyzer.recording.training import StopTraining, Training
+from analyzer.storage.schema import TABLES
+from analyzer.storage.writer import RunWriter
+
+__all__ = ["Recorder"]
+
+
+class Recorder:
+    """Records a training: a context manager around an unchanged loop.
+
+    Example:
+        >>> with Recorder(model, "runs/mine", every=1) as recorder:  # doctest: +SKIP
+        ...     train(model)
+        ...     recorder.log(accuracy=0.93)
+
+    Steps open and close by themselves, with the backward passes and the updates of any
+    ``torch.optim`` optimizer; weights, outputs and random states are those of an unrecorded run,
+    and no hook is left behind.
+
+    Args:
+        model: The model that is trained; None to find the models by themselves, as the command
+            line does.
+        run: Folder of the run; must not exist. Default: the next free ``runs/<class name>-<k>``.
+        every: Record layers and parameters at each ``every``-th step; ``steps`` has all.
+        columns: ``"all"``, or ``"norms"`` for the norms alone.
+        layers: Regular expression; record only layers whose name it finds.
+        skip_layers: Regular expression; leave out layers whose name it finds.
+        splits_every: Split gradients at each so many recorded steps.
+        updates_every: Measure updates at each so many recorded steps.
+        checkpoint_every: Save the weights each so many steps. Default: first and last step.
+        stop_after: Leave the ``with`` block after so many steps.
+        exist: What to do when the folder exists: ``"raise"``, or ``"new"`` to take the next free
+            name and say so (the default in notebooks).
+        manifest: Further fields of ``run.json``.
+        warn: Receives a sentence when something cannot be recorded. Default: a Python warning.
+
+    Raises:
+        RunExistsError: If the folder exists.
+        TypeError: If ``model`` is no module.
+        ValueError: If an option is out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None,
+        run: str | os.PathLike[str] | None = None,
+        *,
+        every: int = 1,
+        columns: str = "all",
+        layers: str | None = None,
+        skip_layers: str | None = None,
+        splits_every: int = 10,
+        updates_every: int = 10,
+        checkpoint_every: int | None = None,
+        stop_after: int | None = None,
+        exist: str | None = None,
+        manifest: dict[str, Any] | None = None,
+        warn: Callable[[str], None] | None = None,
+    ) -> None:
+        if model is not None and not isinstance(model, nn.Module):
+            raise TypeError(
+                f"model is a {type(model).__name__}; expected a torch.nn.Module to record"
+            )
+        if exist not in (None, "raise", "new"):
+            raise ValueError(f"exist is {exist!r}; expected 'raise' or 'new'")
+        self.schedule = Schedule(
+            every=every,
+            columns=columns,
+            layers=layers,
+            skip_layers=skip_layers,
+            splits_every=splits_every,
+            updates_every=updates_every,
+            checkpoint_every=checkpoint_every,
+            stop_after=stop_after,
+        )
+        self.path = _run_folder(model, run, exist or ("new" if _in_notebook() else "raise"))
+        self._model = model
+        self._manifest = manifest or {}
+        self._warn = warn or _python_warning
+        self._writer: RunWriter | None = None
+        self._training: Training | None = None
+        self._problems: list[str] = []
+        self._saved_step = -1
+        self._is_closed = False
+        self._started = time.perf_counter()
+        self.seconds = 0.0
+
+    # --- beginning ---------------------------------------------------------------------------
+
+    def __enter__(self) -> "Recorder":
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Open the run and begin to record."""
+        if self._training is not None:
+            raise AnalyzerError(
+                f"the recorder of run '{self.path}' was started already; make a new one"
+            )
+        self._started = time.perf_counter()
+        self._open_writer()
+        training = Training(
+            self.schedule,
+            on_step=self._write_step,
+            on_tables=self._write_tables,
+            on_boundary=self._save_weights_if_due,
+            on_problem=self._note_problem,
+            adopts_optimizers=self._model is None,
+        )
+        self._training = training
+        training.start()
+        if self._model is not None:
+            training.add_root(self._model)
+
+    def _open_writer(self) -> None:
+        manifest = {
+            "name": self.path.name,
+            **environment(),
+            "git": git_state(Path.cwd()),
+            "schedule": vars(self.schedule),
+            **self._manifest,
+        }
+        try:
+            self._writer = RunWriter(self.path, manifest, warn=self._warn)
+        except RunExistsError:
+            raise
+        except OSError as error:
+            self._warn(
+                f"cannot make the run folder ({error.strerror}); the training goes on, nothing "
+                "is recorded: choose another folder with --run"
+            )
+
+    # --- while it runs -----------------------------------------------------------------------
+
+    @property
+    def training(self) -> Training:
+        """The state of the recorded training."""
+        if self._training is None:
+            raise AnalyzerError("the recorder was not started; use it as `with Recorder(...)`")
+        return self._training
+
+    def add_model(self, model: nn.Module) -> None:
+        """Record one more model from now on, under names that begin with its variable's name."""
+        self.training.add_root(model)
+
+    def log(self, **values: float | int | bool | str | Tensor) -> None:
+        """Add extra columns to the current step.
+
+        Args:
+            **values: Numbers, texts or one-element tensors (which are not waited for).
+
+        Raises:
+            AnalyzerError: If the run is closed.
+            ValueError: If a name is a column that the recorder writes itself.
+            TypeError: If a value is of another type.
+        """
+        if self._is_closed:
+            raise AnalyzerError(
+                f"run '{self.path}' is closed; log inside the `with` block of its recorder"
+            )
+        for name, value in values.items():
+            if name in TABLES["steps"].names and name != "epoch":
+                raise ValueError(
+                    f"{name!r} is a column that the recorder writes itself; choose another name"
+                )
+            if isinstance(value, Tensor):
+                if value.numel() != 1:
+                    raise ValueError(
+                        f"{name!r} is a tensor of shape {list(value.shape)}; expected one element"
+                    )
+            elif not isinstance(value, float | int | bool | str) and not hasattr(value, "item"):
+                raise TypeError(
+                    f"{name!r} is a {type(value).__name__}; expected a number, a text or a "
+                    "one-element tensor"
+                )
+        self.training.log(
+            {
+                name: value if isinstance(value, Tensor | str | bool) else _number(value)
+                for name, value in values.items()
+            }
+        )
+
+    def _write_step(self, make: Any) -> None:
+        if self._writer is not None:
+            self._writer.add(make)
+
+    def _write_tables(self) -> None:
+        if self._writer is not None:
+            layers = self.training.layers
+            self._writer.write_layers(layers.rows())
+            self._writer.write_parameters(self.training.parameters.rows(layers))
+            device = self.training.device()
+            if device is not None:
+                self._writer.update_manifest(device=device_name(device))
+
+    def _save_weights_if_due(self, step: int) -> None:
+        if self.schedule.saves_weights(step):
+            self._save_weights(step)
+
+    def _save_weights(self, step: int) -> None:
+        save = saver(self.training.layers, step)
+        if self._writer is None or not len(self.training.layers):
+            return
+        if save is None:
+            self._note_problem(
+                "weights are not saved: a copy takes more than a quarter of the free memory"
+            )
+        else:
+            self._writer.write_checkpoint(step, save)
+        self._saved_step = step
+
+    def _note_problem(self, sentence: str) -> None:
+        if sentence not in self._problems:
+            self._problems.append(sentence)
+            if self._writer is not None:
+                self._writer.update_manifest(not_recorded=list(self._problems))
+
+    # --- end ---------------------------------------------------------------------------------
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        stopped = isinstance(error, StopTraining)
+        if error is None or stopped:
+            self.close()
+        elif isinstance(error, KeyboardInterrupt):
+            self.close("interrupted")
+        else:
+            self.close("failed", f"{type(error).__name__}: {error}")
+        return stopped
+
+    def close(self, status: str = "finished", error: str | None = None) -> None:
+        """End the recording; a second call does nothing.
+
+        Args:
+            status: ``finished``, ``failed`` or ``interrupted``.
+            error: What went wrong, when something did.
+        """
+        if self._is_closed or self._training is None:
+            return
+        self._is_closed = True
+        training = self._training
+        training.finish()
+        last = training.num_steps - 1
+        if last >= 0 and last != self._saved_step and status != "failed":
+            self._save_weights(last)
+        self.seconds = time.perf_counter() - self._started
+        if self._writer is not None:
+            self._writer.close(
+                status,
+                error,
+                steps=training.num_steps,
+                num_layers=len(training.layers),
+                num_joins=0,
+                seconds=self.seconds,
+                recorder_seconds=training.capture.seconds,
+            )
+
+    @property
+    def storage_failure(self) -> str | None:
+        """Why nothing more could be written; None when all went well."""
+        if self._writer is None:
+            return "the run folder could not be made"
+        return self._writer.failed
+
+
+def _number(value: Any) -> float | int:
+    plain = value.item() if hasattr(value, "item") else value
+    return int(plain) if isinstance(plain, int) else float(plain)
+
+
+def _python_warning(message: str) -> None:
+    warnings.warn(f"analyzer: {message}", RuntimeWarning, stacklevel=2)
+
+
+def _in_notebook() -> bool:
+    return "ipykernel" in sys.modules
+
+
+def _run_folder(model: nn.Module | None, run: str | os.PathLike[str] | None, exist: str) -> Path:
+    """The folder to write to; none that exists."""
+    if run is None:
+        stem = "run" if model is None else type(unwrapped(model)).__name__.lower()
+        runs = Path(os.environ.get("ANALYZER_RUNS", "runs"))
+        return next(path for k in range(sys.maxsize) if not (path := runs / f"{stem}-{k}").exists())
+    path = Path(run)
+    if not path.exists():
+        return path
+    if exist == "raise":
+        raise RunExistsError(
+            f"run folder '{path}' exists; a run is never overwritten: "
+            'choose another folder, or pass exist="new"'
+        )
+    free = next(
+        candidate
+        for k in range(1, sys.maxsize)
+        if not (candidate := path.with_name(f"{path.name}-{k}")).exists()
+    )
+    print(f"analyzer: run folder '{path}' exists; recording into '{free}'", file=sys.stderr)
+    return free

@@ -18,12 +18,15 @@ from torch import Tensor
 
 __all__ = ["activation_numbers", "gradient_numbers", "norm"]
 
-# Elements a block: it stays in the L2 cache while five kernels read it, and a float32 sum over half
-# of one errs by less than 3e-6.
-_BLOCK = 65536
-_HALF = _BLOCK // 2
-# Below this mean square, squares of float32 elements may have vanished (they do below 1e-19).
-_SMALLEST_MEAN_SQUARE = {np.dtype(np.float32): 1e-31, np.dtype(np.float64): 1e-290}
+# Elements a block: it stays in the L2 cache while five kernels read it, and a float32 sum over one
+# errs by less than 3e-6.
+_BLOCK = 32768
+# Blocks whose largest magnitude lies in between are squared as they are; below, squares would
+# vanish (and denormal ones are slow), above, they would overflow.
+_SAFE = {np.dtype(np.float32): (1e-12, 1e16), np.dtype(np.float64): (1e-120, 1e150)}
+_LARGEST_EXPONENT = {np.dtype(np.float32): 120, np.dtype(np.float64): 1000}
+# scipy's, since numpy's dot warns where it overflows.
+_DOT = {np.dtype(np.float32): blas.sdot, np.dtype(np.float64): blas.ddot}
 _ASUM = {np.dtype(np.float32): blas.sasum, np.dtype(np.float64): blas.dasum}
 
 Array = NDArray[np.floating]
@@ -37,6 +40,7 @@ class _Scratch(threading.local):
 
 
 _scratch = _Scratch()
+_minimum, _maximum = np.minimum.reduce, np.maximum.reduce
 
 
 def dense(x: Tensor) -> Tensor:
@@ -64,62 +68,51 @@ def _flat(x: Tensor) -> Array:
 
 
 class _Scan(NamedTuple):
-    """What one pass over the elements gives; the sums are right only for finite elements."""
+    """What one pass over the elements gives."""
 
-    sum_of_squares: float
+    norm: float
     absolute_sum: float
     smallest: float
     largest: float
     zeros: int
 
 
+def _block_sums(block: Array, largest: float) -> tuple[float, float]:
+    """Norm and absolute sum of one block, by ``‖x‖ = ‖2ᵏ x‖ / 2ᵏ`` where squares are not safe.
+
+    k is the exponent of max|x|, or near it: 2⁻ᵏ itself must not overflow for denormal numbers.
+    """
+    dtype = block.dtype
+    low, high = _SAFE[dtype]
+    if low <= largest <= high:
+        return math.sqrt(_DOT[dtype](block, block)), _ASUM[dtype](block)
+    if largest == 0.0 or not math.isfinite(largest):
+        return largest, largest
+    scale = math.ldexp(1.0, min(-math.frexp(largest)[1], _LARGEST_EXPONENT[dtype]))
+    block = block * dtype.type(scale)
+    return math.sqrt(_DOT[dtype](block, block)) / scale, _ASUM[dtype](block) / scale
+
+
 def _scan(flat: Array, *, count_zeros: bool = True) -> _Scan:
     """Read each block once from memory, and let every kernel see it while it is in the cache."""
-    dot, asum, mask = np.dot, _ASUM[flat.dtype], _scratch.mask
-    squares, absolutes, lows, highs, zeros = [], [], [], [], 0
-    for start in range(0, flat.size, _BLOCK):
-        block = flat[start : start + _BLOCK]
-        for half in (block[:_HALF], block[_HALF:]) if block.size > _HALF else (block,):
-            squares.append(dot(half, half))
-            absolutes.append(asum(half))
-        low, high = block.min(), block.max()
-        lows.append(low)
-        highs.append(high)
-        if count_zeros and not (low > 0 or high < 0):
-            zero = mask[: block.size]
-            np.equal(block, 0, out=zero)
-            zeros += int(np.count_nonzero(zero))
-    if len(lows) > 1:  # numpy's min and max keep NaN, Python's do not
-        lows, highs = [np.min(lows)], [np.max(highs)]
-    return _Scan(float(sum(squares)), float(sum(absolutes)), float(lows[0]), float(highs[0]), zeros)
-
-
-def _sum_of_squares(flat: Array) -> float:
-    return float(
-        sum(
-            np.dot(half, half) for half in (flat[i : i + _HALF] for i in range(0, flat.size, _HALF))
-        )
-    )
-
-
-def _careful_norm(flat: Array) -> float:
-    """``max|x|·‖x / max|x|‖`` in float64: nothing under- or overflows."""
-    wide = flat.astype(np.float64)
-    largest = float(np.abs(wide).max())
-    if largest == 0.0 or not math.isfinite(largest):
-        return largest
-    wide /= largest
-    return largest * math.sqrt(np.dot(wide, wide))
-
-
-def _norm(flat: Array, sum_of_squares: float) -> float:
-    """The norm from the sum of squares where that is safe, else by the careful way."""
-    if (
-        sum_of_squares >= _SMALLEST_MEAN_SQUARE[flat.dtype] * flat.size
-        and sum_of_squares < math.inf
-    ):
-        return math.sqrt(sum_of_squares)
-    return _careful_norm(flat)
+    if flat.size > _BLOCK:
+        blocks = [
+            _scan(flat[start : start + _BLOCK], count_zeros=count_zeros)
+            for start in range(0, flat.size, _BLOCK)
+        ]
+        norms, sums, lows, highs, zeros = zip(*blocks, strict=True)
+        # numpy's min and max keep NaN, Python's do not.
+        smallest, largest = float(np.min(lows)), float(np.max(highs))
+        total = math.nan if math.isnan(smallest) else math.hypot(*norms)
+        return _Scan(total, math.fsum(sums), smallest, largest, sum(zeros))
+    smallest, largest = float(_minimum(flat)), float(_maximum(flat))
+    norm, absolute_sum = _block_sums(flat, -smallest if -smallest > largest else largest)
+    num_zeros = 0
+    if count_zeros and not (smallest > 0 or largest < 0):
+        mask = _scratch.mask[: flat.size]
+        np.equal(flat, 0, out=mask)
+        num_zeros = int(np.count_nonzero(mask))
+    return _Scan(norm, absolute_sum, smallest, largest, num_zeros)
 
 
 def _num_nonfinite(flat: Array) -> float:
@@ -130,8 +123,19 @@ def norm(x: Tensor) -> float:
     """Return ``‖x‖₂`` over all elements; NaN for an empty tensor."""
     if x.numel() == 0:
         return math.nan
-    flat = _flat(x)
-    return _norm(flat, _sum_of_squares(flat))
+    return _norm(_flat(x))
+
+
+def _norm(flat: Array) -> float:
+    if flat.size > _BLOCK:
+        norms = [_norm(flat[i : i + _BLOCK]) for i in range(0, flat.size, _BLOCK)]
+        return math.nan if any(map(math.isnan, norms)) else math.hypot(*norms)
+    low, high = _SAFE[flat.dtype]
+    square: float = _DOT[flat.dtype](flat, flat)
+    # A mean square within the safe range has no element that vanishes or overflows beside it.
+    if low * low * flat.size <= square <= high * high:
+        return math.sqrt(square)
+    return _block_sums(flat, float(np.max(np.abs(flat))))[0]
 
 
 def gradient_numbers(
@@ -145,15 +149,12 @@ def gradient_numbers(
         return (math.nan, math.nan, math.nan, math.nan, 0.0)
     flat = _flat(x)
     scan = _scan(flat, count_zeros=count_zeros)
-    length = _norm(flat, scan.sum_of_squares)
-    if not math.isfinite(length):
+    if not math.isfinite(scan.norm):
         magnitude = np.abs(flat)
         mean = float(magnitude.mean(dtype=np.float64))
-        return (length, mean, float(magnitude.max()), scan.zeros, _num_nonfinite(flat))
-    mean = scan.absolute_sum / flat.size
-    if math.isinf(mean):  # finite elements near the largest float
-        mean = float(np.abs(flat.astype(np.float64) / flat.size).sum())
-    return (length, mean, max(-scan.smallest, scan.largest), scan.zeros, 0.0)
+        return (scan.norm, mean, float(magnitude.max()), scan.zeros, _num_nonfinite(flat))
+    largest = -scan.smallest if -scan.smallest > scan.largest else scan.largest
+    return (scan.norm, scan.absolute_sum / flat.size, largest, scan.zeros, 0.0)
 
 
 def _std(flat: Array, length: float, mean: float) -> float:
@@ -164,8 +165,9 @@ def _std(flat: Array, length: float, mean: float) -> float:
     distance = max(0.0, root_mean_square - abs(mean)) * (root_mean_square + abs(mean))
     if distance > 0.02 * root_mean_square * root_mean_square > 0:
         return math.sqrt(distance)
-    centered = flat.astype(np.float64) - mean
-    return _careful_norm(centered) / math.sqrt(flat.size)
+    centered = flat.astype(np.float64)
+    centered -= centered.mean()
+    return _norm(centered) / math.sqrt(flat.size)
 
 
 def activation_numbers(
@@ -185,18 +187,17 @@ def activation_numbers(
         return (math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, 0.0), None
     flat = _flat(x)
     scan = _scan(flat)
-    length = _norm(flat, scan.sum_of_squares)
-    if math.isfinite(length):
+    if math.isfinite(scan.norm):
         nonfinite = 0.0
         mean = _mean(x, flat, scan)
-        std = _std(flat, length, mean)
+        std = _std(flat, scan.norm, mean)
     else:
         nonfinite = _num_nonfinite(flat)
         with np.errstate(invalid="ignore", over="ignore"):
             mean = float(flat.mean(dtype=np.float64))
         std = math.nan
     dead = _dead_units(x, unit_axis, scan)
-    return (length, mean, std, scan.smallest, scan.largest, scan.zeros, nonfinite), dead
+    return (scan.norm, mean, std, scan.smallest, scan.largest, scan.zeros, nonfinite), dead
 
 
 def _mean(x: Tensor, flat: Array, scan: _Scan) -> float:

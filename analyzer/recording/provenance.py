@@ -4,7 +4,6 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,32 +11,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["environment", "git_state", "portable_argv"]
+__all__ = ["device_name", "environment", "git_state"]
 
 _PACKAGES = ("gradient-flow-analyzer", "torch", "numpy", "pyarrow")
-
-
-def portable_argv(argv: Sequence[str], working_folder: Path) -> list[str]:
-    """Return a command line without absolute paths.
-
-    A path inside the working folder becomes relative to it; any other becomes ``<path:n>``, the
-    same number for the same path. ``--option=/path`` is treated like ``/path``.
-    """
-    numbers: dict[str, int] = {}
-
-    def portable(word: str) -> str:
-        option, equals, value = word.partition("=")
-        if option.startswith("-") and equals:
-            return f"{option}={portable(value)}"
-        path = os.path.expanduser(word)
-        if not os.path.isabs(path) and ".." not in Path(path).parts:
-            return word
-        whole = Path(os.path.normpath(working_folder / path))
-        if whole.is_relative_to(working_folder):
-            return whole.relative_to(working_folder).as_posix()
-        return f"<path:{numbers.setdefault(str(whole), len(numbers))}>"
-
-    return [portable(word) for word in argv]
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

@@ -48,7 +48,8 @@ class Recorder:
         checkpoint_every: Save the weights each so many steps. Default: first and last step.
         stop_after: Leave the ``with`` block after so many steps.
         exist: What to do when the folder exists: ``"raise"``, or ``"new"`` to take the next free
-            name and say so (the default in notebooks).
+            name and say so (the default in notebooks), or ``"use"`` for an empty folder that the
+            caller made.
         manifest: Further fields of ``run.json``.
         warn: Receives a sentence when something cannot be recorded. Default: a Python warning.
 
@@ -79,8 +80,8 @@ class Recorder:
             raise TypeError(
                 f"model is a {type(model).__name__}; expected a torch.nn.Module to record"
             )
-        if exist not in (None, "raise", "new"):
-            raise ValueError(f"exist is {exist!r}; expected 'raise' or 'new'")
+        if exist not in (None, "raise", "new", "use"):
+            raise ValueError(f"exist is {exist!r}; expected 'raise', 'new' or 'use'")
         self.schedule = Schedule(
             every=every,
             columns=columns,
@@ -305,7 +306,7 @@ def _run_folder(model: nn.Module | None, run: str | os.PathLike[str] | None, exi
         runs = Path(os.environ.get("ANALYZER_RUNS", "runs"))
         return next(path for k in range(sys.maxsize) if not (path := runs / f"{stem}-{k}").exists())
     path = Path(run)
-    if not path.exists():
+    if not path.exists() or exist == "use":
         return path
     if exist == "raise":
         raise RunExistsError(

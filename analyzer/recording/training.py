@@ -32,8 +32,12 @@ __all__ = ["StopTraining", "Training"]
 _BY_HAND = -1
 
 
-class StopTraining(BaseException):
-    """Ends a training after the number of steps that the user asked for."""
+class StopTraining(SystemExit):
+    """Ends a program after the number of steps that the user asked for, with exit code 0."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(0)
+        self.steps = steps
 
 
 class Training:
@@ -115,6 +119,11 @@ class Training:
             self._on_tables()
         self.capture.detach()
 
+    @property
+    def has_trained(self) -> bool:
+        """Whether a backward pass was seen."""
+        return self._step.index > 0 or self._step.num_backward > 0
+
     def device(self) -> torch.device | None:
         """Return the device of the first parameter, where there is one."""
         trainable = self.parameters.trainable()
@@ -147,7 +156,7 @@ class Training:
     def _stop_if_enough(self) -> None:
         stop_after = self.schedule.stop_after
         if stop_after is not None and self._step.index + 1 >= stop_after:
-            raise StopTraining(f"stopped after {stop_after} steps, as asked")
+            raise StopTraining(stop_after)
 
     def _cannot_record(self, site: Site, error: Exception) -> None:
         path = self.layers.path(site, self.layers.prefixes())

@@ -1,0 +1,49 @@
+"""Finds the models of an unmodified script while it runs."""
+
+import weakref
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from analyzer.recording.names import container_of
+from analyzer.recording.training import Training
+
+__all__ = ["Discovery"]
+
+
+class Discovery:
+    """Adds each model to a recording when its first forward pass with gradient begins.
+
+    A model is the outermost module that is called, or the largest module in sight that contains
+    it; it must have a parameter that wants a gradient, so that loss modules and frozen teachers
+    are none.
+
+    Args:
+        training: The recording that gets the models.
+    """
+
+    def __init__(self, training: Training) -> None:
+        self._training = training
+        self._known: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._handle = register_module_forward_pre_hook(self._before_call)
+
+    def stop(self) -> None:
+        """Look for models no more."""
+        self._handle.remove()
+
+    def _before_call(self, module: nn.Module, args: Any) -> None:
+        capture = self._training.capture
+        if capture.is_inside or capture.in_backward or module in self._known:
+            return
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            return
+        root = container_of(module)
+        self._known.update(root.modules())
+        self._training.add_root(root)
+        if root is module:
+            # This call has already begun; its pre-hooks were chosen before ours was added.
+            capture.enter()

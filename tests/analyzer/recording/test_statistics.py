@@ -1,0 +1,209 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analyzer.recording import device_statistics, host_statistics
+from analyzer.recording.statistics import (
+    ActivationRow,
+    GradientRow,
+    activation_row,
+    gradient_row,
+    pooled_activation,
+    pooled_gradient,
+)
+
+SHAPES = [(5,), (3, 4), (2, 3, 4), (2, 3, 4, 5), (300, 300)]
+
+
+def slow_activation(x: torch.Tensor, axis: int | None) -> tuple[list[float], list[bool] | None]:
+    """The definitions, in float64 and one after the other."""
+    y = x.double()
+    numbers = [
+        math.sqrt((y * y).sum().item()),
+        y.mean().item(),
+        y.std(correction=0).item(),
+        y.min().item(),
+        y.max().item(),
+        float((y == 0).sum()),
+        float((~torch.isfinite(y)).sum()),
+    ]
+    if axis is None:
+        return numbers, None
+    return numbers, [bool((y.select(axis, i) == 0).all()) for i in range(y.shape[axis])]
+
+
+def slow_gradient(x: torch.Tensor) -> list[float]:
+    y = x.double()
+    magnitude = y.abs()
+    return [
+        math.sqrt((y * y).sum().item()),
+        magnitude.mean().item(),
+        magnitude.max().item(),
+        float((y == 0).sum()),
+        float((~torch.isfinite(y)).sum()),
+    ]
+
+
+def host(x: torch.Tensor, axis: int | None) -> tuple[list[float], list[bool] | None]:
+    numbers, dead = host_statistics.activation_numbers(x, axis)
+    return list(numbers), None if dead is None else list(dead)
+
+
+def device(x: torch.Tensor, axis: int | None) -> tuple[list[float], list[bool] | None]:
+    numbers, dead = device_statistics.activation_numbers(x, axis)
+    return numbers.tolist(), None if dead is None else dead.tolist()
+
+
+@pytest.mark.parametrize("implementation", [host, device])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shift", [0.0, 3.0, -100.0])
+def test_activation_statistics_are_those_of_the_definition(implementation, shape, dtype, shift):
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    if shift == 0.0:
+        x = x.relu()
+        x[..., -1] = 0.0
+    x = (x + shift).to(dtype)
+    expected, dead = slow_activation(x, len(shape) - 1)
+    numbers, found = implementation(x, -1)
+    assert numbers == pytest.approx(expected, rel=2e-5, abs=1e-6)
+    assert found == dead
+    assert implementation(x, None)[1] is None
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_gradient_statistics_are_those_of_the_definition(shape, dtype):
+    torch.manual_seed(1)
+    x = (torch.randn(shape) * (torch.rand(shape) > 0.3)).to(dtype)
+    expected = slow_gradient(x)
+    assert list(host_statistics.gradient_numbers(x)) == pytest.approx(expected, rel=1e-5)
+    assert device_statistics.gradient_numbers(x).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        (1e-30, torch.float32),
+        (1e-7, torch.float16),
+        (1e-38, torch.bfloat16),
+        (1e300, torch.float64),
+        (1e-45, torch.float32),
+        (3e38, torch.float32),
+        (1e-300, torch.float64),
+    ],
+)
+@pytest.mark.parametrize("size", [7, 70_000])
+def test_norms_neither_under_nor_overflow(value, dtype, size):
+    x = torch.full((size,), value, dtype=dtype)
+    expected = x[0].double().item() * math.sqrt(size)
+    assert host_statistics.norm(x) == pytest.approx(expected, rel=1e-5)
+    assert host_statistics.gradient_numbers(x)[0] == pytest.approx(expected, rel=1e-5)
+    assert host_statistics.activation_numbers(x, None)[0][0] == pytest.approx(expected, rel=1e-5)
+    assert device_statistics.norm(x).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_tiny_elements_beside_large_ones_count():
+    x = torch.cat([torch.full((30_000,), 1e-20), torch.tensor([3e-18])])
+    expected = x.double().norm().item()
+    assert host_statistics.gradient_numbers(x)[0] == pytest.approx(expected, rel=1e-6)
+    assert host_statistics.norm(x) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_nonfinite_elements_are_counted_and_shown(bad):
+    x = torch.randn(100, 5)
+    x[3, 2] = x[50, 1] = bad
+    for numbers in (
+        host_statistics.gradient_numbers(x),
+        device_statistics.gradient_numbers(x).tolist(),
+        host_statistics.activation_numbers(x, 1)[0],
+        device_statistics.activation_numbers(x, 1)[0].tolist(),
+    ):
+        assert numbers[-1] == 2
+        assert not math.isfinite(numbers[0])
+        assert math.isnan(numbers[0]) == math.isnan(bad)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_one_nan_makes_the_norm_nan_even_beside_an_infinity(large):
+    x = torch.ones(70_000 if large else 10)
+    x[0], x[-1] = math.inf, math.nan
+    assert math.isnan(host_statistics.gradient_numbers(x)[0])
+    assert math.isnan(host_statistics.norm(x))
+
+
+def test_an_empty_tensor_gives_nan_and_no_error():
+    x = torch.empty(0, 3)
+    assert all(math.isnan(v) for v in host_statistics.gradient_numbers(x)[:4])
+    assert all(math.isnan(v) for v in host_statistics.activation_numbers(x, 1)[0][:6])
+    assert device_statistics.gradient_numbers(x)[:4].isnan().all()
+
+
+def test_integers_booleans_and_complex_numbers_have_statistics():
+    assert activation_row(torch.tensor([3, 4, 0]), None).numbers[0] == 5.0
+    assert activation_row(torch.tensor([True, False]), None).numbers[1] == 0.5
+    assert gradient_row(torch.tensor([3 + 4j, 0j])).numbers[:3] == (5.0, 2.5, 5.0)
+
+
+def test_a_sparse_gradient_has_the_statistics_of_the_dense_one():
+    dense = torch.zeros(10, 3)
+    dense[2] = torch.tensor([3.0, 0.0, -4.0])
+    row = gradient_row(dense.to_sparse(1))
+    assert list(row.numbers) == pytest.approx(slow_gradient(dense))
+    assert row.elements == 30
+
+
+@pytest.mark.parametrize("make", [lambda x: x.t(), lambda x: x[:, ::2], lambda x: x.expand(4, 6, 8)])
+def test_strides_do_not_matter(make):
+    x = make(torch.randn(6, 8))
+    assert list(host_statistics.gradient_numbers(x)) == pytest.approx(slow_gradient(x), rel=1e-5)
+    assert host(x, -1)[0] == pytest.approx(slow_activation(x, -1)[0], rel=1e-5, abs=1e-6)
+
+
+def test_statistics_do_not_change_their_tensor():
+    x = torch.randn(40, 7, requires_grad=True)
+    y = (x * 1e-30).relu()
+    before = y.detach().clone()
+    activation_row(y, 1)
+    gradient_row(y)
+    assert torch.equal(before, y.detach())
+    assert y._version == 0
+
+
+batches = st.lists(st.integers(1, 6), min_size=2, max_size=4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(batches, st.integers(0, 10_000))
+def test_micro_batches_pool_to_the_whole_batch(sizes, seed):
+    generator = torch.Generator().manual_seed(seed)
+    parts = [torch.randn(n, 4, generator=generator).relu() for n in sizes]
+    whole = torch.cat(parts)
+    rows = [activation_row(part, 1) for part in parts]
+    pooled = rows[0]
+    for row in rows[1:]:
+        pooled = pooled_activation(pooled, row)
+    expected, dead = slow_activation(whole, 1)
+    assert list(pooled.numbers) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert list(pooled.dead) == dead
+    gradients = [gradient_row(part) for part in parts]
+    pooled_row = gradients[0]
+    for gradient in gradients[1:]:
+        pooled_row = pooled_gradient(pooled_row, gradient)
+    assert list(pooled_row.numbers) == pytest.approx(slow_gradient(whole), rel=1e-5)
+
+
+def test_pooling_keeps_nan_and_large_norms():
+    a = GradientRow(4, (1e300, 1.0, 1.0, 0.0, 0.0))
+    b = GradientRow(4, (math.nan, math.nan, math.nan, 0.0, 4.0))
+    assert pooled_gradient(a, a).numbers[0] == pytest.approx(math.sqrt(2) * 1e300)
+    assert math.isnan(pooled_gradient(a, b).numbers[0])
+    assert math.isnan(pooled_gradient(b, a).numbers[2])
+    wide = ActivationRow(2, (1e300, 0.0, 1e300, -1.0, 1.0, 0.0, 0.0), np.array([True, False]))
+    assert pooled_activation(wide, wide).numbers[2] == pytest.approx(1e300)

@@ -1,0 +1,63 @@
+"""See how gradients flow through a network while it trains, and why skip connections help.
+
+A table of contents: a name is imported from its module when it is first used, so that importing this
+package, and reading a run, never load torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from analyzer.errors import (
+        AnalyzerError,
+        NotRecordedError,
+        RunExistsError,
+        RunNotFoundError,
+        SchemaError,
+        ScriptError,
+    )
+    from analyzer.recording.recorder import Recorder
+    from analyzer.storage.run import open_run
+
+__version__ = "0.1.0"
+
+__all__ = [
+    # recording
+    "Recorder",
+    # reading a run
+    "open_run",
+    # errors
+    "AnalyzerError",
+    "NotRecordedError",
+    "RunExistsError",
+    "RunNotFoundError",
+    "SchemaError",
+    "ScriptError",
+    # about
+    "__version__",
+]
+
+_HOMES = {
+    "Recorder": "analyzer.recording.recorder",
+    "open_run": "analyzer.storage.run",
+    "AnalyzerError": "analyzer.errors",
+    "NotRecordedError": "analyzer.errors",
+    "RunExistsError": "analyzer.errors",
+    "RunNotFoundError": "analyzer.errors",
+    "SchemaError": "analyzer.errors",
+    "ScriptError": "analyzer.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'analyzer' has no attribute '{name}'")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted({*globals(), *__all__})

@@ -91,3 +91,30 @@ def relative_depth(depths: ArrayLike) -> Floats:
         return x
     reach = x.max() - x.min()
     return (x - x.min()) / (reach if reach > 0 else 1.0)
+
+
+def depth_profile(run: Run, step: int) -> DepthProfile:
+    """Read the profile of one step.
+
+    Args:
+        run: An opened run.
+        step: A step number; one without layer statistics gives a profile without a measured layer.
+
+    Returns:
+        Every layer of the run in call order. A norm that is NaN is measured where the table counts
+        non-finite elements; a null, from a layer that no gradient reached, is not.
+    """
+    columns = ["output_gradient_norm", "output_gradient_num_nonfinite"]
+    layers = run.layers
+    rows = run.layer_stats(columns=columns, steps=[step]).set_index("layer")
+    rows = rows.reindex(layers["layer"])
+    norms, nonfinite = (rows[c].to_numpy(np.float64, na_value=np.nan) for c in columns)
+    return DepthProfile(
+        step=step,
+        names=layers["name"].tolist(),
+        kinds=layers["kind"].tolist(),
+        depths=layers["depth"].to_numpy(np.float64),
+        norms=norms,
+        measured=~np.isnan(norms) | (nonfinite > 0),
+        has_parameters=layers["num_parameters"].to_numpy() > 0,
+    )

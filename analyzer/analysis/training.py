@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-__all__ = ["TrainingSummary", "smoothed_final", "training_summary"]
+__all__ = ["TrainingSummary", "run_training", "smoothed_final", "training_summary"]
 
 _FINAL_SHARE = 0.05
 
@@ -86,3 +86,11 @@ def training_summary(
         num_skipped=skipped,
         seconds=seconds,
     )
+
+
+def run_training(steps: pd.DataFrame) -> TrainingSummary:
+    """Summarize the table of steps of a run.
+
+    A loss that is missing there counts as NaN when the step ran a backward pass whose gradient is
+    not finite, since pandas does not tell NaN from null; else as not measured.
+    """

@@ -100,7 +100,7 @@ class _Session:
             error = f"{type(ending.exception).__name__}: {ending.exception}"
         if self._recorder is None:
             self._write_failed_run(status, error)
-            self._say(f"the script ended before it imported torch; its failure is kept in {self.run}")
+            self._say(f"the script ended before it imported torch; kept as {status} in {self.run}")
             return
         self._recorder.close(status, error)
         if isinstance(ending.exception, StopTraining):

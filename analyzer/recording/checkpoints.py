@@ -6,19 +6,38 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from analyzer.recording.layers import Layers
 from analyzer.recording.names import clean_path, unwrapped
 from analyzer.recording.updates import free_memory
 
-__all__ = ["saver"]
+__all__ = ["is_small", "saver"]
 
 _LARGEST_SHARE = 0.25
 
 
+def is_small(model: nn.Module) -> bool:
+    """Whether a model takes less than a quarter of the memory that is free on its devices.
+
+    Such a model may be held until the end of the recording, so that the weights after the last
+    step can be saved even where the script's own function has returned by then.
+    """
+    sizes: dict[torch.device, int] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if nn.parameter.is_lazy(tensor):
+            return False
+        sizes[tensor.device] = sizes.get(tensor.device, 0) + tensor.numel() * tensor.element_size()
+    frees = {device: free_memory(device) for device in sizes}
+    return all(
+        free is None or sizes[device] <= _LARGEST_SHARE * free for device, free in frees.items()
+    )
+
+
 def saver(layers: Layers, step: int) -> Callable[[Path], object] | None:
-    """Copy the state of every root now; return what writes it, or None without memory for it.
+    """Copy the state of every root now and return what writes it.
+
+    None where no root is alive any more, or where there is no memory for a copy.
 
     Names are those of ``state_dict()`` without the parts that wrappers add, prefixed as the layers
     are where there are several roots.

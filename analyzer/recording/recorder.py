@@ -222,7 +222,8 @@ class Recorder:
             return
         if save is None:
             self._note_problem(
-                "weights are not saved: a copy takes more than a quarter of the free memory"
+                f"weights after step {step} are not saved: the model was gone, or a copy takes "
+                "more than a quarter of the free memory"
             )
         else:
             self._writer.write_checkpoint(step, save)

@@ -18,6 +18,7 @@ from torch.optim.optimizer import (
 )
 
 from analyzer.recording import clipping, engine
+from analyzer.recording.checkpoints import is_small
 from analyzer.recording.hooks import Capture, Invocation
 from analyzer.recording.layers import Layers, Site
 from analyzer.recording.parameters import Parameters
@@ -85,6 +86,9 @@ class Training:
         self._selection: dict[int, bool] = {}
         self._taken: dict[tuple[int, int], int] = {}
         self._handles: list[Any] = []
+        self._may_hold: list[bool] = []
+        self._roots_used: set[int] = set()
+        self._held: list[nn.Module] = []
 
     # --- beginning and end -------------------------------------------------------------------
 
@@ -104,6 +108,7 @@ class Training:
         self.capture.attach(root, sites)
         self._selection.clear()
         self._tables_changed = True
+        self._may_hold.append(is_small(root))
 
     def finish(self) -> None:
         """Close the last step and leave nothing behind."""
@@ -227,6 +232,7 @@ class Training:
             self._taken = {k: v for k, v in self._taken.items() if k[0] >= invocation.window}
         before = 0
         for place, call in enumerate(invocation.calls):
+            self._roots_used.add(call.site.root)
             key = (invocation.window, call.site.number)
             count = self._taken.get(key, 0)
             self._taken[key] = count + 1
@@ -358,9 +364,16 @@ class Training:
         seconds = time.perf_counter() - step.started
         self._on_step(step.seal(self.schedule.columns, self._is_written, seconds))
         self.num_steps = step.index + 1
+        self._hold_roots()
         self._step = self._open(step.index + 1)
         self._step.logged.update(self._next_logged)
         self._next_logged.clear()
+
+    def _hold_roots(self) -> None:
+        """Keep the models of the last step, so that their last weights can be saved."""
+        roots = (self.layers.roots[n]() for n in sorted(self._roots_used) if self._may_hold[n])
+        self._held = [root for root in roots if root is not None]
+        self._roots_used.clear()
 
     def _is_written(self, number: int) -> bool:
         return self.schedule.selects(self.parameters.module_path(number))

@@ -1,156 +1,296 @@
-"""A run of any length in a table of constant size: bins of min, mean and max over steps.
+"""A run of any length in bins of constant number: ``overview/<table>/<start>-<end>.w<width>.parquet``.
 
-Bins are ``width`` steps wide. When there would be more than ``max_bins`` of them, neighbors are
-merged and the width doubles. Minimum, mean and maximum are those of the finite values; others are
-counted beside them.
+Each file holds the bins of the steps from ``start`` to before ``end``, ``width`` steps a bin. When
+there would be more than 1024 bins, neighbors are merged and the width doubles, so that a long run
+has 512 to 1024. A file whose steps lie inside another's is not read. Steps that no file holds
+are read from the table itself. The bins hold the rows of rank 0 as they were recorded.
 """
 
-import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-__all__ = ["Overview"]
+from analyzer.storage.bins import Bins, concatenated, rebinned, single
+from analyzer.storage.parts import encoding, listing, replace_file, write_table
+from analyzer.storage.schema import TABLES, key_column
 
-_MAX_BINS = 1024
-# Five numbers a cell, 32 bytes: about 100 MB at the most, however many layers there are.
-_MAX_CELLS = 3_000_000
+__all__ = ["MAX_BINS", "Chunk", "Overview", "bins_from", "chunks_in"]
 
-Floats = NDArray[np.float64]
+MAX_BINS = 1024
+# Rows of one file: small enough to hold two of them in memory with a thousand layers.
+_CHUNK_ROWS = 16_384
+_SUFFIXES = ("min", "mean", "max", "num_finite", "num_nonfinite")
+_NAME = re.compile(r"(\d{12,18})-(\d{12,18})\.w(\d{1,18})\.parquet")
+
+
+@dataclass(frozen=True, order=True)
+class Chunk:
+    """One file of an overview.
+
+    Args:
+        start: First step that it holds.
+        end: Step after the last one.
+        width: Steps per bin.
+    """
+
+    start: int
+    end: int
+    width: int
+
+    @property
+    def name(self) -> str:
+        """The file name."""
+        return f"{self.start:012d}-{self.end:012d}.w{self.width}.parquet"
+
+
+def chunks_in(folder: Path) -> list[Chunk]:
+    """Return the files that hold an overview, by first step; they do not overlap."""
+    found = []
+    for name in listing(folder):
+        match = _NAME.fullmatch(name)
+        if match and int(match[3]) > 0:
+            found.append(Chunk(*map(int, match.groups())))
+    kept: list[Chunk] = []
+    for chunk in sorted(found, key=lambda c: (c.start, -c.end, -c.width)):
+        if not kept or chunk.end > kept[-1].end:
+            kept.append(chunk)
+    return kept
+
+
+def _table_from(table: str, bins: Bins) -> pa.Table:
+    """The columns of a file: start, id, rows, then five for each column of the table."""
+    schema, key = TABLES[table], key_column(table)
+    arrays: dict[str, Any] = {"start": bins.start}
+    if key is not None:
+        arrays[key] = bins.ids
+    arrays["num_rows"] = bins.num_rows
+    for place, name in enumerate(bins.columns):
+        single_precision = name in schema.names and schema.field(name).type == pa.float32()
+        kinds = [np.float32 if single_precision else np.float64] * 3 + [np.int32] * 2
+        sources = (bins.low, bins.mean, bins.high, bins.finite, bins.nonfinite)
+        for suffix, source, kind in zip(_SUFFIXES, sources, kinds, strict=True):
+            arrays[f"{name}_{suffix}"] = source[:, place].astype(kind)
+    return pa.table(arrays)
+
+
+def bins_from(table: pa.Table, key: str | None, columns: Sequence[str] | None = None) -> Bins:
+    """Return the bins of a file.
+
+    Args:
+        table: Its content.
+        key: Its id column; None for ``steps``.
+        columns: Columns to take; None for all.
+    """
+    ending = f"_{_SUFFIXES[-1]}"
+    if columns is None:
+        columns = [n.removesuffix(ending) for n in table.column_names if n.endswith(ending)]
+    start = table.column("start").to_numpy().astype(np.int64, copy=False)
+    ids = np.zeros(len(start), dtype=np.int32)
+    if key is not None:
+        ids = table.column(key).to_numpy().astype(np.int32, copy=False)
+    shape = (len(start), len(columns))
+    floats = [np.empty(shape) for _ in range(3)]
+    counts = [np.empty(shape, dtype=np.int64) for _ in range(2)]
+    for place, name in enumerate(columns):
+        for target, suffix in zip([*floats, *counts], _SUFFIXES, strict=True):
+            target[:, place] = table.column(f"{name}_{suffix}").to_numpy()
+    num_rows = table.column("num_rows").to_numpy().astype(np.int64, copy=False)
+    return Bins(tuple(columns), start, ids, num_rows, *floats, *counts)
 
 
 class Overview:
-    """Bins of the columns of one table, per id.
+    """The growing overview of one table: old bins on disk, only the newest in memory.
 
     Args:
-        columns: Columns of the table.
-        max_bins: Bins at the most; fewer are kept where there are very many ids.
+        folder: Folder of its files.
+        table: Name of the table.
     """
 
-    def __init__(self, columns: Sequence[str], max_bins: int = _MAX_BINS) -> None:
-        self.columns = tuple(columns)
+    def __init__(self, folder: Path, table: str) -> None:
         self.width = 1
-        self.ids: list[int] = []
-        self._place: dict[int, int] = {}
-        self._max_bins = max_bins
-        self._num_bins = 0
-        self._resize(0, 0)
-
-    def _resize(self, bins: int, ids: int) -> None:
-        """Make room, with neutral elements in what is new."""
-        shape = (bins, ids, len(self.columns))
-        old = getattr(self, "_low", None)
-        for name, fill in (("_low", math.inf), ("_high", -math.inf), ("_sum", 0.0)):
-            setattr(self, name, self._grown(name, shape, fill, np.float64, old is not None))
-        for name in ("_finite", "_odd"):
-            setattr(self, name, self._grown(name, shape, 0, np.int32, old is not None))
-
-    def _grown(
-        self, name: str, shape: tuple[int, int, int], fill: float, dtype: type, has_old: bool
-    ) -> NDArray[np.generic]:
-        grown = np.full(shape, fill, dtype=dtype)
-        if has_old:
-            old = getattr(self, name)
-            bins, ids = min(len(old), shape[0]), old.shape[1]
-            grown[:bins, :ids] = old[:bins]
-        return grown
-
-    @property
-    def max_bins(self) -> int:
-        """Bins at the most with the present number of ids; always even."""
-        cells = max(1, len(self.ids) * len(self.columns))
-        return max(16, min(self._max_bins, _MAX_CELLS // cells) // 2 * 2)
+        self._folder, self._table, self._key = folder, table, key_column(table)
+        self._chunk_bins = 0
+        self._chunks: list[Chunk] = []
+        self._tail: Bins | None = None
+        self._tail_start = self._end = 0
+        self._saved_tail: Chunk | None = None
 
     def add(
         self,
+        columns: Sequence[str],
         steps: NDArray[np.int64],
         ids: NDArray[np.int32],
-        values: Floats,
+        values: NDArray[np.float64],
         present: NDArray[np.bool_] | None,
     ) -> None:
-        """Add rows.
+        """Add rows, whose steps do not lie before those of an earlier call.
 
         Args:
+            columns: Names of the columns.
             steps: Step of each row, ``[rows]``.
-            ids: Layer, parameter or join of each row, ``[rows]``.
-            values: Columns, ``[rows, columns]``.
+            ids: Id of each row, ``[rows]``.
+            values: Numbers, ``[rows, columns]``.
             present: False for null; None where nothing is null.
-        """
-        if not len(steps):
-            return
-        self._make_room(int(steps.max()), ids)
-        places = np.array([self._place[i] for i in np.unique(ids).tolist()])
-        places = places[np.searchsorted(np.unique(ids), ids)]
-        key = (steps // self.width) * len(self.ids) + places
-        order = np.argsort(key, kind="stable")
-        cells, starts = np.unique(key[order], return_index=True)
-        values = values[order]
-        finite = np.isfinite(values)
-        odd = ~finite
-        if present is not None:
-            odd &= present[order]
-            finite &= present[order]
-        bins, ids_ = cells // len(self.ids), cells % len(self.ids)
-        low = np.minimum.reduceat(np.where(finite, values, math.inf), starts)
-        high = np.maximum.reduceat(np.where(finite, values, -math.inf), starts)
-        self._low[bins, ids_] = np.minimum(self._low[bins, ids_], low)
-        self._high[bins, ids_] = np.maximum(self._high[bins, ids_], high)
-        self._sum[bins, ids_] += np.add.reduceat(np.where(finite, values, 0.0), starts)
-        self._finite[bins, ids_] += np.add.reduceat(finite, starts, dtype=np.int32)
-        self._odd[bins, ids_] += np.add.reduceat(odd, starts, dtype=np.int32)
 
-    def _make_room(self, last_step: int, ids: NDArray[np.int32]) -> None:
-        new = [i for i in np.unique(ids).tolist() if i not in self._place]
-        for i in new:
-            self._place[i] = len(self.ids)
-            self.ids.append(i)
-        while last_step // self.width >= self.max_bins:
+        Raises:
+            OSError: If the disk refuses.
+        """
+        if len(steps):
+            self.absorb(single(columns, steps, ids, values, present), int(steps.max()) + 1)
+
+    def absorb(self, bins: Bins, end: int) -> None:
+        """Add bins that hold the steps to before ``end``."""
+        self._chunk_bins = self._chunk_bins or _chunk_bins(bins)
+        self._end = max(self._end, end)
+        while (self._end - 1) // self.width >= MAX_BINS:
             self._double()
-        needed = last_step // self.width + 1
-        if new or needed > len(self._low):
-            bins = min(self.max_bins, max(needed, 2 * len(self._low)))
-            self._resize(bins, len(self.ids))
-        self._num_bins = max(self._num_bins, needed)
+        pieces = [rebinned(bins[bins.start >= self._tail_start], self.width)]
+        if self._tail is not None:
+            pieces.insert(0, self._tail)
+        self._tail = rebinned(concatenated(pieces), self.width)
+        span = self._chunk_bins * self.width
+        while self._end - self._tail_start > span:
+            self._close_chunk(Chunk(self._tail_start, self._tail_start + span, self.width))
+
+    def _close_chunk(self, chunk: Chunk) -> None:
+        """Move the oldest bins of the tail to disk."""
+        assert self._tail is not None
+        inside = self._tail.start < chunk.end
+        self._write(chunk, self._tail[inside])
+        self._tail, self._tail_start = self._tail[~inside], chunk.end
+        self._chunks.append(chunk)
+
+    def _write(self, chunk: Chunk, bins: Bins) -> None:
+        write_table(self._folder / chunk.name, _table_from(self._table, bins))
+
+    def _read(self, chunk: Chunk) -> Bins:
+        return bins_from(pq.read_table(self._folder / chunk.name, partitioning=None), self._key)
+
+    def _remove(self, chunk: Chunk) -> None:
+        (self._folder / chunk.name).unlink(missing_ok=True)
 
     def _double(self) -> None:
-        """Merge neighboring bins."""
-        if len(self._low) % 2:
-            self._resize(len(self._low) + 1, self._low.shape[1])
-        for name, merge in (
-            ("_low", np.minimum),
-            ("_high", np.maximum),
-            ("_sum", np.add),
-            ("_finite", np.add),
-            ("_odd", np.add),
-        ):
-            old = getattr(self, name)
-            setattr(self, name, merge(old[0::2], old[1::2]))
+        """Double the width: pairs of files become one file, a file without partner goes back."""
         self.width *= 2
-        self._num_bins = -(-self._num_bins // 2)
+        chunks, self._chunks = self._chunks, []
+        for left, right in zip(chunks[0::2], chunks[1::2], strict=False):
+            merged = Chunk(left.start, right.end, self.width)
+            both = concatenated([self._read(left), self._read(right)])
+            self._write(merged, rebinned(both, self.width))
+            self._chunks.append(merged)
+            self._remove(left)
+            self._remove(right)
+        pieces = [self._tail] if self._tail is not None else []
+        if len(chunks) % 2:
+            pieces.insert(0, self._read(chunks[-1]))
+            self._remove(chunks[-1])
+            self._tail_start = chunks[-1].start
+        if pieces:
+            self._tail = rebinned(concatenated(pieces), self.width)
 
-    def __len__(self) -> int:
-        return self._num_bins
+    def save(self) -> None:
+        """Write the bins that are still growing, so that a reader has little to scan.
 
-    def table(self) -> pa.Table:
-        """Return the bins: bin, first step, id, then five columns for each column."""
-        shape = (self._num_bins, len(self.ids))
-        bins = np.repeat(np.arange(shape[0], dtype=np.int32), shape[1])
-        columns: dict[str, NDArray[np.generic]] = {
-            "bin": bins,
-            "start": bins.astype(np.int64) * self.width,
-            "id": np.tile(np.array(self.ids, dtype=np.int32), shape[0]),
-        }
-        count = self._finite[: shape[0]]
-        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            mean = self._sum[: shape[0]] / count
-        nothing = count == 0
-        for place, name in enumerate(self.columns):
-            for suffix, values in (("min", self._low), ("mean", mean), ("max", self._high)):
-                cells = np.where(nothing, math.nan, values[: shape[0]])
-                columns[f"{name}_{suffix}"] = cells[:, :, place].ravel()
-            columns[f"{name}_num_finite"] = count[:, :, place].ravel()
-            columns[f"{name}_num_nonfinite"] = self._odd[: shape[0], :, place].ravel()
-        metadata = {"width": str(self.width)}
-        return pa.table(columns).replace_schema_metadata(metadata)
+        Raises:
+            OSError: If the disk refuses.
+        """
+        if self._tail is None or not len(self._tail):
+            return
+        chunk = Chunk(self._tail_start, self._end, self.width)
+        if chunk == self._saved_tail:
+            return
+        before, self._saved_tail = self._saved_tail, chunk
+        self._write(chunk, self._tail)
+        if before is not None and before not in self._chunks:
+            self._remove(before)
+
+    def finish(self) -> None:
+        """Write everything into one file.
+
+        Raises:
+            OSError: If the disk refuses.
+        """
+        self.save()
+        chunks = [*self._chunks, *([self._saved_tail] if self._saved_tail else [])]
+        chunks = [chunk for chunk in chunks if (self._folder / chunk.name).exists()]
+        if len(chunks) < 2:
+            return
+        whole = Chunk(chunks[0].start, max(chunk.end for chunk in chunks), self.width)
+        replace_file(self._folder / whole.name, lambda hidden: self._copy(chunks, hidden))
+        for chunk in chunks:
+            if chunk != whole:
+                self._remove(chunk)
+
+    def _copy(self, chunks: Sequence[Chunk], target: Path) -> None:
+        """Copy files into one, a row group each."""
+        columns = tuple(dict.fromkeys(name for chunk in chunks for name in self._columns(chunk)))
+        schema = _table_from(self._table, _empty(columns)).schema
+        with pq.ParquetWriter(target, schema, **encoding(schema)) as writer:
+            for chunk in chunks:
+                bins = concatenated([_empty(columns), self._read(chunk)])
+                writer.write_table(_table_from(self._table, bins))
+
+    def _columns(self, chunk: Chunk) -> tuple[str, ...]:
+        schema = pq.read_schema(self._folder / chunk.name)
+        return bins_from(schema.empty_table(), self._key).columns
+
+    def recover(self, before: int) -> int:
+        """Take over what an earlier attempt left, as far as it lies before a step.
+
+        Args:
+            before: First step of this attempt.
+
+        Returns:
+            The first step that is not taken over; rows from it to ``before`` are still missing.
+        """
+        chunks = chunks_in(self._folder)
+        self.width = max((chunk.width for chunk in chunks), default=1)
+        cut = before // self.width * self.width
+        # Open first, then remove: what an earlier attempt wrote past `before` must not be
+        # shown beside this one, and an open file can be read to its end.
+        files = [pq.ParquetFile(self._folder / chunk.name) for chunk in chunks]
+        for chunk in chunks:
+            self._remove(chunk)
+        reached = 0
+        for chunk, file in zip(chunks, files, strict=True):
+            if chunk.start == reached:
+                reached = min(chunk.end, cut)
+                for bins in _groups(file, self._key):
+                    self._take(rebinned(bins[bins.start < cut], self.width))
+            file.close()
+        return self._end_at(min(reached, cut))
+
+    def _take(self, bins: Bins) -> None:
+        if len(bins):
+            self.absorb(bins, int(bins.start.max()) + 1)
+
+    def _end_at(self, step: int) -> int:
+        self._end = max(step, self._tail_start) if self._tail is not None else 0
+        return self._end
+
+
+def _groups(file: pq.ParquetFile, key: str | None) -> Iterator[Bins]:
+    for group in range(file.num_row_groups):
+        yield bins_from(file.read_row_group(group), key)
+
+
+def _chunk_bins(bins: Bins) -> int:
+    """Bins of one file: a power of two, so that files fit together when the width doubles."""
+    num_ids = max(1, len(np.unique(bins.ids)))
+    wanted = max(8, min(128, _CHUNK_ROWS // num_ids))
+    return 1 << (wanted.bit_length() - 1)
+
+
+def _empty(columns: tuple[str, ...]) -> Bins:
+    nothing = np.zeros(0, dtype=np.int64)
+    floats, counts = np.zeros((0, len(columns))), np.zeros((0, len(columns)), dtype=np.int64)
+    return Bins(
+        columns, nothing, nothing.astype(np.int32), nothing, floats, floats, floats, counts, counts
+    )

@@ -1,87 +1,131 @@
-"""Part files of a table: their names, how they are written, merged and found again.
+"""Part files: what their names say, how they appear, and which of them hold a table's rows.
 
-A part's name says which steps it may hold: ``<first>-<last>.r<rank>.a<attempt>.parquet``. A merged
-part has a wider range and supersedes those inside it, so that a reader sees each row exactly once
-at every moment of a merge.
+A part is named ``<first step>-<last step>.r<rank>.a<attempt>.p<first flush>-<last flush>.parquet``.
+Merging parts gives one whose flushes contain theirs, and a part whose flushes lie inside another's
+is not read: so every row is seen exactly once at each moment of a merge, and after a kill.
 """
 
+import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-__all__ = ["ROW_GROUP", "Part", "merge", "parts_in", "replace_file", "write_part", "write_table"]
+__all__ = [
+    "ROW_GROUP",
+    "Part",
+    "current_parts",
+    "encoding",
+    "listing",
+    "replace_file",
+    "write_table",
+]
 
 ROW_GROUP = 120_000
-# A part of this many rows is never merged again, so that merging stays cheap in a long run.
-_FULL_ROWS = 10 * ROW_GROUP
-_NAME = re.compile(r"(\d{12})-(\d{12})\.r(\d+)\.a(\d+)\.parquet")
+_NAME = re.compile(r"(\d{12,18})-(\d{12,18})\.r(\d{1,5})\.a(\d{1,5})\.p(\d{1,12})-(\d{1,12})\.parquet")
+_MOST_LISTINGS = 20
+_serial = itertools.count()
 
 
 @dataclass(frozen=True, order=True)
 class Part:
-    """One file of a table.
+    """One part file of a table, as its name describes it.
 
     Args:
-        first: Smallest step that it may hold.
-        last: Largest step that it may hold.
-        rank: Process that wrote it.
         attempt: Restart in which it was written.
-        path: The file.
+        rank: Process that wrote it.
+        first_flush: First flush of that process whose rows it holds.
+        last_flush: Last flush whose rows it holds.
+        first: Smallest step in it.
+        last: Largest step in it.
     """
 
+    attempt: int
+    rank: int
+    first_flush: int
+    last_flush: int
     first: int
     last: int
-    rank: int
-    attempt: int
-    path: Path
 
-    def supersedes(self, other: "Part") -> bool:
-        """Whether every row of the other part is in this one."""
+    @property
+    def name(self) -> str:
+        """The file name."""
         return (
-            (self.rank, self.attempt) == (other.rank, other.attempt)
-            and self.first <= other.first
-            and other.last <= self.last
-            and (self.first, self.last) != (other.first, other.last)
+            f"{self.first:012d}-{self.last:012d}.r{self.rank}.a{self.attempt}"
+            f".p{self.first_flush}-{self.last_flush}.parquet"
+        )
+
+    @classmethod
+    def from_name(cls, name: str) -> "Part | None":
+        """Return what a file name says; None for a file that is no part."""
+        match = _NAME.fullmatch(name)
+        if match is None:
+            return None
+        first, last, rank, attempt, first_flush, last_flush = map(int, match.groups())
+        return cls(attempt, rank, first_flush, last_flush, first, last)
+
+    def joined(self, last: "Part") -> "Part":
+        """Return the part that holds this one, the last one and those between."""
+        return Part(
+            self.attempt,
+            self.rank,
+            self.first_flush,
+            last.last_flush,
+            min(self.first, last.first),
+            max(self.last, last.last),
         )
 
 
-def part_path(folder: Path, first: int, last: int, rank: int, attempt: int) -> Path:
-    """Return the path of a part."""
-    return folder / f"{first:012d}-{last:012d}.r{rank}.a{attempt}.parquet"
+def listing(folder: Path) -> frozenset[str]:
+    """Return the names of the plain files of a folder as they stood at one moment.
+
+    A merge puts the new file first and takes the old ones away after it. A scan that runs
+    meanwhile may miss both; the next scan then differs, so two equal ones in a row are whole.
+    """
+    names = _scan(folder)
+    for _ in range(_MOST_LISTINGS):
+        before, names = names, _scan(folder)
+        if names == before:
+            break
+    return names
 
 
-def parts_in(folder: Path) -> list[Part]:
-    """Return the parts of a table that hold its rows, by first step; foreign files are left out."""
+def _scan(folder: Path) -> frozenset[str]:
+    """Names of plain files; links are never followed, since they may lead out of the run."""
+    if folder.is_symlink():
+        return frozenset()
     try:
-        names = sorted(entry.name for entry in os.scandir(folder) if not entry.is_symlink())
-    except OSError:
-        return []
-    found = []
-    for name in names:
-        match = _NAME.fullmatch(name)
-        if match:
-            first, last, rank, attempt = map(int, match.groups())
-            found.append(Part(first, last, rank, attempt, folder / name))
-    found.sort(key=lambda part: (part.first, -part.last))
-    kept: dict[tuple[int, int], Part] = {}
-    result = []
-    for part in found:  # the widest of those that begin at one step comes first
-        widest = kept.get((part.rank, part.attempt))
-        if widest is None or not widest.supersedes(part):
-            kept[part.rank, part.attempt] = part
-            result.append(part)
-    return result
+        with os.scandir(folder) as entries:
+            return frozenset(e.name for e in entries if e.is_file(follow_symlinks=False))
+    except (FileNotFoundError, NotADirectoryError):
+        return frozenset()
+
+
+def current_parts(folder: Path) -> list[Part]:
+    """Return the parts that hold a table's rows, by attempt, rank and flush."""
+    found = filter(None, map(Part.from_name, listing(folder)))
+    by_writer = sorted(found, key=lambda p: (p.attempt, p.rank, p.first_flush, -p.last_flush))
+    kept: list[Part] = []
+    for part in by_writer:
+        last = kept[-1] if kept else None
+        same_writer = last and (last.attempt, last.rank) == (part.attempt, part.rank)
+        if last is None or not same_writer or part.last_flush > last.last_flush:
+            kept.append(part)
+    return kept
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under a name that readers ignore, then give it its name in one step."""
+    """Write a file under a name that readers ignore, then give it its name in one move.
+
+    Raises:
+        OSError: If the disk refuses; nothing is left behind then.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    hidden = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    hidden = path.parent / f".{os.getpid()}-{next(_serial)}.tmp"
     try:
         write(hidden)
         os.replace(hidden, path)
@@ -90,83 +134,24 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
-def _options(schema: pa.Schema) -> dict[str, object]:
-    """Encodings that were measured best: a dictionary for ids only, split bytes for floats."""
+def encoding(schema: pa.Schema, ids: Sequence[str] = ("layer", "parameter", "join")) -> dict[str, object]:
+    """Return the options that measured best: a dictionary for ids alone, floats split by byte.
+
+    Only ``step`` and ``start`` get statistics: they are all that a reader skips row groups by.
+    """
     floats = [field.name for field in schema if pa.types.is_floating(field.type)]
-    ids = [name for name in ("layer", "parameter", "join", "id") if name in schema.names]
     return {
         "compression": "zstd",
-        "use_dictionary": ids or False,
+        "compression_level": 1,
+        "use_dictionary": [name for name in ids if name in schema.names] or False,
         "use_byte_stream_split": floats or False,
-        "write_statistics": True,
+        "write_statistics": [name for name in ("step", "start") if name in schema.names] or False,
     }
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a whole table atomically."""
+    """Write a whole table as one file, atomically."""
+    options = encoding(table.schema)
     replace_file(
-        path,
-        lambda hidden: pq.write_table(
-            table, hidden, row_group_size=ROW_GROUP, **_options(table.schema)
-        ),
+        path, lambda hidden: pq.write_table(table, hidden, row_group_size=ROW_GROUP, **options)
     )
-
-
-def write_part(
-    folder: Path, table: pa.Table, first: int, last: int, rank: int, attempt: int
-) -> Path:
-    """Write the rows of some steps as a new part; return its path."""
-    path = part_path(folder, first, last, rank, attempt)
-    write_table(path, table)
-    return path
-
-
-def _runs_of_small_parts(parts: Iterable[Part]) -> list[list[Part]]:
-    """Neighbors that are worth merging."""
-    runs: list[list[Part]] = [[]]
-    for part in sorted(parts):
-        if pq.read_metadata(part.path).num_rows < _FULL_ROWS:
-            runs[-1].append(part)
-        elif runs[-1]:
-            runs.append([])
-    return [run for run in runs if len(run) > 1]
-
-
-def merge(folder: Path, rank: int, attempt: int) -> None:
-    """Merge neighboring small parts of one rank and attempt; safe to be killed at any moment."""
-    own = [part for part in parts_in(folder) if (part.rank, part.attempt) == (rank, attempt)]
-    for run in _runs_of_small_parts(own):
-        target = part_path(folder, run[0].first, run[-1].last, rank, attempt)
-        schema = pa.unify_schemas(
-            [pq.read_schema(part.path) for part in run], promote_options="permissive"
-        )
-        replace_file(target, lambda hidden, run=run, schema=schema: _copy(run, schema, hidden))  # type: ignore[misc]
-        for part in run:
-            if part.path != target:
-                part.path.unlink(missing_ok=True)
-
-
-def _copy(parts: Sequence[Part], schema: pa.Schema, target: Path) -> None:
-    """Copy rows in row groups of the right size, in bounded memory."""
-    waiting: list[pa.Table] = []
-    with pq.ParquetWriter(target, schema, **_options(schema)) as writer:
-        for part in parts:
-            with pq.ParquetFile(part.path) as file:
-                for group in range(file.num_row_groups):
-                    waiting.append(conform(file.read_row_group(group), schema))
-                    if sum(table.num_rows for table in waiting) >= ROW_GROUP:
-                        writer.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP)
-                        waiting.clear()
-        if waiting:
-            writer.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP)
-
-
-def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return the table with the columns of a schema; those that it lacks are null."""
-    columns = [
-        table.column(field.name).cast(field.type)
-        if field.name in table.column_names
-        else pa.nulls(table.num_rows, field.type)
-        for field in schema
-    ]
-    return pa.Table.from_arrays(columns, schema=schema)

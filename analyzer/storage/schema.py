@@ -6,13 +6,13 @@ from analyzer.vocabulary import quantity
 
 __all__ = [
     "CONSTANT_COLUMNS",
+    "PROBES",
     "READABLE_VERSIONS",
     "SCHEMA_VERSION",
     "STAT_COLUMNS",
     "STATIC_TABLES",
     "STEP_TABLES",
     "TABLES",
-    "as_markdown",
     "key_column",
 ]
 
@@ -174,22 +174,54 @@ TABLES: dict[str, pa.Schema] = {
     ),
     "splits": _step_table("join", "Row of joins.parquet.", _SPLITS, "splits"),
 }
-_KEYS = {"layer_stats": "layer", "parameter_stats": "parameter", "splits": "join"}
+_PROBES: dict[str, tuple[tuple[str, pa.DataType, str, str], ...]] = {
+    "paths": (
+        ("length", pa.int32(), "joins", "Branches that the paths cross."),
+        ("num_paths", _DOUBLE, "paths", "Number of paths of this length."),
+        ("gradient_norm", _DOUBLE, "loss / unit of x", "Mean over samples of ‖G_k‖₂."),
+        ("share", _DOUBLE, "1", "Mean over samples of ⟨G_k, G⟩ / ‖G‖²; adds to 1."),
+    ),
+    "landscape": (
+        ("alpha", _DOUBLE, "", "Coordinate along the first direction."),
+        ("beta", _DOUBLE, "", "Coordinate along the second direction."),
+        ("loss", _DOUBLE, "loss", "Loss at this point; never repaired."),
+        ("evaluated", pa.bool_(), "", "Whether the point was evaluated."),
+    ),
+    "shattering": (
+        ("correlation", _DOUBLE, "1", "Mean cosine over all pairs of inputs of the batch."),
+    ),
+    "jacobian": (
+        ("name", pa.string(), "", "Block, or the whole network."),
+        ("rank_order", pa.int32(), "", "Place of the singular value, from the largest."),
+        ("singular_value", _DOUBLE, "unit of y / unit of x", "Of ∂(output)/∂(input)."),
+    ),
+    "lesion": (
+        ("loss", _DOUBLE, "loss", "Loss without the branch of this join."),
+        ("loss_change", _DOUBLE, "loss", "That loss minus the loss of the whole network."),
+        ("accuracy", _DOUBLE, "1", "Accuracy without the branch."),
+    ),
+    "curvature": (
+        ("quantity", pa.string(), "", "What was measured."),
+        ("value", _DOUBLE, "loss / (unit of θ)²", "Its value."),
+    ),
+    "attribution": (
+        ("method", pa.string(), "", "Attribution method."),
+        ("attribution", _DOUBLE, "unit of the target", "Attribution of the layer."),
+        ("share", _DOUBLE, "1", "Attribution over the sum of all layers."),
+    ),
+    "noise": (
+        ("gradient_noise_scale", _DOUBLE, "samples", "tr Σ / ‖G‖²."),
+        ("signal_norm", _DOUBLE, "loss / unit of θ", "‖G‖₂ of the true gradient, estimated."),
+        ("noise_trace", _DOUBLE, "(loss / unit of θ)²", "tr Σ of one sample's gradient."),
+    ),
+}
+PROBES: dict[str, pa.Schema] = {
+    name: _with_version([_column(n, type_, text, unit) for n, type_, unit, text in rows])
+    for name, rows in _PROBES.items()
+}
+_KEYS: dict[str, str | None] = {"steps": None, "layer_stats": "layer", "parameter_stats": "parameter", "splits": "join"}
 
 
-def key_column(table: str) -> str:
-    """Return the id column of a table of statistics."""
+def key_column(table: str) -> str | None:
+    """Return the id column of a table of step rows; None for ``steps``."""
     return _KEYS[table]
-
-
-def as_markdown(table: str) -> str:
-    """Return the columns of a table as a Markdown table."""
-    lines = ["| column | type | unit | meaning |", "|---|---|---|---|"]
-    for field in TABLES[table]:
-        metadata = {k.decode(): v.decode() for k, v in field.metadata.items()}
-        optional = "?" if field.nullable else ""
-        meaning = metadata["description"].replace("|", "\\|")
-        lines.append(
-            f"| `{field.name}` | {field.type}{optional} | {metadata['unit']} | {meaning} |"
-        )
-    return "\n".join(lines)

@@ -1,0 +1,187 @@
+"""The command line: one Typer application, one small module a command, loaded only when it is called.
+
+A command ``NAME`` is the public function ``NAME`` of ``analyzer/cli/NAME.py``: annotated parameters
+(``Annotated[int, typer.Option("--every", help=...)]``), its docstring the help text, with an example
+behind ``\\b``. A module here imports ``typer`` and the standard library at its top and everything else
+inside the function. A command returns its exit code, or ``None`` for 0, and raises
+:class:`~analyzer.errors.AnalyzerError` for what the user must change.
+"""
+
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import analyzer
+from analyzer.cli.settings import defaults_for
+from analyzer.errors import AnalyzerError
+
+__all__ = ["COMMANDS", "RunsDir", "app", "main"]
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "record": (
+        "record:record",
+        "Run a training script, or train a model file, under the recorder.",
+    ),
+    "demo": ("demo:demo", "Train plain and residual twins on embedded data."),
+    "runs": ("runs:runs", "List runs: name, status, steps, layers, joins, loss, verdict."),
+    "show": ("show:show", "Show a run in the terminal: depth profile, joins, findings."),
+    "diagnose": ("planned:diagnose", "List the findings of a run (not built yet)."),
+    "compare": ("planned:compare", "Put two runs side by side (not built yet)."),
+    "explain": ("planned:explain", "Say what separates plain and residual (not built yet)."),
+    "probe": ("planned:probe", "Run probes on a finished run's checkpoints (not built yet)."),
+    "study": ("planned:study", "Sweep depths, shortcuts and seeds (not built yet)."),
+    "reproduce": ("planned:reproduce", "Repeat a published experiment (not built yet)."),
+    "dashboard": ("planned:dashboard", "Open the dashboard (not built yet)."),
+    "report": ("planned:report", "Write a static report (not built yet)."),
+    "export": ("export:export", "Write the tables of a run as CSV files."),
+}
+"""Name of each command: where its function is (module under analyzer.cli : function), and one line."""
+
+RunsDir = Annotated[
+    Path,
+    typer.Option(
+        "--runs-dir",
+        envvar="ANALYZER_RUNS",
+        metavar="DIR",
+        help="The folder that holds the runs.",
+    ),
+]
+"""The option ``--runs-dir`` as every command has it: ``runs_dir: RunsDir = Path("runs")``."""
+
+# typer's public names for the errors of its parser stop at BadParameter; what they share is above it.
+_ParserError: Any = typer.BadParameter.__mro__[2]
+
+
+class LazyGroup(TyperGroup):
+    """A group that imports the module of a command when that command is called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of the commands in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return the command called ``cmd_name``, or None where there is none."""
+        return load(cmd_name) if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the list of commands from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that ``args`` name and its defaults in ``pyproject.toml``."""
+        if args[0] not in COMMANDS:
+            raise AnalyzerError(_unknown_command(args[0]))
+        try:
+            ctx.default_map = {args[0]: defaults_for(args[0], load)}
+        except AnalyzerError:
+            # A mistake in the file must not hide the page that explains the options.
+            if "--help" not in args:
+                raise
+        return super().resolve_command(ctx, args)
+
+
+def _unknown_command(name: str) -> str:
+    """Say that there is no command ``name`` and which one may be meant."""
+    near = get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"there is no command '{name}'; {hint}'analyzer --help' lists the commands."
+
+
+def load(name: str) -> Any:
+    """Return the parser of the command ``name``, importing its module."""
+    module, _, function = COMMANDS[name][0].partition(":")
+    callback = getattr(import_module(f"analyzer.cli.{module}"), function)
+    single = typer.Typer(add_completion=False, rich_markup_mode=None)
+    single.command(name, context_settings=_parsing(name))(callback)
+    return typer.main.get_command(single)
+
+
+def _parsing(name: str) -> dict[str, bool]:
+    """Return how the arguments of the command ``name`` are read."""
+    if COMMANDS[name][0].startswith("planned:"):
+        return {"ignore_unknown_options": True}
+    # What follows the target of a recording belongs to the script, options included.
+    return {"allow_interspersed_args": False} if name == "record" else {}
+
+
+app = typer.Typer(
+    name="analyzer",
+    cls=LazyGroup,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(value: bool) -> None:
+    """Print the version and stop, where it was asked for."""
+    if value:
+        typer.echo(f"analyzer {analyzer.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _analyzer(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version and stop."
+        ),
+    ] = False,
+) -> None:
+    """See how gradients flow through a network while it trains, and why skip connections help.
+
+    \b
+    Example:
+        analyzer record train.py --lr 0.1     (instead of: python train.py --lr 0.1)
+        analyzer show latest
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        arguments: What follows ``analyzer``; those of this process when None.
+
+    Returns:
+        0 when done, 2 when the user must change something (one line on stderr says what), else the
+        command's own exit code. ``record`` may end the process itself, as the script would have.
+    """
+    try:
+        return _call(typer.main.get_command(app), arguments)
+    except AnalyzerError as error:
+        message = str(error)
+    except _ParserError as error:
+        if not error.format_message():
+            error.show()
+            return 2
+        message = f"{error.format_message()} {_help_hint(error)}"
+    except typer.Abort:
+        message = "stopped."
+    print(f"analyzer: {message}", file=sys.stderr)
+    return 2
+
+
+def _help_hint(error: Any) -> str:
+    """Name the help page of the command whose options were wrong."""
+    path = error.ctx.command_path if getattr(error, "ctx", None) else "analyzer"
+    return f"See '{path} --help'."
+
+
+def _call(command: Any, arguments: Sequence[str] | None) -> int:
+    """Parse, then run; what a command leaves to be called runs after the parser's frames are gone."""
+    args = sys.argv[1:] if arguments is None else list(arguments)
+    args = args or ["--help"]
+    result = command.main(args, prog_name="analyzer", standalone_mode=False)
+    while callable(result):
+        result = result()
+    return result or 0

@@ -1,0 +1,94 @@
+"""Writing to a terminal, a pipe or a file: width, color, encoding, and names that others chose."""
+
+import sys
+from dataclasses import dataclass
+
+from rich.box import ASCII, SIMPLE_HEAD, Box
+from rich.console import Console
+
+__all__ = ["Signs", "console", "printable", "prints_unicode", "signs", "table_box"]
+
+_PIPE_WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Signs:
+    """Signs that not every stream can hold.
+
+    Args:
+        unicode: Whether charts may use more than ASCII.
+        missing: What was not measured.
+        plus_minus: Between a mean and its standard deviation.
+        dot: Between the parts of a line.
+        norm: The norm of an output gradient.
+        arrow: From one value to another.
+    """
+
+    unicode: bool
+    missing: str
+    plus_minus: str
+    dot: str
+    norm: str
+    arrow: str
+
+
+def signs() -> Signs:
+    """Return the signs that stdout can hold."""
+    if prints_unicode():
+        return Signs(True, "–", "±", " · ", "‖∂L/∂y‖", "→")
+    return Signs(False, "-", "+-", " | ", "|dL/dy|", "->")
+
+
+def prints_unicode(encoding: str | None = None) -> bool:
+    """Whether a stream of this encoding (of stdout where None) can hold the chart characters."""
+    name = encoding if encoding is not None else (getattr(sys.stdout, "encoding", None) or "ascii")
+    try:
+        "│⁻✕∅█‖∂±".encode(name)
+    except (LookupError, UnicodeEncodeError):
+        return False
+    return True
+
+
+def console() -> Console:
+    """Return a console on stdout: as wide as the terminal, or 100 columns without color elsewhere.
+
+    Markup, emoji codes and highlighting are off, because names of layers are printed as they are.
+    """
+    stream = sys.stdout
+    if hasattr(stream, "reconfigure"):
+        # A layer name may hold letters that the locale cannot encode; it is shown escaped.
+        stream.reconfigure(errors="backslashreplace")
+    is_terminal = stream.isatty()
+    return Console(
+        file=stream,
+        width=None if is_terminal else _PIPE_WIDTH,
+        force_terminal=None if is_terminal else False,
+        color_system="auto" if is_terminal else None,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        soft_wrap=False,
+    )
+
+
+def table_box() -> Box:
+    """Return the box style of tables that stdout can show."""
+    return SIMPLE_HEAD if prints_unicode() else ASCII
+
+
+def printable(text: str, limit: int = 60) -> str:
+    """Return a name as harmless text: one line, nothing invisible, at most ``limit`` characters.
+
+    Control, formatting and unassigned characters (escape sequences, newlines, text direction) are
+    shown as Python escapes; what is too long loses its middle, since both ends of a module path
+    tell layers apart.
+    """
+    shown = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+    if len(shown) <= limit:
+        return shown
+    mark = "…" if prints_unicode() else "..."
+    kept = max(limit - len(mark), 2)
+    head = (kept + 1) // 2
+    return shown[:head] + mark + shown[len(shown) - (kept - head) :]

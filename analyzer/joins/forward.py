@@ -1,0 +1,229 @@
+"""Tensors followed forward through one forward pass, where autograd keeps no graph of them.
+
+A *flow* stands for a tensor without gradient: a network's input, what a frozen or ``no_grad`` part
+makes of it, or a frozen parameter. It carries data when it was computed from the network's inputs.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from analyzer.joins.calls import sequence_number
+
+__all__ = ["Flow", "Followed", "Follower"]
+
+_ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "subtract"} | {
+    "__sub__",
+    "__isub__",
+    "__rsub__",
+}
+_CONCATENATIONS = {"cat", "concat", "concatenate"}
+_SELECTIONS = {"__getitem__", "select", "narrow", "chunk", "split", "unbind", "tensor_split"}
+
+
+@dataclass(eq=False, slots=True)
+class Flow:
+    """A tensor that autograd does not see, and how it was made.
+
+    Args:
+        kind: ``add`` | ``cat`` | ``select`` | ``other`` | ``input``.
+        carries_data: Whether it was computed from the network's inputs.
+        is_differentiable: Whether it is floating, so that a gradient could flow through it.
+        reads: Flows that it was made from, slot by slot for ``add`` and ``cat``.
+        parameters: Parameters that it was made from directly.
+        sequence: Number of the next autograd node when it was made.
+        tick: Number of the followed function that made it.
+        shape: Its shape.
+    """
+
+    kind: str
+    carries_data: bool
+    is_differentiable: bool
+    reads: tuple[Flow, ...]
+    parameters: tuple[nn.Parameter, ...]
+    sequence: int
+    tick: int
+    shape: tuple[int, ...]
+
+
+@dataclass(eq=False, slots=True)
+class Followed:
+    """One function call that made autograd nodes.
+
+    Args:
+        kind: As for `Flow`.
+        start: Sequence number of its first autograd node.
+        end: Sequence number after its last one.
+        operands: Per tensor argument its flow; None where autograd sees it, or it is constant.
+        parameters: Parameters without gradient that it read.
+    """
+
+    kind: str
+    start: int
+    end: int
+    operands: tuple[Flow | None, ...]
+    parameters: tuple[nn.Parameter, ...]
+
+
+def _function_kind(function: Callable[..., Any]) -> str:
+    name = getattr(function, "__name__", "")
+    if name in _ADDITIONS:
+        return "add"
+    if name in _CONCATENATIONS:
+        return "cat"
+    return "select" if name in _SELECTIONS else "other"
+
+
+def _tensor_arguments(values: Iterable[Any]) -> list[Tensor]:
+    """Return the tensors among arguments, one level of lists deep (as torch functions take them)."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found.extend(item for item in value if isinstance(item, Tensor))
+    return found
+
+
+class Follower(TorchFunctionMode):
+    """Follows tensors through the functions of one forward pass; it changes no result.
+
+    Attributes:
+        tick: How many functions were followed so far.
+        followed: Calls that made autograd nodes from tensors that autograd does not see.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tick = 0
+        self.followed: list[Followed] = []
+        self._flows: dict[int, tuple[weakref.ref[Tensor], Flow]] = {}
+        self._has_inputs = False
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call the function, note what it made from what."""
+        named = dict(kwargs or {})
+        start = sequence_number()
+        result = func(*args, **named)
+        made = _tensor_arguments((result,))
+        if func is Tensor.__setitem__:
+            made = [args[0]]
+        if made:
+            self._note(func, _tensor_arguments((*args, *named.values())), made, start)
+        return result
+
+    def add_inputs(self, tensors: Iterable[Tensor]) -> None:
+        """Note the inputs of a root model: data from here on, where not already followed."""
+        for tensor in tensors:
+            self._has_inputs = True
+            if not tensor.requires_grad and self.flow_of(tensor) is None:
+                self._remember(tensor, self._source(tensor))
+
+    def flow_of(self, tensor: Tensor) -> Flow | None:
+        """Return the flow of a tensor that autograd does not see; None where it is not followed."""
+        entry = self._flows.get(id(tensor))
+        return entry[1] if entry is not None and entry[0]() is tensor else None
+
+    def _remember(self, tensor: Tensor, flow: Flow) -> None:
+        self._flows[id(tensor)] = (weakref.ref(tensor), flow)
+
+    def _source(self, tensor: Tensor) -> Flow:
+        return Flow(
+            kind="input",
+            carries_data=True,
+            is_differentiable=tensor.is_floating_point() or tensor.is_complex(),
+            reads=(),
+            parameters=(),
+            sequence=sequence_number(),
+            tick=self.tick,
+            shape=tuple(tensor.shape),
+        )
+
+    def _operand(self, tensor: Tensor) -> Flow | None:
+        flow = self.flow_of(tensor)
+        # A model whose inputs could not be found in its arguments reads them from elsewhere.
+        if flow is None and not self._has_inputs and not isinstance(tensor, nn.Parameter):
+            if tensor.requires_grad:
+                return None
+            flow = self._source(tensor)
+            self._remember(tensor, flow)
+        return flow
+
+    def _note(
+        self, func: Callable[..., Any], arguments: list[Tensor], made: list[Tensor], start: int
+    ) -> None:
+        self.tick += 1
+        # While the functions of a mode run it is off; the tensors' own fields are read plainly.
+        with torch._C.DisableTorchFunction():
+            operands = tuple(self._operand(tensor) for tensor in arguments)
+            kind = _function_kind(func)
+            end = sequence_number()
+            if any(tensor.grad_fn is not None for tensor in made):
+                frozen = self._parameters(arguments, operands, only_frozen=True)
+                if frozen or kind != "other" or any(operands):
+                    self.followed.append(Followed(kind, start, end, operands, frozen))
+            elif not any(tensor.is_leaf and tensor.requires_grad for tensor in made):
+                self._note_unseen(kind, arguments, operands, made, start)
+
+    def _note_unseen(
+        self,
+        kind: str,
+        arguments: list[Tensor],
+        operands: tuple[Flow | None, ...],
+        made: list[Tensor],
+        start: int,
+    ) -> None:
+        """Note tensors without gradient."""
+        carries_data = any(flow is not None and flow.carries_data for flow in operands) or any(
+            tensor.requires_grad and not isinstance(tensor, nn.Parameter) for tensor in arguments
+        )
+        parameters = self._parameters(arguments, operands, only_frozen=False)
+        if not carries_data and not parameters:
+            return
+        # What was cut off from a tensor with gradient (detach, argmax) starts anew: no gradient
+        # could flow back through it, so it leads to no fork.
+        is_cut = any(
+            tensor.requires_grad and not isinstance(tensor, nn.Parameter) for tensor in arguments
+        )
+        data = tuple(flow for flow in operands if flow is not None and flow.carries_data)
+        reads = tuple(flow for flow in data if flow.is_differentiable)
+        if is_cut or len(reads) != len(data):
+            kind, reads = "other", (() if is_cut else reads)
+        for tensor in made:
+            differentiable = tensor.is_floating_point() or tensor.is_complex()
+            flow = Flow(
+                kind=kind if torch.is_grad_enabled() or kind == "select" else "other",
+                carries_data=carries_data,
+                is_differentiable=differentiable,
+                reads=reads if differentiable else (),
+                parameters=parameters,
+                sequence=start,
+                tick=self.tick,
+                shape=tuple(tensor.shape),
+            )
+            self._remember(tensor, flow)
+
+    @staticmethod
+    def _parameters(
+        arguments: list[Tensor], operands: tuple[Flow | None, ...], *, only_frozen: bool
+    ) -> tuple[nn.Parameter, ...]:
+        found: dict[nn.Parameter, None] = {}
+        for tensor, flow in zip(arguments, operands, strict=True):
+            if isinstance(tensor, nn.Parameter) and not (only_frozen and tensor.requires_grad):
+                found[tensor] = None
+            elif flow is not None and not flow.carries_data:
+                found.update(dict.fromkeys(flow.parameters))
+        return tuple(found)

@@ -1,0 +1,276 @@
+"""The data paths of an autograd graph, in forward order, with the parameters that each node reads.
+
+Nodes that only prepare a parameter (a transpose, a view, a parametrization) are no data path: what
+they read counts as parameters of the node that they feed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+from torch.autograd.graph import Node
+
+from analyzer.joins.calls import CallLog, ModuleCall
+from analyzer.joins.forward import Flow, Followed
+
+__all__ = ["Dataflow", "Walk"]
+
+_KINDS = {
+    "AddBackward0": "add",
+    "SubBackward0": "add",
+    "CatBackward0": "cat",
+    "SelectBackward0": "select",
+    "SliceBackward0": "select",
+    "SplitBackward0": "select",
+    "SplitWithSizesBackward0": "select",
+    "UnbindBackward0": "select",
+    "IndexSelectBackward0": "select",
+    "ViewBackward0": "view",
+    "UnsafeViewBackward0": "view",
+    "ReshapeAliasBackward0": "view",
+    "AliasBackward0": "view",
+    "AsStridedBackward0": "view",
+    "CloneBackward0": "view",
+    "ToCopyBackward0": "view",
+    "TransposeBackward0": "view",
+    "PermuteBackward0": "view",
+    "SqueezeBackward0": "view",
+    "SqueezeBackward1": "view",
+    "UnsqueezeBackward0": "view",
+    "ExpandBackward0": "view",
+    "ConstantPadNdBackward0": "view",
+}
+Edge = tuple[Node | None, int]
+Read = tuple[int, int, int]
+NO_SLOT = -1
+
+
+class Walk:
+    """All nodes below some roots, in an order that depends on the graph's structure alone.
+
+    Args:
+        roots: Autograd nodes to start from.
+    """
+
+    def __init__(self, roots: Iterable[Node]) -> None:
+        self.nodes: list[Node] = []
+        self.edges: list[tuple[Edge, ...]] = []
+        place: dict[Node, int] = {}
+        stack = list(roots)[::-1]
+        while stack:
+            node = stack.pop()
+            if node in place:
+                continue
+            place[node] = len(self.nodes)
+            edges = node.next_functions
+            self.nodes.append(node)
+            self.edges.append(edges)
+            stack.extend([child for child, _ in edges if child is not None and child not in place])
+        self.place = place
+
+    def structure(self) -> list[tuple[object, ...]]:
+        """Return what must be equal in two graphs for their nodes to correspond."""
+        place = self.place
+        return [
+            (type(node), *((place[child], nr) if child is not None else None for child, nr in edges))
+            for node, edges in zip(self.nodes, self.edges, strict=True)
+        ]
+
+
+class Dataflow:
+    """The vertices that carry data, each after everything that it reads.
+
+    Args:
+        walk: The autograd graph.
+        log: Calls of the forward that made it.
+
+    Attributes:
+        vertices: Autograd nodes, and flows where autograd has none.
+        kinds: Per vertex ``add`` | ``cat`` | ``select`` | ``view`` | ``input`` | ``other``.
+        reads: Per vertex its data reads: (input slot, vertex read, output number of that vertex);
+            the slot is -1 where autograd has no edge.
+        parameters: Per vertex the parameters that it reads directly.
+        elements: Per vertex the number of elements of those.
+        place: Vertex numbers by node or flow.
+    """
+
+    def __init__(self, walk: Walk, log: CallLog) -> None:
+        self.vertices: list[Any] = []
+        self.kinds: list[str] = []
+        self.reads: list[tuple[Read, ...]] = []
+        self.parameters: list[tuple[nn.Parameter, ...]] = []
+        self.elements: list[int] = []
+        self.place: dict[Any, int] = {}
+        self._weights: dict[Node, tuple[nn.Parameter, ...]] = {}
+        self._is_weight = {p for root in log.roots.values() for p in root.parameters()}
+        self._log = log
+        nodes = self._sources_apart(walk)
+        sequences = [node._sequence_nr() for node, _ in nodes]  # type: ignore[attr-defined]
+        self._notes = self._followed(log)
+        self._spans = self._layer_spans(log) if log.follower is None else {}
+        items: list[tuple[tuple[int, int, int], Any, Any]] = [
+            ((sequence, 1, place), node, edges)
+            for place, (sequence, (node, edges)) in enumerate(zip(sequences, nodes, strict=True))
+        ]
+        items += [((flow.sequence, 0, flow.tick), flow, None) for flow in self._flows(log)]
+        items.sort(key=lambda item: item[0])
+        if not self._is_forward_order(items):
+            items = _children_first(items)
+        for (sequence, _, _), vertex, edges in items:
+            if edges is None:
+                self._add_flow(vertex)
+            else:
+                self._add_node(vertex, edges, sequence)
+
+    def _sources_apart(self, walk: Walk) -> list[tuple[Node, tuple[Edge, ...]]]:
+        """Sort leaves into parameters and data, return the other nodes."""
+        others = []
+        for node, edges in zip(walk.nodes, walk.edges, strict=True):
+            if type(node).__name__ != "AccumulateGrad":
+                others.append((node, edges))
+                continue
+            variable = node.variable  # type: ignore[attr-defined]
+            if variable in self._is_weight or isinstance(variable, nn.Parameter):
+                self._weights[node] = (variable,)
+            else:
+                self._append(node, "input", (), ())
+        return others
+
+    @staticmethod
+    def _followed(log: CallLog) -> dict[int, Followed]:
+        """Return the followed function calls by the sequence numbers of their nodes."""
+        if log.follower is None:
+            return {}
+        return {
+            number: call for call in log.follower.followed for number in range(call.start, call.end)
+        }
+
+    @staticmethod
+    def _layer_spans(log: CallLog) -> dict[int, ModuleCall]:
+        """Return the innermost layer call by sequence number: all that hooks alone can tell."""
+        return {
+            number: call
+            for call in log.calls
+            if call.layer is not None
+            for number in range(call.start, call.end)
+        }
+
+    def _flows(self, log: CallLog) -> list[Flow]:
+        """Return the flows that carry data into the graph, or out of the model past it."""
+        stack: list[Flow] = [
+            flow
+            for call in (log.follower.followed if log.follower is not None else ())
+            for flow in call.operands
+            if flow is not None
+        ]
+        stack += [made for call in log.calls for made in call.outputs if isinstance(made, Flow)]
+        found: dict[Flow, None] = {}
+        while stack:
+            flow = stack.pop()
+            if flow in found or not (flow.carries_data and flow.is_differentiable):
+                continue
+            found[flow] = None
+            stack.extend(flow.reads)
+        return list(found)
+
+    @staticmethod
+    def _is_forward_order(items: Sequence[tuple[Any, Any, Any]]) -> bool:
+        """Whether each node comes after what it reads; views changed in place may break that."""
+        seen: set[Any] = set()
+        for _, vertex, edges in items:
+            seen.add(vertex)
+            for child, _ in edges or ():
+                if (
+                    child is not None
+                    and child not in seen
+                    and type(child).__name__ != "AccumulateGrad"
+                ):
+                    return False
+        return True
+
+    def _append(
+        self,
+        vertex: Any,
+        kind: str,
+        reads: tuple[Read, ...],
+        parameters: tuple[nn.Parameter, ...],
+    ) -> None:
+        self.place[vertex] = len(self.vertices)
+        self.vertices.append(vertex)
+        self.kinds.append(kind)
+        self.reads.append(reads)
+        self.parameters.append(parameters)
+        self.elements.append(sum([parameter.numel() for parameter in parameters]))
+
+    def _add_flow(self, flow: Flow) -> None:
+        place = self.place
+        reads = tuple((slot, place[read], 0) for slot, read in enumerate(flow.reads))
+        self._append(flow, flow.kind, reads, flow.parameters)
+
+    def _add_node(self, node: Node, edges: tuple[Edge, ...], sequence: int) -> None:
+        reads: list[Read] = []
+        parameters: tuple[nn.Parameter, ...] = ()
+        has_gap = False
+        for slot, (child, number) in enumerate(edges):
+            if child is None:
+                has_gap = True
+            elif (read := self.place.get(child)) is not None:
+                reads.append((slot, read, number))
+            else:
+                parameters += self._weights[child]
+        name = type(node).__name__
+        kind = _KINDS.get(name, "other")
+        is_data = bool(reads)
+        note = self._notes.get(sequence)
+        if note is not None:
+            if name == "CopySlices" and note.kind == "add":
+                kind = "add"
+            unseen, carries_data = self._unseen_reads(note, kind, edges, is_data, has_gap)
+            reads += unseen
+            is_data |= carries_data
+            if has_gap or note.end - note.start == 1:
+                parameters += note.parameters
+        elif (call := self._spans.get(sequence)) is not None:
+            is_data |= has_gap or name.startswith("Embedding")
+            if has_gap:
+                own = call.module.parameters(recurse=False)
+                parameters += tuple(p for p in own if not p.requires_grad)
+        if is_data:
+            self._append(node, kind, tuple(reads), parameters)
+        else:
+            self._weights[node] = parameters
+
+    def _unseen_reads(
+        self, note: Followed, kind: str, edges: tuple[Edge, ...], is_data: bool, has_gap: bool
+    ) -> tuple[list[Read], bool]:
+        """Return the flows that a node reads, and whether any of its operands carries data."""
+        data = [(s, f) for s, f in enumerate(note.operands) if f is not None and f.carries_data]
+        if kind in ("add", "cat") and note.kind == kind:
+            data = [(s, f) for s, f in data if s < len(edges) and edges[s][0] is None]
+        elif note.end - note.start > 1 and (is_data or not has_gap):
+            # Of several nodes of one function only the first ones read what autograd cannot see.
+            return [], False
+        else:
+            data = [(NO_SLOT, flow) for _, flow in data]
+        reads = [(s, self.place[f], 0) for s, f in data if f.is_differentiable]
+        return reads, bool(data)
+
+
+def _children_first(items: Sequence[tuple[Any, Any, Any]]) -> list[tuple[Any, Any, Any]]:
+    """Return vertices so that each comes after what it reads, whatever their numbers say."""
+    by_vertex = {item[1]: item for item in items}
+    done: dict[Any, Any] = {item[1]: item for item in items if item[2] is None}
+    stack = [(item[1], False) for item in reversed(items) if item[2] is not None]
+    while stack:
+        vertex, is_expanded = stack.pop()
+        if vertex in done:
+            continue
+        if is_expanded:
+            done[vertex] = by_vertex[vertex]
+            continue
+        stack.append((vertex, True))
+        children = (child for child, _ in by_vertex[vertex][2])
+        stack.extend((c, False) for c in children if c in by_vertex and c not in done)
+    return list(done.values())

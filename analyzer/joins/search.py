@@ -1,0 +1,280 @@
+"""Residual joins among the data paths: where a shortcut and a branch that left one tensor meet.
+
+The fork of a join is the nearest tensor that every path of the shortcut passes and that the branch
+reads too: an immediate dominator of the shortcut's operand. The branch alone may read more than the
+fork (cross-attention, a recurrent input).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from heapq import heappop, heappush
+
+from analyzer.joins.graph import Dataflow
+
+__all__ = ["Meeting", "joins_of"]
+
+NOWHERE = -1
+Edge = tuple[int, int, int]
+
+
+@dataclass(slots=True)
+class Meeting:
+    """A join as vertices of a `Dataflow`.
+
+    Args:
+        join: The vertex that adds or concatenates.
+        fork: The vertex that both operands come from.
+        shortcut_slot: Input of the join that comes from the shortcut.
+        branch_slots: Inputs of the join that come from the branch; one for an addition.
+        shortcut_elements: Elements of the parameters on the shortcut's lightest path.
+        branch_elements: The same for the branch.
+        shortcut_path: Vertices on the lightest paths of the shortcut.
+        shortcut_region: All vertices between the shortcut's operand and the fork.
+        branch_region: All vertices of the branch after the fork, a gate's included.
+        shortcut_edges: Reads of the fork by the shortcut: (reader, its slot, output of the fork).
+        branch_edges: Reads of the fork by the branch.
+    """
+
+    join: int
+    fork: int
+    shortcut_slot: int
+    branch_slots: tuple[int, ...]
+    shortcut_elements: int
+    branch_elements: int
+    shortcut_path: set[int]
+    shortcut_region: set[int]
+    branch_region: set[int]
+    shortcut_edges: tuple[Edge, ...]
+    branch_edges: tuple[Edge, ...]
+
+
+def joins_of(flow: Dataflow) -> list[Meeting]:
+    """Return the residual joins of a network, in forward order."""
+    return _Search(flow).run()
+
+
+class _Search:
+    def __init__(self, flow: Dataflow) -> None:
+        self.flow = flow
+        self.reads = [tuple({read for _, read, _ in reads}) for reads in flow.reads]
+        self.dominator = self._dominators()
+
+    def run(self) -> list[Meeting]:
+        found: dict[int, Meeting] = {}
+        for vertex, kind in enumerate(self.flow.kinds):
+            if kind in ("add", "cat") and len(self.reads[vertex]) > 1:
+                meeting = self._addition(vertex) if kind == "add" else self._concatenation(vertex)
+                if meeting is not None:
+                    found[vertex] = meeting
+        for meeting in list(found.values()):
+            self._drop_parallel_sums(meeting, found)
+        return list(found.values())
+
+    def _dominators(self) -> list[int]:
+        """Return for each vertex the nearest one that all its paths to any source pass."""
+        dominator: list[int] = []
+        for reads in self.reads:
+            nearest = reads[0] if reads else NOWHERE
+            for other in reads[1:]:
+                while nearest != other and nearest != NOWHERE:
+                    # Vertices are numbered forward, so the larger number is the one to lift.
+                    if nearest > other:
+                        nearest = dominator[nearest]
+                    else:
+                        other = dominator[other]
+                    if other == NOWHERE:
+                        nearest = NOWHERE
+            dominator.append(nearest)
+        return dominator
+
+    def _addition(self, join: int) -> Meeting | None:
+        operands = [(slot, read) for slot, read, _ in self.flow.reads[join]]
+        if len(operands) != 2:
+            return None
+        # The operand made first is the shortcut nearly always; if so the other order is not tried.
+        first, second = sorted(operands, key=lambda operand: operand[1])
+        best: Meeting | None = None
+        for shortcut, branch in ((first, second), (second, first)):
+            fork = self._fork(shortcut[1], branch[1])
+            if fork != NOWHERE and (best is None or best.shortcut_elements > 0):
+                meeting = self._meeting(join, fork, shortcut, (branch,))
+                if meeting is not None and (
+                    best is None or meeting.shortcut_elements < best.shortcut_elements
+                ):
+                    best = meeting
+        if best is not None and best.shortcut_elements and self._reads_apart(best):
+            # Two projections of two slices, as in a recurrent cell, left different tensors.
+            return None
+        return best
+
+    def _concatenation(self, join: int) -> Meeting | None:
+        """Join where one operand is the fork itself: the earliest that another one reads."""
+        operands = [(slot, read) for slot, read, _ in self.flow.reads[join]]
+        for shortcut in sorted(operands, key=lambda operand: self._unviewed(operand[1])):
+            fork = self._unviewed(shortcut[1])
+            branches = tuple(
+                other for other in operands if other is not shortcut and self._reaches(other[1], fork)
+            )
+            meeting = self._meeting(join, fork, shortcut, branches) if branches else None
+            if meeting is not None and not self._reads_apart(meeting):
+                return meeting
+        return None
+
+    def _unviewed(self, vertex: int) -> int:
+        """Return the tensor that a vertex is a mere view, copy, crop or padding of."""
+        kinds, reads = self.flow.kinds, self.flow.reads
+        while kinds[vertex] in ("view", "select") and len(reads[vertex]) == 1:
+            if self._has_parts(vertex) or self.flow.elements[vertex]:
+                break
+            vertex = reads[vertex][0][1]
+        return vertex
+
+    def _has_parts(self, vertex: int) -> bool:
+        """Whether a node has several outputs (split, unbind): each is another tensor."""
+        return len(getattr(self.flow.vertices[vertex], "_input_metadata", ())) > 1
+
+    def _reaches(self, start: int, target: int) -> bool:
+        return start == target or target in self._reads_of(self._region((start,), target))
+
+    def _reads_of(self, region: set[int]) -> set[int]:
+        return {read for vertex in region for read in self.reads[vertex]}
+
+    def _fork(self, shortcut: int, branch: int) -> int:
+        """Return the nearest dominator of the shortcut's operand that the branch reads."""
+        reads, dominator = self.reads, self.dominator
+        heap, seen, fork = [-branch], {branch}, shortcut
+        while heap and fork != NOWHERE:
+            while heap and -heap[0] > fork:
+                for read in reads[-heappop(heap)]:
+                    if read not in seen:
+                        seen.add(read)
+                        heappush(heap, -read)
+            if heap and -heap[0] == fork:
+                return fork
+            fork = dominator[fork]
+        return NOWHERE
+
+    def _region(self, starts: tuple[int, ...], fork: int) -> set[int]:
+        """Return what can be read from some vertices without passing the fork."""
+        region = {start for start in starts if start > fork}
+        stack = list(region)
+        while stack:
+            for read in self.reads[stack.pop()]:
+                if read > fork and read not in region:
+                    region.add(read)
+                    stack.append(read)
+        return region
+
+    def _costs(self, region: set[int], fork: int) -> dict[int, int]:
+        """Return the fewest parameter elements on a path to the fork, where there is one."""
+        cost = {fork: 0}
+        elements = self.flow.elements
+        for vertex in sorted(region):
+            below = [cost[read] for read in self.reads[vertex] if read in cost]
+            if below:
+                cost[vertex] = elements[vertex] + min(below)
+        return cost
+
+    def _meeting(
+        self,
+        join: int,
+        fork: int,
+        shortcut: tuple[int, int],
+        branches: tuple[tuple[int, int], ...],
+    ) -> Meeting | None:
+        """Return the join of a shortcut and branches, None where no branch is the heavier one."""
+        shortcut_region = self._region((shortcut[1],), fork)
+        branch_region = self._region(tuple(start for _, start in branches), fork)
+        cost = self._costs(shortcut_region | branch_region, fork)
+        heavier = [b for b in branches if b[1] in cost and cost[b[1]] > cost[shortcut[1]]]
+        if not heavier:
+            return None
+        path = self._lightest_path(shortcut[1], fork, cost)
+        branch_region |= self._gates(path, fork)
+        own_region = shortcut_region - branch_region
+        slots = {slot for slot, _ in heavier}
+        return Meeting(
+            join=join,
+            fork=fork,
+            shortcut_slot=shortcut[0],
+            branch_slots=tuple(sorted(slots)),
+            shortcut_elements=cost[shortcut[1]],
+            branch_elements=min(cost[start] for _, start in heavier),
+            shortcut_path=path,
+            shortcut_region=own_region,
+            branch_region=branch_region,
+            shortcut_edges=self._edges(own_region, fork) + self._direct(join, shortcut[0], fork),
+            branch_edges=self._edges(branch_region, fork),
+        )
+
+    def _lightest_path(self, start: int, fork: int, cost: dict[int, int]) -> set[int]:
+        path: set[int] = set()
+        stack = [start] if start != fork else []
+        while stack:
+            vertex = stack.pop()
+            path.add(vertex)
+            rest = cost[vertex] - self.flow.elements[vertex]
+            for read in self.reads[vertex]:
+                if read != fork and read not in path and cost.get(read) == rest:
+                    stack.append(read)
+        return path
+
+    def _gates(self, path: set[int], fork: int) -> set[int]:
+        """Return what only scales the shortcut: by the contract it belongs to the branch."""
+        starts = tuple(
+            read
+            for vertex in path
+            if type(self.flow.vertices[vertex]).__name__ == "MulBackward0"
+            for read in self.reads[vertex]
+            if read != fork and read not in path
+        )
+        return self._region(starts, fork) - path if starts else set()
+
+    def _edges(self, region: set[int], fork: int) -> tuple[Edge, ...]:
+        return tuple(
+            (vertex, slot, number)
+            for vertex in sorted(region)
+            for slot, read, number in self.flow.reads[vertex]
+            if read == fork
+        )
+
+    def _direct(self, join: int, slot: int, fork: int) -> tuple[Edge, ...]:
+        return tuple(
+            (join, s, number)
+            for s, read, number in self.flow.reads[join]
+            if s == slot and read == fork
+        )
+
+    def _reads_apart(self, meeting: Meeting) -> bool:
+        """Whether shortcut and branch read different parts of the fork (slices, chunks)."""
+        shortcut, branch = meeting.shortcut_edges, meeting.branch_edges
+        if {number for _, _, number in shortcut}.isdisjoint({number for _, _, number in branch}):
+            return True
+        kinds = self.flow.kinds
+        readers = {vertex for vertex, _, _ in shortcut}, {vertex for vertex, _, _ in branch}
+        return readers[0].isdisjoint(readers[1]) and all(
+            kinds[vertex] == "select" for vertex in readers[0] | readers[1]
+        )
+
+    def _drop_parallel_sums(self, outer: Meeting, found: dict[int, Meeting]) -> None:
+        """Remove sums of parallel branches, ``a(x) + m(x)``, that are then added to x itself."""
+        if outer.shortcut_elements or self.flow.kinds[outer.join] != "add":
+            return
+        starts = {slot: read for slot, read, _ in self.flow.reads[outer.join]}
+        stack = [starts[outer.branch_slots[0]]]
+        while stack:
+            vertex = stack.pop()
+            while vertex not in found and len(self.reads[vertex]) == 1 and self._is_thin(vertex):
+                vertex = self.reads[vertex][0]
+            inner = found.get(vertex)
+            if inner is None or not inner.shortcut_elements or inner.fork < outer.fork:
+                continue
+            between = self._region((inner.fork,), outer.fork)
+            if all(self._is_thin(v) for v in between):
+                del found[vertex]
+                stack.extend(self.reads[vertex])
+
+    def _is_thin(self, vertex: int) -> bool:
+        """Whether a vertex at most scales, shifts or normalizes each feature."""
+        return all(parameter.dim() <= 1 for parameter in self.flow.parameters[vertex])

@@ -1,0 +1,136 @@
+"""The built-in training loop, written as a user would write it."""
+
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils._pytree import tree_map_only
+
+from analyzer.errors import AnalyzerError
+
+__all__ = ["OPTIMIZERS", "choose_device", "optimizer", "seed_everything", "train"]
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+
+
+def train(
+    model: nn.Module,
+    batches: Iterable[tuple[Any, Any]],
+    *,
+    steps: int,
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[Any, Any], Tensor] = cross_entropy,
+    device: torch.device | str = "cpu",
+    max_norm: float | None = None,
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> None:
+    """Train a model for some steps; it never waits for the device.
+
+    Args:
+        model: Already on ``device``; put into training mode.
+        batches: Pairs of input and target, on any device. Ends the training where it ends before
+            ``steps``.
+        steps: Optimizer updates.
+        optimizer: Made for the parameters of ``model``.
+        loss: ``loss(output, target)``, a scalar.
+        device: Where the model is.
+        max_norm: Clip the global gradient norm to this; ``None``: no clipping.
+        on_step: Called after each update with the step, from 0, and its loss, a scalar still on the
+            device.
+    """
+    model.train()
+    # The range comes first: zip must not take a batch that no step will use.
+    for step, (input, target) in zip(range(steps), batches, strict=False):
+        optimizer.zero_grad()
+        value = loss(model(_moved(input, device)), _moved(target, device))
+        value.backward()  # type: ignore[no-untyped-call]
+        if max_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+        optimizer.step()
+        if on_step is not None:
+            on_step(step, value.detach())
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    """Move a tensor, or the tensors in a list, tuple or dict, to the device."""
+    return tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=True), value)
+
+
+def optimizer(name: str, model: nn.Module, lr: float | None = None) -> torch.optim.Optimizer:
+    """Build an optimizer for all parameters of a model that are trained.
+
+    Args:
+        name: ``"sgd"`` (momentum 0.9), ``"adam"`` or ``"adamw"``.
+        model: Whose parameters are updated.
+        lr: Learning rate; by default 0.02 for SGD, 0.001 for the others.
+
+    Raises:
+        AnalyzerError: If the name is unknown, the learning rate is negative or not a number, or the
+            model has nothing to train.
+    """
+    if lr is not None and not lr >= 0:
+        raise AnalyzerError(f"learning rate {lr} is not usable; choose a number from 0, as 0.02")
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise AnalyzerError(
+            f"{type(model).__name__} has no parameter that requires a gradient; the built-in loop "
+            "needs at least one. Unfreeze a layer."
+        )
+    if name == "sgd":
+        return torch.optim.SGD(trained, lr=0.02 if lr is None else lr, momentum=0.9)
+    if name == "adam":
+        return torch.optim.Adam(trained, lr=1e-3 if lr is None else lr)
+    if name == "adamw":
+        return torch.optim.AdamW(trained, lr=1e-3 if lr is None else lr)
+    raise AnalyzerError(f"optimizer {name!r} is unknown; choose one of {', '.join(OPTIMIZERS)}")
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return the device to train on.
+
+    Args:
+        name: ``"auto"``: the accelerator if torch finds one, else the CPU; or a device as torch
+            writes it: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, ``"xpu"``.
+
+    Raises:
+        AnalyzerError: If torch does not know the device, or this machine does not have it.
+    """
+    present = torch.accelerator.is_available()
+    accelerator = torch.accelerator.current_accelerator() if present else None
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    offered = ["auto", "cpu"] if accelerator is None else ["auto", "cpu", accelerator.type]
+    advice = f"choose one of {', '.join(offered)}"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise AnalyzerError(f"device {name!r} is unknown to torch; {advice}") from None
+    if device.type == "cpu":
+        return device
+    count = torch.accelerator.device_count() if present else 0
+    if accelerator is None or device.type != accelerator.type or (device.index or 0) >= count:
+        raise AnalyzerError(
+            f"device {name!r} is not available; torch finds {count or 'no'} "
+            f"{accelerator.type if accelerator else 'accelerator'} here; {advice}"
+        )
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, numpy's and torch's global generators, those of all devices included.
+
+    Args:
+        seed: Any integer from 0; numpy takes its last 32 bits.
+
+    Raises:
+        AnalyzerError: If the seed is negative.
+    """
+    if seed < 0:
+        raise AnalyzerError(f"seed {seed} is negative; choose an integer from 0")
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,149 @@
+"""Bins of consecutive steps, each with minimum, mean and maximum per id and column."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Bins", "concatenated", "rebinned", "single"]
+
+Floats = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Rows of bins; minimum, mean and maximum are those of the finite values.
+
+    Args:
+        columns: Names of the columns.
+        start: First step of the bin of each row, ``[rows]``.
+        ids: Layer, parameter or join of each row, ``[rows]``; zeros for ``steps``.
+        num_rows: Recorded rows in the bin, ``[rows]``.
+        low: Minimum, ``[rows, columns]``; NaN where there is no finite value.
+        mean: Mean, in the same shape.
+        high: Maximum, in the same shape.
+        finite: Number of finite values.
+        nonfinite: Number of values that are NaN or infinite; nulls are neither.
+    """
+
+    columns: tuple[str, ...]
+    start: Counts
+    ids: NDArray[np.int32]
+    num_rows: Counts
+    low: Floats
+    mean: Floats
+    high: Floats
+    finite: Counts
+    nonfinite: Counts
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def __getitem__(self, rows: slice | NDArray[np.generic]) -> "Bins":
+        return Bins(
+            self.columns,
+            self.start[rows],
+            self.ids[rows],
+            self.num_rows[rows],
+            self.low[rows],
+            self.mean[rows],
+            self.high[rows],
+            self.finite[rows],
+            self.nonfinite[rows],
+        )
+
+
+def single(
+    columns: Sequence[str],
+    steps: Counts,
+    ids: NDArray[np.int32],
+    values: Floats,
+    present: NDArray[np.bool_] | None,
+) -> Bins:
+    """Return each row as a bin of its own.
+
+    Args:
+        columns: Names of the columns.
+        steps: Step of each row, ``[rows]``.
+        ids: Id of each row, ``[rows]``.
+        values: Numbers, ``[rows, columns]``.
+        present: False for null; None where nothing is null.
+    """
+    finite = np.isfinite(values)
+    known = np.ones(values.shape, dtype=bool) if present is None else present
+    finite &= known
+    shown = np.where(finite, values, np.nan)
+    ones = np.ones(len(steps), dtype=np.int64)
+    counts, odd = finite.astype(np.int64), (known & ~finite).astype(np.int64)
+    return Bins(tuple(columns), steps, ids, ones, shown, shown, shown, counts, odd)
+
+
+def concatenated(pieces: Sequence[Bins]) -> Bins:
+    """Return the rows of all pieces; a column that a piece lacks has no values there."""
+    columns = tuple(dict.fromkeys(name for piece in pieces for name in piece.columns))
+    aligned = [_aligned(piece, columns) for piece in pieces]
+    if len(aligned) == 1:
+        return aligned[0]
+    return Bins(
+        columns,
+        np.concatenate([piece.start for piece in aligned]),
+        np.concatenate([piece.ids for piece in aligned]),
+        np.concatenate([piece.num_rows for piece in aligned]),
+        np.concatenate([piece.low for piece in aligned]),
+        np.concatenate([piece.mean for piece in aligned]),
+        np.concatenate([piece.high for piece in aligned]),
+        np.concatenate([piece.finite for piece in aligned]),
+        np.concatenate([piece.nonfinite for piece in aligned]),
+    )
+
+
+def _aligned(bins: Bins, columns: tuple[str, ...]) -> Bins:
+    if bins.columns == columns:
+        return bins
+    shape = (len(bins), len(columns))
+    places = [columns.index(name) for name in bins.columns]
+    floats = [np.full(shape, np.nan) for _ in range(3)]
+    counts = [np.zeros(shape, dtype=np.int64) for _ in range(2)]
+    for new, old in zip(floats, (bins.low, bins.mean, bins.high), strict=True):
+        new[:, places] = old
+    for new_count, count in zip(counts, (bins.finite, bins.nonfinite), strict=True):
+        new_count[:, places] = count
+    return Bins(columns, bins.start, bins.ids, bins.num_rows, *floats, *counts)
+
+
+def rebinned(bins: Bins, width: int) -> Bins:
+    """Return the same rows in bins that begin at multiples of ``width``, by start and id."""
+    start = bins.start // width * width
+    order = np.lexsort((bins.ids, start))
+    start, ids = start[order], bins.ids[order]
+    is_first = np.ones(len(start), dtype=bool)
+    is_first[1:] = (start[1:] != start[:-1]) | (ids[1:] != ids[:-1])
+    firsts = np.flatnonzero(is_first)
+    if len(firsts) == len(start):
+        return Bins(bins.columns, start, ids, *_arrays(bins[order]))
+    return Bins(bins.columns, start[firsts], ids[firsts], *_reduced(bins[order], firsts, is_first))
+
+
+_Arrays = tuple[Counts, Floats, Floats, Floats, Counts, Counts]
+
+
+def _arrays(bins: Bins) -> _Arrays:
+    return bins.num_rows, bins.low, bins.mean, bins.high, bins.finite, bins.nonfinite
+
+
+def _reduced(bins: Bins, firsts: Counts, is_first: NDArray[np.bool_]) -> _Arrays:
+    finite = np.add.reduceat(bins.finite, firsts)
+    groups = np.cumsum(is_first) - 1
+    # Weights before the sum, not a division after it: a sum of values near 1e308 overflows.
+    weight = bins.finite / np.maximum(finite, 1)[groups]
+    mean = np.add.reduceat(np.where(bins.finite > 0, bins.mean * weight, 0.0), firsts)
+    return (
+        np.add.reduceat(bins.num_rows, firsts),
+        np.fmin.reduceat(bins.low, firsts),
+        np.where(finite > 0, mean, np.nan),
+        np.fmax.reduceat(bins.high, firsts),
+        finite,
+        np.add.reduceat(bins.nonfinite, firsts),
+    )

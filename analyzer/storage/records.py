@@ -1,0 +1,188 @@
+"""What the training hands to the writer, and the tables that it becomes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from analyzer.storage.columns import inferred, is_number, masked, plain
+from analyzer.storage.schema import PROBES, STAT_COLUMNS, TABLES
+
+KEYS = ("step", "rank", "attempt")
+
+__all__ = ["KEYS", "Block", "Rows", "StepRecord", "probe_table", "stat_rows", "step_rows"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of one table of statistics for one step.
+
+    Args:
+        table: ``layer_stats``, ``parameter_stats`` or ``splits``.
+        ids: Layer, parameter or join of each row, ``[rows]``.
+        values: The table's statistics in the order of the schema, ``[rows, columns]``.
+        present: False for null; None where nothing is null. NaN is a value.
+    """
+
+    table: str
+    ids: NDArray[np.int32]
+    values: NDArray[np.float64]
+    present: NDArray[np.bool_] | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the arrays."""
+        return self.ids.nbytes + self.values.nbytes + getattr(self.present, "nbytes", 0)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """Everything that one step adds to a run.
+
+    Args:
+        step: Columns of ``steps``, ``time`` in microseconds since 1970, and what was logged.
+        blocks: Rows of the other tables.
+    """
+
+    step: Mapping[str, Any]
+    blocks: Sequence[Block] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one table, as arrays for the overview and as the table that is written.
+
+    Args:
+        table: The rows as they are stored.
+        columns: Names of the columns of ``values``.
+        steps: Step of each row, ``[rows]``.
+        ids: Id of each row, ``[rows]``; zeros for ``steps``.
+        values: Numbers, ``[rows, columns]``.
+        present: False for null; None where nothing is null.
+    """
+
+    table: pa.Table
+    columns: tuple[str, ...]
+    steps: NDArray[np.int64]
+    ids: NDArray[np.int32]
+    values: NDArray[np.float64]
+    present: NDArray[np.bool_] | None
+
+
+def stat_rows(table: str, blocks: Sequence[tuple[int, Block]], rank: int) -> Rows:
+    """Return the rows of the blocks of some steps, in their order."""
+    schema = TABLES[table]
+    counts = [len(block.ids) for _, block in blocks]
+    steps = np.repeat(np.array([step for step, _ in blocks], dtype=np.int64), counts)
+    ids = np.concatenate([block.ids for _, block in blocks]).astype(np.int32, copy=False)
+    values = np.concatenate([block.values for _, block in blocks]).astype(np.float64, copy=False)
+    present = _present([block for _, block in blocks])
+    columns = [pa.array(steps), pa.array(np.full(len(ids), rank, dtype=np.int16)), pa.array(ids)]
+    for place, name in enumerate(STAT_COLUMNS[table]):
+        mask = None if present is None else ~present[:, place]
+        columns.append(masked(values[:, place], mask, schema.field(name).type))
+    whole = pa.Table.from_arrays(columns, schema=schema)
+    return Rows(whole, STAT_COLUMNS[table], steps, ids, values, present)
+
+
+def _present(blocks: Sequence[Block]) -> NDArray[np.bool_] | None:
+    if all(block.present is None for block in blocks):
+        return None
+    masks = [
+        np.ones(block.values.shape, dtype=bool) if block.present is None else block.present
+        for block in blocks
+    ]
+    return np.concatenate(masks)
+
+
+def step_rows(
+    records: Sequence[Mapping[str, Any]], rank: int, attempt: int, warn: Callable[[str], None]
+) -> Rows:
+    """Return the rows of ``steps``; a value that does not fit its column is null, with a warning."""
+    schema = TABLES["steps"]
+    names = list(dict.fromkeys([*schema.names, *(name for row in records for name in row)]))
+    constant = {"rank": rank, "attempt": attempt}
+    fields, arrays = [], []
+    for name in names:
+        cells = [constant.get(name, plain(row.get(name))) for row in records]
+        known = schema.field(name) if name in schema.names else None
+        type_ = inferred(cells) if known is None else known.type
+        arrays.append(_cells(name, cells, type_, warn))
+        fields.append(known or _logged(name, type_))
+    table = pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=schema.metadata))
+    steps = table.column("step").to_numpy().astype(np.int64, copy=False)
+    numbers = [f.name for f in table.schema if f.name not in KEYS and is_number(f.type)]
+    values, present = _numbers(table, numbers)
+    ids = np.zeros(len(steps), dtype=np.int32)
+    return Rows(table, tuple(numbers), steps, ids, values, present)
+
+
+def _logged(name: str, type_: pa.DataType) -> pa.Field:
+    rate = TABLES["steps"].field("learning_rate")
+    if name.startswith("learning_rate_"):
+        text = f"Learning rate of group {name.removeprefix('learning_rate_')}, counted from 0."
+        return pa.field(
+            name, type_, metadata={b"unit": rate.metadata[b"unit"], b"description": text.encode()}
+        )
+    return pa.field(name, type_, metadata={"unit": "", "description": "Logged by the training."})
+
+
+def _cells(
+    name: str, cells: Sequence[Any], type_: pa.DataType, warn: Callable[[str], None]
+) -> pa.Array:
+    """One column; a cell that its type cannot hold costs that cell, never the other rows."""
+    try:
+        return pa.array(_fitted(cells, type_), type_)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        fitting = [cell if _fits(cell, type_) else None for cell in cells]
+        wrong = next(cell for cell in cells if not _fits(cell, type_))
+        warn(f"{name} was {str(wrong)[:80]!r} in a step, expected {type_}; it is null there")
+        return pa.array(_fitted(fitting, type_), type_)
+
+
+def _fitted(cells: Sequence[Any], type_: pa.DataType) -> list[Any]:
+    if pa.types.is_string(type_):
+        return [None if cell is None else str(cell) for cell in cells]
+    if pa.types.is_floating(type_):
+        return [None if cell is None else float(cell) for cell in cells]
+    return list(cells)
+
+
+def _fits(cell: Any, type_: pa.DataType) -> bool:
+    try:
+        pa.array(_fitted([cell], type_), type_)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _numbers(
+    table: pa.Table, names: Sequence[str]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Numeric columns side by side, with where they are not null."""
+    shape = (table.num_rows, len(names))
+    values, present = np.full(shape, np.nan), np.zeros(shape, dtype=bool)
+    for place, name in enumerate(names):
+        column = table.column(name)
+        present[:, place] = column.is_valid().to_numpy()
+        known = column.cast(pa.float64(), safe=False)
+        values[:, place] = known.to_numpy(zero_copy_only=False)
+    return values, present
+
+
+def probe_table(name: str, columns: Mapping[str, Any], metadata: Mapping[str, str]) -> pa.Table:
+    """Return the table of a probe at one step, in the types of the schema where it names them."""
+    known = PROBES.get(name)
+    fields, arrays = [], []
+    for column, values in columns.items():
+        field_ = known.field(column) if known is not None and column in known.names else None
+        array = pa.array(values, field_.type if field_ is not None else None)
+        if field_ is None and pa.types.is_int64(array.type) and column in ("layer", "join"):
+            array = array.cast(pa.int32())
+        arrays.append(array)
+        fields.append(field_ or pa.field(column, array.type))
+    schema = pa.schema(fields, metadata={"schema_version": "1", **metadata})
+    return pa.Table.from_arrays(arrays, schema=schema)

@@ -1,0 +1,163 @@
+"""Which steps and which ids a question is about."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyzer.errors import NotRecordedError
+
+__all__ = ["StepsLike", "Steps", "nearest", "selected_ids", "selected_steps"]
+
+StepsLike: TypeAlias = "int | slice | range | Sequence[int] | NDArray[np.integer[Any]] | None"
+_LAST = 2**62
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A set of steps.
+
+    Args:
+        first: Smallest step.
+        last: Largest step.
+        stride: Only every so many steps, counted from ``first``.
+        only: The steps themselves, in order; None for all between.
+    """
+
+    first: int = 0
+    last: int = _LAST
+    stride: int = 1
+    only: NDArray[np.int64] | None = None
+
+    @classmethod
+    def every(cls) -> "Steps":
+        """Return the set of all steps."""
+        return cls()
+
+    @classmethod
+    def listed(cls, steps: Iterable[int]) -> "Steps":
+        """Return the set of these steps."""
+        only = np.unique(np.fromiter(steps, dtype=np.int64))
+        return cls(int(only[0]), int(only[-1]), 1, only) if len(only) else cls(0, -1)
+
+    def touches(self, low: int, high: int) -> bool:
+        """Whether a file with steps from ``low`` to ``high`` may hold one of the set."""
+        return bool(self.touching(np.array([low]), np.array([high]))[0])
+
+    def touching(self, low: NDArray[np.int64], high: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which of several ranges of steps may hold one of the set."""
+        if self.only is None:
+            return (low <= self.last) & (high >= self.first)
+        place = np.searchsorted(self.only, low)
+        return (place < len(self.only)) & (self.only[np.minimum(place, len(self.only) - 1)] <= high)
+
+    def mask(self, steps: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """Return which rows belong to the set; None for all of them."""
+        if self.only is not None:
+            return np.isin(steps, self.only) if len(self.only) > 1 else steps == self.only[0]
+        if self == Steps():
+            return None
+        keep: NDArray[np.bool_] = (steps >= self.first) & (steps <= self.last)
+        return keep & ((steps - self.first) % self.stride == 0) if self.stride > 1 else keep
+
+
+def selected_steps(asked: StepsLike, recorded: Callable[[], NDArray[np.int64]]) -> Steps:
+    """Return the steps that were asked for.
+
+    Args:
+        asked: A step; a negative number counts recorded steps from the end; a slice of step
+            numbers, a range, or several steps; None for all.
+        recorded: Returns the recorded steps; called only where a negative number asks for it.
+
+    Raises:
+        TypeError: If it is none of these.
+        ValueError: If a slice goes backward.
+    """
+    if asked is None:
+        return Steps.every()
+    if isinstance(asked, slice):
+        return _sliced(asked, recorded)
+    if isinstance(asked, int | np.integer) and not isinstance(asked, bool):
+        return Steps.listed(_counted([int(asked)], recorded))
+    if isinstance(asked, str | bytes | bool | float) or not isinstance(asked, Iterable):
+        raise TypeError(
+            f"steps is {asked!r}; expected a step, a slice, a range or a list of steps"
+        )
+    return Steps.listed(_counted([int(step) for step in asked], recorded))
+
+
+def _counted(steps: Sequence[int], recorded: Callable[[], NDArray[np.int64]]) -> list[int]:
+    """Steps with negative numbers replaced; those before the first recorded step are left out."""
+    if all(step >= 0 for step in steps):
+        return list(steps)
+    known = recorded()
+    return [
+        step if step >= 0 else int(known[step])
+        for step in steps
+        if step >= 0 or -step <= len(known)
+    ]
+
+
+def _sliced(asked: slice, recorded: Callable[[], NDArray[np.int64]]) -> Steps:
+    stride = 1 if asked.step is None else int(asked.step)
+    if stride < 1:
+        raise ValueError(f"steps is {asked!r}; expected a stride of at least 1")
+    first = _bound(asked.start, recorded, 0)
+    stop = _bound(asked.stop, recorded, _LAST + 1)
+    return Steps(first, stop - 1, stride)
+
+
+def _bound(
+    value: int | None, recorded: Callable[[], NDArray[np.int64]], default: int
+) -> int:
+    if value is None:
+        return default
+    if value >= 0:
+        return int(value)
+    known = recorded()
+    return int(known[max(int(value), -len(known))]) if len(known) else 0
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a clause that names the known names nearest to one that is not known."""
+    names = list(known)
+    close = get_close_matches(name, names, n=3, cutoff=0.4) or names[:5]
+    if not close:
+        return "there are none"
+    return "nearest are " + ", ".join(f"'{match[:80]}'" for match in close)
+
+
+def selected_ids(
+    asked: int | str | Iterable[int | str] | None, names: Sequence[str], kind: str
+) -> list[int] | None:
+    """Return ids for ids or names.
+
+    Args:
+        asked: One or several ids or names; None for all.
+        names: The name of each id.
+        kind: Word for an error: ``layer``, ``parameter`` or ``join``.
+
+    Raises:
+        NotRecordedError: If one is not in the run.
+    """
+    if asked is None:
+        return None
+    several = [asked] if isinstance(asked, int | str | np.integer) else list(asked)
+    return [_id(one, names, kind) for one in several]
+
+
+def _id(asked: int | str, names: Sequence[str], kind: str) -> int:
+    if isinstance(asked, str):
+        if asked in names:
+            return names.index(asked)
+        raise NotRecordedError(
+            f"{kind} {asked[:200]!r} is not in this run; {nearest(asked, names)}"
+        )
+    if 0 <= int(asked) < len(names):
+        return int(asked)
+    raise NotRecordedError(
+        f"{kind} {asked!r} is not in this run; expected 0 to {len(names) - 1}, or a name"
+    )

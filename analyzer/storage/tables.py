@@ -1,0 +1,279 @@
+"""Reads only the columns, steps and ids that were asked for from the parts of one table."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from analyzer.storage.columns import conform, is_number, unified
+from analyzer.storage.parts import Part, current_parts
+from analyzer.storage.schema import TABLES, key_column
+from analyzer.storage.selection import Steps
+
+__all__ = ["StepTable"]
+
+_Answer = TypeVar("_Answer")
+_MOST_TRIES = 10
+# Above this many rows a second core pays for its start.
+_MANY_ROWS = 500_000
+_ATTEMPT = pa.field("attempt", pa.int16())
+
+
+class _OpenPart:
+    """A part file with its footer parsed: where its steps lie."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = pq.ParquetFile(path)
+        metadata = self.file.metadata
+        self.schema = self.file.schema_arrow
+        place = self.schema.get_field_index("step")
+        if place < 0:
+            raise ValueError("it has no column 'step'")
+        groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+        bounds = [group.column(place).statistics for group in groups]
+        self.low = np.array([b.min if b is not None else 0 for b in bounds], dtype=np.int64)
+        self.high = np.array([b.max if b is not None else 2**62 for b in bounds], dtype=np.int64)
+        self.num_rows = metadata.num_rows
+
+
+@lru_cache(maxsize=512)
+def _opened(path: Path, _inode: int, _changed: int) -> _OpenPart:
+    """A part whose content can not have changed since: a new one has another inode."""
+    return _OpenPart(path)
+
+
+def _open(path: Path) -> _OpenPart:
+    stat = path.stat()
+    return _opened(path, stat.st_ino, stat.st_mtime_ns)
+
+
+class StepTable:
+    """One table of a run that has rows for steps.
+
+    Args:
+        run: Folder of the run.
+        name: Name of the table.
+        warn: Receives a sentence for each part that cannot be read.
+    """
+
+    def __init__(self, run: Path, name: str, warn: Callable[[str], None]) -> None:
+        self.name, self.key = name, key_column(name)
+        self._folder, self._warn = run / name, warn
+        self._bad: set[Part] = set()
+        self._parts: list[Part] | None = None
+        self._steps: NDArray[np.int64] | None = None
+
+    def refresh(self) -> None:
+        """Look for new parts at the next question."""
+        self._parts = self._steps = None
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts that hold the rows, by attempt, rank and flush."""
+        if self._parts is None:
+            self._parts = current_parts(self._folder)
+        return [part for part in self._parts if part not in self._bad]
+
+    @property
+    def ranks(self) -> list[int]:
+        """Ranks that wrote rows."""
+        return sorted({part.rank for part in self.parts})
+
+    def bounds(self) -> tuple[int, int] | None:
+        """First and last step; None while there are no rows."""
+        parts = self.parts
+        return (min(p.first for p in parts), max(p.last for p in parts)) if parts else None
+
+    def schema(self) -> pa.Schema:
+        """The columns: those of this version, then what was logged."""
+        found = self._again(lambda: [s for p in self.parts if (s := self._schema_of(p))])
+        return _full_schema(self.name, found)
+
+    def steps(self) -> NDArray[np.int64]:
+        """Return the steps that have rows, in order, each once."""
+        if self._steps is None:
+            column = self.read(["step"], Steps.every()).column("step")
+            self._steps = np.unique(column.to_numpy()).astype(np.int64, copy=False)
+        return self._steps
+
+    def read(
+        self,
+        columns: Sequence[str],
+        steps: Steps,
+        ids: Sequence[int] | None = None,
+        *,
+        ranks: Sequence[int] | None = None,
+        all_attempts: bool = False,
+    ) -> pa.Table:
+        """Return rows in the order of their steps; of several attempts the newest has the step.
+
+        Args:
+            columns: Columns to return; unknown ones are null.
+            steps: Steps to return.
+            ids: Ids to return; None for all.
+            ranks: Ranks to return; None for all.
+            all_attempts: Return the rows of every attempt.
+
+        Returns:
+            A table with exactly these columns.
+        """
+        return self._again(lambda: self._read(columns, steps, ids, ranks, all_attempts))
+
+    def numbers(
+        self, first: int, last: int, rank: int
+    ) -> Iterator[tuple[tuple[str, ...], NDArray[np.int64], NDArray[np.int32], NDArray[np.float64], NDArray[np.bool_]]]:
+        """Yield the numeric columns of a rank's rows, as an overview takes them."""
+        span = 256
+        names = [f.name for f in self.schema() if is_number(f.type)]
+        values = [n for n in names if n not in ("step", "rank", "attempt", self.key)]
+        keys = ["step"] if self.key is None else ["step", self.key]
+        for start in range(first, last + 1, span):
+            steps = Steps(start, min(last, start + span - 1))
+            rows = self.read([*keys, *values], steps, ranks=[rank])
+            if rows.num_rows:
+                ids = rows.column(self.key).to_numpy() if self.key else np.zeros(rows.num_rows)
+                yield (
+                    tuple(values),
+                    rows.column("step").to_numpy(),
+                    ids.astype(np.int32),
+                    np.column_stack([as_floats(rows.column(name)) for name in values]),
+                    np.column_stack([rows.column(n).is_valid().to_numpy() for n in values]),
+                )
+
+    def _again(self, question: Callable[[], _Answer]) -> _Answer:
+        """Ask again when a merge took parts away between the listing and the reading."""
+        for _ in range(_MOST_TRIES):
+            try:
+                return question()
+            except FileNotFoundError:
+                self.refresh()
+        return question()
+
+    def _read(
+        self,
+        columns: Sequence[str],
+        steps: Steps,
+        ids: Sequence[int] | None,
+        ranks: Sequence[int] | None,
+        all_attempts: bool,
+    ) -> pa.Table:
+        parts = [p for p in self.parts if ranks is None or p.rank in ranks]
+        is_mixed = not all_attempts and len({part.attempt for part in parts}) > 1
+        needed = list(dict.fromkeys(["step", *columns, *([self.key] if ids is not None else [])]))
+        pieces = []
+        for part in parts:
+            piece = self._piece(part, [n for n in needed if n is not None], steps, ids)
+            if piece is not None:
+                pieces.append(piece.append_column("_attempt", _constant(part.attempt, piece)))
+        schema = _full_schema(self.name, [piece.schema for piece in pieces])
+        schema = pa.schema([_field(schema, name) for name in needed] + [("_attempt", pa.int16())])
+        whole = pa.concat_tables([conform(p, schema) for p in pieces] or [schema.empty_table()])
+        if is_mixed:
+            whole = self._newest(whole, parts)
+        return _by_step(whole).select(list(columns))
+
+    def _piece(
+        self, part: Part, needed: Sequence[str], steps: Steps, ids: Sequence[int] | None
+    ) -> pa.Table | None:
+        """The rows of one part; None where it has none, or cannot be read."""
+        if not steps.touches(part.first, part.last):
+            return None
+        try:
+            opened = _open(self._folder / part.name)
+            groups = np.flatnonzero(steps.touching(opened.low, opened.high)).tolist()
+            if not groups:
+                return None
+            names = [name for name in needed if name in opened.schema.names]
+            rows = opened.file.read_row_groups(
+                groups, columns=names, use_threads=opened.num_rows > _MANY_ROWS
+            )
+            return _kept(conform(rows, _full_schema(self.name, [rows.schema], names)), steps, self.key, ids)
+        except FileNotFoundError:
+            raise
+        except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+            self._leave_out(part, error)
+            return None
+
+    def _leave_out(self, part: Part, error: Exception) -> None:
+        self._bad.add(part)
+        reason = (str(error).splitlines() or [""])[0][:200]
+        self._warn(
+            f"{self.name}/{part.name} cannot be read and is left out "
+            f"({type(error).__name__}: {reason})"
+        )
+
+    def _schema_of(self, part: Part) -> pa.Schema | None:
+        try:
+            return _open(self._folder / part.name).schema
+        except FileNotFoundError:
+            raise
+        except (OSError, pa.ArrowException, ValueError) as error:
+            self._leave_out(part, error)
+            return None
+
+    def _newest(self, whole: pa.Table, parts: Sequence[Part]) -> pa.Table:
+        """Leave out the rows of attempts that a newer one went over again."""
+        steps = whole.column("step").to_numpy()
+        attempts = whole.column("_attempt").to_numpy()
+        order = np.lexsort((attempts, steps))
+        last = np.append(np.flatnonzero(np.diff(steps[order])), len(order) - 1)
+        if not len(steps):
+            return whole
+        newest = attempts[order][last][np.searchsorted(steps[order][last], steps)]
+        return whole.filter(pa.array(attempts == newest))
+
+
+def as_floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """Return a numeric column as float64; null becomes NaN."""
+    if column.type != pa.float64():
+        column = column.cast(pa.float64(), safe=False)
+    values: NDArray[np.float64] = column.to_numpy()
+    return values
+
+
+def _constant(attempt: int, piece: pa.Table) -> pa.Array:
+    return pa.array(np.full(piece.num_rows, attempt, dtype=np.int16))
+
+
+def _field(schema: pa.Schema, name: str) -> pa.Field:
+    return schema.field(name) if name in schema.names else pa.field(name, pa.null())
+
+
+def _full_schema(
+    table: str, found: Sequence[pa.Schema], names: Sequence[str] | None = None
+) -> pa.Schema:
+    """The schema's types for its columns, the widest found for what was logged."""
+    known = TABLES[table]
+    logged = unified(
+        pa.schema([f.remove_metadata() if f.name == "_attempt" else f for f in s if f.name not in known.names])
+        for s in found
+    )
+    fields = [*known, *logged]
+    if names is not None:
+        fields = [field for field in fields if field.name in names]
+    # A foreign file may lack a column that is never null here; it is read all the same.
+    return pa.schema([field.with_nullable(True) for field in fields])
+
+
+def _kept(
+    rows: pa.Table, steps: Steps, key: str | None, ids: Sequence[int] | None
+) -> pa.Table:
+    """Rows of the steps and ids that were asked for."""
+    keep = steps.mask(rows.column("step").to_numpy())
+    if ids is not None and key is not None:
+        found = rows.column(key).to_numpy()
+        wanted = found == ids[0] if len(ids) == 1 else np.isin(found, ids)
+        keep = wanted if keep is None else keep & wanted
+    return rows if keep is None or keep.all() else rows.filter(pa.array(keep))
+
+
+def _by_step(rows: pa.Table) -> pa.Table:
+    steps = rows.column("step").to_numpy()
+    if np.all(steps[1:] >= steps[:-1]):
+        return rows
+    return rows.take(pa.array(np.argsort(steps, kind="stable")))

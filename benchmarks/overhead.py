@@ -1,0 +1,231 @@
+"""What recording costs a training step: with and without the recorder, side by side.
+
+Two equal models train in one process in alternating blocks, one bare and one recorded with
+everything at every step. The ratio of block medians is taken pair by pair; printed are its median
+and quartiles. A null test (no recorder on either side) comes first: read nothing into differences
+that are smaller than what it shows.
+
+    python benchmarks/overhead.py [--pairs 15] [--models mlp50,resnet20,gpt6]
+"""
+
+import argparse
+import copy
+import gc
+import os
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import analyzer
+
+WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"}
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block with causal attention."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.gelu, self.down = nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        q, k, v = (
+            part.view(batch, length, self.heads, -1).transpose(1, 2)
+            for part in self.qkv(self.norm1(x)).chunk(3, dim=-1)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+        return x + self.down(self.gelu(self.up(self.norm2(x))))
+
+
+class GPT(nn.Module):
+    """Six blocks, width 192, vocabulary 256."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(256, 192), nn.Embedding(64, 192)
+        self.blocks = nn.Sequential(*[Block(192, 6) for _ in range(6)])
+        self.norm, self.head = nn.LayerNorm(192), nn.Linear(192, 256, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.tokens(x) + self.places(torch.arange(x.shape[1]))
+        return self.head(self.norm(self.blocks(x))).transpose(1, 2)
+
+
+def mlp50() -> tuple[nn.Module, Tensor, Tensor]:
+    layers: list[nn.Module] = []
+    for _ in range(49):
+        layers += [nn.Linear(256, 256), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Linear(256, 10))
+    return model, torch.randn(128, 256), torch.randint(0, 10, (128,))
+
+
+def resnet20() -> tuple[nn.Module, Tensor, Tensor]:
+    from analyzer.networks.zoo import zoo
+
+    model = zoo("resnet20", in_channels=3, num_classes=10, image_size=32)
+    return model, torch.randn(32, 3, 32, 32), torch.randint(0, 10, (32,))
+
+
+def gpt6() -> tuple[nn.Module, Tensor, Tensor]:
+    return GPT(), torch.randint(0, 256, (8, 64)), torch.randint(0, 256, (8, 64))
+
+
+MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor, Tensor]]] = {
+    "mlp50": mlp50,
+    "resnet20": resnet20,
+    "gpt6": gpt6,
+}
+
+
+class Operators(TorchDispatchMode):
+    """Counts operators, and those after which the host waits for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        if not func.is_view and name != "aten::detach":
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def waits(self) -> int:
+        return sum(count for name, count in self.counts.items() if name in WAITS)
+
+
+class Side:
+    """One model with its optimizer, recorded or not."""
+
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, run: Path | None) -> None:
+        self.model, self.x, self.y = model, x, y
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+        self.recorder = None
+        if run is not None:
+            self.recorder = analyzer.Recorder(model, run)
+            self.recorder.start()
+
+    def step(self) -> None:
+        self.optimizer.zero_grad()
+        loss = F.cross_entropy(self.model(self.x), self.y)
+        loss.backward()
+        self.optimizer.step()
+
+    def block(self, seconds: float) -> float:
+        """Median step time over a block; one untimed step first."""
+        self.step()
+        times, end = [], time.perf_counter() + seconds
+        while time.perf_counter() < end or len(times) < 3:
+            started = time.perf_counter()
+            self.step()
+            times.append(time.perf_counter() - started)
+        return statistics.median(times)
+
+    def close(self) -> None:
+        if self.recorder is not None:
+            self.recorder.close()
+
+
+def ratios(make: Callable[..., Any], pairs: int, recorded: bool, folder: Path) -> list[float]:
+    """Step time of side B over side A, a pair of neighboring blocks each, in ABBA order."""
+    torch.manual_seed(0)
+    model, x, y = make()
+    bare = Side(copy.deepcopy(model), x, y, None)
+    other = Side(model, x, y, folder / "timed" if recorded else None)
+    found = []
+    for pair in range(pairs):
+        order = (bare, other) if pair % 2 == 0 else (other, bare)
+        medians = {id(side): side.block(0.4) for side in order}
+        found.append(medians[id(other)] / medians[id(bare)])
+    other.close()
+    return found
+
+
+def counted(make: Callable[..., Any], run: Path | None) -> tuple[Operators, int]:
+    """Operators of one step in the middle of a training, and the layers recorded."""
+    model, x, y = make()
+    side = Side(model, x, y, run)
+    for _ in range(2):
+        side.step()
+    with Operators() as operators:
+        side.step()
+    layers = 0 if side.recorder is None else len(side.recorder.training.layers)
+    side.close()
+    return operators, layers
+
+
+def bytes_and_memory(make: Callable[..., Any], run: Path) -> tuple[float, float]:
+    """Bytes a step on disk (merged), and MiB of memory that recording adds at its peak."""
+    model, x, y = make()
+    side = Side(model, x, y, None)
+    for _ in range(5):
+        side.step()
+    gc.collect()
+    before = resident()
+    side = Side(model, x, y, run)
+    steps, peak = 40, before
+    for _ in range(steps):
+        side.step()
+        peak = max(peak, resident())
+    side.close()
+    tables = ("steps", "layer_stats", "parameter_stats", "splits")
+    size = sum(f.stat().st_size for table in tables for f in (run / table).glob("*.parquet"))
+    return size / steps, (peak - before) / 2**20
+
+
+def resident() -> int:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def quartiles(values: list[float]) -> str:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:.3f} [{low:.3f}-{high:.3f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--models", default=",".join(MODELS))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, one thread, {options.pairs} pairs of blocks of 0.4 s")
+    print("| model | null test | recorded | operators added | waits added | kB per 1000 steps | MiB |")
+    print("|---|---|---|---:|---:|---:|---:|")
+    for name in options.models.split(","):
+        make = MODELS[name]
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            null = ratios(make, max(4, options.pairs // 2), False, folder)
+            recorded = ratios(make, options.pairs, True, folder)
+            bare, _ = counted(make, None)
+            with_recorder, _ = counted(make, folder / "counted")
+            size, memory = bytes_and_memory(make, folder / "sized")
+        added = sum(with_recorder.counts.values()) - sum(bare.counts.values())
+        print(
+            f"| {name} | {quartiles(null)} | {quartiles(recorded)} | {added} | "
+            f"{with_recorder.waits - bare.waits} | {size:.0f} | {memory:.1f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+import math
+
+import numpy as np
+import pytest
+
+from analyzer.analysis.comparison import Flow, RunFacts, compared_profiles, difference
+from analyzer.analysis.depth_profile import DepthProfile
+from analyzer.analysis.gradient_flow import Gain
+from analyzer.analysis.training import training_summary
+
+
+def facts(gain: float, decades: float, losses: list[float], span: float | None = None) -> RunFacts:
+    training = training_summary(range(len(losses)), losses, [True] * len(losses), seconds=1.0)
+    fit = Gain(gain, -decades, 15)
+    return RunFacts(fit, abs(decades) if span is None else span, training)
+
+
+def test_a_vanishing_plain_net_and_a_healthy_twin_are_told_with_numbers() -> None:
+    plain, residual = facts(0.39, 13.2, [2.303, 2.301]), facts(1.1, -0.8, [2.303, 0.44])
+    assert difference(plain, residual) == (
+        "Without shortcuts the output gradient falls 13 decades from the last layer to the first "
+        "(gain 0.39 per layer) and the loss stays at 2.30; with them the output gradient stays "
+        "within 1 decade (gain 1.10 per layer) and the loss reaches 0.44."
+    )
+
+
+@pytest.mark.parametrize("final", [0.44, 1.9, 2.3])
+def test_a_healthy_pair_is_never_told_to_vanish(final: float) -> None:
+    sentence = difference(facts(0.97, 0.6, [2.3, final]), facts(1.02, -0.3, [2.3, 0.44]))
+    assert sentence.startswith("Gradient norms are healthy in both (gain 0.97 per layer without")
+    assert not {"vanish", "falls", "explod"} & set(sentence.replace(",", "").split())
+    assert ("training losses agree" in sentence) == (final == 0.44)
+    assert ("the training loss does" in sentence) == (final != 0.44)
+
+
+def test_both_vanishing_is_said_of_both() -> None:
+    sentence = difference(facts(0.2, 20, [2.3, 2.3]), facts(0.6, 5, [2.3, 1.0]))
+    assert sentence.startswith("Gradients are vanishing in both: without shortcuts the output")
+    assert "falls 20 decades" in sentence
+    assert "falls 5 decades" in sentence
+
+
+def test_an_exploding_net_grows() -> None:
+    sentence = difference(facts(1.9, -9.7, [2.3, math.nan]), facts(1.0, 0.0, [2.3, 0.5]))
+    assert "grows 10 decades from the last layer to the first (gain 1.90 per layer)" in sentence
+    assert "the loss is not finite from step 1 on; with them" in sentence
+
+
+@pytest.mark.parametrize(
+    ("decades", "span", "expected"),
+    [
+        (2.9, 2.9, Flow.BETWEEN),
+        (3.0, 3.0, Flow.VANISHING),
+        (-3.0, 3.0, Flow.EXPLODING),
+        (1.4, 1.5, Flow.HEALTHY),
+        (0.1, 6.0, Flow.BETWEEN),
+        (math.nan, math.nan, Flow.UNKNOWN),
+    ],
+)
+def test_only_a_fall_of_three_decades_is_called_vanishing(
+    decades: float, span: float, expected: Flow
+) -> None:
+    gain = math.nan if math.isnan(decades) else 0.9
+    assert facts(gain, decades, [1.0], span).flow is expected
+
+
+def test_layers_that_the_fit_left_out_are_told_and_are_not_healthy() -> None:
+    training = training_summary([0, 1], [2.3, 1.0], [True, True], seconds=1.0)
+    run = RunFacts(Gain(1.0, 0.0, 3, num_zero=2, num_nonfinite=1), 0.5, training)
+    assert run.flow is Flow.BETWEEN
+    assert "3 usable layers, 2 with a zero gradient, 1 with a non-finite one" in difference(run, run)
+
+
+def test_a_missing_gain_is_told() -> None:
+    sentence = difference(facts(math.nan, math.nan, []), facts(1.0, 0.0, [2.0, 1.0]))
+    assert "Without shortcuts no gain can be fitted (15 usable layers" in sentence
+    assert "and no loss was recorded; with them" in sentence
+
+
+def test_profiles_of_any_depth_share_one_axis() -> None:
+    def profile(n: int) -> DepthProfile:
+        norms, yes = np.arange(1.0, n + 1), np.ones(n, bool)
+        return DepthProfile(0, [""] * n, [""] * n, np.arange(n) + 3.0, norms, yes, yes)
+
+    seen = compared_profiles(profile(3), profile(5))
+    assert seen.left_positions.tolist() == [0, 0.5, 1]
+    assert seen.right_positions.tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert seen.left_norms.tolist() == pytest.approx([1 / 3, 2 / 3, 1])

@@ -1,0 +1,183 @@
+import ast
+import importlib
+import importlib.util
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import analyzer
+from analyzer.cli import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+
+EVERYONE = {"analyzer.errors", "analyzer.vocabulary", "analyzer"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "analyzer.errors": set(),
+    "analyzer.vocabulary": set(),
+    "analyzer.storage": set(),
+    "analyzer.joins": set(),
+    "analyzer.probes": {"analyzer.joins"},
+    "analyzer.networks": set(),
+    "analyzer.recording": {"analyzer.joins", "analyzer.probes", "analyzer.storage"},
+    "analyzer.live": {"analyzer.joins", "analyzer.probes"},
+    "analyzer.integrations": {"analyzer.recording"},
+    "analyzer.analysis": {"analyzer.storage"},
+    "analyzer.figures": {"analyzer.analysis"},
+    "analyzer.arrival": set(),
+    "analyzer.tracebacks": set(),
+    "analyzer.ending": {"analyzer.tracebacks"},
+    "analyzer.script": {"analyzer.arrival", "analyzer.ending", "analyzer.tracebacks"},
+    "dashboard": {"analyzer.storage", "analyzer.analysis", "analyzer.figures"},
+    "reports": {"analyzer.storage", "analyzer.analysis", "analyzer.figures"},
+}
+# The cli and the study are the top: they may import anything.
+
+MUST_NOT_LOAD = {
+    "analyzer": {"torch", "numpy", "pandas", "pyarrow", "plotly", "dash"},
+    "analyzer.storage": {"torch", "plotly", "dash"},
+    "analyzer.joins": {"pandas", "plotly", "dash"},
+    "analyzer.probes": {"pandas", "plotly", "dash"},
+    "analyzer.networks": {"pandas", "plotly", "dash"},
+    "analyzer.recording": {"plotly", "dash"},
+    "analyzer.live": {"plotly", "dash"},
+    "analyzer.integrations": {"plotly", "dash"},
+    "analyzer.analysis": {"torch", "dash"},
+    "analyzer.figures": {"torch", "dash"},
+    "dashboard": {"torch", "reports"},
+    "reports": {"torch", "dash", "dashboard"},
+}
+
+
+def sources(package: str) -> list[Path]:
+    """Return the source files of a package or a module that exist so far."""
+    place = ROOT.joinpath(*package.split("."))
+    files = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+    return [file for file in files if file.exists()]
+
+
+def dotted(path: Path) -> str:
+    """Return the name of the module in a file."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def modules(package: str) -> list[str]:
+    """Return the names of the modules of a package that exist so far."""
+    return [dotted(path) for path in sources(package)]
+
+
+def project_imports(path: Path) -> Iterator[str]:
+    """Yield the modules of this project that a file imports anywhere, typing included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        yield from (n for n in names if n.partition(".")[0] in ("analyzer", "dashboard", "reports"))
+
+
+def layer(module: str) -> str:
+    """Return the part of the project that a module, or a name in it, belongs to."""
+    parts = module.split(".")
+    if parts[0] != "analyzer" or len(parts) == 1:
+        return parts[0]
+    name = ".".join(parts[:2])
+    # ``from analyzer import __version__`` names no part of its own.
+    return name if sources(name) else "analyzer"
+
+
+def loaded(code: str, *names: str) -> set[str]:
+    """Return which of these modules a fresh interpreter has loaded after some code."""
+    ask = f"\nimport sys; print('\\n'.join(set({names!r}) & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ImportWarning", "-c", code + ask],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", MAY_IMPORT)
+def test_imports_point_one_way(name: str) -> None:
+    allowed = MAY_IMPORT[name] | EVERYONE | {name}
+    for path in sources(name):
+        for module in project_imports(path):
+            assert layer(module) in allowed, f"{path.relative_to(ROOT)} imports {module}"
+
+
+def test_every_part_of_the_project_stands_in_the_table() -> None:
+    top = {"analyzer", "analyzer.cli", "analyzer.study", "analyzer.__main__"}
+    parts = {layer(module) for module in modules("analyzer")}
+    assert parts - top <= set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("name", MUST_NOT_LOAD)
+def test_importing_a_part_loads_nothing_that_it_must_not(name: str) -> None:
+    names = ["analyzer"] if name == "analyzer" else modules(name)
+    code = "\n".join(f"import {module}" for module in names)
+    assert loaded(code, *MUST_NOT_LOAD[name]) == set()
+
+
+def test_the_parser_of_every_command_loads_nothing_heavy() -> None:
+    code = f"from analyzer.cli import load\nfor name in {list(COMMANDS)}: load(name)"
+    assert loaded(code, "torch", "numpy", "pandas", "pyarrow", "plotly", "dash") == set()
+
+
+def test_a_recording_loads_nothing_heavy_before_the_script_runs(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text("import sys; print({'torch', 'numpy', 'pyarrow', 'pandas'} & {*sys.modules})")
+    done = subprocess.run(
+        [sys.executable, "-m", "analyzer", "record", "--quiet", "train.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("name", analyzer.__all__)
+def test_every_public_name_can_be_imported(name: str) -> None:
+    code = f"import analyzer; assert {name!r} in dir(analyzer); analyzer.{name}"
+    assert loaded(code, "dash") == set()
+
+
+def test_a_name_that_is_not_public_is_missing_as_ever() -> None:
+    with pytest.raises(AttributeError, match="module 'analyzer' has no attribute 'nosuch'"):
+        analyzer.nosuch  # noqa: B018
+
+
+def test_every_dependency_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    declared = {
+        line.replace("-", "_").partition(">")[0] for line in project["dependencies"] + extras
+    } | {"sklearn"}
+    for path in [p for part in ("analyzer", "dashboard", "reports") for p in sources(part)]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for top in {name.partition(".")[0] for name in names}:
+                is_ours = top in ("analyzer", "dashboard", "reports")
+                known = is_ours or top in sys.stdlib_module_names or top in declared
+                assert known, f"{path.relative_to(ROOT)} imports {top}, which is not declared"
+
+
+def test_the_command_is_installed_under_its_name() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    module, _, function = project["scripts"]["analyzer"].partition(":")
+    assert importlib.util.find_spec(module) is not None
+    assert callable(vars(importlib.import_module(module))[function])

@@ -1,7 +1,7 @@
 """See how gradients flow through a network while it trains, and why skip connections help.
 
-A table of contents: a name is imported from its module when it is first used, so that importing this
-package, and reading a run, never load torch.
+A table of contents: a name is imported from its module when it is first used, so that importing
+this package, and reading a run, never load torch.
 """
 
 from importlib import import_module
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = [
+__all__ = [  # noqa: RUF022 - grouped for readers
     # recording
     "Recorder",
     # reading a run

@@ -1,4 +1,4 @@
-"""Calling back when a module has been imported by somebody else, such as torch by the user's script."""
+"""Calling back when somebody else has imported a module, such as a user's script torch."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ class Arrival:
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Find the awaited module with the other finders; any other module is none of our business."""
+        """Find the awaited module with the other finders, and no other module."""
         if fullname != self._name or not self._pending:
             return None
         for finder in [finder for finder in sys.meta_path if finder is not self]:
@@ -52,8 +52,8 @@ class Arrival:
             execute(module)
             self._arrive()
 
-        # Python hides its import machinery from tracebacks and from warnings by the name of its file;
-        # under that name this frame is hidden too.
+        # Python hides its import machinery from tracebacks and from warnings by the name of its
+        # file; under that name this frame is hidden too.
         machinery = SourceFileLoader.exec_module.__code__.co_filename
         exec_module.__code__ = exec_module.__code__.replace(co_filename=machinery)
         loader.exec_module = exec_module
@@ -68,12 +68,12 @@ class Arrival:
 def when_imported(name: str, callback: Callable[[], object]) -> Arrival:
     """Call ``callback`` once, right after the module ``name`` has been imported.
 
-    So a recorder stays out of the way until the script itself imports torch, and what the script sets
-    before that (``OMP_NUM_THREADS``, ``CUDA_VISIBLE_DEVICES``) acts as without a recorder.
+    So a recorder stays out of the way until the script itself imports torch, and what the script
+    sets before that (``OMP_NUM_THREADS``, ``CUDA_VISIBLE_DEVICES``) acts as without a recorder.
 
     Args:
-        name: Full name of the module. One that is imported already calls back at once. An import that
-            fails does not call back; a later one that succeeds does.
+        name: Full name of the module. One that is imported already calls back at once. An import
+            that fails does not call back; a later one that succeeds does.
         callback: Called without arguments, in the thread that imports, before its import returns.
 
     Returns:
@@ -83,5 +83,5 @@ def when_imported(name: str, callback: Callable[[], object]) -> Arrival:
     if name in sys.modules:
         arrival._arrive()
     else:
-        sys.meta_path.insert(0, arrival)  # type: ignore[arg-type]
+        sys.meta_path.insert(0, arrival)
     return arrival

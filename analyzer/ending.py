@@ -32,8 +32,8 @@ class Ending:
     def show(self) -> None:
         """Print what Python would print about this ending; a second call prints nothing.
 
-        That is the traceback of an uncaught exception, through the program's own ``sys.excepthook`` if
-        it has one, and the message of a ``SystemExit`` that carries one.
+        That is the traceback of an uncaught exception, through the program's own ``sys.excepthook``
+        if it has one, and the message of a ``SystemExit`` that carries one.
         """
         if self._shown:
             return
@@ -46,15 +46,15 @@ class Ending:
     def leave(self) -> NoReturn:
         """End this process as Python would have ended the program's.
 
-        Exit handlers run. After an uncaught ``KeyboardInterrupt`` the process dies of SIGINT, so that
-        a shell loop around it stops too.
+        Exit handlers run. After an uncaught ``KeyboardInterrupt`` the process dies of SIGINT, so
+        that a shell loop around it stops too.
 
         Raises:
             BaseException: ``SystemExit``, or the interrupt; to be caught by nobody.
         """
         self.show()
         if type(self.exception) is KeyboardInterrupt:
-            # Only an interrupt that reaches the interpreter makes it die of the signal at its very end.
+            # Only an interrupt that reaches the interpreter makes it die of the signal at its end.
             sys.excepthook = _print_nothing
             raise self.exception
         raise SystemExit(self.exit_code)

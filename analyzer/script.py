@@ -30,10 +30,11 @@ _EXEC_CALLS = 1 if sys.version_info < (3, 12) else 0
 def run_program(target: str, args: Sequence[str], *, as_module: bool = False) -> Ending:
     """Run a program as ``python TARGET ARGS...`` would, and say how it ended.
 
-    The program has a ``__main__`` module of its own, which stays in place afterwards, as do ``sys.argv``
-    and ``sys.path``: one program a process. What Python prints about an uncaught exception is printed
-    when it happens; then the program's threads are waited for. In a process that the program
-    forked and that comes to the program's end this function does not return but ends that process.
+    The program has a ``__main__`` module of its own, which stays in place afterwards, as do
+    ``sys.argv`` and ``sys.path``: one program a process. What Python prints about an uncaught
+    exception is printed when it happens; then the program's threads are waited for. In a process
+    that the program forked and that comes to the program's end this function does not return but
+    ends that process.
 
     Args:
         target: Path of a script, of a folder or zip file with a ``__main__.py``, or with
@@ -97,8 +98,8 @@ def _read(target: str) -> bytes:
             return file.read()
     except FileNotFoundError as error:
         raise ScriptError(
-            f"script '{target}' not found in the working folder; expected a Python file, a folder or "
-            "zip file with a __main__.py, or -m MODULE. Check the path."
+            f"script '{target}' not found in the working folder; expected a Python file, a "
+            "folder or zip file with a __main__.py, or -m MODULE. Check the path."
         ) from error
     except OSError as error:
         raise ScriptError(
@@ -183,7 +184,7 @@ def _refuse_what_runpy_refused(error: BaseException) -> None:
     if (
         isinstance(error, SystemExit)
         and last is not None
-        and last.tb_frame.f_code is _run_module_as_main.__code__  # type: ignore[attr-defined]
+        and last.tb_frame.f_code is _run_module_as_main.__code__
     ):
         raise ScriptError(
             f"{str(error.code).removeprefix(prefix)}; expected what python could run here. "

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 __all__ = ["peel"]
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
-_MODULE_FILE = "torch.nn.modules.module"
+_MODULE_CALL = "torch.nn.modules.module"
 _HOOKS = ("backward_pre_hooks", "backward_hooks", "forward_hooks", "forward_pre_hooks")
 
 
@@ -29,10 +29,11 @@ class _Entry(NamedTuple):
 def peel(exception: BaseException) -> None:
     """Take the recorder's frames out of the traceback of an exception, in place.
 
-    Frames of this package vanish where they called something else; an error that this package raised
-    itself keeps the frame that raised it. torch takes a slower path through ``Module.__call__`` where
-    any hook is registered; where only the recorder's hooks are, the frames of that path become those
-    of the path without hooks. Causes, contexts and the members of groups are treated alike.
+    Frames of this package vanish where they called something else; an error that this package
+    raised itself keeps the frame that raised it. torch takes a slower path through
+    ``Module.__call__`` where any hook is registered; where only the recorder's hooks are, the
+    frames of that path become those of the path without hooks. Causes, contexts and the members of
+    groups are treated alike.
 
     Args:
         exception: The exception whose ``__traceback__`` is replaced.
@@ -93,9 +94,9 @@ def _without_slow_path(entries: list[_Entry]) -> list[_Entry]:
 
 
 def _fast_call(outer: FrameType, inner: FrameType) -> tuple[int, int] | None:
-    """Return where ``outer`` calls forward if it has no hooks, None where the hooks are the user's."""
+    """Return where ``outer`` calls forward without hooks, None where the hooks are the user's."""
     names = (outer.f_code.co_name, inner.f_code.co_name)
-    if names != ("_call_impl", "inner") or outer.f_globals.get("__name__") != _MODULE_FILE:
+    if names != ("_call_impl", "inner") or outer.f_globals.get("__name__") != _MODULE_CALL:
         return None
     if any(_is_foreign(hook) for hook in _hooks(outer)):
         return None

@@ -1,4 +1,4 @@
-"""Two runs side by side: the one sentence that their gains and losses support, and one depth axis."""
+"""Two runs side by side: the sentence that their numbers support, and one axis of depth."""
 
 import math
 from dataclasses import dataclass
@@ -153,11 +153,11 @@ def _losses_differ(a: TrainingSummary, b: TrainingSummary) -> bool:
 
 def _flow_clause(run: RunFacts) -> str:
     """What the output gradient does along depth, as a clause."""
+    if run.flow is Flow.UNKNOWN:
+        return f"no gain can be fitted ({_left_out(run.gain)})"
     decades = _decades(run.gain.decades_fallen)
     gain = f"(gain {_number(run.gain.gain)} per layer)"
     route = "from the last layer to the first"
-    if run.flow is Flow.UNKNOWN:
-        return f"no gain can be fitted ({_left_out(run.gain)})"
     if run.flow is Flow.VANISHING:
         clause = f"the output gradient falls {decades} {route} {gain}"
     elif run.flow is Flow.EXPLODING:

@@ -59,8 +59,9 @@ def dead_units(run: Run, step: int) -> list[DeadUnits]:
     Returns:
         One row per layer whose ``activation_num_dead`` is not null, zeros included.
     """
-    stats = run.layer_stats(columns=["activation_num_dead"], steps=[step]).dropna()
-    counted = dict(zip(stats["layer"], stats["activation_num_dead"].astype(int), strict=True))
+    stats = run.read("layer_stats", "activation_num_dead", steps=step)
+    ids, values = (stats.column(c).to_pylist() for c in ("layer", "activation_num_dead"))
+    counted = {i: v for i, v in zip(ids, values, strict=True) if v is not None}
     rows = run.layers[["layer", "name", "kind", "output_shape"]].itertuples(index=False)
     return [
         DeadUnits(layer, name, counted[layer], num_units(kind, shape))

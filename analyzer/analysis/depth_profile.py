@@ -46,12 +46,14 @@ class DepthProfile:
     @property
     def is_zero(self) -> NDArray[np.bool_]:
         """Layers whose output gradient is exactly zero."""
-        return self.measured & (self.norms == 0)
+        zero: NDArray[np.bool_] = self.measured & (self.norms == 0)
+        return zero
 
     @property
     def is_nonfinite(self) -> NDArray[np.bool_]:
         """Layers whose output gradient holds NaN or is infinite."""
-        return self.measured & ~np.isfinite(self.norms)
+        nonfinite: NDArray[np.bool_] = self.measured & ~np.isfinite(self.norms)
+        return nonfinite
 
 
 def span_decades(profile: DepthProfile) -> float:
@@ -77,7 +79,8 @@ def relative_norms(profile: DepthProfile) -> Floats:
         return np.full(len(profile.norms), np.nan)
     deepest = rows[profile.depths[rows] == profile.depths[rows].max()][-1]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return profile.norms / profile.norms[deepest]
+        ratios: Floats = profile.norms / profile.norms[deepest]
+    return ratios
 
 
 def relative_depth(depths: ArrayLike) -> Floats:
@@ -90,7 +93,8 @@ def relative_depth(depths: ArrayLike) -> Floats:
     if not len(x):
         return x
     reach = x.max() - x.min()
-    return (x - x.min()) / (reach if reach > 0 else 1.0)
+    relative: Floats = (x - x.min()) / (reach if reach > 0 else 1.0)
+    return relative
 
 
 def depth_profile(run: Run, step: int) -> DepthProfile:
@@ -101,20 +105,24 @@ def depth_profile(run: Run, step: int) -> DepthProfile:
         step: A step number; one without layer statistics gives a profile without a measured layer.
 
     Returns:
-        Every layer of the run in call order. A norm that is NaN is measured where the table counts
-        non-finite elements; a null, from a layer that no gradient reached, is not.
+        Every layer of the run in call order. A null, from a layer that no gradient reached, is not
+        measured; NaN is.
     """
-    columns = ["output_gradient_norm", "output_gradient_num_nonfinite"]
     layers = run.layers
-    rows = run.layer_stats(columns=columns, steps=[step]).set_index("layer")
-    rows = rows.reindex(layers["layer"])
-    norms, nonfinite = (rows[c].to_numpy(np.float64, na_value=np.nan) for c in columns)
+    rows = run.read("layer_stats", "output_gradient_norm", steps=step)
+    column = rows.column("output_gradient_norm")
+    known, ids = layers["layer"].to_numpy(), rows.column("layer").to_numpy()
+    found = np.isin(ids, known)
+    place = np.searchsorted(known, ids[found])
+    norms, measured = np.full(len(layers), np.nan), np.zeros(len(layers), bool)
+    norms[place] = column.to_numpy()[found]
+    measured[place] = column.is_valid().to_numpy()[found]
     return DepthProfile(
         step=step,
         names=layers["name"].tolist(),
         kinds=layers["kind"].tolist(),
         depths=layers["depth"].to_numpy(np.float64),
         norms=norms,
-        measured=~np.isnan(norms) | (nonfinite > 0),
+        measured=measured,
         has_parameters=layers["num_parameters"].to_numpy() > 0,
     )

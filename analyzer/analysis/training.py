@@ -4,21 +4,23 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
-from numpy.typing import ArrayLike
+import pyarrow.compute as pc
+from numpy.typing import ArrayLike, NDArray
+
+from analyzer.storage.run import Run
 
 __all__ = ["TrainingSummary", "run_training", "smoothed_final", "training_summary"]
 
 _FINAL_SHARE = 0.05
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainingSummary:
     """Losses, steps and time of one run.
 
     Args:
         num_steps: Recorded steps.
-        num_losses: Steps with a scalar loss, NaN and infinite ones included.
+        losses: Loss of each step that has a scalar one, NaN and infinite ones included.
         first_loss: Loss of the first such step; NaN without one.
         last_loss: Loss of the last such step; NaN without one.
         final_loss: Median loss of the last 5 % of those steps; NaN when one of them is NaN.
@@ -30,7 +32,7 @@ class TrainingSummary:
     """
 
     num_steps: int
-    num_losses: int
+    losses: NDArray[np.float64]
     first_loss: float
     last_loss: float
     final_loss: float
@@ -39,6 +41,11 @@ class TrainingSummary:
     nonfinite_step: int | None
     num_skipped: int
     seconds: float
+
+    @property
+    def num_losses(self) -> int:
+        """Steps with a scalar loss."""
+        return len(self.losses)
 
 
 def smoothed_final(losses: ArrayLike) -> float:
@@ -76,7 +83,7 @@ def training_summary(
     lowest = int(np.argmin(np.where(finite, values, np.inf))) if finite.any() else None
     return TrainingSummary(
         num_steps=len(has_loss),
-        num_losses=len(values),
+        losses=values,
         first_loss=float(values[0]) if len(values) else math.nan,
         last_loss=float(values[-1]) if len(values) else math.nan,
         final_loss=smoothed_final(values),
@@ -88,9 +95,18 @@ def training_summary(
     )
 
 
-def run_training(steps: pd.DataFrame) -> TrainingSummary:
-    """Summarize the table of steps of a run.
+def run_training(run: Run) -> TrainingSummary:
+    """Summarize a recorded run, its ranks pooled.
 
-    A loss that is missing there counts as NaN when the step ran a backward pass whose gradient is
-    not finite, since pandas does not tell NaN from null; else as not measured.
+    Returns:
+        The summary; ``seconds`` is the sum over the recorded steps.
     """
+    rows = run.read("steps", ["loss", "skipped", "seconds"])
+    loss = rows.column("loss")
+    return training_summary(
+        rows.column("step").to_numpy(),
+        loss.to_numpy(),
+        loss.is_valid().to_numpy(),
+        skipped=pc.sum(rows.column("skipped")).as_py() or 0,
+        seconds=pc.sum(rows.column("seconds")).as_py() or 0.0,
+    )

@@ -1,16 +1,17 @@
-"""The command line: one Typer application, one small module a command, loaded only when it is called.
+"""The command line: one Typer application, one small module a command, loaded when it is called.
 
-A command ``NAME`` is the public function ``NAME`` of ``analyzer/cli/NAME.py``: annotated parameters
-(``Annotated[int, typer.Option("--every", help=...)]``), its docstring the help text, with an example
-behind ``\\b``. A module here imports ``typer`` and the standard library at its top and everything else
-inside the function. A command returns its exit code, or ``None`` for 0, and raises
-:class:`~analyzer.errors.AnalyzerError` for what the user must change.
+A command ``NAME`` is the public function ``NAME`` of ``analyzer/cli/NAME.py`` with annotated
+parameters (``Annotated[int, typer.Option("--every", help=...)]``). Its docstring is the help page:
+a sentence, and a paragraph that begins with ``Example:``. Such a module imports ``typer`` and the
+standard library at its top and everything else inside the function. A command returns its exit
+code, or None for 0, and raises ``AnalyzerError`` for what the user must change.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,7 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("planned:report", "Write a static report (not built yet)."),
     "export": ("export:export", "Write the tables of a run as CSV files."),
 }
-"""Name of each command: where its function is (module under analyzer.cli : function), and one line."""
+"""Name of each command: the module in this package and its function, and one line of help."""
 
 RunsDir = Annotated[
     Path,
@@ -54,7 +55,7 @@ RunsDir = Annotated[
 ]
 """The option ``--runs-dir`` as every command has it: ``runs_dir: RunsDir = Path("runs")``."""
 
-# typer's public names for the errors of its parser stop at BadParameter; what they share is above it.
+# The public names for the errors of the parser end at BadParameter; what they share is above it.
 _ParserError: Any = typer.BadParameter.__mro__[2]
 
 
@@ -99,8 +100,17 @@ def load(name: str) -> Any:
     module, _, function = COMMANDS[name][0].partition(":")
     callback = getattr(import_module(f"analyzer.cli.{module}"), function)
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
-    single.command(name, context_settings=_parsing(name))(callback)
+    page = help_page(callback)
+    single.command(name, help=page, context_settings=_parsing(name))(callback)
     return typer.main.get_command(single)
+
+
+def help_page(callback: Callable[..., Any]) -> str:
+    """Return the help text in the docstring of a command, its example kept as it is written."""
+    paragraphs = cleandoc(callback.__doc__ or "").split("\n\n")
+    sections = ("Args:", "Returns:", "Raises:")
+    shown = [text for text in paragraphs if not text.startswith(sections)]
+    return "\n\n".join(f"\b\n{text}" if text.startswith("Example:") else text for text in shown)
 
 
 def _parsing(name: str) -> dict[str, bool]:
@@ -128,7 +138,6 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _analyzer(
     version: Annotated[
         bool,
@@ -139,11 +148,13 @@ def _analyzer(
 ) -> None:
     """See how gradients flow through a network while it trains, and why skip connections help.
 
-    \b
     Example:
         analyzer record train.py --lr 0.1     (instead of: python train.py --lr 0.1)
         analyzer show latest
     """
+
+
+app.callback(help=help_page(_analyzer))(_analyzer)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -178,7 +189,7 @@ def _help_hint(error: Any) -> str:
 
 
 def _call(command: Any, arguments: Sequence[str] | None) -> int:
-    """Parse, then run; what a command leaves to be called runs after the parser's frames are gone."""
+    """Parse, then run; what a command returns to be called runs without the parser's frames."""
     args = sys.argv[1:] if arguments is None else list(arguments)
     args = args or ["--help"]
     result = command.main(args, prog_name="analyzer", standalone_mode=False)

@@ -1,7 +1,7 @@
 """Arrow tables as CSV text: full precision, null told from NaN, nothing that a spreadsheet runs."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,54 +15,50 @@ _FORMULA = r"^[=+\-@\t\r]"
 _NEEDS_QUOTES = '[",\r\n]'
 
 
-def write_csv(path: Path, batches: Iterable[pa.RecordBatch | pa.Table], schema: pa.Schema) -> int:
-    """Write batches of one schema as a CSV file with a header, one batch in memory at a time.
+def write_csv(path: Path, batches: Iterable[pa.Table]) -> int:
+    """Write tables of the same columns as one CSV file with a header, one in memory at a time.
 
     Args:
         path: The file; its folder must exist.
-        batches: Rows, in order.
-        schema: Columns, also of a file without rows.
+        batches: Rows, in order; the first has the columns, and may have no rows.
 
     Returns:
         The number of rows written.
     """
     rows = 0
     with path.open("w", encoding="utf-8", newline="") as file:
-        file.write(",".join(_text(pa.array(schema.names)).to_pylist()) + "\n")
-        for batch in batches:
-            if batch.num_rows:
-                file.writelines(line + "\n" for line in csv_lines(batch))
+        for place, batch in enumerate(batches):
+            if not place:
+                file.write(",".join(_text(pa.array(batch.column_names)).to_pylist()) + "\n")
+            file.writelines(line + "\n" for line in csv_lines(batch))
             rows += batch.num_rows
     return rows
 
 
-def csv_lines(batch: pa.RecordBatch | pa.Table) -> list[str]:
+def csv_lines(table: pa.Table) -> list[str]:
     """Return the rows as CSV lines without line ends.
 
     Floats have the fewest digits that read back as the same number of their own width; NaN is
     ``NaN``, infinities are ``inf`` and ``-inf``, null is an empty cell, lists are JSON. Text that
     starts with ``=``, ``+``, ``-`` or ``@`` gets an apostrophe in front.
     """
-    cells = [_cells(_whole(batch.column(i))) for i in range(batch.num_columns)]
+    cells = [_cells(_whole(column)) for column in table.columns]
     if not cells:
         return []
     lines: list[str] = pc.binary_join_element_wise(*cells, ",").to_pylist()
     return lines
 
 
-def named(
-    batch: pa.RecordBatch | pa.Table, key: str, names: dict[int, str]
-) -> pa.Table:
-    """Return the rows with a ``name`` column beside their id; null for an id without a name."""
-    table = pa.table(dict(zip(batch.schema.names, batch.columns, strict=True)))
+def named(table: pa.Table, key: str, names: Mapping[int, str]) -> pa.Table:
+    """Return the rows with a column ``<key>_name`` after their id; null where it has no name."""
     ids = pa.array(list(names), pa.int64())
     found = pc.index_in(_whole(table[key]).cast(pa.int64()), value_set=ids)
     values = pc.take(pa.array(list(names.values()), pa.string()), found)
-    return table.add_column(table.schema.get_field_index(key) + 1, "name", values)
+    return table.add_column(table.column_names.index(key) + 1, f"{key}_name", values)
 
 
-def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks()
 
 
 def _cells(column: pa.Array) -> pa.Array:

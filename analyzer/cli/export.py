@@ -32,7 +32,7 @@ def export(
     \b
     Example:
         analyzer export latest --format csv -o tables
-    """
+    """  # noqa: D301 -- click reads the control character
     if format_ not in _FORMATS:
         raise AnalyzerError(
             f"--format is {format_!r}; expected one of {', '.join(_FORMATS)}. Try --format csv."

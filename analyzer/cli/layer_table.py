@@ -1,5 +1,8 @@
 """The table of layers of ``analyzer show``."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -13,69 +16,68 @@ from analyzer.storage.run import Run
 __all__ = ["layer_table"]
 
 _ENDS = 20
-_NAME_WIDTH, _KIND_WIDTH = 36, 16
-_COUNTS = {
-    "output_gradient_norm": "output_gradient_num_nonfinite",
-    "activation_mean": "activation_num_nonfinite",
-    "activation_std": "activation_num_nonfinite",
-    "activation_zero_fraction": "activation_num_nonfinite",
-}
+_KIND_WIDTH, _LEAST_NAME, _GAP = 16, 16, 2
+_NUMBERS = (
+    "output_gradient_norm",
+    "activation_mean",
+    "activation_std",
+    "activation_zero_fraction",
+)
 
 
-def layer_table(run: Run, step: int, chosen: NDArray[np.bool_], signs: Signs) -> tuple[Table, str]:
+def layer_table(
+    run: Run, step: int, chosen: NDArray[np.bool_], marks: Signs, width: int
+) -> tuple[Table, str]:
     """Return the table of the chosen layers and a hint; the hint is empty for a whole table.
 
     Args:
         run: An opened run.
         step: The step whose statistics are listed.
         chosen: Which layers to list, ``[layers]``; of more than 40 the first and last 20.
-        signs: What stdout can hold.
+        marks: What stdout can hold.
+        width: Columns of the terminal; names get what the numbers leave.
     """
-    columns = [*dict.fromkeys([*_COUNTS, *_COUNTS.values()]), "activation_num_dead"]
-    stats = run.layer_stats(columns=columns, steps=[step]).set_index("layer")
-    layers = run.layers[chosen].set_index("layer").join(stats)
-    table = _empty_table(signs)
-    abbreviated = len(layers) > 2 * _ENDS
-    for place, (_, row) in enumerate(layers.iterrows()):
-        if not abbreviated or place < _ENDS or place >= len(layers) - _ENDS:
-            table.add_row(*_cells(row, signs))
-        elif place == _ENDS:
-            table.add_row(Text(f"... {len(layers) - 2 * _ENDS:,} more"))
+    stats = run.read("layer_stats", [*_NUMBERS, "activation_num_dead"], steps=step)
+    values = {row.pop("layer"): row for row in stats.to_pylist()}
+    layers = run.layers[chosen]
+    num_hidden = max(0, len(layers) - 2 * _ENDS)
+    if num_hidden:
+        layers = pd.concat([layers.head(_ENDS), layers.tail(_ENDS)])
+    rows = [_cells(row, values.get(row["layer"], {}), marks) for _, row in layers.iterrows()]
+    if num_hidden:
+        rows.insert(_ENDS, [f"... {num_hidden:,} more", *[""] * (len(rows[0]) - 1)])
     hint = "Choose layers with --layers REGEX; analyzer export writes all of them."
-    return table, hint if abbreviated else ""
+    return _table(rows, marks, width), hint if num_hidden else ""
 
 
-def _empty_table(signs: Signs) -> Table:
-    table = Table(box=table_box(), pad_edge=False, show_edge=False)
-    table.add_column("layer", no_wrap=True)
-    table.add_column("kind", no_wrap=True)
-    for name in ("depth", "parameters", signs.norm, f"activation {signs.plus_minus} std"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("zeros", "dead"):
-        table.add_column(name, justify="right", no_wrap=True)
+def _table(rows: list[list[str]], marks: Signs, width: int) -> Table:
+    """The rows under their headings, names cut so that no number is."""
+    activation = f"activation {marks.plus_minus} std"
+    headings = ["layer", "kind", "depth", "params", marks.norm, activation, "zeros", "dead"]
+    table = Table(box=table_box(), pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    taken = 0
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if place > 1 else "left", no_wrap=True)
+        if place:
+            taken += max(map(len, [heading, *(row[place] for row in rows)])) + _GAP
+    limit = max(_LEAST_NAME, width - taken)
+    for name, *cells in rows:
+        # Text, since rich would read brackets in a name as its markup.
+        table.add_row(Text(printable(name, limit)), *map(Text, cells))
     return table
 
 
-def _cells(row: "pd.Series[float]", signs: Signs) -> list[Text]:
-    """One row, as text that rich does not interpret."""
-    norm, mean, std, zeros = (_measured(row, name, signs) for name in _COUNTS)
-    dead = row["activation_num_dead"]
-    values = (
-        printable(str(row["name"]), _NAME_WIDTH),
-        printable(str(row["kind"]), _KIND_WIDTH),
-        f"{row['depth']}",
-        f"{row['num_parameters']:,}",
+def _cells(layer: "pd.Series[Any]", values: Mapping[str, float | None], marks: Signs) -> list[str]:
+    """One row."""
+    norm, mean, std, zeros = (number(values.get(name), marks.missing) for name in _NUMBERS)
+    dead = values.get("activation_num_dead")
+    return [
+        str(layer["name"]),
+        printable(str(layer["kind"]), _KIND_WIDTH),
+        f"{layer['depth']}",
+        f"{layer['num_parameters']:,}",
         norm,
-        f"{mean} {signs.plus_minus} {std}",
+        f"{mean} {marks.plus_minus} {std}",
         zeros,
-        signs.missing if pd.isna(dead) else f"{int(dead)}",
-    )
-    return [Text(value) for value in values]
-
-
-def _measured(row: "pd.Series[float]", name: str, signs: Signs) -> str:
-    """A number; NaN only where the table counts non-finite elements, else the sign for missing."""
-    value, nonfinite = row[name], row[_COUNTS[name]]
-    if pd.isna(value) and (pd.isna(nonfinite) or nonfinite == 0):
-        return signs.missing
-    return number(float("nan") if pd.isna(value) else float(value))
+        marks.missing if dead is None else f"{dead}",
+    ]

@@ -45,7 +45,7 @@ def _planned(name: str, sentence: str, example: str) -> Callable[[list[str] | No
         raise not_built(name)
 
     command.__name__ = name
-    command.__doc__ = f"{sentence} Not built yet.\n\n\b\nExample:\n    {example}\n"
+    command.__doc__ = f"{sentence} Not built yet.\n\nExample:\n    {example}\n"
     return command
 
 

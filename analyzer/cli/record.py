@@ -142,11 +142,10 @@ def record(
 ) -> Callable[[], int]:
     """Run a training script, or train a model file, under the recorder.
 
-    The script runs as 'python TARGET ARGS...' would: same arguments, output, traceback, exit code and
-    trained weights. A file that trains nothing and defines 'model' or 'build_model()' is trained with
-    the built-in loop.
+    The script runs as 'python TARGET ARGS...' would: same arguments, output, traceback, exit code
+    and trained weights. A file that trains nothing and defines 'model' or 'build_model()' is
+    trained with the built-in loop.
 
-    \b
     Example:
         analyzer record train.py --lr 0.1
         analyzer record --every 10 --run runs/mine -m package.train --epochs 3
@@ -195,7 +194,7 @@ def record(
 
 
 def _record(options: RecordOptions) -> int:
-    """Record; called when the frames of the parser are gone, so that the script's stack is short."""
+    """Record; called without the parser's frames, so that the script's stack is short."""
     from analyzer.cli import session
 
     return session.record(options)
@@ -214,13 +213,13 @@ def _check_target(options: RecordOptions) -> None:
     if target.startswith(ZOO) and not options.as_module:
         if options.args:
             raise ScriptError(
-                f"'{target}' is followed by '{' '.join(options.args)}'; a built-in network takes no "
-                "arguments. Put options of the recording before it."
+                f"'{target}' is followed by '{' '.join(options.args)}'; a built-in network "
+                "takes no arguments. Put options of the recording before it."
             )
     elif not options.as_module and not os.path.exists(target):
         raise ScriptError(
-            f"script '{target}' not found in the working folder; expected a Python file, -m MODULE or "
-            "zoo:NAME. Check the path; options of the recording stand before it."
+            f"script '{target}' not found in the working folder; expected a Python file, -m "
+            "MODULE or zoo:NAME. Check the path; options of the recording stand before it."
         )
 
 

@@ -41,7 +41,7 @@ class RecordOptions:
         updates_every: Measure updates at each so many recorded steps.
         checkpoint_every: Save weights each so many steps; None for the first and the last.
         stop_after: End the training after so many steps; None to let it end itself.
-        seed: Seed set before the program runs; None for 0 with model files and for no seed with scripts.
+        seed: Seed set before the program runs; None for 0 with model files, for none with scripts.
         quiet: Write nothing to stderr.
         steps: Updates of the built-in loop.
         data: ``digits``, ``synthetic`` or ``cifar10:DIR``.
@@ -106,8 +106,8 @@ def _expect_pattern(name: str, pattern: str | None) -> None:
         re.compile(pattern or "")
     except re.error as error:
         raise ValueError(
-            f"{_option(name)} is {pattern!r}, which is no regular expression ({error}); expected one "
-            "such as 'layer1|fc'. Escape special characters with a backslash."
+            f"{_option(name)} is {pattern!r}, which is no regular expression ({error}); expected "
+            "one such as 'layer1|fc'. Escape special characters with a backslash."
         ) from error
 
 

@@ -1,6 +1,7 @@
 """A run as text for the terminal: header, depth profile, gain, loss, joins and layers."""
 
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -48,24 +49,31 @@ def print_run(run: Run, step: str, pattern: str | None, console: Console) -> Non
     training = run_training(run)
     _print_lines(console, _header(run, training, marks))
     steps = run.layer_steps()
-    if not len(steps):
+    if not len(steps) or run.layers.empty:
         console.print(_nothing_recorded(run, training), soft_wrap=True)
-        _print_lines(console, [_loss_line(training, run, marks)])
+        _print_lines(console, [_loss_line(training, marks)])
         return
     chosen = _matching(run.layers["name"].tolist(), pattern)
     profile = depth_profile(run, _shown_step(run, step, steps))
     console.print()
     _print_lines(console, _flow(run, profile, training, chosen, console.width))
-    _print_lines(console, [_loss_line(training, run, marks), _joins_line(run), ""])
-    table, hint = layer_table(run, profile.step, chosen, marks)
+    _print_lines(console, [_loss_line(training, marks), _joins_line(run), ""])
+    table, hint = layer_table(run, profile.step, chosen, marks, console.width)
     console.print(table)
-    if hint:
-        _print_lines(console, ["", hint])
+    _print_lines(console, [hint] if hint else [])
+    _print_lines(console, [_warning(sentence) for sentence in run.warnings])
 
 
 def _print_lines(console: Console, lines: Sequence[str]) -> None:
+    """Print lines; sentences are wrapped between words, charts are left as they are."""
     for line in lines:
-        console.print(line, soft_wrap="\n" in line)
+        is_chart = "\n" in line
+        wrapped = [line] if is_chart else textwrap.wrap(line, console.width) or [""]
+        console.print("\n".join(wrapped), soft_wrap=True)
+
+
+def _warning(sentence: object) -> str:
+    return f"warning: {printable(str(sentence), 300)}"
 
 
 def _header(run: Run, training: TrainingSummary, marks: Signs) -> list[str]:
@@ -73,7 +81,7 @@ def _header(run: Run, training: TrainingSummary, marks: Signs) -> list[str]:
     manifest = run.manifest
     seconds = float(manifest.get("seconds") or training.seconds)
     first = [
-        printable(run.path.name, 60),
+        printable(run.name, 60),
         run.status,
         f"{counted(training.num_steps, 'step')} in {seconds:.1f} s",
     ]
@@ -88,7 +96,7 @@ def _header(run: Run, training: TrainingSummary, marks: Signs) -> list[str]:
         lines.append(f"error: {printable(str(manifest['error']), 300)}")
     if run.status == "crashed":
         lines.append("crashed: it stopped without an end; what was written until then is shown")
-    lines += [f"warning: {printable(str(w), 300)}" for w in manifest.get("not_recorded") or ()]
+    lines += [_warning(sentence) for sentence in manifest.get("not_recorded") or ()]
     return [line for line in lines if line]
 
 
@@ -99,7 +107,8 @@ def _nothing_recorded(run: Run, training: TrainingSummary) -> str:
         "failed": "It failed before the first step was whole.",
     }
     remedy = remedies.get(run.status, "Record a training that reaches a backward pass.")
-    seen = f"{counted(training.num_steps, 'step')} without layer statistics"
+    steps = f"{counted(training.num_steps, 'step')} without layer statistics"
+    seen = steps if training.num_steps else "no step"
     return f"Nothing to draw: the run holds {seen}. {remedy}"
 
 
@@ -116,7 +125,7 @@ def _shown_step(run: Run, step: str, recorded: NDArray[np.int64]) -> int:
         return int(step)
     nearest = recorded[np.argmin(np.abs(recorded - int(step)))]
     raise NotRecordedError(
-        f"run '{run.path.name}' holds no layer statistics at step {step}; expected one of its "
+        f"run '{run.name}' holds no layer statistics at step {step}; expected one of its "
         f"{len(recorded)} recorded steps, {recorded[0]} to {recorded[-1]}. "
         f"The nearest is --step {nearest}."
     )
@@ -170,7 +179,7 @@ def _flow(
         *mark_lines(seen, unicode=marks.unicode),
         "",
         *gain_lines(profile, training, median, marks.missing),
-        *([nonfinite_line(first)] if first else []),
+        *([nonfinite_line(first, profile.step, run.layer_steps())] if first else []),
     ]
 
 
@@ -187,11 +196,11 @@ def _selected(profile: DepthProfile, chosen: NDArray[np.bool_]) -> DepthProfile:
     )
 
 
-def _loss_line(training: TrainingSummary, run: Run, marks: Signs) -> str:
+def _loss_line(training: TrainingSummary, marks: Signs) -> str:
     """The loss as a sparkline with its ends, and the first step where it is not finite."""
     if not training.num_losses:
         return "Loss: none was recorded (no step had a scalar loss)."
-    line = sparkline(run_losses(run), unicode=marks.unicode)
+    line = sparkline(training.losses, unicode=marks.unicode)
     ends = f"{number(training.first_loss)} {marks.arrow} {number(training.last_loss)}"
     best = (
         f", best {number(training.best_loss)} at step {training.best_step}"

@@ -28,7 +28,7 @@ def defaults_for(command: str, load: Loader, folder: Path | None = None) -> dict
         Parameter name to value; empty without a file or a ``[tool.analyzer]`` table in it.
 
     Raises:
-        AnalyzerError: If the file cannot be read, or names an option or a command that there is not.
+        AnalyzerError: If the file cannot be read, or names an option or command that there is not.
     """
     path = _nearest(folder or Path.cwd())
     if path is None:

@@ -30,7 +30,7 @@ def show(
     Example:
         analyzer show latest
         analyzer show runs/mine --step 100 --layers 'layer[12]'
-    """
+    """  # noqa: D301 -- click reads the control character
     from analyzer.cli.run_view import print_run
     from analyzer.cli.terminal import console
     from analyzer.storage.catalog import resolve_run

@@ -1,4 +1,4 @@
-"""Which module call made which part of the autograd graph: spans of sequence numbers, no extra work."""
+"""Which module call made which part of the autograd graph, as spans of sequence numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAX_NESTING = 6
 
 def sequence_number() -> int:
     """Return the sequence number that the next autograd node of this thread will get."""
-    number: int = torch._C._autograd._get_sequence_nr()  # type: ignore[attr-defined]
+    number: int = torch._C._autograd._get_sequence_nr()
     return number
 
 

@@ -82,7 +82,7 @@ def _function_kind(function: Callable[..., Any]) -> str:
 
 
 def _tensor_arguments(values: Iterable[Any]) -> list[Tensor]:
-    """Return the tensors among arguments, one level of lists deep (as torch functions take them)."""
+    """Return the tensors among arguments, one level of lists deep, as torch functions take them."""
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
@@ -101,7 +101,7 @@ class Follower(TorchFunctionMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.tick = 0
         self.followed: list[Followed] = []
         self._flows: dict[int, tuple[weakref.ref[Tensor], Flow]] = {}

@@ -74,7 +74,7 @@ class Walk:
         """Return what must be equal in two graphs for their nodes to correspond."""
         place = self.place
         return [
-            (type(node), *((place[child], nr) if child is not None else None for child, nr in edges))
+            (type(node), *[None if child is None else (place[child], nr) for child, nr in edges])
             for node, edges in zip(self.nodes, self.edges, strict=True)
         ]
 
@@ -107,7 +107,7 @@ class Dataflow:
         self._is_weight = {p for root in log.roots.values() for p in root.parameters()}
         self._log = log
         nodes = self._sources_apart(walk)
-        sequences = [node._sequence_nr() for node, _ in nodes]  # type: ignore[attr-defined]
+        sequences = [node._sequence_nr() for node, _ in nodes]
         self._notes = self._followed(log)
         self._spans = self._layer_spans(log) if log.follower is None else {}
         items: list[tuple[tuple[int, int, int], Any, Any]] = [

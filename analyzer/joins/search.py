@@ -34,6 +34,7 @@ class Meeting:
         branch_region: All vertices of the branch after the fork, a gate's included.
         shortcut_edges: Reads of the fork by the shortcut: (reader, its slot, output of the fork).
         branch_edges: Reads of the fork by the branch.
+        between: The vertices of both that lie on a path to the fork.
     """
 
     join: int
@@ -47,6 +48,7 @@ class Meeting:
     branch_region: set[int]
     shortcut_edges: tuple[Edge, ...]
     branch_edges: tuple[Edge, ...]
+    between: set[int]
 
 
 def joins_of(flow: Dataflow) -> list[Meeting]:
@@ -73,20 +75,24 @@ class _Search:
 
     def _dominators(self) -> list[int]:
         """Return for each vertex the nearest one that all its paths to any source pass."""
-        dominator: list[int] = []
+        self.dominator = dominator = list[int]()
         for reads in self.reads:
             nearest = reads[0] if reads else NOWHERE
             for other in reads[1:]:
-                while nearest != other and nearest != NOWHERE:
-                    # Vertices are numbered forward, so the larger number is the one to lift.
-                    if nearest > other:
-                        nearest = dominator[nearest]
-                    else:
-                        other = dominator[other]
-                    if other == NOWHERE:
-                        nearest = NOWHERE
+                nearest = self._common(nearest, other)
             dominator.append(nearest)
         return dominator
+
+    def _common(self, one: int, other: int) -> int:
+        """Return the nearest vertex that all paths of two vertices to any source pass."""
+        dominator = self.dominator
+        while one != other and one != NOWHERE and other != NOWHERE:
+            # Vertices are numbered forward, so the larger number is the one to lift.
+            if one > other:
+                one = dominator[one]
+            else:
+                other = dominator[other]
+        return one if one == other else NOWHERE
 
     def _addition(self, join: int) -> Meeting | None:
         operands = [(slot, read) for slot, read, _ in self.flow.reads[join]]
@@ -109,14 +115,22 @@ class _Search:
         return best
 
     def _concatenation(self, join: int) -> Meeting | None:
-        """Join where one operand is the fork itself: the earliest that another one reads."""
+        """Join where one operand is the fork itself: the earliest that the others read.
+
+        An operand from elsewhere (a condition, another input) may be among them, but not one that
+        left an earlier tensor together with the fork: there, several branches meet.
+        """
         operands = [(slot, read) for slot, read, _ in self.flow.reads[join]]
         for shortcut in sorted(operands, key=lambda operand: self._unviewed(operand[1])):
             fork = self._unviewed(shortcut[1])
-            branches = tuple(
-                other for other in operands if other is not shortcut and self._reaches(other[1], fork)
-            )
-            meeting = self._meeting(join, fork, shortcut, branches) if branches else None
+            others = [operand for operand in operands if operand is not shortcut]
+            branches = tuple(other for other in others if self._reaches(other[1], fork))
+            if not branches or any(
+                other not in branches and self._common(other[1], fork) != NOWHERE
+                for other in others
+            ):
+                continue
+            meeting = self._meeting(join, fork, shortcut, branches)
             if meeting is not None and not self._reads_apart(meeting):
                 return meeting
         return None
@@ -206,6 +220,7 @@ class _Search:
             branch_region=branch_region,
             shortcut_edges=self._edges(own_region, fork) + self._direct(join, shortcut[0], fork),
             branch_edges=self._edges(branch_region, fork),
+            between=(shortcut_region | branch_region) & cost.keys(),
         )
 
     def _lightest_path(self, start: int, fork: int, cost: dict[int, int]) -> set[int]:

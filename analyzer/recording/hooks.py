@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, is_grad_enabled, nn
+from torch._C._functorch import maybe_current_level
+from torch.compiler import is_compiling
 
 from analyzer.recording.depth import ForwardDepth, graph_depths
 from analyzer.recording.layers import Site, own_unit_axis
@@ -31,28 +33,59 @@ _MIXES_UNITS = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn
 
 
 class Call:
-    """One call of a layer in one invocation."""
+    """One call of a layer in one invocation, and the gradient hook of its output tensor.
+
+    As a hook it is held by the autograd graph, and so keeps its invocation alive as long as a
+    backward pass may still come.
+    """
 
     __slots__ = (
         "activation",
+        "capture",
         "depth",
         "forward_depth",
         "gradient",
+        "invocation",
         "kept",
         "node",
         "shape",
         "site",
     )
 
-    def __init__(self, site: Site, activation: ActivationRow | None, shape: Sequence[int] | None):
+    def __init__(
+        self,
+        capture: "Capture",
+        invocation: "Invocation",
+        site: Site,
+        activation: ActivationRow | None,
+        shape: torch.Size,
+    ) -> None:
+        self.capture = capture
+        self.invocation: Invocation | None = invocation
         self.site = site
         self.activation = activation
         self.shape = shape
         self.gradient: GradientRow | None = None
         self.kept: Tensor | None = None
         self.node: Any = None
-        self.forward_depth = 0
-        self.depth = 0
+        self.forward_depth = self.depth = 0
+
+    def __call__(self, gradient: Tensor) -> None:
+        """Take the statistics of the gradient that arrived at the layer's output."""
+        capture, invocation = self.capture, self.invocation
+        if not capture.in_backward or invocation is None:
+            return
+        started = time.perf_counter()
+        capture.used[invocation] = None
+        if self.activation is not None:
+            try:
+                if self.kept is not None:  # a second pass over a kept graph: gradients add
+                    gradient = self.kept + gradient.detach()
+                self.gradient = gradient_row(gradient)
+                self.kept = gradient.detach() if capture.keeps_graph else None
+            except Exception as error:  # the training must go on whatever the gradient is
+                capture.give_up(self.site, error)
+        capture.seconds += time.perf_counter() - started
 
 
 class Invocation:
@@ -63,14 +96,21 @@ class Invocation:
         number: Its place among all invocations.
     """
 
-    __slots__ = ("__weakref__", "axes", "calls", "handles", "number", "window")
+    __slots__ = ("__weakref__", "calls", "handles", "number", "window")
 
     def __init__(self, window: int, number: int) -> None:
         self.window = window
         self.number = number
         self.calls: list[Call] = []
         self.handles: list[Any] = []
-        self.axes: dict[tuple[int, ...], int | None] = {}
+
+    def unhook(self) -> None:
+        """Remove the hooks from output tensors that are still alive."""
+        for handle in self.handles:
+            handle.remove()
+        for call in self.calls:
+            call.invocation = None
+        self.handles.clear()
 
 
 def first_tensor(output: Any) -> Tensor | None:
@@ -102,33 +142,43 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 class _LayerHook:
     """The forward hook of one layer's module."""
 
-    __slots__ = ("axis", "capture", "inherits_axis", "site")
+    __slots__ = ("axis", "capture", "inherits_axis", "is_selected", "last", "own_axis", "site")
 
     def __init__(self, capture: "Capture", site: Site, module: nn.Module) -> None:
         self.capture = capture
         self.site = site
-        self.axis = own_unit_axis(module)
+        self.own_axis = own_unit_axis(module)
         self.inherits_axis = not isinstance(module, _MIXES_UNITS)
+        self.is_selected: bool | None = None
+        self.last: torch.Size | None = None
+        self.axis: int | None = None
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         capture = self.capture
-        if capture.listening and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            capture.observe(self, output)
+        if not capture.listening or capture.in_backward or is_compiling():
+            return
+        if not is_grad_enabled() or self.site.number in capture.broken:
+            return
+        started = time.perf_counter()
+        try:
+            tensor = output if type(output) is Tensor else first_tensor(output)
+            if tensor is not None and not tensor.is_meta and maybe_current_level() is None:
+                capture.observe(self, tensor)
+        except Exception as error:  # the training must go on whatever a layer returns
+            capture.give_up(self.site, error)
+        capture.seconds += time.perf_counter() - started
 
-
-class _GradientHook:
-    """The gradient hook of one output tensor; its reference keeps the invocation alive."""
-
-    __slots__ = ("call", "capture", "invocation")
-
-    def __init__(self, capture: "Capture", invocation: Invocation, call: Call) -> None:
-        self.capture = capture
-        self.invocation = invocation
-        self.call = call
-
-    def __call__(self, gradient: Tensor) -> None:
-        if self.capture.in_backward:
-            self.capture.receive(self.invocation, self.call, gradient)
+    def unit_axis(self, shape: torch.Size, axes: dict[torch.Size, int | None]) -> int | None:
+        """The axis of units of an output: the module's own, else that of the last such shape."""
+        if shape != self.last:
+            axis = self.own_axis
+            if axis is None and self.inherits_axis:
+                axis = axes.get(shape, -1 if len(shape) == 2 else None)
+            if axis is not None and not -len(shape) <= axis < len(shape):
+                axis = None
+            self.last, self.axis = shape, axis
+            axes[shape] = axis
+        return self.axis
 
 
 class Capture:
@@ -137,10 +187,14 @@ class Capture:
     Args:
         on_forward: Called when a forward pass with gradient begins.
         on_problem: Called once for a module whose statistics could not be taken, with the reason.
+        is_selected: Whether a layer is to be recorded.
     """
 
     def __init__(
-        self, on_forward: Callable[[], None], on_problem: Callable[[Site, Exception], None]
+        self,
+        on_forward: Callable[[], None],
+        on_problem: Callable[[Site, Exception], None],
+        is_selected: Callable[[Site], bool],
     ) -> None:
         self.listening = False
         self.in_backward = False
@@ -148,7 +202,7 @@ class Capture:
         self.discovering = True
         self.window = 0
         self.seconds = 0.0
-        self.is_selected: Callable[[Site], bool] = lambda _: True
+        self.broken: set[int] = set()
         self.used: dict[Invocation, None] = {}
         self._mode: ForwardDepth | None = None
         self._has_frozen_parts = False
@@ -159,15 +213,20 @@ class Capture:
         self._alive: weakref.WeakSet[Invocation] = weakref.WeakSet()
         self._on_forward = on_forward
         self._on_problem = on_problem
+        self._is_selected = is_selected
         self._handles: list[Any] = []
-        self._broken: set[int] = set()
+        self._hooks: list[_LayerHook] = []
+        self._axes: dict[torch.Size, int | None] = {}
 
     def attach(self, root: nn.Module, sites: Sequence[tuple[Site, nn.Module]]) -> None:
         """Hook a root model and its layers."""
         self._handles.append(root.register_forward_pre_hook(self._enter))
         self._has_frozen_parts |= not all(p.requires_grad for p in root.parameters())
+        for hook in self._hooks:  # names may have got a prefix
+            hook.is_selected = None
         for site, module in sites:
             hook = _LayerHook(self, site, module)
+            self._hooks.append(hook)
             with contextlib.suppress(RuntimeError):  # a scripted module may refuse hooks
                 self._handles.append(module.register_forward_hook(hook))
         self._handles.append(root.register_forward_hook(self._leave, always_call=True))
@@ -179,8 +238,7 @@ class Capture:
             handle.remove()
         self._handles.clear()
         for invocation in list(self._alive):
-            for handle in invocation.handles:
-                handle.remove()
+            invocation.unhook()
         self._alive.clear()
         self.used.clear()
         self._current = self._loose = None
@@ -218,67 +276,35 @@ class Capture:
         return invocation
 
     def _invocation(self) -> Invocation:
-        """The running invocation; calls outside of any root share one until the next backward."""
-        if self._current is not None:
-            return self._current
+        """The invocation of calls outside of any root; they share one until the next backward."""
         if self._loose is None:
             self._on_forward()
             self._loose = self._new_invocation()
         return self._loose
 
-    def observe(self, hook: _LayerHook, output: Any) -> None:
-        """Take the statistics of a layer's output, and wait for its gradient."""
-        if self.in_backward or hook.site.number in self._broken:
-            return
-        started = time.perf_counter()
-        try:
-            self._observe(hook, output)
-        except Exception as error:  # the training must go on whatever a layer returns
-            self._broken.add(hook.site.number)
-            self._on_problem(hook.site, error)
-        self.seconds += time.perf_counter() - started
+    def give_up(self, site: Site, error: Exception) -> None:
+        """Record nothing more of a layer; say why."""
+        self.broken.add(site.number)
+        self._on_problem(site, error)
 
-    def _observe(self, hook: _LayerHook, output: Any) -> None:
-        tensor = first_tensor(output)
-        if (
-            tensor is None
-            or tensor.is_meta
-            or torch._C._functorch.maybe_current_level() is not None
-        ):
-            return
-        invocation = self._invocation()
-        selected = self.is_selected(hook.site)
-        shape = tuple(tensor.shape)
-        axis = hook.axis
-        if axis is None and hook.inherits_axis:
-            axis = invocation.axes.get(shape, -1 if len(shape) == 2 else None)
-        if axis is not None and not -len(shape) <= axis < len(shape):
-            axis = None
-        invocation.axes[shape] = axis
-        call = Call(hook.site, activation_row(tensor, axis) if selected else None, shape)
+    def observe(self, hook: _LayerHook, tensor: Tensor) -> None:
+        """Take the statistics of a layer's output, and wait for its gradient."""
+        invocation = self._current or self._invocation()
+        if hook.is_selected is None:
+            hook.is_selected = self._is_selected(hook.site)
+        shape = tensor.shape
+        axis = hook.unit_axis(shape, self._axes)
+        activation = activation_row(tensor, axis) if hook.is_selected else None
+        call = Call(self, invocation, hook.site, activation, shape)
         invocation.calls.append(call)
         if self.discovering:
             call.node = tensor.grad_fn
             call.forward_depth = self._mode.pass_layer(tensor) if self._mode else 0
         if tensor.requires_grad:
-            gradient_hook = _GradientHook(self, invocation, call)
-            handle = tensor.register_hook(gradient_hook)  # type: ignore[no-untyped-call]
+            # On the tensor, not the module: a full backward hook on a module breaks an in-place
+            # ReLU that comes after it.
+            handle = tensor.register_hook(call)  # type: ignore[no-untyped-call]
             invocation.handles.append(handle)
-
-    def receive(self, invocation: Invocation, call: Call, gradient: Tensor) -> None:
-        """Take the statistics of the gradient that arrived at a layer's output."""
-        started = time.perf_counter()
-        self.used[invocation] = None
-        if call.activation is not None:
-            try:
-                if call.kept is not None:  # a second pass over a kept graph: gradients add
-                    gradient = call.kept + gradient.detach()
-                call.gradient = gradient_row(gradient)
-                call.kept = gradient.detach() if self.keeps_graph else None
-            except Exception as error:  # the training must go on whatever the gradient is
-                self._broken.add(call.site.number)
-                self._on_problem(call.site, error)
-        self.seconds += time.perf_counter() - started
 
     def begin_backward(self, roots: Sequence[Any], *, keeps_graph: bool) -> None:
         """Accept gradients from now on; find the depth of new calls while there is a graph."""

@@ -1,4 +1,4 @@
-"""Statistics of tensors in host memory: one pass a cache-sized block, numbers at once.
+"""Statistics of tensors in host memory: numbers at once, a cache-sized block at a time.
 
 A tensor in host memory can be read without waiting for a device, so a cheap kernel may run first
 and a careful one only where its result shows that it is needed (an underflow, a NaN). BLAS and
@@ -8,7 +8,8 @@ than the memory allows (``vector_norm`` of order 1 and infinity, ``count_nonzero
 
 import math
 import threading
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,18 +19,33 @@ from torch import Tensor
 
 __all__ = ["activation_numbers", "gradient_numbers", "norm"]
 
-# Elements a block: it stays in the L2 cache while five kernels read it, and a float32 sum over one
-# errs by less than 3e-6.
-_BLOCK = 32768
-# Blocks whose largest magnitude lies in between are squared as they are; below, squares would
-# vanish (and denormal ones are slow), above, they would overflow.
-_SAFE = {np.dtype(np.float32): (1e-12, 1e16), np.dtype(np.float64): (1e-120, 1e150)}
-_LARGEST_EXPONENT = {np.dtype(np.float32): 120, np.dtype(np.float64): 1000}
-# scipy's, since numpy's dot warns where it overflows.
-_DOT = {np.dtype(np.float32): blas.sdot, np.dtype(np.float64): blas.ddot}
-_ASUM = {np.dtype(np.float32): blas.sasum, np.dtype(np.float64): blas.dasum}
+# Elements a block: several kernels read it while it is in the L2 cache, and a float32 sum over one
+# errs by less than 1e-5, its root by half of that.
+_BLOCK = 65536
 
 Array = NDArray[np.floating]
+
+
+class _Kernels(NamedTuple):
+    """BLAS for one dtype; scipy's, since numpy's dot warns where it overflows.
+
+    Blocks whose largest magnitude lies between ``low`` and ``high`` are squared as they are. Below,
+    squares would vanish (and denormal ones are slow); above, they would overflow.
+    """
+
+    dot: Any
+    asum: Any
+    iamax: Any
+    low: float
+    high: float
+    largest_exponent: int
+
+
+_SINGLE = _Kernels(blas.sdot, blas.sasum, blas.isamax, 1e-12, 1e16, 120)
+_DOUBLE = _Kernels(blas.ddot, blas.dasum, blas.idamax, 1e-120, 1e150, 1000)
+_ONES = {np.dtype(t): np.ones(_BLOCK, dtype=t) for t in (np.float32, np.float64)}
+_ZEROS = {np.dtype(t): np.zeros((), dtype=t) for t in (np.float32, np.float64)}
+_minimum, _maximum = np.minimum.reduce, np.maximum.reduce
 
 
 class _Scratch(threading.local):
@@ -40,13 +56,14 @@ class _Scratch(threading.local):
 
 
 _scratch = _Scratch()
-_minimum, _maximum = np.minimum.reduce, np.maximum.reduce
+
+
+def _kernels(flat: Array) -> _Kernels:
+    return _SINGLE if flat.itemsize == 4 else _DOUBLE
 
 
 def dense(x: Tensor) -> Tensor:
     """Return x, or a copy, such that its elements lie in memory without gaps, in any order."""
-    if x.is_contiguous():
-        return x
     strides = sorted(
         (stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1
     )
@@ -60,59 +77,44 @@ def dense(x: Tensor) -> Tensor:
 
 def _flat(x: Tensor) -> Array:
     """All elements of x as a one-dimensional array of float32 or float64, in any order."""
-    if x.dtype not in (torch.float32, torch.float64):
+    if x.dtype is not torch.float32 and x.dtype is not torch.float64:
         x = x.to(torch.float32 if x.is_floating_point() else torch.float64)
-    x = dense(x)
-    array: Array = torch.as_strided(x, (x.numel(),), (1,)).numpy()
+    array: Array
+    if x.is_contiguous():
+        array = x.numpy().reshape(-1)
+    else:
+        array = torch.as_strided(x := dense(x), (x.numel(),), (1,)).numpy()
     return array
 
 
-class _Scan(NamedTuple):
-    """What one pass over the elements gives."""
-
-    norm: float
-    absolute_sum: float
-    smallest: float
-    largest: float
-    zeros: int
+def _blocks(flat: Array) -> list[Array]:
+    if flat.size <= _BLOCK:
+        return [flat]
+    return [flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK)]
 
 
-def _block_sums(block: Array, largest: float) -> tuple[float, float]:
-    """Norm and absolute sum of one block, by ``‖x‖ = ‖2ᵏ x‖ / 2ᵏ`` where squares are not safe.
+def _sums(block: Array, largest: float, kernels: _Kernels) -> tuple[float, float]:
+    """Norm and absolute sum, by ``‖x‖ = ‖2ᵏ x‖ / 2ᵏ`` where squares are not safe.
 
-    k is the exponent of max|x|, or near it: 2⁻ᵏ itself must not overflow for denormal numbers.
+    k is near the exponent of max|x|: 2⁻ᵏ itself must not overflow for denormal numbers.
     """
-    dtype = block.dtype
-    low, high = _SAFE[dtype]
-    if low <= largest <= high:
-        return math.sqrt(_DOT[dtype](block, block)), _ASUM[dtype](block)
+    if kernels.low <= largest <= kernels.high:
+        return math.sqrt(kernels.dot(block, block)), kernels.asum(block)
     if largest == 0.0 or not math.isfinite(largest):
         return largest, largest
-    scale = math.ldexp(1.0, min(-math.frexp(largest)[1], _LARGEST_EXPONENT[dtype]))
-    block = block * dtype.type(scale)
-    return math.sqrt(_DOT[dtype](block, block)) / scale, _ASUM[dtype](block) / scale
+    scale = math.ldexp(1.0, min(-math.frexp(largest)[1], kernels.largest_exponent))
+    block = block * block.dtype.type(scale)
+    return math.sqrt(kernels.dot(block, block)) / scale, kernels.asum(block) / scale
 
 
-def _scan(flat: Array, *, count_zeros: bool = True) -> _Scan:
-    """Read each block once from memory, and let every kernel see it while it is in the cache."""
-    if flat.size > _BLOCK:
-        blocks = [
-            _scan(flat[start : start + _BLOCK], count_zeros=count_zeros)
-            for start in range(0, flat.size, _BLOCK)
-        ]
-        norms, sums, lows, highs, zeros = zip(*blocks, strict=True)
-        # numpy's min and max keep NaN, Python's do not.
-        smallest, largest = float(np.min(lows)), float(np.max(highs))
-        total = math.nan if math.isnan(smallest) else math.hypot(*norms)
-        return _Scan(total, math.fsum(sums), smallest, largest, sum(zeros))
-    smallest, largest = float(_minimum(flat)), float(_maximum(flat))
-    norm, absolute_sum = _block_sums(flat, -smallest if -smallest > largest else largest)
-    num_zeros = 0
-    if count_zeros and not (smallest > 0 or largest < 0):
-        mask = _scratch.mask[: flat.size]
-        np.equal(flat, 0, out=mask)
-        num_zeros = int(np.count_nonzero(mask))
-    return _Scan(norm, absolute_sum, smallest, largest, num_zeros)
+def _total(norms: list[float]) -> float:
+    return math.nan if any(map(math.isnan, norms)) else math.hypot(*norms)
+
+
+def _num_zeros(block: Array) -> int:
+    mask = _scratch.mask[: block.size]
+    np.equal(block, _ZEROS[block.dtype], mask)
+    return int(np.count_nonzero(mask))
 
 
 def _num_nonfinite(flat: Array) -> float:
@@ -127,15 +129,16 @@ def norm(x: Tensor) -> float:
 
 
 def _norm(flat: Array) -> float:
-    if flat.size > _BLOCK:
-        norms = [_norm(flat[i : i + _BLOCK]) for i in range(0, flat.size, _BLOCK)]
-        return math.nan if any(map(math.isnan, norms)) else math.hypot(*norms)
-    low, high = _SAFE[flat.dtype]
-    square: float = _DOT[flat.dtype](flat, flat)
-    # A mean square within the safe range has no element that vanishes or overflows beside it.
-    if low * low * flat.size <= square <= high * high:
-        return math.sqrt(square)
-    return _block_sums(flat, float(np.max(np.abs(flat))))[0]
+    kernels = _kernels(flat)
+    norms = []
+    for block in _blocks(flat):
+        square: float = kernels.dot(block, block)
+        # In a safe mean square no element vanishes or overflows beside the others.
+        if kernels.low * kernels.low * block.size <= square <= kernels.high * kernels.high:
+            norms.append(math.sqrt(square))
+        else:
+            norms.append(_sums(block, float(_maximum(np.abs(block))), kernels)[0])
+    return norms[0] if len(norms) == 1 else _total(norms)
 
 
 def gradient_numbers(
@@ -148,26 +151,24 @@ def gradient_numbers(
     if x.numel() == 0:
         return (math.nan, math.nan, math.nan, math.nan, 0.0)
     flat = _flat(x)
-    scan = _scan(flat, count_zeros=count_zeros)
-    if not math.isfinite(scan.norm):
+    kernels = _kernels(flat)
+    norms, absolute, largest, zeros = [], 0.0, 0.0, 0
+    for block in _blocks(flat):
+        # BLAS may overlook a NaN here; the norm shows it.
+        peak = abs(float(block[kernels.iamax(block)]))
+        length, total = _sums(block, peak, kernels)
+        norms.append(length)
+        absolute += total
+        if peak > largest:
+            largest = peak
+        if count_zeros:
+            zeros += _num_zeros(block)
+    length = norms[0] if len(norms) == 1 else _total(norms)
+    if not math.isfinite(length):
         magnitude = np.abs(flat)
         mean = float(magnitude.mean(dtype=np.float64))
-        return (scan.norm, mean, float(magnitude.max()), scan.zeros, _num_nonfinite(flat))
-    largest = -scan.smallest if -scan.smallest > scan.largest else scan.largest
-    return (scan.norm, scan.absolute_sum / flat.size, largest, scan.zeros, 0.0)
-
-
-def _std(flat: Array, length: float, mean: float) -> float:
-    """The population standard deviation, from the norm where that does not cancel."""
-    root_mean_square = length / math.sqrt(flat.size)
-    if not math.isfinite(root_mean_square):
-        return math.nan
-    distance = max(0.0, root_mean_square - abs(mean)) * (root_mean_square + abs(mean))
-    if distance > 0.02 * root_mean_square * root_mean_square > 0:
-        return math.sqrt(distance)
-    centered = flat.astype(np.float64)
-    centered -= centered.mean()
-    return _norm(centered) / math.sqrt(flat.size)
+        return (_norm(flat), mean, float(magnitude.max()), zeros, _num_nonfinite(flat))
+    return (length, absolute / flat.size, largest, zeros, 0.0)
 
 
 def activation_numbers(
@@ -186,45 +187,67 @@ def activation_numbers(
     if x.numel() == 0:
         return (math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, 0.0), None
     flat = _flat(x)
-    scan = _scan(flat)
-    if math.isfinite(scan.norm):
-        nonfinite = 0.0
-        mean = _mean(x, flat, scan)
-        std = _std(flat, scan.norm, mean)
-    else:
-        nonfinite = _num_nonfinite(flat)
+    kernels = _kernels(flat)
+    norms, lows, highs, total, zeros = [], [], [], 0.0, 0
+    for block in _blocks(flat):
+        low, high = float(_minimum(block)), float(_maximum(block))
+        length, absolute = _sums(block, -low if -low > high else high, kernels)
+        norms.append(length)
+        lows.append(low)
+        highs.append(high)
+        # Without negative elements the sum is the absolute one.
+        total += absolute if low >= 0 else kernels.dot(block, _ONES[block.dtype][: block.size])
+        if low <= 0.0 <= high:
+            zeros += _num_zeros(block)
+    if len(norms) == 1:
+        length, low, high = norms[0], lows[0], highs[0]
+    else:  # numpy's min and max keep NaN, Python's do not
+        length, low, high = _total(norms), float(_minimum(lows)), float(_maximum(highs))
+    dead = None if unit_axis is None else _dead_units(x, unit_axis, zeros, low)
+    if not math.isfinite(length):
         with np.errstate(invalid="ignore", over="ignore"):
             mean = float(flat.mean(dtype=np.float64))
-        std = math.nan
-    dead = _dead_units(x, unit_axis, scan)
-    return (scan.norm, mean, std, scan.smallest, scan.largest, scan.zeros, nonfinite), dead
+        zeros = int(np.count_nonzero(flat == 0))
+        return (length, mean, math.nan, low, high, zeros, _num_nonfinite(flat)), dead
+    mean = total / flat.size
+    if not math.isfinite(mean):  # a sum of finite elements overflowed
+        mean = float((flat.astype(np.float64) / flat.size).sum())
+    return (length, mean, _std(flat, length, mean), low, high, zeros, 0.0), dead
 
 
-def _mean(x: Tensor, flat: Array, scan: _Scan) -> float:
-    """The mean of finite elements, by the cheapest sum that is exact enough."""
-    if scan.smallest >= 0:
-        mean = scan.absolute_sum / flat.size
-    elif x.dtype in (torch.float32, torch.float64):
-        mean = float(torch.sum(x).numpy()) / flat.size
-    else:
-        mean = float(flat.mean(dtype=np.float64))
-    if math.isfinite(mean):
-        return mean
-    return float((flat.astype(np.float64) / flat.size).sum())  # the plain sum overflowed
+def _std(flat: Array, length: float, mean: float) -> float:
+    """The population standard deviation, from the norm where that does not cancel."""
+    root_mean_square = length / math.sqrt(flat.size)
+    difference = root_mean_square - abs(mean)
+    if difference > 0.01 * root_mean_square > 0:
+        return math.sqrt(difference) * math.sqrt(root_mean_square + abs(mean))
+    centered = flat.astype(np.float64)
+    centered -= centered.mean()
+    return _norm(centered) / math.sqrt(flat.size)
 
 
-def _dead_units(x: Tensor, unit_axis: int | None, scan: _Scan) -> NDArray[np.bool_] | None:
-    """Which units are zero in all of x; None without a unit axis."""
-    if unit_axis is None:
-        return None
+@lru_cache(maxsize=64)
+def _none_dead(units: int) -> NDArray[np.bool_]:
+    return np.zeros(units, dtype=bool)
+
+
+def _dead_units(x: Tensor, unit_axis: int, zeros: int, smallest: float) -> NDArray[np.bool_]:
+    """Which units are zero in all of x."""
     units = x.shape[unit_axis]
-    if scan.zeros < x.numel() // units:  # too few zeros for even one dead unit
-        return np.zeros(units, dtype=bool)
+    if zeros < x.numel() // units:  # too few zeros for even one dead unit
+        return _none_dead(units)
+    if x.dim() == 1:
+        return x.eq(0).numpy()
     axis = unit_axis % x.dim()
+    if x.numel() <= _BLOCK and x.is_contiguous():  # the mask of zeros is still there
+        before, after = math.prod(x.shape[:axis]), math.prod(x.shape[axis + 1 :])
+        mask = _scratch.mask[: x.numel()].reshape(before, units, after)
+        dead: NDArray[np.bool_] = np.logical_and.reduce(
+            mask[:, :, 0] if after == 1 else np.logical_and.reduce(mask, axis=2), axis=0
+        )
+        return dead
     others = [i for i in range(x.dim()) if i != axis]
-    if not others:
-        return (x == 0).numpy()
-    dead: NDArray[np.bool_] = torch.amax(x, dim=others).eq(0).numpy()
-    if not scan.smallest >= 0:
+    dead = torch.amax(x, dim=others).eq(0).numpy()
+    if not smallest >= 0:
         dead = dead & torch.amin(x, dim=others).eq(0).numpy()
     return dead

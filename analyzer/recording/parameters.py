@@ -38,16 +38,15 @@ class _Entry:
 
 def norms(tensors: Sequence[Tensor]) -> list[float | Tensor]:
     """Return the norm of each tensor: on the host by one careful kernel each, else by foreach."""
-    values = [real_values(tensor) for tensor in tensors]
-    results: list[float | Tensor] = [0.0] * len(values)
+    results: list[float | Tensor] = [0.0] * len(tensors)
     on_device: dict[Any, list[int]] = {}
-    for i, value in enumerate(values):
-        if is_on_host(value):
-            results[i] = host_statistics.norm(value)
+    for i, tensor in enumerate(tensors):
+        if is_on_host(tensor):
+            results[i] = host_statistics.norm(real_values(tensor))
         else:
-            on_device.setdefault((value.device, value.dtype), []).append(i)
+            on_device.setdefault((tensor.device, tensor.dtype), []).append(i)
     for places in on_device.values():
-        measured = device_statistics.norms([values[i] for i in places])
+        measured = device_statistics.norms([real_values(tensors[i]) for i in places])
         for i, result in zip(places, measured, strict=True):
             results[i] = result
     return results

@@ -61,7 +61,7 @@ def real_values(x: Tensor) -> Tensor:
 
 def is_on_host(x: Tensor) -> bool:
     """Whether x can be read without waiting for a device."""
-    return x.device.type == "cpu"
+    return x.is_cpu
 
 
 def activation_row(x: Tensor, unit_axis: int | None) -> ActivationRow:
@@ -71,6 +71,8 @@ def activation_row(x: Tensor, unit_axis: int | None) -> ActivationRow:
         x: The output of a layer, any shape and dtype.
         unit_axis: Its axis of channels or features; None where there is none.
     """
+    if x.is_cpu and x.dtype is torch.float32 and x.layout is torch.strided:  # the usual case
+        return ActivationRow(x.numel(), *host_statistics.activation_numbers(x.detach(), unit_axis))
     x = real_values(x)
     if x.dtype is torch.bool:
         x = x.to(torch.uint8)
@@ -85,6 +87,10 @@ def gradient_row(x: Tensor, *, count_zeros: bool = True) -> GradientRow:
     The elements that a sparse gradient does not store are zeros.
     """
     count = x.numel()
+    if x.is_cpu and x.dtype is torch.float32 and x.layout is torch.strided:  # the usual case
+        if x.requires_grad:
+            x = x.detach()
+        return GradientRow(count, host_statistics.gradient_numbers(x, count_zeros=count_zeros))
     x = real_values(x)
     if not is_on_host(x):
         return GradientRow(count, _spread(device_statistics.gradient_numbers(x), x, count))

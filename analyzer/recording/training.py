@@ -67,8 +67,7 @@ class Training:
         self.schedule = schedule
         self.layers = Layers()
         self.parameters = Parameters()
-        self.capture = Capture(self._begin_forward, self._cannot_record)
-        self.capture.is_selected = self._is_selected
+        self.capture = Capture(self._begin_forward, self._cannot_record, self._is_selected)
         self.num_steps = 0
         self._on_step = on_step
         self._on_tables = on_tables
@@ -83,7 +82,7 @@ class Training:
         self._in_closure_step = False
         self._updates = UpdateMeter(on_problem)
         self._tables_changed = False
-        self._selection: dict[int, bool] = {}
+        self._has_guessed_depth = False
         self._taken: dict[tuple[int, int], int] = {}
         self._handles: list[Any] = []
         self._may_hold: list[bool] = []
@@ -106,7 +105,6 @@ class Training:
         sites = self.layers.add_root(root)
         self.parameters.add_root(len(self.layers.roots) - 1, root)
         self.capture.attach(root, sites)
-        self._selection.clear()
         self._tables_changed = True
         self._may_hold.append(is_small(root))
 
@@ -168,10 +166,7 @@ class Training:
         self._on_problem(f"layer {path}: {type(error).__name__}: {error}")
 
     def _is_selected(self, site: Site) -> bool:
-        if site.number not in self._selection:
-            path = self.layers.path(site, self.layers.prefixes())
-            self._selection[site.number] = self.schedule.selects(path)
-        return self._selection[site.number]
+        return self.schedule.selects(self.layers.path(site, self.layers.prefixes()))
 
     # --- backward ----------------------------------------------------------------------------
 
@@ -207,9 +202,8 @@ class Training:
             if not step.keeps(invocation):
                 layer_of = self._number_calls(invocation)
                 (step.keep if keeps_graph else step.fold)(invocation, layer_of)
-        self.capture.discovering = any(
-            call.depth == 0 for invocation in used for call in invocation.calls
-        ) or not len(self.layers)
+        self.capture.discovering = self._has_guessed_depth or not len(self.layers)
+        self._has_guessed_depth = False
         if self._has_optimizer is None:
             self._has_optimizer = self._find_optimizer()
         if not self._has_optimizer:
@@ -239,6 +233,7 @@ class Training:
             layer = self.layers.layer(call.site, count)
             if layer is None:
                 depth = call.depth or before + 1
+                self._has_guessed_depth |= not call.depth
                 layer = self.layers.add(call.site, count, call.shape, depth)
                 self._tables_changed = True
             elif call.depth and self.layers.depth(layer) != call.depth:

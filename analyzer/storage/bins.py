@@ -115,15 +115,21 @@ def _aligned(bins: Bins, columns: tuple[str, ...]) -> Bins:
 
 def rebinned(bins: Bins, width: int) -> Bins:
     """Return the same rows in bins that begin at multiples of ``width``, by start and id."""
-    start = bins.start // width * width
-    order = np.lexsort((bins.ids, start))
-    start, ids = start[order], bins.ids[order]
+    start, ids = bins.start // width * width, bins.ids
+    if not _is_sorted(start, ids):
+        order = np.lexsort((ids, start))
+        start, ids, bins = start[order], ids[order], bins[order]
     is_first = np.ones(len(start), dtype=bool)
     is_first[1:] = (start[1:] != start[:-1]) | (ids[1:] != ids[:-1])
     firsts = np.flatnonzero(is_first)
     if len(firsts) == len(start):
-        return Bins(bins.columns, start, ids, *_arrays(bins[order]))
-    return Bins(bins.columns, start[firsts], ids[firsts], *_reduced(bins[order], firsts, is_first))
+        return Bins(bins.columns, start, ids, *_arrays(bins))
+    return Bins(bins.columns, start[firsts], ids[firsts], *_reduced(bins, firsts, is_first))
+
+
+def _is_sorted(start: Counts, ids: NDArray[np.int32]) -> bool:
+    later = start[1:] > start[:-1]
+    return bool(np.all(later | ((start[1:] == start[:-1]) & (ids[1:] >= ids[:-1]))))
 
 
 _Arrays = tuple[Counts, Floats, Floats, Floats, Counts, Counts]

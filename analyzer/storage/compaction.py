@@ -1,4 +1,4 @@
-"""Merges many small part files into few large ones, a piece at a time, safe to be killed anywhere."""
+"""Merges many small part files into few large ones, a piece at a time, kill-safe throughout."""
 
 import os
 from collections.abc import Iterator, Sequence

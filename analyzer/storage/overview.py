@@ -1,11 +1,13 @@
-"""A run of any length in bins of constant number: ``overview/<table>/<start>-<end>.w<width>.parquet``.
+"""A run of any length in a constant number of bins.
 
-Each file holds the bins of the steps from ``start`` to before ``end``, ``width`` steps a bin. When
-there would be more than 1024 bins, neighbors are merged and the width doubles, so that a long run
-has 512 to 1024. A file whose steps lie inside another's is not read. Steps that no file holds
-are read from the table itself. The bins hold the rows of rank 0 as they were recorded.
+A file ``overview/<table>/<start>-<end>.w<width>.parquet`` holds the bins of the steps from
+``start`` to before ``end``, ``width`` steps a bin. When there would be more than 1024 bins,
+neighbors are merged and the width doubles, so that a long run has 512 to 1024. A file whose steps
+lie inside another's is not read. Steps that no file holds are read from the table itself. The bins
+hold the rows of rank 0 as they were recorded.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from analyzer.storage.bins import Bins, concatenated, rebinned, single
+from analyzer.storage.columns import conform, unified
 from analyzer.storage.parts import encoding, listing, replace_file, write_table
 from analyzer.storage.schema import TABLES, key_column
 
@@ -25,7 +28,9 @@ __all__ = ["MAX_BINS", "Chunk", "Overview", "bins_from", "chunks_in"]
 
 MAX_BINS = 1024
 # Rows of one file: small enough to hold two of them in memory with a thousand layers.
-_CHUNK_ROWS = 16_384
+_CHUNK_ROWS = 8_192
+# Rows that are binned at once: the arrays for it are ten times as large as the rows.
+_SLICE_ROWS = 8_192
 _SUFFIXES = ("min", "mean", "max", "num_finite", "num_nonfinite")
 _NAME = re.compile(r"(\d{12,18})-(\d{12,18})\.w(\d{1,18})\.parquet")
 
@@ -96,13 +101,16 @@ def bins_from(table: pa.Table, key: str | None, columns: Sequence[str] | None = 
     if key is not None:
         ids = table.column(key).to_numpy().astype(np.int32, copy=False)
     shape = (len(start), len(columns))
-    floats = [np.empty(shape) for _ in range(3)]
-    counts = [np.empty(shape, dtype=np.int64) for _ in range(2)]
+    low, mean, high = (np.empty(shape) for _ in range(3))
+    finite, nonfinite = (np.empty(shape, dtype=np.int64) for _ in range(2))
     for place, name in enumerate(columns):
-        for target, suffix in zip([*floats, *counts], _SUFFIXES, strict=True):
-            target[:, place] = table.column(f"{name}_{suffix}").to_numpy()
+        for target, suffix in zip((low, mean, high, finite, nonfinite), _SUFFIXES, strict=True):
+            # Null in the rows of a file that was written before the column was first logged.
+            column = table.column(f"{name}_{suffix}")
+            column = column.fill_null(math.nan if target.dtype == np.float64 else 0)
+            target[:, place] = column.to_numpy()
     num_rows = table.column("num_rows").to_numpy().astype(np.int64, copy=False)
-    return Bins(tuple(columns), start, ids, num_rows, *floats, *counts)
+    return Bins(tuple(columns), start, ids, num_rows, low, mean, high, finite, nonfinite)
 
 
 class Overview:
@@ -118,7 +126,8 @@ class Overview:
         self._folder, self._table, self._key = folder, table, key_column(table)
         self._chunk_bins = 0
         self._chunks: list[Chunk] = []
-        self._tail: Bins | None = None
+        # Bins that no file holds for good, the newest last; only that one still changes.
+        self._tail: list[Bins] = []
         self._tail_start = self._end = 0
         self._saved_tail: Chunk | None = None
 
@@ -142,8 +151,11 @@ class Overview:
         Raises:
             OSError: If the disk refuses.
         """
-        if len(steps):
-            self.absorb(single(columns, steps, ids, values, present), int(steps.max()) + 1)
+        for first in range(0, len(steps), _SLICE_ROWS):
+            rows = slice(first, first + _SLICE_ROWS)
+            known = None if present is None else present[rows]
+            bins = single(columns, steps[rows], ids[rows], values[rows], known)
+            self.absorb(bins, int(steps[rows].max()) + 1)
 
     def absorb(self, bins: Bins, end: int) -> None:
         """Add bins that hold the steps to before ``end``."""
@@ -151,27 +163,35 @@ class Overview:
         self._end = max(self._end, end)
         while (self._end - 1) // self.width >= MAX_BINS:
             self._double()
-        pieces = [rebinned(bins[bins.start >= self._tail_start], self.width)]
-        if self._tail is not None:
-            pieces.insert(0, self._tail)
-        self._tail = rebinned(concatenated(pieces), self.width)
+        self._extend_tail(rebinned(bins[bins.start >= self._tail_start], self.width))
         span = self._chunk_bins * self.width
         while self._end - self._tail_start > span:
             self._close_chunk(Chunk(self._tail_start, self._tail_start + span, self.width))
 
+    def _extend_tail(self, bins: Bins) -> None:
+        """Add bins of the present width; those that go on with the newest bin join it."""
+        if not len(bins):
+            return
+        grown = rebinned(concatenated([*self._tail[-1:], bins]), self.width)
+        is_open = grown.start == grown.start[-1]
+        self._tail[-1:] = [piece for piece in (grown[~is_open], grown[is_open]) if len(piece)]
+
     def _close_chunk(self, chunk: Chunk) -> None:
         """Move the oldest bins of the tail to disk."""
-        assert self._tail is not None
-        inside = self._tail.start < chunk.end
-        self._write(chunk, self._tail[inside])
-        self._tail, self._tail_start = self._tail[~inside], chunk.end
+        tail = concatenated(self._tail)
+        inside = tail.start < chunk.end
+        self._write(chunk, tail[inside])
+        self._tail, self._tail_start = [], chunk.end
+        self._extend_tail(tail[~inside])
         self._chunks.append(chunk)
 
     def _write(self, chunk: Chunk, bins: Bins) -> None:
         write_table(self._folder / chunk.name, _table_from(self._table, bins))
 
     def _read(self, chunk: Chunk) -> Bins:
-        return bins_from(pq.read_table(self._folder / chunk.name, partitioning=None), self._key)
+        return bins_from(
+            pq.ParquetFile(self._folder / chunk.name).read(use_threads=False), self._key
+        )
 
     def _remove(self, chunk: Chunk) -> None:
         (self._folder / chunk.name).unlink(missing_ok=True)
@@ -187,13 +207,13 @@ class Overview:
             self._chunks.append(merged)
             self._remove(left)
             self._remove(right)
-        pieces = [self._tail] if self._tail is not None else []
+        tail, self._tail = self._tail, []
         if len(chunks) % 2:
-            pieces.insert(0, self._read(chunks[-1]))
+            tail.insert(0, self._read(chunks[-1]))
             self._remove(chunks[-1])
             self._tail_start = chunks[-1].start
-        if pieces:
-            self._tail = rebinned(concatenated(pieces), self.width)
+        if tail:
+            self._extend_tail(rebinned(concatenated(tail), self.width))
 
     def save(self) -> None:
         """Write the bins that are still growing, so that a reader has little to scan.
@@ -201,13 +221,13 @@ class Overview:
         Raises:
             OSError: If the disk refuses.
         """
-        if self._tail is None or not len(self._tail):
+        if not self._tail:
             return
         chunk = Chunk(self._tail_start, self._end, self.width)
         if chunk == self._saved_tail:
             return
         before, self._saved_tail = self._saved_tail, chunk
-        self._write(chunk, self._tail)
+        self._write(chunk, concatenated(self._tail))
         if before is not None and before not in self._chunks:
             self._remove(before)
 
@@ -230,16 +250,11 @@ class Overview:
 
     def _copy(self, chunks: Sequence[Chunk], target: Path) -> None:
         """Copy files into one, a row group each."""
-        columns = tuple(dict.fromkeys(name for chunk in chunks for name in self._columns(chunk)))
-        schema = _table_from(self._table, _empty(columns)).schema
+        paths = [self._folder / chunk.name for chunk in chunks]
+        schema = unified(pq.read_schema(path) for path in paths)
         with pq.ParquetWriter(target, schema, **encoding(schema)) as writer:
-            for chunk in chunks:
-                bins = concatenated([_empty(columns), self._read(chunk)])
-                writer.write_table(_table_from(self._table, bins))
-
-    def _columns(self, chunk: Chunk) -> tuple[str, ...]:
-        schema = pq.read_schema(self._folder / chunk.name)
-        return bins_from(schema.empty_table(), self._key).columns
+            for path in paths:
+                writer.write_table(conform(pq.ParquetFile(path).read(use_threads=False), schema))
 
     def recover(self, before: int) -> int:
         """Take over what an earlier attempt left, as far as it lies before a step.
@@ -272,7 +287,7 @@ class Overview:
             self.absorb(bins, int(bins.start.max()) + 1)
 
     def _end_at(self, step: int) -> int:
-        self._end = max(step, self._tail_start) if self._tail is not None else 0
+        self._end = max(step, self._tail_start)
         return self._end
 
 
@@ -286,11 +301,3 @@ def _chunk_bins(bins: Bins) -> int:
     num_ids = max(1, len(np.unique(bins.ids)))
     wanted = max(8, min(128, _CHUNK_ROWS // num_ids))
     return 1 << (wanted.bit_length() - 1)
-
-
-def _empty(columns: tuple[str, ...]) -> Bins:
-    nothing = np.zeros(0, dtype=np.int64)
-    floats, counts = np.zeros((0, len(columns))), np.zeros((0, len(columns)), dtype=np.int64)
-    return Bins(
-        columns, nothing, nothing.astype(np.int32), nothing, floats, floats, floats, counts, counts
-    )

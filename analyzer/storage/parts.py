@@ -26,7 +26,9 @@ __all__ = [
 ]
 
 ROW_GROUP = 120_000
-_NAME = re.compile(r"(\d{12,18})-(\d{12,18})\.r(\d{1,5})\.a(\d{1,5})\.p(\d{1,12})-(\d{1,12})\.parquet")
+_NAME = re.compile(
+    r"(\d{12,18})-(\d{12,18})\.r(\d{1,5})\.a(\d{1,5})\.p(\d{1,12})-(\d{1,12})\.parquet"
+)
 _MOST_LISTINGS = 20
 _serial = itertools.count()
 
@@ -134,7 +136,9 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
-def encoding(schema: pa.Schema, ids: Sequence[str] = ("layer", "parameter", "join")) -> dict[str, object]:
+def encoding(
+    schema: pa.Schema, ids: Sequence[str] = ("layer", "parameter", "join")
+) -> dict[str, object]:
     """Return the options that measured best: a dictionary for ids alone, floats split by byte.
 
     Only ``step`` and ``start`` get statistics: they are all that a reader skips row groups by.

@@ -101,7 +101,7 @@ def _present(blocks: Sequence[Block]) -> NDArray[np.bool_] | None:
 def step_rows(
     records: Sequence[Mapping[str, Any]], rank: int, attempt: int, warn: Callable[[str], None]
 ) -> Rows:
-    """Return the rows of ``steps``; a value that does not fit its column is null, with a warning."""
+    """Return the rows of ``steps``; a value that its column cannot hold is null, with a warning."""
     schema = TABLES["steps"]
     names = list(dict.fromkeys([*schema.names, *(name for row in records for name in row)]))
     constant = {"rank": rank, "attempt": attempt}

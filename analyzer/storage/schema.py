@@ -9,8 +9,8 @@ __all__ = [
     "PROBES",
     "READABLE_VERSIONS",
     "SCHEMA_VERSION",
-    "STAT_COLUMNS",
     "STATIC_TABLES",
+    "STAT_COLUMNS",
     "STEP_TABLES",
     "TABLES",
     "key_column",
@@ -219,7 +219,12 @@ PROBES: dict[str, pa.Schema] = {
     name: _with_version([_column(n, type_, text, unit) for n, type_, unit, text in rows])
     for name, rows in _PROBES.items()
 }
-_KEYS: dict[str, str | None] = {"steps": None, "layer_stats": "layer", "parameter_stats": "parameter", "splits": "join"}
+_KEYS: dict[str, str | None] = {
+    "steps": None,
+    "layer_stats": "layer",
+    "parameter_stats": "parameter",
+    "splits": "join",
+}
 
 
 def key_column(table: str) -> str | None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from analyzer.errors import NotRecordedError
 
-__all__ = ["StepsLike", "Steps", "nearest", "selected_ids", "selected_steps"]
+__all__ = ["Steps", "StepsLike", "nearest", "selected_ids", "selected_steps"]
 
 StepsLike: TypeAlias = "int | slice | range | Sequence[int] | NDArray[np.integer[Any]] | None"
 _LAST = 2**62
@@ -83,9 +83,7 @@ def selected_steps(asked: StepsLike, recorded: Callable[[], NDArray[np.int64]]) 
     if isinstance(asked, int | np.integer) and not isinstance(asked, bool):
         return Steps.listed(_counted([int(asked)], recorded))
     if isinstance(asked, str | bytes | bool | float) or not isinstance(asked, Iterable):
-        raise TypeError(
-            f"steps is {asked!r}; expected a step, a slice, a range or a list of steps"
-        )
+        raise TypeError(f"steps is {asked!r}; expected a step, a slice, a range or a list of steps")
     return Steps.listed(_counted([int(step) for step in asked], recorded))
 
 
@@ -110,9 +108,7 @@ def _sliced(asked: slice, recorded: Callable[[], NDArray[np.int64]]) -> Steps:
     return Steps(first, stop - 1, stride)
 
 
-def _bound(
-    value: int | None, recorded: Callable[[], NDArray[np.int64]], default: int
-) -> int:
+def _bound(value: int | None, recorded: Callable[[], NDArray[np.int64]], default: int) -> int:
     if value is None:
         return default
     if value >= 0:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ _HEARTBEAT_SECONDS = 5.0
 _OVERVIEW_SECONDS = 10.0
 # Rows of a network of thousands of layers are written before they are as old or as many as
 # the limits say, so that memory does not grow with the network.
-_MOST_BYTES = 12 * 2**20
+_MOST_BYTES = 8 * 2**20
 
 
 class Sink:
@@ -57,9 +58,7 @@ class Sink:
         self._blocks: dict[str, list[tuple[int, Block]]] = {table: [] for table in STAT_COLUMNS}
         self._num_bytes = 0
         self._oldest = 0.0
-        self._series = {
-            table: PartSeries(path / table, rank, attempt) for table in STEP_TABLES
-        }
+        self._series = {table: PartSeries(path / table, rank, attempt) for table in STEP_TABLES}
         self._overviews: dict[str, Overview] = {}
         self._last_save = self._last_heartbeat = time.monotonic()
 
@@ -74,6 +73,7 @@ class Sink:
             return
         if self._attempt > 0 and (self.path / "run.json").exists():
             self._fields = {**read_manifest(self.path), "error": None, **self._fields}
+        self._fields.setdefault("created", datetime.now(UTC).isoformat())
         self._fields["status"] = "running"
         self.beat()
 

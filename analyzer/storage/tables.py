@@ -15,13 +15,20 @@ from analyzer.storage.parts import Part, current_parts
 from analyzer.storage.schema import TABLES, key_column
 from analyzer.storage.selection import Steps
 
-__all__ = ["StepTable"]
+__all__ = ["Numbers", "StepTable", "as_floats"]
 
 _Answer = TypeVar("_Answer")
+# Names of columns, then steps, ids, values and where they are not null.
+Numbers = tuple[
+    tuple[str, ...],
+    NDArray[np.int64],
+    NDArray[np.int32],
+    NDArray[np.float64],
+    NDArray[np.bool_],
+]
 _MOST_TRIES = 10
 # Above this many rows a second core pays for its start.
 _MANY_ROWS = 500_000
-_ATTEMPT = pa.field("attempt", pa.int16())
 
 
 class _OpenPart:
@@ -124,9 +131,7 @@ class StepTable:
         """
         return self._again(lambda: self._read(columns, steps, ids, ranks, all_attempts))
 
-    def numbers(
-        self, first: int, last: int, rank: int
-    ) -> Iterator[tuple[tuple[str, ...], NDArray[np.int64], NDArray[np.int32], NDArray[np.float64], NDArray[np.bool_]]]:
+    def numbers(self, first: int, last: int, rank: int) -> Iterator[Numbers]:
         """Yield the numeric columns of a rank's rows, as an overview takes them."""
         span = 256
         names = [f.name for f in self.schema() if is_number(f.type)]
@@ -164,10 +169,11 @@ class StepTable:
     ) -> pa.Table:
         parts = [p for p in self.parts if ranks is None or p.rank in ranks]
         is_mixed = not all_attempts and len({part.attempt for part in parts}) > 1
-        needed = list(dict.fromkeys(["step", *columns, *([self.key] if ids is not None else [])]))
+        keys = [self.key] if self.key is not None and ids is not None else []
+        needed = list(dict.fromkeys(["step", *columns, *keys]))
         pieces = []
         for part in parts:
-            piece = self._piece(part, [n for n in needed if n is not None], steps, ids)
+            piece = self._piece(part, needed, steps, ids)
             if piece is not None:
                 pieces.append(piece.append_column("_attempt", _constant(part.attempt, piece)))
         schema = _full_schema(self.name, [piece.schema for piece in pieces])
@@ -192,7 +198,9 @@ class StepTable:
             rows = opened.file.read_row_groups(
                 groups, columns=names, use_threads=opened.num_rows > _MANY_ROWS
             )
-            return _kept(conform(rows, _full_schema(self.name, [rows.schema], names)), steps, self.key, ids)
+            return _kept(
+                conform(rows, _full_schema(self.name, [rows.schema], names)), steps, self.key, ids
+            )
         except FileNotFoundError:
             raise
         except (OSError, pa.ArrowException, ValueError, KeyError) as error:
@@ -250,8 +258,7 @@ def _full_schema(
     """The schema's types for its columns, the widest found for what was logged."""
     known = TABLES[table]
     logged = unified(
-        pa.schema([f.remove_metadata() if f.name == "_attempt" else f for f in s if f.name not in known.names])
-        for s in found
+        pa.schema([field for field in schema if field.name not in known.names]) for schema in found
     )
     fields = [*known, *logged]
     if names is not None:
@@ -260,9 +267,7 @@ def _full_schema(
     return pa.schema([field.with_nullable(True) for field in fields])
 
 
-def _kept(
-    rows: pa.Table, steps: Steps, key: str | None, ids: Sequence[int] | None
-) -> pa.Table:
+def _kept(rows: pa.Table, steps: Steps, key: str | None, ids: Sequence[int] | None) -> pa.Table:
     """Rows of the steps and ids that were asked for."""
     keep = steps.mask(rows.column("step").to_numpy())
     if ids is not None and key is not None:

@@ -10,7 +10,7 @@ import pytest
 from analyzer.arrival import when_imported
 
 
-@pytest.fixture()
+@pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A module ``awaited_module`` that can be imported and is not yet."""
     path = tmp_path / "awaited_module.py"

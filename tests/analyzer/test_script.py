@@ -59,11 +59,11 @@ ENDINGS = {
     "stdin": "print(input('name? '), sys.stdin.read())",
     "closed-stdout": "sys.stdout.close()",
     "no-stderr": "sys.stderr = None\n1 / 0",
-    "own-traceback": "import traceback\ntry:\n    1 / 0\nexcept Exception:\n    traceback.print_exc()",
+    "own-traceback": "import traceback as t\ntry:\n    1 / 0\nexcept Exception:\n    t.print_exc()",
     "pickle": "import pickle\nclass A:\n    x = 1\nprint(pickle.loads(pickle.dumps(A())).x)",
     "future": "x: int = 1\nprint(__annotations__, compile('1', '', 'exec').co_flags)",
     "source": "import inspect\nclass A:\n    x = 1\nprint(inspect.getsource(A))",
-    "dataclass": "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: 'int' = 1\nprint(A())",
+    "dataclass": "import dataclasses as d\n@d.dataclass\nclass A:\n    x: 'int' = 1\nprint(A())",
     "thread": (
         "import threading, time\n"
         "def work():\n    time.sleep(0.2)\n    print('late', file=sys.stderr)\n"

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from analyzer.storage.records import Block, StepRecord
 from analyzer.storage.schema import STAT_COLUMNS
-from analyzer.storage.writer import Block, RunWriter, StepRecord
+from analyzer.storage.writer import RunWriter
 
 __all__ = ["layer_row", "write_run"]
 
@@ -62,6 +63,7 @@ def _layer_stats(row: Sequence[float | None]) -> Block:
     present = np.ones(values.shape, bool)
     norms = np.array([np.nan if v is None else v for v in row], float)
     values[:, names.index("output_gradient_norm")] = norms
+    values[:, names.index("activation_num_nonfinite")] = 0
     values[:, names.index("output_gradient_num_nonfinite")] = ~np.isfinite(norms)
     gradient = [i for i, name in enumerate(names) if name.startswith("output_gradient")]
     present[np.ix_([v is None for v in row], gradient)] = False

@@ -68,7 +68,9 @@ def test_layers_that_the_fit_left_out_are_told_and_are_not_healthy() -> None:
     training = training_summary([0, 1], [2.3, 1.0], [True, True], seconds=1.0)
     run = RunFacts(Gain(1.0, 0.0, 3, num_zero=2, num_nonfinite=1), 0.5, training)
     assert run.flow is Flow.BETWEEN
-    assert "3 usable layers, 2 with a zero gradient, 1 with a non-finite one" in difference(run, run)
+    assert "3 usable layers, 2 with a zero gradient, 1 with a non-finite one" in difference(
+        run, run
+    )
 
 
 def test_a_missing_gain_is_told() -> None:

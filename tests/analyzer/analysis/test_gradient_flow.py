@@ -123,7 +123,9 @@ def test_relative_norms_divide_by_the_deepest_measured_layer() -> None:
 
 
 def test_a_profile_tells_zero_nonfinite_and_missing_apart() -> None:
-    seen = profile([0.0, math.inf, math.nan, math.nan, 2.0], measured=[True, True, True, False, True])
+    seen = profile(
+        [0.0, math.inf, math.nan, math.nan, 2.0], measured=[True, True, True, False, True]
+    )
     assert seen.is_zero.tolist() == [True, False, False, False, False]
     assert seen.is_nonfinite.tolist() == [False, True, True, False, False]
     assert seen.usable.tolist() == [False, False, False, False, True]

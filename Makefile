@@ -1,0 +1,56 @@
+# The two commands of the README are `make demo` and `make test`. Everything they need is installed
+# into .venv, with the exact versions of constraints.txt; a second call installs nothing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test test-all bench lint format docs clean
+
+help:
+	@echo "make demo      set up, train a plain and a residual net, show what differs"
+	@echo "make test      set up, check style and types, run the tests"
+	@echo "make test-all  the same with the slow tests"
+	@echo "make bench     run the benchmarks (ratios side by side)"
+	@echo "make lint      check style and types only"
+	@echo "make docs      write the generated pages of docs/ again"
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "--- setting up $(VENV) (once; a few minutes)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(INSTALLED)
+
+demo: $(INSTALLED)
+	@echo "--- training a plain and a residual net on the digits of scikit-learn"
+	$(BIN)/analyzer demo
+
+lint: $(INSTALLED)
+	@echo "--- style and types"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	@echo "--- tests"
+	$(BIN)/pytest -m "not slow"
+
+test-all: lint
+	@echo "--- all tests"
+	$(BIN)/pytest
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/storage.py
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

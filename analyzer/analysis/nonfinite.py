@@ -1,0 +1,75 @@
+"""Where NaN or infinite values appeared first."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from analyzer.storage.run import Run
+
+__all__ = ["NonFinite", "first_nonfinite"]
+
+_COLUMNS = ("activation_num_nonfinite", "output_gradient_num_nonfinite")
+_BATCH_ROWS = 500_000
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """The first place where a tensor of a layer was not finite.
+
+    Args:
+        step: The first step with such a tensor.
+        layer: Row of the table of layers.
+        name: Its name.
+        what: ``activation`` or ``output gradient``.
+    """
+
+    step: int
+    layer: int
+    name: str
+    what: str
+
+
+def first_nonfinite(run: Run) -> NonFinite | None:
+    """Find the first layer with NaN or infinite values, in the order in which they are computed.
+
+    Within its step that is the first activation in call order; where all activations are finite,
+    the output gradient of the last layer in call order, since backward runs from there.
+
+    Returns:
+        The place; None where every recorded value is finite.
+    """
+    steps = run.layer_steps()
+    chunk = max(1, _BATCH_ROWS // max(1, len(run.layers)))
+    for start in range(0, len(steps), chunk):
+        some = steps[start : start + chunk]
+        rows = run.read("layer_stats", _COLUMNS, steps=slice(int(some[0]), int(some[-1]) + 1))
+        activation, gradient = (_positive(rows, name) for name in _COLUMNS)
+        bad = np.flatnonzero(activation | gradient)
+        if len(bad):
+            return _earliest(run, rows, activation, gradient, bad)
+    return None
+
+
+def _positive(rows: pa.Table, name: str) -> NDArray[np.bool_]:
+    positive: NDArray[np.bool_] = rows.column(name).fill_null(0).to_numpy() > 0
+    return positive
+
+
+def _earliest(
+    run: Run,
+    rows: pa.Table,
+    activation: NDArray[np.bool_],
+    gradient: NDArray[np.bool_],
+    bad: NDArray[np.int64],
+) -> NonFinite:
+    """The first tensor of the first step that holds one."""
+    steps, layers = rows.column("step").to_numpy(), rows.column("layer").to_numpy()
+    step = int(steps[bad].min())
+    here = steps == step
+    forward = layers[here & activation]
+    layer = int(forward.min()) if len(forward) else int(layers[here & gradient].max())
+    names = dict(zip(run.layers["layer"], run.layers["name"], strict=True))
+    what = "activation" if len(forward) else "output gradient"
+    return NonFinite(step, layer, str(names.get(layer, layer)), what)

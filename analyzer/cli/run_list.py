@@ -1,0 +1,119 @@
+"""The list of runs as a table, as sentences and as JSON."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from analyzer.cli.flow_text import number
+from analyzer.cli.terminal import printable, signs, table_box
+from analyzer.errors import AnalyzerError
+from analyzer.storage.catalog import RunSummary
+from analyzer.storage.run import Run, open_run
+
+__all__ = ["age_text", "as_json", "completed", "print_runs"]
+
+_AGES = ((86_400, "d"), (3_600, "h"), (60, "min"))
+
+
+def completed(run: RunSummary) -> RunSummary:
+    """Return the summary with what its manifest does not say read from the tables.
+
+    A run that goes on or crashed has no counts in its manifest. What cannot be read stays None.
+    """
+    if run.problem is not None or None not in (run.steps, run.layers, run.joins, run.loss):
+        return run
+    try:
+        opened = open_run(run.path)
+    except AnalyzerError as error:
+        return replace(run, status="broken", problem=str(error))
+    return replace(
+        run,
+        steps=len(opened.recorded_steps()) if run.steps is None else run.steps,
+        layers=len(opened.layers) if run.layers is None else run.layers,
+        joins=len(opened.joins) if run.joins is None else run.joins,
+        loss=_last_loss(opened) if run.loss is None else run.loss,
+    )
+
+
+def _last_loss(run: Run) -> float | None:
+    """Loss of the last recorded step; None where it has none."""
+    recorded = run.recorded_steps()
+    if not len(recorded):
+        return None
+    loss: float | None = run.read("steps", "loss", steps=int(recorded[-1]))["loss"][0].as_py()
+    return loss
+
+
+def print_runs(folder: Path, runs: Sequence[RunSummary], console: Console) -> None:
+    """Print the table of runs, then the reason of each that cannot be read."""
+    if not runs:
+        console.print(_none_found(folder), soft_wrap=True)
+        return
+    marks = signs()
+    table = Table(box=table_box(), pad_edge=False, show_edge=False)
+    table.add_column("name", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    for name in ("steps", "layers", "joins", "loss", "verdict", "age"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for run in runs:
+        counts = (run.steps, run.layers, run.joins)
+        cells = [
+            printable(run.name, 40),
+            run.status,
+            *(marks.missing if count is None else f"{count:,}" for count in counts),
+            number(run.loss, marks.missing),
+            marks.missing,
+            marks.missing if run.age is None else age_text(run.age),
+        ]
+        table.add_row(*map(Text, cells))
+    console.print(table)
+    for run in runs:
+        if run.problem is not None:
+            reason = f"{printable(run.name, 40)}: {printable(run.problem, 300)}"
+            console.print(reason, soft_wrap=True)
+
+
+def _none_found(folder: Path) -> str:
+    """What was looked for, and how to make it."""
+    seen = "holds no run" if folder.is_dir() else "does not exist"
+    return (
+        f"No runs: the folder '{printable(str(folder), 300)}' {seen}; looked for folders with a "
+        "run.json in it. Make a run with: analyzer record train.py"
+    )
+
+
+def age_text(seconds: float) -> str:
+    """Return an age in its largest unit, rounded down: ``3 h``."""
+    for size, unit in _AGES:
+        if seconds >= size:
+            return f"{int(seconds // size):,} {unit}"
+    return f"{max(0, int(seconds))} s"
+
+
+def as_json(runs: Sequence[RunSummary]) -> str:
+    """Return the list as JSON; NaN and infinities, which JSON lacks, are texts."""
+    return json.dumps([_fields(run) for run in runs], indent=1)
+
+
+def _fields(run: RunSummary) -> dict[str, Any]:
+    loss = run.loss
+    return {
+        "name": run.name,
+        "path": str(run.path),
+        "status": run.status,
+        "steps": run.steps,
+        "layers": run.layers,
+        "joins": run.joins,
+        "loss": loss if loss is None or math.isfinite(loss) else number(loss),
+        "verdict": None,
+        "created": run.created,
+        "age_seconds": run.age,
+        "problem": run.problem,
+    }

@@ -1,0 +1,1 @@
+"""Figures that dashboard and reports share: dataclasses in, plotly figures out."""

@@ -1,0 +1,36 @@
+"""Residual joins of any network: where they are, and how much gradient each side carries."""
+
+from analyzer.joins.calls import CallLog
+from analyzer.joins.find import find_joins, plan_joins
+from analyzer.joins.forward import Follower
+from analyzer.joins.live import join_gradients, splits_of_model
+from analyzer.joins.plan import Join, JoinPlan, JoinSite, joins_in_graph
+from analyzer.joins.splits import (
+    SPLIT_COLUMNS,
+    JoinGradients,
+    SplitHooks,
+    attach,
+    split_products,
+    split_statistics,
+    statistics_of_products,
+)
+
+__all__ = [
+    "SPLIT_COLUMNS",
+    "CallLog",
+    "Follower",
+    "Join",
+    "JoinGradients",
+    "JoinPlan",
+    "JoinSite",
+    "SplitHooks",
+    "attach",
+    "find_joins",
+    "join_gradients",
+    "joins_in_graph",
+    "plan_joins",
+    "split_products",
+    "split_statistics",
+    "splits_of_model",
+    "statistics_of_products",
+]

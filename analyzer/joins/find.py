@@ -1,0 +1,92 @@
+"""Find the residual joins of a live model by one forward pass of its own."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.graph import Node
+
+from analyzer.joins.calls import CallLog, tensors_in
+from analyzer.joins.forward import Follower
+from analyzer.joins.plan import Join, JoinPlan, joins_in_graph
+from analyzer.joins.untouched import cloned, untouched, unwrapped
+
+__all__ = ["find_joins", "output_nodes", "plan_joins", "watched_forward"]
+
+
+def find_joins(model: nn.Module, *args: Any, **kwargs: Any) -> list[Join]:
+    """Return the residual joins of a model: where a shortcut and a branch meet again.
+
+    The model runs once on copies of the arguments, in the mode it is in, and once more in eval mode
+    if it is training: the run that shows more joins counts, because stochastic depth may have left
+    out some blocks.
+    Weights, buffers, modes, ``.grad``, hooks and the random state stay as they are.
+
+    Args:
+        model: Any eager model.
+        *args: Arguments of one call of the model.
+        **kwargs: Keyword arguments of that call.
+
+    Returns:
+        The joins in forward order; empty where there is none, as in a plain network.
+    """
+    joins = plan_joins(model, args, kwargs).joins
+    model = unwrapped(model)
+    if any(module.training for module in model.modules()):
+        with untouched(model):
+            for module in model.modules():
+                module.training = False
+            try:
+                in_eval = plan_joins(model, args, kwargs).joins
+            except Exception:  # a model that only trains: what its own mode shows is all there is
+                return joins
+        if len(in_eval) > len(joins):
+            return in_eval
+    return joins
+
+
+def plan_joins(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> JoinPlan:
+    """Return the joins of a model in the mode it is in, as `find_joins` does.
+
+    Args:
+        model: Any eager model.
+        args: Arguments of one call of the model.
+        kwargs: Keyword arguments of that call.
+
+    Returns:
+        The plan, with the modules whose joins cannot be seen.
+    """
+    model = unwrapped(model)
+    with untouched(model):
+        output, log = watched_forward(model, *cloned((args, kwargs), requires_grad=False))
+        return joins_in_graph(output_nodes(output), log)
+
+
+def watched_forward(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, follow: bool = True
+) -> tuple[Any, CallLog]:
+    """Run a model with gradient; return its output and the log of its module calls.
+
+    Args:
+        model: The model, outside of wrappers.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+        follow: Whether to follow tensors that autograd does not see.
+
+    Returns:
+        The output, and the log.
+    """
+    follower = Follower() if follow else None
+    log = CallLog({"": model}, follower)
+    with torch.enable_grad(), log.watch(), follower or nullcontext():
+        output = model(*args, **kwargs)
+    return output, log
+
+
+def output_nodes(output: object) -> list[Node]:
+    """Return the autograd nodes of the tensors in a model's output, in order."""
+    nodes = [tensor.grad_fn for tensor in tensors_in(output)]
+    return list(dict.fromkeys(node for node in nodes if node is not None))

@@ -1,0 +1,174 @@
+"""Finds runs: lists a folder, turns a name into a path, and takes a free name for a new run."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analyzer.errors import AnalyzerError, RunNotFoundError
+from analyzer.storage.manifest import age_seconds, read_manifest, status_of
+from analyzer.storage.parts import Part, listing
+from analyzer.storage.selection import nearest
+
+__all__ = ["RunSummary", "free_run_path", "resolve_run", "runs_in"]
+
+_LATEST = "latest"
+_MOST_STEM_BYTES = 200
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run as a list shows it.
+
+    Args:
+        name: Name of its folder.
+        path: The folder.
+        status: running, finished, failed, interrupted, crashed or unknown; ``broken`` where it
+            cannot be read.
+        steps: Steps that were recorded; None where that is not known.
+        layers: Layers; None where that is not known.
+        joins: Residual joins; None where that is not known.
+        loss: Loss of the last recorded step; NaN where it was NaN, None where there is none.
+        created: When it began, as an ISO time; None where that is not known.
+        age: Seconds since it began; None where that is not known.
+        problem: Why it cannot be read; None for a run that can.
+    """
+
+    name: str
+    path: Path
+    status: str
+    steps: int | None = None
+    layers: int | None = None
+    joins: int | None = None
+    loss: float | None = None
+    created: str | None = None
+    age: float | None = None
+    problem: str | None = None
+
+
+def runs_in(folder: str | Path) -> list[RunSummary]:
+    """Return the runs directly in a folder, the newest first.
+
+    Only ``run.json`` and file names are read, about 0.2 ms a run. A run that cannot be read is in
+    the list with its reason; a folder without ``run.json`` is no run. Links that lead out of the
+    folder are not followed.
+
+    Args:
+        folder: A folder of runs; one that does not exist has none.
+    """
+    try:
+        entries = [entry for entry in os.scandir(folder) if entry.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    inside = [Path(e.path) for e in entries if not e.is_symlink() or _stays_inside(e, folder)]
+    runs = [_summary(path) for path in inside if os.path.lexists(path / "run.json")]
+    return sorted(runs, key=lambda run: (run.created or "", run.name), reverse=True)
+
+
+def _stays_inside(entry: os.DirEntry[str], folder: str | Path) -> bool:
+    return Path(folder).resolve() in Path(entry.path).resolve().parents
+
+
+def _summary(path: Path) -> RunSummary:
+    try:
+        manifest = read_manifest(path)
+    except (AnalyzerError, OSError) as error:
+        return RunSummary(path.name, path, "broken", problem=str(error))
+    created = manifest.get("created")
+    return RunSummary(
+        name=path.name,
+        path=path,
+        status=status_of(manifest),
+        steps=_steps(path, manifest),
+        layers=_count(manifest.get("num_layers")),
+        joins=_count(manifest.get("num_joins")),
+        loss=_loss(manifest.get("last_loss")),
+        created=created if isinstance(created, str) else None,
+        age=age_seconds(created),
+    )
+
+
+def _steps(path: Path, manifest: Mapping[str, Any]) -> int | None:
+    """Steps as the manifest has them; the files know better where a run is not at its end."""
+    if manifest.get("status") != "running":
+        return _count(manifest.get("steps"))
+    parts = filter(None, map(Part.from_name, listing(path / "steps")))
+    return max((part.last + 1 for part in parts), default=0)
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and value >= 0 else None
+
+
+def _loss(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number else None
+
+
+def resolve_run(name: str | Path, runs_dir: str | Path | None = None) -> Path:
+    """Return the folder of a run.
+
+    Args:
+        name: A folder; else a name under ``runs_dir``; else ``latest``, the run begun last.
+        runs_dir: Folder of runs; None for ``$ANALYZER_RUNS``, else ``runs``.
+
+    Raises:
+        RunNotFoundError: With what was looked for, where, and the nearest names.
+    """
+    folder = Path(runs_dir or os.environ.get("ANALYZER_RUNS") or "runs")
+    for path in (Path(name), folder / name):
+        if str(name) and (path / "run.json").is_file():
+            return path
+    known = runs_in(folder)
+    if str(name) == _LATEST:
+        readable = [run for run in known if run.problem is None]
+        if readable:
+            return readable[0].path
+        raise RunNotFoundError(
+            f"no latest run: '{folder}' holds no run; record one with `analyzer record train.py`, "
+            "or name the folder of runs with --runs-dir"
+        )
+    raise RunNotFoundError(
+        f"no run '{name}': neither that folder nor '{folder / name}' holds a run.json; "
+        f"{_hint(str(name), [run.name for run in known], folder)}"
+    )
+
+
+def _hint(name: str, known: list[str], folder: Path) -> str:
+    if not known:
+        return f"'{folder}' holds no run: record one with `analyzer record train.py`"
+    return f"of {len(known)} runs in '{folder}' {nearest(name, known)}; `analyzer runs` lists all"
+
+
+def free_run_path(runs_dir: str | Path, stem: str) -> Path:
+    """Make the folder ``<stem>-<k>`` with the next number and return it.
+
+    Making it is what claims the name: two processes that ask at once get two folders.
+
+    Args:
+        runs_dir: Folder of runs; it is made where it does not exist.
+        stem: Any text; what a file name cannot hold is replaced.
+
+    Raises:
+        OSError: If the folder cannot be made.
+    """
+    folder, stem = Path(runs_dir), _file_name(stem)
+    folder.mkdir(parents=True, exist_ok=True)
+    numbered = re.compile(re.escape(stem) + r"-(\d{1,9})")
+    taken = filter(None, (numbered.fullmatch(name) for name in os.listdir(folder)))
+    k = max((int(match[1]) for match in taken), default=0) + 1
+    while True:
+        try:
+            path = folder / f"{stem}-{k}"
+            path.mkdir()
+            return path
+        except FileExistsError:
+            k += 1
+
+
+def _file_name(stem: str) -> str:
+    """The stem without separators, control characters and leading dots, of a legal length."""
+    clean = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]+', "-", stem).strip(" .-") or "run"
+    return clean.encode()[:_MOST_STEM_BYTES].decode(errors="ignore")

@@ -1,0 +1,116 @@
+"""Writes the pages of the documentation that follow from the code: ``docs/schema.md`` and others.
+
+Run ``python -m analyzer.storage.pages`` in the repository after a change of schema or vocabulary.
+"""
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from analyzer.storage.manifest import CRASHED_AFTER_SECONDS
+from analyzer.storage.overview import MAX_BINS
+from analyzer.storage.schema import PROBES, SCHEMA_VERSION, STATIC_TABLES, STEP_TABLES, TABLES
+from analyzer.vocabulary import QUANTITIES
+
+__all__ = ["PAGES", "as_markdown", "schema_page", "vocabulary_page"]
+
+_GENERATED = (
+    "<!-- Written by `python -m analyzer.storage.pages`; a test compares it with the code. -->"
+)
+_LAYOUT = """\
+```
+runs/<run>/
+  run.json                   the manifest
+  layers.parquet             static tables: whole files, replaced when new calls appear
+  parameters.parquet
+  joins.parquet
+  steps/<part>.parquet       rows of steps: many small parts while the run goes on, few at its end
+  layer_stats/<part>.parquet
+  parameter_stats/<part>.parquet
+  splits/<part>.parquet
+  probes/<name>/step-<12 digits>.parquet
+  overview/<table>/<start>-<end>.w<width>.parquet
+  checkpoints/step-<12 digits>.safetensors
+```"""
+_READING = f"""\
+A part is named `<first step>-<last step>.r<rank>.a<attempt>.p<first flush>-<last flush>.parquet`,
+steps in 12 digits. Every file appears under its name by one atomic rename; names that begin with a
+dot are unfinished. Merging parts gives one whose flushes contain theirs: **a part whose flushes lie
+inside those of another part of the same rank and attempt MUST NOT be read**, then every row is read
+once at each moment. Where several attempts hold a step, the newest has it. Parts of `steps` may
+differ in what was logged; a reader widens types (bool, int64, float64, string) and takes null for
+what is missing. Null is "not measured", NaN is a measured value.
+
+An overview file holds the bins of the steps from `start` to before `end`, `width` steps a bin, for
+the rows of rank 0: `start`, the id, `num_rows`, and for each numeric column its `_min`, `_mean`
+and `_max` over the finite values, `_num_finite`, and `_num_nonfinite` (NaN or infinite; nulls are
+neither). A file whose steps lie inside another's MUST NOT be read. There are at most {MAX_BINS} bins,
+and at least {MAX_BINS // 2} once the run has as many steps."""
+_MANIFEST: tuple[tuple[str, str, str], ...] = (
+    ("schema_version", "int", f"Version of this layout; {SCHEMA_VERSION} now."),
+    ("status", "string", "`running`, `finished`, `failed` or `interrupted`."),
+    ("error", "string?", "What a failed run failed with."),
+    (
+        "heartbeat",
+        "string",
+        "UTC time at which the file was written last, every 5 s while running. A running run is "
+        f"shown as `crashed` when it is older than {CRASHED_AFTER_SECONDS:.0f} s.",
+    ),
+    ("created", "string", "UTC time at which the run began."),
+    ("steps", "int", "Number of the last recorded step plus one."),
+    ("last_loss", "float?", "Loss of the last recorded step."),
+    ("num_layers, num_parameters, num_joins", "int", "Rows of the static tables."),
+    ("data_parallel_ranks", "int?", "Ranks by which output gradients are divided when pooled."),
+    ("storage_error", "string?", "Why nothing more could be written from some step on."),
+)
+
+
+def as_markdown(schema: pa.Schema) -> str:
+    """Return the columns of a table as a Markdown table; ``?`` marks those that may be null."""
+    lines = ["| column | type | unit | meaning |", "|---|---|---|---|"]
+    for field in schema:
+        notes = {key.decode(): value.decode() for key, value in (field.metadata or {}).items()}
+        type_ = f"{field.type}{'?' if field.nullable else ''}"
+        cells = (f"`{field.name}`", type_, notes.get("unit", ""), notes.get("description", ""))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def schema_page() -> str:
+    """Return the page that describes a run folder."""
+    blocks = [f"# The run folder, schema version {SCHEMA_VERSION}", _GENERATED, _LAYOUT, _READING]
+    blocks += ["## run.json", _manifest_table()]
+    for name in (*STATIC_TABLES, *STEP_TABLES):
+        blocks += [f"## {name}", as_markdown(TABLES[name])]
+    for name, schema in PROBES.items():
+        blocks += [f"## probes/{name}", as_markdown(schema)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _manifest_table() -> str:
+    rows = [f"| `{key}` | {type_} | {meaning} |" for key, type_, meaning in _MANIFEST]
+    return "\n".join(["| field | type | meaning |", "|---|---|---|", *rows]) + (
+        "\n\nOther fields describe the environment; they are data, and no path in them is opened."
+    )
+
+
+def vocabulary_page() -> str:
+    """Return the page that lists every quantity."""
+    lines = ["| key | label | unit | scale | definition | source |", "|---|---|---|---|---|---|"]
+    for row in QUANTITIES:
+        cells = (f"`{row.key}`", row.label, row.unit, row.scale, row.definition, row.source)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n\n".join(["# Vocabulary", _GENERATED, "\n".join(lines)]) + "\n"
+
+
+PAGES = {"schema.md": schema_page, "vocabulary.md": vocabulary_page}
+
+
+def main(folder: Path) -> None:
+    """Write the pages into a folder."""
+    for name, page in PAGES.items():
+        (folder / name).write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path("docs"))

@@ -1,0 +1,330 @@
+"""Opens a recorded run and answers questions about it; nothing here changes the folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from analyzer.errors import NotRecordedError
+from analyzer.storage.frames import frame, static_frame
+from analyzer.storage.manifest import read_manifest, status_of
+from analyzer.storage.parts import listing
+from analyzer.storage.reading import Columns, Ids, Ranks, RunRows
+from analyzer.storage.schema import STATIC_TABLES
+from analyzer.storage.selection import StepsLike, nearest
+from analyzer.storage.static import StaticTable, probe_files, probe_rows
+from analyzer.storage.tables import as_floats
+from analyzer.storage.views import Heatmap, Series, Views
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Run", "open_run"]
+
+
+def open_run(path: str | Path) -> "Run":
+    """Open a recorded run, finished or still running.
+
+    Args:
+        path: Folder of the run.
+
+    Raises:
+        RunNotFoundError: If there is no run at this place.
+        SchemaError: If ``run.json`` is damaged, foreign, or of a newer version.
+    """
+    return Run(Path(path))
+
+
+class Run:
+    """A recorded run. What a running one adds is seen after ``refresh``.
+
+    Args:
+        path: Folder of the run.
+
+    Attributes:
+        path: Folder of the run.
+        manifest: Content of ``run.json``.
+        warnings: A sentence for each file that could not be read and was left out.
+
+    Raises:
+        RunNotFoundError: If there is no run at this place.
+        SchemaError: If ``run.json`` is damaged, foreign, or of a newer version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.manifest: dict[str, Any] = read_manifest(self.path)
+        self.warnings: list[str] = []
+        self._static = {name: StaticTable(self.path, name, self._warn) for name in STATIC_TABLES}
+        self._rows = RunRows(self.path, lambda: self.manifest, self._static, self._warn)
+        self._views = {
+            name: Views(self.path, table, self._warn) for name, table in self._rows.tables.items()
+        }
+
+    def __repr__(self) -> str:
+        return f"<Run {self.name!r}, {self.status}>"
+
+    def _warn(self, sentence: str) -> None:
+        if sentence not in self.warnings:
+            self.warnings.append(sentence)
+
+    # A run as a whole
+
+    @property
+    def name(self) -> str:
+        """Name of the folder."""
+        return self.path.resolve().name
+
+    @property
+    def status(self) -> str:
+        """Return running, finished, failed, interrupted, or crashed.
+
+        A run that says ``running`` has crashed where its heartbeat is older than 30 seconds. The
+        file is read again for it, so that a run that is kept open does not seem to crash.
+        """
+        if self.manifest.get("status") == "running":
+            self.manifest = read_manifest(self.path)
+        return status_of(self.manifest)
+
+    def refresh(self) -> None:
+        """See what was written since the run was opened.
+
+        Raises:
+            RunNotFoundError: If the folder is gone.
+        """
+        self.manifest = read_manifest(self.path)
+        for static in self._static.values():
+            static.refresh()
+        for table, views in self._views.items():
+            self._rows.tables[table].refresh()
+            views.refresh()
+
+    @property
+    def layers(self) -> "pd.DataFrame":
+        """The table of layers, in call order."""
+        return static_frame("layers", self._static["layers"].read())
+
+    @property
+    def parameters(self) -> "pd.DataFrame":
+        """The table of parameters, in the order of ``named_parameters``."""
+        return static_frame("parameters", self._static["parameters"].read())
+
+    @property
+    def joins(self) -> "pd.DataFrame":
+        """The table of joins, in forward order."""
+        return static_frame("joins", self._static["joins"].read())
+
+    # Rows of steps
+
+    @property
+    def steps(self) -> "pd.DataFrame":
+        """One row per step; null is NaN here, as everywhere in a DataFrame."""
+        return frame(self.read("steps"))
+
+    def raw_steps(self) -> "pd.DataFrame":
+        """Return the rows of ``steps`` of every rank and attempt."""
+        return frame(self.read("steps", ranks="all"))
+
+    def layer_stats(
+        self,
+        columns: Columns = None,
+        layers: Ids = None,
+        steps: StepsLike = None,
+        ranks: Ranks = "pooled",
+    ) -> "pd.DataFrame":
+        """Return statistics of layers; only what is asked for is read.
+
+        Args:
+            columns: Statistics; None for all.
+            layers: Ids or names, one or several; None for all.
+            steps: A step, a slice of steps, a range or several; a negative number counts recorded
+                steps from the end; None for all.
+            ranks: ``pooled`` for one row per step and layer, ``all`` for the rows of every rank.
+
+        Returns:
+            ``step``, ``rank`` where all are asked for, ``layer``, then the columns.
+
+        Raises:
+            NotRecordedError: If a column or a layer is not in the run.
+        """
+        return frame(self.read("layer_stats", columns, layers, steps, ranks))
+
+    def parameter_stats(
+        self,
+        columns: Columns = None,
+        parameters: Ids = None,
+        steps: StepsLike = None,
+        ranks: Ranks = "pooled",
+    ) -> "pd.DataFrame":
+        """Return statistics of parameters; arguments as those of ``layer_stats``.
+
+        Raises:
+            NotRecordedError: If a column or a parameter is not in the run.
+        """
+        return frame(self.read("parameter_stats", columns, parameters, steps, ranks))
+
+    def splits(
+        self,
+        joins: Ids = None,
+        steps: StepsLike = None,
+        columns: Columns = None,
+        ranks: Ranks = "pooled",
+    ) -> "pd.DataFrame":
+        """Return the splits of gradients at joins; arguments as those of ``layer_stats``.
+
+        Raises:
+            NotRecordedError: If a column or a join is not in the run.
+        """
+        return frame(self.read("splits", columns, joins, steps, ranks))
+
+    def read(
+        self,
+        table: str,
+        columns: Columns = None,
+        ids: Ids = None,
+        steps: StepsLike = None,
+        ranks: Ranks = "pooled",
+    ) -> pa.Table:
+        """Return rows as an Arrow table, where null and NaN are told apart.
+
+        Args:
+            table: ``steps``, ``layer_stats``, ``parameter_stats`` or ``splits``.
+            columns: Columns beside the keys; None for all.
+            ids: Ids or names of layers, parameters or joins; None for all.
+            steps: As in ``layer_stats``.
+            ranks: ``pooled`` or ``all``.
+
+        Raises:
+            NotRecordedError: If a column or an id is not in the run.
+            ValueError: If ``ranks`` is neither word.
+        """
+        return self._rows.read(table, columns, ids, steps, ranks)
+
+    def batches(self, table: str, most_steps: int = 1000) -> Iterator[pa.Table]:
+        """Yield the pooled rows of a table in order, so many steps at a time.
+
+        Args:
+            table: As in ``read``.
+            most_steps: Recorded steps of one batch.
+        """
+        recorded = self.recorded_steps(table)
+        for start in range(0, len(recorded), most_steps):
+            some = recorded[start : start + most_steps]
+            yield self.read(table, steps=slice(int(some[0]), int(some[-1]) + 1))
+
+    def recorded_steps(self, table: str = "steps") -> NDArray[np.int64]:
+        """Return the steps of which a table has rows, in order."""
+        return self._rows.tables[table].steps().copy()
+
+    def layer_steps(self) -> NDArray[np.int64]:
+        """Return the steps at which layers were recorded, in order."""
+        return self.recorded_steps("layer_stats")
+
+    # Screen-sized questions
+
+    def profile(
+        self, column: str, step: int, *, table: str | None = None
+    ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """Return one column of all layers, parameters or joins at one step.
+
+        Args:
+            column: A statistic.
+            step: A step; a negative number counts recorded steps from the end.
+            table: Its table; needed only where two tables have a column of that name.
+
+        Returns:
+            Ids in order, and their values; NaN also where the value is null. Empty where nothing
+            was recorded at the step.
+
+        Raises:
+            NotRecordedError: If no table has the column.
+        """
+        name = self._rows.table_of(column, table)
+        rows = self.read(name, column, steps=step)
+        ids = rows.column(self._rows.tables[name].key).to_numpy().astype(np.int32, copy=False)
+        order = np.argsort(ids, kind="stable")
+        return ids[order], as_floats(rows.column(column))[order]
+
+    def series(
+        self,
+        column: str,
+        layer: int | str | None = None,
+        max_points: int = 1000,
+        *,
+        table: str | None = None,
+    ) -> Series:
+        """Return one column over the steps, in bins where there are many.
+
+        Args:
+            column: A statistic, or a numeric column of ``steps``.
+            layer: Id or name of the layer, parameter or join; None for a column of ``steps``.
+            max_points: Bins at the most.
+            table: Its table; needed only where two tables have a column of that name.
+
+        Raises:
+            NotRecordedError: If the run has no such column or id.
+        """
+        if layer is None:
+            self._rows.columns(self._rows.tables["steps"], column)
+            return self._views["steps"].series(column, 0, max_points)
+        name = self._rows.table_of(column, table)
+        return self._views[name].series(column, self._rows.id_of(name, layer), max_points)
+
+    def heatmap(self, column: str, max_bins: int = 500, *, table: str | None = None) -> Heatmap:
+        """Return one column of all ids over all steps, in bins.
+
+        Args:
+            column: A statistic.
+            max_bins: Bins at the most.
+            table: Its table; needed only where two tables have a column of that name.
+
+        Raises:
+            NotRecordedError: If no table has the column.
+        """
+        return self._views[self._rows.table_of(column, table)].heatmap(column, max_bins)
+
+    # Probes
+
+    @property
+    def probes(self) -> list[str]:
+        """Names of the probes that measured something."""
+        folder = self.path / "probes"
+        if folder.is_symlink() or not folder.is_dir():
+            return []
+        return sorted(p.name for p in folder.iterdir() if not p.is_symlink() and listing(p))
+
+    def probe(self, name: str) -> "pd.DataFrame":
+        """Return what a probe measured at all steps, with a ``step`` column in front.
+
+        Raises:
+            NotRecordedError: If the probe measured nothing.
+        """
+        return frame(probe_rows(self._probe_folder(name), self._warn))
+
+    def probe_metadata(self, name: str) -> dict[int, dict[str, str]]:
+        """Return what a probe noted beside its tables, by step.
+
+        Raises:
+            NotRecordedError: If the probe measured nothing.
+        """
+        notes = {}
+        for step, path in probe_files(self._probe_folder(name)).items():
+            raw = pq.read_schema(path).metadata or {}
+            notes[step] = {
+                key.decode(): value.decode()
+                for key, value in raw.items()
+                if key not in (b"schema_version", b"ARROW:schema")
+            }
+        return notes
+
+    def _probe_folder(self, name: str) -> Path:
+        if name not in self.probes:
+            raise NotRecordedError(
+                f"probe {name!r} was not recorded in run '{self.name}'; "
+                f"{nearest(name, self.probes)}. Record with --probe {name}"
+            )
+        return self.path / "probes" / name

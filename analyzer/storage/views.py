@@ -1,0 +1,193 @@
+"""Questions of the size of a screen: their cost does not grow with the length of a run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from analyzer.storage.bins import Bins, concatenated, rebinned, single
+from analyzer.storage.overview import Chunk, bins_from, chunks_in
+from analyzer.storage.selection import Steps
+from analyzer.storage.tables import StepTable, as_floats
+
+__all__ = ["Heatmap", "Series", "Views"]
+
+Floats = NDArray[np.float64]
+_FAILURES = (OSError, pa.ArrowException, ValueError, KeyError)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One column of one layer, parameter, join or of the steps, in bins of steps.
+
+    Args:
+        steps: First step of each bin, ``[bins]``.
+        min: Smallest finite value; NaN where there is none.
+        mean: Mean of the finite values.
+        max: Largest finite value.
+        num_nonfinite: Values that are NaN or infinite.
+        width: Steps per bin; at 1 the three are the recorded value itself.
+    """
+
+    steps: NDArray[np.int64]
+    min: Floats
+    mean: Floats
+    max: Floats
+    num_nonfinite: NDArray[np.int64]
+    width: int
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """One column of all ids in bins of steps.
+
+    Args:
+        steps: First step of each bin, ``[bins]``.
+        ids: Layers, parameters or joins, ``[ids]``.
+        min: Smallest finite value, ``[ids, bins]``; NaN where there is none.
+        mean: Mean of the finite values, in the same shape.
+        max: Largest finite value, in the same shape.
+        num_nonfinite: Values that are NaN or infinite, in the same shape.
+        width: Steps per bin.
+    """
+
+    steps: NDArray[np.int64]
+    ids: NDArray[np.int32]
+    min: Floats
+    mean: Floats
+    max: Floats
+    num_nonfinite: NDArray[np.int64]
+    width: int
+
+
+class Views:
+    """The screen-sized questions about one table.
+
+    Answers come from the overview; what it does not hold yet is read from the table. They show the
+    rows of rank 0 as they were recorded.
+
+    Args:
+        run: Folder of the run.
+        table: The table.
+        warn: Receives a sentence for each file that cannot be read.
+    """
+
+    def __init__(self, run: Path, table: StepTable, warn: Callable[[str], None]) -> None:
+        self._folder, self._table, self._warn = run / "overview" / table.name, table, warn
+        self._bins: dict[str, tuple[Bins, int]] = {}
+
+    def refresh(self) -> None:
+        """Look for new rows at the next question."""
+        self._bins.clear()
+
+    def series(self, column: str, id_: int, max_points: int) -> Series:
+        """Return one column of one id in at most ``max_points`` bins."""
+        bins, width = self._of(column)
+        mine = bins[bins.ids == id_]
+        mine, width = _coarse(mine, width, max_points)
+        return Series(
+            mine.start,
+            mine.low[:, 0],
+            mine.mean[:, 0],
+            mine.high[:, 0],
+            mine.nonfinite[:, 0],
+            width,
+        )
+
+    def heatmap(self, column: str, max_bins: int) -> Heatmap:
+        """Return one column of all ids in at most ``max_bins`` bins."""
+        bins, width = _coarse(*self._of(column), max_bins)
+        steps, places = np.unique(bins.start, return_inverse=True)
+        ids, rows = np.unique(bins.ids, return_inverse=True)
+        shape = (len(ids), len(steps))
+        low, mean, high = (np.full(shape, np.nan) for _ in range(3))
+        for target, source in ((low, bins.low), (mean, bins.mean), (high, bins.high)):
+            target[rows, places] = source[:, 0]
+        nonfinite = np.zeros(shape, dtype=np.int64)
+        nonfinite[rows, places] = bins.nonfinite[:, 0]
+        return Heatmap(steps, ids, low, mean, high, nonfinite, width)
+
+    def _of(self, column: str) -> tuple[Bins, int]:
+        """All bins of a column, and their width."""
+        if column not in self._bins:
+            for _ in range(5):
+                try:
+                    self._bins[column] = self._read(column)
+                    break
+                except FileNotFoundError:
+                    continue
+            else:
+                self._bins[column] = self._read(column)
+        return self._bins[column]
+
+    def _read(self, column: str) -> tuple[Bins, int]:
+        pieces, width, reached = [_nothing(column)], 1, 0
+        for chunk in chunks_in(self._folder):
+            found = self._chunk(chunk, column)
+            if found is not None:
+                pieces += [*self._rows(column, reached, chunk.start - 1), found]
+                width, reached = max(width, chunk.width), chunk.end
+        pieces += self._rows(column, reached, None)
+        bins = rebinned(concatenated(pieces), width)
+        return bins[bins.num_rows > 0], width
+
+    def _chunk(self, chunk: Chunk, column: str) -> Bins | None:
+        try:
+            path = self._folder / chunk.name
+            return _chunk_bins(path, path.stat().st_ino, self._table.key, column)
+        except FileNotFoundError:
+            raise
+        except _FAILURES as error:
+            reason = (str(error).splitlines() or [""])[0][:200]
+            self._warn(
+                f"overview/{self._table.name}/{chunk.name} cannot be read; the table itself is "
+                f"read instead ({type(error).__name__}: {reason})"
+            )
+            return None
+
+    def _rows(self, column: str, first: int, last: int | None) -> list[Bins]:
+        """Rows that no file of the overview holds."""
+        bounds = self._table.bounds()
+        if bounds is None or bounds[1] < first or (last is not None and last < first):
+            return []
+        key = self._table.key
+        names = ["step", column] if key is None else ["step", key, column]
+        steps = Steps(first) if last is None else Steps(first, last)
+        rows = self._table.read(names, steps, ranks=[0])
+        values = rows.column(column)
+        ids = rows.column(key).to_numpy() if key else np.zeros(rows.num_rows, dtype=np.int32)
+        known = values.is_valid().to_numpy()
+        number = rows.column("step").to_numpy()
+        return [single([column], number, ids, as_floats(values)[:, None], known[:, None])]
+
+
+@lru_cache(maxsize=2048)
+def _chunk_bins(path: Path, _inode: int, key: str | None, column: str) -> Bins:
+    """One column of a file of an overview, which never changes under its name."""
+    file = pq.ParquetFile(path)
+    known = f"{column}_num_nonfinite" in file.schema_arrow.names
+    suffixes = ("min", "mean", "max", "num_finite", "num_nonfinite") if known else ()
+    keys = [name for name in ("start", key, "num_rows") if name is not None]
+    table = file.read([*keys, *(f"{column}_{suffix}" for suffix in suffixes)], use_threads=False)
+    bins = bins_from(table, key, [column] if known else [])
+    return concatenated([_nothing(column), bins])
+
+
+def _nothing(column: str) -> Bins:
+    none = np.zeros(0, dtype=np.int64)
+    return single([column], none, none.astype(np.int32), np.zeros((0, 1)), None)
+
+
+def _coarse(bins: Bins, width: int, most: int) -> tuple[Bins, int]:
+    """Widen bins until there are few enough."""
+    most = max(1, most)
+    while True:
+        starts = bins.start // width
+        if not len(starts) or len(np.unique(starts)) <= most:
+            return rebinned(bins, width) if len(bins) else bins, width
+        width *= 2

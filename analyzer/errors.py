@@ -1,4 +1,4 @@
-"""The errors that a user can cause; every message says what was seen, what was expected, what to do."""
+"""Errors that a user can cause: what was seen, what was expected, what to do."""
 
 __all__ = [
     "AnalyzerError",

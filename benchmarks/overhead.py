@@ -41,7 +41,11 @@ class Block(nn.Module):
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.gelu, self.down = nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        self.up, self.gelu, self.down = (
+            nn.Linear(width, 4 * width),
+            nn.GELU(),
+            nn.Linear(4 * width, width),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
@@ -208,7 +212,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, one thread, {options.pairs} pairs of blocks of 0.4 s")
-    print("| model | null test | recorded | operators added | waits added | kB per 1000 steps | MiB |")
+    print(
+        "| model | null test | recorded | operators added | waits added | kB per 1000 steps | MiB |"
+    )
     print("|---|---|---|---:|---:|---:|---:|")
     for name in options.models.split(","):
         make = MODELS[name]

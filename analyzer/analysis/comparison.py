@@ -119,12 +119,12 @@ def difference(plain: RunFacts, residual: RunFacts) -> str:
     if plain.flow is residual.flow is Flow.HEALTHY:
         return _healthy_pair(plain, residual)
     sides = (
-        f"ithout shortcuts {_flow_clause(plain)} and {_loss_clause(plain.training)}; "
+        f"without shortcuts {_flow_clause(plain)} and {_loss_clause(plain.training)}; "
         f"with them {_flow_clause(residual)} and {_loss_clause(residual.training)}."
     )
     if plain.flow is residual.flow and plain.flow in (Flow.VANISHING, Flow.EXPLODING):
-        return f"Gradients are {plain.flow.value} in both: w{sides}"
-    return f"W{sides}"
+        return f"Gradients are {plain.flow.value} in both: {sides}"
+    return sides[0].upper() + sides[1:]
 
 
 def _healthy_pair(plain: RunFacts, residual: RunFacts) -> str:

@@ -15,7 +15,9 @@ _FORMATS = ("csv", "tensorboard")
 
 
 def export(
-    run: Annotated[str, typer.Argument(help="A run folder, a name under --runs-dir, or latest.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run folder, a name under --runs-dir, or latest.")
+    ],
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="A new or empty folder.")
     ],

@@ -46,15 +46,15 @@ def print_run(run: Run, step: str, pattern: str | None, console: Console) -> Non
         NotRecordedError: If nothing was recorded at the step.
     """
     marks = signs()
-    training = run_training(run)
-    _print_lines(console, _header(run, training, marks))
-    steps = run.layer_steps()
+    training, steps = run_training(run), run.layer_steps()
     if not len(steps) or run.layers.empty:
-        console.print(_nothing_recorded(run, training), soft_wrap=True)
-        _print_lines(console, [_loss_line(training, marks)])
+        _print_lines(console, _header(run, training, marks))
+        _print_lines(console, [_nothing_recorded(run, training), _loss_line(training, marks)])
         return
+    # Before anything is printed, so that a wrong option gives its one line and no more.
     chosen = _matching(run.layers["name"].tolist(), pattern)
     profile = depth_profile(run, _shown_step(run, step, steps))
+    _print_lines(console, _header(run, training, marks))
     console.print()
     _print_lines(console, _flow(run, profile, training, chosen, console.width))
     _print_lines(console, [_loss_line(training, marks), _joins_line(run), ""])

@@ -1,10 +1,11 @@
 """One `analyzer record` from its options to its last line."""
 
+import atexit
 import contextlib
 import itertools
+import os
 import shutil
 import sys
-import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from analyzer.cli.record_options import RecordOptions
 from analyzer.errors import ScriptError
 from analyzer.script import Ending, run_program, when_imported
 
-__all__ = ["record"]
+__all__ = ["record", "record_zoo"]
 
 _OPTIONS = (
     "every",
@@ -48,6 +49,11 @@ def record(options: RecordOptions) -> int:
     return session.train_model_file(ending.namespace)
 
 
+def record_zoo(options: RecordOptions, max_norm: float | None = None) -> int:
+    """Train and record a built-in network, with gradients clipped to ``max_norm`` where given."""
+    return _Session(options).train_zoo(max_norm)
+
+
 class _Session:
     """The run folder, the recorder, and what is said about them on stderr."""
 
@@ -56,12 +62,16 @@ class _Session:
         self.run = options.run or _free_folder(options.runs_dir, _stem(options))
         self._recorder: Any = None
         self._discovery: Any = None
-        self._started = time.perf_counter()
+        self._last_words: list[str] = []
+        self._pid = os.getpid()
 
     # --- training scripts --------------------------------------------------------------------
 
     def run_script(self) -> Ending:
         """Run the target as a program, recording from the moment at which it has torch."""
+        # Registered before the script registers anything, so that it is called last: what the
+        # recorder says comes after all that the script says.
+        atexit.register(self._say_last_words)
         arrival = when_imported("torch", self._begin)
         try:
             return run_program(
@@ -78,6 +88,14 @@ class _Session:
         return self._recorder is not None and self._recorder.training.has_trained
 
     def _begin(self) -> None:
+        """Start to record; a failure here must not become one of the script's `import torch`."""
+        try:
+            self._start_recorder()
+        except Exception as error:
+            self._recorder = None
+            self._say(f"cannot record ({type(error).__name__}: {error}); the script goes on")
+
+    def _start_recorder(self) -> None:
         from analyzer.recording.discovery import Discovery
 
         if self._options.seed is not None:
@@ -90,7 +108,7 @@ class _Session:
 
     def end_script(self, ending: Ending) -> None:
         """Close the run and say what it holds, or that it failed before there was anything."""
-        from analyzer.recording.training import StopTraining
+        from analyzer.recording.stopping import StopTraining
 
         status, error = "finished", None
         if isinstance(ending.exception, KeyboardInterrupt):
@@ -100,12 +118,14 @@ class _Session:
             error = f"{type(ending.exception).__name__}: {ending.exception}"
         if self._recorder is None:
             self._write_failed_run(status, error)
-            self._say(f"the script ended before it imported torch; kept as {status} in {self.run}")
+            self._last_words = [
+                f"the script ended before it trained; kept as {status} in {self.run}"
+            ]
             return
         self._recorder.close(status, error)
         if isinstance(ending.exception, StopTraining):
-            self._say(f"stopped after {ending.exception.steps} steps, as asked")
-        self._say_result(status)
+            self._last_words.append(f"stopped after {ending.exception.steps} steps, as asked")
+        self._last_words.extend(self._result(status))
 
     def _write_failed_run(self, status: str, error: str | None) -> None:
         from analyzer.storage.writer import RunWriter
@@ -117,8 +137,8 @@ class _Session:
 
     # --- model files and zoo networks --------------------------------------------------------
 
-    def train_zoo(self) -> int:
-        """Train a built-in network with the built-in loop."""
+    def train_zoo(self, max_norm: float | None = None) -> int:
+        """Train a built-in network with the built-in loop; clip gradients to ``max_norm``."""
         from analyzer.networks.data import dataset
         from analyzer.networks.loop import seed_everything
         from analyzer.networks.zoo import zoo
@@ -135,7 +155,7 @@ class _Session:
             image_size=size[0],
             seed=seed,
         )
-        return self._train(model, data, {}, "zoo")
+        return self._train(model, data, {}, "zoo", max_norm)
 
     def train_model_file(self, namespace: Mapping[str, Any]) -> int:
         """Train the model that a file defines with the built-in loop."""
@@ -155,7 +175,14 @@ class _Session:
             self._recorder = None
         shutil.rmtree(self.run, ignore_errors=True)
 
-    def _train(self, model: Any, data: Any, namespace: Mapping[str, Any], kind: str) -> int:
+    def _train(
+        self,
+        model: Any,
+        data: Any,
+        namespace: Mapping[str, Any],
+        kind: str,
+        max_norm: float | None = None,
+    ) -> int:
         from torch.nn.functional import cross_entropy
 
         from analyzer.cli.progress import training_progress
@@ -195,9 +222,11 @@ class _Session:
                 loss=namespace.get("loss", cross_entropy),
                 optimizer=optimizer,
                 device=device,
+                max_norm=max_norm,
                 on_step=on_step,
             )
-        self._say_result("finished")
+        for sentence in self._result("finished"):
+            self._say(sentence)
         return 0
 
     # --- common ------------------------------------------------------------------------------
@@ -209,9 +238,7 @@ class _Session:
         from analyzer.recording.recorder import Recorder
 
         schedule = {name: getattr(self._options, name) for name in _OPTIONS}
-        return Recorder(
-            model, self.run, manifest=manifest, warn=self._say, exist="use", **schedule
-        )
+        return Recorder(model, self.run, manifest=manifest, warn=self._say, exist="use", **schedule)
 
     def _manifest(self, kind: str) -> dict[str, Any]:
         from analyzer.recording.command_line import portable_argv
@@ -229,19 +256,25 @@ class _Session:
             sys.stderr.write(f"analyzer: {sentence}\n")
             sys.stderr.flush()
 
-    def _say_result(self, status: str) -> None:
+    def _say_last_words(self) -> None:
+        if os.getpid() == self._pid:  # not in a process that the script forked
+            for sentence in self._last_words:
+                self._say(sentence)
+
+    def _result(self, status: str) -> list[str]:
+        """What was recorded, what it cost, and the command that shows it."""
         recorder = self._recorder
-        if recorder.storage_failure is not None and not self.run.exists():
-            return
+        if not self.run.exists():
+            return []
         training = recorder.training
         share = training.capture.seconds / max(recorder.seconds, 1e-9)
         size = sum(f.stat().st_size for f in self.run.rglob("*") if f.is_file()) / 2**20
-        self._say(
+        return [
             f"recorded {training.num_steps} steps, {len(training.layers)} layers, "
             f"{len(training.parameters)} parameters into {self.run} ({status}, "
             f"{recorder.seconds:.1f} s, {share:.0%} of it recording, {size:.1f} MiB); "
             f"see it with: analyzer show {self.run}"
-        )
+        ]
 
 
 def _stem(options: RecordOptions) -> str:
@@ -287,5 +320,3 @@ def _model_of(namespace: Mapping[str, Any], target: str) -> Any:
         f"'{target}' ran no backward pass and defines {found}; expected a training script, or a "
         "file that defines `model` (a torch.nn.Module) or `build_model()`"
     )
-
-

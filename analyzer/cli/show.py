@@ -11,7 +11,9 @@ __all__ = ["show"]
 
 
 def show(
-    run: Annotated[str, typer.Argument(help="A run folder, a name under --runs-dir, or latest.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run folder, a name under --runs-dir, or latest.")
+    ],
     step: Annotated[
         str, typer.Option("--step", metavar="N|first|last", help="The recorded step to draw.")
     ] = "last",

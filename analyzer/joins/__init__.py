@@ -5,11 +5,10 @@ from analyzer.joins.find import find_joins, plan_joins
 from analyzer.joins.forward import Follower
 from analyzer.joins.live import join_gradients, splits_of_model
 from analyzer.joins.plan import Join, JoinPlan, JoinSite, joins_in_graph
-from analyzer.joins.splits import (
+from analyzer.joins.splits import SplitHooks, attach
+from analyzer.joins.statistics import (
     SPLIT_COLUMNS,
     JoinGradients,
-    SplitHooks,
-    attach,
     split_products,
     split_statistics,
     statistics_of_products,

@@ -70,7 +70,8 @@ class ModuleCall:
         tick: First count of followed functions inside the call.
         end: Sequence number after the call.
         tock: Count of followed functions after the call.
-        outputs: The autograd nodes (or flows, where there is none) that made its outputs.
+        outputs: The autograd nodes (or flows, where there is none) that made the outputs of a layer
+            or a root.
     """
 
     path: str
@@ -132,7 +133,8 @@ class CallLog:
             call.end, call.tock = sequence_number(), self._tick()
             # A call that raised inside its parent never left by itself.
             if call.module is module:
-                call.outputs = self._makers(output) if call.layer else []
+                is_needed = call.layer is not None or call.parent < 0
+                call.outputs = self._makers(output) if is_needed else []
                 return
 
     @contextmanager

@@ -44,6 +44,7 @@ _KINDS = {
 }
 Edge = tuple[Node | None, int]
 Read = tuple[int, int, int]
+Item = tuple[int, int, int, Any, Any]
 NO_SLOT = -1
 
 
@@ -89,6 +90,7 @@ class Dataflow:
     Attributes:
         vertices: Autograd nodes, and flows where autograd has none.
         kinds: Per vertex ``add`` | ``cat`` | ``select`` | ``view`` | ``input`` | ``other``.
+        sequences: Per vertex the number of its autograd node, or of the next one for a flow.
         reads: Per vertex its data reads: (input slot, vertex read, output number of that vertex);
             the slot is -1 where autograd has no edge.
         parameters: Per vertex the parameters that it reads directly.
@@ -97,46 +99,42 @@ class Dataflow:
     """
 
     def __init__(self, walk: Walk, log: CallLog) -> None:
+        self._notes = self._followed(log)
+        self._spans = self._layer_spans(log) if log.follower is None else {}
+        leaves: list[Node] = []
+        items: list[Item] = [(f.sequence, 0, f.tick, f, None) for f in self._flows(log)]
+        for place, (node, edges) in enumerate(zip(walk.nodes, walk.edges, strict=True)):
+            if type(node).__name__ == "AccumulateGrad":
+                leaves.append(node)
+            else:
+                items.append((node._sequence_nr(), 1, place, node, edges))
+        items.sort(key=lambda item: item[:3])
+        try:
+            self._build(leaves, items)
+        except KeyError:
+            # A view that was changed in place gets its node, and number, after its readers.
+            self._build(leaves, _children_first(items))
+
+    def _build(self, leaves: Iterable[Node], items: Iterable[Item]) -> None:
         self.vertices: list[Any] = []
         self.kinds: list[str] = []
+        self.sequences: list[int] = []
         self.reads: list[tuple[Read, ...]] = []
         self.parameters: list[tuple[nn.Parameter, ...]] = []
         self.elements: list[int] = []
         self.place: dict[Any, int] = {}
         self._weights: dict[Node, tuple[nn.Parameter, ...]] = {}
-        self._is_weight = {p for root in log.roots.values() for p in root.parameters()}
-        self._log = log
-        nodes = self._sources_apart(walk)
-        sequences = [node._sequence_nr() for node, _ in nodes]
-        self._notes = self._followed(log)
-        self._spans = self._layer_spans(log) if log.follower is None else {}
-        items: list[tuple[tuple[int, int, int], Any, Any]] = [
-            ((sequence, 1, place), node, edges)
-            for place, (sequence, (node, edges)) in enumerate(zip(sequences, nodes, strict=True))
-        ]
-        items += [((flow.sequence, 0, flow.tick), flow, None) for flow in self._flows(log)]
-        items.sort(key=lambda item: item[0])
-        if not self._is_forward_order(items):
-            items = _children_first(items)
-        for (sequence, _, _), vertex, edges in items:
+        for leaf in leaves:
+            variable = leaf.variable  # type: ignore[attr-defined]
+            if isinstance(variable, nn.Parameter):
+                self._weights[leaf] = (variable,)
+            else:
+                self._append(leaf, -1, "input", (), ())
+        for sequence, _, _, vertex, edges in items:
             if edges is None:
                 self._add_flow(vertex)
             else:
                 self._add_node(vertex, edges, sequence)
-
-    def _sources_apart(self, walk: Walk) -> list[tuple[Node, tuple[Edge, ...]]]:
-        """Sort leaves into parameters and data, return the other nodes."""
-        others = []
-        for node, edges in zip(walk.nodes, walk.edges, strict=True):
-            if type(node).__name__ != "AccumulateGrad":
-                others.append((node, edges))
-                continue
-            variable = node.variable  # type: ignore[attr-defined]
-            if variable in self._is_weight or isinstance(variable, nn.Parameter):
-                self._weights[node] = (variable,)
-            else:
-                self._append(node, "input", (), ())
-        return others
 
     @staticmethod
     def _followed(log: CallLog) -> dict[int, Followed]:
@@ -175,30 +173,17 @@ class Dataflow:
             stack.extend(flow.reads)
         return list(found)
 
-    @staticmethod
-    def _is_forward_order(items: Sequence[tuple[Any, Any, Any]]) -> bool:
-        """Whether each node comes after what it reads; views changed in place may break that."""
-        seen: set[Any] = set()
-        for _, vertex, edges in items:
-            seen.add(vertex)
-            for child, _ in edges or ():
-                if (
-                    child is not None
-                    and child not in seen
-                    and type(child).__name__ != "AccumulateGrad"
-                ):
-                    return False
-        return True
-
     def _append(
         self,
         vertex: Any,
+        sequence: int,
         kind: str,
         reads: tuple[Read, ...],
         parameters: tuple[nn.Parameter, ...],
     ) -> None:
         self.place[vertex] = len(self.vertices)
         self.vertices.append(vertex)
+        self.sequences.append(sequence)
         self.kinds.append(kind)
         self.reads.append(reads)
         self.parameters.append(parameters)
@@ -207,7 +192,7 @@ class Dataflow:
     def _add_flow(self, flow: Flow) -> None:
         place = self.place
         reads = tuple((slot, place[read], 0) for slot, read in enumerate(flow.reads))
-        self._append(flow, flow.kind, reads, flow.parameters)
+        self._append(flow, flow.sequence, flow.kind, reads, flow.parameters)
 
     def _add_node(self, node: Node, edges: tuple[Edge, ...], sequence: int) -> None:
         reads: list[Read] = []
@@ -238,7 +223,7 @@ class Dataflow:
                 own = call.module.parameters(recurse=False)
                 parameters += tuple(p for p in own if not p.requires_grad)
         if is_data:
-            self._append(node, kind, tuple(reads), parameters)
+            self._append(node, sequence, kind, tuple(reads), parameters)
         else:
             self._weights[node] = parameters
 
@@ -258,11 +243,11 @@ class Dataflow:
         return reads, bool(data)
 
 
-def _children_first(items: Sequence[tuple[Any, Any, Any]]) -> list[tuple[Any, Any, Any]]:
+def _children_first(items: Sequence[Item]) -> list[Item]:
     """Return vertices so that each comes after what it reads, whatever their numbers say."""
-    by_vertex = {item[1]: item for item in items}
-    done: dict[Any, Any] = {item[1]: item for item in items if item[2] is None}
-    stack = [(item[1], False) for item in reversed(items) if item[2] is not None]
+    by_vertex = {item[3]: item for item in items}
+    done: dict[Any, Item] = {item[3]: item for item in items if item[4] is None}
+    stack = [(item[3], False) for item in reversed(items) if item[4] is not None]
     while stack:
         vertex, is_expanded = stack.pop()
         if vertex in done:
@@ -271,6 +256,6 @@ def _children_first(items: Sequence[tuple[Any, Any, Any]]) -> list[tuple[Any, An
             done[vertex] = by_vertex[vertex]
             continue
         stack.append((vertex, True))
-        children = (child for child, _ in by_vertex[vertex][2])
+        children = (child for child, _ in by_vertex[vertex][4])
         stack.extend((c, False) for c in children if c in by_vertex and c not in done)
     return list(done.values())

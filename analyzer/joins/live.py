@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from analyzer.joins.find import output_nodes, watched_forward
 from analyzer.joins.plan import Join, JoinPlan, joins_in_graph
-from analyzer.joins.splits import (
+from analyzer.joins.splits import attach
+from analyzer.joins.statistics import (
     SPLIT_COLUMNS,
     JoinGradients,
-    attach,
     split_products,
     statistics_of_products,
 )

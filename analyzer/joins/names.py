@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
+from functools import cached_property
 
 from torch import nn
 from torch.autograd.function import BackwardCFunction
@@ -35,9 +36,6 @@ class Scopes:
         self._starts = [call.start for call in log.calls]
         self._ticks = [call.tick for call in log.calls]
         self._layers: dict[int, list[int]] = {}
-        self._sequences = [
-            -1 if isinstance(maker, Flow) else int(maker._sequence_nr()) for maker in flow.vertices
-        ]
         for number, call in enumerate(log.calls):
             if call.layer is not None:
                 for vertex in self._made_by(call):
@@ -89,10 +87,18 @@ class Scopes:
         made = [vertex for vertex in places if vertex is not None]
         if made or call.start == call.end:
             return made
-        for vertex in range(bisect_right(self._sequences, call.end - 1) - 1, -1, -1):
-            if self._sequences[vertex] >= 0:
-                return [vertex] if self._sequences[vertex] >= call.start else []
-        return []
+        before = bisect_right(self._numbered, (call.end, -1)) - 1
+        sequence, vertex = self._numbered[before] if before >= 0 else (-1, -1)
+        return [vertex] if sequence >= call.start else []
+
+    @cached_property
+    def _numbered(self) -> list[tuple[int, int]]:
+        """Sequence number and vertex of every autograd node that carries data."""
+        return sorted(
+            (self.flow.sequences[vertex], vertex)
+            for vertex, maker in enumerate(self.flow.vertices)
+            if not isinstance(maker, Flow)
+        )
 
     def _innermost(self, vertex: int) -> int:
         """Return the number of the innermost call that made a vertex, -1 where none did."""
@@ -100,7 +106,7 @@ class Scopes:
         if isinstance(maker, Flow):
             number = bisect_right(self._ticks, maker.tick - 1) - 1
         else:
-            number = bisect_right(self._starts, maker._sequence_nr()) - 1
+            number = bisect_right(self._starts, self.flow.sequences[vertex]) - 1
         while number >= 0 and not self._contains(self.log.calls[number], vertex):
             number = self.log.calls[number].parent
         return number
@@ -109,13 +115,13 @@ class Scopes:
         maker = self.flow.vertices[vertex]
         if isinstance(maker, Flow):
             return call.tick < maker.tick <= call.tock
-        return call.start <= int(maker._sequence_nr()) < call.end
+        return call.start <= self.flow.sequences[vertex] < call.end
 
     def _is_after_start(self, call: ModuleCall, vertex: int) -> bool:
         maker = self.flow.vertices[vertex]
         if isinstance(maker, Flow):
             return call.tick < maker.tick
-        return call.start <= int(maker._sequence_nr())
+        return call.start <= self.flow.sequences[vertex]
 
 
 def _is_built_in_leaf(module: nn.Module) -> bool:

@@ -102,13 +102,16 @@ class _Search:
         first, second = sorted(operands, key=lambda operand: operand[1])
         best: Meeting | None = None
         for shortcut, branch in ((first, second), (second, first)):
+            if best is not None and best.shortcut_elements == 0:
+                break
             fork = self._fork(shortcut[1], branch[1])
-            if fork != NOWHERE and (best is None or best.shortcut_elements > 0):
-                meeting = self._meeting(join, fork, shortcut, (branch,))
-                if meeting is not None and (
-                    best is None or meeting.shortcut_elements < best.shortcut_elements
-                ):
-                    best = meeting
+            if fork == NOWHERE:
+                continue
+            meeting = self._meeting(join, fork, shortcut, (branch,))
+            if meeting is not None and (
+                best is None or meeting.shortcut_elements < best.shortcut_elements
+            ):
+                best = meeting
         if best is not None and best.shortcut_elements and self._reads_apart(best):
             # Two projections of two slices, as in a recurrent cell, left different tensors.
             return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,46 +11,11 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from analyzer.joins.plan import Join, JoinSite
+from analyzer.joins.statistics import JoinGradients
 
-__all__ = [
-    "SPLIT_COLUMNS",
-    "JoinGradients",
-    "SplitHooks",
-    "attach",
-    "split_products",
-    "split_statistics",
-    "statistics_of_products",
-]
+__all__ = ["SplitHooks", "attach"]
 
-SPLIT_COLUMNS = (
-    "join_gradient_norm",
-    "shortcut_gradient_norm",
-    "branch_gradient_norm",
-    "fork_gradient_norm",
-    "cosine",
-    "shortcut_share",
-)
 Parts = tuple[Tensor, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class JoinGradients:
-    """What a backward pass computed at one join; None where it computed nothing.
-
-    Each is a tuple of tensors, because a fork may be several outputs of one node (the chunks of a
-    split tensor); shortcut, branch and fork then have the same number of parts.
-
-    Args:
-        join: ∂L/∂z, z the sum or concatenation.
-        shortcut: g_s, the part of ∂L/∂x that arrives by the shortcut's edges, x the fork.
-        branch: g_b, the part of ∂L/∂x that arrives by the branch's edges.
-        fork: ∂L/∂x with all readers of x.
-    """
-
-    join: Parts | None
-    shortcut: Parts | None
-    branch: Parts | None
-    fork: Parts | None
 
 
 OnGradients = Callable[[Join, JoinGradients], None]
@@ -185,114 +149,3 @@ def _sum(gradients: list[Tensor], like: Tensor) -> Tensor:
         part = gradient if gradient.shape == like.shape else gradient.sum_to_size(like.shape)
         total = part if total is None else total + part
     return torch.zeros_like(like) if total is None else total
-
-
-def split_products(gradients: JoinGradients) -> Tensor:
-    """Return the norms and dot products of one join's gradients, on their device.
-
-    Computed in float64 of values divided by their largest, so that nothing under- or overflows.
-
-    Args:
-        gradients: Of one join; no element may be written while this runs.
-
-    Returns:
-        Seven float64 numbers: ‖∂L/∂z‖, ‖g_s‖, ‖g_b‖, ‖∂L/∂x‖, then the dot products ss, sb, bb in
-        a unit common to the three. NaN where the backward pass computed nothing, and where a
-        gradient holds NaN.
-    """
-    given = [
-        part
-        for parts in (gradients.join, gradients.shortcut, gradients.branch, gradients.fork)
-        for part in parts or ()
-    ]
-    if not given:
-        return torch.full((7,), torch.nan, dtype=torch.float64)
-    none = torch.full((), torch.nan, dtype=torch.float64, device=given[0].device)
-    norms = [
-        none if parts is None else _norm(parts)
-        for parts in (gradients.join, gradients.shortcut, gradients.branch, gradients.fork)
-    ]
-    if gradients.shortcut is None or gradients.branch is None:
-        return torch.stack([*norms, none, none, none])
-    return torch.stack([*norms, *_dot_products(gradients.shortcut, gradients.branch)])
-
-
-def _flat(part: Tensor) -> Tensor:
-    part = part.detach()
-    if part.device.type == "mps":  # no float64 there
-        part = part.cpu()
-    return (torch.view_as_real(part) if part.is_complex() else part).reshape(-1).double()
-
-
-def _scale(parts: Iterable[Tensor]) -> Tensor:
-    """Return the largest magnitude, 1 where that is 0 or not finite, as a power of two."""
-    peaks = [part.abs().max() for part in parts if part.numel()]
-    if not peaks:
-        return torch.ones((), dtype=torch.float64)
-    peak = torch.stack(peaks).max()
-    exponent = torch.frexp(torch.where(peak.isfinite() & (peak > 0), peak, 1.0)).exponent
-    # Within what float64 can hold and divide by, subnormal peaks included.
-    return torch.ldexp(torch.ones_like(peak), exponent.clamp(-1000, 1000))
-
-
-def _norm(parts: Parts) -> Tensor:
-    flat = [_flat(part) for part in parts]
-    scale = _scale(flat)
-    return scale * torch.stack([(part / scale).square().sum() for part in flat]).sum().sqrt()
-
-
-def _dot_products(shortcut: Parts, branch: Parts) -> tuple[Tensor, Tensor, Tensor]:
-    s, b = [_flat(part) for part in shortcut], [_flat(part) for part in branch]
-    scale = _scale([*s, *b])
-    s, b = [part / scale for part in s], [part / scale for part in b]
-
-    def dot(one: list[Tensor], other: list[Tensor]) -> Tensor:
-        # Multiplied and summed alike for all three, so that g_b = −g_s cancels to zero exactly.
-        return torch.stack([(x * y).sum() for x, y in zip(one, other, strict=True)]).sum()
-
-    return dot(s, s), dot(s, b), dot(b, b)
-
-
-def split_statistics(ss: float, sb: float, bb: float) -> tuple[float | None, float | None]:
-    """Return how shortcut and branch gradient of a fork compare.
-
-    ``cosine = sb / √(ss · bb)`` and ``share = (ss + sb) / (ss + 2 sb + bb)``: the projection of g_s
-    on g_s + g_b. The shares of shortcut and branch add to 1; a share can exceed 1 when the two
-    cancel, and is exactly 1 when g_b = 0.
-
-    Args:
-        ss: ⟨g_s, g_s⟩, in any unit common to the three.
-        sb: ⟨g_s, g_b⟩.
-        bb: ⟨g_b, g_b⟩.
-
-    Returns:
-        The cosine, None where one of the two gradients is zero; the shortcut's share, None where
-        g_s + g_b = 0. Both without unit; NaN where a product is NaN.
-    """
-    lengths = ss**0.5 * bb**0.5
-    total = ss + 2 * sb + bb
-    cosine = None if lengths == 0 else sb / lengths
-    share = None if total == 0 else (ss + sb) / total
-    if cosine is not None and not abs(cosine) <= 1.0:
-        # Rounding may leave the interval by one unit; NaN stays as it is.
-        cosine = cosine if cosine != cosine else (1.0 if cosine > 0 else -1.0)
-    return cosine, share
-
-
-def statistics_of_products(gradients: JoinGradients | None, products: list[float]) -> list[Any]:
-    """Return the values of `SPLIT_COLUMNS` from what `split_products` gives.
-
-    Args:
-        gradients: What the products were made of; only which of them are None counts.
-        products: The seven numbers.
-
-    Returns:
-        Six values, None where the backward pass computed nothing.
-    """
-    if gradients is None:
-        return [None] * len(SPLIT_COLUMNS)
-    parts = (gradients.join, gradients.shortcut, gradients.branch, gradients.fork)
-    norms = [None if part is None else norm for part, norm in zip(parts, products[:4], strict=True)]
-    if gradients.shortcut is None or gradients.branch is None:
-        return [*norms, None, None]
-    return [*norms, *split_statistics(*products[4:])]

@@ -16,7 +16,8 @@ from analyzer.recording.checkpoints import saver
 from analyzer.recording.names import unwrapped
 from analyzer.recording.provenance import device_name, environment, git_state
 from analyzer.recording.schedule import Schedule
-from analyzer.recording.training import StopTraining, Training
+from analyzer.recording.stopping import StopTraining
+from analyzer.recording.training import Training
 from analyzer.storage.schema import TABLES
 from analyzer.storage.writer import RunWriter
 

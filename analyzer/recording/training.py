@@ -24,21 +24,14 @@ from analyzer.recording.layers import Layers, Site
 from analyzer.recording.parameters import Parameters
 from analyzer.recording.schedule import Schedule
 from analyzer.recording.step import OpenStep, scalar
+from analyzer.recording.stopping import StopTraining
 from analyzer.recording.updates import UpdateMeter
 
-__all__ = ["StopTraining", "Training"]
+__all__ = ["Training"]
 
 
 # Key of an update that no optimizer makes; ids of objects are never negative.
 _BY_HAND = -1
-
-
-class StopTraining(SystemExit):
-    """Ends a program after the number of steps that the user asked for, with exit code 0."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__(0)
-        self.steps = steps
 
 
 class Training:

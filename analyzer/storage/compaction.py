@@ -1,6 +1,7 @@
 """Merges many small part files into few large ones, a piece at a time, kill-safe throughout."""
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ FAN_IN = 50
 # Parts of this many rows are merged no further, so that the cost of the end does not grow
 # with the length of the run.
 _FULL_ROWS = 8_000_000
+# Merged parts stay this long: a reader that has just listed them has time to read them.
+_GRACE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class PartSeries:
         self._parts: list[_Own] = []
         self._num_flushes = 0
         self._merge: Iterator[None] | None = None
+        self._merged_away: list[tuple[float, Part]] = []
 
     def append(self, rows: pa.Table, first: int, last: int) -> None:
         """Write the rows of one flush, which hold steps ``first`` to ``last``.
@@ -59,6 +63,7 @@ class PartSeries:
 
     def advance(self) -> None:
         """Do a piece of the merge that is under way, or begin one where it is due."""
+        self._remove_older_than(_GRACE_SECONDS)
         if self._merge is None:
             tail = self._parts[-FAN_IN:]
             same_level = len({own.level for own in tail}) == 1
@@ -79,6 +84,13 @@ class PartSeries:
         for group in _neighbors(self._parts):
             for _ in self._merged(group):
                 pass
+        self._remove_older_than(0.0)
+
+    def _remove_older_than(self, seconds: float) -> None:
+        """Remove parts that were merged at least so long ago."""
+        while self._merged_away and time.monotonic() - self._merged_away[0][0] >= seconds:
+            _, part = self._merged_away.pop(0)
+            (self.folder / part.name).unlink(missing_ok=True)
 
     def _merged(self, group: Sequence[_Own]) -> Iterator[None]:
         """Merge neighboring parts, a part at a time."""
@@ -87,8 +99,7 @@ class PartSeries:
         yield from _copied(
             [self.folder / own.part.name for own in group], schema, self.folder / part.name
         )
-        for own in group:
-            (self.folder / own.part.name).unlink(missing_ok=True)
+        self._merged_away += [(time.monotonic(), own.part) for own in group]
         place = self._parts.index(group[0])
         level = max(own.level for own in group) + 1
         rows = sum(own.rows for own in group)

@@ -44,8 +44,8 @@ what is missing. Null is "not measured", NaN is a measured value.
 An overview file holds the bins of the steps from `start` to before `end`, `width` steps a bin, for
 the rows of rank 0: `start`, the id, `num_rows`, and for each numeric column its `_min`, `_mean`
 and `_max` over the finite values, `_num_finite`, and `_num_nonfinite` (NaN or infinite; nulls are
-neither). A file whose steps lie inside another's MUST NOT be read. There are at most {MAX_BINS} bins,
-and at least {MAX_BINS // 2} once the run has as many steps."""
+neither). A file whose steps lie inside another's MUST NOT be read. There are at most {MAX_BINS}
+bins, and at least {MAX_BINS // 2} once the run has as many steps."""
 _MANIFEST: tuple[tuple[str, str, str], ...] = (
     ("schema_version", "int", f"Version of this layout; {SCHEMA_VERSION} now."),
     ("status", "string", "`running`, `finished`, `failed` or `interrupted`."),

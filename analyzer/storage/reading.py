@@ -123,8 +123,8 @@ class RunRows:
         (id_,) = selected_ids([asked], self._names(table), str(self.tables[table].key)) or [0]
         return id_
 
-    def _names(self, table: str) -> list[str]:
-        return self._static[_NAMES_OF[table]].names() if table in _NAMES_OF else []
+    def _names(self, table: str) -> dict[int, str]:
+        return self._static[_NAMES_OF[table]].names() if table in _NAMES_OF else {}
 
     def _num_ranks(self, source: StepTable) -> int:
         """Data-parallel ranks: as the manifest says, else as many as wrote rows."""

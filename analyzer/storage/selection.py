@@ -1,6 +1,6 @@
 """Which steps and which ids a question is about."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, TypeAlias
@@ -127,13 +127,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def selected_ids(
-    asked: int | str | Iterable[int | str] | None, names: Sequence[str], kind: str
+    asked: int | str | Iterable[int | str] | None, names: Mapping[int, str], kind: str
 ) -> list[int] | None:
     """Return ids for ids or names.
 
     Args:
         asked: One or several ids or names; None for all.
-        names: The name of each id.
+        names: The name of each id; where it is empty, because the file of names is missing, any id
+            is taken.
         kind: Word for an error: ``layer``, ``parameter`` or ``join``.
 
     Raises:
@@ -145,15 +146,17 @@ def selected_ids(
     return [_id(one, names, kind) for one in several]
 
 
-def _id(asked: int | str, names: Sequence[str], kind: str) -> int:
+def _id(asked: int | str, names: Mapping[int, str], kind: str) -> int:
     if isinstance(asked, str):
-        if asked in names:
-            return names.index(asked)
+        for id_, name in names.items():
+            if name == asked:
+                return id_
         raise NotRecordedError(
-            f"{kind} {asked[:200]!r} is not in this run; {nearest(asked, names)}"
+            f"{kind} {asked[:200]!r} is not in this run; {nearest(asked, names.values())}"
         )
-    if 0 <= int(asked) < len(names):
+    if int(asked) in names or (not names and asked >= 0):
         return int(asked)
     raise NotRecordedError(
-        f"{kind} {asked!r} is not in this run; expected 0 to {len(names) - 1}, or a name"
+        f"{kind} {asked!r} is not in this run; "
+        f"expected {min(names, default=0)} to {max(names, default=0)}, or a name"
     )

@@ -41,10 +41,10 @@ class StaticTable:
             self._table = self._read()
         return self._table
 
-    def names(self) -> list[str]:
-        """Return the name of each row."""
-        names: list[str] = self.read().column("name").to_pylist()
-        return names
+    def names(self) -> dict[int, str]:
+        """Return the name of each id."""
+        rows = self.read()
+        return dict(zip(rows.column(0).to_pylist(), rows.column("name").to_pylist(), strict=True))
 
     def _read(self) -> pa.Table:
         # A file of an earlier or foreign version may lack a column that is never null here.

@@ -48,7 +48,7 @@ class _OpenPart:
         self.num_rows = metadata.num_rows
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=256)
 def _opened(path: Path, _inode: int, _changed: int) -> _OpenPart:
     """A part whose content can not have changed since: a new one has another inode."""
     return _OpenPart(path)

@@ -6,8 +6,7 @@ that have a gradient, so that autograd itself gives the gradient through each si
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -67,8 +66,7 @@ class Family:
     build: Callable[[], nn.Module]
     inputs: Callable[[], tuple[Tensor, ...]]
     joins: tuple[Expected, ...]
-    tap_order: tuple[int, ...] | None = None
-    options: dict[str, Any] = field(default_factory=dict)
+    tap_order: tuple[int | None, ...] | None = None
 
 
 def conv(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
@@ -83,9 +81,7 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.shortcut = nn.Sequential()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)
-            )
+            self.shortcut = nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         _, xs, xb = fork(x)
@@ -488,16 +484,12 @@ FAMILIES: dict[str, Family] = {
     "highway": Family(
         lambda: nn.Sequential(nn.Linear(6, 6), Highway(), Highway()),
         features(3, 6),
-        tuple(
-            Expected(str(i), branch_layers=under(str(i), "gate", "transform")) for i in (1, 2)
-        ),
+        tuple(Expected(str(i), branch_layers=under(str(i), "gate", "transform")) for i in (1, 2)),
     ),
     "dense concatenation": Family(
         lambda: stem(Dense(4), Dense(6)),
         image(),
-        tuple(
-            Expected(str(i), "cat", "concat", under(str(i), "norm", "conv")) for i in (1, 2)
-        ),
+        tuple(Expected(str(i), "cat", "concat", under(str(i), "norm", "conv")) for i in (1, 2)),
     ),
     "u-net": Family(UNet, image(), unet("", "UNet"), (1, 0)),
     "pre-norm transformer": Family(
@@ -569,6 +561,7 @@ FAMILIES: dict[str, Family] = {
             Expected("1#1", branch_layers=("1.k2", "1.k3")),
             Expected("1#2", branch_layers=under("1", "enter", "k2", "k3", "k4", "leave")),
         ),
+        (None, None, 0),
     ),
     "u-net inside a resnet": Family(
         lambda: nn.Sequential(conv(3, 4), UNetBlock()),

@@ -1,24 +1,21 @@
 """A simulated accelerator in pure Python, so that device code is tested on a machine without one.
 
-Tensors on device ``simgpu`` keep their data in CPU tensors. Every kernel and copy is counted as a launch, everything
-that makes the host wait as a wait, and mixing CPU and device tensors raises, as on a real device. A network trains on
-it with the same numbers as on the CPU. In a test::
+Tensors on device ``simgpu`` keep their data in CPU tensors. Every kernel and copy is counted as a
+launch, everything that makes the host wait as a wait, and mixing CPU and device tensors raises, as
+on a real device. A network trains on it with the same numbers as on the CPU. In a test::
 
     device.reset_counts()
     step()
     assert device.waits() == 0
 
 Importing the module registers the device in this process, for good. CPU work goes on as before, but
-``torch.accelerator.current_accelerator()`` names it from then on; ``torch.accelerator.is_available()`` says so only
-inside ``visible()``. Not simulated: ``torch.save`` of device tensors, a random generator of its own (it draws from the
-CPU's), memory statistics, ``data_ptr``.
+``torch.accelerator.current_accelerator()`` names it from then on; ``is_available()`` beside it says
+so only inside ``visible()``. Not simulated: ``torch.save`` of device tensors, a random generator of
+its own (it draws from the CPU's), memory statistics, ``data_ptr``; autocast casts matrix products
+and convolutions only.
 """
 
-import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,11 +24,33 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves, tree_map
 
-DEVICE = "simgpu"
-counts: Counter[str] = (
-    Counter()
-)  # operator or copy -> launches; "wait: ..." -> times the host waited
+from tests.support.simulated_timeline import (
+    DEVICE,
+    Event,
+    Stream,
+    counts,
+    held,
+    launches,
+    reset_counts,
+    timeline,
+    visible,
+    wait,
+    waits,
+)
 
+__all__ = [
+    "DEVICE",
+    "counts",
+    "held",
+    "is_pinned",
+    "launches",
+    "reset_counts",
+    "visible",
+    "waits",
+]
+
+
+_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
 _NO_DATA = torch._C.DispatchKeySet(torch._C.DispatchKey.Meta)
 # Their result's size, or the result itself, must be known to the host.
 _WAITING = {
@@ -44,80 +63,8 @@ _WAITING = {
 _INDEXING = ("aten::index", "aten::_index_put_impl_")
 
 
-def reset_counts() -> None:
-    """Start counting anew."""
-    counts.clear()
-
-
-def launches() -> int:
-    """How many kernels and copies the host has handed to the device; one for a whole foreach operator."""
-    return sum(number for name, number in counts.items() if not name.startswith("wait: "))
-
-
-def waits() -> int:
-    """How often the host has waited for the device."""
-    return sum(number for name, number in counts.items() if name.startswith("wait: "))
-
-
-class _Timeline:
-    """What the host has asked for and the device has not done yet; usually nothing, as it is fast."""
-
-    def __init__(self) -> None:
-        self.is_held = self.is_visible = False
-        self.issued = self.done = 0
-        self._open: list[tuple[int, Callable[[], object]]] = []
-        self._lock = threading.RLock()
-
-    def issue(self, work: Callable[[], object]) -> int:
-        """Do ``work`` now, or later where the device is held."""
-        with self._lock:
-            self.issued += 1
-            self._open.append((self.issued, work))
-            if not self.is_held:
-                self.finish()
-            return self.issued
-
-    def finish(self, until: int | None = None) -> None:
-        """Do what is open, in order."""
-        with self._lock:
-            last = self.issued if until is None else until
-            while self._open and self._open[0][0] <= last:
-                self._open.pop(0)[1]()
-            self.done = max(self.done, last)
-
-
-_timeline = _Timeline()
-
-
-def _wait(reason: str, until: int | None = None) -> None:
-    """Let the host wait."""
-    counts[f"wait: {reason}"] += 1
-    _timeline.finish(until)
-
-
-@contextmanager
-def held() -> Iterator[None]:
-    """Keep the device busy: events stay open and copies do not arrive until the host waits, or until the end."""
-    _timeline.is_held = True
-    try:
-        yield
-    finally:
-        _timeline.is_held = False
-        _timeline.finish()
-
-
-@contextmanager
-def visible() -> Iterator[None]:
-    """Let ``torch.accelerator.is_available()`` find the device."""
-    _timeline.is_visible = True
-    try:
-        yield
-    finally:
-        _timeline.is_visible = False
-
-
 class _Storages:
-    """A table by storage; tensors would not do: autograd, parameters and views make new ones over one storage."""
+    """A table by storage: autograd, parameters and views make new tensors over one storage."""
 
     def __init__(self) -> None:
         self._entries: dict[int, tuple[StorageWeakRef, Any]] = {}
@@ -128,10 +75,9 @@ class _Storages:
         # The weak reference also keeps the address from being used again.
         self._entries[storage._cdata] = (StorageWeakRef(storage), value)
         if len(self._entries) > self._limit:
-            alive = {
-                key: entry for key, entry in list(self._entries.items()) if not entry[0].expired()
-            }
-            self._entries, self._limit = alive, max(1024, 2 * len(alive))
+            entries = list(self._entries.items())
+            self._entries = {key: entry for key, entry in entries if not entry[0].expired()}
+            self._limit = max(1024, 2 * len(self._entries))
 
     def get(self, tensor: Tensor) -> Any:
         """Return what is kept for the tensor's storage, or None."""
@@ -160,7 +106,7 @@ def _wrap(data: Tensor) -> Tensor:
 
 
 def _unwrap(value: Any) -> Any:
-    """Return the CPU view that has this device tensor's sizes, strides and offset; other things as they are."""
+    """Return the CPU view with this device tensor's sizes and strides; other things as they are."""
     if not _on_device(value):
         return value
     flat = _memory.get(value)
@@ -187,12 +133,13 @@ def _run(op: Any, *args: Any, **kwargs: Any) -> Any:
         written[id(data)] = tensor
         if data.shape != tensor.shape:
             tensor.data = _wrap(data)
-    return tree_map(
-        lambda v: (
-            written.get(id(v)) if id(v) in written else _wrap(v) if isinstance(v, Tensor) else v
-        ),
-        result,
-    )
+
+    def out(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return written[id(value)] if id(value) in written else _wrap(value)
+
+    return tree_map(out, result)
 
 
 def _count(name: str, tensors: list[Tensor], args: tuple[Any, ...]) -> None:
@@ -202,24 +149,30 @@ def _count(name: str, tensors: list[Tensor], args: tuple[Any, ...]) -> None:
     if name in _INDEXING:  # a device takes indices from the host, by waiting
         at_host = [index for index in args[1] if index is not None and not _on_device(index)]
         strangers = [t for t in strangers if not any(t is index for index in at_host)]
-        for _ in at_host:
-            _count_copy(to_host=False, waiting=True)
-        masked = any(index is not None and index.dtype == torch.bool for index in args[1])
-        if masked and (name == "aten::index" or args[2].numel() > 1):
-            _wait("boolean mask")
+        if name == _INDEXING[1]:  # for reading, torch itself copies indices and looks up masks
+            _count_written_indices(args[1], at_host, args[2])
     if strangers:
         raise RuntimeError(
             f"Expected all tensors to be on the same device, but {name} got {DEVICE} and cpu"
         )
     if name in _WAITING:
-        _wait(name.removeprefix("aten::"))
+        wait(name.removeprefix("aten::"))
+
+
+def _count_written_indices(indices: Any, at_host: list[Tensor], values: Tensor) -> None:
+    """Count what finding the written elements costs."""
+    for _ in at_host:
+        _count_copy(to_host=False, waiting=True)
+    masked = any(index is not None and index.dtype == torch.bool for index in indices)
+    if masked and values.numel() > 1:
+        wait("boolean mask")
 
 
 def _count_copy(*, to_host: bool, waiting: bool) -> None:
     name = "copy to host" if to_host else "copy to device"
     counts[name] += 1
     if waiting:
-        _wait(name)
+        wait(name)
 
 
 def _resize(tensor: Tensor, size: Any, *, memory_format: Any = None) -> Tensor:
@@ -248,9 +201,9 @@ def _copied(source: Tensor, target: Tensor, non_blocking: bool) -> None:
     elif non_blocking and is_pinned(target):
         _count_copy(to_host=True, waiting=False)
         later = data.clone()  # the device copies what the tensor holds now, whenever it does
-        if _timeline.is_held and target.is_floating_point():
+        if timeline.is_held and target.is_floating_point():
             target.fill_(torch.nan)
-        _timeline.issue(lambda: target.copy_(later))
+        timeline.issue(lambda: target.copy_(later))
     else:
         _count_copy(to_host=True, waiting=True)
         target.copy_(data)
@@ -282,7 +235,7 @@ def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Te
 
 
 def _item(tensor: Tensor) -> Any:
-    _wait("item")
+    wait("item")
     return _unwrap(tensor).item()
 
 
@@ -295,59 +248,13 @@ def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, *rest: Any) -
     return _run(torch.ops.aten.convolution_backward.default, grad, x, weight, bias_size, *rest)
 
 
-class Event(torch.Event):
-    """An event that knows whether the simulated device has come to it."""
-
-    _place, _seen, _at = 0, False, 0.0
-
-    def record(self, stream: torch.Stream | None = None) -> None:
-        """Note what the device has been asked for up to now."""
-        self._seen, self._at = False, time.perf_counter()
-        self._place = _timeline.issue(lambda: None)
-
-    def query(self) -> bool:
-        """Whether the device has come here; the host does not wait."""
-        self._seen = self._place <= _timeline.done
-        return self._seen
-
-    def synchronize(self) -> None:
-        """Wait for the event; no wait for a host that has asked before and knows that it is over."""
-        if not self._seen:
-            _wait("event", self._place)
-
-    def wait(self, stream: torch.Stream | None = None) -> None:
-        """Let a stream wait, which it does anyhow: the device does everything in order."""
-
-    def elapsed_time(self, other: "Event") -> float:
-        """Return the milliseconds between two records."""
-        return (other._at - self._at) * 1e3
-
-
-class Stream(torch.Stream):
-    """A stream; all streams of the simulated device follow one another."""
-
-    def synchronize(self) -> None:
-        """Wait for the stream."""
-        _wait("stream")
-
-    def query(self) -> bool:
-        """Whether all work is done; the host does not wait."""
-        return _timeline.done >= _timeline.issued
-
-    def record_event(self, event: Event | None = None) -> Event:
-        """Record an event, or a new one."""
-        event = Event(DEVICE) if event is None else event
-        event.record(self)
-        return event
-
-
 class _Module:
     """What torch looks for in ``torch.simgpu``."""
 
     Event, Stream = Event, Stream
 
     def is_available(self) -> bool:
-        return _timeline.is_visible
+        return timeline.is_visible
 
     def is_initialized(self) -> bool:
         return True
@@ -362,7 +269,7 @@ class _Module:
         pass
 
     def synchronize(self, device: object = None) -> None:
-        _wait("device")
+        wait("device")
 
     def current_stream(self, device: object = None) -> Stream:
         return Stream(DEVICE)
@@ -389,7 +296,22 @@ class _Hooks(backend_registration._DummyPrivateUse1Hook):
     """What torch's C++ side asks."""
 
     def is_available(self) -> bool:
-        return _timeline.is_visible
+        return timeline.is_visible
+
+
+def _cast(op: Any) -> Callable[..., Any]:
+    """Let an operator run in the precision of autocast."""
+
+    def cast(*args: Any, **kwargs: Any) -> Any:
+        dtype = torch.get_autocast_dtype(DEVICE)
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+            return op(*tree_map(lambda v: v.to(dtype) if _is_float(v) else v, args), **kwargs)
+
+    return cast
+
+
+def _is_float(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.float32 and _on_device(value)
 
 
 def _pin(tensor: Tensor, device: object = None) -> Tensor:
@@ -444,6 +366,10 @@ def _register() -> None:
     }.items():
         aten.impl(name, function, "PrivateUse1")
     _register_foreach(aten)
+    fallback.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+    for name in ("linear", "matmul", "mm", "bmm", "addmm", "conv1d", "conv2d", "conv3d"):
+        op = getattr(torch.ops.aten, name).default
+        aten.impl(name, _cast(op), "AutocastPrivateUse1")
     aten.impl("_pin_memory", _pin, "CPU")
     aten.impl("is_pinned", lambda tensor, device=None: is_pinned(tensor), "CPU")
     _libraries.extend([fallback, aten])

@@ -272,7 +272,9 @@ def test_every_selects_steps_and_all_steps_have_a_loss(tmp_path):
 
 
 def test_layers_and_columns_can_be_chosen(tmp_path):
-    with analyzer.Recorder(model := Awkward(), tmp_path / "a", layers="first|relu", skip_layers="1"):
+    with analyzer.Recorder(
+        model := Awkward(), tmp_path / "a", layers="first|relu", skip_layers="1"
+    ):
         train(model, batches(2))
     with analyzer.Recorder(model, tmp_path / "b", columns="norms"):
         train(model, batches(2))
@@ -294,7 +296,9 @@ def test_stop_after_leaves_the_block(tmp_path):
 
 def test_logged_values_belong_to_the_current_step(tmp_path):
     with analyzer.Recorder(model := Awkward(), tmp_path / "run") as recorder:
-        train(model, batches(3), after=lambda step: recorder.log(accuracy=step / 10, note=f"n{step}"))
+        train(
+            model, batches(3), after=lambda step: recorder.log(accuracy=step / 10, note=f"n{step}")
+        )
     steps = rows(tmp_path / "run", "steps")
     assert steps["accuracy"].tolist() == [0.0, 0.1, 0.2]
     assert steps["note"].tolist() == ["n0", "n1", "n2"]
@@ -368,7 +372,10 @@ def test_a_closure_gives_one_row_with_its_first_evaluation(tmp_path):
 
 def test_consecutive_updates_are_one_step_and_leftovers_a_last_one(tmp_path):
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
-    optimizers = [torch.optim.SGD(part.parameters(), lr=rate) for part, rate in zip(model, (0.1, 0.2), strict=True)]
+    optimizers = [
+        torch.optim.SGD(part.parameters(), lr=rate)
+        for part, rate in zip(model, (0.1, 0.2), strict=True)
+    ]
     with analyzer.Recorder(model, tmp_path / "run"):
         for ((x, y),) in batches(2):
             loss_of(model, x, y).backward()
@@ -435,7 +442,9 @@ def test_clip_grad_value_is_seen(tmp_path):
 
 def test_gradients_below_1e30_are_not_zero(tmp_path):
     torch.manual_seed(0)
-    model = nn.Sequential(*[m for _ in range(100) for m in (nn.Linear(16, 16), nn.Tanh())], nn.Linear(16, 2))
+    model = nn.Sequential(
+        *[m for _ in range(100) for m in (nn.Linear(16, 16), nn.Tanh())], nn.Linear(16, 2)
+    )
     for p in model.parameters():
         p.data *= 0.9
     twin = copy.deepcopy(model).double()

@@ -159,7 +159,9 @@ def test_a_sparse_gradient_has_the_statistics_of_the_dense_one():
     assert row.elements == 30
 
 
-@pytest.mark.parametrize("make", [lambda x: x.t(), lambda x: x[:, ::2], lambda x: x.expand(4, 6, 8)])
+@pytest.mark.parametrize(
+    "make", [lambda x: x.t(), lambda x: x[:, ::2], lambda x: x.expand(4, 6, 8)]
+)
 def test_strides_do_not_matter(make):
     x = make(torch.randn(6, 8))
     assert list(host_statistics.gradient_numbers(x)) == pytest.approx(slow_gradient(x), rel=1e-5)

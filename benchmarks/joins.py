@@ -1,0 +1,70 @@
+"""Time to find the joins of a 110-layer network, and to locate them again in a later graph."""
+
+import statistics
+import time
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from analyzer.joins import joins_in_graph
+from analyzer.joins.find import output_nodes, watched_forward
+from analyzer.joins.graph import Walk
+
+
+class Block(nn.Module):
+    """A basic block of two convolutions."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        stride = 1 if inputs == outputs else 2
+        self.branch = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride) if stride > 1 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add shortcut and branch."""
+        return torch.relu(self.shortcut(x) + self.branch(x))
+
+
+def resnet110() -> nn.Module:
+    widths = [16] * 19 + [32] * 18 + [64] * 18
+    blocks = [Block(a, b) for a, b in pairwise(widths)]
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    return nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1), *blocks, *head)
+
+
+def milliseconds(action: Callable[[], object], times: int = 20) -> float:
+    """The median time of an action."""
+    taken = []
+    for _ in range(times):
+        start = time.perf_counter()
+        action()
+        taken.append(time.perf_counter() - start)
+    return 1000 * statistics.median(taken)
+
+
+def main() -> None:
+    model, x = resnet110(), torch.randn(2, 3, 32, 32)
+    plain = milliseconds(lambda: model(x), 5)
+    watched = milliseconds(lambda: watched_forward(model, (x,), {}), 5)
+    output, log = watched_forward(model, (x,), {})
+    roots = output_nodes(output)
+    nodes = len(Walk(roots).nodes)
+    plan = joins_in_graph(roots, log)
+    found = milliseconds(lambda: joins_in_graph(roots, log))
+    located = milliseconds(lambda: plan.sites(roots))
+    print(f"{len(plan.joins)} joins in {nodes} graph nodes")
+    print(f"discovery        {found:6.2f} ms  ({100 * found / nodes:.2f} ms per hundred nodes)")
+    print(f"location         {located:6.2f} ms  (later graphs of the same network)")
+    print(f"forward, watched {watched:6.2f} ms  plain {plain:.2f} ms")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from analyzer.storage.run import Run, open_run
+
+ROOT = Path(__file__).parents[3]
+# Merges every 4 parts instead of 50, so that a second of writing is full of merges.
+WRITER = """
+import sys, time
+from pathlib import Path
+from analyzer.storage import compaction
+from tests.analyzer.storage.storage_rows import block, record
+from analyzer.storage.writer import RunWriter
+
+compaction.FAN_IN = 4
+writer = RunWriter(Path(sys.argv[1]), {}, flush_steps=3)
+for step in range(int(sys.argv[2])):
+    writer.add(lambda step=step: record(step, block("splits", step, 3)))
+    time.sleep(0.0005)
+writer.close("finished")
+"""
+
+
+@contextmanager
+def writing(path: Path, steps: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that writes a run; it has begun, and is ended with the block."""
+    command = [sys.executable, "-c", WRITER, str(path), str(steps)]
+    with subprocess.Popen(command, cwd=ROOT) as process:
+        try:
+            wait_for_run(path)
+            yield process
+        finally:
+            process.kill()
+
+
+def check_whole(run: Run) -> int:
+    """Every step up to the last one, each with its three rows; returns the number of steps."""
+    steps = run.steps["step"].tolist()
+    rows = run.splits()[["step", "join"]].to_numpy().tolist()
+    assert run.warnings == []
+    assert steps == list(range(len(steps)))
+    # `splits` is read later and written earlier, so it may be ahead of `steps`, never behind.
+    assert len(rows) >= 3 * len(steps)
+    assert rows == [[s, j] for s in range(len(rows) // 3) for j in range(3)]
+    return len(steps)
+
+
+def wait_for_run(path: Path) -> None:
+    end = time.monotonic() + 30
+    while not (path / "run.json").exists():
+        assert time.monotonic() < end, "the writer did not begin"
+        time.sleep(0.005)
+
+
+def test_a_reader_beside_a_writer_sees_whole_steps_once(tmp_path: Path) -> None:
+    seen = [0]
+    with writing(tmp_path / "a", 1500) as process:
+        run = open_run(tmp_path / "a")
+        while process.poll() is None:
+            run.refresh()
+            seen.append(check_whole(run))
+            assert len(run.series("loss", max_points=2000).steps) >= seen[-1]
+        assert process.returncode == 0
+    run.refresh()
+    assert check_whole(run) == 1500
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_killed_run_keeps_every_flush(tmp_path: Path, seed: int) -> None:
+    with writing(tmp_path / "a", 100_000) as process:
+        time.sleep(random.Random(seed).uniform(0.1, 0.9))
+        before = check_whole(open_run(tmp_path / "a"))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    run = open_run(tmp_path / "a")
+    assert check_whole(run) >= before
+    assert run.series("loss", max_points=10**6).mean.tolist() == run.steps["loss"].tolist()
+    assert run.manifest["status"] == "running"

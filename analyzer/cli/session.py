@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from analyzer.cli.record_options import RecordOptions
-from analyzer.errors import ScriptError
+from analyzer.errors import AnalyzerError, ScriptError
 from analyzer.script import Ending, run_program, when_imported
 
 __all__ = ["record", "record_zoo"]
@@ -40,13 +40,17 @@ def record(options: RecordOptions) -> int:
         RunExistsError: If the run folder exists.
     """
     session = _Session(options)
-    if options.target.startswith("zoo:"):
-        return session.train_zoo()
-    ending = session.run_script()
-    if session.trained or ending.exit_code != 0:
-        session.end_script(ending)
-        ending.leave()
-    return session.train_model_file(ending.namespace)
+    try:
+        if options.target.startswith("zoo:"):
+            return session.train_zoo()
+        ending = session.run_script()
+        if session.trained or ending.exit_code != 0:
+            session.end_script(ending)
+            ending.leave()
+        return session.train_model_file(ending.namespace)
+    except AnalyzerError:
+        session.remove_empty_folder()
+        raise
 
 
 def record_zoo(options: RecordOptions, max_norm: float | None = None) -> int:
@@ -228,6 +232,11 @@ class _Session:
         for sentence in self._result("finished"):
             self._say(sentence)
         return 0
+
+    def remove_empty_folder(self) -> None:
+        """Leave nothing behind where nothing was recorded."""
+        with contextlib.suppress(OSError):
+            self.run.rmdir()
 
     # --- common ------------------------------------------------------------------------------
 

@@ -23,6 +23,10 @@ _ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "
     "__sub__",
     "__isub__",
     "__rsub__",
+    "addcmul",
+    "addcmul_",
+    "lerp",
+    "lerp_",
 }
 _CONCATENATIONS = {"cat", "concat", "concatenate"}
 _SELECTIONS = {"__getitem__", "select", "narrow", "chunk", "split", "unbind", "tensor_split"}

@@ -20,6 +20,9 @@ __all__ = ["Dataflow", "Walk"]
 _KINDS = {
     "AddBackward0": "add",
     "SubBackward0": "add",
+    "AddcmulBackward0": "add",
+    "LerpBackward0": "add",
+    "LerpBackward1": "add",
     "CatBackward0": "cat",
     "SelectBackward0": "select",
     "SliceBackward0": "select",

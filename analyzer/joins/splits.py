@@ -16,8 +16,6 @@ from analyzer.joins.statistics import JoinGradients
 __all__ = ["SplitHooks", "attach"]
 
 Parts = tuple[Tensor, ...]
-
-
 OnGradients = Callable[[Join, JoinGradients], None]
 
 

@@ -1,4 +1,4 @@
-"""Norms, cosine and shares of the two gradients of a fork, accumulated without under- or overflow."""
+"""Norms, cosine and shares of the gradients of a fork, without under- or overflow."""
 
 from __future__ import annotations
 

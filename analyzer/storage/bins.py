@@ -117,7 +117,9 @@ def rebinned(bins: Bins, width: int) -> Bins:
     """Return the same rows in bins that begin at multiples of ``width``, by start and id."""
     start, ids = bins.start // width * width, bins.ids
     if not _is_sorted(start, ids):
-        order = np.lexsort((ids, start))
+        # One key, since a stable sort of it profits from rows that are nearly in order.
+        key = start // width * (int(ids.max()) + 1) + ids
+        order = np.argsort(key, kind="stable")
         start, ids, bins = start[order], ids[order], bins[order]
     is_first = np.ones(len(start), dtype=bool)
     is_first[1:] = (start[1:] != start[:-1]) | (ids[1:] != ids[:-1])

@@ -67,7 +67,7 @@ class RunRows:
         source = self.tables[table]
         names = self.columns(source, columns)
         chosen = selected_ids(ids, self._names(table), source.key) if source.key else None
-        wanted = selected_steps(steps, source.steps)
+        wanted = selected_steps(steps, source.latest)
         keys = ["step", "rank", *([source.key] if source.key else [])]
         if ranks == "all":
             return source.read([*keys, *names], wanted, chosen, all_attempts=table == "steps")

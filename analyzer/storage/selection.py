@@ -64,13 +64,14 @@ class Steps:
         return keep & ((steps - self.first) % self.stride == 0) if self.stride > 1 else keep
 
 
-def selected_steps(asked: StepsLike, recorded: Callable[[], NDArray[np.int64]]) -> Steps:
+def selected_steps(asked: StepsLike, latest: Callable[[int], NDArray[np.int64]]) -> Steps:
     """Return the steps that were asked for.
 
     Args:
         asked: A step; a negative number counts recorded steps from the end; a slice of step
             numbers, a range, or several steps; None for all.
-        recorded: Returns the recorded steps; called only where a negative number asks for it.
+        latest: Returns the last so many recorded steps, or all where there are fewer; called only
+            where a negative number asks for it.
 
     Raises:
         TypeError: If it is none of these.
@@ -79,19 +80,19 @@ def selected_steps(asked: StepsLike, recorded: Callable[[], NDArray[np.int64]]) 
     if asked is None:
         return Steps.every()
     if isinstance(asked, slice):
-        return _sliced(asked, recorded)
+        return _sliced(asked, latest)
     if isinstance(asked, int | np.integer) and not isinstance(asked, bool):
-        return Steps.listed(_counted([int(asked)], recorded))
+        return Steps.listed(_counted([int(asked)], latest))
     if isinstance(asked, str | bytes | bool | float) or not isinstance(asked, Iterable):
         raise TypeError(f"steps is {asked!r}; expected a step, a slice, a range or a list of steps")
-    return Steps.listed(_counted([int(step) for step in asked], recorded))
+    return Steps.listed(_counted([int(step) for step in asked], latest))
 
 
-def _counted(steps: Sequence[int], recorded: Callable[[], NDArray[np.int64]]) -> list[int]:
+def _counted(steps: Sequence[int], latest: Callable[[int], NDArray[np.int64]]) -> list[int]:
     """Steps with negative numbers replaced; those before the first recorded step are left out."""
     if all(step >= 0 for step in steps):
         return list(steps)
-    known = recorded()
+    known = latest(-min(steps))
     return [
         step if step >= 0 else int(known[step])
         for step in steps
@@ -99,21 +100,21 @@ def _counted(steps: Sequence[int], recorded: Callable[[], NDArray[np.int64]]) ->
     ]
 
 
-def _sliced(asked: slice, recorded: Callable[[], NDArray[np.int64]]) -> Steps:
+def _sliced(asked: slice, latest: Callable[[int], NDArray[np.int64]]) -> Steps:
     stride = 1 if asked.step is None else int(asked.step)
     if stride < 1:
         raise ValueError(f"steps is {asked!r}; expected a stride of at least 1")
-    first = _bound(asked.start, recorded, 0)
-    stop = _bound(asked.stop, recorded, _LAST + 1)
+    first = _bound(asked.start, latest, 0)
+    stop = _bound(asked.stop, latest, _LAST + 1)
     return Steps(first, stop - 1, stride)
 
 
-def _bound(value: int | None, recorded: Callable[[], NDArray[np.int64]], default: int) -> int:
+def _bound(value: int | None, latest: Callable[[int], NDArray[np.int64]], default: int) -> int:
     if value is None:
         return default
     if value >= 0:
         return int(value)
-    known = recorded()
+    known = latest(-int(value))
     return int(known[max(int(value), -len(known))]) if len(known) else 0
 
 

@@ -108,6 +108,17 @@ class StepTable:
             self._steps = np.unique(column.to_numpy()).astype(np.int64, copy=False)
         return self._steps
 
+    def latest(self, count: int) -> NDArray[np.int64]:
+        """Return the last steps that have rows, in order: so many, or all where there are fewer."""
+        bounds, span = self.bounds(), 4 * count
+        while self._steps is None and bounds is not None and bounds[1] - span > bounds[0]:
+            column = self.read(["step"], Steps(bounds[1] - span)).column("step")
+            found = np.unique(column.to_numpy()).astype(np.int64, copy=False)
+            if len(found) >= count:
+                return found[-count:]
+            span *= 8
+        return self.steps()[-count:]
+
     def read(
         self,
         columns: Sequence[str],

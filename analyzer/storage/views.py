@@ -185,9 +185,9 @@ def _nothing(column: str) -> Bins:
 
 def _coarse(bins: Bins, width: int, most: int) -> tuple[Bins, int]:
     """Widen bins until there are few enough."""
-    most = max(1, most)
-    while True:
-        starts = bins.start // width
-        if not len(starts) or len(np.unique(starts)) <= most:
-            return rebinned(bins, width) if len(bins) else bins, width
+    if not len(bins):
+        return bins, width
+    # Bins are in the order of their steps, so that a bin ends where the next number differs.
+    while np.count_nonzero(np.diff(bins.start // width)) >= max(1, most):
         width *= 2
+    return rebinned(bins, width), width

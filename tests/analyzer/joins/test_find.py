@@ -208,3 +208,38 @@ def test_what_cannot_be_seen_is_named_with_its_reason() -> None:
     assert plan_joins(model, (torch.randn(2, 3),), {}).unseen == [
         ("1", "reentrant checkpointing hides what it computes")
     ]
+
+
+def test_additions_by_other_functions_are_joins() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.third = (nn.Linear(4, 4) for _ in range(3))
+            self.scale = nn.Parameter(torch.ones(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.addcmul(x, self.scale, self.first(x))
+            x = torch.lerp(x, self.second(x), 0.3)
+            return torch.sub(x, self.third(x), alpha=0.5)
+
+    branches = [join.branch_layers for join in find_joins(Net(), torch.randn(2, 4))]
+    assert branches == [["first"], ["second"], ["third"]]
+
+
+def test_concatenation_with_every_earlier_layer_is_one_join_each() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            features = [x]
+            for layer in (self.first, self.second):
+                features.append(torch.relu(layer(torch.cat(features, 1))))
+            return torch.cat(features, 1)
+
+    joins = find_joins(Net(), torch.randn(2, 4))
+    assert [(j.operation, j.shortcut, j.branch_layers) for j in joins] == [
+        ("cat", "concat", ["first"]),
+        ("cat", "concat", ["first", "second"]),
+    ]

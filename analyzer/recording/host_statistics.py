@@ -22,6 +22,7 @@ __all__ = ["activation_numbers", "gradient_numbers", "norm"]
 # Elements a block: several kernels read it while it is in the L2 cache, and a float32 sum over one
 # errs by less than 1e-5, its root by half of that.
 _BLOCK = 65536
+_HALF = _BLOCK // 2
 
 Array = NDArray[np.floating]
 
@@ -29,7 +30,8 @@ Array = NDArray[np.floating]
 class _Kernels(NamedTuple):
     """BLAS for one dtype; scipy's, since numpy's dot warns where it overflows.
 
-    Blocks whose largest magnitude lies between ``low`` and ``high`` are squared as they are. Below,
+    Blocks whose largest magnitude lies between ``low`` and ``high`` are squared as they are: with a
+    mean square of at least ``low²`` the squares that vanish add up to less than a millionth. Below,
     squares would vanish (and denormal ones are slow); above, they would overflow.
     """
 
@@ -41,18 +43,19 @@ class _Kernels(NamedTuple):
     largest_exponent: int
 
 
-_SINGLE = _Kernels(blas.sdot, blas.sasum, blas.isamax, 1e-12, 1e16, 120)
-_DOUBLE = _Kernels(blas.ddot, blas.dasum, blas.idamax, 1e-120, 1e150, 1000)
+_SINGLE = _Kernels(blas.sdot, blas.sasum, blas.isamax, 1e-16, 1e16, 120)
+_DOUBLE = _Kernels(blas.ddot, blas.dasum, blas.idamax, 1e-140, 1e150, 1000)
 _ONES = {np.dtype(t): np.ones(_BLOCK, dtype=t) for t in (np.float32, np.float64)}
 _ZEROS = {np.dtype(t): np.zeros((), dtype=t) for t in (np.float32, np.float64)}
 _minimum, _maximum = np.minimum.reduce, np.maximum.reduce
 
 
 class _Scratch(threading.local):
-    """A block of truth values a thread: numpy lets other threads run while it writes."""
+    """Room for one block a thread: numpy lets other threads run while it writes."""
 
     def __init__(self) -> None:
         self.mask = np.empty(_BLOCK, dtype=bool)
+        self.scaled = {np.dtype(t): np.empty(_BLOCK, dtype=t) for t in (np.float32, np.float64)}
 
 
 _scratch = _Scratch()
@@ -93,18 +96,21 @@ def _blocks(flat: Array) -> list[Array]:
     return [flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK)]
 
 
-def _sums(block: Array, largest: float, kernels: _Kernels) -> tuple[float, float]:
-    """Norm and absolute sum, by ``‖x‖ = ‖2ᵏ x‖ / 2ᵏ`` where squares are not safe.
+def _block_norm(block: Array, largest: float, kernels: _Kernels) -> float:
+    """Norm by ``‖x‖ = ‖2ᵏ x‖ / 2ᵏ`` where squares are not safe; ``largest`` is max|x|.
 
     k is near the exponent of max|x|: 2⁻ᵏ itself must not overflow for denormal numbers.
     """
     if kernels.low <= largest <= kernels.high:
-        return math.sqrt(kernels.dot(block, block)), kernels.asum(block)
+        square: float = kernels.dot(block, block)
+        if square >= kernels.low * kernels.low * block.size:
+            return math.sqrt(square)
     if largest == 0.0 or not math.isfinite(largest):
-        return largest, largest
+        return largest
     scale = math.ldexp(1.0, min(-math.frexp(largest)[1], kernels.largest_exponent))
-    block = block * block.dtype.type(scale)
-    return math.sqrt(kernels.dot(block, block)) / scale, kernels.asum(block) / scale
+    scaled = _scratch.scaled[block.dtype][: block.size]
+    np.multiply(block, block.dtype.type(scale), scaled)
+    return math.sqrt(kernels.dot(scaled, scaled)) / scale
 
 
 def _total(norms: list[float]) -> float:
@@ -137,7 +143,7 @@ def _norm(flat: Array) -> float:
         if kernels.low * kernels.low * block.size <= square <= kernels.high * kernels.high:
             norms.append(math.sqrt(square))
         else:
-            norms.append(_sums(block, float(_maximum(np.abs(block))), kernels)[0])
+            norms.append(_block_norm(block, float(_maximum(np.abs(block))), kernels))
     return norms[0] if len(norms) == 1 else _total(norms)
 
 
@@ -154,11 +160,12 @@ def gradient_numbers(
     kernels = _kernels(flat)
     norms, absolute, largest, zeros = [], 0.0, 0.0, 0
     for block in _blocks(flat):
-        # BLAS may overlook a NaN here; the norm shows it.
-        peak = abs(float(block[kernels.iamax(block)]))
-        length, total = _sums(block, peak, kernels)
-        norms.append(length)
-        absolute += total
+        if block.size < _HALF:  # BLAS is faster here; it may overlook a NaN, which the norm shows
+            peak = abs(float(block[kernels.iamax(block)]))
+        else:
+            peak = max(float(_maximum(block)), -float(_minimum(block)))
+        norms.append(_block_norm(block, peak, kernels))
+        absolute += kernels.asum(block)
         if peak > largest:
             largest = peak
         if count_zeros:
@@ -191,12 +198,14 @@ def activation_numbers(
     norms, lows, highs, total, zeros = [], [], [], 0.0, 0
     for block in _blocks(flat):
         low, high = float(_minimum(block)), float(_maximum(block))
-        length, absolute = _sums(block, -low if -low > high else high, kernels)
-        norms.append(length)
+        norms.append(_block_norm(block, -low if -low > high else high, kernels))
         lows.append(low)
         highs.append(high)
         # Without negative elements the sum is the absolute one.
-        total += absolute if low >= 0 else kernels.dot(block, _ONES[block.dtype][: block.size])
+        if low >= 0:
+            total += kernels.asum(block)
+        else:
+            total += kernels.dot(block, _ONES[block.dtype][: block.size])
         if low <= 0.0 <= high:
             zeros += _num_zeros(block)
     if len(norms) == 1:

@@ -3,20 +3,23 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-__all__ = ["conform", "inferred", "is_number", "masked", "plain", "unified"]
+__all__ = ["conform", "inferred", "is_number", "plain", "unified"]
 
 _LARGEST = 2**63
 
 
 def plain(value: Any) -> Any:
     """Return a logged value as bool, int, float, str or None; one-element arrays are opened."""
-    if value is None or isinstance(value, bool | float | str):
+    if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, int):
-        return value if -_LARGEST <= value < _LARGEST else float(value)
+    # A subclass, as NumPy's and those of an enumeration, would hide what a value is.
+    for kind in (float, str, int):
+        if isinstance(value, kind):
+            number = kind(value)
+            is_huge = isinstance(number, int) and not -_LARGEST <= number < _LARGEST
+            return float(number) if is_huge else number
     opened = value.item() if hasattr(value, "item") else str(value)
     return opened if isinstance(opened, bool | int | float | str) else str(opened)
 
@@ -86,16 +89,3 @@ def _cast(column: pa.ChunkedArray, type_: pa.DataType) -> pa.ChunkedArray:
     if column.type == type_:
         return column
     return column.cast(type_, safe=not pa.types.is_floating(type_))
-
-
-def masked(values: np.ndarray[Any, Any], mask: Any, type_: pa.DataType) -> pa.Array:
-    """Return an array of its type: null where the mask is True, NaN kept as a value.
-
-    A NaN in a column of counts has no integer; it is null.
-    """
-    if pa.types.is_integer(type_):
-        unknown = ~np.isfinite(values)
-        mask = unknown if mask is None else mask | unknown
-        return pa.array(np.where(mask, 0, values).astype(type_.to_pandas_dtype()), mask=mask)
-    with np.errstate(over="ignore"):  # a float64 beyond the range of float32 is infinite there
-        return pa.array(values.astype(type_.to_pandas_dtype(), copy=False), mask=mask)

@@ -7,7 +7,6 @@ lie inside another's is not read. Steps that no file holds are read from the tab
 hold the rows of rank 0 as they were recorded.
 """
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from analyzer.storage.arrays import as_array, as_numpy, is_present
 from analyzer.storage.bins import Bins, concatenated, rebinned, single
 from analyzer.storage.columns import conform, unified
 from analyzer.storage.parts import encoding, listing, replace_file, write_table
@@ -82,7 +82,7 @@ def _table_from(table: str, bins: Bins) -> pa.Table:
         sources = (bins.low, bins.mean, bins.high, bins.finite, bins.nonfinite)
         for suffix, source, kind in zip(_SUFFIXES, sources, kinds, strict=True):
             arrays[f"{name}_{suffix}"] = source[:, place].astype(kind)
-    return pa.table(arrays)
+    return pa.table({name: as_array(values) for name, values in arrays.items()})
 
 
 def bins_from(table: pa.Table, key: str | None, columns: Sequence[str] | None = None) -> Bins:
@@ -96,10 +96,10 @@ def bins_from(table: pa.Table, key: str | None, columns: Sequence[str] | None = 
     ending = f"_{_SUFFIXES[-1]}"
     if columns is None:
         columns = [n.removesuffix(ending) for n in table.column_names if n.endswith(ending)]
-    start = table.column("start").to_numpy().astype(np.int64, copy=False)
+    start = as_numpy(table.column("start")).astype(np.int64, copy=False)
     ids = np.zeros(len(start), dtype=np.int32)
     if key is not None:
-        ids = table.column(key).to_numpy().astype(np.int32, copy=False)
+        ids = as_numpy(table.column(key)).astype(np.int32, copy=False)
     shape = (len(start), len(columns))
     low, mean, high = (np.empty(shape) for _ in range(3))
     finite, nonfinite = (np.empty(shape, dtype=np.int64) for _ in range(2))
@@ -107,9 +107,9 @@ def bins_from(table: pa.Table, key: str | None, columns: Sequence[str] | None = 
         for target, suffix in zip((low, mean, high, finite, nonfinite), _SUFFIXES, strict=True):
             # Null in the rows of a file that was written before the column was first logged.
             column = table.column(f"{name}_{suffix}")
-            column = column.fill_null(math.nan if target.dtype == np.float64 else 0)
-            target[:, place] = column.to_numpy()
-    num_rows = table.column("num_rows").to_numpy().astype(np.int64, copy=False)
+            missing = np.nan if target.dtype == np.float64 else 0
+            target[:, place] = np.where(is_present(column), as_numpy(column), missing)
+    num_rows = as_numpy(table.column("num_rows")).astype(np.int64, copy=False)
     return Bins(tuple(columns), start, ids, num_rows, low, mean, high, finite, nonfinite)
 
 

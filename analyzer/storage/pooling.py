@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from analyzer.storage.columns import is_number, masked
-from analyzer.storage.tables import as_floats
+from analyzer.storage.arrays import as_array, as_column, as_floats, as_numpy, is_present
+from analyzer.storage.columns import is_number
 
 __all__ = ["needed_columns", "pooled"]
 
@@ -92,7 +92,7 @@ def pooled(
     if not rows.num_rows:
         return rows.drop_columns(["rank"])
     rows, groups = _sorted(rows, key)
-    is_sharded = np.isin(rows.column(key).to_numpy(), sharded) if key == "parameter" else None
+    is_sharded = np.isin(as_numpy(rows.column(key)), sharded) if key == "parameter" else None
     fields, arrays = [], []
     for field in rows.schema:
         if field.name == "rank":
@@ -106,24 +106,24 @@ def pooled(
 
 
 def _sorted(rows: pa.Table, key: str | None) -> tuple[pa.Table, _Groups]:
-    steps, ranks = rows.column("step").to_numpy(), rows.column("rank").to_numpy()
-    ids = rows.column(key).to_numpy() if key else np.zeros(len(steps), dtype=np.int32)
+    steps, ranks = as_numpy(rows.column("step")), as_numpy(rows.column("rank"))
+    ids = as_numpy(rows.column(key)) if key else np.zeros(len(steps), dtype=np.int32)
     order = np.lexsort((ranks, ids, steps))
     steps, ids = steps[order], ids[order]
     is_first = np.ones(len(steps), dtype=bool)
     is_first[1:] = (steps[1:] != steps[:-1]) | (ids[1:] != ids[:-1])
     firsts = np.flatnonzero(is_first)
     sizes = np.diff(np.append(firsts, len(steps)))
-    return rows.take(pa.array(order)), _Groups(firsts, sizes)
+    return rows.take(as_array(order)), _Groups(firsts, sizes)
 
 
 def _firsts(column: pa.ChunkedArray, groups: _Groups) -> pa.Array:
     """The lowest rank's value that is not null, for columns that are no numbers."""
-    present = column.is_valid().to_numpy()
+    present = is_present(column)
     place = np.where(present, np.arange(len(present)), len(present))
     found = np.minimum.reduceat(place, groups.firsts)
     rows = np.where(found < groups.firsts + groups.sizes, found, groups.firsts)
-    return column.take(pa.array(rows)).combine_chunks()
+    return column.take(as_array(rows)).combine_chunks()
 
 
 def _column(
@@ -149,13 +149,13 @@ def _column(
     if table == "splits" and field.name.endswith("_norm"):
         result = result / num_ranks
     if pa.types.is_boolean(field.type):
-        return pa.array(result > 0, mask=~known)
-    return masked(result, None if known.all() else ~known, field.type)
+        return as_array(result > 0, null=~known)
+    return as_column(result, known, field.type)
 
 
 def _values(rows: pa.Table, name: str) -> tuple[Floats, NDArray[np.bool_]]:
     column = rows.column(name)
-    return as_floats(column), column.is_valid().to_numpy()
+    return as_floats(column), is_present(column)
 
 
 def _reduction(table: str, field: pa.Field) -> Reduce:

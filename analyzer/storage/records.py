@@ -8,12 +8,21 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from analyzer.storage.columns import inferred, is_number, masked, plain
-from analyzer.storage.schema import PROBES, STAT_COLUMNS, TABLES
+from analyzer.storage.arrays import as_array, as_cells, as_column, as_floats, as_numpy, is_present
+from analyzer.storage.columns import inferred, is_number, plain
+from analyzer.storage.schema import PROBES, SCHEMA_VERSION, STAT_COLUMNS, TABLES
 
-KEYS = ("step", "rank", "attempt")
+_KEYS = ("step", "rank", "attempt")
 
-__all__ = ["KEYS", "Block", "Rows", "StepRecord", "probe_table", "stat_rows", "step_rows"]
+__all__ = [
+    "Block",
+    "Rows",
+    "StepRecord",
+    "probe_table",
+    "stat_rows",
+    "static_table",
+    "step_rows",
+]
 
 
 @dataclass(frozen=True)
@@ -80,10 +89,10 @@ def stat_rows(table: str, blocks: Sequence[tuple[int, Block]], rank: int) -> Row
     ids = np.concatenate([block.ids for _, block in blocks]).astype(np.int32, copy=False)
     values = np.concatenate([block.values for _, block in blocks]).astype(np.float64, copy=False)
     present = _present([block for _, block in blocks])
-    columns = [pa.array(steps), pa.array(np.full(len(ids), rank, dtype=np.int16)), pa.array(ids)]
+    columns = [as_array(steps), as_array(np.full(len(ids), rank, dtype=np.int16)), as_array(ids)]
     for place, name in enumerate(STAT_COLUMNS[table]):
-        mask = None if present is None else ~present[:, place]
-        columns.append(masked(values[:, place], mask, schema.field(name).type))
+        known = None if present is None else present[:, place]
+        columns.append(as_column(values[:, place], known, schema.field(name).type))
     whole = pa.Table.from_arrays(columns, schema=schema)
     return Rows(whole, STAT_COLUMNS[table], steps, ids, values, present)
 
@@ -113,8 +122,8 @@ def step_rows(
         arrays.append(_cells(name, cells, type_, warn))
         fields.append(known or _logged(name, type_))
     table = pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=schema.metadata))
-    steps = table.column("step").to_numpy().astype(np.int64, copy=False)
-    numbers = [f.name for f in table.schema if f.name not in KEYS and is_number(f.type)]
+    steps = as_numpy(table.column("step")).astype(np.int64, copy=False)
+    numbers = [f.name for f in table.schema if f.name not in _KEYS and is_number(f.type)]
     values, present = _numbers(table, numbers)
     ids = np.zeros(len(steps), dtype=np.int32)
     return Rows(table, tuple(numbers), steps, ids, values, present)
@@ -135,26 +144,18 @@ def _cells(
 ) -> pa.Array:
     """One column; a cell that its type cannot hold costs that cell, never the other rows."""
     try:
-        return pa.array(_fitted(cells, type_), type_)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        return as_cells(cells, type_)
+    except (TypeError, ValueError, OverflowError):
         fitting = [cell if _fits(cell, type_) else None for cell in cells]
         wrong = next(cell for cell in cells if not _fits(cell, type_))
         warn(f"{name} was {str(wrong)[:80]!r} in a step, expected {type_}; it is null there")
-        return pa.array(_fitted(fitting, type_), type_)
-
-
-def _fitted(cells: Sequence[Any], type_: pa.DataType) -> list[Any]:
-    if pa.types.is_string(type_):
-        return [None if cell is None else str(cell) for cell in cells]
-    if pa.types.is_floating(type_):
-        return [None if cell is None else float(cell) for cell in cells]
-    return list(cells)
+        return as_cells(fitting, type_)
 
 
 def _fits(cell: Any, type_: pa.DataType) -> bool:
     try:
-        pa.array(_fitted([cell], type_), type_)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        as_cells([cell], type_)
+    except (TypeError, ValueError, OverflowError):
         return False
     return True
 
@@ -167,10 +168,23 @@ def _numbers(
     values, present = np.full(shape, np.nan), np.zeros(shape, dtype=bool)
     for place, name in enumerate(names):
         column = table.column(name)
-        present[:, place] = column.is_valid().to_numpy()
-        known = column.cast(pa.float64(), safe=False)
-        values[:, place] = known.to_numpy(zero_copy_only=False)
+        present[:, place] = is_present(column)
+        values[:, place] = as_floats(column)
     return values, present
+
+
+def static_table(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Return the table of layers, parameters or joins.
+
+    Raises:
+        ValueError: If a row lacks a value that is never null.
+    """
+    schema = TABLES[name]
+    arrays = [as_cells([row.get(field.name) for row in rows], field.type) for field in schema]
+    for known, array in zip(schema, arrays, strict=True):
+        if array.null_count and not known.nullable:
+            raise ValueError(f"a row of {name} has no {known.name!r}; expected one in every row")
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def probe_table(name: str, columns: Mapping[str, Any], metadata: Mapping[str, str]) -> pa.Table:
@@ -178,11 +192,16 @@ def probe_table(name: str, columns: Mapping[str, Any], metadata: Mapping[str, st
     known = PROBES.get(name)
     fields, arrays = [], []
     for column, values in columns.items():
+        cells = [plain(cell) for cell in values]
         field_ = known.field(column) if known is not None and column in known.names else None
-        array = pa.array(values, field_.type if field_ is not None else None)
-        if field_ is None and pa.types.is_int64(array.type) and column in ("layer", "join"):
-            array = array.cast(pa.int32())
-        arrays.append(array)
-        fields.append(field_ or pa.field(column, array.type))
-    schema = pa.schema(fields, metadata={"schema_version": "1", **metadata})
-    return pa.Table.from_arrays(arrays, schema=schema)
+        field_ = field_ or pa.field(column, _probe_type(column, cells))
+        arrays.append(as_cells(cells, field_.type))
+        fields.append(field_)
+    version = {"schema_version": str(SCHEMA_VERSION)}
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata={**version, **metadata}))
+
+
+def _probe_type(column: str, cells: Sequence[Any]) -> pa.DataType:
+    """Type of a column that the schema leaves open: ids and names of layers and joins are both."""
+    type_ = inferred(cells)
+    return pa.int32() if column in ("layer", "join") and type_ == pa.int64() else type_

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from analyzer.errors import NotRecordedError
+from analyzer.storage.arrays import as_floats, as_numpy
 from analyzer.storage.frames import frame, static_frame
 from analyzer.storage.manifest import read_manifest, status_of
 from analyzer.storage.parts import listing
@@ -17,7 +18,6 @@ from analyzer.storage.reading import Columns, Ids, Ranks, RunRows
 from analyzer.storage.schema import STATIC_TABLES
 from analyzer.storage.selection import StepsLike, nearest
 from analyzer.storage.static import StaticTable, probe_files, probe_rows
-from analyzer.storage.tables import as_floats
 from analyzer.storage.views import Heatmap, Series, Views
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ class Run:
         """
         name = self._rows.table_of(column, table)
         rows = self.read(name, column, steps=step)
-        ids = rows.column(self._rows.tables[name].key).to_numpy().astype(np.int32, copy=False)
+        ids = as_numpy(rows.column(self._rows.tables[name].key)).astype(np.int32, copy=False)
         order = np.argsort(ids, kind="stable")
         return ids[order], as_floats(rows.column(column))[order]
 

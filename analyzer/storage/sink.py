@@ -6,21 +6,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from analyzer.storage.columns import plain
 from analyzer.storage.compaction import PartSeries
 from analyzer.storage.manifest import read_manifest, write_manifest
 from analyzer.storage.overview import Overview
 from analyzer.storage.parts import write_table
-from analyzer.storage.records import Block, Rows, StepRecord, stat_rows, step_rows
-from analyzer.storage.schema import SCHEMA_VERSION, STAT_COLUMNS, STEP_TABLES, TABLES
+from analyzer.storage.records import Block, Rows, StepRecord, stat_rows, static_table, step_rows
+from analyzer.storage.schema import SCHEMA_VERSION, STAT_COLUMNS, STEP_TABLES
 from analyzer.storage.tables import StepTable
 
 __all__ = ["Sink"]
 
 _HEARTBEAT_SECONDS = 5.0
 _OVERVIEW_SECONDS = 10.0
+_UNFINISHED_SECONDS = 60.0
 # Rows of a network of thousands of layers are written before they are as old or as many as
 # the limits say, so that memory does not grow with the network.
 _MOST_BYTES = 8 * 2**20
@@ -72,10 +71,18 @@ class Sink:
         if self._rank != 0:
             return
         if self._attempt > 0 and (self.path / "run.json").exists():
-            self._fields = {**read_manifest(self.path), "error": None, **self._fields}
+            fresh = {"error": None, "storage_error": None}
+            self._fields = {**read_manifest(self.path), **fresh, **self._fields}
+            self._remove_unfinished()
         self._fields.setdefault("created", datetime.now(UTC).isoformat())
         self._fields["status"] = "running"
         self.beat()
+
+    def _remove_unfinished(self) -> None:
+        """Remove files that a killed attempt left half written; those of other ranks are young."""
+        for hidden in self.path.rglob(".*.tmp"):
+            if time.time() - hidden.stat().st_mtime > _UNFINISHED_SECONDS:
+                hidden.unlink(missing_ok=True)
 
     def beat(self) -> None:
         """Write ``run.json`` with the heartbeat of now."""
@@ -89,7 +96,13 @@ class Sink:
         self.beat()
 
     def take(self, record: StepRecord) -> None:
-        """Gather the rows of one step."""
+        """Gather the rows of one step.
+
+        Raises:
+            ValueError: If a block has another shape than its table; nothing is gathered then.
+        """
+        for block in record.blocks:
+            _check(block)
         if not self._steps:
             self._oldest = time.monotonic()
         step = int(record.step["step"])
@@ -105,7 +118,7 @@ class Sink:
         """Write the table of layers, parameters or joins over the one before."""
         if self._rank == 0:
             self._fields[f"num_{table}"] = len(rows)
-            whole = pa.Table.from_pylist(list(rows), schema=TABLES[table])
+            whole = static_table(table, rows)
             write_table(self.path / f"{table}.parquet", whole)
 
     def work(self) -> None:
@@ -162,8 +175,19 @@ class Sink:
     def finish(self, fields: Mapping[str, Any]) -> None:
         """Write what is left, merge it, and say in ``run.json`` how the run ended."""
         self.flush()
+        # A long run takes long to merge, and is not crashed meanwhile: it beats in between.
         for overview in self._overviews.values():
             overview.finish()
+            self.beat()
         for series in self._series.values():
             series.finish()
+            self.beat()
         self.update(fields)
+
+
+def _check(block: Block) -> None:
+    expected = (len(block.ids), len(STAT_COLUMNS[block.table]))
+    if block.values.shape != expected:
+        raise ValueError(f"values of {block.table} are {block.values.shape}, expected {expected}")
+    if block.present is not None and block.present.shape != expected:
+        raise ValueError(f"present of {block.table} is {block.present.shape}, expected {expected}")

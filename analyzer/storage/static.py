@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analyzer.storage.arrays import as_array
 from analyzer.storage.columns import conform, unified
 from analyzer.storage.parts import listing
 from analyzer.storage.schema import TABLES
@@ -77,10 +78,10 @@ def probe_rows(folder: Path, warn: Callable[[str], None]) -> pa.Table:
             continue
         if "step" in rows.column_names:
             rows = rows.drop_columns(["step"])
-        steps = pa.array(np.full(rows.num_rows, step, dtype=np.int64))
+        steps = as_array(np.full(rows.num_rows, step, dtype=np.int64))
         tables.append(rows.add_column(0, "step", steps))
     if not tables:
-        return pa.table({"step": pa.array([], pa.int64())})
+        return pa.table({"step": pa.nulls(0, pa.int64())})
     schema = unified(table.schema for table in tables)
     return pa.concat_tables([conform(table, schema) for table in tables])
 

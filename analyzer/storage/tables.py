@@ -10,12 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from analyzer.storage.arrays import as_array, as_floats, as_numpy, is_present
 from analyzer.storage.columns import conform, is_number, unified
 from analyzer.storage.parts import Part, current_parts
 from analyzer.storage.schema import TABLES, key_column
 from analyzer.storage.selection import Steps
 
-__all__ = ["Numbers", "StepTable", "as_floats"]
+__all__ = ["Numbers", "StepTable"]
 
 _Answer = TypeVar("_Answer")
 # Names of columns, then steps, ids, values and where they are not null.
@@ -105,7 +106,7 @@ class StepTable:
         """Return the steps that have rows, in order, each once."""
         if self._steps is None:
             column = self.read(["step"], Steps.every()).column("step")
-            self._steps = np.unique(column.to_numpy()).astype(np.int64, copy=False)
+            self._steps = np.unique(as_numpy(column)).astype(np.int64, copy=False)
         return self._steps
 
     def latest(self, count: int) -> NDArray[np.int64]:
@@ -113,7 +114,7 @@ class StepTable:
         bounds, span = self.bounds(), 4 * count
         while self._steps is None and bounds is not None and bounds[1] - span > bounds[0]:
             column = self.read(["step"], Steps(bounds[1] - span)).column("step")
-            found = np.unique(column.to_numpy()).astype(np.int64, copy=False)
+            found = np.unique(as_numpy(column)).astype(np.int64, copy=False)
             if len(found) >= count:
                 return found[-count:]
             span *= 8
@@ -152,13 +153,13 @@ class StepTable:
             steps = Steps(start, min(last, start + span - 1))
             rows = self.read([*keys, *values], steps, ranks=[rank])
             if rows.num_rows:
-                ids = rows.column(self.key).to_numpy() if self.key else np.zeros(rows.num_rows)
+                ids = as_numpy(rows.column(self.key)) if self.key else np.zeros(rows.num_rows)
                 yield (
                     tuple(values),
-                    rows.column("step").to_numpy(),
+                    as_numpy(rows.column("step")),
                     ids.astype(np.int32),
                     np.column_stack([as_floats(rows.column(name)) for name in values]),
-                    np.column_stack([rows.column(n).is_valid().to_numpy() for n in values]),
+                    np.column_stack([is_present(rows.column(n)) for n in values]),
                 )
 
     def _again(self, question: Callable[[], _Answer]) -> _Answer:
@@ -237,26 +238,18 @@ class StepTable:
 
     def _newest(self, whole: pa.Table, parts: Sequence[Part]) -> pa.Table:
         """Leave out the rows of attempts that a newer one went over again."""
-        steps = whole.column("step").to_numpy()
-        attempts = whole.column("_attempt").to_numpy()
+        steps = as_numpy(whole.column("step"))
+        attempts = as_numpy(whole.column("_attempt"))
         order = np.lexsort((attempts, steps))
         last = np.append(np.flatnonzero(np.diff(steps[order])), len(order) - 1)
         if not len(steps):
             return whole
         newest = attempts[order][last][np.searchsorted(steps[order][last], steps)]
-        return whole.filter(pa.array(attempts == newest))
-
-
-def as_floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
-    """Return a numeric column as float64; null becomes NaN."""
-    if column.type != pa.float64():
-        column = column.cast(pa.float64(), safe=False)
-    values: NDArray[np.float64] = column.to_numpy()
-    return values
+        return whole.filter(as_array(attempts == newest))
 
 
 def _constant(attempt: int, piece: pa.Table) -> pa.Array:
-    return pa.array(np.full(piece.num_rows, attempt, dtype=np.int16))
+    return as_array(np.full(piece.num_rows, attempt, dtype=np.int16))
 
 
 def _field(schema: pa.Schema, name: str) -> pa.Field:
@@ -280,16 +273,16 @@ def _full_schema(
 
 def _kept(rows: pa.Table, steps: Steps, key: str | None, ids: Sequence[int] | None) -> pa.Table:
     """Rows of the steps and ids that were asked for."""
-    keep = steps.mask(rows.column("step").to_numpy())
+    keep = steps.mask(as_numpy(rows.column("step")))
     if ids is not None and key is not None:
-        found = rows.column(key).to_numpy()
+        found = as_numpy(rows.column(key))
         wanted = found == ids[0] if len(ids) == 1 else np.isin(found, ids)
         keep = wanted if keep is None else keep & wanted
-    return rows if keep is None or keep.all() else rows.filter(pa.array(keep))
+    return rows if keep is None or keep.all() else rows.filter(as_array(keep))
 
 
 def _by_step(rows: pa.Table) -> pa.Table:
-    steps = rows.column("step").to_numpy()
+    steps = as_numpy(rows.column("step"))
     if np.all(steps[1:] >= steps[:-1]):
         return rows
-    return rows.take(pa.array(np.argsort(steps, kind="stable")))
+    return rows.take(as_array(np.argsort(steps, kind="stable")))

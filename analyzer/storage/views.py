@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from analyzer.storage.arrays import as_floats, as_numpy, is_present
 from analyzer.storage.bins import Bins, concatenated, rebinned, single
 from analyzer.storage.overview import Chunk, bins_from, chunks_in
 from analyzer.storage.selection import Steps
-from analyzer.storage.tables import StepTable, as_floats
+from analyzer.storage.tables import StepTable
 
 __all__ = ["Heatmap", "Series", "Views"]
 
@@ -160,9 +161,9 @@ class Views:
         steps = Steps(first) if last is None else Steps(first, last)
         rows = self._table.read(names, steps, ranks=[0])
         values = rows.column(column)
-        ids = rows.column(key).to_numpy() if key else np.zeros(rows.num_rows, dtype=np.int32)
-        known = values.is_valid().to_numpy()
-        number = rows.column("step").to_numpy()
+        ids = as_numpy(rows.column(key)) if key else np.zeros(rows.num_rows, dtype=np.int32)
+        known = is_present(values)
+        number = as_numpy(rows.column("step"))
         return [single([column], number, ids, as_floats(values)[:, None], known[:, None])]
 
 

@@ -17,6 +17,7 @@ from analyzer.storage.schema import STAT_COLUMNS
 from analyzer.storage.writer import RunWriter
 from tests.analyzer.storage.storage_rows import block, record, refuse_warnings, value, written
 
+ROOT = Path(__file__).parents[3]
 NAMES = ["a", "b/c", "<script>", "größe ∂ 网络", "n" * 300]
 NORM = STAT_COLUMNS["layer_stats"].index("output_gradient_norm")
 
@@ -308,6 +309,9 @@ def test_reading_loads_neither_torch_nor_plotly_and_opening_no_pandas(path: Path
     subprocess.run([sys.executable, "-c", code, str(path)], check=True)
 
 
-def test_the_writer_does_not_load_pandas() -> None:
-    code = "import sys, analyzer.storage.writer; sys.exit('pandas' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_writing_does_not_load_pandas(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; import tests.archives.make_v1 as archive; "
+        "archive.main(Path(sys.argv[1])); sys.exit('pandas' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], check=True, cwd=ROOT)

@@ -215,6 +215,25 @@ def test_an_exception_in_a_step_costs_that_step_and_one_warning(tmp_path: Path) 
     assert writer.failed is None
 
 
+def test_a_block_of_the_wrong_shape_costs_its_step_alone(tmp_path: Path) -> None:
+    wrong = Block("splits", np.arange(2, dtype=np.int32), np.ones((2, 5)))
+    said: list[str] = []
+    records = [record(0), record(1, wrong), record(2)]
+    path = written(tmp_path / "a", records, warn=said.append)
+    assert open_run(path).steps["step"].tolist() == [0, 2]
+    assert "values of splits are (2, 5), expected (2, 6)" in said[0]
+
+
+def test_a_later_attempt_removes_what_a_killed_one_left_half_written(tmp_path: Path) -> None:
+    path = written(tmp_path / "a", [record(0)])
+    old, young = path / "steps" / ".1-0.tmp", path / "steps" / ".2-0.tmp"
+    for hidden in (old, young):
+        hidden.write_text("half")
+    os.utime(old, (0, 0))
+    written(path, [record(1)], attempt=1)
+    assert (old.exists(), young.exists()) == (False, True)
+
+
 def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunExistsError, match="exists and holds something; a run is never overwr"):

@@ -1,0 +1,164 @@
+"""Between NumPy, Python and Arrow without pandas.
+
+``pyarrow.array`` and ``to_numpy`` import pandas where it is installed, which takes half a second:
+too much inside a training, and for a command that only looks. So arrays are made of their buffers.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+__all__ = ["as_array", "as_cells", "as_column", "as_floats", "as_numpy", "is_present"]
+
+_DTYPES: dict[pa.DataType, type[np.generic]] = {
+    pa.int8(): np.int8,
+    pa.int16(): np.int16,
+    pa.int32(): np.int32,
+    pa.int64(): np.int64,
+    pa.uint8(): np.uint8,
+    pa.uint16(): np.uint16,
+    pa.uint32(): np.uint32,
+    pa.uint64(): np.uint64,
+    pa.float16(): np.float16,
+    pa.float32(): np.float32,
+    pa.float64(): np.float64,
+    pa.bool_(): np.bool_,
+}
+_TYPES = {np.dtype(dtype): type_ for type_, dtype in _DTYPES.items()}
+
+
+def _dtype(type_: pa.DataType) -> type[np.generic]:
+    """The NumPy type of the values in the buffer of an array; times are integers there."""
+    return np.int64 if pa.types.is_timestamp(type_) else _DTYPES[type_]
+
+
+def _bits(flags: NDArray[np.bool_]) -> pa.Buffer:
+    return pa.py_buffer(np.packbits(flags, bitorder="little"))
+
+
+def as_array(
+    values: NDArray[Any], type_: pa.DataType | None = None, null: NDArray[np.bool_] | None = None
+) -> pa.Array:
+    """Return an Arrow array of numbers; NaN stays a value.
+
+    Args:
+        values: Numbers or booleans, ``[n]``.
+        type_: Its type; None for that of the values.
+        null: True for null, ``[n]``; None where nothing is null.
+    """
+    type_ = type_ or _TYPES[values.dtype]
+    with np.errstate(over="ignore"):  # a float64 beyond the range of float32 is infinite there
+        cast = np.ascontiguousarray(values, dtype=_dtype(type_))
+    data = _bits(cast) if pa.types.is_boolean(type_) else pa.py_buffer(cast)
+    validity = None if null is None or not null.any() else _bits(~null)
+    return pa.Array.from_buffers(type_, len(cast), [validity, data])
+
+
+def as_column(
+    values: NDArray[np.float64], present: NDArray[np.bool_] | None, type_: pa.DataType
+) -> pa.Array:
+    """Return floats as a column of its type; a NaN in a column of counts is null."""
+    if pa.types.is_integer(type_):
+        finite = np.isfinite(values)
+        present = finite if present is None else present & finite
+        values = np.where(present, values, 0)
+    return as_array(values, type_, None if present is None else ~present)
+
+
+def as_cells(cells: Sequence[Any], type_: pa.DataType) -> pa.Array:
+    """Return an Arrow array of Python values; None becomes null.
+
+    Raises:
+        TypeError: If a value is of another kind than the type.
+        ValueError: If a number does not fit the type exactly.
+        OverflowError: If an integer is too large.
+    """
+    if pa.types.is_null(type_):
+        return pa.nulls(len(cells))
+    null = np.array([cell is None for cell in cells], dtype=bool)
+    if pa.types.is_string(type_):
+        return _strings(cells, null)
+    if pa.types.is_list(type_):
+        return _lists(cells, null, type_)
+    numbers = [0 if cell is None else _number(cell, type_) for cell in cells]
+    return as_array(np.array(numbers, dtype=_dtype(type_)), type_, null)
+
+
+def _number(cell: Any, type_: pa.DataType) -> Any:
+    if pa.types.is_floating(type_):
+        return float(cell)
+    if pa.types.is_boolean(type_):
+        if not isinstance(cell, bool | np.bool_):
+            raise TypeError(f"{cell!r} is no truth value")
+        return bool(cell)
+    if int(cell) != cell:
+        raise ValueError(f"{cell!r} is no integer")
+    return int(cell)
+
+
+def _strings(cells: Sequence[Any], null: NDArray[np.bool_]) -> pa.Array:
+    # A lone surrogate, as in a file name that is not UTF-8, has no encoding; it is shown escaped.
+    texts = [b"" if cell is None else str(cell).encode(errors="backslashreplace") for cell in cells]
+    offsets = np.cumsum([0, *map(len, texts)]).astype(np.int32)
+    validity = _bits(~null) if null.any() else None
+    buffers = [validity, pa.py_buffer(offsets), pa.py_buffer(b"".join(texts))]
+    return pa.Array.from_buffers(pa.string(), len(texts), buffers)
+
+
+def _lists(cells: Sequence[Any], null: NDArray[np.bool_], type_: pa.DataType) -> pa.Array:
+    lists = [[] if cell is None else list(cell) for cell in cells]
+    offsets = np.cumsum([0, *map(len, lists)]).astype(np.int32)
+    items = as_cells([item for one in lists for item in one], type_.value_type)
+    validity = _bits(~null) if null.any() else None
+    buffers = [validity, pa.py_buffer(offsets)]
+    return pa.Array.from_buffers(type_, len(lists), buffers, children=[items])
+
+
+def _single(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.nulls(0, column.type)
+
+
+def as_numpy(column: pa.Array | pa.ChunkedArray) -> NDArray[Any]:
+    """Return the values of numbers or booleans; where one is null, there is any value."""
+    array = _single(column)
+    data = array.buffers()[1] if not pa.types.is_null(array.type) else None
+    if data is None:
+        return np.zeros(len(array), dtype=np.int64)
+    if pa.types.is_boolean(array.type):
+        return _unpacked(data, array)
+    dtype = np.dtype(_dtype(array.type))
+    values: NDArray[Any] = np.frombuffer(
+        data, dtype, count=len(array), offset=array.offset * dtype.itemsize
+    )
+    return values
+
+
+def _unpacked(bits: pa.Buffer, array: pa.Array) -> NDArray[np.bool_]:
+    end = array.offset + len(array)
+    unpacked = np.unpackbits(np.frombuffer(bits, np.uint8), count=end, bitorder="little")
+    return unpacked[array.offset :].astype(bool)
+
+
+def is_present(column: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Return False for null, True for values, NaN included."""
+    array = _single(column)
+    if array.null_count == 0:
+        return np.ones(len(array), dtype=bool)
+    if pa.types.is_null(array.type):
+        return np.zeros(len(array), dtype=bool)
+    return _unpacked(array.buffers()[0], array)
+
+
+def as_floats(column: pa.Array | pa.ChunkedArray) -> NDArray[np.float64]:
+    """Return numbers or booleans as float64; null becomes NaN."""
+    values: NDArray[np.float64] = as_numpy(column).astype(np.float64, copy=False)
+    if column.null_count:
+        return np.where(is_present(column), values, np.nan)
+    return values

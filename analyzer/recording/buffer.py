@@ -1,5 +1,6 @@
 """Numbers on their way from a device to the host, without anyone waiting on the training thread."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch import Tensor
 from analyzer.recording.device_statistics import wide_dtype
 from analyzer.recording.statistics import is_on_host
 
-__all__ = ["Transfer"]
+__all__ = ["Transfer", "can_pin"]
+
+_POLL_SECONDS = 0.0005
 
 
 class Transfer:
@@ -41,7 +44,7 @@ class Transfer:
         if is_on_host(flat):
             self._copies[device] = flat
             return
-        target = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=_can_pin(device))
+        target = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=can_pin(device))
         target.copy_(flat, non_blocking=True)
         self._copies[device] = target
         event = torch.Event(device=device)
@@ -55,7 +58,8 @@ class Transfer:
     def arrays(self) -> list[NDArray[np.float64]]:
         """Return the tensors' elements as one-dimensional arrays; waits until they arrived."""
         for event, _ in self._events:
-            event.synchronize()
+            while not event.query():  # asking leaves the device's queue to the training thread
+                time.sleep(_POLL_SECONDS)
         self._events.clear()
         copies = {device: copy.double().numpy() for device, copy in self._copies.items()}
         return [
@@ -64,7 +68,7 @@ class Transfer:
         ]
 
 
-def _can_pin(device: torch.device) -> bool:
+def can_pin(device: torch.device) -> bool:
     """Whether page-locked memory exists for this device, so that copies need not wait."""
     accelerator = torch.accelerator.current_accelerator()
     return accelerator is not None and accelerator.type == device.type != "mps"

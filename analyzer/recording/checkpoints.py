@@ -1,5 +1,6 @@
 """Weights of the recorded models at chosen steps, copied without stopping the training."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from analyzer.recording.buffer import can_pin
 from analyzer.recording.layers import Layers
 from analyzer.recording.names import clean_path, unwrapped
 from analyzer.recording.updates import free_memory
@@ -15,6 +17,7 @@ from analyzer.recording.updates import free_memory
 __all__ = ["is_small", "saver"]
 
 _LARGEST_SHARE = 0.25
+_POLL_SECONDS = 0.0005
 
 
 def is_small(model: nn.Module) -> bool:
@@ -62,7 +65,8 @@ def saver(layers: Layers, step: int) -> Callable[[Path], object] | None:
 
     def save(path: Path) -> None:
         for event in events:
-            event.synchronize()
+            while not event.query():
+                time.sleep(_POLL_SECONDS)
         save_file(copies, path, metadata={"step": str(step), "moment": "after the update"})
 
     return save
@@ -73,5 +77,5 @@ def _copy(value: Tensor) -> Tensor:
     value = value.detach()
     if value.device.type == "cpu":
         return value.clone(memory_format=torch.contiguous_format)
-    copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.device.type == "cuda")
+    copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=can_pin(value.device))
     return copy.copy_(value, non_blocking=True)

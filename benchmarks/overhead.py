@@ -13,6 +13,7 @@ import copy
 import gc
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -200,6 +201,31 @@ def resident() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def device_launches() -> tuple[int, int, int]:
+    """Launches and host waits that recording adds to a step on a simulated accelerator, layers."""
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from tests.support import simulated_accelerator as simulation
+
+    def step_of(run: Path | None) -> tuple[int, int, int]:
+        torch.manual_seed(0)
+        model = nn.Sequential(*[nn.Sequential(nn.Linear(16, 16), nn.ReLU()) for _ in range(20)])
+        model.to(simulation.DEVICE)
+        x, y = torch.randn(8, 16), torch.randint(0, 16, (8,))
+        side = Side(model, x.to(simulation.DEVICE), y.to(simulation.DEVICE), run)
+        for _ in range(2):
+            side.step()
+        simulation.reset_counts()
+        side.step()
+        counted = simulation.launches(), simulation.waits()
+        layers = 0 if side.recorder is None else len(side.recorder.training.layers)
+        side.close()
+        return *counted, layers
+
+    with tempfile.TemporaryDirectory() as folder:
+        bare, recorded = step_of(None), step_of(Path(folder) / "run")
+    return recorded[0] - bare[0], recorded[1] - bare[1], recorded[2]
+
+
 def quartiles(values: list[float]) -> str:
     low, middle, high = statistics.quantiles(values, n=4)
     return f"{middle:.3f} [{low:.3f}-{high:.3f}]"
@@ -231,6 +257,11 @@ def main() -> None:
             f"{with_recorder.waits - bare.waits} | {size:.0f} | {memory:.1f} |",
             flush=True,
         )
+    launches, waits, layers = device_launches()
+    print(
+        f"simulated accelerator, {layers} layers, every second one with parameters: "
+        f"{launches / layers:.1f} launches added per layer and step, {waits} host waits"
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analyzer.recording.device_statistics import wide_dtype
 from analyzer.recording.statistics import is_on_host
 
 __all__ = ["Transfer", "can_pin"]
@@ -18,7 +17,7 @@ _POLL_SECONDS = 0.0005
 
 
 class Transfer:
-    """One copy a device of many small tensors, started now and read later.
+    """One copy a device and dtype of many small tensors, started now and read later.
 
     Args:
         tensors: Small tensors of any real dtype, on any devices.
@@ -29,42 +28,45 @@ class Transfer:
         self._places: list[tuple[Any, int]] = []
         self._copies: dict[Any, Tensor] = {}
         self._events: list[Any] = []
-        by_device: dict[Any, list[Tensor]] = {}
+        self._sources: list[Tensor] = []
+        groups: dict[Any, list[Tensor]] = {}
         lengths: dict[Any, int] = {}
         for tensor in tensors:
-            flat = tensor.detach().reshape(-1).to(wide_dtype(tensor))
-            device = flat.device
-            self._places.append((device, lengths.get(device, 0)))
-            lengths[device] = lengths.get(device, 0) + flat.numel()
-            by_device.setdefault(device, []).append(flat)
-        for device, flats in by_device.items():
-            self._start(device, torch.cat(flats))
+            flat = tensor.detach().reshape(-1)
+            key = (flat.device, flat.dtype)
+            self._places.append((key, lengths.get(key, 0)))
+            lengths[key] = lengths.get(key, 0) + flat.numel()
+            groups.setdefault(key, []).append(flat)
+        for key, flats in groups.items():
+            self._start(key, torch.cat(flats))
+        for device in {device for device, _ in groups if device.type != "cpu"}:
+            event = torch.Event(device=device)
+            event.record()
+            self._events.append(event)
 
-    def _start(self, device: Any, flat: Tensor) -> None:
+    def _start(self, key: Any, flat: Tensor) -> None:
         if is_on_host(flat):
-            self._copies[device] = flat
+            self._copies[key] = flat
             return
-        target = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=can_pin(device))
-        target.copy_(flat, non_blocking=True)
-        self._copies[device] = target
-        event = torch.Event(device=device)
-        event.record()
-        self._events.append((event, flat))  # flat must live until it was copied
+        target = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=can_pin(flat.device))
+        self._copies[key] = target.copy_(flat, non_blocking=True)
+        self._sources.append(flat)  # must live until it was copied
 
     def is_done(self) -> bool:
         """Whether every copy has arrived; does not wait."""
-        return all(event.query() for event, _ in self._events)
+        return all(event.query() for event in self._events)
 
     def arrays(self) -> list[NDArray[np.float64]]:
         """Return the tensors' elements as one-dimensional arrays; waits until they arrived."""
-        for event, _ in self._events:
+        for event in self._events:
             while not event.query():  # asking leaves the device's queue to the training thread
                 time.sleep(_POLL_SECONDS)
         self._events.clear()
-        copies = {device: copy.double().numpy() for device, copy in self._copies.items()}
+        self._sources.clear()
+        copies = {key: copy.double().numpy() for key, copy in self._copies.items()}
         return [
-            copies[device][start : start + size]
-            for (device, start), size in zip(self._places, self._sizes, strict=True)
+            copies[key][start : start + size]
+            for (key, start), size in zip(self._places, self._sizes, strict=True)
         ]
 
 

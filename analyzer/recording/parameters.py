@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from analyzer.recording import device_statistics, host_statistics
 from analyzer.recording.layers import Layers
 from analyzer.recording.names import clean_path, unwrapped
-from analyzer.recording.statistics import GradientRow, gradient_row, is_on_host, real_values
+from analyzer.recording.statistics import GradientRow, gradient_rows, is_on_host, real_values
 
 __all__ = ["ParameterRow", "Parameters", "norms"]
 
@@ -132,11 +132,11 @@ class Parameters:
     def read(self, tensors: Iterable[tuple[int, Tensor]], rows: dict[int, ParameterRow]) -> None:
         """Read gradients and norms of parameters into the rows of the step, once each."""
         new = [(number, p) for number, p in tensors if _is_unread(rows, number)]
-        for (number, parameter), norm in zip(new, norms([p for _, p in new]), strict=True):
-            row = rows.setdefault(number, ParameterRow())
-            row.norm = norm
-            if parameter.grad is not None:
-                row.gradient = gradient_row(parameter.grad, count_zeros=False)
+        for (number, _), norm in zip(new, norms([p for _, p in new]), strict=True):
+            rows.setdefault(number, ParameterRow()).norm = norm
+        given = [(number, p.grad) for number, p in new if p.grad is not None]
+        for (number, _), row in zip(given, gradient_rows([g for _, g in given]), strict=True):
+            rows[number].gradient = row
 
     def note_before_clipping(
         self, gradients: Sequence[Tensor], rows: dict[int, ParameterRow]

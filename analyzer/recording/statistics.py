@@ -15,23 +15,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analyzer.recording import device_statistics, host_statistics
+from analyzer.recording.device_statistics import OnDevice
 
 __all__ = [
     "ActivationRow",
     "GradientRow",
     "activation_row",
     "gradient_row",
+    "gradient_rows",
     "is_on_host",
     "pooled_activation",
     "pooled_gradient",
     "real_values",
 ]
 
-Numbers: TypeAlias = Sequence[float] | Tensor
+Numbers: TypeAlias = Any
 
 
 class ActivationRow(NamedTuple):
-    """Statistics of one activation; numbers on the host already, or still on the device.
+    """Statistics of one activation; numbers on the host already, or still ``OnDevice``.
 
     ``numbers`` are norm, mean, std, min, max, zeros and non-finite elements; ``dead`` is True for
     each unit that is zero in the whole tensor, None where there is no unit axis.
@@ -39,7 +41,7 @@ class ActivationRow(NamedTuple):
 
     elements: int
     numbers: Numbers
-    dead: NDArray[np.bool_] | Tensor | None
+    dead: NDArray[np.bool_] | None
 
 
 class GradientRow(NamedTuple):
@@ -78,7 +80,7 @@ def activation_row(x: Tensor, unit_axis: int | None) -> ActivationRow:
         x = x.to(torch.uint8)
     if is_on_host(x):
         return ActivationRow(x.numel(), *host_statistics.activation_numbers(x, unit_axis))
-    return ActivationRow(x.numel(), *device_statistics.activation_numbers(x, unit_axis))
+    return ActivationRow(x.numel(), device_statistics.activation_numbers(x, unit_axis), None)
 
 
 def gradient_row(x: Tensor, *, count_zeros: bool = True) -> GradientRow:
@@ -93,21 +95,42 @@ def gradient_row(x: Tensor, *, count_zeros: bool = True) -> GradientRow:
         return GradientRow(count, host_statistics.gradient_numbers(x, count_zeros=count_zeros))
     x = real_values(x)
     if not is_on_host(x):
-        return GradientRow(count, _spread(device_statistics.gradient_numbers(x), x, count))
-    numbers = host_statistics.gradient_numbers(x, count_zeros=count_zeros)
-    return GradientRow(count, _spread(numbers, x, count))
+        numbers = device_statistics.gradient_numbers(x)
+        if x.numel() == count:
+            return GradientRow(count, numbers)
+        stored = x.numel()
+        tensors, finish = numbers
+        later = OnDevice(tensors, lambda arrays: _spread(finish(arrays), stored, count))
+        return GradientRow(count, later)
+    values = host_statistics.gradient_numbers(x, count_zeros=count_zeros)
+    return GradientRow(count, _spread(values, x.numel(), count))
 
 
-def _spread(numbers: Any, stored: Tensor, count: int) -> Any:
+def gradient_rows(gradients: Sequence[Tensor]) -> list[GradientRow]:
+    """Return the rows of many gradients without their zeros: by foreach on a device."""
+    rows: list[GradientRow | None] = [None] * len(gradients)
+    together: dict[Any, list[int]] = {}
+    for i, gradient in enumerate(gradients):
+        is_usual = gradient.layout is torch.strided and not gradient.is_complex()
+        if is_on_host(gradient) or not is_usual or not gradient.numel():
+            rows[i] = gradient_row(gradient, count_zeros=False)
+        else:
+            together.setdefault((gradient.device, gradient.dtype), []).append(i)
+    for places in together.values():
+        measured = device_statistics.many_gradients([gradients[i].detach() for i in places])
+        for i, numbers in zip(places, measured, strict=True):
+            rows[i] = GradientRow(gradients[i].numel(), numbers)
+    return [row for row in rows if row is not None]
+
+
+def _spread(numbers: Any, stored: int, count: int) -> Any:
     """Numbers of the stored elements → numbers of all elements of a sparse tensor."""
-    if stored.numel() == count:
+    if stored == count:
         return numbers
-    if stored.numel() == 0:
+    if stored == 0:
         return (0.0, 0.0, 0.0, float(count), 0.0)
     norm, mean_abs, max_abs, zeros, nonfinite = numbers
-    zeros = zeros + (count - stored.numel())
-    spread = (norm, mean_abs * (stored.numel() / count), max_abs, zeros, nonfinite)
-    return torch.stack(spread) if isinstance(numbers, Tensor) else spread
+    return (norm, mean_abs * (stored / count), max_abs, zeros + (count - stored), nonfinite)
 
 
 def _low(a: float, b: float) -> float:

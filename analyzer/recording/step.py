@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analyzer.recording.buffer import Transfer
+from analyzer.recording.device_statistics import OnDevice
 from analyzer.recording.hooks import Invocation
 from analyzer.recording.parameters import ParameterRow
 from analyzer.recording.statistics import (
@@ -110,7 +111,7 @@ class OpenStep:
                 continue
             row = (layer_of[place], call.activation, call.gradient)
             call.gradient = None
-            if isinstance(row[1].numbers, Tensor) or _is_device_row(row[2]):
+            if _is_moving(row[1]) or _is_moving(row[2]):
                 moving.append(row)
             else:
                 self._pool(*row)
@@ -194,10 +195,14 @@ class _Scalars:
 
     def put(self, value: Any) -> Any:
         """Return the value itself, or where to read it later."""
+        if isinstance(value, OnDevice):
+            first = len(self._tensors)
+            self._tensors.extend(value.tensors)
+            return _Slot(first, len(value.tensors), value.finish)
         if not isinstance(value, Tensor):
             return value
         self._tensors.append(value)
-        return _Slot(len(self._tensors) - 1, value.numel() == 1)
+        return _Slot(len(self._tensors) - 1, 1, lambda arrays: float(arrays[0][0]))
 
     def start(self) -> None:
         """Start to copy what is on a device."""
@@ -212,14 +217,14 @@ class _Scalars:
         if self._arrays is None and self._transfer is not None:
             self._arrays = self._transfer.arrays()
         assert self._arrays is not None
-        array = self._arrays[value.place]
-        return float(array[0]) if value.single else tuple(array.tolist())
+        return value.finish(self._arrays[value.first : value.first + value.length])
 
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
-    place: int
-    single: bool
+    first: int
+    length: int
+    finish: Callable[[Any], Any]
 
 
 def _slots(row: ParameterRow, scalars: _Scalars) -> list[Any]:
@@ -233,33 +238,36 @@ def _slots(row: ParameterRow, scalars: _Scalars) -> list[Any]:
     ]
 
 
-def _is_device_row(row: GradientRow | None) -> bool:
-    return row is not None and isinstance(row.numbers, Tensor)
+def _is_moving(row: ActivationRow | GradientRow | None) -> bool:
+    return row is not None and isinstance(row.numbers, OnDevice)
 
 
 def _tensors_of(
     rows: Sequence[tuple[int, ActivationRow, GradientRow | None]],
 ) -> list[Tensor]:
     tensors: list[Tensor] = []
-    for _, activation, gradient in rows:
-        tensors.extend(
-            part for part in (activation.numbers, activation.dead) if isinstance(part, Tensor)
-        )
-        if gradient is not None and isinstance(gradient.numbers, Tensor):
-            tensors.append(gradient.numbers)
+    for _, *parts in rows:
+        for part in parts:
+            if part is not None and isinstance(part.numbers, OnDevice):
+                tensors.extend(part.numbers.tensors)
     return tensors
 
 
+def _finished(numbers: OnDevice, arrays: Iterator[NDArray[np.float64]]) -> Any:
+    return numbers.finish([next(arrays) for _ in numbers.tensors])
+
+
 def _arrived_activation(row: ActivationRow, arrays: Any) -> ActivationRow:
-    numbers = next(arrays).tolist() if isinstance(row.numbers, Tensor) else row.numbers
-    dead = next(arrays) != 0 if isinstance(row.dead, Tensor) else row.dead
+    if not isinstance(row.numbers, OnDevice):
+        return row
+    numbers, dead = _finished(row.numbers, arrays)
     return ActivationRow(row.elements, numbers, dead)
 
 
 def _arrived(row: GradientRow | None, arrays: Any) -> GradientRow | None:
-    if row is None or not isinstance(row.numbers, Tensor):
+    if row is None or not isinstance(row.numbers, OnDevice):
         return row
-    return GradientRow(row.elements, next(arrays).tolist())
+    return GradientRow(row.elements, _finished(row.numbers, arrays))
 
 
 def _norm_and_clipping(values: dict[int, list[Any]], clipped: bool) -> dict[str, float | None]:

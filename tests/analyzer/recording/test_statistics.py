@@ -53,9 +53,17 @@ def host(x: torch.Tensor, axis: int | None) -> tuple[list[float], list[bool] | N
     return list(numbers), None if dead is None else list(dead)
 
 
+def read(numbers: device_statistics.OnDevice):
+    return numbers.finish([t.double().reshape(-1).numpy() for t in numbers.tensors])
+
+
 def device(x: torch.Tensor, axis: int | None) -> tuple[list[float], list[bool] | None]:
-    numbers, dead = device_statistics.activation_numbers(x, axis)
-    return numbers.tolist(), None if dead is None else dead.tolist()
+    numbers, dead = read(device_statistics.activation_numbers(x, axis))
+    return list(numbers), None if dead is None else dead.tolist()
+
+
+def device_gradient(x: torch.Tensor) -> list[float]:
+    return list(read(device_statistics.gradient_numbers(x)))
 
 
 @pytest.mark.parametrize("implementation", [host, device])
@@ -83,7 +91,7 @@ def test_gradient_statistics_are_those_of_the_definition(shape, dtype):
     x = (torch.randn(shape) * (torch.rand(shape) > 0.3)).to(dtype)
     expected = slow_gradient(x)
     assert list(host_statistics.gradient_numbers(x)) == pytest.approx(expected, rel=1e-5)
-    assert device_statistics.gradient_numbers(x).tolist() == pytest.approx(expected, rel=1e-5)
+    assert device_gradient(x) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -121,9 +129,9 @@ def test_nonfinite_elements_are_counted_and_shown(bad):
     x[3, 2] = x[50, 1] = bad
     for numbers in (
         host_statistics.gradient_numbers(x),
-        device_statistics.gradient_numbers(x).tolist(),
+        device_gradient(x),
         host_statistics.activation_numbers(x, 1)[0],
-        device_statistics.activation_numbers(x, 1)[0].tolist(),
+        device(x, 1)[0],
     ):
         assert numbers[-1] == 2
         assert not math.isfinite(numbers[0])
@@ -142,7 +150,8 @@ def test_an_empty_tensor_gives_nan_and_no_error():
     x = torch.empty(0, 3)
     assert all(math.isnan(v) for v in host_statistics.gradient_numbers(x)[:4])
     assert all(math.isnan(v) for v in host_statistics.activation_numbers(x, 1)[0][:6])
-    assert device_statistics.gradient_numbers(x)[:4].isnan().all()
+    assert all(math.isnan(v) for v in device_gradient(x)[:4])
+    assert all(math.isnan(v) for v in device(x, 1)[0][:6])
 
 
 def test_integers_booleans_and_complex_numbers_have_statistics():
@@ -199,6 +208,14 @@ def test_micro_batches_pool_to_the_whole_batch(sizes, seed):
     for gradient in gradients[1:]:
         pooled_row = pooled_gradient(pooled_row, gradient)
     assert list(pooled_row.numbers) == pytest.approx(slow_gradient(whole), rel=1e-5)
+
+
+def test_many_gradients_are_those_of_each():
+    gradients = [torch.randn(3, 4) * 1e-30, torch.full((5,), math.inf), torch.zeros(2, 2)]
+    for x, row in zip(gradients, device_statistics.many_gradients(gradients), strict=True):
+        expected = slow_gradient(x)
+        expected[3] = 0.0
+        assert list(read(row)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_pooling_keeps_nan_and_large_norms():

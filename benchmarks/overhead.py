@@ -31,6 +31,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import analyzer
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"}
 
 
@@ -203,7 +205,6 @@ def resident() -> int:
 
 def device_launches() -> tuple[int, int, int]:
     """Launches and host waits that recording adds to a step on a simulated accelerator, layers."""
-    sys.path.insert(0, str(Path(__file__).parent.parent))
     from tests.support import simulated_accelerator as simulation
 
     def step_of(run: Path | None) -> tuple[int, int, int]:
@@ -237,6 +238,13 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS))
     options = parser.parse_args()
     torch.set_num_threads(1)
+    # First, since torch counts its devices at the first backward pass of a process.
+    launches, waits, layers = device_launches()
+    print(
+        f"simulated accelerator, {layers} layers, every second one with parameters: "
+        f"{launches / layers:.1f} launches added per layer and step, {waits} host waits"
+    )
+
     print(f"torch {torch.__version__}, one thread, {options.pairs} pairs of blocks of 0.4 s")
     print(
         "| model | null test | recorded | operators added | waits added | kB per 1000 steps | MiB |"
@@ -257,11 +265,6 @@ def main() -> None:
             f"{with_recorder.waits - bare.waits} | {size:.0f} | {memory:.1f} |",
             flush=True,
         )
-    launches, waits, layers = device_launches()
-    print(
-        f"simulated accelerator, {layers} layers, every second one with parameters: "
-        f"{launches / layers:.1f} launches added per layer and step, {waits} host waits"
-    )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
+# Torch counts its devices at the first backward pass of a process; a device that registers itself
+# later has no queue in the engine. So it must be there before any test.
+from tests.support import simulated_accelerator  # noqa: F401
+
 
 def _left_behind() -> list[str]:
     """What a recorder would leave behind in this process if it forgot something."""

@@ -1,4 +1,5 @@
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analyzer.recording import device_statistics, host_statistics
+from analyzer.recording import device_statistics, host_statistics, numpy_statistics
 from analyzer.recording.statistics import (
     ActivationRow,
     GradientRow,
@@ -53,6 +54,15 @@ def host(x: torch.Tensor, axis: int | None) -> tuple[list[float], list[bool] | N
     return list(numbers), None if dead is None else list(dead)
 
 
+def by_numpy(x: torch.Tensor, axis: int | None) -> tuple[list[float], list[bool] | None]:
+    numbers, dead = numpy_statistics.activation_numbers(x, axis)
+    return list(numbers), None if dead is None else list(dead)
+
+
+def test_the_compiled_pass_is_there_where_there_is_a_compiler():
+    assert host_statistics.IS_COMPILED or shutil.which("g++") is None
+
+
 def read(numbers: device_statistics.OnDevice):
     return numbers.finish([t.double().reshape(-1).numpy() for t in numbers.tensors])
 
@@ -66,7 +76,7 @@ def device_gradient(x: torch.Tensor) -> list[float]:
     return list(read(device_statistics.gradient_numbers(x)))
 
 
-@pytest.mark.parametrize("implementation", [host, device])
+@pytest.mark.parametrize("implementation", [host, by_numpy, device])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shift", [0.0, 3.0, -100.0])
@@ -91,6 +101,7 @@ def test_gradient_statistics_are_those_of_the_definition(shape, dtype):
     x = (torch.randn(shape) * (torch.rand(shape) > 0.3)).to(dtype)
     expected = slow_gradient(x)
     assert list(host_statistics.gradient_numbers(x)) == pytest.approx(expected, rel=1e-5)
+    assert list(numpy_statistics.gradient_numbers(x)) == pytest.approx(expected, rel=1e-5)
     assert device_gradient(x) == pytest.approx(expected, rel=1e-5)
 
 
@@ -112,6 +123,8 @@ def test_norms_neither_under_nor_overflow(value, dtype, size):
     expected = x[0].double().item() * math.sqrt(size)
     assert host_statistics.norm(x) == pytest.approx(expected, rel=1e-5)
     assert host_statistics.gradient_numbers(x)[0] == pytest.approx(expected, rel=1e-5)
+    assert numpy_statistics.gradient_numbers(x)[0] == pytest.approx(expected, rel=1e-5)
+    assert numpy_statistics.activation_numbers(x, None)[0][0] == pytest.approx(expected, rel=1e-5)
     assert host_statistics.activation_numbers(x, None)[0][0] == pytest.approx(expected, rel=1e-5)
     assert device_statistics.norm(x).item() == pytest.approx(expected, rel=1e-5)
 
@@ -129,6 +142,8 @@ def test_nonfinite_elements_are_counted_and_shown(bad):
     x[3, 2] = x[50, 1] = bad
     for numbers in (
         host_statistics.gradient_numbers(x),
+        numpy_statistics.gradient_numbers(x),
+        numpy_statistics.activation_numbers(x, 1)[0],
         device_gradient(x),
         host_statistics.activation_numbers(x, 1)[0],
         device(x, 1)[0],

@@ -1,0 +1,6 @@
+def scan(
+    address: int, elements: int, bytes_an_element: int, /
+) -> tuple[float, float, float, float, float, int, int]: ...
+def zero_units(
+    address: int, before: int, units: int, after: int, bytes_an_element: int, /
+) -> bytes: ...

@@ -1,0 +1,76 @@
+"""Statistics of tensors in host memory in one pass, by the compiled ``_scan``.
+
+Where a sum of squares is not safe, or an element not finite, ``numpy_statistics`` decides.
+"""
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from analyzer.recording import numpy_statistics
+from analyzer.recording._scan import scan, zero_units
+
+__all__ = ["activation_numbers", "gradient_numbers"]
+
+# Between these a float64 sum of squares has lost nothing; float32 elements never leave the range.
+_SMALLEST, _LARGEST = 1e-280, 1e300
+# Below this part of the mean square, a variance from sums has too few digits.
+_CANCELLATION = 1e-9
+
+
+def _readable(x: Tensor) -> Tensor:
+    """Return x, or a copy, as contiguous float32 or float64."""
+    if x.dtype is not torch.float32 and x.dtype is not torch.float64:
+        x = x.to(torch.float32 if x.is_floating_point() else torch.float64)
+    return x if x.is_contiguous() else numpy_statistics.dense(x)
+
+
+def gradient_numbers(
+    x: Tensor, *, count_zeros: bool = True
+) -> tuple[float, float, float, float, float]:
+    """Return norm, mean_abs, max_abs, number of zeros and number of non-finite elements of x."""
+    elements = x.numel()
+    if elements:
+        y = _readable(x)
+        squares, _, absolute, low, high, zeros, _ = scan(y.data_ptr(), elements, y.element_size())
+        if _SMALLEST <= squares <= _LARGEST:
+            peak = -low if -low > high else high
+            return (math.sqrt(squares), absolute / elements, peak, zeros, 0.0)
+    return numpy_statistics.gradient_numbers(x, count_zeros=count_zeros)
+
+
+def activation_numbers(
+    x: Tensor, unit_axis: int | None
+) -> tuple[tuple[float, float, float, float, float, float, float], NDArray[np.bool_] | None]:
+    """Return the seven activation statistics of x, and which units are zero in all of x.
+
+    Args and returns are those of ``numpy_statistics.activation_numbers``.
+    """
+    elements = x.numel()
+    if not elements:
+        return numpy_statistics.activation_numbers(x, unit_axis)
+    y = _readable(x)
+    squares, total, _, low, high, zeros, _ = scan(y.data_ptr(), elements, y.element_size())
+    mean_square, mean = squares / elements, total / elements
+    variance = mean_square - mean * mean
+    if not (_SMALLEST <= squares <= _LARGEST and variance > _CANCELLATION * mean_square):
+        return numpy_statistics.activation_numbers(x, unit_axis)
+    dead = None
+    if unit_axis is not None:
+        dead = _dead_units(y, unit_axis % x.dim(), zeros)
+    return (math.sqrt(squares), mean, math.sqrt(variance), low, high, zeros, 0.0), dead
+
+
+def _dead_units(x: Tensor, axis: int, zeros: int) -> NDArray[np.bool_]:
+    """Which units are zero in all of x."""
+    units = x.shape[axis]
+    if zeros < x.numel() // units:  # too few zeros for even one dead unit
+        return numpy_statistics.none_dead(units)
+    if not x.is_contiguous():
+        x = x.contiguous()
+    before, after = math.prod(x.shape[:axis]), math.prod(x.shape[axis + 1 :])
+    found = zero_units(x.data_ptr(), before, units, after, x.element_size())
+    return np.frombuffer(found, dtype=bool)

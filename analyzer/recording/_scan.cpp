@@ -142,18 +142,50 @@ void scan_double(const double *x, Py_ssize_t n, Totals *out) {
     *out = t;
 }
 
-// Whether each unit is zero in all of x, seen as [before, units, after]; stops at the first element
-// that is not.
 template <typename T>
-void find_zero_units(const T *x, Py_ssize_t before, Py_ssize_t units, Py_ssize_t after, char *out) {
-    for (Py_ssize_t unit = 0; unit < units; ++unit) {
-        bool is_zero = true;
-        for (Py_ssize_t b = 0; is_zero && b < before; ++b) {
-            const T *row = x + (b * units + unit) * after;
-            for (Py_ssize_t a = 0; is_zero && a < after; ++a) is_zero = row[a] == 0;
-        }
-        out[unit] = is_zero;
+inline bool all_zero(const T *x, Py_ssize_t n) {
+    constexpr Py_ssize_t kChunk = 64;  // without a branch inside, so that it becomes one of lanes
+    Py_ssize_t i = 0;
+    for (; i + kChunk <= n; i += kChunk) {
+        int nonzero = 0;
+        for (Py_ssize_t j = 0; j < kChunk; ++j) nonzero |= x[i + j] != 0;
+        if (nonzero) return false;
     }
+    for (; i < n; ++i)
+        if (x[i] != 0) return false;
+    return true;
+}
+
+// Whether each unit is zero in all of x, seen as [before, units, after]; stops as soon as it is known.
+template <typename T>
+inline void find_zero_units(const T *x, Py_ssize_t before, Py_ssize_t units, Py_ssize_t after,
+                            char *out) {
+    std::memset(out, 1, units);
+    if (after == 1) {  // row by row, as the elements lie in memory
+        for (Py_ssize_t b = 0; b < before; ++b) {
+            const T *row = x + b * units;
+            char any = 0;
+            for (Py_ssize_t unit = 0; unit < units; ++unit) {
+                out[unit] &= row[unit] == 0;
+                any |= out[unit];
+            }
+            if (!any) return;
+        }
+        return;
+    }
+    for (Py_ssize_t unit = 0; unit < units; ++unit)
+        for (Py_ssize_t b = 0; out[unit] && b < before; ++b)
+            out[unit] = all_zero(x + (b * units + unit) * after, after);
+}
+
+FOR_EVERY_PROCESSOR
+void zero_units_of_floats(const float *x, const Py_ssize_t *sizes, char *out) {
+    find_zero_units(x, sizes[0], sizes[1], sizes[2], out);
+}
+
+FOR_EVERY_PROCESSOR
+void zero_units_of_doubles(const double *x, const Py_ssize_t *sizes, char *out) {
+    find_zero_units(x, sizes[0], sizes[1], sizes[2], out);
 }
 
 PyObject *scan(PyObject *, PyObject *const *args, Py_ssize_t count) {
@@ -189,9 +221,9 @@ PyObject *zero_units(PyObject *, PyObject *const *args, Py_ssize_t count) {
     if (!result) return nullptr;
     char *out = PyBytes_AS_STRING(result);
     if (sizes[3] == 4)
-        find_zero_units(static_cast<const float *>(address), sizes[0], sizes[1], sizes[2], out);
+        zero_units_of_floats(static_cast<const float *>(address), sizes, out);
     else
-        find_zero_units(static_cast<const double *>(address), sizes[0], sizes[1], sizes[2], out);
+        zero_units_of_doubles(static_cast<const double *>(address), sizes, out);
     return result;
 }
 

@@ -34,7 +34,8 @@ def gradient_numbers(
     """Return norm, mean_abs, max_abs, number of zeros and number of non-finite elements of x."""
     elements = x.numel()
     if elements:
-        y = _readable(x)
+        is_readable = x.dtype is torch.float32 and x.is_contiguous()
+        y = x if is_readable else _readable(x)
         squares, _, absolute, low, high, zeros, _ = scan(y.data_ptr(), elements, y.element_size())
         if _SMALLEST <= squares <= _LARGEST:
             peak = -low if -low > high else high
@@ -52,7 +53,7 @@ def activation_numbers(
     elements = x.numel()
     if not elements:
         return numpy_statistics.activation_numbers(x, unit_axis)
-    y = _readable(x)
+    y = x if x.dtype is torch.float32 and x.is_contiguous() else _readable(x)
     squares, total, _, low, high, zeros, _ = scan(y.data_ptr(), elements, y.element_size())
     mean_square, mean = squares / elements, total / elements
     variance = mean_square - mean * mean
@@ -60,17 +61,17 @@ def activation_numbers(
         return numpy_statistics.activation_numbers(x, unit_axis)
     dead = None
     if unit_axis is not None:
-        dead = _dead_units(y, unit_axis % x.dim(), zeros)
+        units = x.shape[unit_axis]
+        if zeros < elements // units:  # too few zeros for even one dead unit
+            dead = numpy_statistics.none_dead(units)
+        else:
+            dead = _dead_units(y, unit_axis % x.dim())
     return (math.sqrt(squares), mean, math.sqrt(variance), low, high, zeros, 0.0), dead
 
 
-def _dead_units(x: Tensor, axis: int, zeros: int) -> NDArray[np.bool_]:
+def _dead_units(x: Tensor, axis: int) -> NDArray[np.bool_]:
     """Which units are zero in all of x."""
-    units = x.shape[axis]
-    if zeros < x.numel() // units:  # too few zeros for even one dead unit
-        return numpy_statistics.none_dead(units)
-    if not x.is_contiguous():
-        x = x.contiguous()
+    x = x if x.is_contiguous() else x.contiguous()
     before, after = math.prod(x.shape[:axis]), math.prod(x.shape[axis + 1 :])
-    found = zero_units(x.data_ptr(), before, units, after, x.element_size())
+    found = zero_units(x.data_ptr(), before, x.shape[axis], after, x.element_size())
     return np.frombuffer(found, dtype=bool)

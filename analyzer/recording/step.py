@@ -162,7 +162,10 @@ class OpenStep:
             for pending in self._pending:
                 self._receive(pending)
             read = scalars.read
-            values = {number: [read(slot) for slot in row] for number, row in parameters.items()}
+            values = {
+                number: row if type(row[1]) is float else [read(slot) for slot in row]
+                for number, row in parameters.items()
+            }
             step: dict[str, Any] = {
                 "step": self.index,
                 "loss": sum(map(read, losses)) if losses and None not in losses else None,
@@ -229,13 +232,11 @@ class _Slot:
 
 def _slots(row: ParameterRow, scalars: _Scalars) -> list[Any]:
     """The numbers of a parameter: gradient row, norm, update norm, norm before clipping."""
-    gradient = None if row.gradient is None else scalars.put(row.gradient.numbers)
-    return [
-        gradient,
-        scalars.put(row.norm),
-        scalars.put(row.update_norm),
-        scalars.put(row.norm_before_clipping),
-    ]
+    gradient = None if row.gradient is None else row.gradient.numbers
+    numbers = [gradient, row.norm, row.update_norm, row.norm_before_clipping]
+    if type(row.norm) is float:  # in host memory: all is there
+        return numbers
+    return [scalars.put(number) for number in numbers]
 
 
 def _is_moving(row: ActivationRow | GradientRow | None) -> bool:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
         SchemaError,
         ScriptError,
     )
+    from analyzer.joins import Join, find_joins
+    from analyzer.live import gradient_splits
     from analyzer.recording.recorder import Recorder
     from analyzer.storage.run import open_run
 
@@ -26,6 +28,10 @@ __all__ = [  # noqa: RUF022 - grouped for readers
     "Recorder",
     # reading a run
     "open_run",
+    # on a live model
+    "Join",
+    "find_joins",
+    "gradient_splits",
     # errors
     "AnalyzerError",
     "NotRecordedError",
@@ -40,6 +46,9 @@ __all__ = [  # noqa: RUF022 - grouped for readers
 _HOMES = {
     "Recorder": "analyzer.recording.recorder",
     "open_run": "analyzer.storage.run",
+    "Join": "analyzer.joins",
+    "find_joins": "analyzer.joins",
+    "gradient_splits": "analyzer.live",
     "AnalyzerError": "analyzer.errors",
     "NotRecordedError": "analyzer.errors",
     "RunExistsError": "analyzer.errors",

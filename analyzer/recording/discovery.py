@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._C._functorch import maybe_current_level
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from analyzer.recording.names import container_of
@@ -38,6 +39,8 @@ class Discovery:
         if capture.is_inside or capture.in_backward or module in self._known:
             return
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        if maybe_current_level() is not None:  # under vmap and the like parameters are stand-ins
             return
         if not any(parameter.requires_grad for parameter in module.parameters()):
             return

@@ -21,6 +21,7 @@ from analyzer.recording import clipping, engine
 from analyzer.recording.checkpoints import is_small
 from analyzer.recording.hooks import Capture, Invocation
 from analyzer.recording.layers import Layers, Site
+from analyzer.recording.names import unwrapped
 from analyzer.recording.parameters import Parameters
 from analyzer.recording.schedule import Schedule
 from analyzer.recording.step import OpenStep, scalar
@@ -100,6 +101,9 @@ class Training:
         self.capture.attach(root, sites)
         self._tables_changed = True
         self._may_hold.append(is_small(root))
+        if type(root).__name__ == "OptimizedModule":
+            name = type(unwrapped(root)).__name__
+            self._on_problem(f"layers of {name}: it is compiled, so its modules are not called")
 
     def finish(self) -> None:
         """Close the last step and leave nothing behind."""

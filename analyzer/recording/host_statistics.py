@@ -3,14 +3,12 @@
 One pass by compiled code where the package was built with a compiler, else several by numpy.
 """
 
-from analyzer.recording.numpy_statistics import norm
-
 try:
-    from analyzer.recording.scan_statistics import activation_numbers, gradient_numbers
+    from analyzer.recording.scan_statistics import activation_numbers, gradient_numbers, norm
 
     IS_COMPILED = True
 except ImportError:
-    from analyzer.recording.numpy_statistics import activation_numbers, gradient_numbers
+    from analyzer.recording.numpy_statistics import activation_numbers, gradient_numbers, norm
 
     IS_COMPILED = False
 

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from analyzer.recording import device_statistics, host_statistics
 from analyzer.recording.layers import Layers
 from analyzer.recording.names import clean_path, unwrapped
-from analyzer.recording.statistics import GradientRow, gradient_rows, is_on_host, real_values
+from analyzer.recording.statistics import GradientRow, gradient_rows, real_values
 
 __all__ = ["ParameterRow", "Parameters", "norms"]
 
@@ -41,8 +42,10 @@ def norms(tensors: Sequence[Tensor]) -> list[float | Tensor]:
     results: list[float | Tensor] = [0.0] * len(tensors)
     on_device: dict[Any, list[int]] = {}
     for i, tensor in enumerate(tensors):
-        if is_on_host(tensor):
-            results[i] = host_statistics.norm(real_values(tensor))
+        if tensor.is_cpu:
+            is_usual = tensor.layout is torch.strided and not tensor.is_complex()
+            values = tensor.detach() if is_usual else real_values(tensor)
+            results[i] = host_statistics.norm(values)
         else:
             on_device.setdefault((tensor.device, tensor.dtype), []).append(i)
     for places in on_device.values():

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analyzer.recording import numpy_statistics
-from analyzer.recording._scan import scan, zero_units
+from analyzer.recording._scan import scan, squares, zero_units
 
-__all__ = ["activation_numbers", "gradient_numbers"]
+__all__ = ["activation_numbers", "gradient_numbers", "norm"]
 
 # Between these a float64 sum of squares has lost nothing; float32 elements never leave the range.
 _SMALLEST, _LARGEST = 1e-280, 1e300
@@ -28,6 +28,14 @@ def _readable(x: Tensor) -> Tensor:
     return x if x.is_contiguous() else numpy_statistics.dense(x)
 
 
+def norm(x: Tensor) -> float:
+    """Return ``‖x‖₂`` over all elements; NaN for an empty tensor."""
+    elements = x.numel()
+    if elements and x.dtype is torch.float32 and x.is_contiguous():
+        return math.sqrt(squares(x.data_ptr(), elements))  # float64 holds every float32 squared
+    return numpy_statistics.norm(x)
+
+
 def gradient_numbers(
     x: Tensor, *, count_zeros: bool = True
 ) -> tuple[float, float, float, float, float]:
@@ -36,10 +44,10 @@ def gradient_numbers(
     if elements:
         is_readable = x.dtype is torch.float32 and x.is_contiguous()
         y = x if is_readable else _readable(x)
-        squares, _, absolute, low, high, zeros, _ = scan(y.data_ptr(), elements, y.element_size())
-        if _SMALLEST <= squares <= _LARGEST:
+        square, _, absolute, low, high, zeros, _ = scan(y.data_ptr(), elements, y.element_size())
+        if _SMALLEST <= square <= _LARGEST:
             peak = -low if -low > high else high
-            return (math.sqrt(squares), absolute / elements, peak, zeros, 0.0)
+            return (math.sqrt(square), absolute / elements, peak, zeros, 0.0)
     return numpy_statistics.gradient_numbers(x, count_zeros=count_zeros)
 
 
@@ -54,10 +62,10 @@ def activation_numbers(
     if not elements:
         return numpy_statistics.activation_numbers(x, unit_axis)
     y = x if x.dtype is torch.float32 and x.is_contiguous() else _readable(x)
-    squares, total, _, low, high, zeros, _ = scan(y.data_ptr(), elements, y.element_size())
-    mean_square, mean = squares / elements, total / elements
+    square, total, _, low, high, zeros, _ = scan(y.data_ptr(), elements, y.element_size())
+    mean_square, mean = square / elements, total / elements
     variance = mean_square - mean * mean
-    if not (_SMALLEST <= squares <= _LARGEST and variance > _CANCELLATION * mean_square):
+    if not (_SMALLEST <= square <= _LARGEST and variance > _CANCELLATION * mean_square):
         return numpy_statistics.activation_numbers(x, unit_axis)
     dead = None
     if unit_axis is not None:
@@ -66,7 +74,7 @@ def activation_numbers(
             dead = numpy_statistics.none_dead(units)
         else:
             dead = _dead_units(y, unit_axis % x.dim())
-    return (math.sqrt(squares), mean, math.sqrt(variance), low, high, zeros, 0.0), dead
+    return (math.sqrt(square), mean, math.sqrt(variance), low, high, zeros, 0.0), dead
 
 
 def _dead_units(x: Tensor, axis: int) -> NDArray[np.bool_]:

@@ -122,6 +122,7 @@ def test_norms_neither_under_nor_overflow(value, dtype, size):
     x = torch.full((size,), value, dtype=dtype)
     expected = x[0].double().item() * math.sqrt(size)
     assert host_statistics.norm(x) == pytest.approx(expected, rel=1e-5)
+    assert numpy_statistics.norm(x) == pytest.approx(expected, rel=1e-5)
     assert host_statistics.gradient_numbers(x)[0] == pytest.approx(expected, rel=1e-5)
     assert numpy_statistics.gradient_numbers(x)[0] == pytest.approx(expected, rel=1e-5)
     assert numpy_statistics.activation_numbers(x, None)[0][0] == pytest.approx(expected, rel=1e-5)

@@ -157,7 +157,7 @@ class _LayerHook:
         capture = self.capture
         if not capture.listening or capture.in_backward or is_compiling():
             return
-        if not is_grad_enabled() or self.site.number in capture.broken:
+        if not is_grad_enabled() or (capture.broken and self.site.number in capture.broken):
             return
         started = time.perf_counter()
         try:
@@ -170,15 +170,14 @@ class _LayerHook:
 
     def unit_axis(self, shape: torch.Size, axes: dict[torch.Size, int | None]) -> int | None:
         """The axis of units of an output: the module's own, else that of the last such shape."""
-        if shape != self.last:
-            axis = self.own_axis
-            if axis is None and self.inherits_axis:
-                axis = axes.get(shape, -1 if len(shape) == 2 else None)
-            if axis is not None and not -len(shape) <= axis < len(shape):
-                axis = None
-            self.last, self.axis = shape, axis
-            axes[shape] = axis
-        return self.axis
+        axis = self.own_axis
+        if axis is None and self.inherits_axis:
+            axis = axes.get(shape, -1 if len(shape) == 2 else None)
+        if axis is not None and not -len(shape) <= axis < len(shape):
+            axis = None
+        self.last, self.axis = shape, axis
+        axes[shape] = axis
+        return axis
 
 
 class Capture:
@@ -293,7 +292,7 @@ class Capture:
         if hook.is_selected is None:
             hook.is_selected = self._is_selected(hook.site)
         shape = tensor.shape
-        axis = hook.unit_axis(shape, self._axes)
+        axis = hook.axis if shape == hook.last else hook.unit_axis(shape, self._axes)
         activation = activation_row(tensor, axis) if hook.is_selected else None
         call = Call(self, invocation, hook.site, activation, shape)
         invocation.calls.append(call)

@@ -193,6 +193,7 @@ def activation_numbers(
     """
     if x.numel() == 0:
         return (math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, 0.0), None
+    x = x.detach()
     flat = _flat(x)
     kernels = _kernels(flat)
     norms, lows, highs, total, zeros = [], [], [], 0.0, 0

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from analyzer.recording import device_statistics, host_statistics
 from analyzer.recording.layers import Layers
 from analyzer.recording.names import clean_path, unwrapped
-from analyzer.recording.statistics import GradientRow, gradient_rows, real_values
+from analyzer.recording.statistics import GradientRow, gradient_row, gradient_rows, real_values
 
 __all__ = ["ParameterRow", "Parameters", "norms"]
 
@@ -37,15 +37,20 @@ class _Entry:
     tensor: weakref.ref[Tensor] | None = None
 
 
+def host_norm(tensor: Tensor) -> float:
+    """Return the norm of a tensor in host memory."""
+    if tensor.layout is torch.strided and not tensor.is_complex():
+        return host_statistics.norm(tensor.detach())
+    return host_statistics.norm(real_values(tensor))
+
+
 def norms(tensors: Sequence[Tensor]) -> list[float | Tensor]:
     """Return the norm of each tensor: on the host by one careful kernel each, else by foreach."""
     results: list[float | Tensor] = [0.0] * len(tensors)
     on_device: dict[Any, list[int]] = {}
     for i, tensor in enumerate(tensors):
         if tensor.is_cpu:
-            is_usual = tensor.layout is torch.strided and not tensor.is_complex()
-            values = tensor.detach() if is_usual else real_values(tensor)
-            results[i] = host_statistics.norm(values)
+            results[i] = host_norm(tensor)
         else:
             on_device.setdefault((tensor.device, tensor.dtype), []).append(i)
     for places in on_device.values():
@@ -134,10 +139,30 @@ class Parameters:
 
     def read(self, tensors: Iterable[tuple[int, Tensor]], rows: dict[int, ParameterRow]) -> None:
         """Read gradients and norms of parameters into the rows of the step, once each."""
-        new = [(number, p) for number, p in tensors if _is_unread(rows, number)]
-        for (number, _), norm in zip(new, norms([p for _, p in new]), strict=True):
-            rows.setdefault(number, ParameterRow()).norm = norm
-        given = [(number, p.grad) for number, p in new if p.grad is not None]
+        on_device: list[tuple[int, Tensor]] = []
+        for number, parameter in tensors:
+            row = rows.get(number)
+            if row is None:
+                row = rows[number] = ParameterRow()
+            elif row.norm is not None:
+                continue
+            if not parameter.is_cpu:
+                on_device.append((number, parameter))
+                continue
+            row.norm = host_norm(parameter)
+            gradient = parameter.grad
+            if gradient is not None:
+                row.gradient = gradient_row(gradient, count_zeros=False)
+        if on_device:
+            self._read_device(on_device, rows)
+
+    def _read_device(
+        self, tensors: Sequence[tuple[int, Tensor]], rows: dict[int, ParameterRow]
+    ) -> None:
+        """The same for parameters on devices, in few launches."""
+        for (number, _), norm in zip(tensors, norms([p for _, p in tensors]), strict=True):
+            rows[number].norm = norm
+        given = [(number, p.grad) for number, p in tensors if p.grad is not None]
         for (number, _), row in zip(given, gradient_rows([g for _, g in given]), strict=True):
             rows[number].gradient = row
 
@@ -158,7 +183,3 @@ class Parameters:
         ]
         for (number, _), norm in zip(new, norms([g for _, g in new]), strict=True):
             rows.setdefault(number, ParameterRow()).norm_before_clipping = norm
-
-
-def _is_unread(rows: dict[int, ParameterRow], number: int) -> bool:
-    return number not in rows or rows[number].norm is None

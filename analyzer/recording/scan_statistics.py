@@ -23,6 +23,7 @@ _CANCELLATION = 1e-9
 
 def _readable(x: Tensor) -> Tensor:
     """Return x, or a copy, as contiguous float32 or float64."""
+    x = x.detach()
     if x.dtype is not torch.float32 and x.dtype is not torch.float64:
         x = x.to(torch.float32 if x.is_floating_point() else torch.float64)
     return x if x.is_contiguous() else numpy_statistics.dense(x)

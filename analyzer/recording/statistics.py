@@ -74,7 +74,7 @@ def activation_row(x: Tensor, unit_axis: int | None) -> ActivationRow:
         unit_axis: Its axis of channels or features; None where there is none.
     """
     if x.is_cpu and x.dtype is torch.float32 and x.layout is torch.strided:  # the usual case
-        return ActivationRow(x.numel(), *host_statistics.activation_numbers(x.detach(), unit_axis))
+        return ActivationRow(x.numel(), *host_statistics.activation_numbers(x, unit_axis))
     x = real_values(x)
     if x.dtype is torch.bool:
         x = x.to(torch.uint8)

@@ -80,7 +80,7 @@ class OpenStep:
     _layers: dict[int, _LayerRow] = field(default_factory=dict)
     _pending: list[_Pending] = field(default_factory=list)
     _kept: dict[Invocation, None] = field(default_factory=dict)
-    _layer_of: dict[Invocation, dict[int, int]] = field(default_factory=dict)
+    _layer_of: dict[Invocation, Sequence[int]] = field(default_factory=dict)
 
     def add_loss(self, roots: Sequence[Any]) -> None:
         """Add the roots of a backward pass; a root that is no scalar makes the loss unknown."""
@@ -88,7 +88,7 @@ class OpenStep:
             is_scalar = isinstance(root, Tensor) and root.numel() == 1 and not root.is_complex()
             self.losses.append(scalar(root) if is_scalar else None)
 
-    def keep(self, invocation: Invocation, layer_of: dict[int, int]) -> None:
+    def keep(self, invocation: Invocation, layer_of: Sequence[int]) -> None:
         """Pool this invocation when the step closes: its graph may be used once more."""
         self._kept[invocation] = None
         self._layer_of[invocation] = layer_of
@@ -97,24 +97,26 @@ class OpenStep:
         """Whether the invocation waits for the end of the step."""
         return invocation in self._kept
 
-    def fold(self, invocation: Invocation, layer_of: dict[int, int]) -> None:
+    def fold(self, invocation: Invocation, layer_of: Sequence[int]) -> None:
         """Pool the calls of one invocation into the rows of the step.
 
         Args:
             invocation: A forward pass whose backward pass has ended.
-            layer_of: The layer of each call, by its place in the invocation.
+            layer_of: The layer of each of its calls.
         """
         moving: list[tuple[int, ActivationRow, GradientRow | None]] = []
-        for place, call in enumerate(invocation.calls):
-            call.kept = None
-            if call.activation is None or place not in layer_of:
+        known = self._layers
+        for layer, call in zip(layer_of, invocation.calls, strict=True):
+            activation, gradient = call.activation, call.gradient
+            call.kept = call.gradient = None
+            if activation is None:
                 continue
-            row = (layer_of[place], call.activation, call.gradient)
-            call.gradient = None
-            if _is_moving(row[1]) or _is_moving(row[2]):
-                moving.append(row)
+            if _is_moving(activation) or _is_moving(gradient):
+                moving.append((layer, activation, gradient))
+            elif layer in known:
+                self._pool(layer, activation, gradient)
             else:
-                self._pool(*row)
+                known[layer] = _LayerRow(activation, gradient)
         if moving:
             self._pending.append(_Pending(Transfer(_tensors_of(moving)), moving))
             while len(self._pending) > _MOST_TRANSFERS and self._pending[0].transfer.is_done():
@@ -331,19 +333,20 @@ def _layer_block(rows: dict[int, _LayerRow], columns: str) -> Block:
 
 def _parameter_block(rows: dict[int, list[Any]], columns: str) -> Block:
     """Rows of ``parameter_stats``."""
-    ids = np.array(sorted(rows), dtype=np.int32)
-    values = np.full((len(ids), len(STAT_COLUMNS["parameter_stats"])), math.nan)
-    present = np.zeros(values.shape, dtype=bool)
-    for place, number in enumerate(ids.tolist()):
-        gradient, norm, update, _ = rows[number]
-        if gradient is not None:
-            values[place, :3] = gradient[:3]
-            values[place, 3] = gradient[4]
-            present[place, :4] = True
-        for column, value in ((4, norm), (5, update)):
-            if value is not None:
-                values[place, column] = value
-                present[place, column] = True
+    numbers = sorted(rows)
+    ids = np.array(numbers, dtype=np.int32)
+    ordered = [rows[number] for number in numbers]
+    nothing = (math.nan,) * 5
+    gradients = np.array([nothing if row[0] is None else row[0] for row in ordered])
+    values = np.empty((len(ids), len(STAT_COLUMNS["parameter_stats"])))
+    values[:, :3] = gradients[:, :3]
+    values[:, 3] = gradients[:, 4]
+    values[:, 4] = [math.nan if row[1] is None else row[1] for row in ordered]
+    values[:, 5] = [math.nan if row[2] is None else row[2] for row in ordered]
+    present = np.empty(values.shape, dtype=bool)
+    present[:, :4] = np.array([row[0] is not None for row in ordered])[:, None]
+    present[:, 4] = [row[1] is not None for row in ordered]
+    present[:, 5] = [row[2] is not None for row in ordered]
     return Block("parameter_stats", ids, values, _only(present, "parameter_stats", columns))
 
 

@@ -69,6 +69,7 @@ class Training:
         self._on_problem = on_problem
         self._adopts_optimizers = adopts_optimizers
         self._step = self._open(0)
+        self._num_losses = 0
         self._next_logged: dict[str, Any] = {}
         self._forward_began = False
         self._boundary_passed = False
@@ -77,7 +78,11 @@ class Training:
         self._updates = UpdateMeter(on_problem)
         self._tables_changed = False
         self._has_guessed_depth = False
-        self._taken: dict[tuple[int, int], int] = {}
+        self._taken: dict[int, int] = {}
+        self._taken_window = -1
+        self._known_sites: list[int] = []
+        self._known_layers: list[int] = []
+        self._known_roots: set[int] = set()
         self._handles: list[Any] = []
         self._may_hold: list[bool] = []
         self._roots_used: set[int] = set()
@@ -177,6 +182,7 @@ class Training:
         self._forward_began = False
         if self._in_closure_step and self._step.evaluations > 0:
             return  # the row of a step with a closure is its first evaluation
+        self._num_losses = len(self._step.losses)
         self._step.add_loss(roots)
         if self.capture.listening:
             self.capture.begin_backward(roots, keeps_graph=keeps_graph)
@@ -191,7 +197,7 @@ class Training:
             return
         used = self.capture.end_backward()
         if failed:
-            step.losses.pop()
+            del step.losses[self._num_losses :]
             return
         step.num_backward += 1
         self._boundary_passed = False
@@ -216,17 +222,23 @@ class Training:
         """That ``autograd.grad`` has ended."""
         self.capture.in_backward = state
 
-    def _number_calls(self, invocation: Invocation) -> dict[int, int]:
+    def _number_calls(self, invocation: Invocation) -> Sequence[int]:
         """Return the layer of each call: (module, how often it was called since a backward)."""
-        layer_of: dict[int, int] = {}
-        if self._taken and next(iter(self._taken))[0] < invocation.window:
-            self._taken = {k: v for k, v in self._taken.items() if k[0] >= invocation.window}
+        if invocation.window != self._taken_window:
+            self._taken_window, self._taken = invocation.window, {}
+        sites = [call.site.number for call in invocation.calls]
+        is_first = not self._taken
+        if is_first and sites == self._known_sites and not self.capture.discovering:
+            for number in sites:  # the usual case: the same calls as in the step before
+                self._taken[number] = self._taken.get(number, 0) + 1
+            self._roots_used.update(self._known_roots)
+            return self._known_layers
+        layers: list[int] = []
         before = 0
-        for place, call in enumerate(invocation.calls):
+        for call in invocation.calls:
+            count = self._taken.get(call.site.number, 0)
+            self._taken[call.site.number] = count + 1
             self._roots_used.add(call.site.root)
-            key = (invocation.window, call.site.number)
-            count = self._taken.get(key, 0)
-            self._taken[key] = count + 1
             layer = self.layers.layer(call.site, count)
             if layer is None:
                 depth = call.depth or before + 1
@@ -237,8 +249,11 @@ class Training:
                 self.layers.set_depth(layer, call.depth)
                 self._tables_changed = True
             before = self.layers.depth(layer)
-            layer_of[place] = layer
-        return layer_of
+            layers.append(layer)
+        if is_first:
+            self._known_sites, self._known_layers = sites, layers
+            self._known_roots = {call.site.root for call in invocation.calls}
+        return layers
 
     # --- updates -----------------------------------------------------------------------------
 
@@ -277,6 +292,7 @@ class Training:
         if not self._concerns(optimizer):
             return None
         self._has_optimizer = True
+        self._in_closure_step = False  # an exception may have left it set
         held = self._held_by(optimizer)
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         upcoming = self._step.index + (self._step.updated and closure is not None)
@@ -291,8 +307,7 @@ class Training:
             self._step.evaluations = 0
 
         def watched_closure() -> Any:
-            with torch.set_grad_enabled(torch.is_grad_enabled()):
-                result = closure()
+            result = closure()
             if self._step.evaluations == 0:
                 self._read_gradients(optimizer, held)
             self._step.evaluations += 1

@@ -20,7 +20,7 @@
 namespace {
 
 constexpr Py_ssize_t kLanes = 16;
-constexpr Py_ssize_t kReleaseLock = 16384;
+constexpr Py_ssize_t kReleaseLock = 1 << 20;
 constexpr Py_ssize_t kAhead = 2048;  // elements: far enough for memory that is in no cache
 
 typedef float FloatLanes __attribute__((vector_size(kLanes * 4)));

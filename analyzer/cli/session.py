@@ -277,12 +277,14 @@ class _Session:
             return []
         training = recorder.training
         share = training.capture.seconds / max(recorder.seconds, 1e-9)
+        failure = [] if training.failure is None else [training.failure]
         size = sum(f.stat().st_size for f in self.run.rglob("*") if f.is_file()) / 2**20
         return [
+            *failure,
             f"recorded {training.num_steps} steps, {len(training.layers)} layers, "
             f"{len(training.parameters)} parameters into {self.run} ({status}, "
             f"{recorder.seconds:.1f} s, {share:.0%} of it recording, {size:.1f} MiB); "
-            f"see it with: analyzer show {self.run}"
+            f"see it with: analyzer show {self.run}",
         ]
 
 

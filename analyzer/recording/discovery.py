@@ -35,8 +35,19 @@ class Discovery:
         self._handle.remove()
 
     def _before_call(self, module: nn.Module, args: Any) -> None:
+        try:
+            self._look_at(module)
+        except Exception as error:  # the script must not notice
+            self._training.give_up(error)
+
+    def _look_at(self, module: nn.Module) -> None:
         capture = self._training.capture
-        if capture.is_inside or capture.in_backward or module in self._known:
+        if (
+            self._training.failure is not None
+            or capture.is_inside
+            or capture.in_backward
+            or module in self._known
+        ):
             return
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return

@@ -4,10 +4,11 @@ The order of events decides: a backward pass after an update opens the next step
 steps makes an update; a forward pass with gradient after an update belongs to the next step.
 """
 
+import functools
 import gc
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,24 @@ from analyzer.recording.stopping import StopTraining
 from analyzer.recording.updates import UpdateMeter
 
 __all__ = ["Training"]
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _never_fails(method: _Method) -> _Method:
+    """Called by the training: an error of the recorder ends the recording, not the training."""
+
+    @functools.wraps(method)
+    def guarded(self: "Training", *args: Any, **kwargs: Any) -> Any:
+        if self.failure is not None:
+            return None
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:
+            self.give_up(error)
+            return None
+
+    return cast(_Method, guarded)
 
 
 # Key of an update that no optimizer makes; ids of objects are never negative.
@@ -63,6 +82,7 @@ class Training:
         self.parameters = Parameters()
         self.capture = Capture(self._begin_forward, self._cannot_record, self._is_selected)
         self.num_steps = 0
+        self.failure: str | None = None
         self._on_step = on_step
         self._on_tables = on_tables
         self._on_boundary = on_boundary
@@ -117,12 +137,24 @@ class Training:
         self._handles.clear()
         engine.unwatch(self)
         clipping.unwatch(self._before_clipping)
+        if self.failure is not None:
+            return
         self._pass_boundary()
         if self._step.num_backward:
             self._close_step()
         elif self._tables_changed and len(self.layers.roots):
             self._on_tables()
         self.capture.detach()
+
+    def give_up(self, error: Exception) -> None:
+        """Record nothing more after an error of the recorder itself; what is written stays."""
+        self.failure = (
+            f"recording ended in step {self._step.index} by an error of the recorder "
+            f"({type(error).__name__}: {error}); the training went on"
+        )
+        self._on_problem(self.failure)
+        self.capture.detach()
+        self._updates.clear()
 
     @property
     def has_trained(self) -> bool:
@@ -145,6 +177,7 @@ class Training:
 
     # --- forward -----------------------------------------------------------------------------
 
+    @_never_fails
     def _begin_forward(self) -> None:
         """A forward pass with gradient begins; after an update it belongs to the next step."""
         if self._step.updated and not self._in_closure_step:
@@ -172,6 +205,7 @@ class Training:
 
     # --- backward ----------------------------------------------------------------------------
 
+    @_never_fails
     def begin_backward(self, roots: Sequence[Any], *, keeps_graph: bool) -> None:
         """A backward pass begins: the first one after an update opens a step."""
         started = time.perf_counter()
@@ -188,6 +222,7 @@ class Training:
             self.capture.begin_backward(roots, keeps_graph=keeps_graph)
         self.capture.seconds += time.perf_counter() - started
 
+    @_never_fails
     def end_backward(self, *, failed: bool) -> None:
         """A backward pass has ended."""
         started = time.perf_counter()
@@ -287,6 +322,7 @@ class Training:
             self._tables_changed = True
         return held
 
+    @_never_fails
     def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         started = time.perf_counter()
         if not self._concerns(optimizer):
@@ -330,6 +366,7 @@ class Training:
                 scalar(rate) if isinstance(rate, Tensor) else rate
             )
 
+    @_never_fails
     def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not self._concerns(optimizer):
             return
@@ -351,6 +388,7 @@ class Training:
         step.updated = True
         self.capture.listening = self.schedule.records(step.index + 1)
 
+    @_never_fails
     def _before_clipping(self, gradients: Sequence[Tensor]) -> None:
         if self._step.recorded and self._step.num_backward and not self._step.updated:
             self._step.clipped = True

@@ -207,3 +207,26 @@ def test_a_compiled_model_is_named_in_the_manifest(tmp_path):
     assert run.manifest["not_recorded"] == [
         "layers of Linear: it is compiled, so its modules are not called"
     ]
+
+
+def test_an_error_of_the_recorder_ends_the_recording_and_not_the_training(tmp_path, monkeypatch):
+    model = nn.Linear(6, 1)
+    twin = copy.deepcopy(model)
+    train(twin, steps=5)
+    with analyzer.Recorder(model, tmp_path / "run") as recorder:
+        optimizers = []
+
+        def fail(*_):
+            optimizers.append(1)
+            if len(optimizers) == 3:
+                raise LookupError("no such thing")
+
+        monkeypatch.setattr(recorder.training, "_read_gradients", fail)
+        train(model, steps=5)
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True)
+    )
+    run = open_run(tmp_path / "run")
+    assert run.steps["step"].tolist() == [0, 1]
+    assert "recording ended in step 2" in run.manifest["not_recorded"][0]
+    assert "LookupError: no such thing" in run.manifest["not_recorded"][0]

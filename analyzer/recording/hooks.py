@@ -233,6 +233,7 @@ class Capture:
     def detach(self) -> None:
         """Remove every hook from modules and from output tensors that are still alive."""
         self.listening = self.in_backward = False
+        self._stop_following()  # an interrupted forward pass never came to its end
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -264,9 +265,12 @@ class Capture:
         self._nesting = max(0, self._nesting - 1)
         if self._nesting == 0:
             self._current = None
-            if self._mode is not None:
-                self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-                self._mode = None
+            self._stop_following()
+
+    def _stop_following(self) -> None:
+        if self._mode is not None:
+            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._mode = None
 
     def _new_invocation(self) -> Invocation:
         self._count += 1

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 import analyzer
@@ -230,3 +231,20 @@ def test_an_error_of_the_recorder_ends_the_recording_and_not_the_training(tmp_pa
     assert run.steps["step"].tolist() == [0, 1]
     assert "recording ended in step 2" in run.manifest["not_recorded"][0]
     assert "LookupError: no such thing" in run.manifest["not_recorded"][0]
+
+
+def test_an_interrupt_in_the_first_forward_pass_leaves_no_mode_behind(tmp_path):
+    class Interrupted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Linear(6, 6).requires_grad_(False)
+            self.head = nn.Linear(6, 1)
+
+        def forward(self, x):
+            self.head(self.stem(x))
+            raise KeyboardInterrupt
+
+    model = Interrupted()
+    with pytest.raises(KeyboardInterrupt), analyzer.Recorder(model, tmp_path / "run"):
+        train(model)
+    assert _get_current_function_mode_stack() == []

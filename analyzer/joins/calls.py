@@ -70,8 +70,8 @@ class ModuleCall:
         tick: First count of followed functions inside the call.
         end: Sequence number after the call.
         tock: Count of followed functions after the call.
-        outputs: The autograd nodes (or flows, where there is none) that made the outputs of a layer
-            or a root.
+        outputs: The autograd nodes, or their sequence numbers, (or flows, where there is none) that
+            made the outputs of a layer or a root.
     """
 
     path: str

@@ -75,12 +75,23 @@ class Walk:
         self.place = place
 
     def structure(self) -> list[tuple[object, ...]]:
-        """Return what must be equal in two graphs for their nodes to correspond."""
+        """Return what must be equal in two graphs for their nodes to correspond.
+
+        The parameters belong to it: two blocks of one kind have graphs of one shape.
+        """
         place = self.place
         return [
             (type(node), *[None if child is None else (place[child], nr) for child, nr in edges])
+            if edges
+            else (type(node), _parameter_read(node))
             for node, edges in zip(self.nodes, self.edges, strict=True)
         ]
+
+
+def _parameter_read(leaf: Node) -> int:
+    """Identify the parameter of a leaf; 0 for an input, which differs from graph to graph."""
+    variable = getattr(leaf, "variable", None)
+    return id(variable) if isinstance(variable, nn.Parameter) else 0
 
 
 class Dataflow:

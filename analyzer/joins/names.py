@@ -83,13 +83,21 @@ class Scopes:
         Where a view of the output was changed in place, autograd has replaced its node: what the
         layer computed before that view stands for it.
         """
-        places = [self.flow.place.get(maker) for maker in call.outputs]
+        places = [
+            self._by_sequence.get(maker) if isinstance(maker, int) else self.flow.place.get(maker)
+            for maker in call.outputs
+        ]
         made = [vertex for vertex in places if vertex is not None]
         if made or call.start == call.end:
             return made
         before = bisect_right(self._numbered, (call.end, -1)) - 1
         sequence, vertex = self._numbered[before] if before >= 0 else (-1, -1)
         return [vertex] if sequence >= call.start else []
+
+    @cached_property
+    def _by_sequence(self) -> dict[int, int]:
+        """Vertex by sequence number: a log may hold numbers, to keep no graph alive."""
+        return {sequence: vertex for sequence, vertex in self._numbered if sequence >= 0}
 
     @cached_property
     def _numbered(self) -> list[tuple[int, int]]:

@@ -107,7 +107,10 @@ class JoinPlan:
         Args:
             roots: The nodes that correspond to those in which the joins were found, same order.
         """
-        walk = Walk(roots)
+        return self.sites_in(Walk(roots))
+
+    def sites_in(self, walk: Walk) -> list[JoinSite] | None:
+        """Return the joins in a graph that was walked from the corresponding nodes."""
         if len(walk.nodes) != len(self._structure) or walk.structure() != self._structure:
             return None
         return [
@@ -124,18 +127,18 @@ class JoinPlan:
         ]
 
 
-def joins_in_graph(roots: Iterable[Node], log: CallLog) -> JoinPlan:
+def joins_in_graph(roots: Iterable[Node] | Walk, log: CallLog) -> JoinPlan:
     """Find the residual joins of the graph below some nodes.
 
     Args:
-        roots: Autograd nodes of the model's outputs, or of the loss.
+        roots: Autograd nodes of the model's outputs, or of the loss; or the walk from them.
         log: The module calls of the forward that made the graph; its `Follower`, where it had
             one, adds what autograd does not see.
 
     Returns:
         The joins inside of the model's calls, forward order. Sums of scalars (loss terms) are none.
     """
-    walk = Walk(roots)
+    walk = roots if isinstance(roots, Walk) else Walk(roots)
     flow = Dataflow(walk, log)
     scopes = Scopes(flow, log)
     owned = [

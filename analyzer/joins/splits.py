@@ -56,14 +56,19 @@ class SplitHooks:
 
     def finish(self) -> None:
         """Remove the hooks; deliver the joins whose fork no gradient reached."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        for collected in self._collected:
+        waiting = list(self._collected)
+        self.discard()
+        for collected in waiting:
             if not collected.is_complete:
                 collected.is_complete = True
                 gradients = JoinGradients(collected.join, None, None, None)
                 self._on_gradients(collected.site_join, gradients)
+
+    def discard(self) -> None:
+        """Remove the hooks and deliver nothing: the backward pass never came to its end."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
         self._collected.clear()
 
     def _attach(self, site: JoinSite) -> None:

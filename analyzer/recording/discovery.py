@@ -1,5 +1,6 @@
 """Finds the models of an unmodified script while it runs."""
 
+import sys
 import weakref
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import nn
 from torch._C._functorch import maybe_current_level
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from analyzer.recording.names import container_of
+from analyzer.recording.names import container_of, unwrapped
 from analyzer.recording.training import Training
 
 __all__ = ["Discovery"]
@@ -36,11 +37,11 @@ class Discovery:
 
     def _before_call(self, module: nn.Module, args: Any) -> None:
         try:
-            self._look_at(module)
+            self._look_at(module, args)
         except Exception as error:  # the script must not notice
             self._training.give_up(error)
 
-    def _look_at(self, module: nn.Module) -> None:
+    def _look_at(self, module: nn.Module, args: Any) -> None:
         capture = self._training.capture
         if (
             self._training.failure is not None
@@ -61,3 +62,14 @@ class Discovery:
         if root is module:
             # This call has already begun; its pre-hooks were chosen before ours was added.
             capture.enter()
+        self._training.splits.begin_call(unwrapped(module), (args, _keywords_of_the_call()))
+
+
+def _keywords_of_the_call() -> Any:
+    """The keyword arguments of the call that is about to run; a global hook does not get them."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "_call_impl" and "kwargs" in frame.f_locals:
+            return frame.f_locals["kwargs"]
+        frame = frame.f_back  # type: ignore[assignment]
+    return ()

@@ -1,7 +1,7 @@
 """Which modules are layers, and the table of the layers that a training really calls."""
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from analyzer.recording.live_log import token
 from analyzer.recording.names import clean_path, root_prefixes, unwrapped
 
 __all__ = ["Layers", "Site", "is_site", "own_unit_axis"]
@@ -122,17 +123,27 @@ class Layers:
 
     def path(self, site: Site, prefixes: Sequence[str]) -> str:
         """Return the module path of a site; the class name for a root that is a layer itself."""
-        if site.path:
-            return prefixes[site.root] + site.path
-        module = site.module()
-        return prefixes[site.root].rstrip(".") or type(module).__name__
+        return self.spelled(site.root, site.path, prefixes)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the rows of ``layers.parquet``."""
+    def spelled(self, root: int, path: str, prefixes: Sequence[str]) -> str:
+        """Return the name of a module from its root and its path there."""
+        if path:
+            return prefixes[root] + path
+        module = self.roots[root]()
+        return prefixes[root].rstrip(".") or type(unwrapped(module) if module else None).__name__
+
+    def rows(self, roles: Mapping[str, tuple[int, str]]) -> list[dict[str, Any]]:
+        """Return the rows of ``layers.parquet``.
+
+        Args:
+            roles: Innermost join and role of layers, by `analyzer.recording.live_log.token` of the
+                root and the path there.
+        """
         prefixes, rows = self.prefixes(), []
         for layer, row in enumerate(self._rows):
             module = self.path(row["site"], prefixes)
             call = row["call"]
+            join, role = roles.get(_token_name(row["site"], call), (None, None))
             rows.append(
                 {
                     "layer": layer,
@@ -143,8 +154,8 @@ class Layers:
                     "depth": row["depth"],
                     "num_parameters": row["num_parameters"],
                     "output_shape": row["output_shape"],
-                    "join": None,
-                    "role": None,
+                    "join": join,
+                    "role": role,
                 }
             )
         return rows
@@ -155,3 +166,8 @@ class Layers:
         for layer, row in enumerate(self._rows):
             first.setdefault(id(row["site"].module()), layer)
         return first
+
+
+def _token_name(site: Site, call: int) -> str:
+    path = f"{token(site.root)}.{site.path}" if site.path else token(site.root)
+    return f"{path}#{call}" if call else path

@@ -206,9 +206,10 @@ class Recorder:
 
     def _write_tables(self) -> None:
         if self._writer is not None:
-            layers = self.training.layers
-            self._writer.write_layers(layers.rows())
-            self._writer.write_parameters(self.training.parameters.rows(layers))
+            tables = self.training.tables()
+            self._writer.write_layers(tables["layers"])
+            self._writer.write_parameters(tables["parameters"])
+            self._writer.write_joins(tables["joins"])
             device = self.training.device()
             if device is not None:
                 self._writer.update_manifest(device=device_name(device))
@@ -275,7 +276,7 @@ class Recorder:
                 error,
                 steps=training.num_steps,
                 num_layers=len(training.layers),
-                num_joins=0,
+                num_joins=len(training.splits.table),
                 seconds=self.seconds,
                 recorder_seconds=training.capture.seconds,
             )

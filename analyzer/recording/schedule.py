@@ -58,6 +58,10 @@ class Schedule:
         """Whether updates are measured in a step."""
         return self.records(step) and (step // self.every) % self.updates_every == 0
 
+    def splits(self, step: int) -> bool:
+        """Whether gradients are split at the joins in a step."""
+        return self.records(step) and (step // self.every) % self.splits_every == 0
+
     def saves_weights(self, step: int) -> bool:
         """Whether the weights after a step are saved; the last step is saved besides."""
         if self.checkpoint_every is None:

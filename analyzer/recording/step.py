@@ -14,6 +14,7 @@ from analyzer.recording.buffer import Transfer
 from analyzer.recording.device_statistics import OnDevice
 from analyzer.recording.hooks import Invocation
 from analyzer.recording.parameters import ParameterRow
+from analyzer.recording.splits import SplitRows
 from analyzer.recording.statistics import (
     ActivationRow,
     GradientRow,
@@ -77,6 +78,7 @@ class OpenStep:
     clipped: bool = False
     skipped: bool = False
     evaluations: int = 0
+    splits: SplitRows = field(default_factory=SplitRows)
     _layers: dict[int, _LayerRow] = field(default_factory=dict)
     _pending: list[_Pending] = field(default_factory=list)
     _kept: dict[Invocation, None] = field(default_factory=dict)
@@ -159,6 +161,7 @@ class OpenStep:
         logged = {key: scalars.put(value) for key, value in self.logged.items()}
         parameters = {number: _slots(row, scalars) for number, row in self.parameters.items()}
         scalars.start()
+        make_splits = self.splits.seal()
 
         def make() -> StepRecord:
             for pending in self._pending:
@@ -185,6 +188,8 @@ class OpenStep:
             written = {number: row for number, row in values.items() if is_written(number)}
             if self.recorded and written:
                 blocks.append(_parameter_block(written, columns))
+            if (split_rows := make_splits()) is not None:
+                blocks.append(split_rows)
             return StepRecord(step, blocks)
 
         return make

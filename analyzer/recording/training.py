@@ -7,6 +7,7 @@ steps makes an update; a forward pass with gradient after an update belongs to t
 import functools
 import gc
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -25,6 +26,7 @@ from analyzer.recording.layers import Layers, Site
 from analyzer.recording.names import unwrapped
 from analyzer.recording.parameters import Parameters
 from analyzer.recording.schedule import Schedule
+from analyzer.recording.splits import Splits
 from analyzer.recording.step import OpenStep, scalar
 from analyzer.recording.stopping import StopTraining
 from analyzer.recording.updates import UpdateMeter
@@ -80,6 +82,7 @@ class Training:
         self.schedule = schedule
         self.layers = Layers()
         self.parameters = Parameters()
+        self.splits = Splits(schedule, on_problem)
         self.capture = Capture(self._begin_forward, self._cannot_record, self._is_selected)
         self.num_steps = 0
         self.failure: str | None = None
@@ -118,12 +121,14 @@ class Training:
             register_optimizer_step_pre_hook(self._before_update),
             register_optimizer_step_post_hook(self._after_update),
         ]
+        self.splits.prepare(0)
 
     def add_root(self, root: nn.Module) -> None:
         """Record this model from now on."""
         sites = self.layers.add_root(root)
         self.parameters.add_root(len(self.layers.roots) - 1, root)
         self.capture.attach(root, sites)
+        self.splits.add_root(len(self.layers.roots) - 1, weakref.ref(root))
         self._tables_changed = True
         self._may_hold.append(is_small(root))
         if type(root).__name__ == "OptimizedModule":
@@ -145,6 +150,7 @@ class Training:
         elif self._tables_changed and len(self.layers.roots):
             self._on_tables()
         self.capture.detach()
+        self.splits.close()
 
     def give_up(self, error: Exception) -> None:
         """Record nothing more after an error of the recorder itself; what is written stays."""
@@ -154,6 +160,7 @@ class Training:
         )
         self._on_problem(self.failure)
         self.capture.detach()
+        self.splits.close()
         self._updates.clear()
 
     @property
@@ -165,6 +172,19 @@ class Training:
         """Return the device of the first parameter, where there is one."""
         trainable = self.parameters.trainable()
         return trainable[0][1].device if trainable else None
+
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the rows of the static tables."""
+        prefixes = self.layers.prefixes()
+
+        def name_of(root: int, path: str) -> str:
+            return self.layers.spelled(root, path, prefixes)
+
+        return {
+            "layers": self.layers.rows(self.splits.table.roles()),
+            "parameters": self.parameters.rows(self.layers),
+            "joins": self.splits.table.rows(name_of),
+        }
 
     def log(self, values: dict[str, Any]) -> None:
         """Add extra columns to the current step."""
@@ -220,6 +240,8 @@ class Training:
         self._step.add_loss(roots)
         if self.capture.listening:
             self.capture.begin_backward(roots, keeps_graph=keeps_graph)
+        step = self._step
+        self.splits.begin_backward(step.index, step.splits, roots, keeps_graph=keeps_graph)
         self.capture.seconds += time.perf_counter() - started
 
     @_never_fails
@@ -231,6 +253,7 @@ class Training:
             step.num_backward += not failed
             return
         used = self.capture.end_backward()
+        self.splits.end_backward(step.index, step.splits, failed=failed)
         if failed:
             del step.losses[self._num_losses :]
             return
@@ -375,7 +398,7 @@ class Training:
         self._updates.finish(id(optimizer), self._step.parameters)
         if self._step.num_backward:
             self._step.updated = True
-        self.capture.listening = self.schedule.records(self._step.index + 1)
+        self._await_next_step()
         self.capture.seconds += time.perf_counter() - started
 
     def _manual_update(self) -> None:
@@ -386,7 +409,12 @@ class Training:
         if self.schedule.measures_updates(step.index):
             self._updates.begin(_BY_HAND, trainable)
         step.updated = True
-        self.capture.listening = self.schedule.records(step.index + 1)
+        self._await_next_step()
+
+    def _await_next_step(self) -> None:
+        upcoming = self._step.index + 1
+        self.capture.listening = self.schedule.records(upcoming)
+        self.splits.prepare(upcoming)
 
     @_never_fails
     def _before_clipping(self, gradients: Sequence[Tensor]) -> None:
@@ -403,8 +431,8 @@ class Training:
 
     def _close_step(self) -> None:
         step = self._step
-        if self._tables_changed:
-            self._tables_changed = False
+        if self._tables_changed or self.splits.tables_changed:
+            self._tables_changed = self.splits.tables_changed = False
             self._on_tables()
         seconds = time.perf_counter() - step.started
         self._on_step(step.seal(self.schedule.columns, self._is_written, seconds))

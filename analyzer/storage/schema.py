@@ -188,6 +188,8 @@ _PROBES: dict[str, tuple[tuple[str, pa.DataType, str, str], ...]] = {
         ("evaluated", pa.bool_(), "", "Whether the point was evaluated."),
     ),
     "shattering": (
+        ("layer", pa.int32(), "", "Layer, in call order; row of layers.parquet."),
+        ("name", pa.string(), "", "Name of the layer."),
         ("correlation", _DOUBLE, "1", "Mean cosine over all pairs of inputs of the batch."),
     ),
     "jacobian": (
@@ -196,6 +198,7 @@ _PROBES: dict[str, tuple[tuple[str, pa.DataType, str, str], ...]] = {
         ("singular_value", _DOUBLE, "unit of y / unit of x", "Of ∂(output)/∂(input)."),
     ),
     "lesion": (
+        ("join", pa.int32(), "", "Row of joins.parquet."),
         ("loss", _DOUBLE, "loss", "Loss without the branch of this join."),
         ("loss_change", _DOUBLE, "loss", "That loss minus the loss of the whole network."),
         ("accuracy", _DOUBLE, "1", "Accuracy without the branch."),
@@ -205,6 +208,8 @@ _PROBES: dict[str, tuple[tuple[str, pa.DataType, str, str], ...]] = {
         ("value", _DOUBLE, "loss / (unit of θ)²", "Its value."),
     ),
     "attribution": (
+        ("layer", pa.int32(), "", "Layer, in call order; row of layers.parquet."),
+        ("name", pa.string(), "", "Name of the layer."),
         ("method", pa.string(), "", "Attribution method."),
         ("attribution", _DOUBLE, "unit of the target", "Attribution of the layer."),
         ("share", _DOUBLE, "1", "Attribution over the sum of all layers."),

@@ -206,7 +206,8 @@ def test_a_compiled_model_is_named_in_the_manifest(tmp_path):
     run = open_run(tmp_path / "run")
     assert len(run.steps) == 3
     assert run.manifest["not_recorded"] == [
-        "layers of Linear: it is compiled, so its modules are not called"
+        "joins of Linear: compiled code hides what it computes",
+        "layers of Linear: it is compiled, so its modules are not called",
     ]
 
 

@@ -1,0 +1,307 @@
+"""The joins of a training and the split gradients at them, from its own backward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from analyzer.joins.graph import Walk
+from analyzer.joins.plan import Join, JoinPlan, JoinSite, joins_in_graph
+from analyzer.joins.splits import SplitHooks, attach
+from analyzer.joins.statistics import (
+    JoinGradients,
+    split_products,
+    split_statistics,
+    statistics_of_products,
+)
+from analyzer.recording.buffer import Transfer
+from analyzer.recording.join_table import JoinTable
+from analyzer.recording.live_log import LiveLog, is_compiled, token
+from analyzer.recording.names import unwrapped
+from analyzer.recording.schedule import Schedule
+from analyzer.recording.statistics import is_on_host
+from analyzer.storage.writer import Block
+
+__all__ = ["SplitRows", "Splits"]
+
+# A model that never meets a backward pass is not waited for longer than so many steps.
+_MOST_TRIES = 20
+# Graphs of a training that alternates between a few; one that changes each time has no use of more.
+_MOST_PLANS = 8
+_Products = list[float] | Tensor
+_Has = tuple[bool, bool, bool, bool]
+
+
+@dataclass(slots=True)
+class SplitRows:
+    """The split gradients of one step: per join those of each of its places in a graph."""
+
+    parts: dict[tuple[int, int], tuple[_Has, _Products]] = field(default_factory=dict)
+    kept: dict[tuple[int, int], JoinGradients] = field(default_factory=dict)
+    is_partial: bool = False
+
+    def add(self, place: tuple[int, int], gradients: JoinGradients, *, keeps: bool) -> None:
+        """Take the gradients of a join; those of a second pass over a kept graph add.
+
+        Args:
+            place: The join, and the sequence number of its node: one place in one graph.
+            gradients: What the backward pass computed there.
+            keeps: Whether another pass over this graph may come.
+        """
+        earlier = self.kept.pop(place, None)
+        if earlier is not None:
+            gradients = _sum_of(earlier, gradients)
+        if keeps:
+            self.kept[place] = _sum_of(gradients, None)
+        products = split_products(gradients)
+        has = (
+            gradients.join is not None,
+            gradients.shortcut is not None,
+            gradients.branch is not None,
+            gradients.fork is not None,
+        )
+        self.parts[place] = has, products.tolist() if is_on_host(products) else products
+
+    def seal(self) -> Callable[[], Block | None]:
+        """Start the last copies; return what makes the rows of ``splits`` on another thread."""
+        self.kept.clear()
+        if self.is_partial or not self.parts:
+            return lambda: None
+        moving = [p for _, p in self.parts.values() if isinstance(p, Tensor)]
+        transfer = Transfer(moving) if moving else None
+        parts = dict(self.parts)
+        return lambda: _block(parts, transfer)
+
+
+class Splits:
+    """Finds the joins in the graphs of a training, and hooks them on the steps that are split.
+
+    Args:
+        schedule: Which steps are split.
+        on_problem: Called with a sentence about joins that cannot be seen.
+    """
+
+    def __init__(self, schedule: Schedule, on_problem: Callable[[str], None]) -> None:
+        self.table = JoinTable()
+        self.tables_changed = False
+        self._schedule = schedule
+        self._on_problem = on_problem
+        self._roots: list[tuple[int, Callable[[], nn.Module | None]]] = []
+        self._waiting: dict[str, int] = {}
+        self._plans: list[JoinPlan] = []
+        self._log: LiveLog | None = None
+        self._hooks: SplitHooks | None = None
+        self._kept: list[JoinSite] = []
+        self._varies = False
+        self._is_off = False
+
+    def add_root(self, number: int, ref: Callable[[], nn.Module | None]) -> None:
+        """Look for joins in this model, too."""
+        root = ref()
+        if root is None:
+            return
+        if is_compiled(root):
+            name = type(unwrapped(root)).__name__
+            self._on_problem(f"joins of {name}: compiled code hides what it computes")
+            return
+        self._roots.append((number, ref))
+        self._waiting[token(number)] = _MOST_TRIES
+        if self._log is not None:
+            self._log.add_root(number, root)
+
+    def begin_call(self, module: nn.Module, args: object) -> None:
+        """A call of a root had begun before the root was known."""
+        if self._log is not None and module in self._log.paths:
+            self._log.enter(module, args)
+
+    def prepare(self, step: int) -> None:
+        """Before the forward pass of a step: watch it if its graph may be a new one."""
+        self._kept = []
+        is_new = self._schedule.records(step) and (not self._plans or bool(self._waiting))
+        if is_new or (self._varies and self._schedule.splits(step)):
+            self._open_log()
+
+    def _open_log(self) -> None:
+        if self._log is not None or self._is_off:
+            return
+        self._log = LiveLog()
+        for number, ref in self._roots:
+            root = ref()
+            if root is not None:
+                self._log.add_root(number, root)
+
+    def begin_backward(
+        self, step: int, rows: SplitRows, roots: Sequence[Any], *, keeps_graph: bool
+    ) -> None:
+        """Find the joins of the graph if it is a new one; hook them if the step is split."""
+        log, self._log = self._log, None
+        if log is not None:
+            log.close()
+        is_due = self._schedule.splits(step) and not self._is_off
+        if log is None and not is_due:
+            return
+        nodes = [root.grad_fn if isinstance(root, Tensor) else root.node for root in roots]
+        walk = Walk([node for node in nodes if node is not None])
+        kept = [site for site in self._kept if site.node in walk.place]
+        sites = kept or self._located(walk)
+        if log is not None:
+            log.restrict(walk.nodes)
+            self._note_roots(log)
+            if sites is None:
+                sites = self._discovered(walk, log)
+        if sites is None:
+            rows.is_partial |= is_due
+            self._varies |= is_due
+        elif is_due and sites:
+            self._kept = sites if keeps_graph else []
+            self._attach(sites, rows, keeps_graph=keeps_graph)
+
+    def end_backward(self, step: int, rows: SplitRows, *, failed: bool) -> None:
+        """Remove the hooks; the next micro-batch of a changing network has another graph."""
+        hooks, self._hooks = self._hooks, None
+        if hooks is not None:
+            rows.is_partial |= failed
+            hooks.finish()
+        if self._varies and self._schedule.splits(step):
+            self._open_log()
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+        if self._hooks is not None:
+            self._hooks.discard()
+            self._hooks = None
+
+    def _located(self, walk: Walk) -> list[JoinSite] | None:
+        for place, plan in enumerate(self._plans):
+            sites = plan.sites_in(walk)
+            if sites is not None:
+                self._plans.insert(0, self._plans.pop(place))
+                return sites
+        return None
+
+    def _discovered(self, walk: Walk, log: LiveLog) -> list[JoinSite] | None:
+        try:
+            plan = joins_in_graph(walk, log)
+        except Exception as error:  # a graph like no other: the recording goes on without joins
+            self._is_off = True
+            self._on_problem(f"joins: the graph cannot be read ({type(error).__name__}: {error})")
+            return None
+        self._varies |= bool(self._plans)
+        self._plans = [plan, *self._plans][:_MOST_PLANS]
+        for join in plan.joins:
+            self.tables_changed |= self.table.add(join)
+        for module, reason in plan.unseen:
+            self._on_problem(f"joins of {module}: {reason}")
+        return plan.sites_in(walk)
+
+    def _note_roots(self, log: LiveLog) -> None:
+        """Wait no more for the models that had a part in this graph."""
+        seen = {call.path.partition(".")[0] for call in log.calls}
+        self._waiting = {
+            name: tries - 1
+            for name, tries in self._waiting.items()
+            if name not in seen and tries > 1
+        }
+
+    def _attach(self, sites: list[JoinSite], rows: SplitRows, *, keeps_graph: bool) -> None:
+        places = {site.join.index: _sequence(site.node) for site in sites}
+
+        def note(join: Join, gradients: JoinGradients) -> None:
+            number = self.table.number(join)
+            if number is not None:
+                rows.add((number, places[join.index]), gradients, keeps=keeps_graph)
+
+        self._hooks = attach(sites, partial(_guarded, note, self._on_problem, rows))
+
+
+def _guarded(
+    note: Callable[[Join, JoinGradients], None],
+    on_problem: Callable[[str], None],
+    rows: SplitRows,
+    join: Join,
+    gradients: JoinGradients,
+) -> None:
+    """Inside the backward pass of the training: an error must not become one of its own."""
+    try:
+        note(join, gradients)
+    except Exception as error:
+        rows.is_partial = True
+        on_problem(f"splits of {join.name}: {type(error).__name__}: {error}")
+
+
+def _sequence(node: Node | None) -> int:
+    return -1 if node is None else int(node._sequence_nr())
+
+
+def _sum_of(one: JoinGradients, other: JoinGradients | None) -> JoinGradients:
+    """Add the gradients of two passes part by part; copy those of one where there is one."""
+
+    def total(name: str) -> tuple[Tensor, ...] | None:
+        a = getattr(one, name)
+        b = None if other is None else getattr(other, name)
+        if a is None or b is None:
+            given = b if a is None else a
+            return None if given is None else tuple(part.detach().clone() for part in given)
+        return tuple(x.detach() + y.detach() for x, y in zip(a, b, strict=True))
+
+    return JoinGradients(total("join"), total("shortcut"), total("branch"), total("fork"))
+
+
+def _block(
+    parts: dict[tuple[int, int], tuple[_Has, _Products]], transfer: Transfer | None
+) -> Block:
+    arrays = iter(transfer.arrays() if transfer is not None else ())
+    by_join: dict[int, list[tuple[_Has, list[float]]]] = {}
+    for (join, _), (has, products) in parts.items():
+        numbers = next(arrays).tolist() if isinstance(products, Tensor) else products
+        by_join.setdefault(join, []).append((has, numbers))
+    ids = sorted(by_join)
+    rows = [pooled_split(by_join[join]) for join in ids]
+    values = np.array([[np.nan if v is None else v for v in row] for row in rows])
+    present = np.array([[value is not None for value in row] for row in rows])
+    return Block("splits", np.array(ids, dtype=np.int32), values, present)
+
+
+def pooled_split(parts: Sequence[tuple[_Has, Sequence[float]]]) -> list[float | None]:
+    """Return the values of `SPLIT_COLUMNS` of several micro-batches as of one batch.
+
+    Gradients of different samples stand side by side, so squares of norms and dot products add.
+
+    Args:
+        parts: Per micro-batch which of join, shortcut, branch and fork have a gradient, and the
+            seven numbers of `split_products`.
+
+    Returns:
+        Six values, None where no micro-batch computed anything, or only one side.
+    """
+    if len(parts) == 1:
+        has, products = parts[0]
+        empty: tuple[Tensor, ...] = ()
+        sides = [empty if given else None for given in has]
+        return statistics_of_products(JoinGradients(*sides), list(products))
+    norms = [
+        float(np.hypot.reduce([p[column] for has, p in parts if has[column]]))
+        if any(has[column] for has, _ in parts)
+        else None
+        for column in range(4)
+    ]
+    both = [p for has, p in parts if has[1] and has[2]]
+    if not both or norms[1] is None or norms[2] is None:
+        return [*norms, None, None]
+    unit = max(norms[1], norms[2]) or 1.0
+    ss = sb = bb = 0.0
+    for p in both:
+        s, b = p[1] / unit, p[2] / unit
+        lengths = p[4] ** 0.5 * p[6] ** 0.5
+        ss, bb = ss + s * s, bb + b * b
+        sb += 0.0 if lengths == 0 else p[5] / lengths * s * b
+    return [*norms, *split_statistics(ss, sb, bb)]

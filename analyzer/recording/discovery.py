@@ -1,6 +1,5 @@
 """Finds the models of an unmodified script while it runs."""
 
-import sys
 import weakref
 from typing import Any
 
@@ -9,7 +8,7 @@ from torch import nn
 from torch._C._functorch import maybe_current_level
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from analyzer.recording.names import container_of, unwrapped
+from analyzer.recording.names import container_of
 from analyzer.recording.training import Training
 
 __all__ = ["Discovery"]
@@ -45,6 +44,7 @@ class Discovery:
         capture = self._training.capture
         if (
             self._training.failure is not None
+            or self._training.is_measuring
             or capture.is_inside
             or capture.in_backward
             or module in self._known
@@ -58,18 +58,8 @@ class Discovery:
             return
         root = container_of(module)
         self._known.update(root.modules())
+        was_watching = capture.is_watching
         self._training.add_root(root)
-        if root is module:
-            # This call has already begun; its pre-hooks were chosen before ours was added.
-            capture.enter()
-        self._training.splits.begin_call(unwrapped(module), (args, _keywords_of_the_call()))
-
-
-def _keywords_of_the_call() -> Any:
-    """The keyword arguments of the call that is about to run; a global hook does not get them."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "_call_impl" and "kwargs" in frame.f_locals:
-            return frame.f_locals["kwargs"]
-        frame = frame.f_back  # type: ignore[assignment]
-    return ()
+        if root is module and not was_watching:
+            # This call has begun: its hooks were chosen before those of the recording were there.
+            capture.enter_late(module, args)

@@ -1,4 +1,7 @@
-"""Hooks on modules and on their output tensors: what a forward and a backward pass show.
+"""Hooks on module calls and on their output tensors: what a forward and a backward pass show.
+
+No module is touched: one pair of hooks common to all modules looks up which call is a layer's or a
+root's, so that a program that copies or saves its model finds in it what it put there.
 
 A forward pass of a root model is an *invocation*; it holds its calls of layers with their
 activation statistics. Only the gradient hooks on the output tensors, and so the autograd graph,
@@ -6,16 +9,16 @@ keep an invocation alive: one that never meets a backward pass (a validation wit
 goes away with its graph, and is not counted.
 """
 
-import contextlib
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, is_grad_enabled, nn
 from torch._C._functorch import maybe_current_level
 from torch.compiler import is_compiling
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from analyzer.recording.depth import ForwardDepth, graph_depths
 from analyzer.recording.layers import Site, own_unit_axis
@@ -30,6 +33,20 @@ __all__ = ["Call", "Capture", "Invocation"]
 
 
 _MIXES_UNITS = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.Fold, nn.Unfold)
+
+
+class CallWatcher(Protocol):
+    """Someone who wants to know of module calls: of roots, and of all modules where it says so."""
+
+    @property
+    def wants_all(self) -> bool:
+        """Whether calls of modules that are no roots matter now."""
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        """A module is about to be called."""
+
+    def leave(self, module: nn.Module, output: Any) -> None:
+        """A call of a module has ended; by an exception where the output is None."""
 
 
 class Call:
@@ -51,6 +68,9 @@ class Call:
         "shape",
         "site",
     )
+
+    # torch warns about hooks on a tensor that is saved, unless they say that they are not saved.
+    __torch_unserializable__ = True
 
     def __init__(
         self,
@@ -140,22 +160,32 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 
 class _LayerHook:
-    """The forward hook of one layer's module."""
+    """What happens when one layer's module was called."""
 
-    __slots__ = ("axis", "capture", "inherits_axis", "is_selected", "last", "own_axis", "site")
+    __slots__ = (
+        "axis",
+        "capture",
+        "inherits_axis",
+        "is_selected",
+        "last",
+        "module",
+        "own_axis",
+        "site",
+    )
 
     def __init__(self, capture: "Capture", site: Site, module: nn.Module) -> None:
         self.capture = capture
         self.site = site
+        self.module = weakref.ref(module)
         self.own_axis = own_unit_axis(module)
         self.inherits_axis = not isinstance(module, _MIXES_UNITS)
         self.is_selected: bool | None = None
         self.last: torch.Size | None = None
         self.axis: int | None = None
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+    def __call__(self, output: Any) -> None:
         capture = self.capture
-        if not capture.listening or capture.in_backward or is_compiling():
+        if not capture.listening or capture.in_backward:
             return
         if not is_grad_enabled() or (capture.broken and self.site.number in capture.broken):
             return
@@ -187,6 +217,7 @@ class Capture:
         on_forward: Called when a forward pass with gradient begins.
         on_problem: Called once for a module whose statistics could not be taken, with the reason.
         is_selected: Whether a layer is to be recorded.
+        watchers: Others who want to know of calls, in this order.
     """
 
     def __init__(
@@ -194,6 +225,7 @@ class Capture:
         on_forward: Callable[[], None],
         on_problem: Callable[[Site, Exception], None],
         is_selected: Callable[[Site], bool],
+        watchers: Sequence[CallWatcher] = (),
     ) -> None:
         self.listening = False
         self.in_backward = False
@@ -213,30 +245,35 @@ class Capture:
         self._on_forward = on_forward
         self._on_problem = on_problem
         self._is_selected = is_selected
+        self._watchers = watchers
         self._handles: list[Any] = []
-        self._hooks: list[_LayerHook] = []
+        self._hooks: dict[int, _LayerHook] = {}
+        self._roots: dict[int, weakref.ref[nn.Module]] = {}
         self._axes: dict[torch.Size, int | None] = {}
 
     def attach(self, root: nn.Module, sites: Sequence[tuple[Site, nn.Module]]) -> None:
-        """Hook a root model and its layers."""
-        self._handles.append(root.register_forward_pre_hook(self._enter))
+        """Watch the calls of a root model and of its layers."""
+        if not self._handles:
+            self._handles = [
+                register_module_forward_pre_hook(self._before),
+                register_module_forward_hook(self._after, always_call=True),
+            ]
+        self._roots[id(root)] = weakref.ref(root)
         self._has_frozen_parts |= not all(p.requires_grad for p in root.parameters())
-        for hook in self._hooks:  # names may have got a prefix
+        for hook in self._hooks.values():  # names may have got a prefix
             hook.is_selected = None
         for site, module in sites:
-            hook = _LayerHook(self, site, module)
-            self._hooks.append(hook)
-            with contextlib.suppress(RuntimeError):  # a scripted module may refuse hooks
-                self._handles.append(module.register_forward_hook(hook))
-        self._handles.append(root.register_forward_hook(self._leave, always_call=True))
+            self._hooks[id(module)] = _LayerHook(self, site, module)
 
     def detach(self) -> None:
-        """Remove every hook from modules and from output tensors that are still alive."""
+        """Remove the hooks on calls, and those on output tensors that are still alive."""
         self.listening = self.in_backward = False
         self._stop_following()  # an interrupted forward pass never came to its end
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._hooks.clear()
+        self._roots.clear()
         for invocation in list(self._alive):
             invocation.unhook()
         self._alive.clear()
@@ -244,12 +281,47 @@ class Capture:
         self._current = self._loose = None
 
     @property
+    def is_watching(self) -> bool:
+        """Whether the hooks on calls are there."""
+        return bool(self._handles)
+
+    @property
     def is_inside(self) -> bool:
         """Whether a forward pass of a root is running."""
         return self._nesting > 0
 
-    def _enter(self, module: nn.Module, args: Any) -> None:
+    def _before(self, module: nn.Module, args: Any) -> None:
+        """A module is about to be called."""
+        if is_compiling():
+            return
+        root = self._roots.get(id(module))
+        is_root = root is not None and root() is module
+        if is_root:
+            self.enter()
+        for watcher in self._watchers:
+            if is_root or watcher.wants_all:
+                watcher.enter(module, args)
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+        """A call of a module has ended; by an exception where the output is None."""
+        if is_compiling():
+            return
+        hook = self._hooks.get(id(module))
+        if hook is not None and hook.module() is module:
+            hook(output)
+        root = self._roots.get(id(module))
+        is_root = root is not None and root() is module
+        for watcher in self._watchers:
+            if is_root or watcher.wants_all:
+                watcher.leave(module, output)
+        if is_root:
+            self._leave()
+
+    def enter_late(self, module: nn.Module, args: Any) -> None:
+        """A call of a root had begun before it was known to be one."""
         self.enter()
+        for watcher in self._watchers:
+            watcher.enter(module, args)
 
     def enter(self) -> None:
         """A forward pass of a root begins."""
@@ -261,7 +333,7 @@ class Capture:
                 self._mode = ForwardDepth()
                 self._mode.__enter__()  # type: ignore[no-untyped-call]
 
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _leave(self) -> None:
         self._nesting = max(0, self._nesting - 1)
         if self._nesting == 0:
             self._current = None

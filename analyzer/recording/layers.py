@@ -160,6 +160,17 @@ class Layers:
             )
         return rows
 
+    def numbered(self, names: Sequence[str]) -> list[int | None]:
+        """Return the layers of these names; None for one that is not in the table."""
+        known: dict[str, int] = {}
+        prefixes = self.prefixes()
+        for layer, row in enumerate(self._rows):
+            mark = f"#{row['call']}" if row["call"] else ""
+            # A probe knows one model, and its layers without the prefix of several.
+            for path in (self.path(row["site"], prefixes), row["site"].path):
+                known.setdefault(path + mark, layer)
+        return [known.get(name) for name in names]
+
     def first_layers(self) -> dict[int, int]:
         """Return for each module (by ``id``) the first layer that is a call of it."""
         first: dict[int, int] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,7 +15,7 @@ from analyzer.joins.calls import CallLog, ModuleCall, clean_path, is_layer, tens
 from analyzer.joins.forward import Follower
 from analyzer.recording.names import unwrapped
 
-__all__ = ["LiveLog", "is_compiled", "token"]
+__all__ = ["LiveLog", "is_compiled", "keywords_of_the_call", "token"]
 
 # A validation that keeps its graphs never comes to a backward pass: the log must not grow with it.
 _MOST_CALLS = 100_000
@@ -35,8 +35,18 @@ def is_compiled(root: nn.Module) -> bool:
     )
 
 
+def keywords_of_the_call() -> Any:
+    """The keyword arguments of the call that is about to run; a global hook does not get them."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "_call_impl" and "kwargs" in frame.f_locals:
+            return frame.f_locals["kwargs"]
+        frame = frame.f_back  # type: ignore[assignment]
+    return {}
+
+
 class LiveLog(CallLog):
-    """A log fed by temporary hooks from one update to the next backward pass.
+    """A log of the calls between one update and the next backward pass.
 
     It holds no autograd node, so that the graphs of forward passes that never meet a backward pass
     go away as they would without it.
@@ -44,7 +54,7 @@ class LiveLog(CallLog):
 
     def __init__(self) -> None:
         super().__init__({}, Follower())
-        self._handles: list[Any] = []
+        self.is_paused = False
         self._follows = False
 
     def add_root(self, number: int, root: nn.Module) -> None:
@@ -58,30 +68,20 @@ class LiveLog(CallLog):
             self.paths[module] = path
             if is_layer(path, module):
                 self._layers.add(module)
-            self._hook(module)
-
-    def _hook(self, module: nn.Module) -> None:
-        with contextlib.suppress(RuntimeError):  # a scripted module may refuse hooks
-            self._handles.append(
-                module.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True)
-            )
-            self._handles.append(module.register_forward_hook(self._after, always_call=True))
 
     def close(self) -> None:
-        """Remove the hooks; what was noted stays."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        """Follow no more; what was noted stays."""
         self._open.clear()
         self._stop_following()
 
     def enter(self, module: nn.Module, inputs: object = ()) -> None:
         """Note that a module's call begins, unless it can lead to no backward pass."""
         if not self._open:
-            if not torch.is_grad_enabled() or maybe_current_level() is not None:
+            if self.is_paused or not torch.is_grad_enabled() or maybe_current_level() is not None:
                 return
             if len(self.calls) > _MOST_CALLS or torch.compiler.is_compiling():
                 return
+            inputs = (inputs, keywords_of_the_call())
             self.follower.__enter__()
             self._follows = True
         super().enter(module, inputs)

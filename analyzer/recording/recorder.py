@@ -4,7 +4,8 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,10 +13,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from analyzer.errors import AnalyzerError, RunExistsError
+from analyzer.probes import Measurement
 from analyzer.recording.checkpoints import saver
 from analyzer.recording.names import unwrapped
+from analyzer.recording.probing import Probing
 from analyzer.recording.provenance import device_name, environment, git_state
-from analyzer.recording.schedule import Schedule
+from analyzer.recording.schedule import ProbePlan, Schedule
 from analyzer.recording.stopping import StopTraining
 from analyzer.recording.training import Training
 from analyzer.storage.schema import TABLES
@@ -48,6 +51,8 @@ class Recorder:
         updates_every: Measure updates at each so many recorded steps.
         checkpoint_every: Save the weights each so many steps. Default: first and last step.
         stop_after: Leave the ``with`` block after so many steps.
+        probe: Heavier measurements, each ``NAME`` or ``NAME:EVERY``: on the live model and the
+            step's own batch, after the first step, each ``EVERY``-th and the last.
         exist: What to do when the folder exists: ``"raise"``, or ``"new"`` to take the next free
             name and say so (the default in notebooks), or ``"use"`` for an empty folder that the
             caller made.
@@ -73,6 +78,7 @@ class Recorder:
         updates_every: int = 10,
         checkpoint_every: int | None = None,
         stop_after: int | None = None,
+        probe: Sequence[str] = (),
         exist: str | None = None,
         manifest: dict[str, Any] | None = None,
         warn: Callable[[str], None] | None = None,
@@ -92,6 +98,7 @@ class Recorder:
             updates_every=updates_every,
             checkpoint_every=checkpoint_every,
             stop_after=stop_after,
+            probes=tuple(map(ProbePlan.parse, [probe] if isinstance(probe, str) else probe)),
         )
         self.path = _run_folder(model, run, exist or ("new" if _in_notebook() else "raise"))
         self._model = model
@@ -119,12 +126,14 @@ class Recorder:
             )
         self._started = time.perf_counter()
         self._open_writer()
+        self._probing = Probing(self.schedule.probes, self._write_probe, self._note_problem)
         training = Training(
             self.schedule,
             on_step=self._write_step,
             on_tables=self._write_tables,
             on_boundary=self._save_weights_if_due,
             on_problem=self._note_problem,
+            probing=self._probing,
             adopts_optimizers=self._model is None,
         )
         self._training = training
@@ -137,7 +146,7 @@ class Recorder:
             "name": self.path.name,
             **environment(),
             "git": git_state(Path.cwd()),
-            "schedule": vars(self.schedule),
+            "schedule": asdict(self.schedule),
             **self._manifest,
         }
         try:
@@ -214,6 +223,14 @@ class Recorder:
             if device is not None:
                 self._writer.update_manifest(device=device_name(device))
 
+    def _write_probe(self, name: str, step: int, measurement: Measurement) -> None:
+        if self._writer is None:
+            return
+        columns = dict(measurement.columns)
+        if "layer" in columns and "name" in columns:
+            columns["layer"] = self.training.layers.numbered(columns["name"])
+        self._writer.write_probe(name, step, columns, measurement.metadata)
+
     def _save_weights_if_due(self, step: int) -> None:
         if self.schedule.saves_weights(step):
             self._save_weights(step)
@@ -265,7 +282,7 @@ class Recorder:
             return
         self._is_closed = True
         training = self._training
-        training.finish()
+        training.finish(measures=status == "finished")
         last = training.num_steps - 1
         if last >= 0 and last != self._saved_step and status != "failed":
             self._save_weights(last)
@@ -279,6 +296,7 @@ class Recorder:
                 num_joins=len(training.splits.table),
                 seconds=self.seconds,
                 recorder_seconds=training.capture.seconds,
+                probe_seconds=training.probing.seconds,
             )
 
     @property

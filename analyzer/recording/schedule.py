@@ -3,7 +3,46 @@
 import re
 from dataclasses import dataclass
 
-__all__ = ["Schedule"]
+from analyzer.probes.registry import PROBE_NAMES
+
+__all__ = ["ProbePlan", "Schedule"]
+
+
+@dataclass(frozen=True)
+class ProbePlan:
+    """At which steps a probe is measured: the first, each ``every``-th, and the last.
+
+    Args:
+        name: The probe.
+        every: Interval in steps; None for the first and the last step alone.
+    """
+
+    name: str
+    every: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "ProbePlan":
+        """Read ``NAME`` or ``NAME:EVERY``.
+
+        Raises:
+            ValueError: If it is neither; the message says what was expected.
+        """
+        name, colon, every = text.partition(":")
+        if name not in PROBE_NAMES:
+            raise ValueError(
+                f"probe is {text!r}; expected NAME or NAME:EVERY with one of "
+                f"{', '.join(PROBE_NAMES)}"
+            )
+        if colon and (not every.isascii() or not every.isdigit() or int(every) < 1):
+            raise ValueError(
+                f"probe is {text!r}; expected a whole number from 1 up after the colon, as in "
+                f"{name}:100"
+            )
+        return cls(name, int(every) if colon else None)
+
+    def is_due(self, step: int) -> bool:
+        """Whether it is measured after a step; after the last step it is measured besides."""
+        return step == 0 if self.every is None else step % self.every == 0
 
 
 @dataclass(frozen=True)
@@ -19,6 +58,7 @@ class Schedule:
         updates_every: Measure updates at each ``updates_every``-th recorded step.
         checkpoint_every: Save weights each so many steps; None for the first and last step.
         stop_after: End the training after so many steps; None to let it end itself.
+        probes: The probes that are measured between steps.
     """
 
     every: int = 1
@@ -29,6 +69,7 @@ class Schedule:
     updates_every: int = 10
     checkpoint_every: int | None = None
     stop_after: int | None = None
+    probes: tuple[ProbePlan, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("every", "splits_every", "updates_every", "checkpoint_every", "stop_after"):

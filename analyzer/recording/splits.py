@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -115,10 +116,20 @@ class Splits:
         if self._log is not None:
             self._log.add_root(number, root)
 
-    def begin_call(self, module: nn.Module, args: object) -> None:
-        """A call of a root had begun before the root was known."""
+    @property
+    def wants_all(self) -> bool:
+        """Whether a forward pass is watched for new joins."""
+        return self._log is not None
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        """A module is about to be called."""
         if self._log is not None and module in self._log.paths:
             self._log.enter(module, args)
+
+    def leave(self, module: nn.Module, output: Any) -> None:
+        """A call of a module has ended."""
+        if self._log is not None and module in self._log.paths:
+            self._log.leave(module, output)
 
     def prepare(self, step: int) -> None:
         """Before the forward pass of a step: watch it if its graph may be a new one."""
@@ -126,6 +137,18 @@ class Splits:
         is_new = self._schedule.records(step) and (not self._plans or bool(self._waiting))
         if is_new or (self._varies and self._schedule.splits(step)):
             self._open_log()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Forward passes in here are not the training's."""
+        log = self._log
+        if log is not None:
+            log.is_paused = True
+        try:
+            yield
+        finally:
+            if log is not None:
+                log.is_paused = False
 
     def _open_log(self) -> None:
         if self._log is not None or self._is_off:

@@ -25,6 +25,7 @@ from analyzer.recording.hooks import Capture, Invocation
 from analyzer.recording.layers import Layers, Site
 from analyzer.recording.names import unwrapped
 from analyzer.recording.parameters import Parameters
+from analyzer.recording.probing import Probing
 from analyzer.recording.schedule import Schedule
 from analyzer.recording.splits import Splits
 from analyzer.recording.step import OpenStep, scalar
@@ -41,7 +42,7 @@ def _never_fails(method: _Method) -> _Method:
 
     @functools.wraps(method)
     def guarded(self: "Training", *args: Any, **kwargs: Any) -> Any:
-        if self.failure is not None:
+        if self.failure is not None or self.is_measuring:
             return None
         try:
             return method(self, *args, **kwargs)
@@ -66,6 +67,7 @@ class Training:
         on_boundary: Called with the number of a step after its update, before the next forward
             pass: the moment at which weights are those of the end of that step.
         on_problem: Called with a sentence about something that cannot be recorded.
+        probing: The probes that are measured between steps.
         adopts_optimizers: Whether tensors that only an optimizer holds are parameters, too.
     """
 
@@ -77,13 +79,20 @@ class Training:
         on_tables: Callable[[], None],
         on_boundary: Callable[[int], None],
         on_problem: Callable[[str], None],
+        probing: Probing | None = None,
         adopts_optimizers: bool = False,
     ) -> None:
         self.schedule = schedule
         self.layers = Layers()
         self.parameters = Parameters()
         self.splits = Splits(schedule, on_problem)
-        self.capture = Capture(self._begin_forward, self._cannot_record, self._is_selected)
+        self.probing = probing or Probing((), lambda *_: None, on_problem)
+        self.capture = Capture(
+            self._begin_forward,
+            self._cannot_record,
+            self._is_selected,
+            (self.splits, self.probing),
+        )
         self.num_steps = 0
         self.failure: str | None = None
         self._on_step = on_step
@@ -98,6 +107,7 @@ class Training:
         self._boundary_passed = False
         self._has_optimizer: bool | None = None
         self._in_closure_step = False
+        self.is_measuring = False
         self._updates = UpdateMeter(on_problem)
         self._tables_changed = False
         self._has_guessed_depth = False
@@ -135,8 +145,12 @@ class Training:
             name = type(unwrapped(root)).__name__
             self._on_problem(f"layers of {name}: it is compiled, so its modules are not called")
 
-    def finish(self) -> None:
-        """Close the last step and leave nothing behind."""
+    def finish(self, *, measures: bool = True) -> None:
+        """Close the last step and leave nothing behind.
+
+        Args:
+            measures: Whether to measure the probes once more after the last step.
+        """
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -146,11 +160,17 @@ class Training:
             return
         self._pass_boundary()
         if self._step.num_backward:
+            if measures:
+                self._measure(is_last=True)
             self._close_step()
         elif self._tables_changed and len(self.layers.roots):
             self._on_tables()
+        self._leave_nothing()
+
+    def _leave_nothing(self) -> None:
         self.capture.detach()
         self.splits.close()
+        self.probing.close()
 
     def give_up(self, error: Exception) -> None:
         """Record nothing more after an error of the recorder itself; what is written stays."""
@@ -159,8 +179,7 @@ class Training:
             f"({type(error).__name__}: {error}); the training went on"
         )
         self._on_problem(self.failure)
-        self.capture.detach()
-        self.splits.close()
+        self._leave_nothing()
         self._updates.clear()
 
     @property
@@ -210,6 +229,21 @@ class Training:
             self._boundary_passed = True
             self._updates.finish(_BY_HAND, self._step.parameters)
             self._on_boundary(self._step.index)
+            self._measure()
+
+    def _measure(self, *, is_last: bool = False) -> None:
+        """Measure the probes that are due; the recording sees nothing of what they do."""
+        step, capture = self._step, self.capture
+        if not self.probing.is_due(step.index, is_last=is_last):
+            return
+        started, listening = time.perf_counter(), capture.listening
+        capture.listening, self.is_measuring = False, True
+        try:
+            with self.splits.paused():
+                self.probing.measure(step.index, is_last=is_last)
+        finally:
+            capture.listening, self.is_measuring = listening, False
+        step.started += time.perf_counter() - started  # the seconds of a step are the training's
 
     def _stop_if_enough(self) -> None:
         stop_after = self.schedule.stop_after
@@ -241,6 +275,7 @@ class Training:
         if self.capture.listening:
             self.capture.begin_backward(roots, keeps_graph=keeps_graph)
         step = self._step
+        self.probing.begin_backward(step.index, roots)
         self.splits.begin_backward(step.index, step.splits, roots, keeps_graph=keeps_graph)
         self.capture.seconds += time.perf_counter() - started
 
@@ -415,6 +450,7 @@ class Training:
         upcoming = self._step.index + 1
         self.capture.listening = self.schedule.records(upcoming)
         self.splits.prepare(upcoming)
+        self.probing.await_step(upcoming)
 
     @_never_fails
     def _before_clipping(self, gradients: Sequence[Tensor]) -> None:

@@ -1,6 +1,8 @@
 """Programs that use autograd in unusual ways: same weights, and a record that is right."""
 
 import copy
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -249,3 +251,36 @@ def test_an_interrupt_in_the_first_forward_pass_leaves_no_mode_behind(tmp_path):
     with pytest.raises(KeyboardInterrupt), analyzer.Recorder(model, tmp_path / "run"):
         train(model)
     assert _get_current_function_mode_stack() == []
+
+
+COPIES = """
+import copy, io, pickle, sys
+import torch
+from torch import nn
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+average = copy.deepcopy(model)
+for step in range(3):
+    optimizer.zero_grad()
+    output = model(torch.ones(3, 4))
+    torch.save(output, "output.pt")
+    output.sum().backward()
+    optimizer.step()
+    average = copy.deepcopy(model)
+    torch.save(model, "model.pt")
+assert "analyzer" not in open("model.pt", "rb").read().decode("latin-1")
+print(average(torch.ones(1, 4)).item(), len(pickle.dumps(model)), len(model[0]._forward_hooks))
+"""
+
+
+def test_a_model_is_copied_and_saved_as_without_the_recorder(tmp_path):
+    (tmp_path / "copies.py").write_text(COPIES)
+    plain = subprocess.run([sys.executable, "copies.py"], cwd=tmp_path, capture_output=True)
+    weights = (tmp_path / "model.pt").read_bytes()
+    command = [sys.executable, "-m", "analyzer", "record", "--quiet", "copies.py"]
+    recorded = subprocess.run(command, cwd=tmp_path, capture_output=True)
+    assert recorded.returncode == 0, recorded.stderr
+    assert recorded.stdout == plain.stdout
+    assert recorded.stderr == plain.stderr
+    assert len((tmp_path / "model.pt").read_bytes()) == len(weights)

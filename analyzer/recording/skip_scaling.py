@@ -1,0 +1,81 @@
+"""A training whose shortcuts are scaled in each forward pass, for twins without shortcuts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from analyzer.errors import AnalyzerError
+from analyzer.joins.intercept import Interception
+from analyzer.joins.intercept_mode import ScaledShortcuts
+from analyzer.joins.intercept_rescale import rescale_branches
+
+__all__ = ["SkipScaling", "SkipsNotScaledError"]
+
+
+class SkipsNotScaledError(SystemExit):
+    """Ends a program, with exit code 2, because one of its shortcuts cannot be scaled.
+
+    Args:
+        message: Which, why, and what to do.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(2)
+        self.message = message
+
+
+class SkipScaling:
+    """Scales the shortcuts of every model that this process calls, from `start` to `stop`.
+
+    Args:
+        alpha: The factor of every shortcut.
+        model: The model to scale; None for every outermost module that is called and has
+            parameters that are trained.
+        rescales: Whether the branches of each model are scaled before its first call with
+            gradient, so that without shortcuts the variance of activations is the original one.
+        ends_program: Whether a shortcut that cannot be scaled ends the program, which could catch
+            an ordinary error; else it raises AnalyzerError in the model's call.
+        on_problem: Called with a sentence about what could not be rescaled.
+    """
+
+    def __init__(
+        self,
+        alpha: float,
+        model: nn.Module | None = None,
+        *,
+        rescales: bool = False,
+        ends_program: bool = False,
+        on_problem: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
+        self._on_problem = on_problem
+        self._ends_program = ends_program
+        self._interception = Interception(
+            ScaledShortcuts(alpha),
+            model,
+            prepare=self._rescale if rescales else None,
+            refuse=self._refuse,
+        )
+
+    def start(self) -> None:
+        """Scale the calls that begin from now on."""
+        self._interception.start()
+
+    def stop(self) -> None:
+        """Scale no more calls; leave nothing behind."""
+        self._interception.stop()
+
+    def _refuse(self, error: AnalyzerError) -> BaseException:
+        return SkipsNotScaledError(str(error)) if self._ends_program else error
+
+    def _rescale(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            found = rescale_branches(model, args, kwargs)
+        except AnalyzerError as error:
+            raise self._refuse(error) from None
+        if found.unmatched:
+            self._on_problem(
+                f"not rescaled to the original's variance: {', '.join(found.unmatched)}"
+            )

@@ -228,7 +228,7 @@ def test_time_in_probes_is_told_apart_from_training(tmp_path, probe):
     import time
 
     def slow(batch):
-        time.sleep(0.3)
+        time.sleep(1.0)
         return noted([0.0])
 
     probe(slow)
@@ -236,9 +236,9 @@ def test_time_in_probes_is_told_apart_from_training(tmp_path, probe):
     with analyzer.Recorder(model, tmp_path / "run", probe="paths"):
         train(model, 3)
     run = analyzer.open_run(tmp_path / "run")
-    assert run.manifest["probe_seconds"] > 0.6
-    assert run.steps["seconds"].sum() < 0.3
-    assert float(run.probe_metadata("paths")[0]["seconds"]) >= 0.3
+    assert run.manifest["probe_seconds"] >= 2.0
+    assert run.steps["seconds"].sum() < 2.0
+    assert float(run.probe_metadata("paths")[0]["seconds"]) >= 1.0
 
 
 @pytest.mark.parametrize("text", ["pahts", "paths:", "paths:0", "paths:-1", "paths:x", ""])

@@ -209,6 +209,9 @@ class RecordedLoss:
                 f"the model returned {len(given)} tensors; expected {len(self._outputs)} as in the "
                 "recorded step"
             )
+        for constant, version in self._constants:
+            if constant._version != version:
+                raise ReplayError(_because("a tensor that it reads was overwritten since"))
         parts = self._play(given)
         total = parts[0]
         for part in parts[1:]:
@@ -218,12 +221,11 @@ class RecordedLoss:
     def check(self) -> None:
         """See that the recorded output gives the recorded loss, bit for bit.
 
+        At the recorded step only: later the parameters that the loss may read have changed.
+
         Raises:
             ReplayError: If it does not.
         """
-        for constant, version in self._constants:
-            if constant._version != version:
-                raise ReplayError(_because("a tensor that it reads was overwritten since"))
         with torch.no_grad():
             again = self._play([output.clone() for output in self._outputs])
         for part, value in zip(again, self._values, strict=True):

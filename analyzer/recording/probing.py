@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from analyzer.errors import AnalyzerError
+from analyzer.joins.calls import tensors_in
 from analyzer.joins.untouched import cloned, untouched
 from analyzer.probes import HeldBatch, Measurement, probe_named
 from analyzer.probes.replay import LossTape, RecordedLoss, ReplayError
@@ -20,7 +24,7 @@ from analyzer.recording.live_log import keywords_of_the_call
 from analyzer.recording.names import unwrapped
 from analyzer.recording.schedule import ProbePlan
 
-__all__ = ["Probing"]
+__all__ = ["Held", "Probing", "measured"]
 
 OnMeasurement = Callable[[str, int, Measurement], None]
 
@@ -32,28 +36,50 @@ class _Call:
     model: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    versions: list[tuple[Tensor, int]]
     autocast: tuple[str, torch.dtype] | None
 
 
 @dataclass(slots=True)
-class _Step:
-    """What a probe needs of a step: one call, and its loss or why there is none."""
+class Held:
+    """One batch of a training: a call of the model, and its loss or why there is none.
 
-    number: int
+    Args:
+        step: The step that the batch is of.
+        call: The call of the model.
+        loss: The loss as a function of the model's output; None where it cannot be computed again.
+        refusal: Why not.
+    """
+
+    step: int
     call: _Call
     loss: RecordedLoss | None
     refusal: str | None
 
+    def batch(self) -> HeldBatch:
+        """Return what a probe gets."""
+        return _batch(self)
+
+    def hash(self) -> str:
+        """Return a digest of the tensors that the model was called with."""
+        digest = hashlib.sha256()
+        for leaf in tensors_in((self.call.args, self.call.kwargs)):
+            digest.update(f"{leaf.dtype} {tuple(leaf.shape)} ".encode())
+            digest.update(leaf.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:16]
+
 
 class Probing:
-    """Holds the last batch of each step, and measures at the boundaries that are asked for.
+    """Holds one batch, the first of the training, and measures at the steps that are asked for.
+
+    The batch stays the same, so that what changes from step to step is the model alone.
 
     Args:
         plans: Which probe is due at which steps.
         on_measurement: Receives the name of a probe, the step and the table.
         on_problem: Called with a sentence about a probe that cannot be measured.
     """
+
+    wants_all = False
 
     def __init__(
         self,
@@ -62,61 +88,43 @@ class Probing:
         on_problem: Callable[[str], None],
     ) -> None:
         self.seconds = 0.0
+        self.held: Held | None = None
         self._plans = plans
         self._on_measurement = on_measurement
         self._on_problem = on_problem
         self._measured: dict[str, int] = {}
+        self._is_watching = bool(plans)
         self._nesting = 0
-        self._upcoming = 0
         self._num_calls = 0
         self._call: _Call | None = None
         self._tape: LossTape | None = None
         self._tapes_left: list[LossTape] = []
-        self._step: _Step | None = None
-        self._is_measuring = False
-
-    @property
-    def is_on(self) -> bool:
-        """Whether any probe was asked for."""
-        return bool(self._plans)
-
-    wants_all = False
 
     def close(self) -> None:
         """Leave nothing behind."""
-        self._drop_tape()
-        self._step = self._call = None
+        self._is_watching = False
+        self._stop_tape()
+        self._call = self.held = None
 
     # --- watching ----------------------------------------------------------------------------
 
-    def await_step(self, step: int) -> None:
-        """The next forward pass with gradient belongs to this step."""
-        self._upcoming = step
-
     def enter(self, module: nn.Module, args: Any) -> None:
         """A call of a root begins."""
-        if not self._plans or self._is_measuring:
+        if not self._is_watching:
             return
         self._nesting += 1
         if self._nesting > 1 or not torch.is_grad_enabled():
             return
-        self._drop_tape()
+        self._stop_tape()
         self._num_calls += 1
         kwargs = keywords_of_the_call()
-        if any(plan.is_due(self._upcoming) for plan in self._plans):
-            args, kwargs = cloned((tuple(args), dict(kwargs)), requires_grad=False)
-        tensors = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        self._call = _Call(
-            unwrapped(module),
-            tuple(args),
-            dict(kwargs),
-            [(tensor, tensor._version) for tensor in tensors],
-            _autocast(module),
-        )
+        # Copied now: the model, or the program later, may write into its inputs.
+        args, kwargs = cloned((tuple(args), dict(kwargs)), requires_grad=False)
+        self._call = _Call(unwrapped(module), args, kwargs, _autocast(module))
 
     def leave(self, module: nn.Module, output: Any) -> None:
         """A call of a root has ended: what follows, up to the backward pass, is the loss."""
-        if not self._plans or self._is_measuring:
+        if not self._is_watching:
             return
         self._nesting = max(0, self._nesting - 1)
         if self._nesting or self._call is None or not torch.is_grad_enabled() or output is None:
@@ -126,15 +134,15 @@ class Probing:
             self._tape.start()
 
     def begin_backward(self, step: int, roots: Sequence[Any]) -> None:
-        """The loss of a step is complete: keep it as a function of the model's output."""
-        if not self._plans or self._is_measuring:
+        """The loss of the first step is complete: keep it as a function of the model's output."""
+        if not self._is_watching:
             return
-        self._nesting = 0
         call, tape, calls = self._call, self._tape, self._num_calls
         self._stop_tape()
-        self._call, self._num_calls = None, 0
+        self._nesting, self._call, self._num_calls = 0, None, 0
         if call is None:
             return
+        self._is_watching = False
         loss, refusal = None, None
         try:
             if tape is None:
@@ -143,9 +151,10 @@ class Probing:
                     "of models, expected one"
                 )
             loss = tape.loss(roots)
+            loss.check()
         except ReplayError as error:
             refusal = str(error)
-        self._step = _Step(step, call, loss, refusal)
+        self.held = Held(step, call, None if refusal else loss, refusal)
 
     def _stop_tape(self) -> None:
         if self._tape is not None:
@@ -153,10 +162,6 @@ class Probing:
             self._tape = None
         # A tape under a mode of the program's own goes as soon as that one is gone.
         self._tapes_left = [tape for tape in self._tapes_left if not tape.stop()]
-
-    def _drop_tape(self) -> None:
-        self._stop_tape()
-        self._call = None
 
     # --- measuring ---------------------------------------------------------------------------
 
@@ -168,59 +173,47 @@ class Probing:
         return (is_last or plan.is_due(step)) and self._measured.get(plan.name, -1) < step
 
     def measure(self, step: int, *, is_last: bool = False) -> None:
-        """Measure what is due after a step, on its last batch and the weights as they are now."""
-        held = self._step
+        """Measure what is due after a step, on the held batch and the weights as they are now."""
         self._stop_tape()
-        if held is None or held.number != step or self._is_measuring:
+        if self.held is None:
             return
         started = time.perf_counter()
-        self._is_measuring = True
-        try:
-            for plan in self._plans:
-                if self._wants(plan, step, is_last):
-                    self._measured[plan.name] = step
-                    self._measure_one(plan.name, held)
-        finally:
-            self._is_measuring = False
-            self.seconds += time.perf_counter() - started
+        for plan in self._plans:
+            if self._wants(plan, step, is_last):
+                self._measured[plan.name] = step
+                self._measure_one(plan.name, step, self.held)
+        self.seconds += time.perf_counter() - started
 
-    def _measure_one(self, name: str, held: _Step) -> None:
+    def _measure_one(self, name: str, step: int, held: Held) -> None:
         try:
-            _check_inputs(held.call)
-            if held.loss is not None:
-                held.loss.check()
-            with _same_world(held.call.model), _precision(held.call.autocast):
-                started = time.perf_counter()
-                measurement = probe_named(name)(_batch(held))
-                seconds = time.perf_counter() - started
+            measurement = measured(name, held)
         except Exception as error:  # the training goes on whatever a probe does
-            reason = str(error) if isinstance(error, ReplayError | ValueError) else repr(error)
-            self._on_problem(f"probe {name}: {reason}")
+            is_plain = isinstance(error, AnalyzerError | ValueError)
+            self._on_problem(f"probe {name}: {error if is_plain else repr(error)}")
             return
-        noted = {**measurement.metadata, "seconds": f"{seconds:.3f}"}
-        self._on_measurement(name, held.number, Measurement(measurement.columns, noted))
+        self._on_measurement(name, step, measurement)
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict):
-        value = value.values()
-    if isinstance(value, str | Tensor) or not hasattr(value, "__iter__"):
-        yield value
-        return
-    if isinstance(value, tuple | list | type({}.values())):
-        for item in value:
-            yield from _leaves(item)
+def measured(name: str, held: Held) -> Measurement:
+    """Measure one probe on the held batch; the time that it took stands in the metadata.
+
+    Raises:
+        ReplayError: If the loss is needed and cannot be computed again.
+    """
+    with _same_world(held.call.model), _precision(held.call.autocast):
+        started = time.perf_counter()
+        measurement = probe_named(name)(held.batch())
+        seconds = time.perf_counter() - started
+    noted = {
+        **measurement.metadata,
+        "seconds": f"{seconds:.3f}",
+        "batch_step": str(held.step),
+        "batch_hash": held.hash(),
+    }
+    return Measurement(measurement.columns, noted)
 
 
-def _check_inputs(call: _Call) -> None:
-    if any(tensor._version != version for tensor, version in call.versions):
-        raise ReplayError(
-            "the batch of the step was overwritten since; expected one that stays as it is. Let "
-            "the probe run at a step that --probe NAME:EVERY names, where the batch is copied"
-        )
-
-
-def _batch(held: _Step) -> HeldBatch:
+def _batch(held: Held) -> HeldBatch:
     call = held.call
     if call.args and call.kwargs:
         inputs: Any = _positional(call)
@@ -238,8 +231,6 @@ def _batch(held: _Step) -> HeldBatch:
 
 def _positional(call: _Call) -> dict[str, Any]:
     """Positional arguments under the names that the model's ``forward`` gives them."""
-    import inspect
-
     bound = inspect.signature(call.model.forward).bind(*call.args, **call.kwargs)
     arguments: dict[str, Any] = {}
     for name, value in bound.arguments.items():
@@ -269,12 +260,13 @@ def _same_world(model: nn.Module) -> Iterator[None]:
     """Everything that a probe might change in passing is put back."""
     python, numpy = random.getstate(), np.random.get_state()
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    for parameter, _ in gradients:
+        parameter.grad = None  # a backward pass of the probe must not add to the program's
     try:
         with untouched(model), torch.enable_grad():
             yield
     finally:
         for parameter, gradient in gradients:
-            if parameter.grad is not gradient:
-                parameter.grad = gradient
+            parameter.grad = gradient
         random.setstate(python)
         np.random.set_state(numpy)

@@ -450,7 +450,6 @@ class Training:
         upcoming = self._step.index + 1
         self.capture.listening = self.schedule.records(upcoming)
         self.splits.prepare(upcoming)
-        self.probing.await_step(upcoming)
 
     @_never_fails
     def _before_clipping(self, gradients: Sequence[Tensor]) -> None:

@@ -115,9 +115,9 @@ def test_random_numbers_in_the_loss_are_found_by_the_check():
         loss.check()
 
 
-def test_overwritten_targets_are_found_by_the_check():
+def test_overwritten_targets_are_refused():
     model, inputs, y = net()
     loss, _ = recorded(model, inputs, LOSSES["cross entropy"](model, y))
     y[0] = 4
     with pytest.raises(ReplayError, match="overwritten"):
-        loss.check()
+        loss(model(inputs))

@@ -87,7 +87,7 @@ def test_without_an_interval_first_and_last_step_are_measured(tmp_path, probe):
     assert analyzer.open_run(tmp_path / "run").probe("paths")["step"].tolist() == [0, 3]
 
 
-def test_a_probe_sees_the_weights_after_the_step_and_the_steps_own_batch(tmp_path, probe):
+def test_a_probe_sees_the_weights_after_the_step_and_the_first_batch(tmp_path, probe):
     seen = []
 
     def measure(batch):
@@ -104,7 +104,7 @@ def test_a_probe_sees_the_weights_after_the_step_and_the_steps_own_batch(tmp_pat
     for step, (weights, inputs, labels, _) in zip((0, 2, 4), seen, strict=True):
         saved = load_file(tmp_path / "run" / "checkpoints" / f"step-{step:012d}.safetensors")
         assert all(torch.equal(weights[name], saved[name]) for name in saved)
-        x, y = batches(5)[step]
+        x, y = batches(5)[0]
         assert torch.equal(inputs["x"], x)
         assert inputs["scale"] == 0.5
         assert torch.equal(labels, y)
@@ -116,7 +116,7 @@ def test_the_loss_of_a_probe_is_the_loss_of_the_script(tmp_path, probe):
     def measure(batch):
         batch.model.eval()
         output = batch.model(**batch.inputs)
-        x, y = batches(5)[2 * len(found)]
+        x, y = batches(5)[0]
         expected = functional.cross_entropy(batch.model(x, scale=0.5), y)
         found.append((batch.loss(output, None), expected))
         return noted([0.0])
@@ -135,6 +135,7 @@ def careless(batch):
     torch.rand(3), random.random(), np.random.rand()
     batch.model(**batch.inputs)
     batch.loss(batch.model(**batch.inputs), None).backward()
+    assert all(p.grad is not None for p in batch.model.parameters())
     copy.deepcopy(batch.model)(**batch.inputs).sum().backward()
     return noted([0.0])
 
@@ -208,8 +209,9 @@ def test_a_loss_that_cannot_be_replayed_is_refused_only_where_it_is_used(tmp_pat
     assert "2 calls of models" in run.manifest["not_recorded"][0]
 
 
-def test_a_batch_that_was_overwritten_is_refused_after_the_last_step(tmp_path, probe):
-    probe(lambda batch: noted([0.0]))
+def test_the_held_batch_is_a_copy_and_named_by_its_hash(tmp_path, probe):
+    seen = []
+    probe(lambda batch: seen.append(batch.inputs.clone()) or noted([0.0]))
     model, buffer = nn.Linear(4, 3), torch.empty(8, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with analyzer.Recorder(model, tmp_path / "run", probe="paths"):
@@ -218,10 +220,30 @@ def test_a_batch_that_was_overwritten_is_refused_after_the_last_step(tmp_path, p
             optimizer.zero_grad()
             functional.cross_entropy(model(buffer), y).backward()
             optimizer.step()
-        buffer.zero_()
-    run = analyzer.open_run(tmp_path / "run")
-    assert run.probe("paths")["step"].tolist() == [0]
-    assert "overwritten" in run.manifest["not_recorded"][0]
+    assert all(torch.equal(inputs, batches(1)[0][0]) for inputs in seen)
+    noted_at = analyzer.open_run(tmp_path / "run").probe_metadata("paths")
+    assert {entry["batch_step"] for entry in noted_at.values()} == {"0"}
+    assert len({entry["batch_hash"] for entry in noted_at.values()}) == 1
+
+
+def test_a_weight_decay_in_the_loss_follows_the_weights(tmp_path, probe):
+    found = []
+
+    def measure(batch):
+        (x, y), weight = batches(1)[0], batch.model.weight
+        expected = functional.cross_entropy(batch.model(x), y) + weight.square().sum()
+        found.append(torch.equal(batch.loss(batch.model(batch.inputs), None), expected))
+        return noted([0.0])
+
+    probe(measure)
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with analyzer.Recorder(model, tmp_path / "run", probe=["paths:1"]):
+        for x, y in batches(3):
+            optimizer.zero_grad()
+            (functional.cross_entropy(model(x), y) + model.weight.square().sum()).backward()
+            optimizer.step()
+    assert found == [True, True, True]
 
 
 def test_time_in_probes_is_told_apart_from_training(tmp_path, probe):

@@ -22,11 +22,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from analyzer.errors import ScriptError
+from analyzer.networks.data import Dataset
 from analyzer.networks.mlp import MLP
 from analyzer.networks.resnet import ResNet
 from analyzer.networks.simple import ConstantWidthNet
 
-__all__ = ["names", "plain_twin", "zoo"]
+__all__ = ["names", "plain_twin", "zoo", "zoo_for"]
 
 _NAME = re.compile(r"(resnet|plain|mlp|simple)([1-9][0-9]{0,3})((?:-[a-z0-9]+)*)")
 _WIDTH = re.compile(r"w([1-9][0-9]{0,3})")
@@ -99,6 +100,23 @@ def zoo(
         return _resnet(parsed, in_channels, num_classes, seed)
     except ValueError as error:
         raise ScriptError(f"zoo network {name!r}: {error}") from None
+
+
+def zoo_for(name: str, data: Dataset, *, seed: int = 0) -> nn.Module:
+    """Build a network by name that fits some data.
+
+    Args:
+        name: As for `zoo`.
+        data: Gives channels, size and number of classes; vectors count as images of one pixel.
+        seed: Seed of the initial weights.
+
+    Returns:
+        The network, in training mode, on the CPU.
+    """
+    channels, *size = data.shape if len(data.shape) == 3 else (data.shape[0], 1)
+    return zoo(
+        name, in_channels=channels, num_classes=data.num_classes, image_size=size[0], seed=seed
+    )
 
 
 def plain_twin(name: str) -> str:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,24 +19,36 @@ from analyzer.errors import AnalyzerError
 from analyzer.joins.calls import tensors_in
 from analyzer.joins.untouched import cloned, untouched
 from analyzer.probes import HeldBatch, Measurement, probe_named
-from analyzer.probes.replay import LossTape, RecordedLoss, ReplayError
+from analyzer.probes.replay import LossTape, ReplayError
 from analyzer.recording.live_log import keywords_of_the_call
 from analyzer.recording.names import unwrapped
 from analyzer.recording.schedule import ProbePlan
 
-__all__ = ["Held", "Probing", "measured"]
+__all__ = ["Call", "Held", "Probing", "digest_of", "measured"]
 
+_MOST_DIGESTED = 1 << 18
 OnMeasurement = Callable[[str, int, Measurement], None]
 
 
 @dataclass(slots=True)
-class _Call:
+class Call:
     """One call of a root model: its arguments, and under which precision it ran."""
 
     model: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     autocast: tuple[str, torch.dtype] | None
+
+
+class StepLoss(Protocol):
+    """The loss of one step as a function of the model's output."""
+
+    def __call__(self, output: Any, targets: Any = None) -> Tensor:
+        """Return the loss of an output of the same kind as the step's."""
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The classes of the samples, where the batch has classes."""
 
 
 @dataclass(slots=True)
@@ -51,8 +63,8 @@ class Held:
     """
 
     step: int
-    call: _Call
-    loss: RecordedLoss | None
+    call: Call
+    loss: StepLoss | None
     refusal: str | None
 
     def batch(self) -> HeldBatch:
@@ -61,11 +73,22 @@ class Held:
 
     def hash(self) -> str:
         """Return a digest of the tensors that the model was called with."""
-        digest = hashlib.sha256()
-        for leaf in tensors_in((self.call.args, self.call.kwargs)):
-            digest.update(f"{leaf.dtype} {tuple(leaf.shape)} ".encode())
-            digest.update(leaf.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:16]
+        return digest_of((self.call.args, self.call.kwargs))
+
+
+def digest_of(inputs: object) -> str:
+    """Return a digest of the tensors among a call's arguments: types, shapes, first elements.
+
+    Empty where one of them is on a device, because reading it would wait for that device.
+    """
+    digest = hashlib.sha256()
+    for tensor in tensors_in(inputs):
+        if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
+            return ""
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+        head = tensor.detach().reshape(-1)[:_MOST_DIGESTED].contiguous()
+        digest.update(head.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 class Probing:
@@ -76,6 +99,8 @@ class Probing:
     Args:
         plans: Which probe is due at which steps.
         on_measurement: Receives the name of a probe, the step and the table.
+        on_batch: Called with the digest of the first batch, probes or not; empty where reading it
+            would wait for a device.
         on_problem: Called with a sentence about a probe that cannot be measured.
     """
 
@@ -85,18 +110,22 @@ class Probing:
         self,
         plans: Sequence[ProbePlan],
         on_measurement: OnMeasurement,
+        *,
+        on_batch: Callable[[str], None],
         on_problem: Callable[[str], None],
     ) -> None:
         self.seconds = 0.0
         self.held: Held | None = None
         self._plans = plans
         self._on_measurement = on_measurement
+        self._on_batch = on_batch
         self._on_problem = on_problem
         self._measured: dict[str, int] = {}
-        self._is_watching = bool(plans)
+        self._is_watching = True
         self._nesting = 0
         self._num_calls = 0
-        self._call: _Call | None = None
+        self._digest = ""
+        self._call: Call | None = None
         self._tape: LossTape | None = None
         self._tapes_left: list[LossTape] = []
 
@@ -118,9 +147,11 @@ class Probing:
         self._stop_tape()
         self._num_calls += 1
         kwargs = keywords_of_the_call()
-        # Copied now: the model, or the program later, may write into its inputs.
-        args, kwargs = cloned((tuple(args), dict(kwargs)), requires_grad=False)
-        self._call = _Call(unwrapped(module), args, kwargs, _autocast(module))
+        self._digest = digest_of((args, kwargs))
+        if self._plans:
+            # Copied now: the model, or the program later, may write into its inputs.
+            args, kwargs = cloned((tuple(args), dict(kwargs)), requires_grad=False)
+            self._call = Call(unwrapped(module), args, kwargs, _autocast(module))
 
     def leave(self, module: nn.Module, output: Any) -> None:
         """A call of a root has ended: what follows, up to the backward pass, is the loss."""
@@ -140,9 +171,12 @@ class Probing:
         call, tape, calls = self._call, self._tape, self._num_calls
         self._stop_tape()
         self._nesting, self._call, self._num_calls = 0, None, 0
-        if call is None:
+        if calls == 0:
             return
         self._is_watching = False
+        self._on_batch(self._digest)
+        if call is None:
+            return
         loss, refusal = None, None
         try:
             if tape is None:
@@ -229,7 +263,7 @@ def _batch(held: Held) -> HeldBatch:
     return HeldBatch(call.model, inputs, None, loss or refuse, labels)
 
 
-def _positional(call: _Call) -> dict[str, Any]:
+def _positional(call: Call) -> dict[str, Any]:
     """Positional arguments under the names that the model's ``forward`` gives them."""
     bound = inspect.signature(call.model.forward).bind(*call.args, **call.kwargs)
     arguments: dict[str, Any] = {}

@@ -18,6 +18,7 @@ from analyzer.recording.checkpoints import saver
 from analyzer.recording.names import unwrapped
 from analyzer.recording.probing import Probing
 from analyzer.recording.provenance import device_name, environment, git_state
+from analyzer.recording.random_states import save_random_states
 from analyzer.recording.schedule import ProbePlan, Schedule
 from analyzer.recording.stopping import StopTraining
 from analyzer.recording.training import Training
@@ -126,7 +127,12 @@ class Recorder:
             )
         self._started = time.perf_counter()
         self._open_writer()
-        self._probing = Probing(self.schedule.probes, self._write_probe, self._note_problem)
+        self._probing = Probing(
+            self.schedule.probes,
+            self._write_probe,
+            on_batch=self._note_batch,
+            on_problem=self._note_problem,
+        )
         training = Training(
             self.schedule,
             on_step=self._write_step,
@@ -151,6 +157,8 @@ class Recorder:
         }
         try:
             self._writer = RunWriter(self.path, manifest, warn=self._warn)
+            if self._model is None:  # a script, which may be started again for a probe
+                save_random_states(self.path)
         except RunExistsError:
             raise
         except OSError as error:
@@ -230,6 +238,10 @@ class Recorder:
         if "layer" in columns and "name" in columns:
             columns["layer"] = self.training.layers.numbered(columns["name"])
         self._writer.write_probe(name, step, columns, measurement.metadata)
+
+    def _note_batch(self, digest: str) -> None:
+        if self._writer is not None and digest:
+            self._writer.update_manifest(first_batch=digest)
 
     def _save_weights_if_due(self, step: int) -> None:
         if self.schedule.saves_weights(step):

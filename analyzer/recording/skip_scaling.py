@@ -38,7 +38,8 @@ class SkipScaling:
             gradient, so that without shortcuts the variance of activations is the original one.
         ends_program: Whether a shortcut that cannot be scaled ends the program, which could catch
             an ordinary error; else it raises AnalyzerError in the model's call.
-        on_problem: Called with a sentence about what could not be rescaled.
+        on_problem: Called with a sentence about what could not be rescaled, and with the reason
+            before the program is ended.
     """
 
     def __init__(
@@ -68,7 +69,10 @@ class SkipScaling:
         self._interception.stop()
 
     def _refuse(self, error: AnalyzerError) -> BaseException:
-        return SkipsNotScaledError(str(error)) if self._ends_program else error
+        if not self._ends_program:
+            return error
+        self._on_problem(str(error))
+        return SkipsNotScaledError(str(error))
 
     def _rescale(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:

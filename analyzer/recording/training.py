@@ -86,7 +86,9 @@ class Training:
         self.layers = Layers()
         self.parameters = Parameters()
         self.splits = Splits(schedule, on_problem)
-        self.probing = probing or Probing((), lambda *_: None, on_problem)
+        self.probing = probing or Probing(
+            (), lambda *_: None, on_batch=lambda _: None, on_problem=on_problem
+        )
         self.capture = Capture(
             self._begin_forward,
             self._cannot_record,

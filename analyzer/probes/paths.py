@@ -1,0 +1,241 @@
+"""The path-length spectrum: how much gradient is carried by paths that cross k branches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from analyzer.joins.untouched import unwrapped
+from analyzer.probes.batch import HeldBatch, Measurement
+from analyzer.probes.path_counts import count_paths
+from analyzer.probes.path_forward import evaluate, evaluating
+from analyzer.probes.path_graph import crossings_of, destination_of
+from analyzer.probes.path_passes import gradients_by_length
+from analyzer.probes.path_samples import (
+    Layout,
+    PathsError,
+    batch_size,
+    layouts_of,
+    rows,
+    with_batch_axis,
+)
+
+__all__ = ["PathsError", "Spectrum", "effective_path_length", "measure", "path_lengths"]
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The gradient of a network by the number of branches that it crossed.
+
+    Args:
+        num_paths: Number of paths by length, from 0 to the number of joins.
+        gradient_norms: Mean over samples of ‖G_k‖₂ by length.
+        shares: Mean over samples of ⟨G_k, G⟩/‖G‖² by length; None where all samples have G = 0.
+        num_samples: Samples of the batch.
+        destination: The tensor at which the gradient was taken, in words.
+        sum_error: ‖Σ_k G_k − G‖ / ‖G‖ with the gradient G of a plain backward pass.
+    """
+
+    num_paths: list[int]
+    gradient_norms: list[float]
+    shares: list[float] | None
+    num_samples: int
+    destination: str
+    sum_error: float
+
+    @property
+    def lengths(self) -> range:
+        """Lengths from 0 to the number of joins."""
+        return range(len(self.num_paths))
+
+    @property
+    def effective_path_length(self) -> float:
+        """See `effective_path_length`."""
+        return effective_path_length(self.lengths, self.gradient_norms)
+
+
+def measure(batch: HeldBatch) -> Measurement:
+    """Return the path-length spectrum of a model on one batch, samples along the first axis.
+
+    Args:
+        batch: The model, its inputs, targets and mean loss; see `path_lengths`.
+
+    Returns:
+        The columns of ``probes/paths``; in the metadata the effective path length, the number of
+        joins and samples, where the gradient was taken, and the error of the sum rule.
+
+    Raises:
+        PathsError: If the spectrum of this model cannot be exact.
+    """
+    spectrum = path_lengths(batch)
+    return Measurement(
+        columns={
+            "length": list(spectrum.lengths),
+            "num_paths": [float(number) for number in spectrum.num_paths],
+            "gradient_norm": spectrum.gradient_norms,
+            "share": spectrum.shares or [None] * len(spectrum.num_paths),
+        },
+        metadata={
+            "effective_path_length": repr(spectrum.effective_path_length),
+            "num_joins": str(len(spectrum.num_paths) - 1),
+            "num_samples": str(spectrum.num_samples),
+            "gradient_of": spectrum.destination,
+            "sum_error": repr(spectrum.sum_error),
+            "mode": "eval",
+        },
+    )
+
+
+def path_lengths(batch: HeldBatch, batch_dim: int = 0) -> Spectrum:
+    """Return the gradient at the fork of the first join, by the branches that it crossed.
+
+    A network of n joins is a sum over paths. ``G_k`` is the gradient carried by all paths that
+    cross exactly k branches: at every join ``G_k ← G_k(through shortcut) + Jᵀ G_{k−1}(through
+    branch)``. Exact: nothing is sampled. ``G_k[i]`` is of sample i's own loss. A concatenation is a
+    join as well: the sum of its operands, each padded with zeros.
+
+    Eval mode, so that norms use running statistics and nothing is dropped; all parts get a
+    gradient, frozen ones too. The model is left as it was.
+
+    Args:
+        batch: The model, its inputs, targets and mean loss.
+        batch_dim: The axis of inputs and outputs that counts samples.
+
+    Raises:
+        PathsError: If the model mixes samples or has another batch axis; if joins cannot be seen;
+            if the fork of the first join has no gradient; if the loss is not one number.
+
+    Reference:
+        Veit et al. (2016), Residual networks behave like ensembles of relatively shallow networks,
+        who sampled single paths.
+    """
+    model = unwrapped(batch.model)
+    with evaluating(model):
+        run = evaluate(model, batch.inputs, batch.targets, batch.loss)
+        num_samples = batch_size(run.inputs, run.outputs, batch_dim)
+        inputs = with_batch_axis(run.input_edges, num_samples, batch_dim)
+        goal = destination_of(run.sites, inputs, run.walk)
+        crossings = crossings_of(run.sites)
+        layouts = layouts_of(run.outputs, inputs, goal.parts, num_samples, batch_dim)
+        total = torch.autograd.grad(run.loss, goal.parts, retain_graph=True, allow_unused=True)
+        sums = _Sums(total, layouts, num_samples)
+        for gradient in gradients_by_length(run.loss, goal.parts, crossings):
+            sums.add(gradient)
+        num_paths = count_paths(run.walk.nodes[0], goal.node, crossings)
+    return Spectrum(
+        num_paths=num_paths,
+        gradient_norms=sums.mean_norms(len(num_paths)),
+        shares=sums.mean_shares(len(num_paths)),
+        num_samples=num_samples,
+        destination=goal.name,
+        sum_error=sums.error(),
+    )
+
+
+def effective_path_length(lengths: Iterable[float], norms: Iterable[float]) -> float:
+    """Return the mean length of a path, weighted by the gradient that paths of its length carry.
+
+    ``Σ k‖G_k‖ / Σ ‖G_k‖``. Far below the number of joins in deep residual networks: the gradient
+    is carried by short paths, although most paths are long.
+
+    Args:
+        lengths: Path lengths k, in joins.
+        norms: ‖G_k‖ by length, in any unit.
+
+    Returns:
+        The length, in joins. NaN where no gradient arrives, or a norm is NaN or infinite.
+
+    Reference:
+        Veit et al. (2016), section 4.3.
+    """
+    pairs = list(zip(lengths, norms, strict=True))
+    # Divided by the largest one first, so that the sum of large norms does not overflow.
+    largest = max((norm for _, norm in pairs), default=0.0)
+    if largest == 0 or not all(math.isfinite(norm) for _, norm in pairs):
+        return math.nan
+    weights = [norm / largest for _, norm in pairs]
+    return math.fsum(k * w for (k, _), w in zip(pairs, weights, strict=True)) / math.fsum(weights)
+
+
+class _Sums:
+    """Norms and shares of each sample, taken while the gradients pass by.
+
+    Args:
+        total: The gradient of a plain backward pass.
+        layouts: Where the samples are in its parts.
+        num_samples: Samples of the batch.
+    """
+
+    def __init__(
+        self, total: Sequence[Tensor | None], layouts: Sequence[Layout], num_samples: int
+    ) -> None:
+        self._layouts = layouts
+        self._num_samples = num_samples
+        self._widths = [
+            1 if part is None else part.numel() * (1 + part.is_complex()) // num_samples
+            for part in total
+        ]
+        # The loss is a mean, and G_k[i] is of the sample's own loss.
+        self._total = self._rows(total) * num_samples
+        self._scales = _scales(self._total)
+        self._scaled = self._total / self._scales
+        self._rest = self._total.clone()
+        self._norms: list[Tensor] = []
+        self._products: list[Tensor] = []
+
+    def add(self, gradient: Sequence[Tensor | None]) -> None:
+        """Take the gradient of the next length."""
+        by_sample = self._rows(gradient) * self._num_samples
+        scales = _scales(by_sample)
+        self._norms.append(scales[:, 0] * (by_sample / scales).norm(dim=1))
+        self._products.append((by_sample / self._scales * self._scaled).sum(1))
+        if by_sample.numel():
+            self._rest -= by_sample
+
+    def mean_norms(self, num_lengths: int) -> list[float]:
+        """Return mean over samples of ‖G_k‖, zero for lengths that no path has."""
+        norms = [float(norms.mean()) for norms in self._norms]
+        return norms + [0.0] * (num_lengths - len(norms))
+
+    def mean_shares(self, num_lengths: int) -> list[float] | None:
+        """Return mean over samples with G ≠ 0 of ⟨G_k, G⟩/‖G‖²; None where there is none."""
+        products = torch.stack(self._products)
+        is_counted = (self._total != 0).any(1)
+        if not bool(is_counted.any()):
+            return None
+        # Σ_k ⟨G_k, G⟩ is ‖G‖² up to rounding; divided by it, shares add to 1 exactly.
+        shares = (products / products.sum(0))[:, is_counted].mean(1).tolist()
+        return [*shares, *[0.0] * (num_lengths - len(shares))]
+
+    def error(self) -> float:
+        """Return ‖Σ_k G_k − G‖ / ‖G‖ over all samples; NaN where G = 0."""
+        scale = self._scales.max()
+        return float((self._rest / scale).norm() / (self._total / scale).norm())
+
+    def _rows(self, parts: Sequence[Tensor | None]) -> Tensor:
+        """Return all parts together, one row a sample, in float64."""
+        found = [
+            _wide(rows(part, layout, self._num_samples))
+            if part is not None
+            else torch.zeros(self._num_samples, width, dtype=torch.float64)
+            for part, layout, width in zip(parts, self._layouts, self._widths, strict=True)
+        ]
+        return torch.cat([part.to(found[0].device) for part in found], 1)
+
+
+def _wide(by_sample: Tensor) -> Tensor:
+    if by_sample.device.type == "mps":  # no float64 there
+        by_sample = by_sample.cpu()
+    if by_sample.is_complex():
+        by_sample = torch.view_as_real(by_sample).flatten(1)
+    return by_sample.double()
+
+
+def _scales(by_sample: Tensor) -> Tensor:
+    """Return the largest magnitude of each row, 1 where that is zero or not finite."""
+    peaks = by_sample.abs().amax(1, keepdim=True)
+    return torch.where(peaks.isfinite() & (peaks > 0), peaks, 1.0)

@@ -1,0 +1,243 @@
+"""Path-length spectra against enumeration, closed forms and autograd."""
+
+from collections.abc import Callable
+from itertools import chain, combinations
+from math import comb, nan
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import analyzer
+from analyzer.joins import splits_of_model
+from analyzer.joins.calls import tensors_in
+from analyzer.networks.zoo import zoo
+from analyzer.probes.batch import HeldBatch
+from analyzer.probes.path_forward import evaluate, evaluating
+from analyzer.probes.path_graph import crossings_of, destination_of
+from analyzer.probes.path_passes import gradients_by_length
+from analyzer.probes.paths import effective_path_length, measure, path_lengths
+from analyzer.storage.schema import PROBES
+from tests.support.families import FAMILIES, Family
+
+Cross = Callable[[int, Tensor], Tensor]
+
+
+def wavy_loss(output: object, _: None) -> Tensor:
+    """The mean over samples of a sum whose gradient differs from element to element."""
+    terms = [
+        (t * torch.arange(t.numel()).view_as(t).cos()).sum() / len(t) for t in tensors_in(output)
+    ]
+    return torch.stack(terms).sum()
+
+
+def gradients_of(model: nn.Module, inputs: object) -> tuple[list[Tensor], Tensor]:
+    """The gradient of each length, and that of a plain backward pass, of the mean loss."""
+    with evaluating(model):
+        run = evaluate(model, inputs, None, wavy_loss)
+        goal = destination_of(run.sites, run.input_edges, run.walk)
+        (truth,) = torch.autograd.grad(run.loss, goal.parts, retain_graph=True)
+        found = gradients_by_length(run.loss, goal.parts, crossings_of(run.sites))
+        gradients = [torch.zeros_like(truth) if g is None else g for (g,) in found]
+    return gradients, truth
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_the_lengths_of_every_family_add_up_to_its_gradient(family: Family) -> None:
+    torch.manual_seed(0)
+    model, inputs = family.build(), family.inputs()
+    gradients, truth = gradients_of(model, inputs)
+    assert 0 < (sum(gradients) - truth).norm() + truth.norm() <= (1 + 1e-5) * truth.norm()
+    frame = analyzer.path_spectrum(model, inputs, None, wavy_loss)
+    assert frame["length"].tolist() == list(range(len(family.joins) + 1))
+    assert frame["share"].sum() == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if len(FAMILIES[name].joins) == 1])
+def test_the_two_lengths_of_one_join_are_its_split(name: str) -> None:
+    torch.manual_seed(0)
+    model, inputs = FAMILIES[name].build().eval(), FAMILIES[name].inputs()
+    (shortcut, branch), _ = gradients_of(model, inputs)
+    split = splits_of_model(model, inputs, None, wavy_loss)
+    assert shortcut.norm().item() == pytest.approx(split["shortcut_gradient_norm"][0], rel=1e-5)
+    assert branch.norm().item() == pytest.approx(split["branch_gradient_norm"][0], rel=1e-5)
+
+
+def test_a_gate_on_the_shortcut_belongs_to_the_branch() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*FAMILIES["highway"].build()[:2]).eval()
+    x = torch.randn(3, 6)
+    (shortcut, branch), _ = gradients_of(model, x)
+    split = splits_of_model(model, x, None, wavy_loss)
+    assert shortcut.norm().item() == pytest.approx(split["shortcut_gradient_norm"][0], rel=1e-5)
+    assert branch.norm().item() == pytest.approx(split["branch_gradient_norm"][0], rel=1e-5)
+
+
+class EightJoins(nn.Module):
+    """Eight joins; each branch operand passes `cross`, which a test may replace."""
+
+    num_joins = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cross: Cross = lambda _, branch: branch
+        self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(9))
+
+    def branch(self, number: int, x: Tensor) -> Tensor:
+        return torch.tanh(self.layers[number](x))
+
+
+class Chain(EightJoins):
+    def forward(self, x: Tensor) -> Tensor:
+        for join in range(8):
+            x = x + self.cross(join, self.branch(join, x))
+        return x.sin()
+
+
+class ReadElsewhere(EightJoins):
+    """Every branch's output has a second reader, which no join may shift."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = torch.ones(())
+        for join in range(8):
+            branch = self.branch(join, x)
+            seen = seen * branch.cos()
+            x = x + self.cross(join, branch)
+        return x.sin() * seen
+
+
+class Parallel(EightJoins):
+    """Four pairs of branches that read one tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for join in range(0, 8, 2):
+            first, second = self.branch(join, x), self.branch(join + 1, x)
+            x = x + self.cross(join, first) + self.cross(join + 1, second)
+        return x.sin()
+
+
+class Nested(EightJoins):
+    """Four joins, each with another one inside its branch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for join in range(0, 8, 2):
+            inner = self.branch(join, x)
+            inner = inner + self.cross(join + 1, self.branch(join + 1, inner))
+            x = x + self.cross(join, inner)
+        return x.sin()
+
+
+class Cut(torch.autograd.Function):
+    """The identity, through which no gradient passes."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return torch.zeros_like(gradient)
+
+
+def enumerated(model: EightJoins, x: Tensor) -> list[Tensor]:
+    """The gradient by length from one backward pass for each of 256 sets of open branches."""
+    sets = list(chain.from_iterable(combinations(range(8), k) for k in range(9)))
+    gradient: dict[frozenset[int], Tensor] = {}
+    for opened in map(frozenset, sets):
+        model.cross = lambda join, b, opened=opened: b if join in opened else Cut.apply(b)
+        leaf = x.clone().requires_grad_()
+        (gradient[opened],) = torch.autograd.grad(wavy_loss(model(leaf), None), leaf)
+    model.cross = lambda _, branch: branch
+    by_length = [torch.zeros_like(x) for _ in range(9)]
+    crossing: dict[frozenset[int], Tensor] = {}
+    for exact in map(frozenset, sets):
+        fewer = [part for part in crossing if part < exact]
+        crossing[exact] = gradient[exact] - sum(crossing[part] for part in fewer)
+        by_length[len(exact)] += crossing[exact]
+    return by_length
+
+
+@pytest.mark.parametrize("kind", [Chain, ReadElsewhere, Parallel, Nested])
+def test_eight_joins_agree_with_the_enumeration_of_256_paths(kind: type[EightJoins]) -> None:
+    torch.manual_seed(0)
+    model, x = kind().double(), torch.randn(2, 3).double()
+    expected = enumerated(model, x)
+    found, _ = gradients_of(model, x)
+    assert sum(gradient.norm() > 1e-9 for gradient in expected) >= 5
+    for k, gradient in enumerate(expected):
+        other = found[k] if k < len(found) else torch.zeros_like(gradient)
+        assert (other - gradient).norm() <= 1e-12
+    frame = analyzer.path_spectrum(model, x, None, wavy_loss)
+    own = torch.stack(expected) * 2
+    norms = own.norm(dim=2).mean(1)
+    assert frame["gradient_norm"].tolist() == pytest.approx(norms.tolist(), abs=1e-12)
+    total = own.sum(0)
+    shares = ((own * total).sum(2) / total.square().sum(1)).mean(1)
+    assert frame["share"].tolist() == pytest.approx(shares.tolist(), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (Chain, [comb(8, k) for k in range(9)]),
+        (Parallel, [comb(4, k) * 2**k if k <= 4 else 0 for k in range(9)]),
+        (Nested, [1, 4, 10, 16, 19, 16, 10, 4, 1]),  # (1 + t + t²)⁴
+    ],
+)
+def test_paths_are_counted(kind: type[EightJoins], expected: list[int]) -> None:
+    frame = analyzer.path_spectrum(kind(), torch.randn(2, 3), None, wavy_loss)
+    assert frame["num_paths"].tolist() == expected
+
+
+class Multiple(nn.Module):
+    """``x + a·x``, with a parameter so that it is a branch."""
+
+    def __init__(self, a: float) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(a))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.a * x
+
+
+@pytest.mark.parametrize("a", [0.5, -0.25])
+def test_branches_that_multiply_give_the_binomial_spectrum(a: float) -> None:
+    n = 20
+    model = nn.Sequential(*[Multiple(a) for _ in range(n)]).double()
+    frame = analyzer.path_spectrum(model, torch.randn(3, 4).double(), None, wavy_loss)
+    terms = [comb(n, k) * a**k for k in range(n + 1)]
+    norms = frame["gradient_norm"] / frame["gradient_norm"][0]
+    assert norms.tolist() == pytest.approx([abs(term) for term in terms], rel=1e-12)
+    shares = [term / (1 + a) ** n for term in terms]
+    assert frame["share"].tolist() == pytest.approx(shares, rel=1e-9)
+    mean = frame.attrs["effective_path_length"]
+    assert mean == pytest.approx(n * abs(a) / (1 + abs(a)), rel=1e-12)
+
+
+def test_54_joins_of_a_110_layer_net_take_one_run() -> None:
+    torch.manual_seed(0)
+    model = zoo("resnet110-preact", in_channels=3, num_classes=10, image_size=8)
+    x, y = torch.randn(2, 3, 8, 8), torch.randint(10, (2,))
+    spectrum = path_lengths(HeldBatch(model, x, y, nn.functional.cross_entropy))
+    assert spectrum.num_paths == [comb(54, k) for k in range(55)]
+    assert spectrum.sum_error <= 1e-5
+    assert min(spectrum.gradient_norms) > 0
+    assert 5 < spectrum.effective_path_length < 45
+
+
+def test_effective_path_length_is_the_mean_weighted_by_norm() -> None:
+    assert effective_path_length([0, 1, 2], [1.0, 2.0, 1.0]) == 1
+    assert effective_path_length([0, 1], [1e308, 1e308]) == 0.5
+    assert effective_path_length([0, 1], [0.0, 5e-324]) == 1
+    for norms in ([0.0, 0.0], [1.0, nan], []):
+        assert str(effective_path_length(range(len(norms)), norms)) == "nan"
+
+
+def test_the_probe_writes_the_columns_of_its_table() -> None:
+    measured = measure(HeldBatch(Chain(), torch.randn(2, 3), None, wavy_loss))
+    names = [field.name for field in PROBES["paths"] if field.name != "step"]
+    assert list(measured.columns) == names
+    assert measured.metadata["num_joins"] == "8"
+    assert measured.metadata["num_samples"] == "2"
+    assert 0 < float(measured.metadata["effective_path_length"]) < 8
+    assert float(measured.metadata["sum_error"]) < 1e-5

@@ -1,0 +1,144 @@
+"""Probes after the fact: the same values as those taken during the training."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import analyzer
+from analyzer.errors import AnalyzerError, NotRecordedError
+from analyzer.replaying import checkpoints_of, command_of
+from tests.support.runs import write_run
+
+SCRIPT = """
+import argparse, random
+import numpy as np
+import torch
+from torch import nn
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--lr", type=float)
+lr = parser.parse_args().lr
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x + self.second(torch.relu(self.first(x)))
+
+model = nn.Sequential(nn.Linear(4, 8), Block(), nn.BatchNorm1d(8), Block(), nn.Linear(8, 3))
+optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+for step in range(6):
+    x = torch.from_numpy(np.random.randn(16, 4)).float() + torch.randn(16, 4)
+    y = torch.tensor([random.randrange(3) for _ in range(16)])
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    open("seen.txt", "a").write("step ")
+"""
+MODEL = """
+import torch
+from torch import nn
+model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+"""
+
+
+def command(folder, *words, code=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "analyzer", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == code, done.stderr
+    return done.stderr
+
+
+def without_probes(run):
+    """A copy of a run in which no probe was taken."""
+    other = run.with_name("again")
+    shutil.copytree(run, other)
+    shutil.rmtree(other / "probes")
+    return other
+
+
+@pytest.mark.parametrize(
+    ("target", "replay"),
+    [
+        (["train.py", "--lr", "0.1"], ["--replay"]),
+        (["--steps", "6", "model.py"], []),
+        (["--steps", "6", "zoo:mlp4-residual"], []),
+    ],
+    ids=["script", "model file", "zoo"],
+)
+def test_a_probe_after_the_fact_gives_the_values_of_the_training(tmp_path, target, replay):
+    (tmp_path / "train.py").write_text(SCRIPT)
+    (tmp_path / "model.py").write_text(MODEL)
+    options = ["--probe", "paths:2", "--probe", "shattering:2", "--checkpoint-every", "2"]
+    command(tmp_path, "record", "--quiet", "--run", "run", *options, *target)
+    again = without_probes(tmp_path / "run")
+    seen = (tmp_path / "seen.txt").read_text() if replay else None
+
+    command(tmp_path, "probe", str(again), "paths", "shattering", "--step", "all", *replay)
+
+    if replay:  # nothing that the script writes was touched
+        assert (tmp_path / "seen.txt").read_text() == seen
+    live, later = analyzer.open_run(tmp_path / "run"), analyzer.open_run(again)
+    for name in ("paths", "shattering"):
+        assert set(live.probe(name)["step"]) == {0, 2, 4, 5}
+        assert live.probe(name).equals(later.probe(name))
+
+
+def test_a_script_is_started_again_only_when_asked_and_its_command_is_said_first(tmp_path):
+    (tmp_path / "train.py").write_text(SCRIPT)
+    command(tmp_path, "record", "--quiet", "--run", "run", "train.py", "--lr", "0.1")
+    assert "add --replay" in command(tmp_path, "probe", "run", "paths", code=2)
+    told = command(tmp_path, "probe", "run", "paths", "--replay").splitlines()
+    assert told[0] == "analyzer: running up to its first update: python train.py --lr 0.1"
+    assert "is there already; kept" in command(tmp_path, "probe", "run", "paths", "--replay")
+
+
+def test_another_first_batch_is_refused(tmp_path):
+    (tmp_path / "train.py").write_text(SCRIPT)
+    command(tmp_path, "record", "--quiet", "--run", "run", "train.py", "--lr", "0.1")
+    (tmp_path / "train.py").write_text(SCRIPT.replace("float() +", "float() + 1 +"))
+    message = command(tmp_path, "probe", "run", "paths", "--replay", code=2)
+    assert "the first batch of run 'run' cannot be had again" in message
+
+
+def test_a_program_that_needs_its_folder_is_told_about_in_place(tmp_path):
+    script = "open('data.txt').read()\n" + SCRIPT
+    (tmp_path / "train.py").write_text(script)
+    (tmp_path / "data.txt").write_text("here")
+    command(tmp_path, "record", "--quiet", "--run", "run", "train.py", "--lr", "0.1")
+    assert "--in-place" in command(tmp_path, "probe", "run", "paths", "--replay", code=2)
+    command(tmp_path, "probe", "run", "paths", "--replay", "--in-place")
+    assert analyzer.open_run(tmp_path / "run").probes == ["paths"]
+
+
+def test_paths_that_the_run_does_not_hold_must_be_given_again(tmp_path):
+    write_run(tmp_path / "run", [1.0], [[1.0]], argv=["train.py", "--data", "<path:0>"])
+    run = analyzer.open_run(tmp_path / "run")
+    with pytest.raises(AnalyzerError, match="<path:0>"):
+        command_of(run, [])
+    assert command_of(run, ["--data", "here"]) == ["train.py", "--data", "here"]
+
+
+@pytest.mark.parametrize("which", ["7", "first", "-1"])
+def test_a_step_without_checkpoint_is_refused(tmp_path, which):
+    write_run(tmp_path / "run", [1.0], [[1.0]])
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "checkpoints" / "step-000000000000.safetensors").touch()
+    run = analyzer.open_run(tmp_path / "run")
+    with pytest.raises(AnalyzerError, match=r"expected|steps 0"):
+        checkpoints_of(run, which)
+
+
+def test_a_run_without_checkpoints_says_how_to_get_them(tmp_path):
+    write_run(tmp_path / "run", [1.0], [[1.0]])
+    with pytest.raises(NotRecordedError, match="--checkpoint-every"):
+        checkpoints_of(analyzer.open_run(tmp_path / "run"), "last")

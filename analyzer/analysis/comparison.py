@@ -29,7 +29,7 @@ THRESHOLDS: dict[str, tuple[float, str]] = {
     ),
     "loss_difference": (
         0.1,
-        "of the larger first loss: less than the spread between seeds of a short training",
+        "of the smaller first loss: less than the spread between seeds of a short training",
     ),
 }
 
@@ -147,7 +147,7 @@ def _losses_differ(a: TrainingSummary, b: TrainingSummary) -> bool:
     """Whether final losses differ by more than noise; NaN differs from a number only."""
     if not (math.isfinite(a.final_loss) and math.isfinite(b.final_loss)):
         return math.isfinite(a.final_loss) != math.isfinite(b.final_loss)
-    scale = max(abs(a.first_loss), abs(b.first_loss))
+    scale = min(abs(a.first_loss), abs(b.first_loss))
     return abs(a.final_loss - b.final_loss) > _threshold("loss_difference") * scale
 
 

@@ -70,6 +70,11 @@ class MedianGain:
     num_steps: int
     num_undefined: int
 
+    @property
+    def decades_fallen(self) -> float:
+        """Median decades from the last layer to the first; negative where it grows."""
+        return 0.0 - self.log10_total
+
 
 def _pairs(n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """All pairs i < j of n items, or evenly spaced ones of that list where it is too long."""

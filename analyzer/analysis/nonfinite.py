@@ -31,11 +31,15 @@ class NonFinite:
     what: str
 
 
-def first_nonfinite(run: Run) -> NonFinite | None:
+def first_nonfinite(run: Run, ignored: NDArray[np.int64] | None = None) -> NonFinite | None:
     """Find the first layer with NaN or infinite values, in the order in which they are computed.
 
     Within its step that is the first activation in call order; where all activations are finite,
     the output gradient of the last layer in call order, since backward runs from there.
+
+    Args:
+        run: An opened run.
+        ignored: Steps that do not count, such as those that a gradient scaler skipped.
 
     Returns:
         The place; None where every recorded value is finite.
@@ -46,7 +50,10 @@ def first_nonfinite(run: Run) -> NonFinite | None:
         some = steps[start : start + chunk]
         rows = run.read("layer_stats", _COLUMNS, steps=slice(int(some[0]), int(some[-1]) + 1))
         activation, gradient = (_positive(rows, name) for name in _COLUMNS)
-        bad = np.flatnonzero(activation | gradient)
+        counts = activation | gradient
+        if ignored is not None:
+            counts &= ~np.isin(rows.column("step").to_numpy(), ignored)
+        bad = np.flatnonzero(counts)
         if len(bad):
             return _earliest(run, rows, activation, gradient, bad)
     return None

@@ -17,10 +17,22 @@ def demo(
     ] = "none",
     steps: Annotated[int, typer.Option("--steps", metavar="N", help="Updates of each net.")] = 400,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of nets and data.")] = 0,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--probe",
+            metavar="NAME[:EVERY]",
+            help="Probes of both nets; may be given several times. Default: paths, shattering, "
+            "jacobian and lesion, at the first and the last step.",
+        ),
+    ] = None,
+    no_probes: Annotated[
+        bool, typer.Option("--no-probes", help="Train without probes: some claims stay open.")
+    ] = False,
     runs_dir: RunsDir = Path("runs"),
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
 ) -> None:
-    """Train a plain net and its residual twin on the digits of scikit-learn, and compare them.
+    """Train a plain net and its residual twin on the digits of scikit-learn, and explain them.
 
     Without normalization (the default) the gradient of the plain net truly vanishes. With
     --norm batch --depth 56 the nets are those of He et al. 2015, where it does not.
@@ -31,13 +43,19 @@ def demo(
         analyzer demo --norm batch --depth 56 --steps 150
     """  # noqa: D301 -- click reads the control character
     from analyzer.cli.terminal import console
-    from analyzer.cli.twins import record_twins, side_by_side_text
+    from analyzer.cli.twins import PROBES, record_twins, side_by_side_text
     from analyzer.errors import AnalyzerError
 
     if norm not in ("none", "batch"):
         raise AnalyzerError(f"--norm is {norm!r}; expected none or batch")
     plain, residual = record_twins(
-        depth=depth, norm=norm, steps=steps, seed=seed, runs_dir=runs_dir, quiet=quiet
+        depth=depth,
+        norm=norm,
+        steps=steps,
+        seed=seed,
+        probes=() if no_probes else tuple(probe or PROBES),
+        runs_dir=runs_dir,
+        quiet=quiet,
     )
     screen = console()
     for line in side_by_side_text(plain, residual, screen.width):

@@ -1,8 +1,6 @@
 """The list of runs as a table, as sentences and as JSON."""
 
-import json
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +9,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from analyzer.analysis.findings import findings, health
 from analyzer.cli.flow_text import number
+from analyzer.cli.json_text import json_text
 from analyzer.cli.terminal import printable, signs, table_box
 from analyzer.errors import AnalyzerError
 from analyzer.storage.catalog import RunSummary
 from analyzer.storage.run import Run, open_run
 
-__all__ = ["age_text", "as_json", "completed", "print_runs"]
+__all__ = ["age_text", "as_json", "completed", "print_runs", "verdict_of"]
 
 _AGES = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
@@ -51,14 +51,34 @@ def _last_loss(run: Run) -> float | None:
     return loss
 
 
-def print_runs(folder: Path, runs: Sequence[RunSummary], console: Console) -> None:
+def verdict_of(run: RunSummary) -> str | None:
+    """Return the state of a run in a word: ``healthy``, or the code of its worst finding.
+
+    Returns:
+        None for a run that cannot be read or holds no layer.
+    """
+    if run.problem is not None or not run.layers:
+        return None
+    try:
+        return health(findings(open_run(run.path)))
+    except (AnalyzerError, OSError):
+        return None
+
+
+Verdicts = Mapping[Path, str | None]
+
+
+def print_runs(
+    folder: Path, runs: Sequence[RunSummary], verdicts: Verdicts, console: Console
+) -> None:
     """Print the table of runs, then the reason of each that cannot be read."""
     if not runs:
         console.print(_none_found(folder), soft_wrap=True)
         return
     marks = signs()
     table = Table(box=table_box(), pad_edge=False, show_edge=False)
-    table.add_column("name", no_wrap=True)
+    # The only one that gives way where a terminal is narrow.
+    table.add_column("name", overflow="ellipsis")
     table.add_column("status", no_wrap=True)
     for name in ("steps", "layers", "joins", "loss", "verdict", "age"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -69,7 +89,7 @@ def print_runs(folder: Path, runs: Sequence[RunSummary], console: Console) -> No
             run.status,
             *(marks.missing if count is None else f"{count:,}" for count in counts),
             number(run.loss, marks.missing),
-            marks.missing,
+            verdicts.get(run.path) or marks.missing,
             marks.missing if run.age is None else age_text(run.age),
         ]
         table.add_row(*map(Text, cells))
@@ -97,13 +117,12 @@ def age_text(seconds: float) -> str:
     return f"{max(0, int(seconds))} s"
 
 
-def as_json(runs: Sequence[RunSummary]) -> str:
+def as_json(runs: Sequence[RunSummary], verdicts: Verdicts) -> str:
     """Return the list as JSON; NaN and infinities, which JSON lacks, are texts."""
-    return json.dumps([_fields(run) for run in runs], indent=1)
+    return json_text([_fields(run, verdicts.get(run.path)) for run in runs])
 
 
-def _fields(run: RunSummary) -> dict[str, Any]:
-    loss = run.loss
+def _fields(run: RunSummary, verdict: str | None) -> dict[str, Any]:
     return {
         "name": run.name,
         "path": str(run.path),
@@ -111,8 +130,8 @@ def _fields(run: RunSummary) -> dict[str, Any]:
         "steps": run.steps,
         "layers": run.layers,
         "joins": run.joins,
-        "loss": loss if loss is None or math.isfinite(loss) else number(loss),
-        "verdict": None,
+        "loss": run.loss,
+        "verdict": verdict,
         "created": run.created,
         "age_seconds": run.age,
         "problem": run.problem,

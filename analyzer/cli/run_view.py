@@ -1,5 +1,6 @@
-"""A run as text for the terminal: header, depth profile, gain, loss, joins and layers."""
+"""A run as text for the terminal: header, profile, gain, loss, joins, findings, layers."""
 
+import math
 import re
 import textwrap
 from collections.abc import Sequence
@@ -10,9 +11,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from analyzer.analysis.depth_profile import DepthProfile, depth_profile
+from analyzer.analysis.findings import findings
 from analyzer.analysis.nonfinite import first_nonfinite
 from analyzer.analysis.training import TrainingSummary, run_training
 from analyzer.cli.chart import depth_chart, sparkline
+from analyzer.cli.findings_text import finding_lines, findings_summary
 from analyzer.cli.flow_text import (
     counted,
     gain_lines,
@@ -57,7 +60,9 @@ def print_run(run: Run, step: str, pattern: str | None, console: Console) -> Non
     _print_lines(console, _header(run, training, marks))
     console.print()
     _print_lines(console, _flow(run, profile, training, chosen, console.width))
-    _print_lines(console, [_loss_line(training, marks), _joins_line(run), ""])
+    _print_lines(console, [_loss_line(training, marks), _joins_line(run)])
+    found = findings(run)
+    _print_lines(console, [findings_summary(found), *finding_lines(found), ""])
     table, hint = layer_table(run, profile.step, chosen, marks, console.width)
     console.print(table)
     _print_lines(console, [hint] if hint else [])
@@ -216,10 +221,12 @@ def _loss_line(training: TrainingSummary, marks: Signs) -> str:
 
 
 def _joins_line(run: Run) -> str:
-    """How many joins there are, by kind of shortcut."""
+    """How many joins there are, by kind of shortcut, and how much gradient the shortcuts carry."""
     joins = run.joins
     if joins.empty:
         return "Joins: none found."
     kinds = joins["shortcut"].value_counts(sort=False)
     parts = ", ".join(f"{count} {printable(str(kind))}" for kind, count in kinds.items())
-    return f"Joins: {len(joins)} ({parts})."
+    share = run.splits(columns="shortcut_share")["shortcut_share"].median()
+    carried = "" if math.isnan(share) else f"; shortcuts carry {number(share)} of the gradient"
+    return f"Joins: {len(joins)} ({parts}){carried}."

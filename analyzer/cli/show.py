@@ -23,7 +23,7 @@ def show(
     ] = None,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Show a run in the terminal: depth profile, gain, loss, joins, layers.
+    """Show a run in the terminal: depth profile, gain, loss, joins, findings, layers.
 
     The chart runs from the input at the left to the output at the right on a logarithmic axis; the
     gain is the factor per layer by which the output gradient changes going backward.

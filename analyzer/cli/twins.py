@@ -1,19 +1,23 @@
 """A plain net and its residual twin: recorded one after the other, shown side by side."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
-from analyzer.analysis.comparison import RunFacts, difference
-from analyzer.analysis.depth_profile import DepthProfile, depth_profile, span_decades
-from analyzer.analysis.gradient_flow import profile_gain
+from analyzer.analysis.depth_profile import depth_profile
 from analyzer.analysis.training import run_training
+from analyzer.analysis.verdict import verdict
 from analyzer.cli.chart import depth_chart, shared_decades, side_by_side
 from analyzer.cli.flow_text import number
 from analyzer.cli.record_options import RecordOptions
 from analyzer.cli.terminal import signs
-from analyzer.storage.run import Run, open_run
+from analyzer.cli.verdict_text import explain_text
+from analyzer.storage.run import open_run
 
-__all__ = ["record_twins", "side_by_side_text"]
+__all__ = ["PROBES", "record_twins", "side_by_side_text"]
+
+PROBES = ("paths", "shattering", "jacobian", "lesion")
+"""The probes that a verdict needs."""
 
 _GAP = 3
 
@@ -30,7 +34,14 @@ def _folders(runs_dir: Path) -> tuple[Path, Path]:
 
 
 def record_twins(
-    *, depth: int, norm: str, steps: int, seed: int, runs_dir: Path, quiet: bool
+    *,
+    depth: int,
+    norm: str,
+    steps: int,
+    seed: int,
+    runs_dir: Path,
+    quiet: bool,
+    probes: Sequence[str] = (),
 ) -> tuple[Path, Path]:
     """Train and record both nets; return their run folders, plain first.
 
@@ -57,6 +68,7 @@ def record_twins(
             steps=steps,
             seed=seed,
             quiet=quiet,
+            probe=tuple(probes),
             lr=0.02,
             batch_size=64 if norm == "none" else 128,
         )
@@ -64,15 +76,11 @@ def record_twins(
     return folders
 
 
-def _facts(run: Run, profile: DepthProfile) -> RunFacts:
-    return RunFacts(profile_gain(profile), span_decades(profile), run_training(run))
-
-
 def side_by_side_text(plain: Path, residual: Path, width: int) -> list[str]:
-    """Return both depth profiles on one scale, and the sentence that says what differs."""
+    """Return both depth profiles on one scale, and the verdict on what separates them."""
     runs = [open_run(plain), open_run(residual)]
     profiles = [depth_profile(run, int(run.layer_steps()[-1])) for run in runs]
-    facts = [_facts(run, profile) for run, profile in zip(runs, profiles, strict=True)]
+    losses = [run_training(run).last_loss for run in runs]
     decades = shared_decades(*(profile.norms[profile.measured] for profile in profiles))
     marks = signs()
     is_narrow = width < 90
@@ -84,9 +92,9 @@ def side_by_side_text(plain: Path, residual: Path, width: int) -> list[str]:
             width=min(room, 70),
             unicode=marks.unicode,
             decades=decades,
-            title=f"{run.name}: loss {number(fact.training.last_loss)} after step {profile.step}",
+            title=f"{run.name}: loss {number(loss)} after step {profile.step}",
         )
-        for run, profile, fact in zip(runs, profiles, facts, strict=True)
+        for run, profile, loss in zip(runs, profiles, losses, strict=True)
     ]
     drawn = "\n\n".join(charts) if is_narrow else side_by_side(charts[0], charts[1], _GAP)
     return [
@@ -95,7 +103,8 @@ def side_by_side_text(plain: Path, residual: Path, width: int) -> list[str]:
         "",
         *drawn.splitlines(),
         "",
-        difference(*facts),
+        *explain_text(verdict(*runs), width, queries=False),
         "",
-        f"Look closer: analyzer show {plain} and analyzer show {residual}",
+        f"Look closer: analyzer explain {plain} {residual}",
+        f"             analyzer show {plain}; analyzer show {residual}",
     ]

@@ -1,0 +1,216 @@
+"""The verdict: which mechanism separates plain runs from residual ones, claim by claim."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from analyzer.analysis.claims import Claim, claims, with_range
+from analyzer.analysis.comparison import THRESHOLDS
+from analyzer.storage.run import Run
+
+__all__ = ["Verdict", "verdict"]
+
+Claims = Mapping[str, Claim]
+_ROUTE = "from the last layer to the first"
+_INSTEAD = (
+    ("shattering", "shattered gradients (correlation {plain} against {residual})"),
+    ("conditioning", "conditioning (condition number {plain} against {residual})"),
+    ("first_update", "the first layer's update ratio ({plain} against {residual})"),
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What separates a plain and a residual run.
+
+    Args:
+        sentence: Two to five sentences, each with its numbers: the mechanism first.
+        claims: Every claim with its status, numbers and query.
+        note: How the plain run was made, as far as its manifest says.
+        num_seeds: Pairs of runs that it is about.
+    """
+
+    sentence: str
+    claims: tuple[Claim, ...]
+    note: str = ""
+    num_seeds: int = 1
+
+
+def verdict(plain: Run | Sequence[Run], residual: Run | Sequence[Run]) -> Verdict:
+    """Say what separates plain runs from residual ones.
+
+    Vanishing gradients are claimed only where the fitted norm falls by 3 decades or more from the
+    last layer to the first; elsewhere the sentence says so and names what differs instead.
+
+    Args:
+        plain: A run without shortcuts, or one for each seed.
+        residual: The run with them, or one for each seed in the same order.
+
+    Returns:
+        The verdict; over several seeds numbers are medians with their range, and a claim holds
+        where it holds in all of them.
+
+    Raises:
+        ValueError: If the numbers of runs differ, or there is none.
+
+    Reference:
+        He et al. (2015), Deep residual learning for image recognition, §4.1.
+    """
+    left = [plain] if isinstance(plain, Run) else list(plain)
+    right = [residual] if isinstance(residual, Run) else list(residual)
+    if len(left) != len(right) or not left:
+        raise ValueError(
+            f"got {len(left)} plain and {len(right)} residual runs; expected pairs. "
+            "Give one plain run for each residual run"
+        )
+    found = claims(left, right)
+    by_key = {claim.key: claim for claim in found}
+    sentence = " ".join(filter(None, (part(by_key) for part in _PARTS)))
+    return Verdict(_seeds(by_key, len(left)) + sentence, found, _twin_note(left[0]), len(left))
+
+
+def _seeds(found: Claims, count: int) -> str:
+    """Over how many seeds the medians are, and whether the seeds agree."""
+    if count == 1:
+        return ""
+    vanish = found["vanishing"].num_holding
+    split = f"; they disagree, gradients vanish in {vanish}" if 0 < vanish < count else ""
+    return f"Over {count} seeds (medians, with ranges{split}): "
+
+
+def _decades(claim: Claim) -> tuple[float, float] | None:
+    """The decades that the gradient falls in both; None where that was not measured."""
+    if claim.plain is None or claim.residual is None:
+        return None
+    return claim.plain, claim.residual
+
+
+def _limit(name: str) -> float:
+    """A threshold of comparisons."""
+    return THRESHOLDS[name][0]
+
+
+def _change(decades: float, spread: tuple[float, float] | None) -> str:
+    """What the gradient does along depth, as a clause."""
+    if spread is not None:
+        spread = spread if decades >= 0 else (-spread[1], -spread[0])
+    verb = "falls" if decades >= 0 else "grows"
+    return f"{verb} {with_range(abs(decades), spread)} decades"
+
+
+def _plain(claim: Claim) -> str:
+    """The number of the run without shortcuts, with its range over seeds."""
+    return with_range(claim.plain, claim.plain_spread)
+
+
+def _residual(claim: Claim) -> str:
+    """The number of the run with shortcuts, with its range over seeds."""
+    return with_range(claim.residual, claim.residual_spread)
+
+
+def _mechanism(found: Claims) -> str:
+    """What the norms along depth say."""
+    relative, claim = found["relative_gradient"], found["vanishing"]
+    if relative.plain == 0 and relative.residual:
+        return (
+            "Without shortcuts no gradient reaches the first layer: its norm is exactly 0 of that "
+            f"at the output; with them it is {_residual(relative)} of it."
+        )
+    decades = _decades(claim)
+    if decades is None:
+        return "The gain along depth was not measured in both runs."
+    plain, residual = decades
+    sides = (
+        f"without shortcuts the gradient {_change(plain, claim.plain_spread)} {_ROUTE}, with them "
+        f"it {_change(residual, claim.residual_spread)}"
+    )
+    return f"{_headline(plain, residual)}: {sides}."
+
+
+def _headline(plain: float, residual: float) -> str:
+    """The mechanism in a few words, from the decades that the gradient falls."""
+    limit = _limit("unhealthy_decades")
+    if plain >= limit:
+        if residual >= limit:
+            return "Gradients vanish in both, so shortcuts do not keep them from it"
+        if residual <= -limit:
+            return "Shortcuts turn vanishing gradients into exploding ones"
+        return "Vanishing gradients separate the two"
+    if plain <= -limit:
+        if residual <= -limit:
+            return "Not vanishing: gradients explode in both"
+        return "Not vanishing but exploding gradients separate the two"
+    if residual <= -limit:
+        return "Not vanishing: gradients explode with the shortcuts, not without them"
+    if residual >= limit:
+        return "Gradients vanish with the shortcuts, not without them"
+    healthy = max(abs(plain), abs(residual)) <= _limit("healthy_decades")
+    word = "gradient norms are healthy in both" if healthy else "gradient norms stay within bounds"
+    return f"Not vanishing: {word}"
+
+
+def _instead(found: Claims) -> str:
+    """What differs where the norms do not separate them, or that it was not measured."""
+    decades = _decades(found["vanishing"])
+    if decades is not None and abs(decades[0]) >= _limit("unhealthy_decades"):
+        return ""
+    if found["relative_gradient"].plain == 0:
+        return ""
+    differing = [
+        words.format(plain=_plain(c), residual=_residual(c))
+        for key, words in _INSTEAD
+        if (c := found[key]).status == "holds"
+    ]
+    missing = [k for k in ("shattering", "conditioning") if found[k].status == "not measured"]
+    parts = []
+    if differing:
+        parts.append(f"What differs instead: {', '.join(differing)}.")
+    elif not missing:
+        parts.append("Neither shattering nor conditioning separates them.")
+    if missing:
+        parts.append(f"{' and '.join(missing).capitalize()} not measured.")
+    return " ".join(parts)
+
+
+def _shortcuts(found: Claims) -> str:
+    """How much gradient the shortcuts carry, and through which paths."""
+    start, share, paths = (found[k] for k in ("identity_start", "shortcut_share", "path_length"))
+    parts = []
+    if start.status == "holds" and start.residual is not None:
+        parts.append(
+            "The residual net starts as an identity: its shortcuts carry "
+            f"{_residual(start)} of the gradient at first."
+        )
+    if share.residual is not None:
+        over = f", over paths of {_residual(paths)} branches" if paths.residual is not None else ""
+        parts.append(f"Shortcuts carry {_residual(share)} of the gradient{over}.")
+    return " ".join(parts)
+
+
+def _outcome(found: Claims) -> str:
+    """What the training did."""
+    loss = found["training_loss"]
+    if loss.plain is None or loss.residual is None:
+        return ""
+    numbers = f"{_plain(loss)} without them, {_residual(loss)} with"
+    if loss.status == "holds":
+        return f"The loss ends lower with shortcuts: {numbers}."
+    if not loss.residual <= loss.plain:
+        return f"The loss does not end lower with shortcuts: {numbers}."
+    return f"The loss ends about as low in both: {numbers}."
+
+
+_PARTS = (_mechanism, _instead, _shortcuts, _outcome)
+
+
+def _twin_note(plain: Run) -> str:
+    """How the plain run was made, as far as its manifest says."""
+    scale = plain.manifest.get("skip_scale")
+    if scale is None:
+        return ""
+    rescaled = plain.manifest.get("rescale") or plain.manifest.get("rescaled")
+    branches = (
+        "its branches were initialized again so that activation variances match"
+        if rescaled
+        else "its branches kept their scale, so activations have another scale than the original's"
+    )
+    return f"The plain run is a twin with every shortcut multiplied by {scale:g}; {branches}."

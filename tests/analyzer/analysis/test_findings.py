@@ -1,0 +1,219 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import analyzer
+from analyzer.analysis.finding import THRESHOLDS, stretch, thresholds_with
+from analyzer.analysis.findings import findings, health
+from analyzer.analysis.split_rules import remaining_share
+from analyzer.storage.records import Block, StepRecord
+from analyzer.storage.run import open_run
+from analyzer.storage.writer import RunWriter
+from tests.support.illnesses import HEALTHY, SICK, record
+from tests.support.runs import TIME, layer_row, write_run
+
+JOIN = {
+    "join": 0,
+    "name": "block",
+    "operation": "add",
+    "shortcut": "identity",
+    "branch_layers": ["layers.1"],
+    "shortcut_layers": [],
+    "branch_parameters": 20,
+    "shortcut_parameters": 0,
+}
+
+
+def codes(path: Path, **thresholds: float) -> list[str]:
+    return [finding.code for finding in findings(open_run(path), thresholds)]
+
+
+def chains(gains: list[float], layers: int = 7) -> list[list[float]]:
+    """Norms of a chain with this gain at each step."""
+    return [[gain ** (layers - 1 - k) for k in range(layers)] for gain in gains]
+
+
+def wide_run(path: Path, losses: list[float], norms: list[list[float]]) -> Path:
+    """A run as ``write_run`` makes it, with too many units for its dead ones to matter."""
+    layers = [layer_row(i, f"layers.{i}", output_shape=[8, 64]) for i in range(len(norms[0]))]
+    return write_run(path, losses, norms, layers=layers)
+
+
+def add_step(writer: RunWriter, step: int, block: Block, *, skipped: bool) -> None:
+    columns = {"step": step, "loss": 1.0, "skipped": skipped, "time": TIME}
+    record = StepRecord(columns, [block])
+    writer.add(lambda: record)
+
+
+def split_run(path: Path, branch: list[float], cosine: float = 0.0) -> Path:
+    """A run of one join whose shortcut gradient is 1, with this branch gradient at each step."""
+    writer = RunWriter(path, {})
+    writer.write_layers([layer_row(0, "layers.0"), layer_row(1, "layers.1", join=0, role="branch")])
+    writer.write_parameters([])
+    writer.write_joins([JOIN])
+    for step, b in enumerate(branch):
+        values = np.array([[1.0, 1.0, b, 1.0, cosine, 1.0]])
+        block = Block("splits", np.zeros(1, np.int32), values, None)
+        add_step(writer, step, block, skipped=False)
+    writer.close("finished")
+    return path
+
+
+@pytest.mark.parametrize("illness", SICK)
+def test_each_sick_net_has_exactly_its_illness(tmp_path: Path, illness: str) -> None:
+    run = analyzer.open_run(record(SICK[illness](), tmp_path / "run"))
+    (finding,) = run.findings()
+    assert finding.code == illness
+    assert finding.remedy.endswith(".")
+    assert finding.steps[0] <= finding.steps[1]
+    assert set(finding.layers) <= {*run.layers["name"], *run.parameters["name"]}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_healthy_net_has_no_finding(tmp_path: Path, name: str) -> None:
+    assert findings(open_run(record(HEALTHY[name](), tmp_path / "run"))) == []
+
+
+def test_vanishing_carries_the_closed_form_of_its_number(tmp_path: Path) -> None:
+    run = wide_run(tmp_path / "run", [2.0] * 4, chains([0.1] * 4))
+    (finding,) = findings(open_run(run))
+    assert (finding.code, finding.severity, finding.steps) == ("vanishing", "severe", (0, 3))
+    assert finding.value == pytest.approx(6.0)
+    assert finding.threshold == 3.0
+    assert "falls 6 decades" in finding.sentence
+    assert "gain 0.1 per layer" in finding.sentence
+
+
+def test_a_spike_is_no_finding_and_a_long_piece_is(tmp_path: Path) -> None:
+    spike = wide_run(tmp_path / "a", [1.0] * 20, chains([1.0] * 9 + [10.0] + [1.0] * 10))
+    piece = wide_run(tmp_path / "b", [1.0] * 20, chains([1.0] * 9 + [10.0] * 8 + [1.0] * 3))
+    assert codes(spike) == []
+    (finding,) = findings(open_run(piece))
+    assert (finding.code, finding.steps) == ("exploding", (9, 16))
+
+
+def test_thresholds_can_be_overridden_both_ways(tmp_path: Path) -> None:
+    run = wide_run(tmp_path / "run", [1.0] * 4, chains([0.4] * 4))
+    assert codes(run) == []
+    assert codes(run, vanishing_decades=2.0) == ["vanishing"]
+    assert codes(run, vanishing_decades=2.5) == []
+
+
+def test_an_unknown_threshold_is_refused() -> None:
+    with pytest.raises(ValueError, match="no threshold 'vanishing'; expected one of vanishing_dec"):
+        thresholds_with({"vanishing": 1.0})
+    with pytest.raises(ValueError, match="'sleeping_steps' is NaN; expected a number"):
+        thresholds_with({"sleeping_steps": math.nan})
+
+
+def test_every_threshold_has_a_finite_value_and_a_reason() -> None:
+    for name, (value, reason) in THRESHOLDS.items():
+        assert math.isfinite(value), name
+        assert len(reason) > 15, name
+
+
+def test_the_first_nonfinite_layer_and_step_are_named(tmp_path: Path) -> None:
+    nan = math.nan
+    norms = [[1.0] * 3, [1.0] * 3, [nan, nan, 1.0], [nan] * 3]
+    (finding,) = findings(open_run(wide_run(tmp_path / "run", [1.0, 1.0, nan, nan], norms)))
+    assert (finding.code, finding.steps, finding.layers) == ("nonfinite", (2, 3), ("layers.1",))
+    assert "first at step 2 in the output gradient of layer layers.1" in finding.sentence
+    assert "not finite from step 2 on" in finding.sentence
+
+
+def test_what_a_gradient_scaler_skipped_is_no_finding(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path / "run", {})
+    writer.write_layers([layer_row(0, "a"), layer_row(1, "b")])
+    writer.write_parameters([])
+    for step, norm in enumerate([math.inf, math.inf, 1.0, 1.0]):
+        values, present = np.ones((2, 13)), np.ones((2, 13), bool)
+        values[:, [6, 7]] = 0
+        values[:, 8], values[:, 12] = norm, float(math.isinf(norm))
+        block = Block("layer_stats", np.arange(2, dtype=np.int32), values, present)
+        add_step(writer, step, block, skipped=math.isinf(norm))
+    writer.close("finished")
+    assert codes(tmp_path / "run") == []
+
+
+def test_a_loss_alone_that_is_not_finite_is_found(tmp_path: Path) -> None:
+    run = wide_run(tmp_path / "run", [1.0, math.inf], [[1.0, 1.0]] * 2)
+    (finding,) = findings(open_run(run))
+    assert (finding.code, finding.layers, finding.steps) == ("nonfinite", (), (1, 1))
+    assert "at step 1 in the loss" in finding.sentence
+
+
+def test_gradients_that_shrink_under_a_constant_loss_are_found(tmp_path: Path) -> None:
+    norms = [[10.0 ** (-step / 5)] * 3 for step in range(20)]
+    (finding,) = findings(open_run(wide_run(tmp_path / "a", [2.0] * 20, norms)))
+    assert finding.code == "shrinking"
+    assert finding.value == pytest.approx((18 - 1) / 5)
+    falling = [2.0 * 0.7**step for step in range(20)]
+    assert codes(wide_run(tmp_path / "b", falling, norms)) == []
+
+
+@pytest.mark.parametrize(
+    ("branch", "expected"),
+    [
+        ([0.0] * 12, ["sleeping_branch"]),
+        ([1e-6] * 12, ["sleeping_branch"]),
+        ([0.0, *(1e-6 * k for k in range(1, 12))], []),
+        ([0.0] + [0.01] * 11, []),
+        ([0.0] * 5, []),
+    ],
+    ids=["silent", "tiny", "growing", "awake", "young"],
+)
+def test_only_a_branch_that_never_wakes_up_is_found(
+    tmp_path: Path, branch: list[float], expected: list[str]
+) -> None:
+    assert codes(split_run(tmp_path / "run", branch)) == expected
+
+
+def test_cancellation_carries_what_is_left(tmp_path: Path) -> None:
+    run = split_run(tmp_path / "run", [1.0] * 4, cosine=-0.98)
+    (finding,) = findings(open_run(run))
+    assert (finding.code, finding.layers) == ("cancellation", ("layers.1",))
+    assert finding.value == pytest.approx(0.1)
+    assert codes(split_run(tmp_path / "b", [1.0] * 4, cosine=-0.5)) == []
+
+
+def test_what_is_left_of_two_gradients_is_that_of_two_vectors() -> None:
+    generator = np.random.default_rng(0)
+    s, b = generator.normal(size=(2, 50, 3))
+    norms = np.linalg.norm(s, axis=1), np.linalg.norm(b, axis=1)
+    expected = np.linalg.norm(s + b, axis=1) / (norms[0] + norms[1])
+    cosine = (s * b).sum(1) / (norms[0] * norms[1])
+    assert remaining_share(*norms, cosine) == pytest.approx(expected)
+    zero = remaining_share(np.array([1.0, 0.0]), np.zeros(2), np.full(2, np.nan))
+    assert zero[0] == 1
+    assert math.isnan(zero[1])
+
+
+@pytest.mark.parametrize(
+    ("sick", "expected"),
+    [
+        ([0, 0, 0, 0], None),
+        ([1, 1, 1, 0], (10, 12)),
+        ([1, 1, 0, 1], None),
+        ([0, 1, 1, 1], (11, 13)),
+        ([1, 1], (10, 11)),
+    ],
+)
+def test_a_stretch_is_the_longest_piece_of_three_steps_or_more(
+    sick: list[int], expected: tuple[int, int] | None
+) -> None:
+    assert stretch(np.array(sick, bool), np.arange(10, 10 + len(sick)), 0.25) == expected
+
+
+def test_findings_are_sorted_and_health_is_the_worst(tmp_path: Path) -> None:
+    norms = chains([0.1] * 4)
+    norms[3] = [math.nan] * 7
+    found = findings(open_run(wide_run(tmp_path / "run", [1.0] * 4, norms)))
+    assert [f.code for f in found] == ["vanishing", "nonfinite"]
+    assert health(found) == "vanishing"
+    assert health([]) == "healthy"
+
+
+def test_a_run_without_layers_has_no_finding(tmp_path: Path) -> None:
+    assert codes(write_run(tmp_path / "run", [], [])) == []

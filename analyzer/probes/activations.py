@@ -1,0 +1,152 @@
+"""The output of every layer call of one forward pass, under the names that runs give layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from analyzer.joins.calls import clean_path, is_layer, tensors_in
+from analyzer.joins.untouched import untouched
+
+__all__ = [
+    "LayerOutput",
+    "evaluating",
+    "layer_outputs",
+    "main_output",
+    "num_samples",
+    "samples_between",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerOutput:
+    """The output of one layer call.
+
+    Args:
+        name: Module path, ``#k`` for the k-th further call; the root's is its class name.
+        module: The module called.
+        tensor: The first floating tensor of the output; a later operation in place may change it.
+        edge: Where its gradient arrives, whatever happens to the tensor later; None without one.
+        value: A copy of what the tensor held then, where asked for.
+    """
+
+    name: str
+    module: nn.Module
+    tensor: Tensor
+    edge: Any
+    value: Tensor | None
+
+
+@contextmanager
+def layer_outputs(model: nn.Module, *, with_values: bool = False) -> Iterator[list[LayerOutput]]:
+    """Collect the output of every layer call of the forward passes inside, in call order.
+
+    A layer is a call of a leaf module, or of one that owns parameters, with gradient enabled.
+
+    Args:
+        model: The model, outside of wrappers; its hooks are as before at the end.
+        with_values: Whether to copy the values.
+
+    Yields:
+        The list that fills while the model runs.
+    """
+    found: list[LayerOutput] = []
+    times_called: dict[str, int] = {}
+    handles: list[Any] = []
+
+    def note(path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        tensor = next((t for t in tensors_in(output) if t.is_floating_point()), None)
+        if tensor is None or not torch.is_grad_enabled():
+            return None
+        number = times_called.get(path, 0)
+        times_called[path] = number + 1
+        is_copied = output is tensor and _is_own_view(tensor, args)
+        # A view that is later changed in place gets a new node: its gradient would not be seen.
+        tensor = tensor.clone() if is_copied else tensor
+        edge = torch.autograd.graph.get_gradient_edge(tensor) if tensor.requires_grad else None
+        value = tensor.detach().clone() if with_values else None
+        name = f"{path}#{number}" if number else path
+        found.append(LayerOutput(name, module, tensor, edge, value))
+        return tensor if is_copied else None
+
+    try:
+        for path, module in model.named_modules():
+            is_hidden = isinstance(module, torch.jit.ScriptModule) and module is not model
+            if is_hidden or not is_layer(path, module):
+                continue
+            name = clean_path(path) or type(model).__name__
+            handles.append(module.register_forward_hook(_hook(note, name)))
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(note: Callable[..., Any], path: str) -> Callable[..., Any]:
+    return lambda module, args, output: note(path, module, args, output)
+
+
+def _is_own_view(tensor: Tensor, args: tuple[Any, ...]) -> bool:
+    """Whether an output is a view of something that the layer made itself."""
+    if not tensor._is_view():
+        return False
+    given = [t._base if t._is_view() else t for t in tensors_in(args)]
+    return not any(tensor._base is other for other in given)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode; put back modes, buffers and the random state at the end."""
+    with untouched(model):
+        for module in model.modules():
+            module.training = False
+        yield
+
+
+def main_output(output: Any, *, needs_gradient: bool = True) -> Tensor:
+    """Return the first floating tensor of a model's output that has a sample axis.
+
+    Args:
+        output: A tensor, or what holds some: a tuple, a mapping, an object.
+        needs_gradient: Whether tensors without gradient are passed over.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    for tensor in tensors_in(output):
+        is_seen = tensor.requires_grad or not needs_gradient
+        if tensor.dim() and tensor.is_floating_point() and is_seen:
+            return tensor
+    raise ValueError(
+        f"the model's output, a {type(output).__name__!r}, holds no floating tensor with a "
+        "gradient; expected one that depends on inputs or weights. Give a model that computes its "
+        "output with gradient."
+    )
+
+
+def num_samples(inputs: Any) -> int:
+    """Return the length of the first axis of the first tensor in a model's arguments; 1 if none."""
+    return next((len(t) for t in tensors_in(inputs) if t.dim()), 1)
+
+
+def samples_between(value: Any, start: int, stop: int, size: int) -> Any:
+    """Return nested arguments with the sample axis of their tensors cut to a range of samples.
+
+    Args:
+        value: Tensors, or tuples, lists and dicts of them.
+        start: First sample.
+        stop: Sample after the last one.
+        size: Length of the sample axis; tensors of another first axis are left as they are.
+    """
+    if isinstance(value, Tensor):
+        return value[start:stop] if value.dim() and len(value) == size else value
+    if type(value) is dict:
+        return {key: samples_between(item, start, stop, size) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(samples_between(item, start, stop, size) for item in value)
+    return value

@@ -1,0 +1,186 @@
+"""The Hessian of the mean loss over some batches, by its products with vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from analyzer.errors import AnalyzerError
+from analyzer.joins.live import call_arguments
+from analyzer.joins.untouched import cloned, unwrapped
+from analyzer.probes.activations import evaluating, num_samples
+from analyzer.probes.second_derivatives import num_bytes_held, refuse_if_severed
+
+__all__ = ["Hessian", "Loss", "hessian_of"]
+
+Loss = Callable[[Any, Any], Tensor]
+# What the kept gradient graphs of all batches may hold; the graphs of later batches are rebuilt.
+_KEPT_BYTES = 2 << 30
+Pairs = list[tuple[Tensor, Tensor]]
+
+
+@contextmanager
+def hessian_of(
+    model: nn.Module, batches: Iterable[tuple[Any, Any]], loss: Loss
+) -> Iterator[Hessian]:
+    """Give the Hessian of the mean loss over some batches, in eval mode.
+
+    Args:
+        model: Any eager model whose operations have second derivatives; nothing of it is changed.
+        batches: Pairs of (input, target); losses are weighted by batch size.
+        loss: ``loss(output, target)``, the mean over the batch.
+
+    Yields:
+        The Hessian with respect to the parameters that want a gradient.
+
+    Raises:
+        ValueError: If there is no batch, no such parameter, or the loss is not one number.
+        AnalyzerError: If an operation has no second derivative.
+    """
+    model = unwrapped(model)
+    with evaluating(model), torch.enable_grad():
+        yield Hessian(model, list(batches), loss)
+
+
+class Hessian:
+    """The Hessian of the mean loss over some batches.
+
+    A product is the derivative of ``⟨∂L/∂θ, v⟩``; the graph of the gradient is built once a batch
+    and used for every product, as long as it fits into 2 GiB in all.
+
+    Args:
+        model: The model, in eval mode.
+        batches: Pairs of (input, target), at least one.
+        loss: ``loss(output, target)``.
+
+    Attributes:
+        parameters: The parameters that want a gradient, by name; those that the loss does not use
+            have rows of zeros.
+        size: Elements of them all.
+        num_samples: Samples of all batches.
+    """
+
+    def __init__(self, model: nn.Module, batches: list[tuple[Any, Any]], loss: Loss) -> None:
+        self._model, self._batches, self._loss = model, batches, loss
+        named = model.named_parameters()
+        self.parameters = {name: p for name, p in named if p.requires_grad}
+        self._variables = list(self.parameters.values())
+        if not batches:
+            raise ValueError("there are no batches; expected at least one pair (input, target)")
+        if not self._variables:
+            raise ValueError(
+                f"no parameter of {type(model).__name__!r} wants a gradient; expected at least "
+                "one. Set requires_grad on the parameters whose curvature is asked for."
+            )
+        self.size = sum(variable.numel() for variable in self._variables)
+        sizes = [num_samples(inputs) for inputs, _ in batches]
+        self.num_samples = sum(sizes)
+        self._weights = [size / self.num_samples for size in sizes]
+        self._kept: dict[int, Pairs] = {}
+        self._room = _KEPT_BYTES
+
+    def vector(self) -> Tensor:
+        """Return an empty vector of the type and on the device of the products."""
+        dtype = self._variables[0].dtype
+        for variable in self._variables:
+            dtype = torch.promote_types(dtype, variable.dtype)
+        return torch.empty(self.size, dtype=dtype, device=self._variables[0].device)
+
+    def times(self, vector: Tensor) -> Tensor:
+        """Return ``H v`` for v of `size` elements."""
+        parts = [
+            part.to(device=variable.device, dtype=variable.dtype)
+            for part, variable in zip(self._cut(vector), self._variables, strict=True)
+        ]
+        chosen = dict(zip(map(id, self._variables), parts, strict=True))
+        result = torch.zeros_like(vector)
+        sums = self._cut(result)
+        for number in range(len(self._batches)):
+            pairs = self._gradient_graph(number)
+            if not pairs:
+                continue
+            directions = [chosen[id(variable)] for variable, _ in pairs]
+            with self._second_derivatives():
+                products = torch.autograd.grad(
+                    [gradient for _, gradient in pairs],
+                    self._variables,
+                    directions,
+                    retain_graph=True,
+                    allow_unused=True,
+                )
+            for total, product in zip(sums, products, strict=True):
+                if product is not None:
+                    total.add_(product.to(total), alpha=self._weights[number])
+        return result
+
+    def gradient(self) -> Tensor:
+        """Return the gradient of the mean loss; it comes with the graphs of the products."""
+        result = torch.zeros_like(self.vector())
+        sums = dict(zip(map(id, self._variables), self._cut(result), strict=True))
+        for number in range(len(self._batches)):
+            for variable, gradient in self._gradient_graph(number):
+                total = sums[id(variable)]
+                total.add_(gradient.detach().to(total), alpha=self._weights[number])
+        return result
+
+    def named(self, vector: Tensor) -> dict[str, Tensor]:
+        """Return a vector as a direction: one tensor a parameter, by name."""
+        parts = zip(self.parameters, self._cut(vector), strict=True)
+        return {name: part.clone() for name, part in parts}
+
+    def _cut(self, vector: Tensor) -> list[Tensor]:
+        """Return views of a vector in the shapes of the parameters."""
+        pieces = torch.split(vector, [variable.numel() for variable in self._variables])
+        shapes = [variable.shape for variable in self._variables]
+        return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+    def _gradient_graph(self, number: int) -> Pairs:
+        """Return the parameters of a batch's loss with their gradients, as functions of them."""
+        if number in self._kept:
+            return self._kept[number]
+        inputs, target = self._batches[number]
+        args, kwargs = cloned(call_arguments(inputs), requires_grad=False)
+        # The fused attention kernels have no second derivative.
+        with sdpa_kernel(SDPBackend.MATH):
+            value = self._loss(self._model(*args, **kwargs), target)
+        _check_loss(value)
+        with self._second_derivatives():
+            gradients = torch.autograd.grad(
+                value, self._variables, create_graph=True, allow_unused=True
+            )
+            pairs: Pairs = [
+                (variable, gradient)
+                for variable, gradient in zip(self._variables, gradients, strict=True)
+                if gradient is not None and gradient.requires_grad
+            ]
+            size = num_bytes_held(refuse_if_severed(gradient for _, gradient in pairs))
+        if size <= self._room:
+            self._room -= size
+            self._kept[number] = pairs
+        return pairs
+
+    @contextmanager
+    def _second_derivatives(self) -> Iterator[None]:
+        """Turn torch's refusal to differentiate twice into one that says what to do."""
+        try:
+            yield
+        except (RuntimeError, NotImplementedError) as error:
+            raise AnalyzerError(
+                f"the Hessian of {type(self._model).__name__!r} cannot be computed: "
+                f"{str(error).splitlines()[0]}; expected operations with second derivatives. "
+                "Replace that operation by one of plain torch for this measurement."
+            ) from error
+
+
+def _check_loss(value: Any) -> None:
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        seen = f"shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise ValueError(
+            f"the loss has {seen}; expected one number that depends on the parameters. Let "
+            "loss(output, target) return the mean over the batch."
+        )

@@ -1,0 +1,195 @@
+"""The straight way from a baseline of zero to the inputs of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from analyzer.errors import AnalyzerError
+from analyzer.joins.calls import CallLog, tensors_in
+from analyzer.joins.find import watched_forward
+from analyzer.joins.live import call_arguments
+from analyzer.probes.activations import main_output, num_samples
+from analyzer.probes.output_target import flattened
+
+__all__ = ["InputPath", "input_path"]
+
+
+@dataclass(frozen=True, eq=False)
+class InputPath:
+    """A model as a function of its continuous inputs, whose baseline is zero.
+
+    Args:
+        model: The model, outside of wrappers.
+        args: Arguments of its call.
+        ends: What runs from zero to its value: floating inputs with the sample axis; for token
+            models the output of each embedding call that reads an input.
+        embeddings: Per end the embedding module and the number of its call, None for an input.
+        size: Samples of the batch.
+    """
+
+    model: nn.Module
+    args: tuple[tuple[Any, ...], dict[str, Any]]
+    ends: list[Tensor]
+    embeddings: list[tuple[nn.Module, int] | None]
+    size: int
+
+    def at(self, fractions: Sequence[float], start: int, stop: int) -> list[Tensor]:
+        """Return the points of some samples at fractions of the way, one after the other."""
+        points = []
+        for end in self.ends:
+            some = end[start:stop]
+            points.append(torch.cat([some * fraction for fraction in fractions]))
+        return points
+
+    def run(self, points: Sequence[Tensor], start: int, stop: int) -> tuple[Tensor, Any, CallLog]:
+        """Run the model at points of some samples.
+
+        Args:
+            points: As `at` returns them.
+            start: First sample.
+            stop: Sample after the last one.
+
+        Returns:
+            The main output, the whole output, and the log of the module calls.
+        """
+        with self._arguments(points, start, stop) as (args, kwargs):
+            output, log = watched_forward(self.model, args, kwargs)
+        return main_output(output), output, log
+
+    def output_at(self, points: Sequence[Tensor]) -> Tensor:
+        """Return the main output at points of all samples, flattened; faster than `run`."""
+        with self._arguments(points, 0, self.size) as (args, kwargs):
+            return flattened(main_output(self.model(*args, **kwargs), needs_gradient=False))
+
+    @contextmanager
+    def _arguments(
+        self, points: Sequence[Tensor], start: int, stop: int
+    ) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """Give the arguments at some points; embedding calls inside return points, too."""
+        repeats = len(points[0]) // (stop - start)
+        # Copies, so that the model may change its inputs in place.
+        given = [point.clone() for point in points]
+        ends = {id(end): new for end, new in zip(self.ends, given, strict=True)}
+        with self._embedded(given):
+            yield self._filled(self.args, ends, start, stop, repeats)
+
+    def _filled(
+        self, value: Any, ends: dict[int, Tensor], start: int, stop: int, repeats: int
+    ) -> Any:
+        """Return arguments with points instead of ends, and other samples repeated."""
+        if isinstance(value, Tensor):
+            if id(value) in ends:
+                return ends[id(value)]
+            if value.dim() and len(value) == self.size:
+                some = value[start:stop]
+                return some.repeat(repeats, *[1] * (some.dim() - 1))
+            return value
+        if type(value) is dict:
+            items = value.items()
+            return {k: self._filled(item, ends, start, stop, repeats) for k, item in items}
+        if type(value) in (tuple, list):
+            return type(value)(self._filled(i, ends, start, stop, repeats) for i in value)
+        return value
+
+    @contextmanager
+    def _embedded(self, given: Sequence[Tensor]) -> Iterator[None]:
+        """Let embedding calls return the points."""
+        by_module: dict[nn.Module, dict[int, Tensor]] = {}
+        for place, point in zip(self.embeddings, given, strict=True):
+            if place is not None:
+                by_module.setdefault(place[0], {})[place[1]] = point
+        handles = [
+            module.register_forward_hook(_replacing(points), prepend=True)
+            for module, points in by_module.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def input_path(model: nn.Module, inputs: Any) -> InputPath:
+    """Return the way from zero to a model's inputs.
+
+    Args:
+        model: The model, outside of wrappers.
+        inputs: A batch; a tuple for several arguments, a dict for keyword arguments.
+
+    Raises:
+        AnalyzerError: If no input is floating, and no ``nn.Embedding`` reads one.
+    """
+    args = call_arguments(inputs)
+    size = num_samples(args)
+    tensors = [t.detach() for t in tensors_in(args)]
+    by_id = {id(t): d for t, d in zip(tensors_in(args), tensors, strict=True)}
+    args = _swapped(args, by_id)
+    ends = [t for t in tensors if t.is_floating_point() and t.dim() and len(t) == size]
+    places: list[tuple[nn.Module, int] | None] = [None] * len(ends)
+    tokens = [t for t in tensors if not t.is_floating_point() and t.dim() and len(t) == size]
+    if tokens:
+        for module, number, value in _embedding_calls(model, args, tokens):
+            ends.append(value)
+            places.append((module, number))
+    if not ends:
+        raise AnalyzerError(
+            f"the inputs of {type(model).__name__!r} cannot be scaled to zero: none is floating, "
+            "and no nn.Embedding reads one; expected one of the two. Give floating inputs (for "
+            "instance inputs_embeds)."
+        )
+    return InputPath(model, args, ends, places, size)
+
+
+def _replacing(points: dict[int, Tensor]) -> Any:
+    """Return a forward hook that replaces the outputs of some calls, by their number."""
+    calls = iter(range(1 << 30))
+
+    def replace(module: nn.Module, args: Any, output: Any) -> Any:
+        return points.get(next(calls))
+
+    return replace
+
+
+def _embedding_calls(
+    model: nn.Module, args: Any, tokens: list[Tensor]
+) -> list[tuple[nn.Module, int, Tensor]]:
+    """Return the embedding calls that read an input as it is: module, call number, output."""
+    found: list[tuple[nn.Module, int, Tensor]] = []
+    times_called: dict[nn.Module, int] = {}
+
+    def note(module: nn.Module, read: Any, output: Tensor) -> None:
+        number = times_called.get(module, 0)
+        times_called[module] = number + 1
+        if any(_is_same(ids, t) for ids in tensors_in(read) for t in tokens):
+            found.append((module, number, output.detach().clone()))
+
+    modules = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    handles = [module.register_forward_hook(note) for module in modules]
+    try:
+        with torch.no_grad():
+            model(*args[0], **args[1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool((one == other).all())
+
+
+def _swapped(value: Any, by_id: dict[int, Tensor]) -> Any:
+    """Return nested arguments with other tensors in place of the given ones."""
+    if isinstance(value, Tensor):
+        return by_id[id(value)]
+    if type(value) is dict:
+        return {key: _swapped(item, by_id) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_swapped(item, by_id) for item in value)
+    return value

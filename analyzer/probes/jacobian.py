@@ -1,0 +1,175 @@
+"""Jacobian spectrum: how much a block, or the whole network, stretches and squeezes its input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from analyzer.joins.find import output_nodes, watched_forward
+from analyzer.joins.live import call_arguments
+from analyzer.joins.plan import JoinSite, joins_in_graph
+from analyzer.joins.untouched import cloned, unwrapped
+from analyzer.probes.activations import evaluating, main_output, num_samples, samples_between
+from analyzer.probes.batch import HeldBatch, Measurement
+from analyzer.probes.bidiagonalization import ExtremeValues, extreme_singular_values
+from analyzer.probes.edge_map import EdgeMap
+
+__all__ = ["NETWORK", "JacobianSpectrum", "jacobian_spectrum", "measure", "metadata"]
+
+NETWORK = "network"
+_SMALL, _DENSE = 256, 1024
+_TOLERANCE = 1e-4
+_MAX_STEPS = 120
+
+
+@dataclass(frozen=True)
+class JacobianSpectrum:
+    """Singular values per block and of the whole network.
+
+    Args:
+        names: Per value the block (the name of its join), or `NETWORK`.
+        orders: Per value its place among all of its block, 0 for the largest.
+        values: The singular values.
+        shapes: Per block the shape of its Jacobian.
+        residuals: Per block how far the values at the top and at the bottom may be off, in units
+            of its largest; 0 where they come from the whole matrix.
+        refused: Blocks without values, with the reason.
+        num_samples: Samples of the batch; the Jacobian of several is block-diagonal.
+    """
+
+    names: list[str] = field(default_factory=list)
+    orders: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    residuals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    num_samples: int = 1
+
+    def add(self, name: str, shape: tuple[int, int], found: ExtremeValues) -> None:
+        """Add the values of one block."""
+        self.names.extend([name] * len(found.values))
+        self.orders.extend(found.orders)
+        self.values.extend(found.values)
+        self.shapes[name], self.residuals[name] = shape, found.residuals
+
+
+def jacobian_spectrum(
+    model: nn.Module, inputs: Any, k: int = 10, *, seed: int = 0
+) -> JacobianSpectrum:
+    """Return singular values of ∂(block output)/∂(block input), per block and for the network.
+
+    A block reaches from the fork of a residual join to what the join returns. Values near 1 pass
+    gradients on unchanged; a wide spread is bad conditioning.
+
+    Args:
+        model: Any eager model, evaluated in eval mode.
+        inputs: Where the Jacobian is taken, all samples at once; a tuple for several arguments, a
+            dict for keyword arguments.
+        k: How many from the top and from the bottom; all of them where the smaller side of the
+            Jacobian has at most 256 elements, or 2k.
+        seed: Seed of the iteration; the global random state is not touched.
+
+    Returns:
+        The values of each block, forward order, then those of the whole network.
+
+    Raises:
+        ValueError: If k is not positive, or the output holds no tensor with a gradient.
+
+    Reference:
+        Saxe et al. (2013), Exact solutions to the nonlinear dynamics of learning in deep linear
+        neural networks; Pennington et al. (2017), Resurrecting the sigmoid.
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}; expected how many singular values to take from each end, >= 1")
+    model = unwrapped(model)
+    result = JacobianSpectrum(num_samples=num_samples(inputs))
+    with evaluating(model), torch.enable_grad():
+        memo: dict[int, tuple[Tensor, Tensor]] = {}
+        args, kwargs = cloned(call_arguments(inputs), requires_grad=True, memo=memo)
+        # The fused attention kernels have no second derivative, which a product J·v needs.
+        with sdpa_kernel(SDPBackend.MATH):
+            output, log = watched_forward(model, args, kwargs)
+        roots = output_nodes(output)
+        for site in joins_in_graph(roots, log).sites(roots) or []:
+            block = _block_map(site)
+            if isinstance(block, str):
+                result.refused[site.join.name] = block
+            else:
+                _add_spectrum(result, site.join.name, block, k, seed)
+        leaves = [leaf for leaf, _ in memo.values() if leaf.requires_grad]
+        if leaves:
+            whole = EdgeMap([get_gradient_edge(main_output(output))], leaves)
+            _add_spectrum(result, NETWORK, whole, k, seed)
+        else:
+            result.refused[NETWORK] = "its inputs are not floating, so that it has no Jacobian"
+    return result
+
+
+def measure(batch: HeldBatch) -> Measurement:
+    """Measure the Jacobian spectrum at the first sample of a held batch."""
+    inputs = call_arguments(batch.inputs)
+    args, kwargs = samples_between(inputs, 0, 1, num_samples(inputs))
+    found = jacobian_spectrum(batch.model, kwargs if kwargs and not args else args)
+    columns: dict[str, Sequence[Any]] = {
+        "name": found.names,
+        "rank_order": found.orders,
+        "singular_value": found.values,
+    }
+    return Measurement(columns, metadata(found))
+
+
+def metadata(found: JacobianSpectrum) -> dict[str, str]:
+    """Return what must be known to read a spectrum, as text."""
+    return {
+        "mode": "eval",
+        "network": NETWORK,
+        "num_samples": str(found.num_samples),
+        "shapes": json.dumps(found.shapes),
+        "residuals": json.dumps(found.residuals),
+        "refused": json.dumps(found.refused),
+    }
+
+
+def _block_map(site: JoinSite) -> EdgeMap | str:
+    """Return the map from the fork of a join to its output, or why there is none."""
+    edges = [*(site.shortcut_edges or ()), *(site.branch_edges or ())]
+    if site.node is None or site.fork is None or not edges:
+        return "autograd does not see its fork: it comes from a part without gradient"
+    numbers = sorted({number for _, _, number in edges})
+    forks = [GradientEdge(site.fork, number) for number in numbers]
+    return EdgeMap([GradientEdge(site.node, 0)], forks)
+
+
+def _add_spectrum(result: JacobianSpectrum, name: str, block: EdgeMap, k: int, seed: int) -> None:
+    """Compute the values of one block from the whole matrix where it is small, else by products."""
+    try:
+        if min(block.rows, block.columns) <= max(_DENSE, 2 * k):
+            found = _dense_values(block.dense(), k)
+        else:
+            found = extreme_singular_values(
+                block, k, tolerance=_TOLERANCE, max_steps=_MAX_STEPS, seed=seed
+            )
+    except (RuntimeError, NotImplementedError) as error:
+        result.refused[name] = f"torch cannot differentiate it: {str(error).splitlines()[0]}"
+        return
+    result.add(name, (block.rows, block.columns), found)
+
+
+def _dense_values(matrix: Tensor, k: int) -> ExtremeValues:
+    """Return the singular values of a matrix, of a larger one k from each end."""
+    size = min(matrix.shape)
+    orders = list(range(size))
+    if size > max(_SMALL, 2 * k):
+        orders = [*orders[:k], *orders[-k:]]
+    if not matrix.isfinite().all():
+        nan = float("nan")
+        return ExtremeValues([nan] * len(orders), orders, (nan, nan), 0)
+    values = torch.linalg.svdvals(matrix)
+    return ExtremeValues(values[orders].tolist(), orders, (0.0, 0.0), 0)

@@ -1,0 +1,236 @@
+"""Eigenvalues of a symmetric matrix that is known by its products alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+__all__ = ["EigenPairs", "Quadrature", "end_eigenpairs", "quadrature"]
+
+_RANDOM_PART = 0.3
+Product = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class EigenPairs:
+    """Eigenvalues from both ends of a spectrum, with vectors.
+
+    Args:
+        values: The largest, falling, then the smallest, falling; NaN where not finite.
+        vectors: One row a value, of length 1.
+        errors: How far each may be off: its residual r, or ``r² / gap`` where it stands apart.
+        num_products: Products with the matrix.
+    """
+
+    values: list[float]
+    vectors: Tensor
+    errors: list[float]
+    num_products: int
+
+
+@dataclass(frozen=True)
+class Quadrature:
+    """The spectrum of a matrix as a weighted set of points (stochastic Lanczos quadrature).
+
+    Args:
+        nodes: Where.
+        weights: How much of the spectrum is there; they add to 1.
+        trace: Hutchinson's estimate of the trace.
+        trace_error: Its standard error over the vectors; NaN for one.
+    """
+
+    nodes: list[float]
+    weights: list[float]
+    trace: float
+    trace_error: float
+
+
+@dataclass
+class _Tridiagonal:
+    """The matrix in the basis of the steps made so far."""
+
+    diagonal: list[float] = field(default_factory=list)
+    off: list[float] = field(default_factory=list)
+
+    def eigen(self) -> tuple[Tensor, Tensor]:
+        """Return eigenvalues, rising, and vectors in columns."""
+        matrix = torch.diag(torch.tensor(self.diagonal, dtype=torch.float64))
+        beside = torch.tensor(self.off[: len(self.diagonal) - 1], dtype=torch.float64)
+        values, vectors = torch.linalg.eigh(matrix + torch.diag(beside, 1) + torch.diag(beside, -1))
+        return values, vectors
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the last step gave numbers."""
+        last = self.diagonal[-1] + self.off[-1]
+        return last - last == 0
+
+
+class _Steps:
+    """Lanczos with full reorthogonalization."""
+
+    def __init__(self, product: Product, start: Tensor, max_steps: int, seed: int) -> None:
+        self._product = product
+        self._generator = torch.Generator().manual_seed(seed)
+        self._epsilon = torch.finfo(start.dtype).eps
+        self.basis = start.new_empty(min(max_steps, 8) + 1, len(start))
+        self.basis[0] = start / start.norm()
+        self.matrix = _Tridiagonal()
+        self.num_exhausted = 0
+        self._scale = 0.0
+
+    def advance(self) -> None:
+        """Make one step: one product."""
+        step = len(self.matrix.diagonal)
+        if step + 2 > len(self.basis):
+            self.basis = torch.cat([self.basis, torch.empty_like(self.basis)])
+        vector = self._product(self.basis[step])
+        self.matrix.diagonal.append(float(self.basis[step] @ vector))
+        length = _orthogonalize(vector, self.basis[: step + 1])
+        self._scale = max(self._scale, abs(self.matrix.diagonal[-1]), length)
+        is_exhausted = not length > 16 * self._epsilon * self._scale
+        self.matrix.off.append(0.0 if is_exhausted and length == length else length)
+        if is_exhausted:
+            # Nothing new in this subspace: eigenvalues that occur twice are in the rest.
+            self.num_exhausted += 1
+            vector = torch.randn(len(vector), generator=self._generator).to(vector)
+            _orthogonalize(vector, self.basis[: step + 1])
+        self.basis[step + 1] = vector
+
+
+def end_eigenpairs(
+    product: Product,
+    like: Tensor,
+    *,
+    largest: int,
+    smallest: int = 0,
+    start: Tensor | None = None,
+    tolerance: float = 1e-5,
+    max_steps: int = 100,
+    seed: int = 0,
+) -> EigenPairs:
+    """Return eigenpairs from the ends of the spectrum of a symmetric matrix.
+
+    Lanczos; it stops when each value asked for is within ``tolerance`` of the largest magnitude, by
+    the residual bound or the quadratic bound with the gap between Ritz values.
+
+    Args:
+        product: ``v → H v``.
+        like: A vector of the matrix's size, type and device.
+        largest: How many of the largest.
+        smallest: How many of the smallest.
+        start: A vector to begin near, where one is known that leans to the vectors asked for.
+        tolerance: Relative error.
+        max_steps: Stop then in any case.
+        seed: Seed of the random part of the start; the global random state is not touched.
+
+    Returns:
+        The pairs; fewer where the matrix is smaller.
+
+    Reference:
+        Parlett (1998), The symmetric eigenvalue problem, chapters 11 and 13.
+    """
+    size = len(like)
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.randn(size, generator=generator).to(like)
+    if start is not None and (length := float(start.norm())) > 0:
+        # The random part stays: the vector given may lack a direction altogether.
+        first = start / length + _RANDOM_PART * first / first.norm()
+    last = min(size, max(max_steps, largest + smallest))
+    steps = _Steps(product, first, last, seed + 1)
+    for count in range(1, last + 1):
+        steps.advance()
+        if not steps.matrix.is_finite:
+            break
+        values, vectors = steps.matrix.eigen()
+        chosen = [*range(count - 1, max(count - 1 - largest, -1), -1)]
+        chosen += [n for n in range(min(smallest, count) - 1, -1, -1) if n not in chosen]
+        errors = _errors(values, steps.matrix.off[-1] * vectors[-1].abs(), chosen)
+        limit = tolerance * values.abs().max().item()
+        # An exhausted subspace holds each eigenvalue once, however often it occurs.
+        is_open = steps.matrix.off[-1] > 0 or steps.num_exhausted >= largest + smallest
+        is_enough = is_open and count >= largest + smallest and max(errors) <= limit
+        if count == last or is_enough:
+            basis = vectors[:, chosen].T.to(steps.basis) @ steps.basis[:count]
+            return EigenPairs(values[chosen].tolist(), basis, errors, count)
+    nan = [float("nan")] * min(largest + smallest, size)
+    missing = like.new_full((len(nan), size), float("nan"))
+    return EigenPairs(nan, missing, nan, len(steps.matrix.diagonal))
+
+
+def quadrature(
+    product: Product, like: Tensor, *, num_vectors: int, num_steps: int, seed: int = 0
+) -> Quadrature:
+    """Return the spectral density of a symmetric matrix as weighted points, and its trace.
+
+    Each vector of random signs gives the points of its Lanczos matrix, weighted by the squared
+    first components of the eigenvectors. ``vᵀHv`` of the same vectors estimates the trace.
+
+    Args:
+        product: ``v → H v``.
+        like: A vector of the matrix's size, type and device.
+        num_vectors: Random vectors.
+        num_steps: Products for each.
+        seed: Seed of the vectors; the global random state is not touched.
+
+    Reference:
+        Ubaru, Chen, Saad (2017), Fast estimation of tr(f(A)) via stochastic Lanczos quadrature;
+        Ghorbani et al. (2019), An investigation into neural net optimization via Hessian
+        eigenvalue density.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    nodes: list[float] = []
+    weights: list[float] = []
+    traces = []
+    for number in range(num_vectors):
+        signs = torch.randint(2, (len(like),), generator=generator) * 2 - 1
+        steps = _Steps(product, signs.to(like), num_steps, seed + number + 1)
+        for _ in range(min(num_steps, len(like))):
+            steps.advance()
+            # What lies behind the end of the vector's own subspace has no weight.
+            if not steps.matrix.is_finite or steps.matrix.off[-1] == 0:
+                break
+        traces.append(steps.matrix.diagonal[0] * len(like))
+        if not steps.matrix.is_finite:
+            nodes.append(float("nan"))
+            weights.append(1 / num_vectors)
+            continue
+        values, vectors = steps.matrix.eigen()
+        nodes += values.tolist()
+        weights += (vectors[0].square() / num_vectors).tolist()
+    return Quadrature(nodes, weights, *_mean_and_error(traces))
+
+
+def _errors(values: Tensor, residuals: Tensor, chosen: Sequence[int]) -> list[float]:
+    """Bound the errors of Ritz values by their residuals and their gaps."""
+    errors = []
+    for place in chosen:
+        residual = residuals[place].item()
+        gaps = (values - values[place]).abs()
+        gaps[place] = float("inf")
+        gap = gaps.min().item() if len(values) > 1 else 0.0
+        # The quadratic bound means something only where the value stands apart.
+        errors.append(residual * residual / gap if residual < gap / 2 else residual)
+    return errors
+
+
+def _mean_and_error(values: list[float]) -> tuple[float, float]:
+    count = len(values)
+    mean = sum(values) / count
+    if count < 2:
+        return mean, float("nan")
+    variance = sum((value - mean) ** 2 for value in values) / (count - 1)
+    return mean, (variance / count) ** 0.5
+
+
+def _orthogonalize(vector: Tensor, basis: Tensor) -> float:
+    """Remove what lies in the basis, twice; normalize in place; return the length before that."""
+    for _ in range(2):
+        vector.sub_((basis @ vector) @ basis)
+    length = float(vector.norm())
+    if length > 0:
+        vector.div_(length)
+    return length

@@ -1,0 +1,199 @@
+"""Gradient noise: how much of a batch's gradient is the sample, and how much is the loss."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from analyzer.joins.untouched import unwrapped
+from analyzer.probes.activations import evaluating
+from analyzer.probes.batch import HeldBatch, Measurement
+from analyzer.probes.gradient_pieces import Gradients, gradient_pieces
+from analyzer.probes.hessian import Loss
+
+__all__ = ["GradientNoise", "NoiseTerms", "gradient_noise", "measure", "noise_terms"]
+
+_HELD_PIECES = 32
+
+
+@dataclass(frozen=True)
+class NoiseTerms:
+    """Signal and noise of a gradient.
+
+    Args:
+        signal: Estimate of ``‖G‖²`` of the true gradient; below zero where noise hides it.
+        trace: Estimate of ``tr Σ``, Σ the covariance of one sample's gradient.
+    """
+
+    signal: float
+    trace: float
+
+    @property
+    def scale(self) -> float:
+        """``tr Σ / ‖G‖²`` in samples; inf where noise hides the signal, NaN for 0/0."""
+        if self.signal != self.signal or self.trace != self.trace:
+            return math.nan
+        if self.signal > 0:
+            return self.trace / self.signal
+        return math.inf if self.trace > 0 else math.nan
+
+    @property
+    def signal_norm(self) -> float:
+        """``‖G‖``; 0 where the estimate of its square is below zero."""
+        return math.sqrt(max(self.signal, 0.0)) if self.signal == self.signal else math.nan
+
+
+@dataclass(frozen=True)
+class GradientNoise:
+    """Signal and noise of the gradient of all parameters, and of each layer's.
+
+    Args:
+        total: Of all parameters that want a gradient.
+        layers: By the path of the module that owns the parameters.
+        num_samples: Samples of all batches.
+        num_pieces: Small batches that they were cut into.
+    """
+
+    total: NoiseTerms
+    layers: dict[str, NoiseTerms]
+    num_samples: int
+    num_pieces: int
+
+
+def noise_terms(sizes: Sequence[int], squares: Sequence[float], mean_square: float) -> NoiseTerms:
+    """Return signal and noise from gradients of small batches and of all of them together.
+
+    ``tr Σ = (Σ bᵢ‖gᵢ‖² − N‖ḡ‖²) / (M − 1)`` and ``‖G‖² = ‖ḡ‖² − tr Σ / N``: with equal sizes the
+    two-batch-size estimators of McCandlish et al., both terms averaged before they are divided.
+
+    Args:
+        sizes: Samples bᵢ of the M small batches, N in all.
+        squares: ``‖gᵢ‖²`` of the gradient of each one's mean loss.
+        mean_square: ``‖ḡ‖²`` of their mean, weighted by size.
+
+    Raises:
+        ValueError: If there are fewer than two small batches.
+
+    Reference:
+        McCandlish et al. (2018), An empirical model of large-batch training, appendix A.1.
+    """
+    if len(sizes) < 2:
+        raise ValueError(
+            f"the gradient noise scale needs at least 2 samples to compare, got {len(sizes)}; "
+            "give a larger batch, or more batches"
+        )
+    count = sum(sizes)
+    pooled = math.fsum(b * s for b, s in zip(sizes, squares, strict=True)) - count * mean_square
+    trace = pooled / (len(sizes) - 1)
+    return NoiseTerms(mean_square - trace / count, trace)
+
+
+def gradient_noise(
+    model: nn.Module,
+    batches: Iterable[tuple[Any, Any]],
+    loss: Loss,
+    *,
+    num_pieces: int = 256,
+) -> GradientNoise:
+    """Return signal and noise of the gradient of the mean loss.
+
+    The batches are cut into pieces along the sample axis; gradients of the pieces (small batches)
+    are compared with the gradient of all samples (the large one).
+
+    Args:
+        model: Any eager model, evaluated in eval mode; frozen parameters are left out.
+        batches: Pairs of (input, target), weighted by batch size.
+        loss: ``loss(output, target)``, the mean over the batch. With the target None, where it
+            holds its own, pieces are taken of its gradient by the output.
+        num_pieces: Pieces at least, as far as there are samples.
+
+    Raises:
+        ValueError: If there are fewer than two samples, or no parameter wants a gradient.
+        AnalyzerError: If a loss that holds its own targets is for an output without sample axis.
+
+    Reference:
+        McCandlish et al. (2018), An empirical model of large-batch training, section 2.2.
+    """
+    model = unwrapped(model)
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not named:
+        raise ValueError(
+            f"no parameter of {type(model).__name__!r} wants a gradient; expected at least one. "
+            "Set requires_grad on the parameters whose gradient is asked for."
+        )
+    pairs = list(batches)
+    each = math.ceil(num_pieces / max(len(pairs), 1))
+    parameters = list(named.values())
+    with evaluating(model), torch.enable_grad():
+        pieces = (
+            piece
+            for inputs, target in pairs
+            for piece in gradient_pieces(model, inputs, target, loss, parameters, each)
+        )
+        sizes, squares, mean_squares = _pooled(pieces, parameters)
+    by_layer: dict[str, list[int]] = {}
+    for place, name in enumerate(named):
+        by_layer.setdefault(name.rpartition(".")[0] or type(model).__name__, []).append(place)
+
+    def terms(places: Iterable[int]) -> NoiseTerms:
+        chosen = list(places)
+        sums = [math.fsum(row[place] for place in chosen) for row in squares]
+        return noise_terms(sizes, sums, math.fsum(mean_squares[place] for place in chosen))
+
+    layers = {name: terms(places) for name, places in by_layer.items()}
+    return GradientNoise(terms(range(len(named))), layers, sum(sizes), len(sizes))
+
+
+def measure(batch: HeldBatch) -> Measurement:
+    """Measure the gradient noise from a split of a held batch, in eval mode."""
+    pairs = [(batch.inputs, batch.targets)]
+    found = gradient_noise(batch.model, pairs, batch.loss, num_pieces=_HELD_PIECES)
+    columns = {
+        "gradient_noise_scale": [found.total.scale],
+        "signal_norm": [found.total.signal_norm],
+        "noise_trace": [found.total.trace],
+    }
+    layers = {
+        name: {
+            "signal_norm": terms.signal_norm,
+            "noise_trace": terms.trace,
+            "signal_to_noise": terms.signal / terms.trace if terms.trace else math.nan,
+        }
+        for name, terms in found.layers.items()
+    }
+    metadata = {
+        "mode": "eval",
+        "num_samples": str(found.num_samples),
+        "num_pieces": str(found.num_pieces),
+        "signal_squared": repr(found.total.signal),
+        "layers": json.dumps(layers),
+    }
+    return Measurement(columns, metadata)
+
+
+def _pooled(
+    pieces: Iterable[tuple[int, Gradients]], parameters: list[nn.Parameter]
+) -> tuple[list[int], list[list[float]], list[float]]:
+    """Return sizes, squared norms per piece and parameter, and those of the mean gradient."""
+    sizes: list[int] = []
+    squares: list[list[float]] = []
+    totals = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
+    for size, gradients in pieces:
+        row = []
+        for total, gradient in zip(totals, gradients, strict=True):
+            if gradient is None:
+                row.append(0.0)
+                continue
+            wide = gradient.detach().double()
+            total.add_(wide, alpha=size)
+            row.append(float(wide.square().sum()))
+        sizes.append(size)
+        squares.append(row)
+    count = max(sum(sizes), 1)
+    return sizes, squares, [float((total / count).square().sum()) for total in totals]

@@ -1,0 +1,192 @@
+"""Shattered gradients: how alike the gradients of different inputs are, layer by layer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from analyzer.joins.find import output_nodes, watched_forward
+from analyzer.joins.live import call_arguments
+from analyzer.joins.plan import joins_in_graph
+from analyzer.joins.untouched import cloned, untouched, unwrapped
+from analyzer.probes.activations import LayerOutput, layer_outputs, main_output
+from analyzer.probes.batch import HeldBatch, Measurement
+from analyzer.probes.heights import is_nonlinearity, numbers_above
+
+__all__ = [
+    "Correlations",
+    "gradient_correlation",
+    "mean_cosine",
+    "measure",
+    "metadata",
+    "references",
+]
+
+_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Correlations:
+    """The correlation of gradients at every layer, and what theory says of idealized nets.
+
+    Args:
+        names: Layers in call order.
+        values: Mean cosine over all pairs of inputs; NaN where it is not defined.
+        depths: Per layer the nonlinearities on the longest path from it to the output.
+        joins: Per layer the residual joins on the longest such path; all 0 in a plain net.
+        mixes_samples: Whether one input's output depends on the others (batch norm in training).
+        mode: ``train`` | ``eval``.
+    """
+
+    names: list[str]
+    values: list[float]
+    depths: list[int]
+    joins: list[int]
+    mixes_samples: bool
+    mode: str
+
+
+def gradient_correlation(model: nn.Module, inputs: Any) -> Correlations:
+    """Return the mean cosine, over pairs of inputs, of the gradients at every layer's output.
+
+    Row i of a layer's gradient is ∂(sum of all outputs)/∂(activation of input i), from one backward
+    pass. Where the model mixes samples, as batch norm does in training mode, that row also holds
+    what input i does to the outputs of the others; `Correlations.mixes_samples` says so.
+
+    Args:
+        model: Any eager model, used in the mode it is in.
+        inputs: A batch; a tuple for several arguments, a dict for keyword arguments.
+
+    Returns:
+        One value per layer. NaN where fewer than two inputs have a gradient, where it is not
+        finite, and where the output's first axis is not the batch.
+
+    Raises:
+        ValueError: If the output holds no floating tensor with a gradient.
+
+    Reference:
+        Balduzzi et al. (2017), The shattered gradients problem, sections 2 and 3.
+    """
+    model = unwrapped(model)
+    with untouched(model), torch.enable_grad():
+        args, kwargs = cloned(call_arguments(inputs), requires_grad=True)
+        with layer_outputs(model) as layers:
+            output, log = watched_forward(model, args, kwargs)
+        main = main_output(output)
+        mixes = _mixes_samples(main, layers)
+        roots = output_nodes(output)
+        sites = joins_in_graph(roots, log).sites(roots) or []
+        above = [layer.edge and layer.edge.node for layer in layers]
+        root = torch.autograd.graph.get_gradient_edge(main).node
+        join_nodes = {site.node for site in sites}
+        depths = numbers_above(root, above, is_nonlinearity)
+        joins = numbers_above(root, above, lambda node: node in join_nodes)
+        values = _correlations(main, layers)
+    mode = "train" if model.training else "eval"
+    return Correlations([layer.name for layer in layers], values, depths, joins, mixes, mode)
+
+
+def mean_cosine(rows: Tensor) -> float:
+    """Return the mean cosine over all pairs of rows, uncentered.
+
+    With unit rows u: ``(‖Σ u‖² − n) / (n (n − 1))``. Rows of zeros have no direction and are left
+    out.
+
+    Args:
+        rows: ``[samples, …]``, flattened to one vector a sample.
+
+    Returns:
+        A number in [−1, 1], without unit. NaN for fewer than two rows that are not zero, and where
+        a row is not finite.
+    """
+    count, total = 0, torch.zeros((), dtype=torch.float64)
+    for block in torch.split(rows.detach().flatten(1), _BLOCK):
+        wide = block.to("cpu", torch.float64)
+        # Divided twice: the squares of float64 rows below 1e-154 would vanish.
+        largest = wide.abs().amax(dim=1, keepdim=True) if wide.numel() else wide
+        is_kept = (largest != 0).flatten()
+        scaled = wide[is_kept] / largest[is_kept]
+        total = total + (scaled / scaled.norm(dim=1, keepdim=True)).sum(dim=0)
+        count += len(scaled)
+    if count < 2:
+        return float("nan")
+    return ((total.square().sum() - count) / (count * (count - 1))).item()
+
+
+def references(
+    depths: Sequence[int], joins: Sequence[int], branch_scale: float = 1.0
+) -> dict[str, list[float]]:
+    """Return Balduzzi's curves: the correlation in nets of independent half-active masks.
+
+    ``plain``: 1/2^L with L nonlinearities above the layer. ``residual``: (3/4)^L and
+    ``residual_norm``: 1/(β√L), at most 1, with L joins above the layer (one mask in each branch);
+    in a net without joins L is that of ``plain``.
+
+    Args:
+        depths: Nonlinearities above each layer.
+        joins: Joins above each layer.
+        branch_scale: β, the factor on every branch.
+
+    Reference:
+        Balduzzi et al. (2017), The shattered gradients problem, theorems 1 to 3.
+    """
+    blocks = joins if any(joins) else depths
+    return {
+        "plain": [0.5**depth for depth in depths],
+        "residual": [0.75**block for block in blocks],
+        "residual_norm": [
+            min(1.0, 1 / (branch_scale * block**0.5)) if block else 1.0 for block in blocks
+        ],
+    }
+
+
+def measure(batch: HeldBatch) -> Measurement:
+    """Measure the correlation of gradients on a held batch, in the mode of the model."""
+    found = gradient_correlation(batch.model, batch.inputs)
+    columns: dict[str, list[Any]] = {
+        "layer": list(range(len(found.names))),
+        "name": found.names,
+        "correlation": found.values,
+    }
+    return Measurement(columns, metadata(found))
+
+
+def metadata(found: Correlations) -> dict[str, str]:
+    """Return what must be known to read the correlations, as text."""
+    return {
+        "mode": found.mode,
+        "mixes_samples": json.dumps(found.mixes_samples),
+        "nonlinearities_above": json.dumps(found.depths),
+        "joins_above": json.dumps(found.joins),
+        "references": json.dumps(references(found.depths, found.joins)),
+    }
+
+
+def _correlations(main: Tensor, layers: Sequence[LayerOutput]) -> list[float]:
+    """Run one backward pass; return the correlation at each layer."""
+    seen = [number for number, layer in enumerate(layers) if layer.edge is not None]
+    values = [float("nan")] * len(layers)
+    if not seen:
+        return values
+    edges = [layers[number].edge for number in seen]
+    gradients = torch.autograd.grad(main.sum(), edges, allow_unused=True)
+    for number, gradient in zip(seen, gradients, strict=True):
+        if gradient is not None and gradient.dim() and len(gradient) == len(main):
+            values[number] = mean_cosine(gradient)
+    return values
+
+
+def _mixes_samples(main: Tensor, layers: Sequence[LayerOutput]) -> bool:
+    """Return whether the first sample's output depends on other samples' first activation."""
+    edge = next((layer.edge for layer in layers if layer.edge is not None), None)
+    if edge is None or len(main) < 2:
+        return False
+    (gradient,) = torch.autograd.grad(main[0].sum(), edge, retain_graph=True, allow_unused=True)
+    if gradient is None or not gradient.dim() or len(gradient) != len(main):
+        return False
+    return bool((gradient[1:] != 0).any())

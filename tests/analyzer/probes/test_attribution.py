@@ -1,0 +1,242 @@
+import json
+import math
+
+import pytest
+import torch
+from captum.attr import (
+    InternalInfluence,
+    LayerConductance,
+    LayerGradientXActivation,
+    LayerIntegratedGradients,
+)
+from torch import Tensor, nn
+
+import analyzer
+from analyzer.errors import AnalyzerError
+from analyzer.networks.zoo import zoo
+from analyzer.probes import HeldBatch
+from analyzer.probes.attribution import layer_attribution, measure
+
+BY_HAND = {
+    "conductance": LayerConductance,
+    "integrated_gradients": LayerIntegratedGradients,
+    "gradient_x_activation": LayerGradientXActivation,
+    "internal_influence": InternalInfluence,
+}
+
+# Captum keeps the weights of the steps of internal influence in float32.
+TOLERANCE = dict.fromkeys(BY_HAND, 1e-9) | {"internal_influence": 1e-6}
+
+
+def by_hand(method: str, forward, layer: nn.Module, x: Tensor, target, num_steps: int) -> float:
+    steps = {} if method == "gradient_x_activation" else {"n_steps": num_steps}
+    found = BY_HAND[method](forward, layer).attribute(x, target=target, **steps)
+    return found.double().sum().item() / len(x)
+
+
+def mlp() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5), nn.GELU(), nn.Linear(5, 3))
+    return net.double().eval(), torch.randn(7, 4, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("method", BY_HAND)
+def test_an_mlp_agrees_with_captum_by_hand(method):
+    net, x = mlp()
+    target = torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    found = layer_attribution(net, x, target, method, num_steps=12)
+    for name, value in zip(found.names, found.values, strict=True):
+        expected = by_hand(method, net, net.get_submodule(name), x, target, 12)
+        assert value == pytest.approx(expected, rel=TOLERANCE[method])
+    assert sum(found.shares) == pytest.approx(1)
+    assert not found.refused
+
+
+@pytest.mark.parametrize("method", BY_HAND)
+@pytest.mark.filterwarnings("ignore:Input Tensor")
+def test_a_resnet_with_batch_norm_and_in_place_relus_agrees_with_captum(method):
+    torch.manual_seed(0)
+    net = zoo("resnet8", in_channels=3, num_classes=5, image_size=8).double().eval()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    inplace = [m for m in net.modules() if isinstance(m, nn.ReLU)]
+    for module in inplace:
+        module.inplace = True
+    found = layer_attribution(net, x, 3, method, num_steps=8)
+    assert not found.refused
+    assert all(module.inplace for module in inplace)
+    for module in inplace:
+        module.inplace = False
+    for name in ("stem.0", "layer1.0.branch.1", "layer2.0.shortcut", "layer3.0.relu", "output"):
+        value = found.values[found.names.index(name)]
+        expected = by_hand(method, net, net.get_submodule(name), x, 3, 8)
+        assert value == pytest.approx(expected, rel=TOLERANCE[method]), name
+
+
+def test_a_small_gpt2_agrees_with_captum_through_its_embeddings():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=11, n_positions=8, n_embd=8, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    model = GPT2LMHeadModel(config).double()
+    ids = torch.randint(11, (2, 5))
+    found = layer_attribution(model, {"input_ids": ids}, 4, num_steps=10)
+    model.eval()
+    embedded = model.transformer.wte(ids).detach()
+
+    def last_scores(embeddings: Tensor) -> Tensor:
+        return model(inputs_embeds=embeddings).logits[:, -1]
+
+    for name in ("transformer.h.0.ln_1", "transformer.h.1.mlp.c_fc", "lm_head"):
+        layer = model.get_submodule(name)
+        expected = by_hand("conductance", last_scores, layer, embedded, 4, 10)
+        assert found.values[found.names.index(name)] == pytest.approx(expected, rel=1e-8), name
+    assert found.target == "last position, as given"
+    assert found.refused == {"transformer.wpe": "its output has no sample axis"}
+    assert [join.name for join in found.joins] == [
+        f"transformer.h.{i}#{j}" for i in (0, 1) for j in (0, 1)
+    ]
+
+
+def test_conductance_sums_to_the_output_difference_within_captums_delta():
+    net, x = mlp()
+    found = layer_attribution(net, x, 1, num_steps=50)
+    change = (net(x) - net(torch.zeros_like(x)))[:, 1].mean().item()
+    assert found.output_change == pytest.approx(change, rel=1e-9)
+    for name, value in zip(found.names, found.values, strict=True):
+        method = LayerConductance(net, net.get_submodule(name))
+        _, delta = method.attribute(x, target=1, return_convergence_delta=True)
+        assert found.deltas[name] == pytest.approx(delta.mean().item(), abs=1e-9)
+        assert abs(value - change) <= abs(delta.mean().item()) + 1e-9
+        assert abs(found.deltas[name]) < 0.05 * abs(change)
+
+
+class Block(nn.Module):
+    """x + branch(x), with a branch that may be zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+def test_the_sides_of_a_join_are_those_of_a_linear_block_by_hand():
+    torch.manual_seed(0)
+    stem, head = nn.Linear(3, 4, bias=False).double(), nn.Linear(4, 2).double()
+    net = nn.Sequential(stem, Block().double(), head)
+    x = torch.randn(5, 3, dtype=torch.float64)
+    (join,) = layer_attribution(net, x, 0, num_steps=5).joins
+    w, hidden = head.weight[0], stem(x)
+    assert join.shortcut == pytest.approx((hidden @ w).mean().item())
+    assert join.branch == pytest.approx((hidden @ net[1].branch.weight.T @ w).mean().item())
+    assert join.as_dict()["shortcut_share"] == pytest.approx(
+        join.shortcut / (join.shortcut + join.branch)
+    )
+
+
+def test_many_samples_are_summed_in_groups():
+    net, x = mlp()
+    several = torch.cat([x, 2 * x, 3 * x])
+    found = layer_attribution(net, several, 1, num_steps=50)
+    parts = [layer_attribution(net, n * x, 1, num_steps=50).values[0] for n in (1, 2, 3)]
+    assert found.values[0] == pytest.approx(sum(parts) / 3, rel=1e-9)
+
+
+class Reused(nn.Module):
+    """One ReLU called twice, and an addition in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.relu = nn.Linear(3, 3), nn.Linear(3, 3), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.first(x))
+        out = self.second(x)
+        out += 1
+        return self.relu(out)
+
+
+def test_reused_modules_are_told_apart_and_what_captum_cannot_do_is_said():
+    torch.manual_seed(0)
+    net, x = Reused(), torch.randn(4, 3)
+    net.second.bias.data += 2
+    found = layer_attribution(net, x, 0, num_steps=20)
+    assert found.names == ["first", "relu", "second", "relu#1"]
+    assert not found.refused
+    twin = nn.Sequential(net.first, nn.ReLU(), net.second)
+    first = LayerConductance(lambda x: torch.relu(twin(x) + 1), twin[1])
+    expected = first.attribute(x, target=0, n_steps=20).sum().item() / 4
+    assert found.values[1] == pytest.approx(expected, rel=1e-5)
+    by_captum = layer_attribution(net, x, 0, "integrated_gradients", num_steps=5)
+    assert by_captum.refused["relu"] == "its module is called 2 times; Captum sees one"
+    assert by_captum.refused["second"] == "its output is changed in place afterwards"
+    assert math.isnan(by_captum.values[1])
+    assert not math.isnan(by_captum.values[0])
+
+
+def test_the_target_is_chosen_and_said():
+    net, x = mlp()
+    predicted = layer_attribution(net, x)
+    assert predicted.target == "predicted class"
+    assert predicted.values == layer_attribution(net, x, net(x).argmax(1)).values
+    one = layer_attribution(nn.Sequential(nn.Linear(4, 1)).double(), x)
+    assert one.target == "the only output"
+    rows = nn.Sequential(net, nn.Unflatten(1, (1, 3)))
+    assert layer_attribution(rows, x, (0, 2)).values[0] == layer_attribution(net, x, 2).values[0]
+
+
+def test_what_does_not_fit_is_refused():
+    net, x = mlp()
+    with pytest.raises(ValueError, match="method 'shap' is unknown; expected one of conductance"):
+        layer_attribution(net, x, 0, "shap")
+    with pytest.raises(
+        ValueError, match=r"the target 3 is no class of an output of shape \[7, 3\]"
+    ):
+        layer_attribution(net, x, 3)
+    with pytest.raises(ValueError, match=r"the target \(0, 1\) is outside of an output of shape"):
+        layer_attribution(net, x, (0, 1))
+    with pytest.raises(ValueError, match="num_steps is 0; expected at least 1"):
+        layer_attribution(net, x, 0, num_steps=0)
+
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(5, 3))
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.table[ids]
+
+    with pytest.raises(AnalyzerError, match="inputs of 'Table' cannot be scaled to zero"):
+        layer_attribution(Table(), torch.tensor([1, 2]))
+
+
+def test_the_model_is_left_as_it_was():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(inplace=True), nn.Dropout())
+    net.append(nn.Linear(6, 3))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    x, y = torch.randn(10, 4), torch.randint(3, (10,))
+    state = torch.get_rng_state()
+    batch = HeldBatch(net, x, None, lambda output, _: output.mean(), y)
+    measurement = measure(batch)
+    layer_attribution(net, x, 0, "integrated_gradients", num_steps=3)
+    columns = ["layer", "name", "method", "attribution", "share"]
+    assert list(measurement.columns) == columns
+    assert measurement.metadata["target"] == "label"
+    assert measurement.metadata["num_samples"] == "8"
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
+    assert all(m.training and not m._forward_hooks for m in net.modules())
+    assert net[2].inplace
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_frame_has_the_columns_of_the_contract():
+    net, x = mlp()
+    frame = analyzer.layer_attribution(net, x, 0, num_steps=4)
+    assert frame.columns.tolist() == ["layer", "name", "method", "attribution", "share"]
+    assert frame["share"].sum() == pytest.approx(1)
+    assert set(json.loads(frame.attrs["convergence_delta"])) == set(frame["name"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from analyzer.joins.find import output_nodes, watched_forward
 from analyzer.joins.live import call_arguments
@@ -20,6 +22,7 @@ from analyzer.probes.heights import is_nonlinearity, numbers_above
 
 __all__ = [
     "Correlations",
+    "fixed_statistics",
     "gradient_correlation",
     "mean_cosine",
     "measure",
@@ -146,14 +149,49 @@ def references(
 
 
 def measure(batch: HeldBatch) -> Measurement:
-    """Measure the correlation of gradients on a held batch, in the mode of the model."""
-    found = gradient_correlation(batch.model, batch.inputs)
+    """Measure the correlation of gradients on a held batch, in the mode of the model.
+
+    Batch norm in training normalizes by the statistics of this batch; they are held fixed here.
+    Through statistics that follow the inputs the rows of one batch add to zero, whatever the net:
+    all correlations would be about −1/(n − 1).
+    """
+    with fixed_statistics(batch.model, batch.inputs) as num_fixed:
+        found = gradient_correlation(batch.model, batch.inputs)
+    noted = metadata(found) | {"batch_norms_held_fixed": json.dumps(num_fixed)}
     columns: dict[str, list[Any]] = {
         "layer": list(range(len(found.names))),
         "name": found.names,
         "correlation": found.values,
     }
-    return Measurement(columns, metadata(found))
+    return Measurement(columns, noted)
+
+
+@contextmanager
+def fixed_statistics(model: nn.Module, inputs: Any) -> Iterator[int]:
+    """Let batch norms in training use the statistics of one batch as constants; yield how many do.
+
+    Args:
+        model: The model; it is put back as it was.
+        inputs: The batch.
+    """
+    model = unwrapped(model)
+    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.training]
+    norms = [norm for norm in norms if norm.running_mean is not None]
+    momenta = [norm.momentum for norm in norms]
+    with untouched(model):
+        try:
+            if norms:
+                for norm in norms:
+                    norm.momentum = 1.0
+                args, kwargs = cloned(call_arguments(inputs), requires_grad=False)
+                with torch.no_grad():
+                    model(*args, **kwargs)
+                for norm in norms:
+                    norm.training = False
+            yield len(norms)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
 
 
 def metadata(found: Correlations) -> dict[str, str]:

@@ -165,3 +165,22 @@ def test_a_shattered_net_is_whiter_than_a_residual_one():
     assert lag_one() < 0.3 < lag_one(residual=True, branch_scale=0.1)
     with pytest.raises(ValueError, match="a grid of 4 points is too short for lags up to 3"):
         analyzer.gradient_autocorrelation(nn.Linear(1, 1), grid[:4], max_lag=3)
+
+
+def test_a_probe_holds_the_statistics_of_batch_norm_fixed() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+    inputs = torch.randn(12, 4)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    measured = measure(HeldBatch(net, inputs, None, lambda output, _: output.sum()))
+
+    # By hand: the same normalization with numbers instead of statistics.
+    x = net[0](inputs)
+    scale = net[1].weight / (x.var(dim=0) + net[1].eps).sqrt().detach()
+    centered = (x - x.mean(dim=0).detach()) * scale + net[1].bias
+    (rows,) = torch.autograd.grad(net[3](centered.relu()).sum(), x)
+    assert measured.columns["correlation"][0] == pytest.approx(mean_cosine(rows), rel=1e-5)
+    assert measured.metadata["batch_norms_held_fixed"] == "1"
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert net[1].training
+    assert net[1].momentum == 0.1

@@ -1,0 +1,208 @@
+"""The loss on a plane or a line through the weights, with one range for all runs."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyzer.analysis.numerals import counted, number, percent
+from analyzer.analysis.sources import for_each_run, missing_clause, not_recorded, probe_rows_at
+from analyzer.analysis.view import RunLabel, View
+from analyzer.storage.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Landscape", "Landscapes", "Trajectory", "landscapes", "trajectories"]
+
+Floats = NDArray[np.float64]
+# Above this many times the smallest loss a linear scale shows a needle and a plain.
+_LOG_RATIO = 20.0
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """Where the checkpoints of a training lie in a plane.
+
+    Args:
+        steps: Their steps, ``[checkpoints]``.
+        alphas: First coordinate, ``[checkpoints]``.
+        betas: Second coordinate.
+    """
+
+    steps: NDArray[np.int64]
+    alphas: Floats
+    betas: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Landscape:
+    """The loss of one run around its weights at one step.
+
+    Args:
+        label: Name and style of the run.
+        step: Step of the probe.
+        alphas: Coordinates along the first direction, ascending, ``[m]``.
+        betas: Coordinates along the second, ``[n]``; none for a line.
+        losses: ``[n, m]``, or ``[1, m]`` for a line, as the probe gives them: interpolated where
+            not evaluated, never repaired; NaN also where the table has no such point.
+        evaluated: Where the loss was evaluated rather than interpolated, in the same shape.
+        center: Loss at (0, 0); NaN where that is no point of the grid.
+        num_nonfinite: Evaluated points whose loss is NaN or infinite.
+        trajectory: Checkpoints in this plane; None where the probe noted none.
+        notes: What the probe noted.
+    """
+
+    label: RunLabel
+    step: int
+    alphas: Floats
+    betas: Floats
+    losses: Floats
+    evaluated: NDArray[np.bool_]
+    center: float
+    num_nonfinite: int
+    trajectory: Trajectory | None
+    notes: Mapping[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Landscapes:
+    """Landscapes of all runs with the probe.
+
+    Args:
+        runs: One per run.
+        is_log: Whether losses are shown by their logarithm.
+        low: Smallest loss shown, of all runs; a decimal logarithm where ``is_log``.
+        high: Largest loss shown.
+        caption: The finding with its number.
+    """
+
+    runs: tuple[Landscape, ...]
+    is_log: bool
+    low: float
+    high: float
+    caption: str
+
+    def shown(self, run: Landscape) -> Floats:
+        """Return the losses of a run as they are drawn; NaN where there is no place for one."""
+        finite = np.where(np.isfinite(run.losses), run.losses, np.nan)
+        if not self.is_log:
+            return finite
+        return np.log10(np.where(finite > 0, finite, np.nan))
+
+    def table(self) -> "pd.DataFrame":
+        """Return one row per run and point of the grid."""
+        import pandas as pd
+
+        parts = []
+        for run in self.runs:
+            betas = run.betas if len(run.betas) else np.array([np.nan])
+            cells = {
+                "run": run.label.text,
+                "step": run.step,
+                "alpha": np.tile(run.alphas, len(betas)),
+                "beta": np.repeat(betas, len(run.alphas)),
+                "loss": run.losses.ravel(),
+                "evaluated": run.evaluated.ravel(),
+            }
+            parts.append(pd.DataFrame(cells))
+        return pd.concat(parts, ignore_index=True)
+
+
+def landscapes(view: View) -> Landscapes:
+    """Read the loss landscape of every run at the probe nearest to the step.
+
+    Raises:
+        NotRecordedError: If no run has it.
+
+    Reference:
+        Li et al. (2018), Visualizing the loss landscape of neural nets.
+    """
+    return _gathered(view, needs_trajectory=False)
+
+
+def trajectories(view: View) -> Landscapes:
+    """Read the landscapes that hold a trajectory of the optimizer.
+
+    Raises:
+        NotRecordedError: If no run has one.
+    """
+    return _gathered(view, needs_trajectory=True)
+
+
+def _gathered(view: View, *, needs_trajectory: bool) -> Landscapes:
+    def read(run: Run, label: RunLabel) -> Landscape:
+        found = _landscape(view, run, label)
+        if needs_trajectory and found.trajectory is None:
+            remedy = "add `--probe landscape` and `--checkpoint-every N` for three checkpoints"
+            raise not_recorded("a trajectory was", run, remedy)
+        return found
+
+    runs, missing = for_each_run(view, read)
+    losses = np.concatenate([run.losses.ravel() for run in runs])
+    finite = losses[np.isfinite(losses)]
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    is_log = low > 0 and high / low > _LOG_RATIO
+    if is_log:
+        low, high = float(np.log10(low)), float(np.log10(high))
+    caption = " ".join(map(_sentence, runs)) + missing_clause(missing)
+    return Landscapes(runs, is_log, low, high if high > low else low + 1e-6, caption)
+
+
+def _landscape(view: View, run: Run, label: RunLabel) -> Landscape:
+    step, rows = probe_rows_at(run, "landscape", view.step)
+    notes = run.probe_metadata("landscape").get(step, {})
+    alpha, beta = (rows[name].to_numpy(np.float64) for name in ("alpha", "beta"))
+    if not len(alpha):
+        raise not_recorded("probe landscape has no point:", run, "add `--probe landscape`")
+    alphas, column = np.unique(alpha, return_inverse=True)
+    betas, line = np.unique(np.where(np.isnan(beta), 0.0, beta), return_inverse=True)
+    shape = (len(betas), len(alphas))
+    losses, evaluated = np.full(shape, np.nan), np.zeros(shape, bool)
+    losses[line, column] = rows["loss"].to_numpy(np.float64, na_value=np.nan)
+    evaluated[line, column] = rows["evaluated"].to_numpy(bool, na_value=False)
+    at_center = losses[np.ix_(betas == 0, alphas == 0)].ravel()
+    return Landscape(
+        label,
+        step,
+        alphas,
+        betas if len(betas) > 1 else np.zeros(0),
+        losses,
+        evaluated,
+        float(at_center[0]) if len(at_center) else float("nan"),
+        int(np.count_nonzero(evaluated & ~np.isfinite(losses))),
+        _trajectory(notes),
+        notes,
+    )
+
+
+def _trajectory(notes: Mapping[str, str]) -> Trajectory | None:
+    """The checkpoints that the probe noted as ``[[step, alpha, beta], …]``."""
+    try:
+        points = np.asarray(json.loads(notes.get("trajectory", "[]")), np.float64)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    if points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all():
+        return None
+    return Trajectory(points[:, 0].astype(np.int64), points[:, 1], points[:, 2])
+
+
+def _sentence(run: Landscape) -> str:
+    start = f"{run.label.text}, step {run.step}:"
+    finite = run.losses[np.isfinite(run.losses)]
+    if not len(finite):
+        return f"{start} no loss on the grid is finite."
+    text = (
+        f"{start} the loss is {number(run.center)} at the weights and reaches "
+        f"{number(float(finite.max()))} at distance {number(float(np.abs(run.alphas).max()))}"
+    )
+    if not run.evaluated.all():
+        share = percent(1 - float(run.evaluated.mean()))
+        text += f"; {share} of the points are interpolated or missing"
+    if run.num_nonfinite:
+        verb = "is" if run.num_nonfinite == 1 else "are"
+        text += f"; {counted(run.num_nonfinite, 'point')} {verb} not finite"
+    return f"{text}."

@@ -1,0 +1,67 @@
+"""Numbers as captions and ticks write them: few digits, powers of ten as powers."""
+
+import math
+
+__all__ = ["counted", "number", "percent", "power", "times_ten_to"]
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def power(exponent: int) -> str:
+    """Return a power of ten, as in ``10⁻¹³``; 1 and 10 as they are."""
+    if exponent in (0, 1):
+        return "10" if exponent else "1"
+    return "10" + str(exponent).translate(_SUPERSCRIPTS)
+
+
+def number(value: float) -> str:
+    """Return a number in three digits, as in ``0.394``, ``2.30`` and ``3.2·10⁻¹³``.
+
+    Returns:
+        The text; ``NaN``, ``∞`` or ``−∞`` for what is not finite.
+    """
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("∞" if value > 0 else "−∞")
+    if value == 0:
+        return "0"
+    size = abs(value)
+    sign = "−" if value < 0 else ""
+    if 1e-3 <= size < 9_999.5:
+        return sign + _fixed(size)
+    if size >= 1 and size < 999_999.5 and size == round(size):
+        return f"{sign}{size:,.0f}"
+    digits, exponent = f"{size:.1e}".split("e")
+    return f"{sign}{digits.removesuffix('.0')}·{power(int(exponent))}"
+
+
+def _fixed(size: float) -> str:
+    """A size between a thousandth and ten thousand; a trailing zero of a measured one is kept."""
+    if size >= 99.95 or (size >= 10 and size == round(size)):
+        return f"{size:.0f}"
+    if size >= 9.995:
+        return f"{size:.1f}"
+    if size == round(size):
+        return f"{size:.0f}"
+    return f"{size:.2f}" if size >= 0.995 else f"{size:.3g}"
+
+
+def times_ten_to(log10: float) -> str:
+    """Return ``10**log10`` as ``number`` writes it, also where it is beyond float64."""
+    if not math.isfinite(log10) or abs(log10) < 290:
+        return number(10.0**log10 if math.isfinite(log10) else log10)
+    whole = math.floor(log10)
+    return f"{10 ** (log10 - whole):.1f}·{power(whole)}"
+
+
+def percent(share: float) -> str:
+    """Return a share in percent, as in ``71 %``; a small one with its first digit."""
+    if not math.isfinite(share):
+        return number(share)
+    size = abs(share) * 100
+    sign = "−" if share < 0 and size > 0 else ""
+    return f"{sign}{size:.0f} %" if size >= 9.95 or size == 0 else f"{sign}{size:.2g} %"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun, as in ``1 layer`` and ``1,000 layers``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -1,0 +1,223 @@
+"""The score: network, depth profile, depth × step grid and loss of each run, all on one depth."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyzer.analysis.bands import Band, band, grouped
+from analyzer.analysis.depth_profile import depth_profile
+from analyzer.analysis.flow_grid import GridColumn, grid_column, value_range
+from analyzer.analysis.gradient_flow import Gain, profile_gain
+from analyzer.analysis.join_arcs import JoinArcs, join_arcs, share_grid
+from analyzer.analysis.numerals import counted, number, percent
+from analyzer.analysis.profile_curve import flow_sentence
+from analyzer.analysis.sources import for_each_run, missing_clause, recorded_step
+from analyzer.analysis.stages import stage_borders
+from analyzer.analysis.training import TrainingSummary, run_training
+from analyzer.analysis.view import RunLabel, View
+from analyzer.storage.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Score", "ScoreColumn", "score", "step_gains"]
+
+Floats = NDArray[np.float64]
+_CELLS = 40_000
+_MOST_POINTS = 500
+_MOST_PAIRS = 2000
+# Arcs that stay apart on the width of a screen.
+_ARCS_ACROSS, _FEWEST_ARCS = 112, 6
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreColumn:
+    """One run of the score.
+
+    Args:
+        label: Name and style of the run.
+        step: The recorded step of rows 1 and 2.
+        grid: Output gradient norms over depth and steps.
+        profile: Norms of the same rows at the step, ``[rows]``.
+        gain: The fit at the step, over all layers with parameters.
+        gains: Gain per layer of each bin of the grid, over its rows, ``[bins]``; NaN without one.
+        arcs: The joins, with their shares at the split nearest to the step; a band of groups where
+            there are many.
+        share_steps: Steps of ``shares``, ``[splits]``.
+        shares: Shortcut share of each arc at those steps, ``[splits, arcs]``.
+        stages: Depth and name at which a stage of the network begins.
+        loss: Loss over steps.
+        training: First and final losses.
+        title: The outcome.
+        note: The number of the profile.
+    """
+
+    label: RunLabel
+    step: int
+    grid: GridColumn
+    profile: Floats
+    gain: Gain
+    gains: Floats
+    arcs: JoinArcs
+    share_steps: NDArray[np.int64]
+    shares: Floats
+    stages: tuple[tuple[float, str], ...]
+    loss: Band
+    training: TrainingSummary
+    title: str
+    note: str
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """One to three runs, with the ranges that they share.
+
+    Args:
+        columns: The runs.
+        low: Smallest decimal logarithm of a norm.
+        high: Largest decimal logarithm of a norm.
+        depth: First and last place along depth.
+        loss_range: Smallest and largest finite loss.
+        caption: The finding with its number.
+    """
+
+    columns: tuple[ScoreColumn, ...]
+    low: float
+    high: float
+    depth: tuple[float, float]
+    loss_range: tuple[float, float]
+    caption: str
+
+    def alone(self) -> "tuple[Score, ...]":
+        """Return each run as a score of its own in the same ranges, for a narrow screen."""
+        return tuple(replace(self, columns=(column,)) for column in self.columns)
+
+    def table(self) -> "pd.DataFrame":
+        """Return one row per run and layer (or group of layers) at the step."""
+        import pandas as pd
+
+        parts = [
+            pd.DataFrame(
+                {
+                    "run": column.label.text,
+                    "step": column.step,
+                    "layer": column.grid.names,
+                    "depth": column.grid.positions,
+                    "output_gradient_norm": column.profile,
+                }
+            )
+            for column in self.columns
+        ]
+        return pd.concat(parts, ignore_index=True)
+
+
+def score(view: View) -> Score:
+    """Read the score; its quantity is the output gradient norm whatever the view says.
+
+    Raises:
+        NotRecordedError: If no run has output gradients.
+    """
+    seen = replace(view, quantity="output_gradient_norm")
+    found, missing = for_each_run(seen, lambda run, label: _column(seen, run, label))
+    low, high = value_range(tuple(column.grid for column in found), is_log=True)
+    places = np.concatenate([column.grid.positions for column in found])
+    columns = tuple(_with_legible_arcs(column, places, len(found)) for column in found)
+    losses = np.concatenate([np.r_[c.loss.low, c.loss.high] for c in columns])
+    finite = losses[np.isfinite(losses)]
+    return Score(
+        columns,
+        low,
+        high,
+        (float(places.min()), float(places.max())),
+        (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0),
+        " ".join(_sentence(column) for column in columns) + missing_clause(missing),
+    )
+
+
+def _with_legible_arcs(column: ScoreColumn, places: Floats, count: int) -> ScoreColumn:
+    """Put joins together until an arc has room for its lines in its part of the screen."""
+    mine = column.grid.positions
+    part = (mine[-1] - mine[0] + 1) / (places.max() - places.min() + 1) / count
+    arcs = column.arcs.thinned(max(_FEWEST_ARCS, int(_ARCS_ACROSS * part)))
+    return replace(column, arcs=arcs, shares=grouped(column.shares, arcs.size, "median"))
+
+
+def _column(view: View, run: Run, label: RunLabel) -> ScoreColumn:
+    step = recorded_step(run, view.step)
+    grid = grid_column(view, run, label, most_cells=_CELLS)
+    fit = profile_gain(depth_profile(run, step))
+    arcs = join_arcs(run, step)
+    share_steps, shares = share_grid(run, arcs)
+    training = run_training(run)
+    rows = run.read("steps", "loss")
+    known = rows.column("loss").is_valid().to_numpy()
+    steps, losses = rows.column("step").to_numpy()[known], rows.column("loss").to_numpy()[known]
+    return ScoreColumn(
+        label=label,
+        step=step,
+        grid=grid,
+        profile=_profile(run, grid, step, relative=view.relative),
+        gain=fit,
+        gains=step_gains(grid),
+        arcs=arcs,
+        share_steps=share_steps,
+        shares=shares,
+        stages=stage_borders(grid.names, grid.positions),
+        loss=band(steps, losses, _MOST_POINTS, smooth=view.smooth),
+        training=training,
+        title=_outcome(training),
+        note=_note(fit, arcs),
+    )
+
+
+def step_gains(grid: GridColumn) -> Floats:
+    """Return the gain per layer, going backward, of every bin of a grid.
+
+    ``exp(−slope)`` with the median slope of ``ln ‖δ‖`` over pairs of rows of different depth, as in
+    ``analyzer.analysis.gradient_flow``; of more than 2,000 pairs evenly spaced ones.
+
+    Returns:
+        One gain per bin; NaN where no pair of rows has two finite norms above 0.
+    """
+    depths = np.round(grid.positions)
+    first, second = np.triu_indices(len(depths), k=1)
+    apart = np.flatnonzero(depths[first] != depths[second])
+    chosen = apart[:: max(1, -(-len(apart) // _MOST_PAIRS))]
+    first, second = first[chosen], second[chosen]
+    rise = (grid.log10[second] - grid.log10[first]) / (depths[second] - depths[first])[:, None]
+    slopes = grouped(rise.T, max(2, len(chosen)), "median")
+    flat = slopes[:, 0] if slopes.shape[1] else np.full(len(slopes), np.nan)
+    with np.errstate(over="ignore"):
+        return np.asarray(np.power(10.0, -flat), np.float64)
+
+
+def _profile(run: Run, grid: GridColumn, step: int, *, relative: bool) -> Floats:
+    """Norms at the step; a group of neighbors is shown by its first."""
+    ids, values = run.profile("output_gradient_norm", step)
+    value_of = dict(zip(ids.tolist(), values.tolist(), strict=True))
+    norms = np.array([value_of.get(int(id_), np.nan) for id_ in grid.ids], np.float64)
+    if not relative:
+        return norms
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return np.asarray(norms / norms[-1], np.float64)
+
+
+def _outcome(training: TrainingSummary) -> str:
+    if not training.num_losses:
+        return f"no loss in {counted(training.num_steps, 'step')}"
+    if training.nonfinite_step is not None:
+        return f"loss not finite from step {training.nonfinite_step} on"
+    return f"loss {number(training.final_loss)} after {counted(training.num_steps, 'step')}"
+
+
+def _note(gain: Gain, arcs: JoinArcs) -> str:
+    text = flow_sentence(gain)
+    if np.isfinite(arcs.median_share):
+        text += f"; shortcuts carry {percent(arcs.median_share)} of the gradient (median)"
+    return text
+
+
+def _sentence(column: ScoreColumn) -> str:
+    return f"{column.label.text}: {column.title}; at step {column.step}, {column.note}."

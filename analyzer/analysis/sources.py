@@ -1,0 +1,95 @@
+"""Reads what a figure needs of each run, and says what to record where it is missing."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from analyzer.analysis.view import RunLabel, View, nearest_step, run_labels
+from analyzer.errors import NotRecordedError
+from analyzer.storage.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["for_each_run", "missing_clause", "not_recorded", "probe_rows_at", "recorded_step"]
+
+T = TypeVar("T")
+
+
+def not_recorded(what: str, run: Run, remedy: str) -> NotRecordedError:
+    """Return the error that says what a run lacks and how to record it."""
+    return NotRecordedError(f"{what} not recorded in run '{run.name}'; {remedy}")
+
+
+def for_each_run(
+    view: View, read: Callable[[Run, RunLabel], T]
+) -> tuple[tuple[T, ...], tuple[str, ...]]:
+    """Read something of each run of a view.
+
+    Args:
+        view: What to show.
+        read: Reads one run; raises NotRecordedError where it lacks the data.
+
+    Returns:
+        What was read, and the names of the runs that lack it.
+
+    Raises:
+        NotRecordedError: If every run lacks it.
+        ValueError: If the view has no run.
+    """
+    if not view.runs:
+        raise ValueError("a view has 0 runs; expected at least one. Choose a run to show")
+    found: list[T] = []
+    missing: list[str] = []
+    errors: list[NotRecordedError] = []
+    for run, label in zip(view.runs, run_labels(view.runs), strict=True):
+        try:
+            found.append(read(run, label))
+        except NotRecordedError as error:
+            errors.append(error)
+            missing.append(label.text)
+    if not found:
+        raise errors[0]
+    return tuple(found), tuple(missing)
+
+
+def missing_clause(missing: tuple[str, ...]) -> str:
+    """Return the end of a caption that names runs without the data; empty where none lacks it."""
+    return f" Not recorded in {', '.join(missing)}." if missing else ""
+
+
+def recorded_step(run: Run, step: int | None, table: str = "layer_stats") -> int:
+    """Return the recorded step of a table that is nearest to one; None asks for the last.
+
+    Raises:
+        NotRecordedError: If the table has no row.
+    """
+    found = nearest_step(run.recorded_steps(table), step)
+    if found is None:
+        remedy = {
+            "splits": "a net without joins has none; else add `--splits-every 10`",
+            "parameter_stats": "record with `--columns all`",
+        }.get(table, "the run has no step yet; wait for its first step, or record it again")
+        raise not_recorded(f"{table} were", run, remedy)
+    return found
+
+
+def probe_rows_at(run: Run, name: str, step: int | None) -> "tuple[int, pd.DataFrame]":
+    """Return what a probe measured at the step nearest to one; None asks for the last.
+
+    Returns:
+        The step and its rows, without the ``step`` column.
+
+    Raises:
+        NotRecordedError: If the probe measured nothing.
+    """
+    remedy = f"add `--probe {name}`"
+    if name not in run.probes:
+        raise not_recorded(f"probe {name} was", run, remedy)
+    rows = run.probe(name)
+    found = nearest_step(np.unique(rows["step"].to_numpy(np.int64)), step)
+    if found is None:
+        raise not_recorded(f"probe {name} has no row:", run, remedy)
+    here = rows[rows["step"] == found].drop(columns="step")
+    return found, here.reset_index(drop=True)

@@ -1,0 +1,229 @@
+"""What a figure is asked to show: runs, a step, a quantity, and the rows that a pattern picks."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyzer.errors import AnalyzerError, NotRecordedError
+from analyzer.storage.run import Run
+from analyzer.storage.schema import STAT_COLUMNS
+
+__all__ = [
+    "AGGREGATES",
+    "RowSet",
+    "RunLabel",
+    "View",
+    "matching",
+    "nearest_step",
+    "row_set",
+    "run_labels",
+]
+
+AGGREGATES = ("median", "mean", "min", "max")
+_MOST_PATTERN, _MOST_NAME, _MOST_REPEATS = 100, 120, 4
+# A group that is repeated can take time exponential in the length of a name.
+_REPEATED_GROUP = re.compile(r"\)\s*[*+{]")
+_REPEAT = re.compile(r"(?<!\\)[*+{]")
+
+
+@dataclass(frozen=True)
+class View:
+    """What to show.
+
+    Args:
+        runs: One to three opened runs, in the order of their columns.
+        step: A step; each run shows the recorded step nearest to it. None for the last one.
+        quantity: Column of ``layer_stats`` or ``parameter_stats``.
+        layers: Regular expression that a layer name must contain; None for the layers with
+            parameters, or all where a figure is about units or where none has parameters.
+        aggregate: What a bin of several steps shows: ``median``, ``mean``, ``min`` or ``max``.
+        smooth: Whether series are smoothed; the raw ones stay behind.
+        relative: Whether values are divided by that of the deepest layer.
+
+    Raises:
+        ValueError: If the aggregate is none of the four words.
+    """
+
+    runs: tuple[Run, ...]
+    step: int | None = None
+    quantity: str = "output_gradient_norm"
+    layers: str | None = None
+    aggregate: str = "median"
+    smooth: bool = False
+    relative: bool = False
+
+    def __post_init__(self) -> None:
+        if self.aggregate not in AGGREGATES:
+            raise ValueError(
+                f"aggregate is {self.aggregate!r}; expected one of {', '.join(AGGREGATES)}"
+            )
+
+
+@dataclass(frozen=True)
+class RunLabel:
+    """How a run is named and told from the others.
+
+    Args:
+        text: Name of the run; numbered where two have the same.
+        has_shortcuts: Whether gradients of its loss flow through joins.
+        style: Place in the palette: even for runs with shortcuts, odd for those without.
+    """
+
+    text: str
+    has_shortcuts: bool
+    style: int
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """The rows of a table that a figure shows, by depth.
+
+    Args:
+        table: ``layer_stats`` or ``parameter_stats``.
+        ids: Layers or parameters, ``[rows]``.
+        names: Their names.
+        depths: Depth of each, ``[rows]``; of a parameter, that of its layer.
+        positions: Place along the axis of depth: the depth, with rows of one depth side by side
+            within a unit of it, ``[rows]``, ascending.
+        has_parameters: Whether the row belongs to a layer with parameters.
+    """
+
+    table: str
+    ids: NDArray[np.int32]
+    names: tuple[str, ...]
+    depths: NDArray[np.float64]
+    positions: NDArray[np.float64]
+    has_parameters: NDArray[np.bool_]
+
+
+def run_labels(runs: Sequence[Run]) -> tuple[RunLabel, ...]:
+    """Return the labels of runs, in their order."""
+    names = [run.name for run in runs]
+    taken = {True: 0, False: 0}
+    labels = []
+    for place, run in enumerate(runs):
+        shortcuts = len(run.joins) > 0 and run.manifest.get("skip_scale") != 0
+        again = names[:place].count(run.name)
+        text = f"{run.name} ({again + 1})" if again else run.name
+        labels.append(RunLabel(text, shortcuts, 2 * taken[shortcuts] + (0 if shortcuts else 1)))
+        taken[shortcuts] += 1
+    return tuple(labels)
+
+
+def nearest_step(steps: NDArray[np.int64], step: int | None) -> int | None:
+    """Return the recorded step nearest to one, the earlier of two; None where there is none.
+
+    Args:
+        steps: Recorded steps, ascending.
+        step: A step; None for the last one.
+    """
+    if not len(steps):
+        return None
+    if step is None:
+        return int(steps[-1])
+    return int(steps[np.argmin(np.abs(steps - step))])
+
+
+def matching(pattern: str, names: Sequence[str]) -> NDArray[np.bool_]:
+    """Return which names contain a match of a pattern.
+
+    Only the first 120 characters of a name are searched.
+
+    Raises:
+        AnalyzerError: If the pattern is no regular expression, or one that may take forever.
+    """
+    shown = pattern[:_MOST_PATTERN]
+    if len(pattern) > _MOST_PATTERN:
+        raise AnalyzerError(
+            f"layers is {shown!r}… with {len(pattern)} characters; expected at most "
+            f"{_MOST_PATTERN}. Shorten the pattern"
+        )
+    if _REPEATED_GROUP.search(pattern) or len(_REPEAT.findall(pattern)) > _MOST_REPEATS:
+        raise AnalyzerError(
+            f"layers is {shown!r}; expected no repeated group and at most {_MOST_REPEATS} "
+            "repetitions, which can take forever. Simplify the pattern"
+        )
+    try:
+        compiled = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise AnalyzerError(
+            f"layers is {shown!r}; expected a regular expression ({error}). "
+            "Mend it, or leave it empty for all layers"
+        ) from error
+    return np.array([compiled.search(name[:_MOST_NAME]) is not None for name in names], bool)
+
+
+def row_set(run: Run, quantity: str, pattern: str | None = None, *, every: bool = False) -> RowSet:
+    """Return the layers or parameters that a figure of a quantity shows.
+
+    Args:
+        run: An opened run.
+        quantity: Column of ``layer_stats`` or ``parameter_stats``.
+        pattern: Regular expression; see ``View.layers``.
+        every: Whether layers without parameters are shown where there is no pattern.
+
+    Raises:
+        NotRecordedError: If neither table has the quantity.
+        AnalyzerError: If the pattern is refused, or matches no name.
+    """
+    table = _table_of(quantity)
+    names, ids, depths, owns = _layers(run) if table == "layer_stats" else _parameters(run)
+    if pattern:
+        keep = matching(pattern, names)
+        if len(names) and not keep.any():
+            raise AnalyzerError(
+                f"layers is {pattern!r}; none of {len(names)} names matches, the first is "
+                f"{names[0][:80]!r}. Change the pattern, or leave it empty for all layers"
+            )
+    else:
+        keep = owns if owns.any() and not every else np.ones(len(names), bool)
+    order = np.flatnonzero(keep)[np.lexsort((ids[keep], depths[keep]))]
+    positions = _side_by_side(depths[order])
+    shown = tuple(names[place] for place in order)
+    return RowSet(table, ids[order], shown, depths[order], positions, owns[order])
+
+
+def _table_of(quantity: str) -> str:
+    for table in ("layer_stats", "parameter_stats"):
+        if quantity in STAT_COLUMNS[table]:
+            return table
+    known = ", ".join((*STAT_COLUMNS["layer_stats"][:3], *STAT_COLUMNS["parameter_stats"][:2]))
+    raise NotRecordedError(
+        f"quantity {quantity!r} is no statistic of a layer or a parameter; "
+        f"expected one of {known}, …: see docs/schema.md"
+    )
+
+
+_Table = tuple[list[str], NDArray[np.int32], NDArray[np.float64], NDArray[np.bool_]]
+
+
+def _layers(run: Run) -> _Table:
+    rows = run.layers
+    owns = rows["num_parameters"].to_numpy() > 0
+    ids = rows["layer"].to_numpy(np.int32)
+    return rows["name"].astype(str).tolist(), ids, rows["depth"].to_numpy(np.float64), owns
+
+
+def _parameters(run: Run) -> _Table:
+    """Parameters at the depth of their layer; those of layers never called come last."""
+    rows, layers = run.parameters, run.layers
+    depth_of = dict(zip(layers["layer"], layers["depth"], strict=True))
+    last = float(max(depth_of.values(), default=-1)) + 1
+    places = rows["layer"].to_numpy(np.float64, na_value=-1)
+    depths = np.array([depth_of.get(int(layer), last) for layer in places], np.float64)
+    ids = rows["parameter"].to_numpy(np.int32)
+    return rows["name"].astype(str).tolist(), ids, depths, np.ones(len(rows), bool)
+
+
+def _side_by_side(depths: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Depths, with equal ones spread over the middle four fifths of a unit."""
+    if not len(depths):
+        return depths
+    _, first, counts = np.unique(depths, return_index=True, return_counts=True)
+    place = np.arange(len(depths)) - np.repeat(first, counts)
+    many = np.repeat(counts, counts)
+    spread: NDArray[np.float64] = depths + 0.8 * (place - (many - 1) / 2) / many
+    return spread

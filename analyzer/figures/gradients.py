@@ -1,0 +1,231 @@
+"""Draws a quantity over layers and steps: grid, profile along depth, series, difference."""
+
+import math
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
+from plotly.subplots import make_subplots
+
+from analyzer.analysis.flow_grid import FlowGrid, GridColumn
+from analyzer.analysis.grid_difference import GridDifference
+from analyzer.analysis.layer_series import LayerSeries
+from analyzer.analysis.profile_curve import ProfileCurves
+from analyzer.figures.marks import (
+    band_traces,
+    color_bar,
+    edge_marks,
+    grid_traces,
+    log_range,
+    mark_legend,
+    run_line,
+)
+from analyzer.figures.theme import Theme, labeled
+
+__all__ = [
+    "depth_colors",
+    "difference_figure",
+    "grid_figure",
+    "name_gap",
+    "panes",
+    "profile_figure",
+    "row_ticks",
+    "series_figure",
+    "value_axis",
+]
+
+_MOST_NAMES, _MOST_NAME = 22, 28
+# An axis that a healthy net fills would make it look like a vanishing one.
+_LEAST_DECADES = 3.0
+
+
+def panes(titles: list[str], theme: Theme, *, height: int, gap: float = 0.0) -> go.Figure:
+    """Return a figure of panes side by side, one per run, each with its title.
+
+    Args:
+        titles: Names of the runs.
+        theme: Colors and fonts.
+        height: Height in pixels.
+        gap: Room for names left of each pane, as a part of the width; 0 for one shared axis.
+    """
+    figure = make_subplots(
+        1,
+        len(titles),
+        shared_yaxes=not gap,
+        horizontal_spacing=gap or 0.04,
+        subplot_titles=[labeled(title, 48) for title in titles],
+    )
+    theme.apply(figure, height)
+    figure.update_annotations(font={"size": 14, "color": theme.text})
+    figure.update_layout(legend={"x": 0, "y": -0.2, "yanchor": "top"}, margin={"b": 84})
+    return figure
+
+
+def value_axis(
+    label: str, *, is_log: bool, low: float, high: float, least_decades: float = 0.0
+) -> dict[str, Any]:
+    """Return an axis of values; a logarithmic one has powers of ten as ticks.
+
+    Args:
+        label: Title of the axis.
+        is_log: Whether it is logarithmic.
+        low: Smallest finite value shown, above 0 where ``is_log``; NaN for a range by plotly.
+        high: Largest one.
+        least_decades: Decades that a logarithmic axis shows at least.
+    """
+    axis: dict[str, Any] = {"title": {"text": label, "standoff": 8}}
+    if is_log:
+        axis |= {"type": "log", "exponentformat": "power", "tickfont": {"size": 11}, "nticks": 9}
+        if math.isfinite(low) and math.isfinite(high):
+            short = max(0.0, least_decades - math.log10(high / low)) / 2
+            axis["range"] = log_range(math.log10(low) - short, math.log10(high) + short)
+            decades = axis["range"][1] - axis["range"][0]
+            # Plotly labels every digit between powers otherwise; below, it counts evenly.
+            if decades > 0.8:
+                axis["dtick"] = math.ceil(decades / 8) if decades > 2 else "D2"
+    elif math.isfinite(low) and math.isfinite(high):
+        room = 0.06 * (high - low or abs(high) or 1.0)
+        axis["range"] = [low - room, high + room]
+    return axis
+
+
+def row_ticks(names: tuple[str, ...]) -> dict[str, Any]:
+    """Return ticks of a category axis of layers: all where they fit, else evenly chosen ones."""
+    chosen = list(range(0, len(names), max(1, math.ceil(len(names) / _MOST_NAMES))))
+    texts = [labeled(names[place].partition(" … ")[0], _MOST_NAME) for place in chosen]
+    return {"tickmode": "array", "tickvals": chosen, "ticktext": texts}
+
+
+def name_gap(names: list[tuple[str, ...]]) -> float:
+    """Return the room that the longest name takes beside a pane; 0 where all have equal names."""
+    if len(set(names)) < 2:
+        return 0.0
+    longest = max((min(len(name), _MOST_NAME) for one in names for name in one), default=0)
+    return min(0.05 + 0.0058 * longest, 0.9 / len(names))
+
+
+def grid_figure(info: FlowGrid, theme: Theme) -> go.Figure:
+    """Draw layer × step, the input at the bottom, in one color range for all runs."""
+    columns = info.columns
+    rows = max(len(column.names) for column in columns)
+    gap = name_gap([column.names for column in columns])
+    figure = panes(
+        [column.label.text for column in columns],
+        theme,
+        height=int(np.clip(160 + 16 * rows, 340, 620)),
+        gap=gap,
+    )
+    for place, column in enumerate(columns, start=1):
+        _grid_pane(figure, info, column, place, theme)
+    for entry in mark_legend(columns, theme, is_log=info.is_log):
+        figure.add_trace(entry)
+    figure.update_xaxes(title={"text": "step", "standoff": 4}, showgrid=False)
+    figure.update_yaxes(showgrid=False)
+    figure.update_layout(
+        coloraxis={
+            "colorscale": theme.scale,
+            "cmin": info.low,
+            "cmax": info.high,
+            "colorbar": color_bar(info.label, info.low, info.high, is_log=info.is_log),
+        }
+    )
+    return figure
+
+
+def _grid_pane(
+    figure: go.Figure, info: FlowGrid, column: GridColumn, place: int, theme: Theme
+) -> None:
+    look = {"coloraxis": "coloraxis"}
+    for trace in grid_traces(column, theme, is_log=info.is_log, along_depth=False, axes=look):
+        figure.add_trace(trace, row=1, col=place)
+    figure.update_yaxes(type="category", row=1, col=place, **row_ticks(column.names))
+
+
+def profile_figure(info: ProfileCurves, theme: Theme) -> go.Figure:
+    """Draw the profiles of all runs over depth."""
+    values = np.concatenate([curve.values for curve in info.curves])
+    shown = values[np.isfinite(values) & ((values > 0) | (not info.is_log))]
+    low, high = (float(shown.min()), float(shown.max())) if len(shown) else (math.nan, math.nan)
+    axis = value_axis(
+        info.label, is_log=info.is_log, low=low, high=high, least_decades=_LEAST_DECADES
+    )
+    figure = theme.figure(height=400)
+    for curve in info.curves:
+        names = [labeled(name) for name in curve.names]
+        line = {"x": curve.positions, "y": curve.values, "text": names}
+        hover = {"hovertemplate": "%{text}: %{y:.3e}"}
+        figure.add_trace(run_line(curve.label, theme, **line, **hover))
+        if "range" in axis:
+            edges = axis["range"]
+            bounds = (10.0 ** edges[0], 10.0 ** edges[1]) if info.is_log else (edges[0], edges[1])
+            figure.add_trace(
+                edge_marks(curve.positions, curve.values, bounds, theme, is_log=info.is_log)
+            )
+    along = (
+        "relative depth: first layer → last layer"
+        if info.is_relative_depth
+        else "depth: input → output"
+    )
+    figure.update_xaxes(title={"text": along, "standoff": 6})
+    figure.update_yaxes(**axis)
+    figure.update_layout(showlegend=True)
+    return figure
+
+
+def depth_colors(count: int, theme: Theme) -> list[str]:
+    """Return colors from input to output."""
+    first, last = theme.lines
+    places = [first + (last - first) * k / max(1, count - 1) for k in range(count)]
+    parts = sample_colorscale(theme.scale, places, colortype="tuple")
+    return ["#" + "".join(f"{round(255 * part):02x}" for part in color) for color in parts]
+
+
+def series_figure(info: LayerSeries, theme: Theme) -> go.Figure:
+    """Draw the series of chosen layers, a pane per run; colors run from input to output."""
+    figure = panes([run.label.text for run in info.runs], theme, height=460)
+    for place, run in enumerate(info.runs, start=1):
+        legend = "legend" if place == 1 else f"legend{place}"
+        for name, band, color in zip(
+            run.names, run.bands, depth_colors(len(run.names), theme), strict=True
+        ):
+            for trace in band_traces(band, run.label, theme, name=name, color=color, top=info.high):
+                figure.add_trace(trace.update(legend=legend), row=1, col=place)
+        left = figure.layout["xaxis" if place == 1 else f"xaxis{place}"].domain[0]
+        look = {"orientation": "v", "x": left, "y": -0.2, "yanchor": "top", "xanchor": "left"}
+        figure.layout[legend] = look
+    figure.update_layout(margin={"b": 170})
+    figure.update_xaxes(title={"text": "step", "standoff": 4})
+    axis = value_axis(
+        info.label, is_log=info.is_log, low=info.low, high=info.high, least_decades=_LEAST_DECADES
+    )
+    figure.update_yaxes(**{key: value for key, value in axis.items() if key != "title"})
+    figure.update_yaxes(title=axis["title"], row=1, col=1)
+    return figure
+
+
+def difference_figure(info: GridDifference, theme: Theme) -> go.Figure:
+    """Draw where the second run has more than the first, and where less."""
+    shown = "10<sup>%{z:.2f}</sup>" if info.is_log else "%{z:.4g}"
+    heat = go.Heatmap(
+        x=info.steps,
+        y=info.positions,
+        z=info.values.astype(np.float32),
+        coloraxis="coloraxis",
+        hovertemplate=f"relative depth %{{y:.2f}}<br>step %{{x}}: {shown}<extra></extra>",
+    )
+    figure = theme.figure(heat, height=400)
+    second, first = labeled(info.runs[1].text, 24), labeled(info.runs[0].text, 24)
+    title = f"{second} / {first}" if info.is_log else f"{second} − {first}"
+    bar = color_bar(title, -info.reach, info.reach, is_log=info.is_log)
+    figure.update_layout(
+        coloraxis={
+            "colorscale": theme.diverging,
+            "cmin": -info.reach,
+            "cmax": info.reach,
+            "colorbar": bar,
+        }
+    )
+    figure.update_xaxes(title={"text": "step", "standoff": 4}, showgrid=False)
+    figure.update_yaxes(title={"text": "relative depth: 0 input, 1 output"}, showgrid=False)
+    return figure

@@ -1,0 +1,172 @@
+"""Draws the loss landscape: contours first, the surface in 3-D, the optimizer's path."""
+
+import math
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from analyzer.analysis.loss_landscape import Landscape, Landscapes
+from analyzer.figures.gradients import panes
+from analyzer.figures.marks import color_bar, run_line
+from analyzer.figures.theme import Theme, labeled
+
+__all__ = ["contour_figure", "surface_figure", "trajectory_figure"]
+
+_LEVELS = 14
+_EYE = {"x": 1.35, "y": -1.5, "z": 1.05}
+
+
+def contour_figure(info: Landscapes, theme: Theme) -> go.Figure:
+    """Draw the loss on the plane of each run in one color range; a line where there is no plane."""
+    if all(not len(run.betas) for run in info.runs):
+        return _line_figure(info, theme)
+    figure = panes([_title(run) for run in info.runs], theme, height=470, gap=0.08)
+    for place, run in enumerate(info.runs, start=1):
+        if len(run.betas):
+            figure.add_trace(_contour(info, run), row=1, col=place)
+        figure.add_trace(_unplaced(run, theme), row=1, col=place)
+        figure.add_trace(_center(theme), row=1, col=place)
+        axis = "x" if place == 1 else f"x{place}"
+        # A circle must look like one: the directions have comparable lengths.
+        figure.update_yaxes(scaleanchor=axis, constrain="domain", row=1, col=place)
+    figure.update_xaxes(title={"text": "α, first direction"}, constrain="domain", showgrid=False)
+    figure.update_yaxes(showgrid=False)
+    figure.update_yaxes(title={"text": "β, second direction"}, row=1, col=1)
+    figure.update_layout(coloraxis=_colors(info, theme), showlegend=False)
+    return figure
+
+
+def trajectory_figure(info: Landscapes, theme: Theme) -> go.Figure:
+    """Draw the path of the checkpoints over the contours of the plane they lie in."""
+    figure = contour_figure(info, theme)
+    for place, run in enumerate(info.runs, start=1):
+        if run.trajectory is None:
+            continue
+        path = go.Scatter(
+            x=run.trajectory.alphas,
+            y=run.trajectory.betas,
+            mode="lines+markers",
+            line={"color": "#ffffff", "width": 2},
+            marker={"color": "#ffffff", "size": 7, "line": {"color": "#22303f", "width": 1}},
+            text=[f"step {step}" for step in run.trajectory.steps],
+            hovertemplate="%{text}<br>α %{x:.3f}, β %{y:.3f}<extra></extra>",
+        )
+        figure.add_trace(path, row=1, col=place)
+    return figure
+
+
+def surface_figure(info: Landscapes, theme: Theme) -> go.Figure:
+    """Draw the loss as a surface, all runs on one scale of height and color."""
+    count = len(info.runs)
+    figure = make_subplots(
+        1,
+        count,
+        specs=[[{"type": "scene"}] * count],
+        horizontal_spacing=0.02,
+        subplot_titles=[labeled(_title(run), 48) for run in info.runs],
+    )
+    theme.apply(figure, 520)
+    figure.update_annotations(font={"size": 14, "color": theme.text})
+    for place, run in enumerate(info.runs, start=1):
+        if len(run.betas) > 1:
+            surface = go.Surface(
+                x=run.alphas,
+                y=run.betas,
+                z=info.shown(run).astype(np.float32),
+                coloraxis="coloraxis",
+                contours={"z": {"show": True, "width": 1, "color": "rgba(255,255,255,0.35)"}},
+                hovertemplate=_point(info),
+            )
+            figure.add_trace(surface, row=1, col=place)
+    line = {"gridcolor": theme.grid, "color": theme.text, "showbackground": False}
+    height = {key: value for key, value in _bar(info).items() if key.startswith("tick")}
+    figure.update_scenes(
+        aspectmode="cube",
+        camera={"eye": _EYE},
+        xaxis=line | {"title": {"text": "α"}},
+        yaxis=line | {"title": {"text": "β"}},
+        zaxis=line | {"title": {"text": "loss"}, "range": [info.low, info.high]} | height,
+    )
+    figure.update_layout(coloraxis=_colors(info, theme), margin={"l": 8, "r": 8, "t": 44, "b": 8})
+    return figure
+
+
+def _line_figure(info: Landscapes, theme: Theme) -> go.Figure:
+    """The loss along one direction."""
+    figure = theme.figure(height=400)
+    for run in info.runs:
+        hover = {"hovertemplate": f"α %{{x:.3f}}: {_hover(info, 'y')}"}
+        values = info.shown(run)[0]
+        figure.add_trace(run_line(run.label, theme, x=run.alphas, y=values, **hover))
+    ticks = {key: value for key, value in _bar(info).items() if key.startswith("tick")}
+    figure.update_xaxes(title={"text": "α, the direction"})
+    figure.update_yaxes(title={"text": "loss"}, **ticks)
+    figure.update_layout(showlegend=True)
+    return figure
+
+
+def _title(run: Landscape) -> str:
+    center = f", loss {run.center:.3g}" if math.isfinite(run.center) else ""
+    return f"{run.label.text}, step {run.step}{center}"
+
+
+def _contour(info: Landscapes, run: Landscape) -> go.Contour:
+    size = (info.high - info.low) / _LEVELS
+    return go.Contour(
+        x=run.alphas,
+        y=run.betas,
+        z=info.shown(run).astype(np.float32),
+        coloraxis="coloraxis",
+        contours={"start": info.low, "end": info.high, "size": size, "coloring": "fill"},
+        line={"width": 0.75, "color": "rgba(255,255,255,0.45)"},
+        hovertemplate=_point(info),
+    )
+
+
+def _point(info: Landscapes) -> str:
+    return f"α %{{x:.2f}}, β %{{y:.2f}}<br>loss {_hover(info, 'z')}<extra></extra>"
+
+
+def _hover(info: Landscapes, name: str) -> str:
+    return f"10<sup>%{{{name}:.2f}}</sup>" if info.is_log else f"%{{{name}:.4g}}"
+
+
+def _unplaced(run: Landscape, theme: Theme) -> go.Scatter:
+    """Marks where the loss is NaN or infinite, or where nothing was evaluated."""
+    rows, columns = np.nonzero(~np.isfinite(run.losses))
+    betas = run.betas if len(run.betas) else np.zeros(1)
+    words = [
+        ("infinite" if np.isinf(run.losses[r, c]) else "NaN")
+        if run.evaluated[r, c]
+        else "not evaluated"
+        for r, c in zip(rows, columns, strict=True)
+    ]
+    return go.Scatter(
+        x=run.alphas[columns] if len(rows) else [None],
+        y=betas[rows] if len(rows) else [None],
+        text=words,
+        mode="markers",
+        marker={"color": theme.mark, "symbol": "x", "size": 6},
+        hovertemplate="α %{x:.2f}, β %{y:.2f}<br>%{text}<extra></extra>",
+    )
+
+
+def _center(theme: Theme) -> go.Scatter:
+    return go.Scatter(
+        x=[0],
+        y=[0],
+        mode="markers",
+        marker={"symbol": "cross-thin-open", "size": 12, "color": "#ffffff", "line": {"width": 2}},
+        hovertemplate="the weights<extra></extra>",
+    )
+
+
+def _bar(info: Landscapes) -> dict[str, Any]:
+    return color_bar("loss", info.low, info.high, is_log=info.is_log)
+
+
+def _colors(info: Landscapes, theme: Theme) -> dict[str, Any]:
+    limits = {"cmin": info.low, "cmax": info.high}
+    return {"colorscale": theme.scale, **limits, "colorbar": _bar(info)}

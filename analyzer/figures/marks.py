@@ -1,0 +1,237 @@
+"""Lines, bands, grids and the marks of values that a scale cannot show: zero, NaN, infinities."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from analyzer.analysis.bands import Band
+from analyzer.analysis.flow_grid import NONFINITE, ZERO, GridColumn
+from analyzer.analysis.view import RunLabel
+from analyzer.figures.theme import Theme, labeled, log_ticks
+
+__all__ = [
+    "band_traces",
+    "color_bar",
+    "edge_marks",
+    "grid_traces",
+    "log_range",
+    "mark_legend",
+    "run_line",
+    "translucent",
+]
+
+Floats = NDArray[np.float64]
+# More would be mud.
+_MOST_MARKERS = 60
+
+
+def translucent(color: str, opacity: float) -> str:
+    """Return a color like ``#0072B2`` with an opacity."""
+    red, green, blue = (int(color[at : at + 2], 16) for at in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity})"
+
+
+def run_line(label: RunLabel, theme: Theme, **more: Any) -> go.Scatter:
+    """Return the line of one run in its color, dash and marker.
+
+    Args:
+        label: Name and style of the run.
+        theme: Colors.
+        more: Fields of the trace, ``x`` among them.
+    """
+    style = theme.style(label.style)
+    has_markers = len(more["x"]) <= _MOST_MARKERS
+    return go.Scatter(
+        {
+            "mode": "lines+markers" if has_markers else "lines",
+            "line": {"color": style.color, "dash": style.dash, "width": 2},
+            "marker": {"color": style.color, "symbol": style.marker, "size": 6},
+            "name": labeled(label.text),
+            "legendgroup": f"run-{label.style}",
+        }
+        | more
+    )
+
+
+def edge_marks(
+    x: Any, values: Floats, bounds: tuple[float, float], theme: Theme, *, is_log: bool, **more: Any
+) -> go.Scatter:
+    """Return marks at the edge of a plot where a value has no place in it.
+
+    NaN and infinity stand at the upper edge, minus infinity and on a logarithmic axis zero and
+    less at the lower.
+
+    Args:
+        x: Places, ``[points]``.
+        values: Values, ``[points]``; null and NaN look alike here.
+        bounds: Lower and upper edge, in values.
+        theme: Colors.
+        is_log: Whether the axis is logarithmic.
+        more: Fields of the trace.
+    """
+    low = np.isneginf(values) | ((values <= 0) & is_log)
+    bad = ~np.isfinite(values) | low
+    places: list[Any] = [p for p, is_bad in zip(x, bad, strict=True) if is_bad]
+    heights: list[Any] = [bounds[0] if at else bounds[1] for at in low[bad]]
+    symbols = ["triangle-down-open" if at else "x" for at in low[bad]]
+    words: list[Any] = ["NaN" if np.isnan(v) else str(v) for v in values[bad]]
+    return go.Scatter(
+        {
+            "x": places or [None],
+            "y": heights or [None],
+            "mode": "markers",
+            "marker": {"color": theme.mark, "symbol": symbols or "x", "size": 8},
+            "text": words or [None],
+            "hovertemplate": "%{x}: %{text}<extra></extra>",
+            "name": "not finite, or zero",
+            "showlegend": False,
+            "cliponaxis": False,
+        }
+        | more
+    )
+
+
+def log_range(low: float, high: float, pad: float = 0.06) -> list[float]:
+    """Return the range of a logarithmic axis with room at its ends.
+
+    Args:
+        low: Smallest decimal logarithm.
+        high: Largest decimal logarithm.
+        pad: Room at each end, as a part of the whole.
+    """
+    room = max(0.15, pad * (high - low))
+    return [low - room, high + room]
+
+
+def band_traces(
+    band: Band,
+    label: RunLabel,
+    theme: Theme,
+    *,
+    name: str = "",
+    color: str = "",
+    top: float | None = None,
+    **more: Any,
+) -> list[go.Scatter]:
+    """Return a series: its min–max band, the raw line faint where there is a smooth one, the line.
+
+    Args:
+        band: The series.
+        label: Name and style of the run.
+        theme: Colors.
+        name: Name in the legend; that of the run where empty.
+        color: Color where it is not that of the run.
+        top: Where marks for NaN and infinite values stand; None for no marks.
+        more: Fields of all traces, such as axes.
+    """
+    shade = color or theme.style(label.style).color
+    traces = []
+    if band.width > 1 and len(band.steps):
+        # A polygon there and back cannot have gaps: bins without a number are left out.
+        known = np.isfinite(band.low) & np.isfinite(band.high)
+        steps = band.steps[known]
+        edge = {
+            "x": np.concatenate([steps, steps[::-1]]),
+            "y": np.concatenate([band.high[known], band.low[known][::-1]]),
+        }
+        fill = {
+            "mode": "lines",
+            "fill": "toself",
+            "fillcolor": translucent(shade, 0.18),
+            "line": {"width": 0},
+        }
+        traces.append(go.Scatter(edge | fill | {"hoverinfo": "skip", "showlegend": False} | more))
+    line = {"line": {"color": shade, "dash": theme.style(label.style).dash, "width": 2}}
+    named = {
+        "name": labeled(name or label.text),
+        "hovertemplate": "step %{x}: %{y:.4g}",
+        "showlegend": True,
+    }
+    if band.smooth is not None:
+        raw = {"line": {"color": translucent(shade, 0.35), "width": 1}, "showlegend": False}
+        traces.append(go.Scatter({"x": band.steps, "y": band.middle, "mode": "lines"} | raw | more))
+    drawn = band.middle if band.smooth is None else band.smooth
+    mode = {"x": band.steps, "y": drawn, "mode": "lines" if len(drawn) > 1 else "markers"}
+    traces.append(go.Scatter(mode | line | named | more))
+    broken = band.steps[band.num_nonfinite > 0]
+    if top is not None and len(broken):
+        marks = edge_marks(broken, np.full(len(broken), np.nan), (top, top), theme, is_log=False)
+        traces.append(marks.update({"hovertemplate": "step %{x}: NaN or infinite"} | more))
+    return traces
+
+
+def mark_legend(columns: Sequence[GridColumn], theme: Theme, *, is_log: bool) -> list[go.Scatter]:
+    """Return legend entries for cells that are zero or not finite, where there are any."""
+    kinds = [(NONFINITE, theme.mark, "NaN or infinite"), (ZERO, theme.zero, "exactly zero")]
+    shown = [k for k in (kinds if is_log else kinds[:1]) if any(_has(c, k[0]) for c in columns)]
+    return [
+        go.Scatter(
+            x=[None],
+            y=[None],
+            mode="markers",
+            marker={"symbol": "square", "size": 11, "color": color},
+            name=word,
+            showlegend=True,
+        )
+        for _, color, word in shown
+    ]
+
+
+def _has(column: GridColumn, kind: int) -> bool:
+    return bool((column.marks == kind).any())
+
+
+def color_bar(title: str, low: float, high: float, *, is_log: bool, **more: Any) -> dict[str, Any]:
+    """Return a color bar with our own ticks, since plotly has no logarithmic color scale."""
+    bar: dict[str, Any] = {
+        "title": {"text": title, "side": "right"},
+        "thickness": 14,
+        "outlinewidth": 0,
+    }
+    if is_log:
+        places, texts = log_ticks(low, high)
+        bar |= {"tickmode": "array", "tickvals": places, "ticktext": texts}
+    return bar | more
+
+
+def grid_traces(
+    column: GridColumn, theme: Theme, *, is_log: bool, along_depth: bool, axes: dict[str, Any]
+) -> list[go.Heatmap]:
+    """Return the heatmap of one run, and over it the cells that are exactly zero or not finite.
+
+    Args:
+        column: The grid.
+        theme: Colors.
+        is_log: Whether colors show logarithms.
+        along_depth: Whether depth runs along x, with steps along y; else layers are rows.
+        axes: ``xaxis``, ``yaxis`` and ``coloraxis``.
+    """
+    cells = (column.log10 if is_log else column.values).astype(np.float32)
+    place, hover = _place(column, axes, along_depth=along_depth)
+    shown = "10<sup>%{z:.2f}</sup>" if is_log else "%{z:.4g}"
+    look = {"name": labeled(column.label.text), "hovertemplate": f"{hover}: {shown}"}
+    traces = [go.Heatmap(place | look | {"z": cells.T if along_depth else cells})]
+    # A linear scale shows zero as what it is.
+    kinds = [(NONFINITE, theme.mark, "NaN or infinite"), (ZERO, theme.zero, "exactly zero")]
+    for kind, color, word in kinds if is_log else kinds[:1]:
+        marked = np.where(column.marks == kind, np.float32(0), np.float32(np.nan))
+        if np.isfinite(marked).any():
+            plane = {key: value for key, value in place.items() if key != "coloraxis"}
+            one = {"colorscale": [[0, color], [1, color]], "zmin": 0, "zmax": 1, "showscale": False}
+            said = {"name": word, "hovertemplate": f"{hover}: {word}<extra></extra>"}
+            z = {"z": marked.T if along_depth else marked}
+            traces.append(go.Heatmap(plane | one | said | z))
+    return traces
+
+
+def _place(
+    column: GridColumn, axes: dict[str, Any], *, along_depth: bool
+) -> tuple[dict[str, Any], str]:
+    """Places of the cells, and what their hover begins with."""
+    if along_depth:
+        places = {"x": column.positions, "y": column.steps}
+        return places | axes, "depth %{x:.0f}, step %{y}"
+    return {"x": column.steps, "y": [labeled(n) for n in column.names]} | axes, "%{y}<br>step %{x}"

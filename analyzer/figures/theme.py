@@ -1,0 +1,173 @@
+"""Colors, fonts and axes that all figures share, in light and in dark."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from analyzer.analysis.numerals import number, power
+
+__all__ = ["DARK", "LIGHT", "THEMES", "RunStyle", "Theme", "labeled", "log_ticks"]
+
+# Okabe and Ito (2008), told apart by color-blind readers; lighter on dark for contrast. Even
+# places are runs with shortcuts, odd ones runs without; dash and marker tell them apart in gray.
+_LIGHT_RUNS = ("#0072B2", "#D55E00", "#009E73", "#B07400", "#8F4F9F", "#A3123A")
+_DARK_RUNS = ("#5DB7F0", "#FF8A3D", "#3CCBA0", "#F0B93A", "#D79BE3", "#FF7D9C")
+_DASHES = ("dash", "solid", "dashdot", "dot", "longdash", "solid")
+_MARKERS = ("square", "circle", "diamond", "triangle-up", "pentagon", "x")
+_FONT = "Inter, 'Segoe UI', 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
+_MOST_LABEL = 64
+
+
+@dataclass(frozen=True)
+class RunStyle:
+    """How the lines of one run look.
+
+    Args:
+        color: Color of line and marker.
+        dash: Plotly's name of the dash pattern.
+        marker: Plotly's name of the marker.
+    """
+
+    color: str
+    dash: str
+    marker: str
+
+
+@dataclass(frozen=True)
+class Theme:
+    """The look of figures on a light or a dark page.
+
+    Args:
+        name: ``light`` or ``dark``.
+        text: Color of words.
+        faint: Color of what stands behind: the other runs, raw series.
+        grid: Color of grid lines.
+        paper: Background, for what must cover other marks.
+        mark: Color of marks for NaN and infinite values.
+        zero: Color of cells that are exactly zero.
+        runs: Color of each place of the palette.
+        scale: Color scale of heatmaps, from small to large.
+        diverging: Color scale around zero.
+        lines: First and last place in ``scale`` for lines, apart from the page's own color.
+        arcs: One hue from a small shortcut share to a large one.
+    """
+
+    name: str
+    text: str
+    faint: str
+    grid: str
+    paper: str
+    mark: str
+    zero: str
+    runs: tuple[str, ...]
+    scale: str
+    diverging: tuple[tuple[float, str], ...]
+    lines: tuple[float, float]
+    arcs: tuple[str, ...]
+
+    def style(self, place: int) -> RunStyle:
+        """Return the style of one place of the palette; places go around."""
+        wrapped = place % len(self.runs)
+        return RunStyle(self.runs[wrapped], _DASHES[wrapped], _MARKERS[wrapped])
+
+    def figure(self, *traces: Any, height: int = 380) -> go.Figure:
+        """Return a figure of these traces in this look.
+
+        Args:
+            traces: Plotly traces.
+            height: Height in pixels; the width is that of the page.
+        """
+        figure = go.Figure(list(traces))
+        self.apply(figure, height)
+        return figure
+
+    def apply(self, figure: go.Figure, height: int) -> None:
+        """Give a figure this look."""
+        figure.update_layout(
+            template="none",
+            height=height,
+            font={"family": _FONT, "size": 13, "color": self.text},
+            paper_bgcolor="rgba(0,0,0,0)",
+            plot_bgcolor="rgba(0,0,0,0)",
+            margin={"l": 70, "r": 24, "t": 44, "b": 56},
+            legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+            hoverlabel={"font": {"family": _FONT}, "namelength": -1},
+            hovermode="closest",
+            # What the reader zoomed to stays when new steps arrive.
+            uirevision="kept",
+        )
+        line = {"gridcolor": self.grid, "linecolor": self.grid, "zerolinecolor": self.grid}
+        figure.update_xaxes(**line, showgrid=True, zeroline=False, automargin=True, ticks="")
+        figure.update_yaxes(**line, showgrid=True, zeroline=False, automargin=True, ticks="")
+
+    def note(self, figure: go.Figure, text: str, **place: Any) -> None:
+        """Write a sentence into a figure, in its middle unless told otherwise."""
+        where = {"xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5, "showarrow": False}
+        font = {"size": 13, "color": self.text}
+        figure.add_annotation({"text": text, "font": font} | where | place)
+
+
+LIGHT = Theme(
+    name="light",
+    text="#22303f",
+    faint="#a9b3bd",
+    grid="#e6eaee",
+    paper="#ffffff",
+    mark="#CC1F8A",
+    zero="#9aa3ad",
+    runs=_LIGHT_RUNS,
+    scale="Cividis",
+    diverging=((0.0, "#0072B2"), (0.5, "#f4f4f4"), (1.0, "#D55E00")),
+    lines=(0.05, 0.8),
+    arcs=("#b9cfe4", "#8db4d8", "#5a93c7", "#2a6faf", "#084a86"),
+)
+DARK = Theme(
+    name="dark",
+    text="#dce4ec",
+    faint="#66717d",
+    grid="#313a44",
+    paper="#1a1f25",
+    mark="#FF6FC4",
+    zero="#59626c",
+    runs=_DARK_RUNS,
+    scale="Cividis",
+    diverging=((0.0, "#5DB7F0"), (0.5, "#262c33"), (1.0, "#FF8A3D")),
+    lines=(0.35, 1.0),
+    arcs=("#4a6a8c", "#5581ad", "#6aa0d4", "#94c1ec", "#cfe6fc"),
+)
+THEMES = {theme.name: theme for theme in (LIGHT, DARK)}
+
+
+def labeled(text: str, most: int = _MOST_LABEL) -> str:
+    """Return a name from a run as text that plotly shows as it is, cut in its middle if long."""
+    if len(text) > most:
+        half = (most - 1) // 2
+        text = f"{text[:half]}…{text[-half:]}"
+    return html.escape(text, quote=False)
+
+
+def log_ticks(low: float, high: float, most: int = 6) -> tuple[Sequence[float], Sequence[str]]:
+    """Return ticks of a color bar that shows decimal logarithms.
+
+    Plotly has no logarithmic color scale and writes ``100µ`` elsewhere.
+
+    Args:
+        low: Smallest logarithm shown.
+        high: Largest logarithm shown.
+        most: Ticks at the most, about.
+
+    Returns:
+        Places and texts, such as ``-4`` and ``10⁻⁴``; between decades also twice and five times.
+    """
+    decades = [d for d in range(int(low // 1), int(high // 1) + 2) if low <= d <= high]
+    if high - low > 2.2:
+        chosen = decades[:: -(-len(decades) // most)]
+        return [float(d) for d in chosen], [power(d) for d in chosen]
+    fine = [
+        d + f for d in range(int(low // 1), int(high // 1) + 2) for f in (0.0, 0.30103, 0.69897)
+    ]
+    shown = [place for place in fine if low <= place <= high] or [(low + high) / 2]
+    return shown, [number(float(f"{10.0**place:.1g}")) for place in shown]

@@ -1,0 +1,51 @@
+import math
+
+import pytest
+
+from analyzer.analysis.numerals import counted, number, percent, power, times_ten_to
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.394, "0.394"),
+        (2.3, "2.30"),
+        (13.0, "13"),
+        (71.24, "71.2"),
+        (1234.4, "1234"),
+        (3.2e-13, "3.2·10⁻¹³"),
+        (1e6, "1·10⁶"),
+        (12_345.0, "12,345"),
+        (-0.5, "−0.5"),
+        (0.0, "0"),
+        (math.nan, "NaN"),
+        (math.inf, "∞"),
+        (-math.inf, "−∞"),
+    ],
+)
+def test_numbers_have_three_digits(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_powers_are_written_as_powers() -> None:
+    assert [power(e) for e in (-13, 0, 1, 4)] == ["10⁻¹³", "1", "10", "10⁴"]
+
+
+def test_a_ratio_beyond_float64_is_still_a_number() -> None:
+    assert times_ten_to(-400.5) == "3.2·10⁻⁴⁰¹"
+    assert times_ten_to(0.30103) == "2.00"
+    assert times_ten_to(math.nan) == "NaN"
+
+
+def test_small_shares_keep_a_digit() -> None:
+    assert [percent(s) for s in (0.714, 0.0045, 0.0, -0.2, 1.25)] == [
+        "71 %",
+        "0.45 %",
+        "0 %",
+        "−20 %",
+        "125 %",
+    ]
+
+
+def test_one_is_no_plural() -> None:
+    assert (counted(1, "layer"), counted(1000, "step")) == ("1 layer", "1,000 steps")

@@ -1,0 +1,121 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analyzer.analysis.view import View
+from analyzer.errors import NotRecordedError
+from analyzer.figures.catalog import PAGES, PANELS, Panel, panel
+from analyzer.figures.theme import DARK, LIGHT, THEMES
+from analyzer.storage.run import Run, open_run
+from tests.support.full_run import write_empty_run, write_full_pair, write_network_run
+from tests.support.runs import layer_row, write_run
+
+EACH = pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel.key)
+# What a hand-made run of one layer does not hold: probes, joins, updates, most columns of steps.
+NOT_IN_ONE = {need for one in PANELS for need in one.needs} - {
+    "output_gradient_norm",
+    "activation_mean",
+    "activation_std",
+    "activation_num_dead",
+    "loss",
+}
+HOSTILE = '<img src=x onerror="alert(1)">'
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, ...]:
+    return tuple(map(open_run, write_full_pair(tmp_path_factory.mktemp("pair"))))
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, ...]:
+    """A run that breaks, one of a thousand layers, one of a single layer."""
+    folder = tmp_path_factory.mktemp("odd")
+    nan = write_network_run(folder / "nan", has_shortcuts=True, blocks=3, steps=12, nan_from=4)
+    deep = write_network_run(folder / "deep", has_shortcuts=True, blocks=250, steps=11)
+    single = write_run(folder / "one", [1.0], [[0.5]])
+    return tuple(map(open_run, (nan, deep, single)))
+
+
+def words(figure: Any) -> str:
+    return json.dumps(figure.to_plotly_json(), default=str)
+
+
+@EACH
+@pytest.mark.parametrize("theme", THEMES.values(), ids=THEMES)
+def test_every_panel_draws_a_full_pair(panel: Panel, theme: Any, pair: tuple[Run, ...]) -> None:
+    info = panel.info(View(pair, step=30, smooth=True))
+    figure = panel.draw(info, theme)
+    assert len(figure.data) and figure.layout.height
+    assert figure.layout.font.color == theme.text
+    assert len(figure.to_json()) < 400_000
+
+
+@EACH
+def test_every_record_has_a_caption_with_a_number_and_a_table(
+    panel: Panel, pair: tuple[Run, ...]
+) -> None:
+    info = panel.info(View(pair))
+    assert any(c.isdigit() for c in info.caption) and info.caption.endswith(".")
+    table = info.table()
+    assert len(table) and not table.isna().all(axis=None)
+
+
+@EACH
+def test_every_panel_says_what_an_empty_run_lacks(panel: Panel, tmp_path: Path) -> None:
+    empty = open_run(write_empty_run(tmp_path / "empty"))
+    with pytest.raises(NotRecordedError, match=r"not recorded in run 'empty'; .|expected 2"):
+        panel.info(View((empty,)))
+
+
+@EACH
+@pytest.mark.parametrize("place", range(3), ids=["nan", "deep", "one"])
+def test_every_panel_draws_odd_runs_or_says_why_not(
+    panel: Panel, place: int, odd: tuple[Run, ...]
+) -> None:
+    runs = odd[place : place + 1] * (2 if panel.page == "compare" else 1)
+    if place == 2 and set(panel.needs) & NOT_IN_ONE:
+        with pytest.raises(NotRecordedError, match="not recorded in run 'one'; "):
+            panel.info(View(runs))
+        return
+    info = panel.info(View(runs))
+    figure = panel.draw(info, LIGHT)
+    assert len(figure.data) and len(info.table())
+    assert len(figure.to_json()) < 500_000
+
+
+@EACH
+def test_three_runs_fit_side_by_side(
+    panel: Panel, pair: tuple[Run, ...], odd: tuple[Run, ...]
+) -> None:
+    info = panel.info(View((*pair, odd[0])))
+    assert len(panel.draw(info, DARK).data)
+
+
+@EACH
+def test_names_of_layers_and_runs_are_shown_as_text(panel: Panel, tmp_path: Path) -> None:
+    layers = [layer_row(k, f"{HOSTILE}{k}") for k in range(3)]
+    run = open_run(write_run(tmp_path / "a<b>", [1.0, 0.5], [[1, 2, 3]] * 2, layers=layers))
+    try:
+        info = panel.info(View((run, run)))
+    except NotRecordedError:
+        return
+    assert "<img" not in words(panel.draw(info, LIGHT))
+    assert "a<b>" not in words(panel.draw(info, LIGHT))
+
+
+def test_keys_are_unique_and_pages_known() -> None:
+    keys = [one.key for one in PANELS]
+    assert len(set(keys)) == len(keys)
+    assert [page for page in PAGES if page in {one.page for one in PANELS}] == list(PAGES)
+    assert panel("score").title == "Score"
+    with pytest.raises(KeyError, match="no panel 'nosuch'; expected one of score,"):
+        panel("nosuch")
+
+
+@EACH
+def test_the_words_of_a_panel_are_sentences(panel: Panel) -> None:
+    assert panel.how_to_read.endswith(".") and len(panel.how_to_read) > 40
+    assert panel.title[0].isupper() and panel.needs

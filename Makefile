@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-all bench lint format docs clean
+.PHONY: help demo test test-all browser paper bench lint format docs clean
 
 help:
 	@echo "make demo      set up, train a plain and a residual net, show what differs"
@@ -33,24 +33,37 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+# The pages are tested in a real browser.
+browser:
+	@command -v chromium >/dev/null || { echo "--- installing chromium"; apt-get -qq update && apt-get -qq install --yes chromium >/dev/null; }
+
+# The figures and tables of papers are tested in a real document.
+paper:
+	@command -v pdflatex >/dev/null && command -v pdffonts >/dev/null || { echo "--- installing pdflatex and pdffonts"; apt-get -qq update && apt-get -qq install --yes poppler-utils texlive-latex-base texlive-latex-recommended lmodern >/dev/null; }
+
+test: lint browser
 	@echo "--- tests"
 	$(BIN)/pytest -m "not slow"
 
-test-all: lint
+test-all: lint browser paper
 	@echo "--- all tests"
 	$(BIN)/pytest
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/storage.py
+	$(BIN)/python benchmarks/joins.py
+	$(BIN)/python benchmarks/paths.py
+	$(BIN)/python benchmarks/landscape.py
+	$(BIN)/python benchmarks/curvature.py
+	$(BIN)/python benchmarks/dashboard.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 docs: $(INSTALLED)
-	$(BIN)/python docs/generate.py
+	$(BIN)/python -m analyzer.storage.pages
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,10 +16,23 @@ if TYPE_CHECKING:
         SchemaError,
         ScriptError,
     )
-    from analyzer.joins import Join, find_joins
-    from analyzer.live import gradient_splits
+    from analyzer.joins import Join, find_joins, skip_scale
+    from analyzer.live import (
+        gradient_autocorrelation,
+        gradient_correlation,
+        gradient_noise_scale,
+        gradient_splits,
+        hessian_spectrum,
+        jacobian_spectrum,
+        layer_attribution,
+        lesion_study,
+        loss_surface,
+        path_spectrum,
+        random_directions,
+        sharpness,
+    )
+    from analyzer.opened import open_run
     from analyzer.recording.recorder import Recorder
-    from analyzer.storage.run import open_run
 
 __version__ = "0.1.0"
 
@@ -31,7 +44,19 @@ __all__ = [  # noqa: RUF022 - grouped for readers
     # on a live model
     "Join",
     "find_joins",
+    "skip_scale",
+    "gradient_correlation",
+    "gradient_autocorrelation",
     "gradient_splits",
+    "layer_attribution",
+    "gradient_noise_scale",
+    "hessian_spectrum",
+    "sharpness",
+    "path_spectrum",
+    "jacobian_spectrum",
+    "lesion_study",
+    "loss_surface",
+    "random_directions",
     # errors
     "AnalyzerError",
     "NotRecordedError",
@@ -45,10 +70,22 @@ __all__ = [  # noqa: RUF022 - grouped for readers
 
 _HOMES = {
     "Recorder": "analyzer.recording.recorder",
-    "open_run": "analyzer.storage.run",
+    "open_run": "analyzer.opened",
     "Join": "analyzer.joins",
     "find_joins": "analyzer.joins",
+    "skip_scale": "analyzer.joins",
+    "gradient_correlation": "analyzer.live",
+    "gradient_autocorrelation": "analyzer.live",
     "gradient_splits": "analyzer.live",
+    "layer_attribution": "analyzer.live",
+    "gradient_noise_scale": "analyzer.live",
+    "hessian_spectrum": "analyzer.live",
+    "sharpness": "analyzer.live",
+    "path_spectrum": "analyzer.live",
+    "jacobian_spectrum": "analyzer.live",
+    "lesion_study": "analyzer.live",
+    "loss_surface": "analyzer.live",
+    "random_directions": "analyzer.live",
     "AnalyzerError": "analyzer.errors",
     "NotRecordedError": "analyzer.errors",
     "RunExistsError": "analyzer.errors",

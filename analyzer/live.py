@@ -1,6 +1,7 @@
 """Measurements on a live model, as data frames; nothing of the model is changed."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -10,7 +11,20 @@ from analyzer.joins import splits_of_model
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["gradient_splits"]
+__all__ = [
+    "gradient_autocorrelation",
+    "gradient_correlation",
+    "gradient_noise_scale",
+    "gradient_splits",
+    "hessian_spectrum",
+    "jacobian_spectrum",
+    "layer_attribution",
+    "lesion_study",
+    "loss_surface",
+    "path_spectrum",
+    "random_directions",
+    "sharpness",
+]
 
 
 def gradient_splits(
@@ -39,3 +53,440 @@ def gradient_splits(
     import pandas as pd
 
     return pd.DataFrame(splits_of_model(model, inputs, targets, loss))
+
+
+def gradient_correlation(model: nn.Module, inputs: Any) -> "pd.DataFrame":
+    """Return how alike the gradients of different inputs are, at every layer (shattering).
+
+    The mean cosine, uncentered, over all pairs of inputs, of ∂(sum of outputs)/∂(activation).
+    1 where all inputs have one direction; near 0 where gradients are shattered.
+
+    Args:
+        model: Any eager model; nothing of it is changed. It is used in the mode it is in: with
+            batch norm in training mode an input's row holds what it does to the others' outputs.
+        inputs: A batch; a tuple for several arguments, a dict for keyword arguments.
+
+    Returns:
+        One row a layer, in call order: ``layer``, ``name``, ``correlation`` (NaN where fewer than
+        two inputs have a gradient). ``attrs["references"]`` holds, as JSON, the curves of theory
+        1/2^L (``plain``), (3/4)^L (``residual``) and 1/(β√L) with β = 1 (``residual_norm``).
+
+    Reference:
+        Balduzzi et al. (2017), The shattered gradients problem, sections 2 and 3.
+    """
+    import pandas as pd
+
+    from analyzer.probes import shattering
+
+    found = shattering.gradient_correlation(model, inputs)
+    frame = pd.DataFrame({"name": found.names, "correlation": found.values})
+    frame.insert(0, "layer", pd.RangeIndex(len(frame)).astype("int32"))
+    frame.attrs.update(shattering.metadata(found))
+    return frame
+
+
+def gradient_autocorrelation(model: nn.Module, grid: Tensor, max_lag: int = 15) -> "pd.DataFrame":
+    """Return the autocorrelation of a model's gradient along a line of inputs.
+
+    White noise (0 from lag 1 on) where gradients are shattered, slow decay where they are smooth.
+
+    Args:
+        model: Any eager model; nothing of it is changed. It is used in the mode it is in.
+        grid: Inputs evenly spaced on a line, ``[points, …]``.
+        max_lag: Largest distance in grid points.
+
+    Returns:
+        ``lag``, ``autocorrelation`` (NaN for a constant gradient).
+
+    Raises:
+        ValueError: If the grid has fewer than ``max_lag + 2`` points, or is no line.
+
+    Reference:
+        Balduzzi et al. (2017), The shattered gradients problem, section 1.2.
+    """
+    import pandas as pd
+
+    from analyzer.probes import autocorrelation
+
+    values = autocorrelation.gradient_autocorrelation(model, grid, max_lag)
+    return pd.DataFrame({"lag": range(len(values)), "autocorrelation": values})
+
+
+def path_spectrum(
+    model: nn.Module,
+    inputs: Any,
+    targets: Any,
+    loss: Callable[[Any, Any], Tensor],
+    batch_dim: int = 0,
+) -> "pd.DataFrame":
+    """Return how much gradient is carried by paths that cross k residual branches, exactly.
+
+    ``G_k`` is the gradient at the fork of the first join (of nested ones the outermost; without
+    joins, at the input) carried by all paths that cross k branches: at every join ``G_k ←
+    G_k(through shortcut) + Jᵀ G_{k−1}(through branch)``. Σ_k G_k is the gradient. Joins that
+    concatenate count too: a concatenation is the sum of its operands, padded with zeros.
+
+    Args:
+        model: Any eager model; weights, buffers, modes, ``.grad``, hooks and the random state stay
+            as they are. It is used in eval mode, frozen parts with gradient.
+        inputs: Its input; a tuple for several, a dict for keyword arguments.
+        targets: What ``loss`` compares the output with.
+        loss: ``loss(output, target)``, the mean over the batch.
+        batch_dim: The axis of inputs and outputs that counts samples.
+
+    Returns:
+        One row a length, from 0 to the number of joins: ``length``; ``num_paths``, exact up to
+        2^53; ``gradient_norm``, the mean over samples of ‖G_k‖ of the sample's own loss; ``share``,
+        the mean over samples of ⟨G_k, G⟩/‖G‖², which adds to 1, null where all samples have G = 0.
+        ``attrs["effective_path_length"]`` is Σ k‖G_k‖ / Σ ‖G_k‖.
+
+    Raises:
+        PathsError: If the spectrum cannot be exact, with the reason: the model mixes samples or has
+            another batch axis, joins cannot be seen, the first fork has no gradient.
+
+    Reference:
+        Veit et al. (2016), Residual networks behave like ensembles of relatively shallow networks.
+    """
+    import pandas as pd
+
+    from analyzer.probes.batch import HeldBatch
+    from analyzer.probes.paths import path_lengths
+
+    spectrum = path_lengths(HeldBatch(model, inputs, targets, loss), batch_dim)
+    num_lengths = len(spectrum.num_paths)
+    frame = pd.DataFrame(
+        {
+            "length": pd.Series(spectrum.lengths, dtype="int32"),
+            "num_paths": [float(number) for number in spectrum.num_paths],
+            "gradient_norm": spectrum.gradient_norms,
+            "share": spectrum.shares or [math.nan] * num_lengths,
+        }
+    )
+    frame.attrs["effective_path_length"] = spectrum.effective_path_length
+    return frame
+
+
+def jacobian_spectrum(model: nn.Module, inputs: Any, k: int = 10) -> "pd.DataFrame":
+    """Return singular values of ∂(block output)/∂(block input), per block and for the network.
+
+    A block reaches from the fork of a residual join to what the join returns. Values near 1 pass
+    gradients on unchanged; a wide spread is bad conditioning.
+
+    Args:
+        model: Any eager model; nothing of it is changed. It is evaluated in eval mode.
+        inputs: Where the Jacobian is taken, all samples of it at once (independent samples make it
+            block-diagonal); a tuple for several arguments, a dict for keyword arguments.
+        k: How many from the top and from the bottom; all where the smaller side has at most 256
+            elements.
+
+    Returns:
+        ``name`` (of the join; ``network`` end to end), ``rank_order`` (0 for the largest),
+        ``singular_value`` (unit of output / unit of input). ``attrs["residuals"]`` holds, as JSON,
+        how far values found by iteration may be off, ``attrs["refused"]`` blocks without values.
+
+    Raises:
+        ValueError: If k is not positive, or the output holds no tensor with a gradient.
+
+    Reference:
+        Saxe et al. (2013), Exact solutions to the nonlinear dynamics of learning in deep linear
+        neural networks; Pennington et al. (2017), Resurrecting the sigmoid.
+    """
+    import pandas as pd
+
+    from analyzer.probes import jacobian
+
+    found = jacobian.jacobian_spectrum(model, inputs, k)
+    frame = pd.DataFrame({"name": found.names, "rank_order": found.orders})
+    frame["rank_order"] = frame["rank_order"].astype("int32")
+    frame["singular_value"] = found.values
+    frame.attrs.update(jacobian.metadata(found))
+    return frame
+
+
+def sharpness(
+    model: nn.Module,
+    batches: Iterable[tuple[Any, Any]],
+    loss: Callable[[Any, Any], Tensor],
+    *,
+    tolerance: float = 5e-5,
+) -> float:
+    """Return the largest eigenvalue of the Hessian of the mean loss.
+
+    Gradient descent with learning rate η is stable on a quadratic where it is below 2/η.
+
+    Args:
+        model: Any eager model; nothing of it is changed. It is evaluated in eval mode; frozen
+            parameters are left out.
+        batches: Pairs of (input, target); losses are weighted by batch size.
+        loss: ``loss(output, target)``, the mean over the batch.
+        tolerance: Relative error at which the iteration stops.
+
+    Returns:
+        In loss / (unit of θ)². 0 for a loss that is linear in the parameters; NaN where weights or
+        loss are not finite.
+
+    Raises:
+        ValueError: If there is no batch, no parameter, or the loss is not one number.
+        AnalyzerError: If an operation has no second derivative.
+
+    Reference:
+        Cohen et al. (2021), Gradient descent on neural networks typically occurs at the edge of
+        stability.
+    """
+    from analyzer.probes import curvature
+
+    return curvature.sharpness(model, batches, loss, tolerance=tolerance)
+
+
+def hessian_spectrum(
+    model: nn.Module,
+    batches: Iterable[tuple[Any, Any]],
+    loss: Callable[[Any, Any], Tensor],
+    k: int = 5,
+    *,
+    num_vectors: int = 8,
+    num_steps: int = 24,
+) -> "pd.DataFrame":
+    """Return the largest eigenvalues of the Hessian of the mean loss, its trace and its density.
+
+    Lanczos for the eigenpairs, Hutchinson for the trace, stochastic Lanczos quadrature for the
+    density.
+
+    Args:
+        model: Any eager model; nothing of it is changed. It is evaluated in eval mode; frozen
+            parameters are left out.
+        batches: Pairs of (input, target); losses are weighted by batch size.
+        loss: ``loss(output, target)``, the mean over the batch.
+        k: How many eigenpairs.
+        num_vectors: Random vectors for trace and density.
+        num_steps: Products with the Hessian for each of them.
+
+    Returns:
+        ``quantity``, ``value`` in loss / (unit of θ)²: ``sharpness``, ``eigenvalue_0`` …, falling,
+        ``smallest_eigenvalue``, ``trace``, ``trace_standard_error``. ``attrs["eigenvectors"]``
+        holds the directions (parameter name to tensor), ``attrs["density"]`` the whole spectrum as
+        weighted points, in JSON.
+
+    Raises:
+        ValueError: If a count is not positive, there is no batch, no parameter, or the loss is not
+            one number.
+        AnalyzerError: If an operation has no second derivative.
+
+    Reference:
+        Ghorbani et al. (2019), An investigation into neural net optimization via Hessian
+        eigenvalue density.
+    """
+    import pandas as pd
+
+    from analyzer.probes import curvature
+
+    found = curvature.hessian_spectrum(
+        model, batches, loss, k, num_vectors=num_vectors, num_steps=num_steps
+    )
+    quantities = found.quantities()
+    frame = pd.DataFrame({"quantity": list(quantities), "value": list(quantities.values())})
+    frame.attrs.update(curvature.metadata(found), eigenvectors=found.eigenvectors)
+    return frame
+
+
+def random_directions(
+    model: nn.Module, normalization: str = "filter", seed: int = 0
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Draw two random directions in weight space, scaled to the weights.
+
+    Gaussian; with ``"filter"``, each slice f along dimension 0 of a tensor of two dimensions or
+    more becomes ``d[f] · ‖θ[f]‖ / (‖d[f]‖ + 1e-10)``. Tensors of one dimension or none (biases, γ
+    and β of norms) get zero. The two are not orthogonalized.
+
+    Args:
+        model: Gives names, shapes and norms; nothing of it is changed.
+        normalization: ``"filter"``, ``"layer"`` (whole tensors) or ``"none"``.
+        seed: Of a private generator; the global random state is not touched.
+
+    Returns:
+        Two dicts over the names of ``named_parameters()``.
+
+    Raises:
+        ValueError: If the normalization is unknown.
+
+    Reference:
+        Li et al. (2018), Visualizing the loss landscape of neural nets, §4.
+    """
+    from analyzer.probes import landscape
+
+    return landscape.random_directions(model, normalization, seed)
+
+
+def loss_surface(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss: Callable[[Any, Any], Any],
+    directions: Any,
+    alphas: Any,
+    betas: Any = None,
+    **options: Any,
+) -> "pd.DataFrame":
+    """Return the loss over a plane, or along a line, through a model's weights.
+
+    ``L(θ* + α d₁ + β d₂)`` in eval mode, the mean over the batches weighted by their sizes. NaN and
+    infinite losses are kept.
+
+    Args:
+        model: Any eager model; weights, buffers, modes, ``.grad``, hooks and the random state stay
+            bit for bit as they are.
+        batches: Pairs ``(input, target)``.
+        loss: ``loss(output, target)``, the mean over a batch.
+        directions: One dict of tensors by parameter name, or two; see `random_directions`.
+        alphas: Coordinates along the first, any sequence of numbers.
+        betas: Along the second; without them the first direction alone is used.
+        **options: ``mode="fast"`` evaluates as few points as ``tolerance=0.005`` (of the range of
+            the loss) needs and interpolates the others. ``batch_norm="recompute"`` re-estimates
+            running statistics at every point. ``weight_decay`` adds ``λ/2 ‖θ‖²``. ``resume`` names
+            a file from which a killed call goes on. ``seconds`` limits the time. ``on_progress``
+            is called with points done and in all.
+
+    Returns:
+        One row a point, α outer and β inner: ``alpha``, ``beta`` (0 along a line), ``loss``, and in
+        the fast mode ``evaluated``. ``attrs`` say how it was made and how convex and sharp it is.
+
+    Raises:
+        ValueError: If an option, a direction, the batches or the loss are not as expected.
+
+    Reference:
+        Li et al. (2018), Visualizing the loss landscape of neural nets.
+    """
+    import pandas as pd
+
+    from analyzer.probes import landscape
+
+    found = landscape.surface(model, batches, loss, directions, alphas, betas, **options)
+    columns = found.columns()
+    if found.metadata["mode"] == "exact" and found.evaluated.all():
+        del columns["evaluated"]
+    frame = pd.DataFrame(columns)
+    frame.attrs.update(found.metadata)
+    return frame
+
+
+def lesion_study(
+    model: nn.Module, inputs: Any, targets: Any, loss: Callable[[Any, Any], Tensor]
+) -> "pd.DataFrame":
+    """Return what a model loses when the branch of each residual join is left out, one at a time.
+
+    ``loss_change`` = loss without the branch − loss of the whole network. The branch operand is
+    replaced by zeros, the shortcut stays. Evaluated in eval mode.
+
+    Args:
+        model: Any eager model; nothing of it is changed.
+        inputs: Its input; a tuple for several, a dict for keyword arguments.
+        targets: What ``loss`` compares the output with; whole numbers, one a sample, are classes.
+        loss: ``loss(output, target)``, the mean over the batch.
+
+    Returns:
+        One row a join, in forward order: ``join``, ``loss``, ``loss_change``, ``accuracy`` (null
+        without classes). ``attrs``: ``loss`` and ``accuracy`` of the whole network, and
+        ``permutations``: for each two neighboring blocks of one shape the ``blocks``, and the
+        ``loss``, ``loss_change``, ``accuracy`` with the two swapped.
+
+    Raises:
+        AnalyzerError: If a join cannot be intercepted; it is named.
+
+    Reference:
+        Veit et al. (2016), Residual networks behave like ensembles of relatively shallow networks,
+        sections 4.1 and 4.3.
+    """
+    import json
+
+    import pandas as pd
+
+    from analyzer.probes import HeldBatch, lesion
+
+    found = lesion.measure(HeldBatch(model, inputs, targets, loss))
+    frame = pd.DataFrame(dict(found.columns)).astype({"join": "int32"})
+    for column in ("loss", "loss_change", "accuracy"):
+        frame[column] = frame[column].astype("float64")
+    for name in ("loss", "accuracy", "permutations"):
+        frame.attrs[name] = json.loads(found.metadata[name])
+    return frame
+
+
+def gradient_noise_scale(
+    model: nn.Module,
+    batches: Iterable[tuple[Any, Any]],
+    loss: Callable[[Any, Any], Tensor],
+    *,
+    num_pieces: int = 256,
+) -> float:
+    """Return the simple gradient noise scale, ``tr Σ / ‖G‖²``.
+
+    Below that batch size a larger batch saves steps in proportion; far above it, it saves none.
+    Both terms are averaged over pieces of the batches before they are divided.
+
+    Args:
+        model: Any eager model; nothing of it is changed. It is evaluated in eval mode; frozen
+            parameters are left out.
+        batches: Pairs of (input, target), cut into pieces along the sample axis.
+        loss: ``loss(output, target)``, the mean over the batch.
+        num_pieces: Pieces at least, as far as there are samples; more give a steadier estimate.
+
+    Returns:
+        In samples; inf where the noise hides the signal, NaN without noise and signal.
+
+    Raises:
+        ValueError: If there are fewer than two samples, or no parameter wants a gradient.
+
+    Reference:
+        McCandlish et al. (2018), An empirical model of large-batch training, section 2.2.
+    """
+    from analyzer.probes import noise
+
+    return noise.gradient_noise(model, batches, loss, num_pieces=num_pieces).total.scale
+
+
+def layer_attribution(
+    model: nn.Module,
+    inputs: Any,
+    target: Any = None,
+    method: str = "conductance",
+    *,
+    num_steps: int = 50,
+) -> "pd.DataFrame":
+    """Return how much of an output every layer carries, as Captum's layer methods have it.
+
+    The way goes from zero inputs (zero embeddings, for token models) to the inputs. Conductance is
+    the sum over its steps of gradient · change of the activation: the layers that all paths cross
+    carry the whole change of the output, the layers of a branch what goes through the branch.
+
+    Args:
+        model: Any eager model; nothing of it is changed. It is evaluated in eval mode.
+        inputs: A batch; a tuple for several arguments, a dict for keyword arguments.
+        target: A class; a class per sample; a tuple of indices of the output's axes behind the
+            first; None for the predicted class. In outputs ``[batch, position, class]`` classes
+            are those of the last position.
+        method: ``conductance`` | ``integrated_gradients`` | ``gradient_x_activation`` |
+            ``internal_influence``.
+        num_steps: Steps of the way (Captum's ``n_steps``).
+
+    Returns:
+        One row a layer, in call order: ``layer``, ``name``, ``method``, ``attribution`` (summed
+        over the layer's elements, mean over the samples; NaN where refused) and ``share`` (of the
+        sum over all layers). In ``attrs``, as text: ``target``, ``convergence_delta`` per layer,
+        ``refused`` with the reasons, ``joins`` with the parts through shortcut and branch.
+
+    Raises:
+        ValueError: If method, steps or target do not fit.
+        AnalyzerError: If no input is floating, and no embedding reads one.
+
+    Reference:
+        Dhamdhere et al. (2018), How important is a neuron; Kokhlikyan et al. (2020), Captum.
+    """
+    import pandas as pd
+
+    from analyzer.probes import attribution
+
+    found = attribution.layer_attribution(model, inputs, target, method, num_steps=num_steps)
+    frame = pd.DataFrame({"name": found.names, "method": found.method})
+    frame.insert(0, "layer", pd.RangeIndex(len(frame)).astype("int32"))
+    frame["attribution"], frame["share"] = found.values, found.shares
+    frame.attrs.update(attribution.metadata(found))
+    return frame

@@ -270,7 +270,7 @@ def replay_script(
         child = subprocess.run(
             [sys.executable, "-m", "analyzer.replaying", *words],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": _with_here(os.environ.get("PYTHONPATH"))},
+            env=_environment(is_module=command[0] == "-m"),
             capture_output=True,
             text=True,
         )
@@ -297,9 +297,13 @@ def _existing(target: str) -> Path:
     return path
 
 
-def _with_here(path: str | None) -> str:
-    """Modules of the package that were found from this folder must be found by the child."""
-    return os.pathsep.join([os.getcwd(), *([path] if path else [])])
+def _environment(*, is_module: bool) -> dict[str, str]:
+    """A module that Python found in this folder must be found by the child in its own."""
+    environment = dict(os.environ)
+    if is_module:
+        paths = [environment["PYTHONPATH"]] if environment.get("PYTHONPATH") else []
+        environment["PYTHONPATH"] = os.pathsep.join([*paths, os.getcwd()])
+    return environment
 
 
 class _Replay(Probing):

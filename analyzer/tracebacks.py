@@ -10,6 +10,7 @@ __all__ = ["peel"]
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _MODULE_CALL = "torch.nn.modules.module"
+_PASSES_ON = "__torch_function__"
 _HOOKS = ("backward_pre_hooks", "backward_hooks", "forward_hooks", "forward_pre_hooks")
 
 
@@ -77,6 +78,9 @@ def _without_own(entries: list[_Entry]) -> list[_Entry]:
     if not others:
         return []
     last = others[-1]
+    if any(entry.frame.f_code.co_name == _PASSES_ON for entry in entries[last + 1 :]):
+        # What a function of torch, written in C, raised: it leaves no line of its own.
+        return [e for e in entries if not e.is_own]
     return [e for index, e in enumerate(entries) if index > last or not e.is_own]
 
 

@@ -171,11 +171,7 @@ def test_the_runs_folder_comes_from_the_environment(
         (["record", "--lr", "nan", "train.py"], "--lr is nan; expected a finite number"),
         (["record", "--seed", "-1", "train.py"], "--seed is -1; expected a whole number from 0"),
         (["record", "zoo:plain20", "--steps", "5"], "'zoo:plain20' is followed by '--steps 5'"),
-        (["record", "--twin", "train.py"], "'record --twin' is not built yet"),
-        (["record", "--skip-scale", "0", "train.py"], "'record --skip-scale' is not built yet"),
-        (["record", "--probe", "paths:5", "train.py"], "'record --probe' is not built yet"),
         (["record", "--resume", "latest", "train.py"], "'record --resume' is not built yet"),
-        (["record", "--fail-on", "severe", "train.py"], "'record --fail-on' is not built yet"),
     ],
 )
 def test_a_mistake_is_told_in_one_line_with_exit_code_2(

@@ -9,7 +9,7 @@ import typer
 
 from analyzer.cli import RunsDir
 from analyzer.cli.planned import not_built
-from analyzer.cli.record_options import ZOO, RecordOptions
+from analyzer.cli.record_options import ZOO, RecordOptions, folders_of
 from analyzer.errors import AnalyzerError, RunExistsError, ScriptError
 
 __all__ = ["record"]
@@ -120,24 +120,27 @@ def record(
     probe: Annotated[
         list[str] | None,
         typer.Option(
-            "--probe", metavar="NAME[:EVERY]", help=f"{_LATER}: heavier measurements on the way."
+            "--probe",
+            metavar="NAME[:EVERY]",
+            help="A heavier measurement at the first, each EVERY-th and the last step; repeatable.",
         ),
     ] = None,
     skip_scale: Annotated[
-        str | None,
-        typer.Option("--skip-scale", metavar="A", help=f"{_LATER}: multiply every shortcut by A."),
+        float | None,
+        typer.Option(
+            "--skip-scale", metavar="A", help="Multiply every detected shortcut by A; 0 removes it."
+        ),
     ] = None,
     twin: Annotated[
-        bool, typer.Option("--twin", help=f"{_LATER}: record a twin without shortcuts first.")
+        bool,
+        typer.Option("--twin", help="Record a twin without shortcuts first, into DIR-plain."),
     ] = False,
     rescale: Annotated[
-        bool, typer.Option("--rescale", help=f"{_LATER}: give the twin's branches its own scale.")
+        bool, typer.Option("--rescale", help="Give the twin's branches the original's scale.")
     ] = False,
     fail_on: Annotated[
         str | None,
-        typer.Option(
-            "--fail-on", metavar="severe", help=f"{_LATER}: stop, exit 1, at such a finding."
-        ),
+        typer.Option("--fail-on", metavar="severe", help="Exit 1 when such a finding appears."),
     ] = None,
 ) -> Callable[[], int]:
     """Run a training script, or train a model file, under the recorder.
@@ -151,17 +154,10 @@ def record(
         analyzer record --every 10 --run runs/mine -m package.train --epochs 3
         analyzer record --steps 100 --data digits model.py
         analyzer record zoo:resnet20
+        analyzer record --twin --probe paths:100 train.py
     """
-    _refuse_later(
-        {
-            "--resume": resume,
-            "--probe": probe,
-            "--skip-scale": skip_scale,
-            "--twin": twin,
-            "--rescale": rescale,
-            "--fail-on": fail_on,
-        }
-    )
+    if resume is not None:
+        raise not_built("record --resume")
     try:
         options = RecordOptions(
             target=target,
@@ -185,11 +181,17 @@ def record(
             optimizer=optimizer,
             lr=lr,
             device=device,
+            probe=tuple(probe or ()),
+            skip_scale=skip_scale,
+            twin=twin,
+            rescale=rescale,
+            fail_on=fail_on,
         )
     except ValueError as error:
         raise AnalyzerError(str(error)) from error
     _check_target(options)
-    _check_run(options.run)
+    for folder in folders_of(options):
+        _check_run(folder)
     return lambda: _record(options)
 
 
@@ -198,13 +200,6 @@ def _record(options: RecordOptions) -> int:
     from analyzer.cli import session
 
     return session.record(options)
-
-
-def _refuse_later(given: dict[str, object]) -> None:
-    """Refuse an option that this version does not have yet."""
-    for option, value in given.items():
-        if value not in (None, False, []):
-            raise not_built(f"record {option}")
 
 
 def _check_target(options: RecordOptions) -> None:
@@ -223,10 +218,10 @@ def _check_target(options: RecordOptions) -> None:
         )
 
 
-def _check_run(run: Path | None) -> None:
+def _check_run(run: Path) -> None:
     """Refuse to write into a folder that exists, unless another rank of this launch made it."""
     is_first = os.environ.get("RANK", "0") in ("", "0")
-    if run is not None and is_first and os.path.lexists(run):
+    if is_first and os.path.lexists(run):
         raise RunExistsError(
             f"run folder '{run}' exists; a recording needs a new one and never overwrites. Choose "
             "another --run, or leave it out for the next free name."

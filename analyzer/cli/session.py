@@ -2,17 +2,18 @@
 
 import atexit
 import contextlib
-import itertools
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from analyzer.cli.record_options import RecordOptions
-from analyzer.errors import AnalyzerError, ScriptError
+from analyzer.cli.targets import free_folder, run_stem
+from analyzer.errors import AnalyzerError
 from analyzer.script import Ending, run_program, when_imported
 
 __all__ = ["record", "record_zoo"]
@@ -26,6 +27,7 @@ _OPTIONS = (
     "updates_every",
     "checkpoint_every",
     "stop_after",
+    "probe",
 )
 
 
@@ -39,7 +41,7 @@ def record(options: RecordOptions) -> int:
         ScriptError: If the target is neither a training script nor a model file.
         RunExistsError: If the run folder exists.
     """
-    session = _Session(options)
+    session = _Session(_after_twin(options) if options.twin else options)
     try:
         if options.target.startswith("zoo:"):
             return session.train_zoo()
@@ -53,6 +55,14 @@ def record(options: RecordOptions) -> int:
         raise
 
 
+def _after_twin(options: RecordOptions) -> RecordOptions:
+    """Record the twin without shortcuts in a process of its own; return what is left to do."""
+    from analyzer.cli.twin import record_twin
+
+    run = options.run or free_folder(options.runs_dir, run_stem(options), has_twin=True)
+    return record_twin(replace(options, run=run))
+
+
 def record_zoo(options: RecordOptions, max_norm: float | None = None) -> int:
     """Train and record a built-in network, with gradients clipped to ``max_norm`` where given."""
     return _Session(options).train_zoo(max_norm)
@@ -63,10 +73,12 @@ class _Session:
 
     def __init__(self, options: RecordOptions) -> None:
         self._options = options
-        self.run = options.run or _free_folder(options.runs_dir, _stem(options))
+        self.run = options.run or free_folder(options.runs_dir, run_stem(options))
         self._recorder: Any = None
         self._discovery: Any = None
-        self._last_words: list[str] = []
+        self._scaling: Any = None
+        self._cannot_record = False
+        self._last_words: list[str] = list(options.twin_words)
         self._pid = os.getpid()
 
     # --- training scripts --------------------------------------------------------------------
@@ -85,10 +97,14 @@ class _Session:
             arrival.cancel()
             if self._discovery is not None:
                 self._discovery.stop()
+            if self._scaling is not None:
+                self._scaling.stop()
 
     @property
     def trained(self) -> bool:
-        """Whether a backward pass was seen."""
+        """Whether a backward pass was seen, or could not be: then it is the script's own affair."""
+        if self._cannot_record:
+            return True
         return self._recorder is not None and self._recorder.training.has_trained
 
     def _begin(self) -> None:
@@ -97,6 +113,7 @@ class _Session:
             self._start_recorder()
         except Exception as error:
             self._recorder = None
+            self._cannot_record = True
             self._say(f"cannot record ({type(error).__name__}: {error}); the script goes on")
 
     def _start_recorder(self) -> None:
@@ -109,9 +126,26 @@ class _Session:
         self._recorder = self._new_recorder(None, self._manifest("script"))
         self._recorder.start()
         self._discovery = Discovery(self._recorder.training)
+        self._start_scaling(None, ends_program=True)
+
+    def _start_scaling(self, model: Any, *, ends_program: bool) -> None:
+        """Scale the shortcuts from now on, where that was asked for."""
+        if self._options.skip_scale is None:
+            return
+        from analyzer.recording.skip_scaling import SkipScaling
+
+        self._scaling = SkipScaling(
+            self._options.skip_scale,
+            model,
+            rescales=self._options.rescale,
+            ends_program=ends_program,
+            on_problem=self._last_words.append,
+        )
+        self._scaling.start()
 
     def end_script(self, ending: Ending) -> None:
         """Close the run and say what it holds, or that it failed before there was anything."""
+        from analyzer.cli.mismatch import skip_mismatch
         from analyzer.recording.stopping import StopTraining
 
         status, error = "finished", None
@@ -120,16 +154,22 @@ class _Session:
         elif ending.exit_code != 0:
             status = "failed"
             error = f"{type(ending.exception).__name__}: {ending.exception}"
+            note = skip_mismatch(ending.exception)
+            self._last_words.extend([] if note is None else [note])
+        if self._cannot_record:
+            return
         if self._recorder is None:
             self._write_failed_run(status, error)
-            self._last_words = [
+            self._last_words.append(
                 f"the script ended before it trained; kept as {status} in {self.run}"
-            ]
+            )
             return
         self._recorder.close(status, error)
         if isinstance(ending.exception, StopTraining):
             self._last_words.append(f"stopped after {ending.exception.steps} steps, as asked")
         self._last_words.extend(self._result(status))
+        if ending.exit_code == 0 and self._severe():
+            ending.exit_code = 1
 
     def _write_failed_run(self, status: str, error: str | None) -> None:
         from analyzer.storage.writer import RunWriter
@@ -145,30 +185,24 @@ class _Session:
         """Train a built-in network with the built-in loop; clip gradients to ``max_norm``."""
         from analyzer.networks.data import dataset
         from analyzer.networks.loop import seed_everything
-        from analyzer.networks.zoo import zoo
+        from analyzer.networks.zoo import zoo_for
 
         name = self._options.target.removeprefix("zoo:")
         seed = self._seed()
         seed_everything(seed)
         data = dataset(self._options.data, seed=seed)
-        channels, *size = data.shape if len(data.shape) == 3 else (data.shape[0], 1)
-        model = zoo(
-            name,
-            in_channels=channels,
-            num_classes=data.num_classes,
-            image_size=size[0],
-            seed=seed,
-        )
+        model = zoo_for(name, data, seed=seed)
         return self._train(model, data, {}, "zoo", max_norm)
 
     def train_model_file(self, namespace: Mapping[str, Any]) -> int:
         """Train the model that a file defines with the built-in loop."""
         from analyzer.networks.data import dataset
         from analyzer.networks.loop import seed_everything
+        from analyzer.networks.model_file import model_of
 
         self._discard()
         seed_everything(self._seed())
-        model = _model_of(namespace, self._options.target)
+        model = model_of(namespace, self._options.target)
         data = None if "batches" in namespace else dataset(self._options.data, seed=self._seed())
         return self._train(model, data, namespace, "model file")
 
@@ -211,7 +245,12 @@ class _Session:
             "optimizer": type(optimizer).__name__,
         }
         self._recorder = self._new_recorder(model, manifest)
-        with self._recorder as recorder, training_progress(options.steps, options.quiet) as tick:
+        with (
+            self._scaled(model),
+            self._recorder as recorder,
+            training_progress(options.steps, options.quiet) as tick,
+            self._explained(),
+        ):
 
             def on_step(step: int, loss: Any) -> None:
                 epoch = getattr(stream, "epoch", None)
@@ -229,9 +268,36 @@ class _Session:
                 max_norm=max_norm,
                 on_step=on_step,
             )
-        for sentence in self._result("finished"):
+        found = self._last_words + self._result("finished")
+        self._last_words = []
+        is_severe = self._severe()
+        for sentence in found + self._last_words:
             self._say(sentence)
-        return 0
+        return 1 if is_severe else 0
+
+    @contextlib.contextmanager
+    def _scaled(self, model: Any) -> Iterator[None]:
+        """Train with scaled shortcuts, where that was asked for."""
+        self._start_scaling(model, ends_program=False)
+        try:
+            yield
+        finally:
+            if self._scaling is not None:
+                self._scaling.stop()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Let the traceback of a skip whose operands do not match be followed by a note."""
+        from analyzer.cli.mismatch import skip_mismatch
+
+        try:
+            yield
+        except RuntimeError as error:
+            note = skip_mismatch(error)
+            if note is not None:
+                # Python shows the traceback of an uncaught error before it calls such functions.
+                atexit.register(self._say, note)
+            raise
 
     def remove_empty_folder(self) -> None:
         """Leave nothing behind where nothing was recorded."""
@@ -239,6 +305,17 @@ class _Session:
             self.run.rmdir()
 
     # --- common ------------------------------------------------------------------------------
+
+    def _severe(self) -> bool:
+        """Whether the run has a severe finding that was to fail it; those are added to say."""
+        if self._options.fail_on is None or not self.run.exists():
+            return False
+        from analyzer.analysis.findings import findings
+        from analyzer.storage.run import open_run
+
+        severe = [f for f in findings(open_run(self.run)) if f.severity == self._options.fail_on]
+        self._last_words.extend(f"{finding.severity}: {finding.sentence}" for finding in severe)
+        return bool(severe)
 
     def _seed(self) -> int:
         return 0 if self._options.seed is None else self._options.seed
@@ -254,10 +331,14 @@ class _Session:
 
         options = self._options
         target = ["-m", options.target] if options.as_module else [options.target]
+        scaled = {"skip_scale": options.skip_scale, "rescaled": options.rescale}
+        twins = {"twin_of": options.twin_of, "twin": options.twin_name}
         return {
             "kind": kind,
             "argv": portable_argv([*target, *options.args], Path.cwd()),
             "seed": options.seed,
+            **(scaled if options.skip_scale is not None else {}),
+            **{key: value for key, value in twins.items() if value is not None},
         }
 
     def _say(self, sentence: str) -> None:
@@ -286,48 +367,3 @@ class _Session:
             f"{recorder.seconds:.1f} s, {share:.0%} of it recording, {size:.1f} MiB); "
             f"see it with: analyzer show {self.run}",
         ]
-
-
-def _stem(options: RecordOptions) -> str:
-    if options.target.startswith("zoo:"):
-        return options.target.removeprefix("zoo:")
-    if options.as_module:
-        return options.target.rpartition(".")[2]
-    return Path(options.target).stem or "run"
-
-
-def _free_folder(runs: Path, stem: str) -> Path:
-    """The next free ``<runs>/<stem>-<k>``; made at once, so that no other process takes it."""
-    for k in itertools.count():
-        path = runs / f"{stem}-{k}"
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError:
-            pass  # a read-only folder: the recorder says so, and the training goes on
-        return path
-    raise AssertionError
-
-
-def _model_of(namespace: Mapping[str, Any], target: str) -> Any:
-    """The module that a model file defines."""
-    import torch
-
-    found = ", ".join(sorted(name for name in namespace if not name.startswith("_"))) or "nothing"
-    model = namespace.get("model")
-    if isinstance(model, torch.nn.Module):
-        return model
-    build: Callable[[], Any] | None = namespace.get("build_model")
-    if callable(build):
-        built = build()
-        if isinstance(built, torch.nn.Module):
-            return built
-        raise ScriptError(
-            f"build_model() of '{target}' returned a {type(built).__name__}; expected a "
-            "torch.nn.Module to train"
-        )
-    raise ScriptError(
-        f"'{target}' ran no backward pass and defines {found}; expected a training script, or a "
-        "file that defines `model` (a torch.nn.Module) or `build_model()`"
-    )

@@ -1,5 +1,6 @@
 """The recorder that users put around their training loop."""
 
+import contextlib
 import os
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from analyzer.errors import AnalyzerError, RunExistsError
@@ -20,6 +22,7 @@ from analyzer.recording.probing import Probing
 from analyzer.recording.provenance import device_name, environment, git_state
 from analyzer.recording.random_states import save_random_states
 from analyzer.recording.schedule import ProbePlan, Schedule
+from analyzer.recording.skip_scaling import SkipScaling
 from analyzer.recording.stopping import StopTraining
 from analyzer.recording.training import Training
 from analyzer.storage.schema import TABLES
@@ -53,7 +56,9 @@ class Recorder:
         checkpoint_every: Save the weights each so many steps. Default: first and last step.
         stop_after: Leave the ``with`` block after so many steps.
         probe: Heavier measurements, each ``NAME`` or ``NAME:EVERY``: on the live model and the
-            step's own batch, after the first step, each ``EVERY``-th and the last.
+            first batch of the training, after the first step, each ``EVERY``-th and the last.
+        skip_scale: Multiply every shortcut by this during training; 0 removes them. The trained
+            weights are then not those of an unrecorded run.
         exist: What to do when the folder exists: ``"raise"``, or ``"new"`` to take the next free
             name and say so (the default in notebooks), or ``"use"`` for an empty folder that the
             caller made.
@@ -80,6 +85,7 @@ class Recorder:
         checkpoint_every: int | None = None,
         stop_after: int | None = None,
         probe: Sequence[str] = (),
+        skip_scale: float | None = None,
         exist: str | None = None,
         manifest: dict[str, Any] | None = None,
         warn: Callable[[str], None] | None = None,
@@ -103,7 +109,10 @@ class Recorder:
         )
         self.path = _run_folder(model, run, exist or ("new" if _in_notebook() else "raise"))
         self._model = model
-        self._manifest = manifest or {}
+        self._skip_scale = skip_scale
+        self._scaling: SkipScaling | None = None
+        scaled = {} if skip_scale is None else {"skip_scale": skip_scale}
+        self._manifest = scaled | (manifest or {})
         self._warn = warn or _python_warning
         self._writer: RunWriter | None = None
         self._training: Training | None = None
@@ -146,6 +155,11 @@ class Recorder:
         training.start()
         if self._model is not None:
             training.add_root(self._model)
+        if self._skip_scale is not None:
+            self._scaling = SkipScaling(
+                self._skip_scale, self._model, on_problem=self._note_problem
+            )
+            self._scaling.start()
 
     def _open_writer(self) -> None:
         manifest = {
@@ -157,8 +171,7 @@ class Recorder:
         }
         try:
             self._writer = RunWriter(self.path, manifest, warn=self._warn)
-            if self._model is None:  # a script, which may be started again for a probe
-                save_random_states(self.path)
+            self._keep_random_states()
         except RunExistsError:
             raise
         except OSError as error:
@@ -166,6 +179,13 @@ class Recorder:
                 f"cannot make the run folder ({error.strerror}); the training goes on, nothing "
                 "is recorded: choose another folder with --run"
             )
+
+    def _keep_random_states(self) -> None:
+        """A script may be started again for a probe, with the random numbers of this time."""
+        if self._model is None:
+            # Where nothing can be written the writer says so, once.
+            with contextlib.suppress(OSError, SafetensorError):
+                save_random_states(self.path)
 
     # --- while it runs -----------------------------------------------------------------------
 
@@ -293,6 +313,8 @@ class Recorder:
         if self._is_closed or self._training is None:
             return
         self._is_closed = True
+        if self._scaling is not None:
+            self._scaling.stop()
         training = self._training
         training.finish(measures=status == "finished")
         last = training.num_steps - 1

@@ -25,11 +25,15 @@ def net():
 LOSSES = {
     "cross entropy": lambda m, y: lambda out: functional.cross_entropy(out, y),
     "mean square of a view": lambda m, y: lambda out: out.view(10, 3).t().square().mean(),
-    "weight decay": lambda m, y: lambda out: (
-        functional.cross_entropy(out, y) + 0.1 * sum(p.square().sum() for p in m.parameters())
+    "weight decay": lambda m, y: (
+        lambda out: (
+            functional.cross_entropy(out, y) + 0.1 * sum(p.square().sum() for p in m.parameters())
+        )
     ),
-    "written in place": lambda m, y: lambda out: (
-        functional.cross_entropy(out.clone().masked_fill_(out < 0, -3.0), y, label_smoothing=0.1)
+    "written in place": lambda m, y: (
+        lambda out: functional.cross_entropy(
+            out.clone().masked_fill_(out < 0, -3.0), y, label_smoothing=0.1
+        )
     ),
     "indexed": lambda m, y: lambda out: out[torch.arange(5), y].exp().sum() / 4,
     "detached part": lambda m, y: lambda out: (out * out.detach()).sum(),
@@ -93,8 +97,8 @@ REFUSED = {
     "decides by a value": lambda m, y: lambda out: out.sum() * 2 if out.sum() > 0 else out.mean(),
     "used as a number": lambda m, y: lambda out: out.sum() * (0.5 + out.mean().item()),
     "custom function Straight": lambda m, y: lambda out: Straight.apply(out).sum(),
-    "outside of the model": lambda m, y: lambda out, w=torch.ones(6, requires_grad=True) * 2: (
-        (out * w).sum()
+    "outside of the model": lambda m, y: (
+        lambda out, w=torch.ones(6, requires_grad=True) * 2: (out * w).sum()
     ),
     "not computed from the output": lambda m, y: lambda out: torch.ones(()),
     "not one number": lambda m, y: lambda out: out * 2,

@@ -1,0 +1,237 @@
+"""Models whose calls run with the operands of their joins changed: `skip_scale`."""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as torch_module
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+
+from analyzer.errors import AnalyzerError
+from analyzer.joins.intercept_call import (
+    KnownCalls,
+    OpenCall,
+    Refuse,
+    call_arguments_of,
+    num_running,
+)
+from analyzer.joins.intercept_mode import Edit, ScaledShortcuts
+from analyzer.joins.untouched import unwrapped
+
+__all__ = ["Interception", "active_edits", "skip_scale"]
+
+Prepare = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
+
+
+@contextmanager
+def skip_scale(model: nn.Module, alpha: float) -> Iterator[None]:
+    """Multiply the shortcut at every join of a model by a constant, in every call inside.
+
+    ``z = s + b`` becomes ``z = α·s + b``, and the gradient through the shortcut is multiplied by α
+    with it. α = 0 replaces s by zeros, also where s is not finite; parameters on a shortcut then
+    get gradients of zero. α = 1 changes no bit. Of a concatenation the slice of the fork is scaled.
+
+    An addition is known by what its operands were computed from. The model runs once more, on
+    copies of the arguments, where that is not known yet: in the first call, and where a call takes
+    another way through the model (stochastic depth).
+
+    Args:
+        model: Any eager model. One inside of a wrapper (DDP) is scaled inside of it. Nested
+            contexts of one model multiply.
+        alpha: The factor, finite.
+
+    Raises:
+        ValueError: If ``alpha`` is not finite.
+        AnalyzerError: In a call of the model, if one of its joins cannot be intercepted; the
+            message names it.
+
+    Reference:
+        He et al. (2016), Identity mappings in deep residual networks, §3.1: a constant factor α on
+        every shortcut multiplies the gradient by α a block.
+    """
+    if not math.isfinite(alpha):
+        raise ValueError(f"alpha is {alpha!r}; expected a finite number. 0 removes the shortcuts.")
+    interception = Interception(ScaledShortcuts(float(alpha)), model)
+    interception.start()
+    try:
+        yield
+    finally:
+        interception.stop()
+
+
+class Interception:
+    """Edits the operands of the joins in each call of a model; leaves nothing behind.
+
+    Only hooks that torch keeps for all modules are used, so that a model that is copied or saved
+    in the meantime carries nothing of it.
+
+    Args:
+        edit: What is done to the operands.
+        model: The model; None for every outermost module that is called and has parameters that
+            are trained.
+        prepare: Called once with each model and the arguments of its first call with gradient,
+            before that call.
+        refuse: Makes of the error about a join that cannot be intercepted what is raised in the
+            call of the model.
+    """
+
+    def __init__(
+        self,
+        edit: Edit,
+        model: nn.Module | None = None,
+        *,
+        prepare: Prepare | None = None,
+        refuse: Refuse = lambda error: error,
+    ) -> None:
+        self.edit = edit
+        self.model = None if model is None else unwrapped(model)
+        self.refuse = refuse
+        self._prepare = prepare
+        self._prepared: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+    def start(self) -> None:
+        """Edit the calls that begin from now on.
+
+        Raises:
+            AnalyzerError: If calls of a part of this model, or of a model that it is a part of,
+                are edited already.
+        """
+        _watch.add(self)
+
+    def stop(self) -> None:
+        """Edit no more calls."""
+        _watch.remove(self)
+
+    def applies_to(self, module: nn.Module) -> bool:
+        """Return whether the calls of an outermost module are edited."""
+        if self.model is not None:
+            return module is self.model
+        return any(parameter.requires_grad for parameter in module.parameters())
+
+    def prepare(self, module: nn.Module, arguments: Callable[[], Any]) -> None:
+        """Get a model ready, once, before its first call with gradient."""
+        if self._prepare is None or module in self._prepared or not torch.is_grad_enabled():
+            return
+        self._prepared.add(module)
+        self._prepare(module, *arguments())
+
+
+def active_edits(model: nn.Module) -> list[Edit]:
+    """Return what is done now to the joins in each call of a model."""
+    return [one.edit for one in _watch.interceptions if one.applies_to(unwrapped(model))]
+
+
+class _OfThread(threading.local):
+    """The open call of each thread."""
+
+    call: OpenCall | None = None
+    is_opening = False
+
+
+class _Watch:
+    """Sees which models are called, for all interceptions of this process."""
+
+    def __init__(self) -> None:
+        self.interceptions: list[Interception] = []
+        self._handles: list[Any] = []
+        self._known: weakref.WeakKeyDictionary[nn.Module, KnownCalls] = weakref.WeakKeyDictionary()
+        self._thread = _OfThread()
+
+    def add(self, interception: Interception) -> None:
+        """Edit as this interception says."""
+        _refuse_overlap(interception, self.interceptions)
+        if not self.interceptions:
+            self._handles = [
+                register_module_forward_pre_hook(self._before_call),
+                register_module_forward_hook(self._after_call, always_call=True),
+            ]
+        self.interceptions.append(interception)
+
+    def remove(self, interception: Interception) -> None:
+        """Edit so no more."""
+        if interception in self.interceptions:
+            self.interceptions.remove(interception)
+        if not self.interceptions:
+            for handle in self._handles:
+                handle.remove()
+            self._handles.clear()
+            self._close()
+            self._known.clear()
+
+    def _before_call(self, module: nn.Module, args: object) -> None:
+        if self._thread.is_opening or torch.compiler.is_compiling():
+            return
+        if self._thread.call is not None and self._is_nested(self._thread.call, module):
+            return
+        chosen = [one for one in self.interceptions if one.applies_to(module)]
+        if chosen:
+            # Last of all, so that what other hooks do first (a probe between two steps) is no part
+            # of the call that is edited.
+            vars(torch_module)["_global_forward_pre_hooks"].move_to_end(self._handles[0].id)
+            self._thread.is_opening = True
+            try:
+                self._begin(module, chosen)
+            finally:
+                self._thread.is_opening = False
+
+    def _is_nested(self, call: OpenCall, module: nn.Module) -> bool:
+        """Return whether a module is called inside of an open call; else forget that one."""
+        if module is not call.root and module in call.modules:
+            return True
+        # An interrupt ends a forward pass without its hooks.
+        running = num_running(call.root)
+        if running > (1 if module is call.root else 0):
+            call.depth += module is call.root
+            return True
+        self._close()
+        return False
+
+    def _begin(self, root: nn.Module, chosen: list[Interception]) -> None:
+        for interception in chosen:
+            interception.prepare(root, lambda: call_arguments_of(root))
+        edits = [interception.edit for interception in chosen]
+        call = OpenCall(root, edits, self._known.setdefault(root, KnownCalls()), chosen[0].refuse)
+        call.plan_if_new()
+        self._thread.call = call
+        call.mode.__enter__()  # type: ignore[no-untyped-call]
+
+    def _after_call(self, module: nn.Module, args: object, output: object) -> None:
+        call = self._thread.call
+        if call is not None and module is call.root and not self._thread.is_opening:
+            call.depth -= 1
+            if call.depth == 0:
+                self._close()
+
+    def _close(self) -> None:
+        call, self._thread.call = self._thread.call, None
+        if call is not None:
+            call.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+
+_watch = _Watch()
+
+
+def _refuse_overlap(new: Interception, others: Sequence[Interception]) -> None:
+    """Refuse to edit a model and a part of it: the two could not tell their joins apart."""
+    if new.model is None:
+        return
+    modules = set(new.model.modules())
+    for other in others:
+        if other.model is None or other.model is new.model:
+            continue
+        if other.model in modules or new.model in set(other.model.modules()):
+            raise AnalyzerError(
+                f"the skips of '{type(new.model).__name__}' cannot be changed while those of "
+                f"'{type(other.model).__name__}' are, for one is a part of the other; expected "
+                "one of them, or models apart. Leave the other context first."
+            )

@@ -1,0 +1,274 @@
+"""Which additions of a model's call are joins, and which of their operands is the shortcut."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import Node
+
+from analyzer.errors import AnalyzerError
+from analyzer.joins.calls import CallLog, clean_path, sequence_number
+from analyzer.joins.find import output_nodes
+from analyzer.joins.forward import Flow, Follower
+from analyzer.joins.graph import Dataflow, Walk
+from analyzer.joins.intercept_operands import Operands, Tokens, function_name, operand_slots
+from analyzer.joins.intercept_pass import RandomStates, arguments_copied, undisturbed
+from analyzer.joins.names import Scopes
+from analyzer.joins.plan import Join, joins_in_graph
+from analyzer.joins.search import Meeting, joins_of
+
+__all__ = ["Place", "Places", "holds_tensor", "planned_places"]
+
+_OPAQUE = {
+    "CheckpointFunctionBackward": "reentrant checkpointing hides what it computes",
+    "CompiledFunctionBackward": "compiled code hides what it computes",
+}
+_REMEDY = (
+    "write that part in plain eager operations (no torch.compile, no scripting, no reentrant "
+    "checkpointing, no custom function) while its skips are scaled"
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A join as an addition or concatenation that a forward pass calls.
+
+    Args:
+        join: The join.
+        shortcut: Number of the operand that comes from the shortcut.
+        branches: Numbers of the operands that come from the branch.
+        is_recomputed: Whether a checkpoint computes it once more in the backward pass.
+    """
+
+    join: Join
+    shortcut: int
+    branches: tuple[int, ...]
+    is_recomputed: bool
+
+
+Places = dict[int, Place | None]
+"""By the token of its operands each addition and concatenation: a join, or None."""
+
+
+@dataclass(slots=True)
+class _Traced:
+    """One call of a function that could be a join."""
+
+    token: int | None
+    start: int
+    end: int
+    tick: int
+    flow_slots: tuple[int, ...]
+    is_recomputed: bool
+
+
+class _Tracer(Follower):
+    """Follows tensors, and notes each call that could be a join by the token of its operands."""
+
+    def __init__(self, with_grad: bool) -> None:
+        super().__init__()
+        self.traced: list[_Traced] = []
+        self._with_grad = with_grad
+        self._writes_out = False
+        self._tokens = Tokens()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call the function, note it where it could be a join."""
+        named = dict(kwargs or {})
+        name = function_name(func)
+        token: int | None = None
+        flow_slots: tuple[int, ...] = ()
+        if operand_slots(name) is not None:
+            operands = Operands(name, args, named)
+            token = self._tokens.of_operands(name, operands)
+            flow_slots = tuple(i for i, v in enumerate(operands.values) if self._is_data(v))
+        self._writes_out = named.get("out") is not None
+        start = sequence_number()
+        result = super().__torch_function__(func, types, args, named)
+        if holds_tensor(result):
+            self._tokens.note(result, self._tokens.of_call(name, args, named))
+            span = (start, sequence_number())
+            self.traced.append(_Traced(token, *span, self.tick, flow_slots, _is_recomputed()))
+        elif name == "__setitem__":
+            self._tokens.note(args[0], self._tokens.of_call(name, args, named))
+        return result
+
+    def _note(
+        self, func: Callable[..., Any], arguments: list[Tensor], made: list[Tensor], start: int
+    ) -> None:
+        if self._writes_out:  # what is written to is not read
+            arguments = [tensor for tensor in arguments if not any(tensor is m for m in made)]
+        # Of a pass without gradient the additions are wanted all the same.
+        with torch.set_grad_enabled(torch.is_grad_enabled() or not self._with_grad):
+            super()._note(func, arguments, made, start)
+
+    def _is_data(self, value: Any) -> bool:
+        flow = self.flow_of(value) if isinstance(value, Tensor) else None
+        return flow is not None and flow.carries_data and flow.is_differentiable
+
+
+def holds_tensor(result: Any) -> bool:
+    """Return whether a function returned a tensor, alone or in a tuple or list."""
+    if isinstance(result, tuple | list):
+        return any(holds_tensor(item) for item in result)
+    return isinstance(result, Tensor)
+
+
+def _is_recomputed() -> bool:
+    """Return whether what is computed now is computed again in the backward pass."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint"
+
+
+def planned_places(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    states: RandomStates,
+    *,
+    with_grad: bool = True,
+) -> Places:
+    """Run a model once on copies of its arguments; return its additions and what each is.
+
+    Weights, buffers, modes, ``.grad``, hooks and the random state stay as they are.
+
+    Args:
+        model: The model, outside of wrappers.
+        args: Arguments of the call that is to be planned for.
+        kwargs: Its keyword arguments.
+        states: The random states with which that call began.
+        with_grad: Whether the run is with gradient, as for `find_joins`; without it a model may
+            compute otherwise.
+
+    Returns:
+        By the token of its operands each addition and concatenation: a join, or None.
+
+    Raises:
+        AnalyzerError: If a join, or a part that may hide one, cannot be intercepted.
+    """
+    _refuse_compiled(model)
+    tracer = _Tracer(with_grad)
+    log = CallLog({"": model}, tracer)
+    with undisturbed(model), torch.inference_mode(False):
+        positional, named = arguments_copied(args, kwargs)
+        states.restore()
+        with torch.set_grad_enabled(with_grad), log.watch(), tracer:
+            output = model(*positional, **named)
+    walk = Walk(output_nodes(output))
+    _refuse_opaque(walk, log)
+    return _places(walk, log, tracer.traced)
+
+
+def _places(walk: Walk, log: CallLog, traced: list[_Traced]) -> Places:
+    flow = Dataflow(walk, log)
+    scopes = Scopes(flow, log)
+    finder = _Finder(flow, traced)
+    found: Places = {t.token: None for t in traced if t.token is not None}
+    meetings = [
+        (meeting, finder.call(meeting))
+        for meeting in joins_of(flow)
+        if scopes.owner(meeting) is not None
+    ]
+    # What joins_in_graph leaves out of them are sums of scalars.
+    meetings = [(m, call) for m, call in meetings if not _is_scalar(flow, m.join)]
+    for join, (meeting, call) in zip(joins_in_graph(walk, log).joins, meetings, strict=True):
+        if call is None or call.token is None:
+            raise AnalyzerError(
+                f"the skip of '{join.name}' is added by code that shows no addition of its own; "
+                f"expected +, torch.add, torch.cat or the like. To go on, {_REMEDY}."
+            )
+        slots = finder.slots(meeting, call)
+        found[call.token] = Place(join, slots[0], slots[1:], call.is_recomputed)
+    return found
+
+
+def _is_scalar(flow: Dataflow, vertex: int) -> bool:
+    maker = flow.vertices[vertex]
+    shape = maker.shape if isinstance(maker, Flow) else maker._input_metadata[0].shape
+    return len(shape) == 0
+
+
+class _Finder:
+    """Finds the traced call that made a vertex of the graph."""
+
+    def __init__(self, flow: Dataflow, traced: list[_Traced]) -> None:
+        self._flow = flow
+        self._by_tick = {call.tick: call for call in traced}
+        self._by_start = [call for call in traced if call.end > call.start]
+        self._starts = [call.start for call in self._by_start]
+
+    def call(self, meeting: Meeting) -> _Traced | None:
+        """Return the call that adds or concatenates; None where it was not seen."""
+        maker = self._flow.vertices[meeting.join]
+        if isinstance(maker, Flow):
+            return self._by_tick.get(maker.tick)
+        sequence = self._flow.sequences[meeting.join]
+        place = bisect_right(self._starts, sequence) - 1
+        if place < 0 or self._by_start[place].end <= sequence:
+            return None
+        return self._by_start[place]
+
+    def slots(self, meeting: Meeting, call: _Traced) -> tuple[int, ...]:
+        """Return the numbers of the operands, the shortcut's first."""
+        slots = (meeting.shortcut_slot, *meeting.branch_slots)
+        if isinstance(self._flow.vertices[meeting.join], Flow):
+            # A flow counts only the operands that carry data.
+            return tuple(call.flow_slots[slot] for slot in slots)
+        return slots
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        is_compiled = getattr(module, "_compiled_call_impl", None) is not None
+        if is_compiled or type(module).__name__ == "OptimizedModule":
+            name = clean_path(path) or type(module).__name__
+            raise AnalyzerError(
+                f"'{name}' is compiled, which hides its skips; expected eager modules. "
+                f"To go on, {_REMEDY}."
+            )
+
+
+def _refuse_opaque(walk: Walk, log: CallLog) -> None:
+    """Refuse parts that may hide a join: they compute with parameters, out of sight."""
+    for node in walk.nodes:
+        reason = _what_hides(node)
+        if reason:
+            raise AnalyzerError(
+                f"'{_innermost(log, int(node._sequence_nr()))}' may hold skips that cannot be seen "
+                f"({reason}); expected operations that autograd shows. To go on, {_REMEDY}."
+            )
+
+
+def _what_hides(node: Node) -> str | None:
+    """Return why a node may stand for a join among other things; None where it does not."""
+    kind = type(node).__name__
+    if kind in _OPAQUE:
+        return _OPAQUE[kind]
+    # Functions in C++ have one type; what a script was optimized to is one of them.
+    name = node.name() if kind == "CppFunction" else kind
+    if name == kind and not isinstance(node, BackwardCFunction):
+        return None
+    reads_parameters = any(
+        isinstance(getattr(child, "variable", None), nn.Parameter)
+        for child, _ in node.next_functions
+    )
+    if not reads_parameters:
+        return None
+    return f"the custom function {name.rpartition('::')[2].removesuffix('Backward')}"
+
+
+def _innermost(log: CallLog, sequence: int) -> str:
+    around = [call for call in log.calls if call.start <= sequence < call.end]
+    return log.root_name(around[-1]) if around else type(log.roots[""]).__name__

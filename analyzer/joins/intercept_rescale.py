@@ -1,0 +1,156 @@
+"""Branches scaled so that a network without shortcuts has the activations' size of the original."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from analyzer.joins.intercept_mode import ScaledShortcuts
+from analyzer.joins.intercept_plan import Place
+from analyzer.joins.intercept_rerun import Rerun
+
+__all__ = ["Rescaling", "rescale_branches"]
+
+_MOST_PASSES = 8
+_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class Rescaling:
+    """What `rescale_branches` did.
+
+    Args:
+        factors: By layer name what its parameters were multiplied by.
+        unmatched: Names of the joins whose variance is not that of the original.
+    """
+
+    factors: dict[str, float]
+    unmatched: tuple[str, ...]
+
+
+class _Measured:
+    """The standard deviation of what each join gives."""
+
+    def __init__(self) -> None:
+        self.deviations: dict[int, float] = {}
+
+    def factor(self, place: Place, slot: int, operand: Tensor) -> float:
+        return 1.0
+
+    def joined(self, place: Place, result: Tensor) -> None:
+        self.deviations[place.join.index] = _deviation(result)
+
+
+class _Matched:
+    """Each branch scaled on the way, so that its join gives the deviation that is wanted."""
+
+    def __init__(self, wanted: Mapping[int, float]) -> None:
+        self._wanted = wanted
+        self.factors: dict[int, float] = {}
+
+    def factor(self, place: Place, slot: int, operand: Tensor) -> float:
+        if slot == place.shortcut or place.join.operation != "add":
+            return 1.0
+        is_now = _deviation(operand)
+        ratio = self._wanted[place.join.index] / is_now if is_now else math.nan
+        self.factors[place.join.index] = ratio if math.isfinite(ratio) and ratio > 0 else math.nan
+        return ratio if math.isfinite(ratio) else 1.0
+
+    def joined(self, place: Place, result: Tensor) -> None:
+        """Do nothing with what the join gave."""
+
+
+def rescale_branches(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Rescaling:
+    """Scale a model's branches, in place, for a life without shortcuts.
+
+    Afterwards the variance of what each adding join gives, with every shortcut replaced by zeros,
+    is that which it had with them, on this call's data. Per join the parameters of the last layer
+    of the branch that has any are multiplied by one factor; layer by layer as in LSUV, all factors
+    of a pass at once, repeated where a branch does not follow them in proportion. A norm layer at
+    the end of a branch that starts at zero is set to one first.
+
+    Args:
+        model: Any eager model, before its first training step; used in the mode it is in.
+        args: Arguments of one call of the model.
+        kwargs: Its keyword arguments.
+
+    Returns:
+        The factors, and the joins that could not be matched to 1 %: a branch that is zero for
+        another reason, a layer that several joins share, a value that is not finite.
+
+    Raises:
+        AnalyzerError: If a join cannot be intercepted.
+
+    Reference:
+        Mishkin and Matas (2016), All you need is a good init (LSUV), algorithm 1.
+    """
+    rerun = Rerun(model, args, kwargs, is_alone=True)
+    measured = _Measured()
+    rerun.run([measured])
+    layers = {join.index: _last_layer(rerun.model, join.branch_layers) for join in rerun.joins}
+    factors: dict[str, float] = {}
+    ratios: dict[int, float] = {}
+    for _ in range(_MOST_PASSES):
+        matched = _Matched(measured.deviations)
+        rerun.run([ScaledShortcuts(0.0), matched])
+        ratios = matched.factors
+        if all(abs(ratio - 1) <= _TOLERANCE for ratio in ratios.values()):
+            break
+        _apply(rerun.model, layers, ratios, factors)
+    unmatched = tuple(
+        join.name
+        for join in rerun.joins
+        if join.index in ratios and not abs(ratios[join.index] - 1) <= _TOLERANCE
+    )
+    return Rescaling(factors, unmatched)
+
+
+def _apply(
+    model: nn.Module,
+    layers: Mapping[int, str | None],
+    ratios: Mapping[int, float],
+    factors: dict[str, float],
+) -> None:
+    """Multiply the parameters of each layer by the ratios of its joins, in geometric mean."""
+    by_layer: dict[str, list[float]] = {}
+    for index, ratio in ratios.items():
+        layer = layers[index]
+        if layer is not None:
+            by_layer.setdefault(layer, []).append(ratio)
+    for layer, found in by_layer.items():
+        module = model.get_submodule(layer)
+        usable = [math.log(ratio) for ratio in found if math.isfinite(ratio)]
+        if not usable:
+            _wake(module)
+            continue
+        factor = math.exp(sum(usable) / len(usable))
+        factors[layer] = factors.get(layer, 1.0) * factor
+        with torch.no_grad():
+            for parameter in module.parameters(recurse=False):
+                parameter.mul_(factor)
+
+
+def _wake(module: nn.Module) -> None:
+    """Set the weights of a norm layer that are all zero to one."""
+    weight = module._parameters.get("weight")
+    if weight is not None and weight.dim() == 1 and not weight.any():
+        nn.init.ones_(weight)
+
+
+def _last_layer(model: nn.Module, names: Sequence[str]) -> str | None:
+    """Return the path of the last layer of a branch that has parameters of its own."""
+    paths = [name.partition("#")[0] for name in names]
+    modules = dict(model.named_modules())
+    for path in reversed(paths):
+        if path in modules and next(modules[path].parameters(recurse=False), None) is not None:
+            return path
+    return None
+
+
+def _deviation(tensor: Tensor) -> float:
+    return float(tensor.detach().double().std(correction=0))

@@ -1,0 +1,168 @@
+"""What a network loses when one residual branch is left out, or when two blocks trade places."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from analyzer.joins import Edit, Join, Place, Rerun
+from analyzer.joins.calls import tensors_in
+from analyzer.joins.live import call_arguments
+from analyzer.probes.batch import HeldBatch, Measurement
+
+__all__ = ["Score", "block_swaps", "lesion_scores", "measure", "score_of", "swap_scores"]
+
+
+class Score(NamedTuple):
+    """How good an output is: its loss, and its accuracy where there are classes."""
+
+    loss: float
+    accuracy: float | None
+
+
+class _WithoutBranch:
+    """The branch of one join replaced by zeros."""
+
+    def __init__(self, join: int) -> None:
+        self._join = join
+
+    def factor(self, place: Place, slot: int, operand: Tensor) -> float:
+        return 0.0 if place.join.index == self._join and slot in place.branches else 1.0
+
+    def joined(self, place: Place, result: Tensor) -> None:
+        """Do nothing with what the join gave."""
+
+
+def measure(batch: HeldBatch) -> Measurement:
+    """Leave out each residual branch, one at a time; let like blocks that follow trade places.
+
+    ``loss_change`` = loss without the branch − loss of the whole network: near 0 where the network
+    does without it, as in residual networks; large where it does not, as at a change of size. The
+    branch operand is replaced by zeros, the shortcut stays. Everything is in eval mode.
+
+    Args:
+        batch: The model and its batch.
+
+    Returns:
+        One row a join, forward order; ``accuracy`` is null where the batch has no classes. The
+        metadata has ``loss`` and ``accuracy`` of the whole network, and ``permutations``: JSON, one
+        object for each two neighboring blocks of one shape that were swapped.
+
+    Raises:
+        AnalyzerError: If a join cannot be intercepted.
+
+    Reference:
+        Veit et al. (2016), Residual networks behave like ensembles of relatively shallow networks,
+        §4.1 (deleting a layer) and §4.3 (reordering).
+    """
+    args, kwargs = call_arguments(batch.inputs)
+    rerun = Rerun(batch.model, args, kwargs, in_eval=True)
+    whole = score_of(rerun.run(), batch)
+    scores = lesion_scores(rerun, batch)
+    swaps = [
+        {
+            "blocks": list(blocks),
+            "loss": score.loss,
+            "loss_change": score.loss - whole.loss,
+            "accuracy": score.accuracy,
+        }
+        for blocks, score in swap_scores(rerun, batch)
+    ]
+    metadata = {
+        "mode": "eval",
+        "loss": json.dumps(whole.loss),
+        "accuracy": json.dumps(whole.accuracy),
+        "permutations": json.dumps(swaps),
+    }
+    columns: dict[str, list[Any]] = {
+        "join": [join.index for join in rerun.joins],
+        "loss": [score.loss for score in scores],
+        "loss_change": [score.loss - whole.loss for score in scores],
+        "accuracy": [score.accuracy for score in scores],
+    }
+    return Measurement(columns, metadata)
+
+
+def lesion_scores(rerun: Rerun, batch: HeldBatch) -> list[Score]:
+    """Return the scores of a network without the branch of each of its joins, in their order."""
+    lesions: list[Edit] = [_WithoutBranch(join.index) for join in rerun.joins]
+    return [score_of(rerun.run([lesion]), batch) for lesion in lesions]
+
+
+def swap_scores(rerun: Rerun, batch: HeldBatch) -> list[tuple[tuple[str, str], Score]]:
+    """Return for each two neighboring blocks of one shape the score with the two swapped."""
+    found = []
+    for blocks in block_swaps(rerun.model, rerun.joins):
+        state = dict(_swapped(rerun.model, *blocks))
+
+        def call(*args: Any, state: dict[str, Tensor] = state, **kwargs: Any) -> Any:
+            return functional_call(rerun.model, state, args, kwargs)
+
+        found.append((blocks, score_of(rerun.run(call=call), batch)))
+    return found
+
+
+def block_swaps(model: nn.Module, joins: list[Join]) -> list[tuple[str, str]]:
+    """Return the pairs of neighboring blocks with joins that could trade places.
+
+    Args:
+        model: The model.
+        joins: Its joins; the block of each is the module that it is named after.
+
+    Returns:
+        Pairs of module names, forward order: of one class, with parameters of one shape each.
+    """
+    names = list(dict.fromkeys(join.name.partition("#")[0] for join in joins))
+    modules = dict(model.named_modules())
+    blocks = [name for name in names if name and name in modules]
+    return [
+        (one, other)
+        for one, other in pairwise(blocks)
+        if one.rpartition(".")[0] == other.rpartition(".")[0]
+        and type(modules[one]) is type(modules[other])
+        and _shapes(modules[one]) == _shapes(modules[other])
+    ]
+
+
+def _shapes(module: nn.Module) -> list[tuple[str, torch.Size]]:
+    return [(name, tensor.shape) for name, tensor in _state(module)]
+
+
+def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def _swapped(model: nn.Module, one: str, other: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters and buffers of two blocks, each under the other's name."""
+    for source, target in ((one, other), (other, one)):
+        for name, tensor in _state(model.get_submodule(source)):
+            yield f"{target}.{name}", tensor
+
+
+def score_of(output: Any, batch: HeldBatch) -> Score:
+    """Return loss and accuracy of an output; the loss is kept where it is not finite.
+
+    Accuracy is the share of samples whose largest score is that of their class: of ``labels``, or
+    of targets that are one whole number a sample. None where the output is not ``[batch, classes]``
+    or there are no classes.
+    """
+    with torch.no_grad():
+        loss = float(batch.loss(output, batch.targets))
+        scores = next((t for t in tensors_in(output) if t.is_floating_point()), None)
+        labels = batch.targets if batch.labels is None else batch.labels
+        if scores is None or not _are_classes(labels, scores):
+            return Score(loss, None)
+        return Score(loss, float((scores.argmax(1) == labels).double().mean()))
+
+
+def _are_classes(labels: Any, scores: Tensor) -> bool:
+    if not isinstance(labels, Tensor) or scores.dim() != 2 or labels.shape != scores.shape[:1]:
+        return False
+    return not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)

@@ -1,0 +1,13 @@
+// The traces that the figures draw; plotly.js itself knows `scatter`. A test asks for no other.
+const Plotly = require('plotly.js/lib/core');
+
+Plotly.register([
+  require('plotly.js/lib/bar'),
+  require('plotly.js/lib/contour'),
+  require('plotly.js/lib/heatmap'),
+  require('plotly.js/lib/histogram'),
+  require('plotly.js/lib/scatter3d'),
+  require('plotly.js/lib/surface'),
+]);
+
+module.exports = Plotly;

@@ -1,0 +1,128 @@
+"""The matplotlib twin of a figure, drawn from the figure itself: for papers and for print."""
+
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reports.paper_axes import finish_axes
+from reports.paper_keys import draw_color_bars, draw_legend
+from reports.paper_marks import draw_annotations, draw_shapes
+from reports.paper_panes import Panes, panes
+from reports.paper_style import FORMATS, METADATA, SCREEN, paper_style
+from reports.paper_traces import DRAWERS
+from reports.paper_values import values_of
+
+__all__ = ["drawn_figure", "figure_bytes", "twin_svg"]
+
+_SCREEN_INCHES = 7.2
+_PIXELS_WIDE = 900
+_MOST_VECTORS, _MOST_ON_SCREEN = 10_000, 300
+
+
+def figure_bytes(
+    figure: Any,
+    kind: str,
+    width: float = 3.25,
+    *,
+    style: Path | None = None,
+    extra: dict[str, Any] | None = None,
+    most_vectors: int = _MOST_VECTORS,
+) -> bytes:
+    """Return the twin of a plotly figure as a file: the same numbers, as vectors.
+
+    Nothing is read or computed again. Equal figures give equal bytes; fonts are embedded as
+    TrueType; dashes and markers tell lines apart where there is no color.
+
+    Args:
+        figure: A plotly figure of the traces in ``paper_traces.DRAWERS``.
+        kind: ``pdf``, ``svg`` or ``png``.
+        width: Width in inches; the height follows from that of the figure.
+        style: A matplotlib style file over the house style.
+        extra: Settings between the two.
+        most_vectors: Heatmaps and surfaces of more cells become an image within the file.
+
+    Raises:
+        ValueError: If the figure has another kind of trace, or ``kind`` is not one of those.
+    """
+    if kind not in FORMATS:
+        raise ValueError(f"format is {kind!r}; expected one of {', '.join(FORMATS)}")
+    buffer = io.BytesIO()
+    with paper_style(extra, style), warnings.catch_warnings():
+        # A letter that no font has is drawn as a box; the data beside the figure has it.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        # Two hundred panes in a column of a page do not fit; they are drawn nevertheless.
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")
+        drawn = drawn_figure(figure, width, most_vectors)
+        drawn.savefig(buffer, format=kind, metadata=METADATA[kind])
+    return buffer.getvalue()
+
+
+def twin_svg(figure: Any, width: float = _SCREEN_INCHES) -> bytes:
+    """Return the twin that a report shows in print and without scripts."""
+    return figure_bytes(figure, "svg", width, extra=SCREEN, most_vectors=_MOST_ON_SCREEN)
+
+
+def drawn_figure(figure: Any, width: float = 3.25, most_vectors: int = _MOST_VECTORS) -> Any:
+    """Return the matplotlib figure of a plotly figure, in the style that is set.
+
+    Args:
+        figure: As in ``figure_bytes``.
+        width: Width in inches.
+        most_vectors: As in ``figure_bytes``.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    canvas: Any = Figure(figsize=(width, _height(figure, width)))
+    FigureCanvasAgg(canvas)
+    canvas.most_vectors = most_vectors
+    made = panes(figure, canvas)
+    drawn = [bar for trace in figure.data for bar in _draw(trace, made)]
+    finish_axes(figure, made)
+    draw_shapes(figure, made)
+    draw_annotations(figure, made)
+    draw_color_bars(figure, made, drawn)
+    draw_legend(figure, made)
+    return canvas
+
+
+def _height(figure: Any, width: float) -> float:
+    """The height that keeps the proportions of a screen, at least as high as its rows need."""
+    rows = len({(t.yaxis or "y") for t in figure.data if hasattr(t, "yaxis")})
+    pixels = figure.layout.height or 450
+    # A narrow column needs more height for its words than a screen of the same shape.
+    share = max(pixels / _PIXELS_WIDE, 0.62 if width < 5 else 0.4)
+    return float(np.clip(width * share, min(0.9 * max(rows, 1), 8.5), 9.0))
+
+
+def _draw(trace: Any, made: Panes) -> list[tuple[Any, Any, Any]]:
+    """Draw one trace; return its axes and what its color bar describes."""
+    if trace.visible not in (None, True):
+        return []
+    if trace.type not in DRAWERS:
+        raise ValueError(
+            f"a figure has a trace of type {trace.type!r}; expected one of {', '.join(DRAWERS)}. "
+            "Add a drawer to reports/paper_traces.py and the trace to reports/bundle/entry.js."
+        )
+    if hasattr(trace, "scene"):
+        axes, x, y = made.scenes[trace.scene or "scene"], values_of(trace.x), values_of(trace.y)
+    else:
+        names = trace.xaxis or "x", trace.yaxis or "y"
+        axes = made.flat[names]
+        x = values_of(trace.x, made.categories.get(names[0]))
+        y = values_of(trace.y, made.categories.get(names[1]))
+        x, y = _counted(x, y, trace)
+    drawn = DRAWERS[trace.type](axes, trace, x, y)
+    return [] if drawn is None else [(axes, *drawn)]
+
+
+def _counted(x: Any, y: Any, trace: Any) -> tuple[Any, Any]:
+    """Coordinates where plotly counts from ``x0`` or ``y0``."""
+    if trace.type in ("heatmap", "contour"):
+        return x, y
+    if not len(x) and len(y) and trace.type != "histogram":
+        x = (trace.x0 or 0) + (trace.dx or 1) * np.arange(len(y))
+    return x, y

@@ -1,0 +1,186 @@
+"""Lines, arcs, rectangles and words that a plotly figure lays over its traces."""
+
+import re
+from textwrap import wrap
+from typing import Any
+
+from matplotlib.lines import Line2D
+from matplotlib.patches import PathPatch, Rectangle
+from matplotlib.path import Path
+from matplotlib.transforms import blended_transform_factory
+
+from reports.paper_panes import Panes, inches_wide, layout_axis
+from reports.paper_values import dashes_of
+from reports.paper_words import matplotlib_color, plain_text
+
+__all__ = ["draw_annotations", "draw_shapes"]
+
+_INCHES_PER_LETTER = 0.052
+_TOKEN = re.compile(r"[MLHVQCZ]|[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_CODES = {"M": Path.MOVETO, "L": Path.LINETO, "Q": Path.CURVE3, "C": Path.CURVE4}
+_NUMBERS = {"M": 2, "L": 2, "Q": 4, "C": 6}
+
+
+def draw_shapes(figure: Any, made: Panes) -> None:
+    """Draw the lines, rectangles and paths of the layout."""
+    for shape in figure.layout.shapes:
+        if shape.visible in (None, True):
+            _draw_shape(shape, made)
+
+
+def _anchored(made: Panes, mark: Any) -> tuple[Any, Any]:
+    """The axes and the transform of a mark by its two references."""
+    x, y = mark.xref or "x", mark.yref or "y"
+    axes = made.of(x.partition(" ")[0], y.partition(" ")[0])
+    if axes is None:
+        axes = next(iter(made.flat.values()), None)
+    if axes is None:
+        return None, None
+    sides = [
+        axes.transAxes if reference == "paper" or reference.endswith(" domain") else axes.transData
+        for reference in (x, y)
+    ]
+    return axes, blended_transform_factory(*sides)
+
+
+def _draw_shape(shape: Any, made: Panes) -> None:
+    axes, transform = _anchored(made, shape)
+    if axes is None:
+        return
+    look = {
+        "edgecolor": matplotlib_color(shape.line.color, default="#555555"),
+        "linewidth": 0.5 * (1.5 if shape.line.width is None else shape.line.width),
+        "linestyle": dashes_of(shape.line.dash),
+        "facecolor": matplotlib_color(shape.fillcolor, default="none"),
+        "alpha": shape.opacity,
+        "transform": transform,
+        "zorder": 0.5 if shape.layer == "below" else 2.5,
+    }
+    if shape.type == "path":
+        axes.add_patch(PathPatch(_path(shape.path), **look))
+    elif shape.type == "rect":
+        size = float(shape.x1) - float(shape.x0), float(shape.y1) - float(shape.y0)
+        axes.add_patch(Rectangle((shape.x0, shape.y0), *size, **look))
+    else:
+        look["color"] = look.pop("edgecolor")
+        del look["facecolor"]
+        axes.add_line(Line2D([shape.x0, shape.x1], [shape.y0, shape.y1], **look))
+
+
+def _path(text: str) -> Path:
+    """An SVG path with absolute commands."""
+    tokens = _TOKEN.findall(text.replace(",", " "))
+    points: list[tuple[float, float]] = []
+    codes: list[Any] = []
+    command, place = "M", 0
+    while place < len(tokens):
+        if tokens[place].isalpha():
+            command, place = tokens[place], place + 1
+        if command == "Z":
+            points.append(points[0])
+            codes.append(Path.CLOSEPOLY)
+            continue
+        count = _NUMBERS[command]
+        numbers = [float(number) for number in tokens[place : place + count]]
+        place += count
+        points += list(zip(numbers[::2], numbers[1::2], strict=True))
+        codes += [_CODES[command]] * (count // 2)
+        command = "L" if command == "M" else command
+    return Path(points, codes)
+
+
+def draw_annotations(figure: Any, made: Panes) -> None:
+    """Write the words of the layout; those above a pane are its title."""
+    for note in figure.layout.annotations:
+        if note.visible is False or not note.text:
+            continue
+        place = _on_paper(figure.layout, note)
+        if place is None:
+            axes, transform = _anchored(made, note)
+            if axes is not None:
+                _write(axes, note, note.x, note.y, transform, made.categories)
+            continue
+        found = made.at(*place)
+        if found is None:
+            made.figure.text(*place, plain_text(note.text), ha="center", va="center")
+            continue
+        axes, across, along = found
+        is_above = along >= 0.999 and note.yanchor != "top"
+        if is_above and 0 <= across <= 1:
+            _title(axes, note, across)
+        else:
+            _write(axes, note, across, along, None)
+
+
+def _on_paper(layout: Any, note: Any) -> tuple[float, float] | None:
+    """The place of a note on plotly's paper, where one of its references is the paper."""
+    references = (note.xref or "paper", note.yref or "paper")
+    if "paper" not in references:
+        return None
+    place = []
+    for reference, value in zip(references, (note.x, note.y), strict=True):
+        if reference == "paper":
+            place.append(float(value))
+        elif reference.endswith(" domain"):
+            low, high = layout_axis(layout, reference.partition(" ")[0]).domain or (0.0, 1.0)
+            place.append(low + float(value) * (high - low))
+        else:
+            return None
+    return place[0], place[1]
+
+
+def _title(axes: Any, note: Any, across: float) -> None:
+    side = {"left": "left", "right": "right"}.get(note.xanchor or "", "center")
+    side = side if abs(across - 0.5) > 0.3 else "center"
+    axes.set_title(_wrapped(plain_text(note.text), axes), loc=side, size=7)
+
+
+def _wrapped(text: str, axes: Any) -> str:
+    """A title in lines that are no longer than the pane below is wide."""
+    most = max(14, int(0.9 * inches_wide(axes) / _INCHES_PER_LETTER))
+    return "\n".join(part for line in text.split("\n") for part in wrap(line, most) or [""])
+
+
+def _write(
+    axes: Any,
+    note: Any,
+    x: Any,
+    y: Any,
+    transform: Any,
+    categories: dict[str, dict[str, int]] | None = None,
+) -> None:
+    """Write words, with an arrow where the figure draws one; without a transform, on the axes."""
+    if transform is not None:
+        x = _as_drawn(axes, "x", note.xref or "x", x, categories or {})
+        y = _as_drawn(axes, "y", note.yref or "y", y, categories or {})
+    size = min(max((note.font.size or 12) * 0.55, 5), 8)
+    shift = (0.6 * float(note.xshift or 0), 0.6 * float(note.yshift or 0))
+    arrow = {"arrowstyle": "->", "linewidth": 0.5, "color": "#555555"}
+    if note.showarrow is not False:
+        shift = (0.6 * float(note.ax or 0), -0.6 * float(-30 if note.ay is None else note.ay))
+    axes.annotate(
+        _wrapped(plain_text(note.text), axes),
+        (x, y),
+        shift,
+        xycoords=transform or "axes fraction",
+        textcoords="offset points",
+        arrowprops=arrow if note.showarrow is not False else None,
+        ha={"left": "left", "right": "right"}.get(note.xanchor or "", "center"),
+        va={"top": "top", "bottom": "bottom"}.get(note.yanchor or "", "center"),
+        size=size,
+        rotation=-(note.textangle or 0),
+        annotation_clip=False,
+        color="#333333",
+        in_layout=False,
+    )
+
+
+def _as_drawn(
+    axes: Any, letter: str, reference: str, value: Any, categories: dict[str, dict[str, int]]
+) -> Any:
+    """The place of a note on an axis: of a name, or of a number, which may be in decades."""
+    if reference.endswith(("domain", "paper")):
+        return value
+    value = categories.get(reference, {}).get(value, value)
+    is_log = getattr(axes, f"get_{letter}scale")() == "log"
+    return 10.0 ** float(value) if is_log else value

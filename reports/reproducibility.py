@@ -1,0 +1,118 @@
+"""What another group needs to make a run again, as rows of a table."""
+
+import shlex
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from analyzer.analysis.numerals import number, percent
+from analyzer.storage.run import Run
+from reports.grouping import seed_of
+
+__all__ = ["reproducibility"]
+
+_UNKNOWN = "not recorded"
+
+
+def reproducibility(runs: Sequence[Run], overrides: Sequence[str] = ()) -> pd.DataFrame:
+    """Return the facts of runs: one row each fact, one column each run.
+
+    Args:
+        runs: Opened runs.
+        overrides: Names of the columns; those of the runs where there are none.
+
+    Returns:
+        The first column is called ``fact``. What a manifest does not hold reads ``not recorded``.
+    """
+    names = list(overrides) or [run.name for run in runs]
+    rows = [[fact, *(of(run) for run in runs)] for fact, of in _FACTS.items()]
+    extra = dict.fromkeys(v for run in runs for v in run.manifest.get("versions") or {})
+    for package in extra:
+        versions = [(run.manifest.get("versions") or {}).get(package) for run in runs]
+        rows.append([f"version of {package}", *(str(v or _UNKNOWN) for v in versions)])
+    for flag in dict.fromkeys(f for run in runs for f in run.manifest.get("determinism") or {}):
+        values = [(run.manifest.get("determinism") or {}).get(flag) for run in runs]
+        rows.append([flag.replace("_", " "), *(_text(v) for v in values)])
+    return pd.DataFrame(rows, columns=["fact", *names])
+
+
+def _text(value: Any) -> str:
+    """A value of a manifest in words."""
+    if value is None:
+        return _UNKNOWN
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value)
+
+
+def _command(run: Run) -> str:
+    arguments = run.manifest.get("argv")
+    return shlex.join(["analyzer", "record", *map(str, arguments)]) if arguments else _UNKNOWN
+
+
+def _git(run: Run) -> str:
+    git = run.manifest.get("git")
+    if not isinstance(git, dict):
+        return _UNKNOWN
+    state = "with uncommitted changes" if git.get("dirty") else "clean"
+    return f"{git.get('commit', _UNKNOWN)} ({state})"
+
+
+def _sampling(run: Run) -> str:
+    schedule = run.manifest.get("schedule") or {}
+    if not schedule:
+        return _UNKNOWN
+    words = [
+        f"every {schedule.get('every', 1)} steps",
+        f"columns {schedule.get('columns', 'all')}",
+        f"splits every {schedule.get('splits_every')}",
+        f"updates every {schedule.get('updates_every')}",
+    ]
+    for key, word in (("layers", "only layers"), ("skip_layers", "without layers")):
+        words += [f"{word} {schedule[key]}"] if schedule.get(key) else []
+    return ", ".join(words)
+
+
+def _seconds(run: Run) -> float | None:
+    seconds = run.manifest.get("seconds")
+    return float(seconds) if isinstance(seconds, int | float) else None
+
+
+def _wall_time(run: Run) -> str:
+    seconds = _seconds(run)
+    return _UNKNOWN if seconds is None else f"{number(seconds)} s"
+
+
+def _overhead(run: Run) -> str:
+    cost, seconds = run.manifest.get("recorder_seconds"), _seconds(run)
+    if not isinstance(cost, int | float) or not seconds:
+        return _UNKNOWN
+    return f"{percent(cost / seconds)} of the wall time ({number(float(cost))} s)"
+
+
+def _key(name: str) -> Callable[[Run], str]:
+    return lambda run: _text(run.manifest.get(name))
+
+
+_FACTS: dict[str, Callable[[Run], str]] = {
+    "command line": _command,
+    "status": lambda run: run.status,
+    "error": lambda run: str(run.manifest.get("error") or "none"),
+    "begun": _key("created"),
+    "git commit": _git,
+    "seed": lambda run: seed_of(run.manifest),
+    "data": _key("data"),
+    "data hash": _key("data_hash"),
+    "batch size": _key("batch_size"),
+    "optimizer": _key("optimizer"),
+    "skip scale": _key("skip_scale"),
+    "device": _key("device"),
+    "dtype": _key("dtype"),
+    "platform": _key("platform"),
+    "steps": lambda run: f"{len(run.recorded_steps('steps')):,} recorded",
+    "wall time": _wall_time,
+    "cost of recording": _overhead,
+    "sampling": _sampling,
+    "schema version": _key("schema_version"),
+}

@@ -1,0 +1,216 @@
+"""What a report tells of some runs, in reading order, before any file is written."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from analyzer.analysis.findings import findings
+from analyzer.analysis.verdict import verdict
+from analyzer.analysis.view import View
+from analyzer.errors import AnalyzerError
+from analyzer.figures.theme import LIGHT, Theme
+from analyzer.storage.run import Run, open_run
+from reports.anonymous import AnonymousRun
+from reports.grouping import Group, grouped, pairs_of, representatives
+from reports.seeds import seed_figure, seed_spread
+
+__all__ = ["Figure", "Missing", "Section", "Story", "story_of"]
+
+TITLES = {
+    "score": "The score",
+    "flow": "Gradient flow",
+    "compare": "Plain against residual",
+    "skips": "Skip connections",
+    "activations": "Activations",
+    "updates": "Updates",
+    "training": "Training",
+    "landscape": "Loss landscape",
+    "attribution": "Attribution",
+    "seeds": "Mean and spread over seeds",
+}
+"""Heading of each page of the catalog, and of what only a report has."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure with its words and the data behind it.
+
+    Args:
+        key: Its name, as in files and links.
+        title: Its heading.
+        caption: A sentence that states the finding with its number.
+        how_to_read: A sentence for a reader who sees it for the first time.
+        info: The record that it draws.
+        draw: Draws the record in a theme; it computes nothing.
+    """
+
+    key: str
+    title: str
+    caption: str
+    how_to_read: str
+    info: Any
+    draw: Callable[[Any, Theme], go.Figure]
+
+    @cached_property
+    def drawn(self) -> go.Figure:
+        """The figure on white."""
+        return self.draw(self.info, LIGHT)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The data behind the figure."""
+        return pd.DataFrame(self.info.table())
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A figure that cannot be drawn, and what to do to have it.
+
+    Args:
+        title: Its heading.
+        reason: What was not recorded, with the remedy.
+    """
+
+    title: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """The figures of one page.
+
+    Args:
+        key: Name of the page.
+        title: Its heading.
+        figures: What can be drawn.
+        missing: What cannot.
+    """
+
+    key: str
+    title: str
+    figures: tuple[Figure, ...]
+    missing: tuple[Missing, ...]
+
+
+@dataclass(frozen=True)
+class Story:
+    """A report before it is a file.
+
+    Args:
+        runs: Every run, plain nets first.
+        groups: The same by program.
+        shown: The runs that the figures show.
+        sections: Figures in reading order.
+        verdict: What separates plain and residual, claim by claim; None without such a pair.
+        findings: Findings of each shown run.
+        is_anonymous: Whether authors are hidden.
+    """
+
+    runs: tuple[Run, ...]
+    groups: tuple[Group, ...]
+    shown: tuple[Run, ...]
+    sections: tuple[Section, ...]
+    verdict: Any
+    findings: tuple[tuple[Run, tuple[Any, ...]], ...]
+    is_anonymous: bool = False
+
+    @property
+    def figures(self) -> Iterator[Figure]:
+        """Every figure in reading order."""
+        for section in self.sections:
+            yield from section.figures
+
+    @property
+    def recorded(self) -> set[str]:
+        """Tables and probes that one of the shown runs holds."""
+        found = {name for run in self.shown for name in run.probes}
+        return found | ({"splits"} if any(len(run.joins) for run in self.shown) else set())
+
+
+def story_of(paths: Sequence[Path], *, anonymous: bool = False) -> Story:
+    """Read runs and compute everything that a report of them says.
+
+    Args:
+        paths: Folders of runs; one named twice is read once.
+        anonymous: Whether names, paths, commits and times of the runs are left out.
+
+    Raises:
+        AnalyzerError: If a run cannot be read.
+    """
+    unique = list({path.resolve(): path for path in paths}.values())
+    opened: list[Run] = [open_run(path) for path in unique]
+    if anonymous:
+        opened = [AnonymousRun(run.path, f"run {i + 1}") for i, run in enumerate(_ordered(opened))]
+    groups = grouped(opened)
+    shown = representatives(groups)
+    return Story(
+        runs=tuple(run for group in groups for run in group.runs),
+        groups=tuple(groups),
+        shown=shown,
+        sections=tuple(_sections(shown, groups)),
+        verdict=_verdict(groups),
+        findings=tuple((run, tuple(findings(run))) for run in shown),
+        is_anonymous=anonymous,
+    )
+
+
+def _ordered(runs: Sequence[Run]) -> list[Run]:
+    return [run for group in grouped(runs) for run in group.runs]
+
+
+def _sections(shown: tuple[Run, ...], groups: list[Group]) -> Iterator[Section]:
+    """The pages of the catalog in their order, then the seeds."""
+    from analyzer.figures.catalog import PAGES, PANELS
+
+    view = View(shown)
+    for page in PAGES:
+        panels = [panel for panel in PANELS if panel.page == page]
+        if page == "compare" and len(shown) < 2:
+            continue
+        made = [_figure(panel, view) for panel in panels]
+        figures = tuple(one for one in made if isinstance(one, Figure))
+        missing = tuple(one for one in made if isinstance(one, Missing))
+        if made:
+            yield Section(page, TITLES.get(page, page.title()), figures, missing)
+    if any(len(group.runs) > 1 for group in groups):
+        yield Section("seeds", TITLES["seeds"], (_seeds(groups),), ())
+
+
+def _figure(panel: Any, view: View) -> Figure | Missing:
+    """A panel of the catalog, or why it cannot be drawn."""
+    try:
+        info = panel.info(view)
+    except AnalyzerError as error:
+        return Missing(panel.title, str(error))
+    return Figure(panel.key, panel.title, info.caption, panel.how_to_read, info, panel.draw)
+
+
+def _seeds(groups: list[Group]) -> Figure:
+    info = seed_spread(groups)
+    return Figure(
+        "seeds",
+        "Gradient flow over seeds",
+        info.caption,
+        "Lines are geometric means over seeds at the last recorded step, bands reach from the "
+        "lowest to the highest seed. Where bands do not touch, the difference is no luck of a "
+        "seed.",
+        info,
+        seed_figure,
+    )
+
+
+def _verdict(groups: Sequence[Group]) -> Any:
+    """The verdict on a plain and a residual group, over the seeds that both have."""
+    plain = [group for group in groups if not group.has_shortcuts]
+    residual = [group for group in groups if group.has_shortcuts]
+    if len(plain) != 1 or len(residual) != 1:
+        return None
+    pairs = pairs_of(plain[0], residual[0])
+    if not pairs:
+        return None
+    return verdict([left for left, _ in pairs], [right for _, right in pairs])

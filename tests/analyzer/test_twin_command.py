@@ -1,0 +1,186 @@
+"""``record --twin``, ``--skip-scale`` and ``--fail-on`` as a user sees them."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from analyzer.cli.record_options import PROBES, RecordOptions
+from analyzer.cli.twin import _decoded, _encoded
+from analyzer.probes import PROBE_NAMES
+from analyzer.storage.run import open_run
+
+SCRIPT = """
+import sys, torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return torch.relu({} self.second(torch.relu(self.first(x))))
+
+model = nn.Sequential(nn.Linear(4, 8), Block(), Block(), nn.Linear(8, 2))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for step in range(12):
+    x = torch.randn(16, 4)
+    loss = nn.functional.cross_entropy(model(x), (x.sum(1) > 0).long())
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+print("loss", loss.item())
+open("loss.txt", "w").write(repr(loss.item()))
+sys.exit(int(sys.argv[1]))
+"""
+RESIDUAL, PLAIN = SCRIPT.format("x +"), SCRIPT.format("")
+
+
+def record(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "analyzer", "record", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def losses(folder: Path) -> list[float]:
+    return open_run(folder).steps["loss"].tolist()
+
+
+def test_a_twin_is_recorded_first_and_the_files_are_the_unchanged_runs(tmp_path):
+    (tmp_path / "train.py").write_text(RESIDUAL)
+    (tmp_path / "plain.py").write_text(PLAIN)
+    alone = record(tmp_path, "--seed", "0", "--run", "alone", "train.py", "3")
+    done = record(tmp_path, "--twin", "--run", "mine", "train.py", "3")
+    assert (done.returncode, done.stdout) == (3, alone.stdout)
+    assert all(line.startswith("analyzer: ") for line in done.stderr.splitlines())
+    assert (tmp_path / "loss.txt").read_text() == repr(losses(tmp_path / "alone")[-1])
+    assert losses(tmp_path / "mine") == losses(tmp_path / "alone")
+    record(tmp_path, "--seed", "0", "--run", "hand", "plain.py", "0")
+    assert losses(tmp_path / "mine-plain") == losses(tmp_path / "hand")
+    mine, plain = (open_run(tmp_path / name).manifest for name in ("mine", "mine-plain"))
+    assert (mine["seed"], mine["twin"]) == (0, "mine-plain")
+    assert "skip_scale" not in mine
+    assert (plain["seed"], plain["twin_of"], plain["skip_scale"]) == (0, "mine", 0.0)
+    assert plain["rescaled"] is False
+    assert plain["argv"] == ["train.py", "3"]
+
+
+def test_zoo_networks_have_twins_too_and_folders_are_the_next_free_pair(tmp_path):
+    (tmp_path / "runs" / "simple4-0-plain").mkdir(parents=True)
+    done = record(tmp_path, "--twin", "--rescale", "--steps", "2", "zoo:simple4")
+    assert done.returncode == 0, done.stderr
+    names = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert names == ["simple4-0-plain", "simple4-1", "simple4-1-plain"]
+    assert open_run(tmp_path / "runs" / "simple4-1-plain").manifest["rescaled"] is True
+    done = record(tmp_path, "--steps", "2", "--run", "other", "zoo:simple4-plain")
+    found = open_run(tmp_path / "other").parameter_stats()["norm"]
+    # The factors changed the branches of the twin before its first step.
+    twin = open_run(tmp_path / "runs" / "simple4-1-plain").parameter_stats()["norm"]
+    assert not (found - twin).abs().max() < 1e-3
+
+
+def test_a_twin_that_fails_is_said_after_the_run_and_its_end_is_not_the_runs(tmp_path):
+    (tmp_path / "train.py").write_text(RESIDUAL.replace("model = nn.Sequential(", CHECKPOINTED))
+    done = record(tmp_path, "--twin", "--run", "mine", "train.py", "0")
+    assert done.returncode == 0
+    assert done.stdout.startswith("loss ")
+    assert "the twin without shortcuts ended with exit code 2; it said last:" in done.stderr
+    assert "is inside of a checkpoint" in done.stderr
+    assert open_run(tmp_path / "mine-plain").manifest["status"] == "failed"
+    alone = record(tmp_path, "--skip-scale", "0.5", "--run", "scaled", "train.py", "0")
+    assert (alone.returncode, alone.stdout) == (2, "")
+    assert alone.stderr.startswith("analyzer: the skip of '1' is inside of a checkpoint")
+
+
+CHECKPOINTED = """
+from torch.utils.checkpoint import checkpoint
+class Kept(Block):
+    def __call__(self, x):
+        try:
+            return checkpoint(super().__call__, x, use_reentrant=False)
+        except Exception:
+            return x
+Block = Kept
+model = nn.Sequential("""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--twin", "--skip-scale", "0.5"], "--twin is given with --skip-scale 0.5"),
+        (["--rescale"], "--rescale is given without --twin"),
+        (["--skip-scale", "nan"], "--skip-scale is nan; expected a finite number"),
+        (["--probe", "path"], "--probe is 'path'; expected NAME or NAME:EVERY"),
+        (["--probe", "paths:0"], "--probe is 'paths:0'"),
+        (["--probe", "paths", "--probe", "paths:3"], "expected each probe once"),
+        (["--fail-on", "note"], "--fail-on is 'note'; expected severe"),
+        (["--twin", "--run", "mine"], "run folder 'mine-plain' exists"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(tmp_path, capsys, monkeypatch, words, expected):
+    from analyzer.cli import main
+
+    (tmp_path / "train.py").write_text("")
+    (tmp_path / "mine-plain").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["record", *words, "train.py"]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_the_names_of_probes_are_those_that_there_are():
+    assert PROBES == PROBE_NAMES
+
+
+def test_options_reach_the_twins_process_as_they_are():
+    options = RecordOptions(
+        "a b.py", ("--x", "ä\udc80"), run=Path("r"), probe=("paths:3",), layers="^f", lr=0.1
+    )
+    assert _decoded(_encoded(options)) == options
+    assert json.loads(_encoded(options))["target"] == "a b.py"
+
+
+EXPLODES = """
+import torch
+from torch import nn
+torch.manual_seed(0)
+model = nn.Sequential(*[nn.Linear(8, 8) for _ in range(6)])
+optimizer = torch.optim.SGD(model.parameters(), lr=1e6)
+for step in range(12):
+    loss = model(torch.randn(4, 8)).square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+def test_a_severe_finding_fails_a_recording_that_asks_for_it(tmp_path):
+    (tmp_path / "train.py").write_text(EXPLODES)
+    assert record(tmp_path, "train.py").returncode == 0
+    done = record(tmp_path, "--fail-on", "severe", "train.py")
+    assert done.returncode == 1
+    assert "analyzer: severe: " in done.stderr
+    assert record(tmp_path, "--fail-on", "severe", "--steps", "3", "zoo:simple2").returncode == 0
+
+
+def test_an_interrupt_while_the_twin_is_recorded_ends_both(tmp_path):
+    (tmp_path / "train.py").write_text(
+        RESIDUAL.replace("range(12)", "range(10**9)").replace(
+            "    loss = ", "    open('began', 'w').close()\n    loss = "
+        )
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "analyzer", "record", "--twin", "--run", "mine", "train.py", "0"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+    )
+    while not (tmp_path / "began").exists():
+        time.sleep(0.05)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == b""
+    assert process.returncode == -signal.SIGINT
+    assert open_run(tmp_path / "mine-plain").manifest["status"] == "interrupted"

@@ -1,0 +1,34 @@
+"""A plain and a residual run with everything in them, their story, and their report."""
+
+from pathlib import Path
+
+import pytest
+
+from analyzer.storage.run import Run, open_run
+from reports.html import report_html
+from reports.story import Story, story_of
+from tests.support.full_run import write_full_pair
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of the plain and of the residual run."""
+    return write_full_pair(tmp_path_factory.mktemp("reported"))
+
+
+@pytest.fixture(scope="session")
+def runs(folders: tuple[Path, Path]) -> tuple[Run, Run]:
+    """Both runs, opened."""
+    return open_run(folders[0]), open_run(folders[1])
+
+
+@pytest.fixture(scope="session")
+def story(folders: tuple[Path, Path]) -> Story:
+    """What a report tells of the pair."""
+    return story_of(folders)
+
+
+@pytest.fixture(scope="session")
+def page(story: Story) -> str:
+    """The report of the pair."""
+    return report_html(story)

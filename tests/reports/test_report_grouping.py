@@ -1,0 +1,99 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analyzer.storage.run import Run, open_run
+from reports.grouping import grouped, pairs_of, program, representatives, seed_of
+from reports.seeds import seed_spread, spread
+from reports.story import story_of
+from tests.support.runs import layer_row, write_run
+
+JOIN = {
+    "join": 0,
+    "name": "b",
+    "operation": "add",
+    "shortcut": "identity",
+    "branch_layers": ["layers.0"],
+    "shortcut_layers": [],
+    "branch_parameters": 20,
+    "shortcut_parameters": 0,
+}
+
+
+def seeded(folder: Path, kind: str, seed: int, *, gain: float = 0.5, loss: float = 1.0) -> Run:
+    """A run of three layers whose norms fall by ``gain`` per layer going backward."""
+    norms = [[gain**2, gain, 1.0]] * 4
+    argv = [f"{kind}.py", "--lr", "0.1", "--seed", str(seed)]
+    joins = [JOIN] if kind == "residual" else []
+    return open_run(
+        write_run(
+            folder / f"{kind}-{seed}",
+            [loss] * 4,
+            norms,
+            layers=[layer_row(i, f"layers.{i}") for i in range(3)],
+            joins=joins,
+            argv=argv,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "seed"),
+    [
+        (["t.py", "--seed", "7"], "7"),
+        (["t.py", "--seed=8"], "8"),
+        (["t.py", "-seed", "9", "--lr", "1"], "9"),
+        (["t.py"], "3"),
+    ],
+)
+def test_the_seed_is_that_of_the_command_line_else_of_the_manifest(
+    argv: list[str], seed: str
+) -> None:
+    assert seed_of({"argv": argv, "seed": 3}) == seed
+    assert set(program({"argv": argv})) <= {"t.py", "--lr", "1"}
+
+
+def test_runs_that_differ_by_their_seed_are_one_group(tmp_path: Path) -> None:
+    runs = [seeded(tmp_path, kind, seed) for seed in (2, 0, 1) for kind in ("residual", "plain")]
+    plain, residual = grouped(runs)
+    assert (plain.label, plain.seeds) == ("plain", ("0", "1", "2"))
+    assert (residual.label, residual.seeds) == ("residual", ("0", "1", "2"))
+    names = [(left.name, right.name) for left, right in pairs_of(plain, residual)]
+    assert names == [(f"plain-{k}", f"residual-{k}") for k in range(3)]
+
+
+def test_figures_show_one_run_of_each_group_of_the_same_seed(tmp_path: Path) -> None:
+    runs = [seeded(tmp_path, "plain", 0), seeded(tmp_path, "plain", 4)]
+    runs += [seeded(tmp_path, "residual", 4), seeded(tmp_path, "residual", 5)]
+    assert [run.name for run in representatives(grouped(runs))] == ["plain-4", "residual-4"]
+
+
+def test_the_spread_is_mean_and_sample_deviation() -> None:
+    one = spread([1.0, 2.0, 6.0])
+    assert (one.mean, one.deviation) == (3.0, pytest.approx(math.sqrt(7)))
+    assert one.words == "3 ± 2.65"
+    assert math.isnan(spread([1.0, math.nan]).mean)
+    assert math.isnan(spread([1.0]).deviation)
+
+
+def test_the_spread_over_seeds_is_that_of_the_gains(tmp_path: Path) -> None:
+    gains, losses = [0.4, 0.5, 0.9], [2.0, 2.5, 3.6]
+    pairs = enumerate(zip(gains, losses, strict=True))
+    runs = [seeded(tmp_path, "plain", k, gain=g, loss=x) for k, (g, x) in pairs]
+    info = seed_spread(grouped(runs))
+    (row,) = info.table().to_dict("records")
+    assert row["gain_mean"] == pytest.approx(np.mean(gains))
+    assert row["gain_sd"] == pytest.approx(np.std(gains, ddof=1))
+    assert row["final_loss_mean"] == pytest.approx(2.7)
+    assert "gain 0.6 ± 0.265 per layer" in info.caption
+    assert "final loss 2.70 ± 0.819" in info.caption
+
+
+def test_a_story_of_seeds_tells_of_their_spread_and_their_verdict(tmp_path: Path) -> None:
+    runs = [seeded(tmp_path, kind, seed) for seed in range(2) for kind in ("plain", "residual")]
+    story = story_of([run.path for run in runs])
+    assert story.sections[-1].key == "seeds"
+    assert story.verdict.num_seeds == 2
+    assert [run.name for run in story.shown] == ["plain-0", "residual-0"]

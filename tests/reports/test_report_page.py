@@ -1,0 +1,233 @@
+import base64
+import gzip
+import hashlib
+import json
+import re
+import warnings
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analyzer.errors import AnalyzerError
+from analyzer.figures.theme import DARK, LIGHT
+from reports.html import report_html, write_report
+from reports.screen import screen_figure, what_differs
+from reports.story import Story, story_of
+from tests.support.full_run import write_empty_run, write_network_run
+from tests.support.runs import layer_row, write_run
+
+HOSTILE = '</script><img src=x onerror="alert(1)">{{7*7}}'
+
+
+class Page(HTMLParser):
+    """Tags, addresses, ids and text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def values(self, name: str) -> list[str]:
+        return [attributes[name] or "" for _, attributes in self.tags if name in attributes]
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def unpacked(page: str, key: str) -> Any:
+    found = re.search(rf'id="{key}">([^<]+)<', page)
+    assert found is not None
+    return json.loads(gzip.decompress(base64.b64decode(found[1])))
+
+
+def sha256(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def test_the_page_asks_for_nothing_from_the_network(page: str) -> None:
+    read = Page(page)
+    for address in read.values("src") + read.values("href"):
+        assert address.startswith(("#", "data:image/svg+xml;base64,"))
+    assert not {"link", "iframe", "object", "base", "form"} & {tag for tag, _ in read.tags}
+    assert "url(" not in page and "@import" not in page
+
+
+def test_only_the_scripts_and_styles_of_the_page_may_run(page: str) -> None:
+    (policy,) = re.findall(r'Security-Policy" content="([^"]+)"', page)
+    policy = policy.replace("&#39;", "'")
+    (style,) = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
+    script = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)[-1]
+    assert sha256(style) in policy and sha256(script) in policy
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe" not in policy.partition("script-src")[2].partition(";")[0]
+    assert not re.search(r"\son[a-z]+=", page.partition("<script")[0])
+
+
+def test_plotly_is_in_the_page_once_and_every_figure_in_its_data(page: str, story: Story) -> None:
+    assert page.count('id="plotly-js"') == 1
+    keys = [figure.key for figure in story.figures]
+    assert len(keys) >= 8
+    assert list(unpacked(page, "figures")) == keys == list(unpacked(page, "csv"))
+
+
+def test_the_report_of_a_pair_is_small(page: str, story: Story) -> None:
+    count = len(list(story.figures))
+    # Two megabytes for eight figures, of which the bundle is 0.8.
+    assert len(page) <= 0.9e6 + count * 1.1e6 / 8
+
+
+def test_every_figure_has_words_a_twin_a_table_and_a_name(page: str, story: Story) -> None:
+    read = Page(page)
+    count = len(list(story.figures))
+    tags = [tag for tag, _ in read.tags]
+    assert tags.count("figure") == tags.count("figcaption") == count
+    twins = [attributes for tag, attributes in read.tags if tag == "img" and attributes["alt"]]
+    plots = [attributes for _, attributes in read.tags if attributes.get("role") == "img"]
+    assert len(twins) == len(plots) == count
+    for figure, twin, plot in zip(story.figures, twins, plots, strict=True):
+        assert plot["aria-label"] == twin["alt"] == f"{figure.title}: {figure.caption}"
+        assert " ".join(figure.caption.split()) in read.text
+        assert " ".join(figure.how_to_read.split()) in read.text
+
+
+def test_every_link_leads_to_a_place_and_every_place_is_unique(page: str) -> None:
+    read = Page(page)
+    ids = read.values("id")
+    assert len(ids) == len(set(ids))
+    assert {link[1:] for link in read.values("href") if link.startswith("#")} <= set(ids)
+    levels = [int(tag[1]) for tag, _ in read.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+
+
+def test_the_page_is_valid_html(page: str) -> None:
+    html5lib = pytest.importorskip("html5lib")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        parser = html5lib.HTMLParser(strict=False)
+        parser.parse(page)
+    assert parser.errors == []
+
+
+def test_two_builds_are_the_same_bytes(folders: tuple[Path, Path], page: str) -> None:
+    assert report_html(story_of(folders)) == page
+
+
+def test_a_dark_page_draws_what_the_dark_theme_draws(story: Story) -> None:
+    for figure in story.figures:
+        made = screen_figure(figure)
+        drawn = made["light"]
+        for path, value in made["dark"]:
+            inner = drawn
+            for key in path[:-1]:
+                inner = inner[key]
+            inner[path[-1]] = value
+        assert drawn == json.loads(figure.draw(figure.info, DARK).to_json())
+        assert drawn != json.loads(figure.draw(figure.info, LIGHT).to_json())
+
+
+def test_what_differs_names_the_innermost_place() -> None:
+    light, dark = {"a": [{"b": 1}, 2], "c": "x"}, {"a": [{"b": 3}, 2], "c": ["y"]}
+    assert list(what_differs(light, dark)) == [(["a", 0, "b"], 3), (["c"], ["y"])]
+
+
+def hostile_run(folder: Path) -> Path:
+    layers = [layer_row(i, HOSTILE + str(i)) for i in range(4)]
+    argv = ["train.py", HOSTILE]
+    return write_run(
+        folder / "<b>run", [1.0] * 3, [[1e-6, 1e-4, 0.1, 1.0]] * 3, layers=layers, argv=argv
+    )
+
+
+def test_names_that_look_like_markup_are_text(tmp_path: Path) -> None:
+    story = story_of([hostile_run(tmp_path)])
+    page = report_html(story)
+    read = Page(page)
+    assert "onerror" not in {name for _, attributes in read.tags for name in attributes}
+    assert all(source != "x" for source in read.values("src"))
+    assert HOSTILE in read.text and "49" not in "".join(read.text.split(HOSTILE)[:1])
+    assert "<b>run" in read.text
+    drawn = json.dumps([made["light"] for made in unpacked(page, "figures").values()])
+    assert "<img" not in drawn and "&lt;img" in drawn
+
+
+@pytest.mark.parametrize("shortcuts", [False, True])
+def test_what_was_not_recorded_is_named_with_its_remedy(tmp_path: Path, shortcuts: bool) -> None:
+    run = write_network_run(tmp_path / "r", has_shortcuts=shortcuts, steps=3, probes=False)
+    story = story_of([run])
+    missing = [one for section in story.sections for one in section.missing]
+    assert any("landscape" in one.reason for one in missing)
+    text = Page(report_html(story)).text
+    for one in missing:
+        assert " ".join(one.reason.split()) in text
+
+
+@pytest.mark.parametrize("kind", ["empty", "gradients only", "not finite", "crashed"])
+def test_unusual_runs_have_a_report(tmp_path: Path, kind: str) -> None:
+    if kind == "empty":
+        path = write_empty_run(tmp_path / "r")
+    elif kind == "not finite":
+        path = write_network_run(tmp_path / "r", has_shortcuts=True, steps=8, nan_from=4)
+    else:
+        status = None if kind == "crashed" else "finished"
+        path = write_run(tmp_path / "r", [1.0, 0.5], [[0.1, 0.2]] * 2, status=status)
+    if kind == "crashed":
+        manifest = json.loads((path / "run.json").read_text())
+        manifest |= {"status": "running", "heartbeat": "2020-01-01T00:00:00+00:00"}
+        (path / "run.json").write_text(json.dumps(manifest))
+    text = Page(report_html(story_of([path]))).text
+    assert "Gradient flow of r" in text
+    assert ("crashed" in text) == (kind == "crashed")
+    if kind == "not finite":
+        assert "NaN" in text
+
+
+def test_a_template_folder_replaces_wording_and_logo(story: Story, tmp_path: Path) -> None:
+    (tmp_path / "introduction.html.j2").write_text("<p>The lab of {{ num_runs }} runs.</p>")
+    (tmp_path / "logo.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    page = report_html(story, template=tmp_path)
+    assert "The lab of 2 runs." in page and "This report shows how" not in page
+    logo = base64.b64encode((tmp_path / "logo.svg").read_bytes()).decode()
+    assert f'src="data:image/svg+xml;base64,{logo}"' in page
+
+
+def test_a_template_that_is_wrong_is_refused(story: Story, tmp_path: Path) -> None:
+    with pytest.raises(AnalyzerError, match=r"'.*nosuch' is no folder; expected one with files"):
+        report_html(story, template=tmp_path / "nosuch")
+    (tmp_path / "introduction.html.j2").write_text("{{ nosuch }}")
+    with pytest.raises(AnalyzerError, match="UndefinedError: 'nosuch' is undefined"):
+        write_report(story, tmp_path / "r.html", template=tmp_path)
+
+
+def test_the_appendix_names_what_a_repetition_needs(page: str) -> None:
+    text = Page(page).text
+    for fact in (
+        "analyzer record train.py --lr 0.02",
+        "0123456789abcdef0123456789abcdef01234567 (clean)",
+        "version of torch 2.13.0",
+        "device cpu",
+    ):
+        assert fact in text
+
+
+def test_the_methods_define_what_the_figures_show(page: str) -> None:
+    text = Page(page).text
+    for words in ("Theil–Sen", "Path-length spectrum", "filter normalization", "@article{veit2016"):
+        assert words in text
+
+
+def test_a_run_without_joins_defines_no_splits(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r", [1.0, 0.5], [[0.1, 0.2]] * 2)
+    text = Page(report_html(story_of([run]))).text
+    assert "Theil–Sen" in text and "Path-length spectrum" not in text

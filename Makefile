@@ -25,7 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt setup.py analyzer/recording/_scan.c
 
 demo: $(INSTALLED)
 	@echo "--- training a plain and a residual net on the digits of scikit-learn"
-	$(BIN)/analyzer demo
+	$(BIN)/analyzer demo --no-dashboard
 
 lint: $(INSTALLED)
 	@echo "--- style and types"

@@ -1,5 +1,6 @@
 """``analyzer demo``: plain and residual twins on embedded data, side by side."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -22,17 +23,23 @@ def demo(
         typer.Option(
             "--probe",
             metavar="NAME[:EVERY]",
-            help="Probes of both nets; may be given several times. Default: paths, shattering, "
-            "jacobian and lesion, at the first and the last step.",
+            help="Probes of both nets; may be given several times. Default: all of them, at the "
+            "first and the last step.",
         ),
     ] = None,
     no_probes: Annotated[
         bool, typer.Option("--no-probes", help="Train without probes: some claims stay open.")
     ] = False,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.")] = False,
+    no_dashboard: Annotated[
+        bool, typer.Option("--no-dashboard", help="End here, also on a terminal.")
+    ] = False,
     runs_dir: RunsDir = Path("runs"),
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
 ) -> None:
     """Train a plain net and its residual twin on the digits of scikit-learn, and explain them.
+
+    Ends with the verdict and a report; on a terminal the dashboard opens then.
 
     Without normalization (the default) the gradient of the plain net truly vanishes. With
     --norm batch --depth 56 the nets are those of He et al. 2015, where it does not.
@@ -60,3 +67,19 @@ def demo(
     screen = console()
     for line in side_by_side_text(plain, residual, screen.width):
         screen.print(line, markup=False, highlight=False, soft_wrap=True)
+    if not no_report:
+        _write_report(plain, residual)
+    if sys.stdout.isatty() and not no_dashboard:
+        from analyzer.cli.dashboard import dashboard
+
+        dashboard([str(plain), str(residual)])
+
+
+def _write_report(plain: Path, residual: Path) -> None:
+    """Write the report of both nets beside their runs, and say where it is."""
+    from reports.html import write_report
+    from reports.story import story_of
+
+    target = plain.with_name(f"{plain.name.removesuffix('-plain')}-report.html")
+    write_report(story_of([plain, residual]), target)
+    typer.echo(f"Report:      {target}")

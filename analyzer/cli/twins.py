@@ -16,8 +16,17 @@ from analyzer.storage.run import open_run
 
 __all__ = ["PROBES", "record_twins", "side_by_side_text"]
 
-PROBES = ("paths", "shattering", "jacobian", "lesion")
-"""The probes that a verdict needs."""
+PROBES = (
+    "paths",
+    "shattering",
+    "jacobian",
+    "lesion",
+    "landscape",
+    "curvature",
+    "noise",
+    "attribution",
+)
+"""Every probe: those that the verdict needs come first."""
 
 _GAP = 3
 

@@ -1,0 +1,231 @@
+"""The loss over a plane or along a line through the weights of a model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from analyzer.joins.untouched import untouched, unwrapped
+from analyzer.probes.landscape.adaptive import Estimate, estimated_surface
+from analyzer.probes.landscape.batches import held, num_samples
+from analyzer.probes.landscape.choice import Work, chosen, method_named
+from analyzer.probes.landscape.directions import cosine
+from analyzer.probes.landscape.evaluation import BATCH_NORM, Loss, evaluating
+from analyzer.probes.landscape.measures import surface_measures
+from analyzer.probes.landscape.partial import Ledger, Places, fingerprint
+from analyzer.probes.landscape.weights import aligned, moves_of, named_weights, squared_norm
+
+__all__ = ["MODES", "Surface", "surface"]
+
+Floats = NDArray[np.float64]
+MODES = ("exact", "fast")
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Losses over a plane.
+
+    Attributes:
+        alphas: Coordinates along the first direction, as asked for.
+        betas: Along the second; a single 0 for a line.
+        losses: ``[alphas, betas]``; interpolated where not evaluated, never repaired.
+        evaluated: Which points were evaluated.
+        metadata: How it was made, and `surface_measures`.
+    """
+
+    alphas: Floats
+    betas: Floats
+    losses: Floats
+    evaluated: NDArray[np.bool_]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return one row a point, α outer and β inner: ``alpha, beta, loss, evaluated``."""
+        alphas, betas = np.meshgrid(self.alphas, self.betas, indexing="ij")
+        return {
+            "alpha": alphas.ravel().tolist(),
+            "beta": betas.ravel().tolist(),
+            "loss": self.losses.ravel().tolist(),
+            "evaluated": self.evaluated.ravel().tolist(),
+        }
+
+
+def surface(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss: Loss,
+    directions: Any,
+    alphas: Sequence[float] | Floats | Tensor,
+    betas: Sequence[float] | Floats | Tensor | None = None,
+    *,
+    mode: str = "exact",
+    tolerance: float = 0.005,
+    batch_norm: str = "keep",
+    weight_decay: float = 0.0,
+    resume: str | Path | None = None,
+    seconds: float | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Surface:
+    """Evaluate the loss at ``θ(α, β) = θ* + α d₁ + β d₂``.
+
+    ``L(α, β) = Σ_b n_b L_b / Σ_b n_b`` over the batches, in eval mode, θ* the model's weights.
+
+    Args:
+        model: Any eager model; afterwards weights, buffers, modes, ``.grad``, hooks and the random
+            state are bit for bit what they were.
+        batches: Pairs ``(input, target)``; all are held in memory.
+        loss: ``loss(output, target)``, the mean over the batch.
+        directions: One direction or two: dicts of tensors by parameter name. Without `betas` the
+            first is used.
+        alphas: Coordinates along the first direction, in any order.
+        betas: Along the second; None for a line.
+        mode: ``"exact"``: every point is evaluated. ``"fast"``: as few as the tolerance allows, for
+            grids of more than 256 points.
+        tolerance: Of the fast mode: allowed error over the range of the loss.
+        batch_norm: ``"keep"`` the running statistics, or ``"recompute"`` them at every point.
+        weight_decay: λ of a term ``λ/2 ‖θ(α, β)‖²`` over all parameters, added to the data term.
+        resume: A file for the points that are done. A run that was killed goes on from it, with the
+            values of an undisturbed one.
+        seconds: Evaluate no more after this time; what is left is interpolated, or NaN.
+        on_progress: Called with points done and points in all.
+
+    Returns:
+        The surface. Where the model or the loss is NaN or infinite, so is the surface.
+
+    Raises:
+        ValueError: If an option, a direction, the batches or the loss are not as expected.
+
+    Reference:
+        Li et al. (2018), Visualizing the loss landscape of neural nets.
+    """
+    _check(mode, batch_norm, tolerance)
+    wanted = (_axis(alphas, "alphas"), np.zeros(1) if betas is None else _axis(betas, "betas"))
+    steps = [aligned(d, model) for d in _given(directions, 1 if betas is None else 2)]
+    is_fast = mode == "fast" and betas is not None
+    axes, places = _distinct(wanted) if is_fast else (wanted, None)
+    deadline = None if seconds is None else time.monotonic() + seconds
+    with untouched(unwrapped(model)):
+        data = held(batches)
+    moves = moves_of(model, steps)
+    with evaluating(model, moves) as module:
+        work = Work(module, moves, steps, data, loss, batch_norm)
+        ledger = Ledger(
+            axes,
+            None if resume is None else Path(resume),
+            "" if resume is None else _identity(module, work, axes, mode, tolerance),
+            lambda: deadline is not None and time.monotonic() > deadline,
+            lambda done: on_progress(done, axes[0].size * axes[1].size),
+        )
+        estimate, name = _filled(work, ledger, axes, tolerance if is_fast else None)
+    values = estimate.values
+    if weight_decay:
+        values = values + weight_decay / 2 * squared_norm(model, steps, *axes)
+    facts = {
+        "mode": "fast" if is_fast else "exact",
+        "method": name,
+        "points": str(values.size),
+        "evaluations": str(int(estimate.evaluated.sum())),
+        "tolerance": str(tolerance) if is_fast else "0",
+        "error": str(estimate.error),
+        "tolerance_met": str(estimate.is_within).lower(),
+        "fit": estimate.fit,
+        "batch": str(num_samples(data)),
+        "batch_norm": batch_norm,
+        "loss_term": f"data + weight decay {weight_decay:g}" if weight_decay else "data",
+        "cosine": str(cosine(*steps)) if len(steps) == 2 else "",
+    }
+    measures = surface_measures(values, *axes) if np.isfinite(np.concatenate(axes)).all() else {}
+    facts |= {key: str(value) for key, value in measures.items()}
+    evaluated = estimate.evaluated
+    if places is not None:
+        values, evaluated = values[places], evaluated[places]
+    return Surface(*wanted, values, evaluated, facts)
+
+
+def _check(mode: str, batch_norm: str, tolerance: float) -> None:
+    for name, value, known in (("mode", mode, MODES), ("batch_norm", batch_norm, BATCH_NORM)):
+        if value not in known:
+            raise ValueError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}")
+    if not tolerance > 0:
+        raise ValueError(
+            f"tolerance is {tolerance}, expected a positive share of the range such as 0.005; "
+            "choose mode 'exact' for no error"
+        )
+
+
+def _axis(values: Any, name: str) -> Floats:
+    """Return coordinates as an array of one axis."""
+    plain = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+    axis = np.asarray(plain, dtype=np.float64)
+    if axis.ndim != 1 or axis.size == 0:
+        raise ValueError(
+            f"{name} has shape {list(axis.shape)}, expected a sequence of one or more numbers; "
+            "pass for instance numpy.linspace(-1, 1, 51)"
+        )
+    return axis
+
+
+def _given(directions: Any, needed: int) -> list[Mapping[str, Tensor]]:
+    """Return the directions that are needed."""
+    found = [directions] if isinstance(directions, Mapping) else list(directions)
+    if len(found) < needed or not all(isinstance(item, Mapping) for item in found):
+        kinds = ", ".join(type(item).__name__ for item in found) or "nothing"
+        raise ValueError(
+            f"directions holds {kinds}, expected {needed} dicts of tensors by parameter name; "
+            "random_directions(model) gives two"
+        )
+    return found[:needed]
+
+
+def _distinct(axes: tuple[Floats, Floats]) -> tuple[tuple[Floats, Floats], Any]:
+    """Return increasing axes, and how to index their surface to get the one asked for."""
+    if not np.isfinite(np.concatenate(axes)).all():
+        raise ValueError(
+            "alphas or betas hold a value that is not finite, expected numbers; "
+            "choose mode 'exact' to evaluate there"
+        )
+    first, rows = np.unique(axes[0], return_inverse=True)
+    second, columns = np.unique(axes[1], return_inverse=True)
+    return (first, second), np.ix_(rows, columns)
+
+
+def _identity(
+    module: nn.Module, work: Work, axes: tuple[Floats, Floats], mode: str, tolerance: float
+) -> str:
+    """Return the fingerprint of everything but the loss function."""
+    weights = {name: parameter.data for name, parameter in named_weights(module).items()}
+    data = [(batch.args, batch.kwargs, batch.target) for batch in work.batches]
+    settings = (mode, tolerance, work.batch_norm)
+    buffers = dict(module.named_buffers())
+    return fingerprint([weights, buffers, work.directions, data, axes, settings])
+
+
+def _filled(
+    work: Work, ledger: Ledger, axes: tuple[Floats, Floats], tolerance: float | None
+) -> tuple[Estimate, str]:
+    """Evaluate all points, or those that the tolerance needs."""
+    points = [(float(a), float(b)) for a in axes[0] for b in axes[1]]
+    ledger.method_name = ledger.method_name or chosen(work, points)
+    method = method_named(work, ledger.method_name)
+
+    def evaluate(places: Places) -> Floats:
+        return ledger.evaluate(method, places)
+
+    try:
+        if tolerance is not None:
+            estimate = estimated_surface(axes, evaluate, tolerance, ledger.is_late)
+            return estimate, ledger.method_name
+        evaluate([(i, j) for i in range(len(axes[0])) for j in range(len(axes[1]))])
+    finally:
+        ledger.save()
+    whole = bool(ledger.done.all())
+    error = 0.0 if whole else float("nan")
+    estimate = Estimate(ledger.values.copy(), ledger.done.copy(), error, whole, "none")
+    return estimate, ledger.method_name

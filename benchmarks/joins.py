@@ -1,13 +1,21 @@
-"""Time to find the joins of a 110-layer network, and to locate them again in a later graph."""
+"""Time to find the joins of a 110-layer network, to locate them again, and to split gradients.
+
+Splits are timed inside one recorded training: steps that are split against the others, in turn. A
+tenth of the difference is what the default interval adds to a step.
+"""
 
 import statistics
 import time
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import overhead
 import torch
 from torch import Tensor, nn
 
+import analyzer
 from analyzer.joins import joins_in_graph
 from analyzer.joins.find import output_nodes, watched_forward
 from analyzer.joins.graph import Walk
@@ -50,7 +58,43 @@ def milliseconds(action: Callable[[], object], times: int = 20) -> float:
     return 1000 * statistics.median(taken)
 
 
+def residual_mlp50() -> tuple[nn.Module, Tensor, Tensor]:
+    """The MLP of the overhead benchmark has no skips: this one has 24, of two layers each."""
+    from analyzer.networks.zoo import zoo
+
+    model = zoo("mlp50-residual-pair-w256", in_channels=1, num_classes=10, image_size=16)
+    return model, torch.randn(128, 1, 16, 16), torch.randint(10, (128,))
+
+
+def added_by_splits(make: Callable[..., tuple[nn.Module, Tensor, Tensor]], steps: int) -> str:
+    """The share of a step that splits at the default interval add."""
+    torch.manual_seed(0)
+    model, x, y = make()
+    split, others = [], []
+    with TemporaryDirectory() as folder:
+        side = overhead.Side(model, x, y, None)
+        recorder = analyzer.Recorder(model, Path(folder) / "run", updates_every=10**9)
+        with recorder:
+            for step in range(steps):
+                started = time.perf_counter()
+                side.step()
+                if step >= 10:
+                    taken = time.perf_counter() - started
+                    (others if step % 10 else split).append(taken)
+        joins = len(analyzer.open_run(Path(folder) / "run").joins)
+    plain = statistics.median(others)
+    extra = statistics.median(split) - plain
+    return f"{joins:3d} joins {1e3 * extra:6.2f} ms  {100 * extra / 10 / plain:5.2f} % of a step"
+
+
 def main() -> None:
+    torch.set_num_threads(1)
+    for name, make in (
+        ("MLP", residual_mlp50),
+        ("ResNet-20", overhead.resnet20),
+        ("GPT", overhead.gpt6),
+    ):
+        print(f"splits, {name:9s} {added_by_splits(make, 400)}", flush=True)
     model, x = resnet110(), torch.randn(2, 3, 32, 32)
     plain = milliseconds(lambda: model(x), 5)
     watched = milliseconds(lambda: watched_forward(model, (x,), {}), 5)

@@ -9,13 +9,7 @@ import analyzer
 from analyzer.errors import AnalyzerError
 
 __all__ = [
-    "compare",
-    "dashboard",
-    "diagnose",
-    "explain",
     "not_built",
-    "probe",
-    "report",
     "reproduce",
     "study",
 ]
@@ -49,20 +43,6 @@ def _planned(name: str, sentence: str, example: str) -> Callable[[list[str] | No
     return command
 
 
-diagnose = _planned("diagnose", "List the findings of a run.", "analyzer diagnose latest --json")
-compare = _planned(
-    "compare", "Put two runs side by side.", "analyzer compare runs/plain runs/residual"
-)
-explain = _planned(
-    "explain",
-    "Say which mechanism separates a plain and a residual run, claim by claim.",
-    "analyzer explain runs/mine-plain runs/mine",
-)
-probe = _planned(
-    "probe",
-    "Run probes on the checkpoints of a finished run.",
-    "analyzer probe latest paths landscape --step last",
-)
 study = _planned(
     "study", "Sweep depths, shortcuts and seeds.", "analyzer study --depths 8,20,56 --seeds 3"
 )
@@ -70,8 +50,4 @@ reproduce = _planned(
     "reproduce",
     "Repeat a published experiment at the scale of this machine.",
     "analyzer reproduce veit2016",
-)
-dashboard = _planned("dashboard", "Open the dashboard.", "analyzer dashboard runs --port 8050")
-report = _planned(
-    "report", "Write a static report.", "analyzer report latest -o report.html --figures figures"
 )

@@ -1,0 +1,64 @@
+"use strict";
+/* The depth profile at the step under the cursor or slider, read off the heatmap beside it. */
+(function () {
+  const shared = window.gradientflow;
+  const graphOf = (key) => document.querySelector(`[data-panel="${key}"] .js-plotly-plot`);
+  let wanted = null, busy = false;
+
+  function nearest(steps, step) {
+    let best = 0;
+    for (let at = 1; at < steps.length; at += 1) {
+      if (Math.abs(steps[at] - step) < Math.abs(steps[best] - step)) best = at;
+    }
+    return best;
+  }
+
+  /** New heights of the lines of the profile that have a heatmap of the same run and layers. */
+  function heights(grid, profile, step) {
+    const isLog = profile._fullLayout.yaxis.type === "log";
+    const y = [], places = [];
+    (grid._fullData || []).filter((trace) => trace.coloraxis).forEach((heat) => {
+      const at = nearest(heat.x, step);
+      const line = Array.from(heat.z, (row) => {
+        const value = isLog ? 10 ** row[at] : row[at];
+        return Number.isFinite(value) ? value : null;
+      });
+      const place = profile._fullData.findIndex(
+        (trace) => trace.name === heat.name && trace.y && trace.y.length === line.length,
+      );
+      if (place < 0) return;
+      places.push(profile._fullData[place].index);
+      y.push(line);
+    });
+    return [y, places];
+  }
+
+  function next() {
+    const grid = graphOf("gradient_heatmap"), profile = graphOf("depth_profile");
+    if (wanted == null || busy || !grid || !profile || !profile._fullLayout) return;
+    const step = wanted;
+    wanted = null;
+    const [y, places] = heights(grid, profile, step);
+    if (!places.length) return;
+    busy = true;
+    const began = performance.now();
+    shared.unsync(profile);
+    window.Plotly.restyle(profile, { y }, places).then(() => {
+      busy = false;
+      shared.lastFrame = performance.now() - began;
+      profile.dataset.step = String(step);
+      window.requestAnimationFrame(next);
+    });
+  }
+
+  function show(step) {
+    wanted = step;
+    window.requestAnimationFrame(next);
+  }
+  shared.show.push(show);
+  shared.preview = (key, step) => {
+    if (key !== "gradient_heatmap") return;
+    const shown = step == null ? shared.shownStep() : step;
+    if (shown != null) show(shown);
+  };
+})();

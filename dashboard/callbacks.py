@@ -1,0 +1,234 @@
+"""Connects the layout with what it shows."""
+
+from dataclasses import replace
+from typing import Any
+
+from dash import ALL, MATCH, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
+from dash.exceptions import PreventUpdate
+
+from analyzer.errors import AnalyzerError
+from dashboard.address import parse, query
+from dashboard.components.message import message
+from dashboard.components.table import number_table
+from dashboard.context import Context, context
+from dashboard.drawing import STEPLESS, drawn, recorded
+from dashboard.frames import frames
+from dashboard.ids import Id
+from dashboard.layout import navigation, page_content
+from dashboard.library import Library, shortened
+from dashboard.live import pulse
+from dashboard.pages.compare import verdict_of
+from dashboard.pages.findings import finding_list
+from dashboard.pages.runs import run_table
+from dashboard.routes import page_at
+
+__all__ = ["connect"]
+
+_HIDDEN = {"display": "none"}
+
+
+def connect(app: Dash, library: Library) -> None:
+    """Register all callbacks of an application over a library."""
+
+    def seen(search: str | None, step: int | None = None) -> Context:
+        return context(library, parse(search, step))
+
+    _connect_pages(app, library)
+    _connect_cards(app, seen)
+    _connect_live(app, library, seen)
+    _connect_scripts(app)
+
+
+def _connect_pages(app: Dash, library: Library) -> None:
+    @app.callback(
+        Output(Id.MAIN, "children"),
+        Output(Id.NAV, "children"),
+        Output(Id.RUN_PICKER, "data"),
+        Output(Id.RUN_PICKER, "value"),
+        Output(Id.SEARCH, "data"),
+        Output(Id.STEP, "data"),
+        Output(Id.REVISION, "data", allow_duplicate=True),
+        Output(Id.LIVE_TEXT, "children", allow_duplicate=True),
+        Output(Id.LIVE, "data", allow_duplicate=True),
+        Input(Id.URL, "pathname"),
+        Input(Id.URL, "search"),
+        prevent_initial_call="initial_duplicate",
+    )
+    def route(path: str | None, search: str | None) -> tuple[Any, ...]:
+        path = path or "/"
+        address = parse(search)
+        chosen = context(library, address)
+        page = page_at(path)
+        beat = pulse(library, address.runs)
+        listed = [run for run in library.listing() if run.summary.problem is None]
+        options = [{"value": run.id, "label": shortened(run.id, 60)} for run in listed]
+        known = {run.id for run in listed}
+        whole = query(address)
+        stepless = query(replace(address, step=None))
+        return (
+            page_content(page, path, chosen),
+            navigation(path, whole),
+            options,
+            [run for run in address.runs if run in known],
+            stepless,
+            address.step,
+            beat.mark,
+            beat.text,
+            {"over": beat.is_over},
+        )
+
+
+def _connect_cards(app: Dash, seen: Any) -> None:
+    @app.callback(
+        Output({"type": Id.GRAPH, "key": MATCH}, "figure"),
+        Output({"type": Id.GRAPH, "key": MATCH}, "style"),
+        Output({"type": Id.CAPTION, "key": MATCH}, "children"),
+        Output({"type": Id.NOTE, "key": MATCH}, "children"),
+        Input(Id.SEARCH, "data"),
+        Input(Id.STEP, "data"),
+        Input(Id.REVISION, "data"),
+        Input(Id.SCHEME, "data"),
+        Input(Id.NARROW, "data"),
+        State({"type": Id.GRAPH, "key": MATCH}, "id"),
+    )
+    def draw(
+        search: str | None,
+        step: int | None,
+        _mark: str,
+        scheme: str,
+        narrow: bool,
+        place: dict[str, str],
+    ) -> tuple[Any, ...]:
+        key = place["key"]
+        if key in STEPLESS and set(ctx.triggered_prop_ids) == {f"{Id.STEP}.data"}:
+            raise PreventUpdate
+        chosen = seen(search, step)
+        if not chosen.runs:
+            raise PreventUpdate
+        result = drawn(key, chosen, scheme, narrow=bool(narrow))
+        if result.figure is None:
+            return no_update, _HIDDEN, "", message(result.problem, bad=result.is_bad)
+        # What the reader zoomed to stays while rows arrive, and goes when the question changes.
+        result.figure.update_layout(uirevision=search or "all")
+        height = {"height": f"{result.figure.layout.height or 380}px"}
+        return result.figure, height, result.caption, None
+
+    @app.callback(
+        Output({"type": Id.TABLE, "key": MATCH}, "children"),
+        Input({"type": Id.TABLE_OPEN, "key": MATCH}, "n_clicks"),
+        State(Id.SEARCH, "data"),
+        State(Id.STEP, "data"),
+        State({"type": Id.TABLE, "key": MATCH}, "id"),
+        prevent_initial_call=True,
+    )
+    def tabulate(_clicks: int, search: str, step: int | None, place: dict[str, str]) -> Any:
+        try:
+            return number_table(recorded(place["key"], seen(search, step)).table())
+        except AnalyzerError as error:
+            return message(str(error))
+
+    @app.callback(
+        Output(Id.FRAMES, "data"),
+        Input(Id.SEARCH, "data"),
+        Input(Id.REVISION, "data"),
+        State(Id.URL, "pathname"),
+    )
+    def fill_frames(search: str | None, _mark: str, path: str | None) -> Any:
+        return frames(seen(search), path or "/")
+
+
+def _connect_live(app: Dash, library: Library, seen: Any) -> None:
+    @app.callback(
+        Output(Id.REVISION, "data"),
+        Output(Id.LIVE_TEXT, "children"),
+        Output(Id.LIVE, "data"),
+        Input(Id.POLL, "n_intervals"),
+        State(Id.SEARCH, "data"),
+        State(Id.REVISION, "data"),
+        State(Id.URL, "pathname"),
+        prevent_initial_call=True,
+    )
+    def poll(
+        _count: int, search: str | None, mark: str | None, path: str | None
+    ) -> tuple[Any, ...]:
+        beat = pulse(library, () if path == "/" else parse(search).runs)
+        fresh = no_update if beat.mark == mark else beat.mark
+        return fresh, beat.text, {"over": beat.is_over}
+
+    @app.callback(
+        Output(Id.RUN_LIST, "children"),
+        Input(Id.RUN_FILTER, "value"),
+        Input(Id.REVISION, "data"),
+        prevent_initial_call=True,
+    )
+    def list_runs(wanted: str | None, _mark: str | None) -> Any:
+        return run_table(library, wanted or "")
+
+    @app.callback(
+        Output(Id.FINDINGS, "children"),
+        Input(Id.REVISION, "data"),
+        State(Id.SEARCH, "data"),
+        prevent_initial_call=True,
+    )
+    def find(_mark: str, search: str | None) -> Any:
+        return finding_list(seen(search))
+
+    @app.callback(
+        Output(Id.VERDICT, "children"),
+        Output(Id.CLAIMS, "children"),
+        Input(Id.REVISION, "data"),
+        State(Id.SEARCH, "data"),
+        prevent_initial_call=True,
+    )
+    def judge(_mark: str, search: str | None) -> tuple[Any, Any]:
+        return verdict_of(seen(search))
+
+
+def _connect_scripts(app: Dash) -> None:
+    """What the browser does by itself; the functions stand in ``assets``."""
+    app.clientside_callback(
+        ClientsideFunction("gradientflow", "control"),
+        Output(Id.SEARCH, "data", allow_duplicate=True),
+        Input({"type": Id.CONTROL, "key": ALL}, "value"),
+        State({"type": Id.CONTROL, "key": ALL}, "id"),
+        State(Id.SEARCH, "data"),
+        prevent_initial_call=True,
+    )
+    app.clientside_callback(
+        ClientsideFunction("gradientflow", "scheme"),
+        Output(Id.SCHEME, "data"),
+        Output(Id.NARROW, "data"),
+        Input(Id.URL, "pathname"),
+        State(Id.SCHEME, "data"),
+        State(Id.NARROW, "data"),
+    )
+    app.clientside_callback(
+        ClientsideFunction("gradientflow", "pick"),
+        Output(Id.URL, "search"),
+        Input(Id.RUN_PICKER, "value"),
+        prevent_initial_call=True,
+    )
+    app.clientside_callback(
+        ClientsideFunction("gradientflow", "links"),
+        Output({"type": Id.NAV_LINK, "key": ALL}, "href"),
+        Input(Id.SEARCH, "data"),
+        Input(Id.STEP, "data"),
+        State({"type": Id.NAV_LINK, "key": ALL}, "id"),
+    )
+    app.clientside_callback(
+        ClientsideFunction("gradientflow", "frames"),
+        Output(Id.SINK, "data"),
+        Input(Id.FRAMES, "data"),
+        State(Id.STEP, "data"),
+    )
+    app.clientside_callback(
+        ClientsideFunction("gradientflow", "live"),
+        Output(Id.POLL, "disabled"),
+        Input(Id.LIVE, "data"),
+    )
+    app.clientside_callback(
+        ClientsideFunction("gradientflow", "block"),
+        Output({"type": Id.CONTROL, "key": "layers"}, "value"),
+        Input(Id.BLOCK, "value"),
+        prevent_initial_call=True,
+    )

@@ -1,0 +1,1 @@
+"""Parts that several pages share: cards of panels, controls, messages."""

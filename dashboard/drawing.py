@@ -1,0 +1,105 @@
+"""Draws the card of a panel: its figure and sentence, or the reason why there is none."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from analyzer.analysis.view import View
+from analyzer.errors import AnalyzerError
+from analyzer.figures.catalog import panel
+from analyzer.figures.theme import LIGHT, THEMES
+from dashboard.context import Context
+from dashboard.matching import matching
+from dashboard.narrow import stacked
+
+__all__ = ["STEPLESS", "Drawn", "drawn", "recorded", "view_for"]
+
+STEPLESS = frozenset(
+    {
+        "gradient_heatmap",
+        "layer_series",
+        "heatmap_difference",
+        "splits_over_time",
+        "dead_units",
+        "update_ratio",
+        "loss",
+        "learning_rate",
+        "gradient_norm",
+        "noise_scale",
+        "trajectory",
+    }
+)
+"""Panels that a change of the step does not redraw on the server."""
+
+_MOST_PATTERN = 100
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a card shows.
+
+    Args:
+        figure: The figure; None where there is nothing to draw.
+        caption: The sentence that states the finding.
+        problem: Why there is no figure; empty where there is one.
+        is_bad: Whether something is wrong, rather than merely not recorded.
+    """
+
+    figure: go.Figure | None
+    caption: str
+    problem: str = ""
+    is_bad: bool = False
+
+
+def view_for(key: str, context: Context) -> View:
+    """Return what a panel is asked to show.
+
+    Raises:
+        PatternError: If the layer pattern is no regular expression.
+    """
+    address = context.address
+    matching(address.layers, ())
+    chosen = _pattern_of(address.chosen) if key == "layer_series" else None
+    return context.view(layers=chosen)
+
+
+def recorded(key: str, context: Context) -> Any:
+    """Return the record behind a panel.
+
+    Raises:
+        AnalyzerError: If the runs lack what it needs, or the address asks for what is not there.
+    """
+    return context.library.records.get(key, view_for(key, context), panel(key).info)
+
+
+def drawn(key: str, context: Context, scheme: str, *, narrow: bool = False) -> Drawn:
+    """Draw a panel; what goes wrong becomes a sentence, since one bad file must not end a page.
+
+    Args:
+        key: Key of the panel.
+        context: The runs and the address.
+        scheme: ``light`` or ``dark``.
+        narrow: Whether panes stand one above the other.
+    """
+    try:
+        record = recorded(key, context)
+        figure = panel(key).draw(record, THEMES.get(scheme, LIGHT))
+        figure = stacked(figure) if narrow else figure
+    except AnalyzerError as error:
+        return Drawn(None, "", str(error))
+    except Exception as error:
+        text = f"This figure could not be drawn ({type(error).__name__}: {str(error)[:300]})."
+        return Drawn(None, "", text, is_bad=True)
+    return Drawn(figure, str(record.caption))
+
+
+def _pattern_of(names: tuple[str, ...]) -> str | None:
+    """A pattern of exactly these names, as many as a pattern may be long; None without names."""
+    kept: list[str] = []
+    for name in map(re.escape, names):
+        if len("|".join([*kept, name])) > _MOST_PATTERN - 6:
+            break
+        kept.append(name)
+    return f"^(?:{'|'.join(kept)})$" if kept else None

@@ -1,0 +1,53 @@
+"""Every id of the layout, once, so that layout and callbacks cannot drift apart."""
+
+from enum import StrEnum
+
+__all__ = ["Id", "card", "control"]
+
+
+class Id(StrEnum):
+    """Ids of components; those below ``CONTROL`` are types of pattern-matching ids."""
+
+    URL = "url"
+    MAIN = "main"
+    NAV = "nav"
+    NAV_OPEN = "nav-open"
+    RUN_PICKER = "run-picker"
+    LIVE = "live"
+    LIVE_TEXT = "live-text"
+    POLL = "poll"
+    REVISION = "revision"
+    SCHEME = "scheme"
+    NARROW = "narrow"
+    SEARCH = "search"
+    STEP = "step"
+    HELP = "help"
+    HELP_OPEN = "help-open"
+    RUN_LIST = "run-list"
+    RUN_FILTER = "run-filter"
+    COMPARE = "compare-marked"
+    FRAMES = "frames"
+    STEP_SLIDER = "step-slider"
+    BLOCK = "block"
+    VERDICT = "verdict"
+    CLAIMS = "claims"
+    FINDINGS = "findings"
+    SINK = "sink"
+
+    CONTROL = "control"
+    GRAPH = "graph"
+    CAPTION = "caption"
+    NOTE = "note"
+    TABLE = "table"
+    TABLE_OPEN = "table-open"
+    NAV_LINK = "nav-link"
+
+
+def control(name: str) -> dict[str, str]:
+    """Return the id of the control of one name in the URL."""
+    return {"type": Id.CONTROL, "key": name}
+
+
+def card(part: Id, key: str) -> dict[str, str]:
+    """Return the id of one part of the card of a panel."""
+    return {"type": part, "key": key}

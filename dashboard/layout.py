@@ -1,0 +1,157 @@
+"""The shell around every page: head, navigation, help, and the stores that callbacks share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import dash_mantine_components as dmc
+from dash import dcc, html
+
+from dashboard.components.attributes import attributes
+from dashboard.components.message import message
+from dashboard.context import Context
+from dashboard.ids import Id, card
+from dashboard.routes import PAGES, Page
+
+__all__ = ["POLL_MILLISECONDS", "navigation", "page_content", "shell"]
+
+POLL_MILLISECONDS = 1500
+_SHORTCUTS = (
+    ("?", "this list"),
+    ("g then r", "runs"),
+    ("g then s", "score"),
+    ("g then f", "gradient flow"),
+    ("g then c", "compare"),
+    ("g then k", "skips"),
+    ("g then d", "findings"),
+    ("← →", "one step back, one step on"),
+    ("Home End", "first step, last step"),
+    ("/", "to the filter or the layer pattern"),
+    ("Esc", "close"),
+)
+
+
+def shell() -> dmc.MantineProvider:
+    """Return what stays while pages change."""
+    return dmc.MantineProvider(
+        [
+            dcc.Location(id=Id.URL, refresh=False),
+            *(dcc.Store(id=name) for name in (Id.SEARCH, Id.STEP, Id.REVISION, Id.LIVE, Id.SINK)),
+            dcc.Store(id=Id.SCHEME, data="light"),
+            dcc.Store(id=Id.NARROW, data=False),
+            dcc.Interval(id=Id.POLL, interval=POLL_MILLISECONDS),
+            html.A("Skip to the content", href="#content", className="skip"),
+            dmc.AppShell(
+                [_head(), _navigation_place(), _main()],
+                header={"height": 56},
+                navbar={"width": 190, "breakpoint": "sm", "collapsed": {"mobile": True}},
+                padding="md",
+                id="shell",
+            ),
+            _help(),
+        ],
+        defaultColorScheme="auto",
+        theme={"primaryColor": "blue", "primaryShade": {"light": 8, "dark": 5}},
+    )
+
+
+def _head() -> dmc.AppShellHeader:
+    burger = html.Button(
+        "☰",
+        id=Id.NAV_OPEN,
+        className="burger",
+        **attributes(aria_label="pages", aria_expanded="false"),
+    )
+    picker = dmc.MultiSelect(
+        id=Id.RUN_PICKER,
+        data=[],
+        value=[],
+        placeholder="choose runs",
+        maxValues=3,
+        searchable=True,
+        hidePickedOptions=True,
+        className="run-picker",
+        size="xs",
+        comboboxProps={"zIndex": 400},
+        **attributes(aria_label="runs shown"),
+    )
+    helper = html.Button(
+        "?",
+        id=Id.HELP_OPEN,
+        className="plain-button",
+        **attributes(aria_label="keyboard shortcuts"),
+    )
+    return dmc.AppShellHeader(
+        html.Div(
+            [
+                burger,
+                dcc.Link("Gradient flow", href="/", className="brand"),
+                picker,
+                html.Span(id=Id.LIVE_TEXT, className="live", role="status"),
+                helper,
+            ],
+            className="head",
+        )
+    )
+
+
+def _navigation_place() -> dmc.AppShellNavbar:
+    return dmc.AppShellNavbar(html.Div(id=Id.NAV), **attributes(aria_label="pages"), p="xs")
+
+
+def _main() -> dmc.AppShellMain:
+    waiting = [dmc.Skeleton(height=28, w=220, mb="md"), dmc.Skeleton(height=380)]
+    return dmc.AppShellMain(html.Div([html.Div(waiting, id=Id.MAIN)], id="content", tabIndex=-1))
+
+
+def _help() -> dmc.Modal:
+    rows = [
+        html.Div([html.Dt([html.Kbd(key)]), html.Dd(text)], className="shortcut")
+        for key, text in _SHORTCUTS
+    ]
+    return dmc.Modal(
+        html.Dl(rows),
+        id=Id.HELP,
+        title="Keyboard shortcuts",
+        opened=False,
+        closeButtonProps={"aria-label": "close"},
+        # What is not open is not in the page, so that its words are not found there.
+        keepMounted=False,
+    )
+
+
+def navigation(path: str, search: str) -> list[dmc.NavLink]:
+    """Return links to all pages that keep what is chosen.
+
+    Args:
+        path: The page that is shown.
+        search: Query string that the links carry.
+    """
+    return [
+        dmc.NavLink(
+            label=page.title,
+            href=page.path + search,
+            id=card(Id.NAV_LINK, page.path),
+            active=page.path == path,
+            refresh=False,
+            **{"aria-current": "page"} if page.path == path else {},
+        )
+        for page in PAGES
+    ]
+
+
+def page_content(page: Page | None, path: str, context: Context) -> list[Any]:
+    """Return a page: its name, what is wrong with its runs, then its own content."""
+    if page is None:
+        return [html.H1("No such page"), message(_unknown(path), bad=True)]
+    problems = [message(text, title="A run cannot be shown", bad=True) for text in context.problems]
+    head: Sequence[Any] = [html.H1(page.title), html.P(page.lead, className="lead")]
+    if page.needs_run and not context.runs:
+        text = "No run is chosen. Choose one in the field at the top, or on the page of runs."
+        link = dcc.Link("Go to the page of runs", href="/")
+        return [*head, *problems, message(text), html.P(link)]
+    return [*head, *problems, *page.layout(context)]
+
+
+def _unknown(path: str) -> str:
+    names = ", ".join(page.path for page in PAGES)
+    return f"There is no page {path[:80]!r}; the pages are {names}."

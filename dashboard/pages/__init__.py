@@ -1,0 +1,1 @@
+"""One module a page: ``layout(context)`` returns what stands below its title."""

@@ -1,0 +1,103 @@
+"""The page that compares two runs: the verdict, claim by claim, above the figures."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from dash import dcc, html
+
+from analyzer.analysis.claims import Claim
+from analyzer.analysis.verdict import verdict
+from analyzer.analysis.view import run_labels
+from analyzer.errors import AnalyzerError
+from analyzer.figures.catalog import PANELS
+from analyzer.storage.run import Run
+from dashboard.address import query
+from dashboard.components.attributes import attributes
+from dashboard.components.message import message
+from dashboard.context import Context
+from dashboard.ids import Id
+from dashboard.pages import panels
+
+__all__ = ["layout", "twins", "verdict_of"]
+
+_HEAD = ("claim", "without shortcuts", "with shortcuts", "reference", "holds?", "evidence")
+
+
+def layout(context: Context) -> list[Any]:
+    """Return the verdict, the comparing figures and the claims behind the verdict."""
+    if len(context.runs) < 2:
+        text = "Comparing needs two runs: choose a second one in the field at the top of the page."
+        return [message(text), *panels.layout(context, "compare")]
+    sentence, table = verdict_of(context)
+    return [
+        html.Div(sentence, id=Id.VERDICT),
+        *panels.layout(context, "compare"),
+        html.Div(table, id=Id.CLAIMS),
+    ]
+
+
+def twins(runs: tuple[Run, ...]) -> tuple[Run, Run] | None:
+    """Return a run without shortcuts and one with; None where the runs are no such pair."""
+    labels = run_labels(runs)
+    plain = [run for run, label in zip(runs, labels, strict=True) if not label.has_shortcuts]
+    residual = [run for run, label in zip(runs, labels, strict=True) if label.has_shortcuts]
+    return (plain[0], residual[0]) if plain and residual else None
+
+
+def verdict_of(context: Context) -> tuple[list[Any], list[Any]]:
+    """Return the verdict on a pair: its sentence, and the table of its claims."""
+    pair = twins(context.runs)
+    if pair is None:
+        text = "A verdict needs one run without shortcuts and one with; these are alike in that."
+        return [message(text)], []
+    try:
+        found = verdict(*pair)
+    except (AnalyzerError, OSError, ValueError, KeyError) as error:
+        return [message(str(error), title="No verdict", bad=True)], []
+    words: list[Any] = [html.H2("Verdict"), html.P(found.sentence, className="sentence")]
+    if found.note:
+        words.append(html.P(found.note, className="lead"))
+    table = _claim_table(context, found.claims)
+    scroll = html.Div(
+        table, className="scroll", tabIndex=0, role="region", **attributes(aria_label="claims")
+    )
+    return [html.Section(words, className="card wide")], [
+        html.Section([html.H2("Claim by claim"), scroll], className="card wide")
+    ]
+
+
+def _claim_table(context: Context, rows: Sequence[Claim]) -> html.Table:
+    body = [
+        html.Tr(
+            [
+                html.Th([claim.text, _query(claim)], scope="row"),
+                html.Td(_text(claim.plain), className="number"),
+                html.Td(_text(claim.residual), className="number"),
+                html.Td(claim.reference, className="reference"),
+                html.Td(claim.status, className="claim-" + claim.status.replace(" ", "-")),
+                html.Td(_link(context, claim.panel)),
+            ]
+        )
+        for claim in rows
+    ]
+    head = html.Thead(html.Tr([html.Th(name, scope="col") for name in _HEAD]))
+    return html.Table([head, html.Tbody(body)], className="claims")
+
+
+def _query(claim: Claim) -> html.Details:
+    """What gives the number in Python."""
+    return html.Details([html.Summary("how it is computed"), html.Code(claim.query)])
+
+
+def _link(context: Context, key: str) -> Any:
+    """A link to the card of a panel."""
+    page = next((panel.page for panel in PANELS if panel.key == key), None)
+    if page is None:
+        return ""
+    return dcc.Link("show", href=f"/{page}{query(context.address)}#title-{key}")
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

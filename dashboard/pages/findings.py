@@ -1,0 +1,95 @@
+"""The page of findings: sorted by severity, each with its numbers and its evidence a click away."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import dash_mantine_components as dmc
+from dash import dcc, html
+
+from analyzer.analysis.findings import Finding, findings
+from analyzer.errors import AnalyzerError
+from analyzer.storage.run import Run
+from dashboard.address import query
+from dashboard.components.message import message
+from dashboard.context import Context
+from dashboard.ids import Id
+from dashboard.library import shortened
+
+__all__ = ["finding_list", "layout"]
+
+_COLORS = {"severe": "red", "warning": "orange"}
+_MOST_LAYERS = 6
+
+
+def layout(context: Context) -> list[Any]:
+    """Return the findings of all chosen runs."""
+    return [html.Div(finding_list(context), id=Id.FINDINGS)]
+
+
+def finding_list(context: Context) -> list[Any]:
+    """Return a section a run."""
+    return [_section(context, run) for run in context.runs]
+
+
+def _section(context: Context, run: Run) -> html.Section:
+    try:
+        found = findings(run)
+    except (AnalyzerError, OSError, ValueError, KeyError) as error:
+        return html.Section(
+            [html.H2(run.name), message(str(error), bad=True)], className="card wide"
+        )
+    if not found:
+        body: list[Any] = [
+            message("Nothing found: gradients, units and updates of this run look healthy.")
+        ]
+    else:
+        body = [_finding(context, one) for one in found]
+    return html.Section([html.H2(run.name), *body], className="card wide")
+
+
+def _finding(context: Context, one: Finding) -> html.Article:
+    """One sentence with its number, its threshold, its remedy and the view that shows it."""
+    low, high = one.steps
+    facts = {
+        "value": f"{one.value:.4g}",
+        "threshold": None if one.threshold is None else f"{one.threshold:.4g}",
+        "steps": f"{low:,}" if low == high else f"{low:,} to {high:,}",
+        "layers": _layers(one.layers),
+    }
+    badge = dmc.Badge(
+        one.severity, color=_COLORS.get(one.severity, "gray"), variant="dot", tt="none"
+    )
+    terms = [html.Div([html.Dt(term), html.Dd(text)]) for term, text in facts.items() if text]
+    return html.Article(
+        [
+            html.Div([badge, html.Code(one.code)], className="finding-head"),
+            html.P(one.sentence, className="sentence"),
+            html.Dl(terms),
+            html.P([html.Strong("What to do: "), one.remedy]),
+            dcc.Link("show the evidence", href=_evidence(context, one)),
+        ],
+        className=f"finding {one.severity}",
+    )
+
+
+def _layers(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_LAYERS
+    shown = ", ".join(shortened(name, 60) for name in names[:_MOST_LAYERS])
+    return f"{shown} and {more:,} more" if more > 0 else shown
+
+
+_PAGES = {
+    "dead": "/activations",
+    "dead_units": "/activations",
+    "update_too_small": "/updates",
+    "update_too_large": "/updates",
+    "cancellation": "/skips",
+    "sleeping_branch": "/skips",
+}
+
+
+def _evidence(context: Context, one: Finding) -> str:
+    """The address of the view that shows a finding, at its first step and layer."""
+    shown = replace(context.address, step=one.steps[0], chosen=one.layers[:1])
+    return _PAGES.get(one.code, "/flow") + query(shown)

@@ -1,0 +1,170 @@
+"""The page of runs: choose one, or several to compare."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlencode
+
+import dash_mantine_components as dmc
+from dash import dcc, html
+
+from analyzer.storage.catalog import RunSummary
+from dashboard.components.attributes import attributes
+from dashboard.components.message import message
+from dashboard.context import Context
+from dashboard.ids import Id
+from dashboard.library import Library, Listed, revision, shortened
+from dashboard.live import age_text
+
+__all__ = ["layout", "run_table"]
+
+_COLUMNS = ("compare", "run", "status", "steps", "layers", "joins", "final loss", "verdict", "age")
+_NUMBERS = ("steps", "layers", "joins", "final loss", "age")
+_MOST_ROWS = 1000
+_COLORS = {"finished": "teal", "running": "blue", "interrupted": "yellow"}
+
+
+def layout(context: Context) -> list[Any]:
+    """Return the page of runs, its table included."""
+    return [
+        html.P(
+            "Choose a run by its name, or mark two or three and compare them.", className="lead"
+        ),
+        html.Div(
+            [
+                dmc.TextInput(
+                    id=Id.RUN_FILTER,
+                    label="Filter by name, status or verdict",
+                    value="",
+                    debounce=200,
+                    w=280,
+                    autoComplete="off",
+                ),
+                html.Button(
+                    "Compare marked runs", id=Id.COMPARE, className="primary", disabled=True
+                ),
+            ],
+            className="controls",
+        ),
+        html.Div(run_table(context.library), id=Id.RUN_LIST),
+    ]
+
+
+def run_table(library: Library, wanted: str = "") -> list[Any]:
+    """Return the table of the runs that a filter leaves, or what was looked for and where.
+
+    Args:
+        library: The runs.
+        wanted: Words that must all stand in name, status or verdict.
+    """
+    listed = library.listing()
+    if not listed:
+        return [message(_nothing(library), title="No runs yet")]
+    asked = wanted.lower().split()[:20]
+    rows = [run for run in listed[:_MOST_ROWS] if _has(library, run, asked)]
+    if not rows:
+        text = f"None of {len(listed):,} runs has '{shortened(wanted)}' in its name or status."
+        return [message(text + " Empty the filter to see all.")]
+    shown = [library.completed(run) for run in rows]
+    words = [_verdict(library, run.summary) for run in shown]
+    count = f"{len(rows):,} of {len(listed):,} runs" if asked else f"{len(listed):,} runs"
+    head = html.P(count, className="count", role="status")
+    return [head, _table(shown, words), *_reasons(shown)]
+
+
+def _has(library: Library, run: Listed, words: Sequence[str]) -> bool:
+    verdict = _verdict(library, run.summary) if words else ""
+    text = f"{run.id} {run.summary.status} {verdict} {run.summary.problem or ''}".lower()
+    return all(word in text for word in words)
+
+
+def _nothing(library: Library) -> str:
+    places = " and ".join(f"'{source}'" for source in library.sources)
+    return (
+        f"Looked in {places} for folders with a run.json in it and found none. Make a run with "
+        "`analyzer record train.py`, or start the dashboard with the folder that holds the runs. "
+        "A run appears here by itself."
+    )
+
+
+def _table(runs: Sequence[Listed], verdicts: Sequence[str]) -> html.Div:
+    head = [
+        html.Th(name, scope="col", className="number" if name in _NUMBERS else None)
+        for name in _COLUMNS
+    ]
+    body = [
+        html.Tr(_cells(run, word), className=f"is-{run.summary.status}")
+        for run, word in zip(runs, verdicts, strict=True)
+    ]
+    table = html.Table(
+        [
+            html.Caption("recorded runs, the newest first", className="unseen"),
+            html.Thead(html.Tr(head)),
+            html.Tbody(body),
+        ],
+        className="runs",
+    )
+    return html.Div(
+        table, className="scroll", tabIndex=0, role="region", **attributes(aria_label="runs")
+    )
+
+
+def _cells(listed: Listed, verdict: str) -> list[Any]:
+    run, name = listed.summary, shortened(listed.id, 60)
+    is_open = run.problem is None
+    link: Any = name
+    if is_open:
+        link = dcc.Link(name, href="/score?" + urlencode({"run": listed.id}))
+    counts = [
+        html.Td(_count(value), className="number") for value in (run.steps, run.layers, run.joins)
+    ]
+    age = "–" if run.age is None else age_text(run.age)
+    return [
+        html.Td(_mark(listed, name) if is_open else ""),
+        html.Th(link, scope="row", title=name),
+        html.Td(_status(run)),
+        *counts,
+        html.Td(_loss(run.loss), className="number"),
+        html.Td(verdict),
+        html.Td(age, className="number"),
+    ]
+
+
+def _mark(listed: Listed, name: str) -> html.Button:
+    """A button that stays down; a script of the page knows which are."""
+    return html.Button(
+        "compare",
+        className="mark",
+        **attributes(data_run=listed.id, aria_pressed="false", aria_label=f"compare {name}"),
+    )
+
+
+def _status(run: RunSummary) -> dmc.Badge:
+    color = _COLORS.get(run.status, "red")
+    return dmc.Badge(run.status, color=color, variant="dot", size="md", tt="none")
+
+
+def _count(value: int | None) -> str:
+    return "–" if value is None else f"{value:,}"
+
+
+def _loss(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if math.isfinite(value) else str(value)
+
+
+def _verdict(library: Library, run: RunSummary) -> str:
+    """What is worst about a run, in a word; ``…`` while it is looked for."""
+    if run.problem is not None:
+        return "cannot be read, see below"
+    return library.verdicts.word(run.path, revision(run.path)) or "…"
+
+
+def _reasons(runs: Sequence[Listed]) -> list[Any]:
+    """Why each run that cannot be read cannot."""
+    return [
+        message(shortened(run.summary.problem, 400), title=shortened(run.id, 60), bad=True)
+        for run in runs
+        if run.summary.problem is not None
+    ]

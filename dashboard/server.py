@@ -1,0 +1,138 @@
+"""Serves an application on this machine: a port, an address, and a quiet server."""
+
+import os
+import secrets
+import socket
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
+
+from analyzer.errors import AnalyzerError
+from dashboard.security import is_loopback
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flask import Flask
+
+__all__ = ["FIRST_PORT", "Place", "new_token", "serve", "ssh_line", "take_port", "warm_up"]
+
+FIRST_PORT = 8050
+_PORTS_TRIED = 100
+
+
+@dataclass(frozen=True)
+class Place:
+    """A bound address.
+
+    Args:
+        host: As it was asked for.
+        port: The port.
+        socket: Listens there; the server takes it over.
+    """
+
+    host: str
+    port: int
+    socket: socket.socket
+
+    def url(self, token: str | None = None) -> str:
+        """Return the address for a browser on this machine."""
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host
+        host = f"[{host}]" if ":" in host else host
+        return f"http://{host}:{self.port}/" + (f"?token={token}" if token else "")
+
+
+class _QuietHandler(WSGIRequestHandler):
+    """Prints no line for each request."""
+
+    def log_request(self, code: Any = "-", size: Any = "-") -> None:
+        """Print nothing."""
+
+
+def take_port(host: str = "127.0.0.1", port: int | None = None) -> Place:
+    """Bind a port.
+
+    Args:
+        host: Address to listen at.
+        port: This port and no other; None for the next free one from 8050.
+
+    Raises:
+        AnalyzerError: If the port is taken or may not be bound, or none is free.
+    """
+    wanted = range(FIRST_PORT, FIRST_PORT + _PORTS_TRIED) if port is None else [port]
+    reason: OSError | None = None
+    for number in wanted:
+        try:
+            bound = _bound(host, number)
+        except (OSError, OverflowError) as error:
+            reason = error if isinstance(error, OSError) else OSError(str(error))
+            continue
+        return Place(host, bound.getsockname()[1], bound)
+    seen = f"port {port}" if port is not None else f"any port from {FIRST_PORT}"
+    why = getattr(reason, "strerror", None) or reason
+    raise AnalyzerError(
+        f"cannot listen at {host}, {seen} ({why}); "
+        "expected a free port: name another with --port, or leave --port out for the next free one."
+    )
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # A port whose last server has just ended may be taken again at once.
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((host, port))
+        made.listen(64)
+    except (OSError, OverflowError):
+        made.close()
+        raise
+    return made
+
+
+def serve(app: "Flask", place: Place) -> BaseWSGIServer:
+    """Return a server of ``app`` at a bound address; ``serve_forever`` and ``shutdown`` run it."""
+    return make_server(
+        place.host,
+        place.port,
+        app,
+        threaded=True,
+        request_handler=_QuietHandler,
+        fd=place.socket.fileno(),
+    )
+
+
+def warm_up() -> None:
+    """Load from a thread what the first figure needs, while the browser still reads its scripts."""
+    threading.Thread(target=_load, name="warm-up", daemon=True).start()
+
+
+def _load() -> None:
+    import pandas  # noqa: F401
+    import plotly.graph_objects as go
+    import pyarrow.parquet  # noqa: F401
+
+    figure = go.Figure([go.Heatmap(z=[[0.0]]), go.Scatter(x=[0.0], y=[0.0])])
+    figure.update_layout(xaxis={"title": {"text": "step"}}, shapes=[{"type": "line"}])
+    figure.add_annotation(text="")
+    figure.to_json()
+
+
+def new_token(host: str) -> str | None:
+    """Return a secret for a server that others can reach; None on loopback."""
+    return None if is_loopback(host) else secrets.token_urlsafe(24)
+
+
+def ssh_line(port: int, environ: "Mapping[str, str]" = os.environ) -> str | None:
+    """Return the command that brings the dashboard of a remote machine to a browser.
+
+    Returns:
+        The command; None where this is no SSH session.
+    """
+    if not ("SSH_CONNECTION" in environ or "SSH_TTY" in environ):
+        return None
+    parts = environ.get("SSH_CONNECTION", "").split()
+    machine = parts[2] if len(parts) == 4 else "THIS-MACHINE"
+    return f"ssh -N -L {port}:127.0.0.1:{port} {machine}"

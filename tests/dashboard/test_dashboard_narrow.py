@@ -1,0 +1,45 @@
+from itertools import pairwise
+
+import plotly.graph_objects as go
+import pytest
+from plotly.subplots import make_subplots
+
+from dashboard.narrow import stacked
+
+
+def panes(count: int) -> go.Figure:
+    """Panes side by side, each with a title."""
+    figure = make_subplots(1, count, subplot_titles=[f"pane {k}" for k in range(count)])
+    figure.update_layout(height=400, margin={"t": 50, "b": 50})
+    for k in range(count):
+        figure.add_trace(go.Scatter(x=[0, 1], y=[0, k]), row=1, col=k + 1)
+    return figure
+
+
+def test_one_pane_is_left_as_it_is() -> None:
+    figure = panes(1)
+    before = figure.to_plotly_json()
+    assert stacked(figure).to_plotly_json() == before
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_panes_stand_one_above_the_other_in_the_full_width(count: int) -> None:
+    layout = stacked(panes(count)).layout
+    names = ["", *(str(k) for k in range(2, count + 1))]
+    assert all(tuple(layout[f"xaxis{name}"].domain) == (0, 1) for name in names)
+    spans = [tuple(layout[f"yaxis{name}"].domain) for name in names]
+    assert spans[0][1] == pytest.approx(1) and spans[-1][0] == pytest.approx(0)
+    assert all(above[0] > below[1] for above, below in pairwise(spans))
+    sizes = [high - low for low, high in spans]
+    assert sizes == pytest.approx([sizes[0]] * count)
+
+
+def test_the_title_of_a_pane_goes_with_it() -> None:
+    layout = stacked(panes(2)).layout
+    tops = [layout.yaxis.domain[1], layout.yaxis2.domain[1]]
+    assert [words.y for words in layout.annotations] == pytest.approx(tops)
+    assert [words.x for words in layout.annotations] == pytest.approx([0.5, 0.5])
+
+
+def test_a_stacked_figure_is_taller_by_its_panes() -> None:
+    assert stacked(panes(2)).layout.height == 100 + 2 * 0.9 * 300 + 80

@@ -1,0 +1,173 @@
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analyzer.analysis.view import View
+from analyzer.errors import AnalyzerError, RunNotFoundError
+from dashboard.address import Address, parse, query
+from dashboard.components.controls import blocks
+from dashboard.downloads import as_csv, harmless
+from dashboard.library import Library
+from dashboard.live import age_text, pulse
+from dashboard.matching import PatternError, matching
+from dashboard.records import Records
+from dashboard.server import ssh_line, take_port
+from tests.support.runs import write_run
+
+
+def test_an_address_survives_its_own_query_string() -> None:
+    address = Address(
+        ("a b", "ü&="), 12, "gradient_norm", r"^layer1\.", "max", True, True, ("fc", "x#1")
+    )
+    assert parse(query(address)) == address
+    assert query(Address()) == ""
+    assert query(Address(runs=("mine",), step=0)) == "?run=mine&step=0"
+
+
+@pytest.mark.parametrize(
+    "search",
+    ["?step=-1", "?step=1e3", "?step=٣", "?quantity=A;B", "?bins=sum", "?relative=yes", "?%zz"],
+)
+def test_what_is_malformed_in_an_address_is_not_given(search: str) -> None:
+    assert parse(search) == Address()
+
+
+def test_an_address_keeps_a_bounded_number_of_runs_and_layers() -> None:
+    search = "&".join(f"run={k}&layer={k}" for k in range(500))
+    address = parse(search)
+    assert len(address.runs) == 12 and len(address.chosen) == 24
+
+
+def test_a_pattern_finds_what_python_finds() -> None:
+    names = ["layer1.0.conv1", "layer2.0.conv1", "fc", "LAYER1"]
+    for pattern in ("", "layer1", r"^layer\d\.0", "conv1$|fc", "(?i)layer1"):
+        assert matching(pattern, names) == [n for n in names if re.search(pattern, n)]
+
+
+def test_a_catastrophic_pattern_is_as_quick_as_any() -> None:
+    began = time.perf_counter()
+    assert matching("(a+)+$", ["a" * 5000 + "!"] * 50) == []
+    assert time.perf_counter() - began < 2
+
+
+@pytest.mark.parametrize("pattern", ["(", "a" * 201, "(?=a)", r"(a)\1"])
+def test_a_pattern_that_cannot_be_matched_is_refused_with_the_reason(pattern: str) -> None:
+    with pytest.raises(PatternError, match=r"is no regular expression|at most 200"):
+        matching(pattern, ["a"])
+
+
+def test_runs_of_two_folders_with_one_name_have_two_ids(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        write_run(tmp_path / folder / "same", [1.0], [[1.0]])
+    library = Library([tmp_path / "one", tmp_path / "two"])
+    assert sorted(run.id for run in library.listing()) == ["same", "same~2"]
+    assert library.open("same").path != library.open("same~2").path
+
+
+def test_a_single_run_can_be_a_source(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [1.0], [[1.0]])
+    write_run(tmp_path / "b", [1.0], [[1.0]])
+    assert [run.id for run in Library([tmp_path / "a"]).listing()] == ["a"]
+
+
+def test_a_run_is_opened_once_until_it_changes(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "a", [1.0], [[1.0]])
+    library = Library([tmp_path])
+    first = library.open("a")
+    assert library.open("a") is first
+    (path / "run.json").write_text((path / "run.json").read_text() + "\n")
+    assert library.open("a") is not first
+
+
+def test_a_missing_run_is_named_with_the_place_that_was_searched(tmp_path: Path) -> None:
+    with pytest.raises(RunNotFoundError, match=f"no run 'x' in '{re.escape(str(tmp_path))}'"):
+        Library([tmp_path]).open("x")
+
+
+def test_a_folder_that_is_not_there_yet_has_no_runs_and_then_has(tmp_path: Path) -> None:
+    library = Library([tmp_path / "later"])
+    assert library.listing() == []
+    write_run(tmp_path / "later" / "a", [1.0], [[1.0]])
+    assert [run.id for run in library.listing()] == ["a"]
+
+
+def test_the_pulse_changes_with_the_run_and_with_nothing_else(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "a", [1.0], [[1.0]])
+    library = Library([tmp_path])
+    first = pulse(library, ["a"])
+    assert first == pulse(library, ["a"]) and first.is_over and first.text == "a: finished"
+    (path / "probes" / "paths").mkdir(parents=True)
+    assert pulse(library, ["a"]).mark != first.mark
+
+
+def test_a_running_run_says_how_old_its_last_rows_are(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [1.0] * 3, [[1.0]] * 3, status=None)
+    beat = pulse(Library([tmp_path]), ["a"])
+    assert not beat.is_over
+    assert re.fullmatch(r"a: running, 3 steps, updated \d+ s ago", beat.text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.9, "0 s"), (59, "59 s"), (7300, "2 h"), (1e6, "11 d")]
+)
+def test_an_age_is_rounded_down_to_its_largest_unit(seconds: float, text: str) -> None:
+    assert age_text(seconds) == text
+
+
+def test_csv_cells_keep_their_digits_and_start_no_formula() -> None:
+    table = pd.DataFrame({"name": ["=1+1", "fc"], "value": [0.1 + 0.2, float("nan")]})
+    assert list(as_csv(table)) == ["name,value\n", "'=1+1,0.30000000000000004\n", "fc,nan\n"]
+    assert harmless(None) == "" and harmless(-3) == -3 and harmless("-x") == "'-x"
+
+
+def test_blocks_are_what_stands_before_a_dot() -> None:
+    names = ["stem", "layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1#1"]
+    assert blocks(names) == ["layer1", "layer1.0", "layer1.1"]
+
+
+def test_a_taken_port_is_refused_and_without_a_wish_the_next_is_taken() -> None:
+    first = take_port()
+    try:
+        with pytest.raises(AnalyzerError, match=rf"cannot listen at 127.0.0.1, port {first.port}"):
+            take_port(port=first.port)
+        second = take_port()
+        assert second.port > first.port >= 8050
+        second.socket.close()
+    finally:
+        first.socket.close()
+
+
+def test_over_ssh_the_line_forwards_the_port() -> None:
+    assert ssh_line(8050, {}) is None
+    over = {"SSH_CONNECTION": "10.0.0.9 50000 10.0.0.1 22"}
+    assert ssh_line(8051, over) == "ssh -N -L 8051:127.0.0.1:8051 10.0.0.1"
+
+
+def test_a_record_is_computed_once_for_two_who_ask_at_a_time() -> None:
+    calls: list[View] = []
+
+    def info(view: View) -> str:
+        calls.append(view)
+        time.sleep(0.2)
+        return f"record {len(calls)}"
+
+    records, view = Records(), View(())
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda _: records.get("score", view, info), range(4)))
+    assert found == ["record 1"] * 4 and len(calls) == 1
+    assert records.get("score", View((), step=1), info) == "record 2"
+
+
+def test_what_cannot_be_computed_is_asked_for_again() -> None:
+    records = Records()
+
+    def fails(view: View) -> None:
+        raise AnalyzerError("not yet")
+
+    with pytest.raises(AnalyzerError, match="not yet"):
+        records.get("score", View(()), fails)
+    assert records.get("score", View(()), lambda view: 7) == 7

@@ -1,0 +1,193 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from dashboard.app import create_app
+from dashboard.ids import Id
+from dashboard.library import Library
+from tests.support.runs import write_run
+
+LOCAL = {"Host": "127.0.0.1:8050"}
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> FlaskClient:
+    write_run(tmp_path / "runs" / "good", [1.0, 0.5], [[1.0, 2.0]] * 2)
+    return create_app(tmp_path / "runs").server.test_client()
+
+
+def route(client: FlaskClient, search: str, **headers: str) -> Any:
+    """Ask for the content of the page of the score as the browser does."""
+    spec = client.get("/_dash-dependencies", headers=LOCAL).get_json()
+    output = next(s["output"] for s in spec if s["output"].startswith(f"..{Id.MAIN}.children"))
+    outputs = []
+    for part in output.strip(".").split("..."):
+        name, _, prop = part.rpartition(".")
+        outputs.append({"id": name, "property": prop.partition("@")[0]})
+    body = {
+        "output": output,
+        "outputs": outputs,
+        "inputs": [
+            {"id": Id.URL, "property": "pathname", "value": "/score"},
+            {"id": Id.URL, "property": "search", "value": search},
+        ],
+        "changedPropIds": [f"{Id.URL}.search"],
+    }
+    return client.post("/_dash-update-component", json=body, headers=LOCAL | headers)
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8050", "127.0.0.1.evil.example", ""]
+)
+def test_a_foreign_host_is_refused(client: FlaskClient, host: str) -> None:
+    assert client.get("/_dash-layout", headers={"Host": host}).status_code == 403
+
+
+@pytest.mark.parametrize("host", ["localhost:8050", "127.0.0.1", "[::1]:8050", "LOCALHOST:9"])
+def test_this_machine_is_served_under_each_of_its_names(client: FlaskClient, host: str) -> None:
+    assert client.get("/_dash-layout", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:9999"])
+def test_a_callback_of_a_foreign_origin_does_not_run(client: FlaskClient, origin: str) -> None:
+    assert route(client, "", Origin=origin).status_code == 403
+    assert route(client, "", Origin="http://127.0.0.1:8050").status_code == 200
+
+
+def test_the_headers_allow_scripts_of_this_server_alone(client: FlaskClient) -> None:
+    answer = client.get("/", headers=LOCAL)
+    policy = dict(
+        part.strip().partition(" ")[::2]
+        for part in answer.headers["Content-Security-Policy"].split(";")
+    )
+    assert policy["default-src"] == "'none'" and policy["connect-src"] == "'self'"
+    assert re.fullmatch(r"'self'( 'sha256-[A-Za-z0-9+/=]+')*", policy["script-src"])
+    assert policy["frame-ancestors"] == "'none'" and answer.headers["X-Frame-Options"] == "DENY"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Referrer-Policy"] == "no-referrer"
+    assert "Access-Control-Allow-Origin" not in answer.headers
+
+
+def test_every_inline_script_of_the_page_is_in_the_policy(client: FlaskClient) -> None:
+    from base64 import b64encode
+    from hashlib import sha256
+
+    answer = client.get("/", headers=LOCAL)
+    inline = re.findall(r"<script(?![^>]*\bsrc=)([^>]*)>(.*?)</script>", answer.text, re.S)
+    scripts = [text for attributes, text in inline if "application/json" not in attributes]
+    assert scripts
+    for text in scripts:
+        digest = b64encode(sha256(text.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in answer.headers["Content-Security-Policy"]
+
+
+TRAVERSALS = [
+    "../good",
+    "..",
+    "/etc",
+    "good/../good",
+    "..%2fgood",
+    "..\\good",
+    "good\0",
+    "." * 9000,
+]
+
+
+@pytest.mark.parametrize("name", TRAVERSALS)
+def test_a_run_outside_the_listing_is_not_found(client: FlaskClient, name: str) -> None:
+    from urllib.parse import quote
+
+    answer = route(client, "?run=" + quote(name))
+    assert answer.status_code == 200
+    assert "no run" in answer.text or "No run is chosen" in answer.text
+    assert client.get(f"/csv/score?run={quote(name)}", headers=LOCAL).status_code == 404
+
+
+PARAMETERS = ["step", "quantity", "layers", "bins", "relative", "smooth", "layer"]
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("value", ["../../etc/passwd", "(a%2b)%2b$", "%00", "9" * 400, "%F0%28"])
+def test_no_parameter_ends_the_server(client: FlaskClient, name: str, value: str) -> None:
+    assert route(client, f"?run=good&{name}={value}").status_code == 200
+    assert client.get(f"/csv/score?run=good&{name}={value}", headers=LOCAL).status_code in (
+        200,
+        404,
+    )
+    assert client.get("/_dash-layout", headers=LOCAL).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/assets/../app.py", "/assets/%2e%2e/app.py", "/csv/../../x"])
+def test_no_file_outside_the_assets_is_served(client: FlaskClient, path: str) -> None:
+    answer = client.get(path, headers=LOCAL)
+    assert "create_app" not in answer.text
+
+
+def test_a_link_out_of_the_folder_is_not_listed(tmp_path: Path) -> None:
+    write_run(tmp_path / "secret", [1.0], [[1.0]])
+    write_run(tmp_path / "runs" / "good", [1.0], [[1.0]])
+    (tmp_path / "runs" / "leak").symlink_to(tmp_path / "secret")
+    client = create_app(tmp_path / "runs").server.test_client()
+    assert "no run" in route(client, "?run=leak").text
+    assert client.get("/csv/loss?run=leak", headers=LOCAL).status_code == 404
+
+
+@pytest.mark.parametrize("table", ["steps", "layer_stats", "overview", "layers.parquet"])
+def test_a_run_that_borrows_a_table_by_a_link_shows_nothing_of_it(
+    tmp_path: Path, table: str
+) -> None:
+    secret = write_run(tmp_path / "secret", [123.456] * 3, [[123.456, 7.0]] * 3)
+    run = write_run(tmp_path / "runs" / "good", [1.0] * 3, [[1.0, 2.0]] * 3)
+    mine = run / table
+    mine.rename(tmp_path / "kept")
+    mine.symlink_to(secret / table)
+    client = create_app(tmp_path / "runs").server.test_client()
+    for key in ("loss", "gradient_heatmap", "layer_series"):
+        assert "123.45" not in client.get(f"/csv/{key}?run=good", headers=LOCAL).text
+
+
+def test_a_huge_manifest_is_refused_with_its_size(tmp_path: Path) -> None:
+    import os
+
+    write_run(tmp_path / "runs" / "good", [1.0], [[1.0]])
+    huge = write_run(tmp_path / "runs" / "huge", [1.0], [[1.0]]) / "run.json"
+    os.truncate(huge, 2**30)
+    library = Library([tmp_path / "runs"])
+    by_id = {run.id: run.summary for run in library.listing()}
+    assert by_id["good"].problem is None
+    assert by_id["huge"].status == "broken" and "run.json" in (by_id["huge"].problem or "")
+
+
+def test_beyond_loopback_the_token_is_asked_for_once(tmp_path: Path) -> None:
+    app = create_app(tmp_path, token="s3cret")
+    client = app.server.test_client()
+    host = {"Host": "192.168.1.5:8050"}
+    assert client.get("/_dash-layout", headers=host).status_code == 401
+    assert client.get("/?token=wrong", headers=host).status_code == 401
+    entered = client.get("/score?token=s3cret&run=a", headers=host)
+    assert entered.status_code == 302 and entered.headers["Location"] == "/score?run=a"
+    cookie = entered.headers["Set-Cookie"]
+    assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
+    stranger = app.server.test_client(use_cookies=False)
+    assert stranger.get("/_dash-layout", headers=host).status_code == 401
+    admitted = {**host, "Cookie": cookie.partition(";")[0]}
+    assert stranger.get("/_dash-layout", headers=admitted).status_code == 200
+
+
+def test_the_token_leads_to_no_other_site(tmp_path: Path) -> None:
+    client = create_app(tmp_path, token="s3cret").server.test_client()
+    entered = client.get("//evil.example/?token=s3cret", headers={"Host": "10.0.0.1"})
+    assert not entered.headers.get("Location", "/").startswith("//")
+
+
+def test_the_server_opens_no_file_of_its_own_accord_for_writing(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "runs" / "good", [1.0, 0.5], [[1.0, 2.0]] * 2)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    client = create_app(tmp_path / "runs").server.test_client()
+    assert route(client, "?run=good").status_code == 200
+    assert client.get("/csv/loss?run=good", headers=LOCAL).status_code in (200, 404)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert folder.exists()

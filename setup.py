@@ -1,6 +1,6 @@
-"""The one part of the package that is compiled, where there is a compiler.
+"""The parts of the package that are compiled, where there is a compiler.
 
-Recording computes its statistics in one pass with it; without it, numpy does it in several.
+Recording computes its statistics in one pass with them; without them, numpy does it in several.
 """
 
 from setuptools import Extension, setup
@@ -12,6 +12,12 @@ setup(
             ["analyzer/recording/_scan.cpp"],
             extra_compile_args=["-O3", "-std=c++17", "-Wno-psabi"],
             optional=True,
-        )
+        ),
+        Extension(
+            "analyzer.joins._products",
+            ["analyzer/joins/_products.cpp"],
+            extra_compile_args=["-O3", "-std=c++17"],
+            optional=True,
+        ),
     ]
 )

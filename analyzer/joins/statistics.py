@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from analyzer.joins.host_products import are_in_host_memory, products, squares
 
 __all__ = [
     "SPLIT_COLUMNS",
@@ -68,6 +71,8 @@ def split_products(gradients: JoinGradients) -> Tensor:
     ]
     if not given:
         return torch.full((7,), torch.nan, dtype=torch.float64)
+    if are_in_host_memory(given):
+        return torch.tensor(_host_products(gradients), dtype=torch.float64)
     none = torch.full((), torch.nan, dtype=torch.float64, device=given[0].device)
     norms = [
         none if parts is None else _norm(parts)
@@ -76,6 +81,21 @@ def split_products(gradients: JoinGradients) -> Tensor:
     if gradients.shortcut is None or gradients.branch is None:
         return torch.stack([*norms, none, none, none])
     return torch.stack([*norms, *_dot_products(gradients.shortcut, gradients.branch)])
+
+
+def _host_products(gradients: JoinGradients) -> list[float]:
+    """The seven numbers of float32 gradients on the host: squares in float64 need no scale."""
+    join, fork = _host_norm(gradients.join), _host_norm(gradients.fork)
+    if gradients.shortcut is None or gradients.branch is None:
+        sides = [_host_norm(gradients.shortcut), _host_norm(gradients.branch)]
+        return [join, *sides, fork, math.nan, math.nan, math.nan]
+    pairs = zip(gradients.shortcut, gradients.branch, strict=True)
+    ss, sb, bb = (sum(parts) for parts in zip(*(products(s, b) for s, b in pairs), strict=True))
+    return [join, math.sqrt(ss), math.sqrt(bb), fork, ss, sb, bb]
+
+
+def _host_norm(parts: Parts | None) -> float:
+    return math.nan if parts is None else math.sqrt(sum(squares(part) for part in parts))
 
 
 def _flat(part: Tensor) -> Tensor:

@@ -1,7 +1,26 @@
-def scan(
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from analyzer.recording.plain_hooks import Call as Call
+from analyzer.recording.plain_hooks import Gate as Gate
+from analyzer.recording.plain_hooks import Layer as Layer
+
+def prepare(
+    tensor: type,
+    parameter: type,
+    is_grad_enabled: Callable[[], bool],
+    functorch_level: Callable[[], int | None],
+    as_mask: Callable[[bytes], Any],
+    /,
+) -> bool: ...
+def activation(
     address: int, elements: int, bytes_an_element: int, /
-) -> tuple[float, float, float, float, float, int, int]: ...
+) -> tuple[float, float, float, float, float, float, float] | None: ...
+def gradient(
+    address: int, elements: int, bytes_an_element: int, /
+) -> tuple[float, float, float, float, float] | None: ...
 def squares(address: int, elements: int, /) -> float: ...
 def zero_units(
     address: int, before: int, units: int, after: int, bytes_an_element: int, /
 ) -> bytes: ...
+def parameters(tensors: Sequence[Any], /) -> list[tuple[float, Any] | None]: ...

@@ -9,6 +9,7 @@ keep an invocation alive: one that never meets a backward pass (a validation wit
 goes away with its graph, and is not counted.
 """
 
+import math
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,17 +18,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, is_grad_enabled, nn
 from torch._C._functorch import maybe_current_level
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from analyzer.recording.depth import ForwardDepth, graph_depths
+from analyzer.recording.host_statistics import Call, Gate, Layer, none_dead
 from analyzer.recording.layers import Site, own_unit_axis
-from analyzer.recording.statistics import (
-    ActivationRow,
-    GradientRow,
-    activation_row,
-    gradient_row,
-)
+from analyzer.recording.statistics import activation_row, gradient_row
 
 __all__ = ["Call", "Capture", "Invocation"]
 
@@ -49,65 +46,6 @@ class CallWatcher(Protocol):
         """A call of a module has ended; by an exception where the output is None."""
 
 
-class Call:
-    """One call of a layer in one invocation, and the gradient hook of its output tensor.
-
-    As a hook it is held by the autograd graph, and so keeps its invocation alive as long as a
-    backward pass may still come.
-    """
-
-    __slots__ = (
-        "activation",
-        "capture",
-        "depth",
-        "forward_depth",
-        "gradient",
-        "invocation",
-        "kept",
-        "node",
-        "shape",
-        "site",
-    )
-
-    # torch warns about hooks on a tensor that is saved, unless they say that they are not saved.
-    __torch_unserializable__ = True
-
-    def __init__(
-        self,
-        capture: "Capture",
-        invocation: "Invocation",
-        site: Site,
-        activation: ActivationRow | None,
-        shape: torch.Size,
-    ) -> None:
-        self.capture = capture
-        self.invocation: Invocation | None = invocation
-        self.site = site
-        self.activation = activation
-        self.shape = shape
-        self.gradient: GradientRow | None = None
-        self.kept: Tensor | None = None
-        self.node: Any = None
-        self.forward_depth = self.depth = 0
-
-    def __call__(self, gradient: Tensor) -> None:
-        """Take the statistics of the gradient that arrived at the layer's output."""
-        capture, invocation = self.capture, self.invocation
-        if not capture.in_backward or invocation is None:
-            return
-        started = time.perf_counter()
-        capture.used[invocation] = None
-        if self.activation is not None:
-            try:
-                if self.kept is not None:  # a second pass over a kept graph: gradients add
-                    gradient = self.kept + gradient.detach()
-                self.gradient = gradient_row(gradient)
-                self.kept = gradient.detach() if capture.keeps_graph else None
-            except Exception as error:  # the training must go on whatever the gradient is
-                capture.give_up(self.site, error)
-        capture.seconds += time.perf_counter() - started
-
-
 class Invocation:
     """The calls of one forward pass, in call order.
 
@@ -116,21 +54,40 @@ class Invocation:
         number: Its place among all invocations.
     """
 
-    __slots__ = ("__weakref__", "calls", "handles", "number", "window")
+    __slots__ = ("__weakref__", "calls", "hooks", "is_numbered", "number", "window")
 
     def __init__(self, window: int, number: int) -> None:
         self.window = window
         self.number = number
+        self.is_numbered = False
         self.calls: list[Call] = []
-        self.handles: list[Any] = []
+        self.hooks: list[weakref.ref[Any]] = []
+
+    def take_calls(self) -> list[Call]:
+        """Hand over the calls that are to be pooled; from now on the graph alone keeps them.
+
+        A call comes back when one more gradient arrives at it. Without calls in here no cycle is
+        left, so that all of it goes away with its graph, and not by a garbage collection.
+        """
+        calls, self.calls = self.calls, []
+        self.hooks += [call.hooks for call in calls if call.hooks is not None]
+        return calls
 
     def unhook(self) -> None:
         """Remove the hooks from output tensors that are still alive."""
-        for handle in self.handles:
-            handle.remove()
-        for call in self.calls:
+        for call in self.take_calls():
             call.invocation = None
-        self.handles.clear()
+        for ref in self.hooks:
+            hooks = ref() or {}
+            for key, hook in list(hooks.items()):
+                if isinstance(hook, Call) and hook.invocation in (self, None):
+                    hook.invocation = None
+                    del hooks[key]
+
+
+def _is_transformed() -> bool:
+    """Whether this call is no call of the training: it is traced, or `torch.func` runs it."""
+    return is_compiling() or maybe_current_level() is not None
 
 
 def first_tensor(output: Any) -> Tensor | None:
@@ -159,59 +116,11 @@ def _tensors(output: Any) -> Iterator[Tensor]:
             yield from _tensors(getattr(output, name))
 
 
-class _LayerHook:
-    """What happens when one layer's module was called."""
-
-    __slots__ = (
-        "axis",
-        "capture",
-        "inherits_axis",
-        "is_selected",
-        "last",
-        "module",
-        "own_axis",
-        "site",
-    )
-
-    def __init__(self, capture: "Capture", site: Site, module: nn.Module) -> None:
-        self.capture = capture
-        self.site = site
-        self.module = weakref.ref(module)
-        self.own_axis = own_unit_axis(module)
-        self.inherits_axis = not isinstance(module, _MIXES_UNITS)
-        self.is_selected: bool | None = None
-        self.last: torch.Size | None = None
-        self.axis: int | None = None
-
-    def __call__(self, output: Any) -> None:
-        capture = self.capture
-        if not capture.listening or capture.in_backward:
-            return
-        if not is_grad_enabled() or (capture.broken and self.site.number in capture.broken):
-            return
-        started = time.perf_counter()
-        try:
-            tensor = output if type(output) is Tensor else first_tensor(output)
-            if tensor is not None and not tensor.is_meta and maybe_current_level() is None:
-                capture.observe(self, tensor)
-        except Exception as error:  # the training must go on whatever a layer returns
-            capture.give_up(self.site, error)
-        capture.seconds += time.perf_counter() - started
-
-    def unit_axis(self, shape: torch.Size, axes: dict[torch.Size, int | None]) -> int | None:
-        """The axis of units of an output: the module's own, else that of the last such shape."""
-        axis = self.own_axis
-        if axis is None and self.inherits_axis:
-            axis = axes.get(shape, -1 if len(shape) == 2 else None)
-        if axis is not None and not -len(shape) <= axis < len(shape):
-            axis = None
-        self.last, self.axis = shape, axis
-        axes[shape] = axis
-        return axis
-
-
-class Capture:
+class Capture(Gate):
     """Owns every hook; collects invocations and hands over those that a backward pass used.
+
+    The usual call and gradient, float32 in host memory, never come here where there is a compiler:
+    the gate takes them.
 
     Args:
         on_forward: Called when a forward pass with gradient begins.
@@ -227,17 +136,12 @@ class Capture:
         is_selected: Callable[[Site], bool],
         watchers: Sequence[CallWatcher] = (),
     ) -> None:
-        self.listening = False
-        self.in_backward = False
-        self.keeps_graph = False
+        super().__init__()
         self.discovering = True
         self.window = 0
-        self.seconds = 0.0
         self.broken: set[int] = set()
-        self.used: dict[Invocation, None] = {}
         self._mode: ForwardDepth | None = None
         self._has_frozen_parts = False
-        self._current: Invocation | None = None
         self._loose: Invocation | None = None
         self._nesting = 0
         self._count = 0
@@ -247,8 +151,6 @@ class Capture:
         self._is_selected = is_selected
         self._watchers = watchers
         self._handles: list[Any] = []
-        self._hooks: dict[int, _LayerHook] = {}
-        self._roots: dict[int, weakref.ref[nn.Module]] = {}
         self._axes: dict[torch.Size, int | None] = {}
 
     def attach(self, root: nn.Module, sites: Sequence[tuple[Site, nn.Module]]) -> None:
@@ -258,12 +160,18 @@ class Capture:
                 register_module_forward_pre_hook(self._before),
                 register_module_forward_hook(self._after, always_call=True),
             ]
-        self._roots[id(root)] = weakref.ref(root)
+        self.roots[id(root)] = weakref.ref(root)
         self._has_frozen_parts |= not all(p.requires_grad for p in root.parameters())
-        for hook in self._hooks.values():  # names may have got a prefix
-            hook.is_selected = None
+        for layer in self.layers.values():  # names may have got a prefix
+            layer.is_ready = False
         for site, module in sites:
-            self._hooks[id(module)] = _LayerHook(self, site, module)
+            layer = self.layers[id(module)] = Layer()
+            layer.site, layer.module = site, weakref.ref(module)
+        self.note_watchers()
+
+    def note_watchers(self) -> None:
+        """Ask the watchers again whether they want to know of all calls."""
+        self.watches_all = any(watcher.wants_all for watcher in self._watchers)
 
     def detach(self) -> None:
         """Remove the hooks on calls, and those on output tensors that are still alive."""
@@ -272,13 +180,13 @@ class Capture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._hooks.clear()
-        self._roots.clear()
+        self.layers.clear()
+        self.roots.clear()
         for invocation in list(self._alive):
             invocation.unhook()
         self._alive.clear()
         self.used.clear()
-        self._current = self._loose = None
+        self.current = self._loose = None
 
     @property
     def is_watching(self) -> bool:
@@ -292,30 +200,44 @@ class Capture:
 
     def _before(self, module: nn.Module, args: Any) -> None:
         """A module is about to be called."""
-        if is_compiling():
+        if is_dynamo_compiling():  # traced: in here so that no graph is broken
             return
-        root = self._roots.get(id(module))
-        is_root = root is not None and root() is module
+        if self.watches_all or id(module) in self.roots:
+            self._enter_watched(module, args)
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+        """A call of a module has ended; by an exception where the output is None."""
+        if is_dynamo_compiling():
+            return
+        if not self.take(module, output):
+            self._leave_watched(module, output)
+
+    def _enter_watched(self, module: nn.Module, args: Any) -> None:
+        if _is_transformed():
+            return
+        is_root = self._is_root(module)
         if is_root:
             self.enter()
         for watcher in self._watchers:
             if is_root or watcher.wants_all:
                 watcher.enter(module, args)
 
-    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
-        """A call of a module has ended; by an exception where the output is None."""
-        if is_compiling():
+    def _leave_watched(self, module: nn.Module, output: Any) -> None:
+        if _is_transformed():
             return
-        hook = self._hooks.get(id(module))
-        if hook is not None and hook.module() is module:
-            hook(output)
-        root = self._roots.get(id(module))
-        is_root = root is not None and root() is module
+        layer = self.layers.get(id(module))
+        if layer is not None and layer.module is not None and layer.module() is module:
+            self._take_slowly(layer, module, output)
+        is_root = self._is_root(module)
         for watcher in self._watchers:
             if is_root or watcher.wants_all:
                 watcher.leave(module, output)
         if is_root:
             self._leave()
+
+    def _is_root(self, module: nn.Module) -> bool:
+        root = self.roots.get(id(module))
+        return root is not None and root() is module
 
     def enter_late(self, module: nn.Module, args: Any) -> None:
         """A call of a root had begun before it was known to be one."""
@@ -328,15 +250,15 @@ class Capture:
         self._nesting += 1
         if self._nesting == 1 and torch.is_grad_enabled() and not self.in_backward:
             self._on_forward()
-            self._current = self._new_invocation() if self.listening else None
-            if self._current and self.discovering and self._has_frozen_parts:
+            self.current = self._new_invocation() if self.listening else None
+            if self.current and self.discovering and self._has_frozen_parts:
                 self._mode = ForwardDepth()
                 self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     def _leave(self) -> None:
         self._nesting = max(0, self._nesting - 1)
         if self._nesting == 0:
-            self._current = None
+            self.current = None
             self._stop_following()
 
     def _stop_following(self) -> None:
@@ -360,17 +282,33 @@ class Capture:
     def give_up(self, site: Site, error: Exception) -> None:
         """Record nothing more of a layer; say why."""
         self.broken.add(site.number)
+        for layer in self.layers.values():
+            if layer.site is site:
+                layer.is_ready = False
         self._on_problem(site, error)
 
-    def observe(self, hook: _LayerHook, tensor: Tensor) -> None:
+    def _take_slowly(self, layer: Layer, module: nn.Module, output: Any) -> None:
+        """Take what the gate leaves: a layer's first call, and the tensors that are not usual."""
+        if not self.listening or self.in_backward or not is_grad_enabled():
+            return
+        if self.broken and layer.site.number in self.broken:
+            return
+        started = time.perf_counter()
+        try:
+            tensor = output if type(output) is Tensor else first_tensor(output)
+            if tensor is not None and not tensor.is_meta:
+                self._observe(layer, module, tensor)
+        except Exception as error:  # the training must go on whatever a layer returns
+            self.give_up(layer.site, error)
+        self.seconds += time.perf_counter() - started
+
+    def _observe(self, layer: Layer, module: nn.Module, tensor: Tensor) -> None:
         """Take the statistics of a layer's output, and wait for its gradient."""
-        invocation = self._current or self._invocation()
-        if hook.is_selected is None:
-            hook.is_selected = self._is_selected(hook.site)
-        shape = tensor.shape
-        axis = hook.axis if shape == hook.last else hook.unit_axis(shape, self._axes)
-        activation = activation_row(tensor, axis) if hook.is_selected else None
-        call = Call(self, invocation, hook.site, activation, shape)
+        invocation = self.current or self._invocation()
+        if not layer.is_ready or tensor.shape != layer.shape:
+            self._look_at(layer, module, tensor.shape)
+        activation = activation_row(tensor, layer.axis) if layer.is_ready else None
+        call = Call(self, invocation, layer.site, activation, tensor.shape)
         invocation.calls.append(call)
         if self.discovering:
             call.node = tensor.grad_fn
@@ -378,15 +316,50 @@ class Capture:
         if tensor.requires_grad:
             # On the tensor, not the module: a full backward hook on a module breaks an in-place
             # ReLU that comes after it.
-            handle = tensor.register_hook(call)  # type: ignore[no-untyped-call]
-            invocation.handles.append(handle)
+            tensor.register_hook(call)  # type: ignore[no-untyped-call]
+            call.hooks = weakref.ref(tensor._backward_hooks)
+
+    def _look_at(self, layer: Layer, module: nn.Module, shape: torch.Size) -> None:
+        """Note where the units of outputs of this shape are."""
+        axis = own_unit_axis(module)
+        if axis is None and not isinstance(module, _MIXES_UNITS):
+            # That of the last output of this shape; else that of a table of features.
+            axis = self._axes.get(shape, -1 if len(shape) == 2 else None)
+        if axis is not None and not -len(shape) <= axis < len(shape):
+            axis = None
+        self._axes[shape] = axis
+        layer.shape, layer.axis = shape, axis
+        layer.units = 0
+        if axis is not None:
+            place = axis % len(shape)
+            layer.before, layer.units = math.prod(shape[:place]), shape[place]
+            layer.after = math.prod(shape[place + 1 :])
+            layer.none_dead = none_dead(layer.units)
+        layer.is_ready = self._is_selected(layer.site)
+
+    def take_gradient(self, call: Call, gradient: Tensor) -> None:
+        """Take the statistics of the gradient that arrived at the output of a call."""
+        started = time.perf_counter()
+        self.used[call.invocation] = None
+        if call.is_pooled:
+            call.is_pooled = False
+            call.invocation.calls.append(call)
+        if call.activation is not None:
+            try:
+                if call.kept is not None:  # a second pass over a kept graph: gradients add
+                    gradient = call.kept + gradient.detach()
+                call.gradient = gradient_row(gradient)
+                call.kept = gradient.detach() if self.keeps_graph else None
+            except Exception as error:  # the training must go on whatever the gradient is
+                self.give_up(call.site, error)
+        self.seconds += time.perf_counter() - started
 
     def begin_backward(self, roots: Sequence[Any], *, keeps_graph: bool) -> None:
         """Accept gradients from now on; find the depth of new calls while there is a graph."""
         if self.discovering:
             self._find_depths(roots)
         self._nesting = 0  # an interrupted forward pass may have left it above zero
-        self._current = None
+        self.current = None
         self.in_backward = True
         self.keeps_graph = keeps_graph
 

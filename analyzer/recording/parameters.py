@@ -139,20 +139,24 @@ class Parameters:
 
     def read(self, tensors: Iterable[tuple[int, Tensor]], rows: dict[int, ParameterRow]) -> None:
         """Read gradients and norms of parameters into the rows of the step, once each."""
+        new: list[tuple[int, Tensor]] = []
+        for pair in tensors:
+            row = rows.setdefault(pair[0], ParameterRow())
+            if row.norm is None:
+                new.append(pair)
         on_device: list[tuple[int, Tensor]] = []
-        for number, parameter in tensors:
-            row = rows.get(number)
-            if row is None:
-                row = rows[number] = ParameterRow()
-            elif row.norm is not None:
-                continue
-            if not parameter.is_cpu:
+        measured = host_statistics.parameters([parameter for _, parameter in new])
+        for (number, parameter), numbers in zip(new, measured, strict=True):
+            row = rows[number]
+            if numbers is not None:
+                row.norm, row.gradient = numbers
+            elif parameter.is_cpu:
+                row.norm = host_norm(parameter)
+                gradient = parameter.grad
+                if gradient is not None:
+                    row.gradient = gradient_row(gradient, count_zeros=False)
+            else:
                 on_device.append((number, parameter))
-                continue
-            row.norm = host_norm(parameter)
-            gradient = parameter.grad
-            if gradient is not None:
-                row.gradient = gradient_row(gradient, count_zeros=False)
         if on_device:
             self._read_device(on_device, rows)
 

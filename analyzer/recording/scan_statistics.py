@@ -1,6 +1,6 @@
 """Statistics of tensors in host memory in one pass, by the compiled ``_scan``.
 
-Where a sum of squares is not safe, or an element not finite, ``numpy_statistics`` decides.
+Where it finds no safe numbers, ``numpy_statistics`` decides.
 """
 
 import math
@@ -11,14 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analyzer.recording import numpy_statistics
-from analyzer.recording._scan import scan, squares, zero_units
+from analyzer.recording._scan import activation, gradient, squares, zero_units
 
 __all__ = ["activation_numbers", "gradient_numbers", "norm"]
-
-# Between these a float64 sum of squares has lost nothing; float32 elements never leave the range.
-_SMALLEST, _LARGEST = 1e-280, 1e300
-# Below this part of the mean square, a variance from sums has too few digits.
-_CANCELLATION = 1e-9
 
 
 def _readable(x: Tensor) -> Tensor:
@@ -45,10 +40,9 @@ def gradient_numbers(
     if elements:
         is_readable = x.dtype is torch.float32 and x.is_contiguous()
         y = x if is_readable else _readable(x)
-        square, _, absolute, low, high, zeros, _ = scan(y.data_ptr(), elements, y.element_size())
-        if _SMALLEST <= square <= _LARGEST:
-            peak = -low if -low > high else high
-            return (math.sqrt(square), absolute / elements, peak, zeros, 0.0)
+        numbers = gradient(y.data_ptr(), elements, y.element_size())
+        if numbers is not None:
+            return numbers
     return numpy_statistics.gradient_numbers(x, count_zeros=count_zeros)
 
 
@@ -63,19 +57,17 @@ def activation_numbers(
     if not elements:
         return numpy_statistics.activation_numbers(x, unit_axis)
     y = x if x.dtype is torch.float32 and x.is_contiguous() else _readable(x)
-    square, total, _, low, high, zeros, _ = scan(y.data_ptr(), elements, y.element_size())
-    mean_square, mean = square / elements, total / elements
-    variance = mean_square - mean * mean
-    if not (_SMALLEST <= square <= _LARGEST and variance > _CANCELLATION * mean_square):
+    numbers = activation(y.data_ptr(), elements, y.element_size())
+    if numbers is None:
         return numpy_statistics.activation_numbers(x, unit_axis)
     dead = None
     if unit_axis is not None:
         units = x.shape[unit_axis]
-        if zeros < elements // units:  # too few zeros for even one dead unit
+        if numbers[5] < elements // units:  # too few zeros for even one dead unit
             dead = numpy_statistics.none_dead(units)
         else:
             dead = _dead_units(y, unit_axis % x.dim())
-    return (math.sqrt(square), mean, math.sqrt(variance), low, high, zeros, 0.0), dead
+    return numbers, dead
 
 
 def _dead_units(x: Tensor, axis: int) -> NDArray[np.bool_]:

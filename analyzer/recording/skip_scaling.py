@@ -26,6 +26,9 @@ class SkipsNotScaledError(SystemExit):
         super().__init__(2)
         self.message = message
 
+    def __str__(self) -> str:
+        return self.message
+
 
 class SkipScaling:
     """Scales the shortcuts of every model that this process calls, from `start` to `stop`.

@@ -7,17 +7,20 @@ batch; pooling two rows gives a row again.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch._C._functorch import maybe_current_level
 
 from analyzer.recording import device_statistics, host_statistics
 from analyzer.recording.device_statistics import OnDevice
 
 __all__ = [
+    "HAS_QUICK_WAYS",
     "ActivationRow",
     "GradientRow",
     "activation_row",
@@ -49,6 +52,16 @@ class GradientRow(NamedTuple):
 
     elements: int
     numbers: Numbers
+
+
+# Named here, since compiled code has no other way to know them.
+HAS_QUICK_WAYS = host_statistics.prepare(
+    Tensor,
+    nn.Parameter,
+    torch.is_grad_enabled,
+    maybe_current_level,
+    partial(np.frombuffer, dtype=bool),
+)
 
 
 def real_values(x: Tensor) -> Tensor:

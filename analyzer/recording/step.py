@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,10 @@ def scalar(value: Tensor) -> float | Tensor:
     return value.clone()
 
 
+# A layer, its activation where that is new, and its gradient where there is one.
+_Parts: TypeAlias = tuple[int, ActivationRow | None, GradientRow | None]
+
+
 @dataclass(slots=True)
 class _LayerRow:
     activation: ActivationRow
@@ -54,7 +58,7 @@ class _Pending:
     """Rows of one backward pass that are on their way to the host."""
 
     transfer: Transfer
-    rows: list[tuple[int, ActivationRow, GradientRow | None]]
+    rows: list[_Parts]
 
 
 @dataclass(slots=True)
@@ -82,7 +86,6 @@ class OpenStep:
     _layers: dict[int, _LayerRow] = field(default_factory=dict)
     _pending: list[_Pending] = field(default_factory=list)
     _kept: dict[Invocation, None] = field(default_factory=dict)
-    _layer_of: dict[Invocation, Sequence[int]] = field(default_factory=dict)
 
     def add_loss(self, roots: Sequence[Any]) -> None:
         """Add the roots of a backward pass; a root that is no scalar makes the loss unknown."""
@@ -90,32 +93,30 @@ class OpenStep:
             is_scalar = isinstance(root, Tensor) and root.numel() == 1 and not root.is_complex()
             self.losses.append(scalar(root) if is_scalar else None)
 
-    def keep(self, invocation: Invocation, layer_of: Sequence[int]) -> None:
+    def keep(self, invocation: Invocation) -> None:
         """Pool this invocation when the step closes: its graph may be used once more."""
         self._kept[invocation] = None
-        self._layer_of[invocation] = layer_of
 
     def keeps(self, invocation: Invocation) -> bool:
         """Whether the invocation waits for the end of the step."""
         return invocation in self._kept
 
-    def fold(self, invocation: Invocation, layer_of: Sequence[int]) -> None:
-        """Pool the calls of one invocation into the rows of the step.
-
-        Args:
-            invocation: A forward pass whose backward pass has ended.
-            layer_of: The layer of each of its calls.
-        """
-        moving: list[tuple[int, ActivationRow, GradientRow | None]] = []
+    def fold(self, invocation: Invocation) -> None:
+        """Pool the calls of one invocation, whose backward pass has ended, into the step's rows."""
+        moving: list[_Parts] = []
         known = self._layers
-        for layer, call in zip(layer_of, invocation.calls, strict=True):
-            activation, gradient = call.activation, call.gradient
+        for call in invocation.take_calls():
+            layer, activation, gradient = call.layer, call.activation, call.gradient
             call.kept = call.gradient = None
+            call.is_pooled = True
             if activation is None:
                 continue
+            if call.step == self.index:  # a second pass met another part of the same graph
+                activation = None
+            call.step = self.index
             if _is_moving(activation) or _is_moving(gradient):
                 moving.append((layer, activation, gradient))
-            elif layer in known:
+            elif activation is None or layer in known:
                 self._pool(layer, activation, gradient)
             else:
                 known[layer] = _LayerRow(activation, gradient)
@@ -124,12 +125,16 @@ class OpenStep:
             while len(self._pending) > _MOST_TRANSFERS and self._pending[0].transfer.is_done():
                 self._receive(self._pending.pop(0))
 
-    def _pool(self, layer: int, activation: ActivationRow, gradient: GradientRow | None) -> None:
+    def _pool(
+        self, layer: int, activation: ActivationRow | None, gradient: GradientRow | None
+    ) -> None:
         row = self._layers.get(layer)
         if row is None:
-            self._layers[layer] = _LayerRow(activation, gradient)
+            if activation is not None:
+                self._layers[layer] = _LayerRow(activation, gradient)
             return
-        row.activation = pooled_activation(row.activation, activation)
+        if activation is not None:
+            row.activation = pooled_activation(row.activation, activation)
         if gradient is not None:
             row.gradient = (
                 gradient if row.gradient is None else pooled_gradient(row.gradient, gradient)
@@ -151,9 +156,8 @@ class OpenStep:
             seconds: Wall time of the step.
         """
         for invocation in self._kept:
-            self.fold(invocation, self._layer_of[invocation])
+            self.fold(invocation)
         self._kept.clear()
-        self._layer_of.clear()
         finish = time.time()
         scalars = _Scalars()
         losses = [None if loss is None else scalars.put(loss) for loss in self.losses]
@@ -247,12 +251,11 @@ def _slots(row: ParameterRow, scalars: _Scalars) -> list[Any]:
 
 
 def _is_moving(row: ActivationRow | GradientRow | None) -> bool:
-    return row is not None and isinstance(row.numbers, OnDevice)
+    # Compiled rows are no tuples, and make their numbers when they are asked for.
+    return isinstance(row, tuple) and isinstance(row.numbers, OnDevice)
 
 
-def _tensors_of(
-    rows: Sequence[tuple[int, ActivationRow, GradientRow | None]],
-) -> list[Tensor]:
+def _tensors_of(rows: Sequence[_Parts]) -> list[Tensor]:
     tensors: list[Tensor] = []
     for _, *parts in rows:
         for part in parts:
@@ -265,8 +268,8 @@ def _finished(numbers: OnDevice, arrays: Iterator[NDArray[np.float64]]) -> Any:
     return numbers.finish([next(arrays) for _ in numbers.tensors])
 
 
-def _arrived_activation(row: ActivationRow, arrays: Any) -> ActivationRow:
-    if not isinstance(row.numbers, OnDevice):
+def _arrived_activation(row: ActivationRow | None, arrays: Any) -> ActivationRow | None:
+    if row is None or not isinstance(row.numbers, OnDevice):
         return row
     numbers, dead = _finished(row.numbers, arrays)
     return ActivationRow(row.elements, numbers, dead)

@@ -134,6 +134,7 @@ class Training:
             register_optimizer_step_post_hook(self._after_update),
         ]
         self.splits.prepare(0)
+        self.capture.note_watchers()
 
     def add_root(self, root: nn.Module) -> None:
         """Record this model from now on."""
@@ -279,6 +280,7 @@ class Training:
         step = self._step
         self.probing.begin_backward(step.index, roots)
         self.splits.begin_backward(step.index, step.splits, roots, keeps_graph=keeps_graph)
+        self.capture.note_watchers()
         self.capture.seconds += time.perf_counter() - started
 
     @_never_fails
@@ -291,6 +293,7 @@ class Training:
             return
         used = self.capture.end_backward()
         self.splits.end_backward(step.index, step.splits, failed=failed)
+        self.capture.note_watchers()
         if failed:
             del step.losses[self._num_losses :]
             return
@@ -298,8 +301,8 @@ class Training:
         self._boundary_passed = False
         for invocation in used:
             if not step.keeps(invocation):
-                layer_of = self._number_calls(invocation)
-                (step.keep if keeps_graph else step.fold)(invocation, layer_of)
+                self._number_calls(invocation)
+                (step.keep if keeps_graph else step.fold)(invocation)
         self.capture.discovering = self._has_guessed_depth or not len(self.layers)
         self._has_guessed_depth = False
         if self._has_optimizer is None:
@@ -317,8 +320,12 @@ class Training:
         """That ``autograd.grad`` has ended."""
         self.capture.in_backward = state
 
-    def _number_calls(self, invocation: Invocation) -> Sequence[int]:
-        """Return the layer of each call: (module, how often it was called since a backward)."""
+    def _number_calls(self, invocation: Invocation) -> None:
+        """Find the layer of each call: (module, how often it was called since a backward)."""
+        if invocation.is_numbered:  # another part of its graph
+            self._roots_used.update(call.site.root for call in invocation.calls)
+            return
+        invocation.is_numbered = True
         if invocation.window != self._taken_window:
             self._taken_window, self._taken = invocation.window, {}
         sites = [call.site.number for call in invocation.calls]
@@ -327,7 +334,9 @@ class Training:
             for number in sites:  # the usual case: the same calls as in the step before
                 self._taken[number] = self._taken.get(number, 0) + 1
             self._roots_used.update(self._known_roots)
-            return self._known_layers
+            for call, known in zip(invocation.calls, self._known_layers, strict=True):
+                call.layer = known
+            return
         layers: list[int] = []
         before = 0
         for call in invocation.calls:
@@ -345,10 +354,10 @@ class Training:
                 self._tables_changed = True
             before = self.layers.depth(layer)
             layers.append(layer)
+            call.layer = layer
         if is_first:
             self._known_sites, self._known_layers = sites, layers
             self._known_roots = {call.site.root for call in invocation.calls}
-        return layers
 
     # --- updates -----------------------------------------------------------------------------
 
@@ -452,6 +461,7 @@ class Training:
         upcoming = self._step.index + 1
         self.capture.listening = self.schedule.records(upcoming)
         self.splits.prepare(upcoming)
+        self.capture.note_watchers()
 
     @_never_fails
     def _before_clipping(self, gradients: Sequence[Tensor]) -> None:
@@ -490,4 +500,4 @@ class Training:
 
 
 def _with_gradient_or_trained(held: list[tuple[int, Tensor]]) -> list[tuple[int, Tensor]]:
-    return [(number, p) for number, p in held if p.requires_grad or p.grad is not None]
+    return [pair for pair in held if pair[1].requires_grad or pair[1].grad is not None]

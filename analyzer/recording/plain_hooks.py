@@ -1,0 +1,153 @@
+"""What the hooks keep, without compiled code; ``_scan`` has the same classes with quick ways."""
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["Call", "Gate", "Layer", "parameters", "prepare"]
+
+
+def prepare(*places: Any) -> bool:
+    """Return whether the classes here have quick ways to take a tensor: no."""
+    return False
+
+
+def parameters(tensors: Sequence[Tensor]) -> list[None]:
+    """Return that nothing of these parameters was measured yet."""
+    return [None] * len(tensors)
+
+
+class Layer:
+    """A module whose calls are layers, and what its last output looked like.
+
+    Attributes:
+        module: The module, held weakly.
+        site: Its place among all sites of the recording.
+        shape: The shape that the rest is of.
+        axis: The axis of units in it; None where there is none.
+        none_dead: The mask of its units of which none is dead.
+        is_ready: Whether a tensor of that shape can be taken without asking anyone.
+        before: Elements along the axes before that one.
+        units: How many units there are; 0 without an axis.
+        after: Elements along the axes after it.
+    """
+
+    __slots__ = (
+        "after",
+        "axis",
+        "before",
+        "is_ready",
+        "module",
+        "none_dead",
+        "shape",
+        "site",
+        "units",
+    )
+
+    def __init__(self) -> None:
+        self.module: weakref.ref[nn.Module] | None = None
+        self.site: Any = None
+        self.shape: tuple[int, ...] | None = None
+        self.axis: int | None = None
+        self.none_dead: Any = None
+        self.is_ready = False
+        self.before = self.units = self.after = 0
+
+
+class Gate:
+    """What decides whether a call or a gradient is recorded.
+
+    Attributes:
+        layers: The layers by the ``id`` of their module.
+        roots: The root models by ``id``.
+        used: The invocations that the backward pass has met.
+        current: The invocation that is going on.
+        listening: Whether this step is recorded.
+        in_backward: Whether a backward pass runs.
+        keeps_graph: Whether another pass over the same graph may follow.
+        discovering: Whether graphs are looked at.
+        watches_all: Whether somebody wants to know of every call.
+        seconds: What the hooks cost.
+    """
+
+    def __init__(self) -> None:
+        self.layers: dict[int, Layer] = {}
+        self.roots: dict[int, weakref.ref[nn.Module]] = {}
+        self.used: dict[Any, None] = {}
+        self.current: Any = None
+        self.listening = self.in_backward = self.keeps_graph = False
+        self.discovering = self.watches_all = False
+        self.seconds = 0.0
+
+    def take(self, module: nn.Module, output: Any) -> bool:
+        """Take the statistics of a module's output; False where that is still to be done."""
+        return not (self.watches_all or id(module) in self.layers or id(module) in self.roots)
+
+    def take_gradient(self, call: "Call", gradient: Tensor) -> None:
+        """Take the statistics of the gradient that arrived at the output of a call."""
+        raise NotImplementedError
+
+
+class Call:
+    """One call of a layer in one invocation, and the gradient hook of its output tensor.
+
+    As a hook it is held by the autograd graph, and so keeps its invocation alive as long as a
+    backward pass may still come.
+
+    Attributes:
+        gradient: The row of the gradient, once it has arrived.
+        kept: That gradient, where another pass over the same graph may add to it.
+        hooks: The dictionary of the tensor's hooks, held weakly.
+        node: The node of the tensor, until its depth is known.
+        layer: The layer that it is a call of; -1 until a backward pass has ended.
+        step: The step that has its activation; -1 before.
+        is_pooled: Whether nothing of it waits for the end of a backward pass.
+    """
+
+    __slots__ = (
+        "activation",
+        "capture",
+        "depth",
+        "forward_depth",
+        "gradient",
+        "hooks",
+        "invocation",
+        "is_pooled",
+        "kept",
+        "layer",
+        "node",
+        "shape",
+        "site",
+        "step",
+    )
+
+    # torch warns about hooks on a tensor that is saved, unless they say that they are not saved.
+    __torch_unserializable__ = True
+
+    def __init__(
+        self,
+        capture: Gate,
+        invocation: Any,
+        site: Any,
+        activation: Any,
+        shape: tuple[int, ...],
+    ) -> None:
+        self.capture = capture
+        self.invocation = invocation
+        self.site = site
+        self.activation = activation
+        self.shape = shape
+        self.gradient: Any = None
+        self.kept: Tensor | None = None
+        self.node: Any = None
+        self.hooks: weakref.ref[Any] | None = None
+        self.forward_depth = self.depth = 0
+        self.layer = self.step = -1
+        self.is_pooled = False
+
+    def __call__(self, gradient: Tensor) -> None:
+        """Take the statistics of the gradient that arrived at the layer's output."""
+        if self.capture.in_backward and self.invocation is not None:
+            self.capture.take_gradient(self, gradient)

@@ -29,6 +29,7 @@ def _left_behind() -> list[str]:
     for function in (
         autograd._engine_run_backward,
         clip_grad._group_tensors_by_device_and_dtype,
+        module._has_any_global_hook,
     ):
         if function.__module__.startswith("analyzer"):
             found.append(f"{function.__name__} is replaced")

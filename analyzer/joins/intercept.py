@@ -12,12 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
 
 from analyzer.errors import AnalyzerError
+from analyzer.joins.global_hooks import after_calls, before_calls
 from analyzer.joins.intercept_call import (
     KnownCalls,
     OpenCall,
@@ -152,8 +149,8 @@ class _Watch:
         _refuse_overlap(interception, self.interceptions)
         if not self.interceptions:
             self._handles = [
-                register_module_forward_pre_hook(self._before_call),
-                register_module_forward_hook(self._after_call, always_call=True),
+                before_calls(self._before_call),
+                after_calls(self._after_call),
             ]
         self.interceptions.append(interception)
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch._C._functorch import maybe_current_level
-from torch.nn.modules.module import register_module_forward_pre_hook
 
+from analyzer.joins.global_hooks import before_calls
 from analyzer.recording.names import container_of
 from analyzer.recording.training import Training
 
@@ -28,7 +28,7 @@ class Discovery:
     def __init__(self, training: Training) -> None:
         self._training = training
         self._known: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        self._handle = register_module_forward_pre_hook(self._before_call)
+        self._handle = before_calls(self._before_call)
 
     def stop(self) -> None:
         """Look for models no more."""

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, is_grad_enabled, nn
 from torch._C._functorch import maybe_current_level
 from torch.compiler import is_compiling, is_dynamo_compiling
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from analyzer.joins.global_hooks import after_calls, before_calls
 from analyzer.recording.depth import ForwardDepth, graph_depths
 from analyzer.recording.host_statistics import Call, Gate, Layer, none_dead
 from analyzer.recording.layers import Site, own_unit_axis
@@ -157,8 +157,8 @@ class Capture(Gate):
         """Watch the calls of a root model and of its layers."""
         if not self._handles:
             self._handles = [
-                register_module_forward_pre_hook(self._before),
-                register_module_forward_hook(self._after, always_call=True),
+                before_calls(self._before),
+                after_calls(self._after),
             ]
         self.roots[id(root)] = weakref.ref(root)
         self._has_frozen_parts |= not all(p.requires_grad for p in root.parameters())

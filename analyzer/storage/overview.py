@@ -58,7 +58,8 @@ class Chunk:
 def chunks_in(folder: Path) -> list[Chunk]:
     """Return the files that hold an overview, by first step; they do not overlap."""
     found = []
-    for name in listing(folder):
+    # A link may lead out of the run: the folder of all overviews must be a plain one, too.
+    for name in () if folder.parent.is_symlink() else listing(folder):
         match = _NAME.fullmatch(name)
         if match and int(match[3]) > 0:
             found.append(Chunk(*map(int, match.groups())))

@@ -27,6 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import analyzer
@@ -130,6 +131,21 @@ class Side:
             self.recorder = analyzer.Recorder(model, run)
             self.recorder.start()
 
+    def bare_block(self, seconds: float) -> float:
+        """As `block`, without the hooks that a recorder elsewhere in this process has set."""
+        tables = [
+            vars(torch_module)[name]
+            for name in ("_global_forward_pre_hooks", "_global_forward_hooks")
+        ]
+        saved = [dict(table) for table in tables]
+        for table in tables:
+            table.clear()
+        try:
+            return self.block(seconds)
+        finally:
+            for table, hooks in zip(tables, saved, strict=True):
+                table.update(hooks)
+
     def step(self) -> None:
         self.optimizer.zero_grad()
         loss = F.cross_entropy(self.model(self.x), self.y)
@@ -160,7 +176,9 @@ def ratios(make: Callable[..., Any], pairs: int, recorded: bool, folder: Path) -
     found = []
     for pair in range(pairs):
         order = (bare, other) if pair % 2 == 0 else (other, bare)
-        medians = {id(side): side.block(0.4) for side in order}
+        medians = {
+            id(side): side.bare_block(0.4) if side is bare else side.block(0.4) for side in order
+        }
         found.append(medians[id(other)] / medians[id(bare)])
     other.close()
     return found

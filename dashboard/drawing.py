@@ -6,12 +6,11 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from analyzer.analysis.view import View
+from analyzer.analysis.view import View, matching
 from analyzer.errors import AnalyzerError
 from analyzer.figures.catalog import panel
 from analyzer.figures.theme import LIGHT, THEMES
 from dashboard.context import Context
-from dashboard.matching import matching
 from dashboard.narrow import stacked
 
 __all__ = ["STEPLESS", "Drawn", "drawn", "recorded", "view_for"]
@@ -57,7 +56,7 @@ def view_for(key: str, context: Context) -> View:
     """Return what a panel is asked to show.
 
     Raises:
-        PatternError: If the layer pattern is no regular expression.
+        AnalyzerError: If the layer pattern is no regular expression.
     """
     address = context.address
     matching(address.layers, ())

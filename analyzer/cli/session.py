@@ -5,6 +5,7 @@ import contextlib
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from analyzer.script import Ending, run_program, when_imported
 
 __all__ = ["record", "record_zoo"]
 
+_SECONDS_BETWEEN_LOOKS = 5.0
 _OPTIONS = (
     "every",
     "columns",
@@ -80,6 +82,7 @@ class _Session:
         self._cannot_record = False
         self._last_words: list[str] = list(options.twin_words)
         self._pid = os.getpid()
+        self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
 
     # --- training scripts --------------------------------------------------------------------
 
@@ -166,7 +169,8 @@ class _Session:
             return
         self._recorder.close(status, error)
         if isinstance(ending.exception, StopTraining):
-            self._last_words.append(f"stopped after {ending.exception.steps} steps, as asked")
+            why = "as asked" if self._options.fail_on is None else "by --fail-on or --stop-after"
+            self._last_words.append(f"stopped after {ending.exception.steps} steps, {why}")
         self._last_words.extend(self._result(status))
         if ending.exit_code == 0 and self._severe():
             ending.exit_code = 1
@@ -306,16 +310,33 @@ class _Session:
 
     # --- common ------------------------------------------------------------------------------
 
+    def _stop_when_severe(self, step: int) -> None:
+        """Look at what is on disk every few seconds; end the training where it is bad enough."""
+        if time.monotonic() < self._next_look:
+            return
+        from analyzer.recording.stopping import StopTraining
+
+        severe: list[Any] = []
+        with contextlib.suppress(Exception):  # a look that fails must not end the recording
+            severe = self._found_severe()
+        if severe:
+            raise StopTraining(step + 1)
+        self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
+
     def _severe(self) -> bool:
         """Whether the run has a severe finding that was to fail it; those are added to say."""
+        severe = self._found_severe()
+        self._last_words.extend(f"{finding.severity}: {finding.sentence}" for finding in severe)
+        return bool(severe)
+
+    def _found_severe(self) -> list[Any]:
+        """The findings that were to fail the run, in what is on disk."""
         if self._options.fail_on is None or not self.run.exists():
-            return False
+            return []
         from analyzer.analysis.findings import findings
         from analyzer.storage.run import open_run
 
-        severe = [f for f in findings(open_run(self.run)) if f.severity == self._options.fail_on]
-        self._last_words.extend(f"{finding.severity}: {finding.sentence}" for finding in severe)
-        return bool(severe)
+        return [f for f in findings(open_run(self.run)) if f.severity == self._options.fail_on]
 
     def _seed(self) -> int:
         return 0 if self._options.seed is None else self._options.seed
@@ -324,7 +345,16 @@ class _Session:
         from analyzer.recording.recorder import Recorder
 
         schedule = {name: getattr(self._options, name) for name in _OPTIONS}
-        return Recorder(model, self.run, manifest=manifest, warn=self._say, exist="use", **schedule)
+        watch = self._stop_when_severe if self._options.fail_on is not None else None
+        return Recorder(
+            model,
+            self.run,
+            manifest=manifest,
+            warn=self._say,
+            watch=watch,
+            exist="use",
+            **schedule,
+        )
 
     def _manifest(self, kind: str) -> dict[str, Any]:
         from analyzer.recording.command_line import portable_argv

@@ -63,6 +63,8 @@ class Recorder:
             name and say so (the default in notebooks), or ``"use"`` for an empty folder that the
             caller made.
         manifest: Further fields of ``run.json``.
+        watch: Called with each step after its update, before the next forward pass; it may raise
+            `StopTraining` to end the training there.
         warn: Receives a sentence when something cannot be recorded. Default: a Python warning.
 
     Raises:
@@ -88,6 +90,7 @@ class Recorder:
         skip_scale: float | None = None,
         exist: str | None = None,
         manifest: dict[str, Any] | None = None,
+        watch: Callable[[int], None] | None = None,
         warn: Callable[[str], None] | None = None,
     ) -> None:
         if model is not None and not isinstance(model, nn.Module):
@@ -113,6 +116,7 @@ class Recorder:
         self._scaling: SkipScaling | None = None
         scaled = {} if skip_scale is None else {"skip_scale": skip_scale}
         self._manifest = scaled | (manifest or {})
+        self._watch = watch
         self._warn = warn or _python_warning
         self._writer: RunWriter | None = None
         self._training: Training | None = None
@@ -146,7 +150,7 @@ class Recorder:
             self.schedule,
             on_step=self._write_step,
             on_tables=self._write_tables,
-            on_boundary=self._save_weights_if_due,
+            on_boundary=self._pass_boundary,
             on_problem=self._note_problem,
             probing=self._probing,
             adopts_optimizers=self._model is None,
@@ -263,9 +267,11 @@ class Recorder:
         if self._writer is not None and digest:
             self._writer.update_manifest(first_batch=digest)
 
-    def _save_weights_if_due(self, step: int) -> None:
+    def _pass_boundary(self, step: int) -> None:
         if self.schedule.saves_weights(step):
             self._save_weights(step)
+        if self._watch is not None and not self._is_closed:
+            self._watch(step)
 
     def _save_weights(self, step: int) -> None:
         save = saver(self.training.layers, step)

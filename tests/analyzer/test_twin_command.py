@@ -184,3 +184,26 @@ def test_an_interrupt_while_the_twin_is_recorded_ends_both(tmp_path):
     assert process.communicate(timeout=60)[1] == b""
     assert process.returncode == -signal.SIGINT
     assert open_run(tmp_path / "mine-plain").manifest["status"] == "interrupted"
+
+
+ENDLESS = """
+import time, torch
+model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for step in range(100_000):
+    optimizer.zero_grad()
+    (model(torch.ones(3, 4)).sum() * (float("nan") if step == 20 else 1e-3)).backward()
+    optimizer.step()
+    time.sleep(0.01)
+"""
+
+
+def test_a_severe_finding_stops_the_training_while_it_runs(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(ENDLESS)
+    done = record(tmp_path, "--fail-on", "severe", "train.py")
+    assert done.returncode == 1
+    assert "severe:" in done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    opened = open_run(run)
+    assert opened.manifest["status"] == "finished"
+    assert 20 < len(opened.steps) < 20_000

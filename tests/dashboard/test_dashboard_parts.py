@@ -13,7 +13,6 @@ from dashboard.components.controls import blocks
 from dashboard.downloads import as_csv, harmless
 from dashboard.library import Library
 from dashboard.live import age_text, pulse
-from dashboard.matching import PatternError, matching
 from dashboard.records import Records
 from dashboard.server import ssh_line, take_port
 from tests.support.runs import write_run
@@ -40,24 +39,6 @@ def test_an_address_keeps_a_bounded_number_of_runs_and_layers() -> None:
     search = "&".join(f"run={k}&layer={k}" for k in range(500))
     address = parse(search)
     assert len(address.runs) == 12 and len(address.chosen) == 24
-
-
-def test_a_pattern_finds_what_python_finds() -> None:
-    names = ["layer1.0.conv1", "layer2.0.conv1", "fc", "LAYER1"]
-    for pattern in ("", "layer1", r"^layer\d\.0", "conv1$|fc", "(?i)layer1"):
-        assert matching(pattern, names) == [n for n in names if re.search(pattern, n)]
-
-
-def test_a_catastrophic_pattern_is_as_quick_as_any() -> None:
-    began = time.perf_counter()
-    assert matching("(a+)+$", ["a" * 5000 + "!"] * 50) == []
-    assert time.perf_counter() - began < 2
-
-
-@pytest.mark.parametrize("pattern", ["(", "a" * 201, "(?=a)", r"(a)\1"])
-def test_a_pattern_that_cannot_be_matched_is_refused_with_the_reason(pattern: str) -> None:
-    with pytest.raises(PatternError, match=r"is no regular expression|at most 200"):
-        matching(pattern, ["a"])
 
 
 def test_runs_of_two_folders_with_one_name_have_two_ids(tmp_path: Path) -> None:

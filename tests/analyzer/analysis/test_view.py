@@ -1,6 +1,6 @@
-from pathlib import Path
-
+import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +28,13 @@ def test_names_that_contain_a_match_are_chosen() -> None:
 def test_a_pattern_that_is_wrong_is_refused(pattern: str, reason: str) -> None:
     with pytest.raises(AnalyzerError, match=reason):
         matching(pattern, ["a" * 50])
+
+
+def test_a_pattern_finds_what_python_finds() -> None:
+    names = ["layer1.0.conv1", "layer2.0.conv1", "fc", "LAYER1"]
+    for pattern in ("", "layer1", r"^layer\d\.0", "conv1$|fc", "(?i)layer1"):
+        expected = [re.search(pattern, name) is not None for name in names]
+        assert matching(pattern, names).tolist() == expected
 
 
 def test_a_catastrophic_pattern_is_as_quick_as_any() -> None:

@@ -93,13 +93,15 @@ class Straight(torch.autograd.Function):
         return gradient
 
 
+def weighted(weights):
+    return lambda out: (out * weights).sum()
+
+
 REFUSED = {
     "decides by a value": lambda m, y: lambda out: out.sum() * 2 if out.sum() > 0 else out.mean(),
     "used as a number": lambda m, y: lambda out: out.sum() * (0.5 + out.mean().item()),
     "custom function Straight": lambda m, y: lambda out: Straight.apply(out).sum(),
-    "outside of the model": lambda m, y: (
-        lambda out, w=torch.ones(6, requires_grad=True) * 2: (out * w).sum()
-    ),
+    "outside of the model": lambda m, y: weighted(torch.ones(6, requires_grad=True) * 2),
     "not computed from the output": lambda m, y: lambda out: torch.ones(()),
     "not one number": lambda m, y: lambda out: out * 2,
 }

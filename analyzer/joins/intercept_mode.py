@@ -79,8 +79,11 @@ class EditingMode(TorchFunctionMode):
             result = func(*args, **named)
         if name == "__setitem__":
             self._tokens.note(args[0], self._tokens.of_call(name, args, named))
-        elif holds_tensor(result) and not _is_called_by_recording():
-            self._tokens.note(result, self._tokens.of_call(name, args, named))
+        elif holds_tensor(result):
+            if not _is_called_by_recording():
+                self._tokens.note(result, self._tokens.of_call(name, args, named))
+            elif name == "clone":  # a probe may put a copy in the place of a layer's output
+                self._tokens.note(result, self._tokens.of_tensor(args[0]))
         return result
 
     def _add(

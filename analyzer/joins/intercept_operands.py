@@ -120,7 +120,7 @@ class Tokens:
 
     def _of(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return self._of_tensor(value)
+            return self.of_tensor(value)
         if isinstance(value, _PLAIN):
             return value
         if isinstance(value, tuple | list):
@@ -130,7 +130,8 @@ class Tokens:
         # Numbers may come from the data: they tell no two operands apart.
         return type(value).__name__
 
-    def _of_tensor(self, tensor: Tensor) -> int:
+    def of_tensor(self, tensor: Tensor) -> int:
+        """Return the token of a tensor."""
         entry = self._tokens.get(id(tensor))
         if entry is not None and entry[0]() is tensor:
             return entry[1]

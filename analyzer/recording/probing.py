@@ -23,6 +23,7 @@ from analyzer.probes.replay import LossTape, ReplayError
 from analyzer.recording.live_log import keywords_of_the_call
 from analyzer.recording.names import unwrapped
 from analyzer.recording.schedule import ProbePlan
+from analyzer.recording.skip_scaling import SkipsNotScaledError
 
 __all__ = ["Call", "Held", "Probing", "digest_of", "measured"]
 
@@ -221,8 +222,9 @@ class Probing:
     def _measure_one(self, name: str, step: int, held: Held) -> None:
         try:
             measurement = measured(name, held)
-        except Exception as error:  # the training goes on whatever a probe does
-            is_plain = isinstance(error, AnalyzerError | ValueError)
+        # The training goes on whatever a probe does, and also where its skips cannot be scaled.
+        except (Exception, SkipsNotScaledError) as error:
+            is_plain = isinstance(error, AnalyzerError | ValueError | SkipsNotScaledError)
             self._on_problem(f"probe {name}: {error if is_plain else repr(error)}")
             return
         self._on_measurement(name, step, measurement)

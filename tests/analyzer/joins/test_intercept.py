@@ -427,3 +427,32 @@ def test_keyword_arguments_caches_and_concatenations() -> None:
     for total, one in zip((1, 3), found, strict=True):
         assert torch.equal(one[:, :4], torch.zeros(3, 4))
         assert torch.allclose(one[:, 4:], model.branch(total * x))
+
+
+def test_a_hook_of_a_probe_that_copies_an_output_hides_no_skip() -> None:
+    from analyzer.probes.activations import layer_outputs
+
+    class Own(nn.Module):
+        """A layer whose output is a view of what it made itself."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x @ self.weight).view(-1, 2, 2).view(-1, 4)
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own = Own()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.relu(self.own(x))
+
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 4), Block()), torch.randn(3, 4)
+    plain = torch.relu(model[1].own(model[0](x)))
+    with analyzer.skip_scale(model, 0.0), layer_outputs(model) as layers:
+        assert torch.equal(model(x), plain)
+    assert len(layers) == 2

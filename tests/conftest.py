@@ -1,5 +1,6 @@
 """Fixtures that every test shares."""
 
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -8,6 +9,11 @@ import pytest
 # Torch counts its devices at the first backward pass of a process; a device that registers itself
 # later has no queue in the engine. So it must be there before any test.
 from tests.support import simulated_accelerator  # noqa: F401
+
+# Where the tests run in the background of a shell, interrupts are ignored, and so they would be in
+# every program that the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _left_behind() -> list[str]:

@@ -95,3 +95,29 @@ def test_weights_on_the_device_are_those_of_an_unrecorded_run(tmp_path, simulati
     train(bare, simulation.DEVICE, 3)
     for ours, plain in zip(model.parameters(), bare.parameters(), strict=True):
         assert torch.equal(ours.detach().cpu(), plain.detach().cpu())
+
+
+def test_splits_equal_the_cpu_and_no_step_waits(tmp_path, simulation):
+    torch.manual_seed(0)
+    model = Net()
+    on_device = copy.deepcopy(model).to(simulation.DEVICE)
+    bare = copy.deepcopy(on_device)
+    with analyzer.Recorder(model, tmp_path / "cpu", splits_every=1):
+        train(model, "cpu", 3)
+    waits: list[int] = []
+
+    def count():
+        waits.append(simulation.waits())
+        simulation.reset_counts()
+
+    train(bare, simulation.DEVICE, 3, count)
+    bare_waits = waits[1:]
+    waits.clear()
+    with analyzer.Recorder(on_device, tmp_path / "device", splits_every=1):
+        train(on_device, simulation.DEVICE, 3, count)
+    assert waits[1:] == bare_waits
+    cpu, device = open_run(tmp_path / "cpu"), open_run(tmp_path / "device")
+    assert device.joins.equals(cpu.joins)
+    assert len(device.splits()) == 3
+    values = [run.splits().to_numpy(dtype=float) for run in (cpu, device)]
+    np.testing.assert_allclose(values[1], values[0], rtol=1e-4)

@@ -187,7 +187,7 @@ class _Watch:
             return True
         # An interrupt ends a forward pass without its hooks.
         running = num_running(call.root)
-        if running > (1 if module is call.root else 0):
+        if running > (call.level if module is call.root else call.level - 1):
             call.depth += module is call.root
             return True
         self._close()

@@ -55,6 +55,8 @@ class OpenCall:
     ) -> None:
         self.root = root
         self.depth = 1
+        # A probe may call a model before the forward of a call that has begun: that one is outside.
+        self.level = num_running(root)
         self.modules = set(root.modules())
         self.mode = EditingMode(edits, self._place_of)
         self._known = known
@@ -64,7 +66,7 @@ class OpenCall:
     def plan_if_new(self) -> None:
         """Find the joins of this call where no call of its kind was planned yet."""
         modes = tuple([module.training for module in self.root.modules()])
-        inputs = tensors_in(call_arguments_of(self.root))
+        inputs = tensors_in(call_arguments_of(self.root, self.level))
         kind = hash((modes, *[(tensor.shape, tensor.dtype) for tensor in inputs]))
         if kind in self._known.kinds:
             return
@@ -82,7 +84,7 @@ class OpenCall:
         places = self._known.places
         if len(places) > _MOST_KNOWN:
             places.clear()
-        args, kwargs = call_arguments_of(self.root)
+        args, kwargs = call_arguments_of(self.root, self.level)
         try:
             found = planned_places(self.root, args, kwargs, self._states, with_grad=with_grad)
         except AnalyzerError as error:
@@ -93,7 +95,7 @@ class OpenCall:
         """Return the join that an addition is; None for another one."""
         places = self._known.places
         if token not in places:
-            if not num_running(self.root):
+            if num_running(self.root) < self.level:
                 return None  # an interrupt left this mode behind: this is no part of the call
             # The call takes another way than those that were planned: stochastic depth.
             self._plan()
@@ -133,12 +135,18 @@ def _calls_of(module: nn.Module) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def call_arguments_of(module: nn.Module) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """Return the arguments of the outermost call of a module that is running.
+def call_arguments_of(
+    module: nn.Module, level: int = 0
+) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Return the arguments of a call of a module that is running.
 
     A hook for all modules does not get the keyword arguments.
+
+    Args:
+        module: The module.
+        level: Which of its running calls, counted from 1 for the outermost; 0 for the innermost.
     """
-    *_, frame = _calls_of(module)
+    frame = list(_calls_of(module))[-level]
     return frame.f_locals["args"], frame.f_locals["kwargs"]
 
 

@@ -159,3 +159,29 @@ def test_a_recorder_scales_the_shortcuts_of_its_model(tmp_path):
         model(x).sum().backward()
     assert not torch.equal(model(x), plain(x))
     assert open_run(tmp_path / "run").manifest["skip_scale"] == 0
+
+
+def test_a_probe_before_the_forward_of_a_call_plans_with_its_own_arguments(tmp_path: Path) -> None:
+    class Sized(nn.Module):
+        """Computes in another way for one sample than for several."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) == 1:
+                x = torch.cat([x, self.second(x)]).sum(dim=0, keepdim=True)
+            return x + self.first(x)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), Sized())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recorder(model, tmp_path / "run", skip_scale=0.0, probe="jacobian"):
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(3, 4)).square().sum().backward()
+            optimizer.step()
+    run = open_run(tmp_path / "run")
+    assert "not_recorded" not in run.manifest
+    assert run.probe("jacobian")["step"].unique().tolist() == [0, 2]

@@ -20,7 +20,8 @@ __all__ = ["layout", "run_table"]
 
 _COLUMNS = ("compare", "run", "status", "steps", "layers", "joins", "final loss", "verdict", "age")
 _NUMBERS = ("steps", "layers", "joins", "final loss", "age")
-_MOST_ROWS = 1000
+# The time that the browser takes grows with the square of the rows: a second at 50.
+_MOST_ROWS = 50
 _COLORS = {"finished": "teal", "running": "blue", "interrupted": "yellow"}
 
 
@@ -61,13 +62,16 @@ def run_table(library: Library, wanted: str = "") -> list[Any]:
     if not listed:
         return [message(_nothing(library), title="No runs yet")]
     asked = wanted.lower().split()[:20]
-    rows = [run for run in listed[:_MOST_ROWS] if _has(library, run, asked)]
+    found = [run for run in listed if _has(library, run, asked)]
+    rows = found[:_MOST_ROWS]
     if not rows:
         text = f"None of {len(listed):,} runs has '{shortened(wanted)}' in its name or status."
         return [message(text + " Empty the filter to see all.")]
     shown = [library.completed(run) for run in rows]
     words = [_verdict(library, run.summary) for run in shown]
-    count = f"{len(rows):,} of {len(listed):,} runs" if asked else f"{len(listed):,} runs"
+    count = f"{len(found):,} of {len(listed):,} runs" if asked else f"{len(listed):,} runs"
+    if len(found) > len(rows):
+        count += f", the newest {len(rows)} of them here: filter for the others"
     head = html.P(count, className="count", role="status")
     return [head, _table(shown, words), *_reasons(shown)]
 

@@ -13,6 +13,7 @@ from dashboard.components.controls import blocks
 from dashboard.downloads import as_csv, harmless
 from dashboard.library import Library
 from dashboard.live import age_text, pulse
+from dashboard.pages.runs import run_table
 from dashboard.records import Records
 from dashboard.server import ssh_line, take_port
 from tests.support.runs import write_run
@@ -152,3 +153,14 @@ def test_what_cannot_be_computed_is_asked_for_again() -> None:
     with pytest.raises(AnalyzerError, match="not yet"):
         records.get("score", View(()), fails)
     assert records.get("score", View(()), lambda view: 7) == 7
+
+
+def test_a_long_list_shows_the_newest_and_says_so(tmp_path: Path) -> None:
+    for number in range(60):
+        write_run(tmp_path / f"run-{number}", [1.0], [[1.0]])
+    library = Library([tmp_path])
+    head, table, *_ = run_table(library)
+    assert head.children == "60 runs, the newest 50 of them here: filter for the others"
+    assert str(table).count("Tr(") == 51
+    (found, *_) = run_table(library, "run-7")
+    assert found.children == "1 of 60 runs"

@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CallLog", "ModuleCall", "clean_path", "is_layer", "sequence_number", "tensors_in"]
+__all__ = [
+    "CallLog",
+    "ModuleCall",
+    "clean_path",
+    "is_compiled_itself",
+    "is_layer",
+    "numbered_call",
+    "sequence_number",
+    "tensors_in",
+]
 
 _WRAPPER_PARTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _MAX_NESTING = 6
@@ -55,6 +64,19 @@ def tensors_in(value: object, nesting: int = 0) -> Iterator[Tensor]:
             yield from tensors_in(item, nesting + 1)
     elif hasattr(value, "__dict__"):
         yield from tensors_in(vars(value), nesting + 1)
+
+
+def is_compiled_itself(module: nn.Module) -> bool:
+    """Return whether calls of this module run compiled code."""
+    is_wrapper = type(module).__name__ == "OptimizedModule"
+    return is_wrapper or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def numbered_call(name: str, times: dict[str, int]) -> str:
+    """Return the name of a module's next call: ``#k`` for call k > 0; counts it in `times`."""
+    number = times.get(name, 0)
+    times[name] = number + 1
+    return f"{name}#{number}" if number else name
 
 
 @dataclass(eq=False, slots=True)
@@ -168,10 +190,7 @@ class CallLog:
         """Name the layer and count its calls; calls without gradient are no layers."""
         if module not in self._layers or not torch.is_grad_enabled():
             return None
-        name = path or type(module).__name__
-        number = self._times_called.get(name, 0)
-        self._times_called[name] = number + 1
-        return f"{name}#{number}" if number else name
+        return numbered_call(path or type(module).__name__, self._times_called)
 
     def _tick(self) -> int:
         return self.follower.tick if self.follower is not None else 0

@@ -150,6 +150,12 @@ def call_arguments_of(
     return frame.f_locals["args"], frame.f_locals["kwargs"]
 
 
+def keywords_of_call(module: nn.Module) -> Mapping[str, Any]:
+    """Return the keyword arguments of the innermost running call of a module; empty without one."""
+    frame = next(_calls_of(module), None)
+    return {} if frame is None else frame.f_locals["kwargs"]
+
+
 def num_running(module: nn.Module) -> int:
     """Return how many calls of a module are running."""
     return sum(1 for _ in _calls_of(module))

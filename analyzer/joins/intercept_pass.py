@@ -72,9 +72,6 @@ def _copied(value: Any) -> Any:
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Let a model run once more, unseen by this package's hooks, with buffers of its own."""
-    numpy = sys.modules.get("numpy")
-    python_state = random.getstate()
-    numpy_state = None if numpy is None else numpy.random.get_state()
     with ExitStack() as stack:
         stack.enter_context(untouched(model))
         stack.enter_context(_without_own_modes())
@@ -85,12 +82,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     module._buffers[name] = copies.setdefault(id(buffer), buffer.detach().clone())
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            if numpy is not None:
-                numpy.random.set_state(numpy_state)
+        yield
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
 from analyzer.errors import AnalyzerError
-from analyzer.joins.calls import CallLog, clean_path, sequence_number
+from analyzer.joins.calls import CallLog, clean_path, is_compiled_itself, sequence_number
 from analyzer.joins.find import output_nodes
 from analyzer.joins.forward import Flow, Follower
 from analyzer.joins.graph import Dataflow, Walk
@@ -231,8 +231,7 @@ class _Finder:
 
 def _refuse_compiled(model: nn.Module) -> None:
     for path, module in model.named_modules():
-        is_compiled = getattr(module, "_compiled_call_impl", None) is not None
-        if is_compiled or type(module).__name__ == "OptimizedModule":
+        if is_compiled_itself(module):
             name = clean_path(path) or type(module).__name__
             raise AnalyzerError(
                 f"'{name}' is compiled, which hides its skips; expected eager modules. "

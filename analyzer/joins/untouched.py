@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -42,6 +44,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     devices = {t.device for t in (*model.parameters(), *model.buffers())}
     with ExitStack() as stack:
+        stack.enter_context(_same_random_states())
         stack.enter_context(torch.random.fork_rng(devices=[]))
         for kind in {device.type for device in devices} - {"cpu", "meta"}:
             indices = [device.index or 0 for device in devices if device.type == kind]
@@ -52,6 +55,20 @@ def untouched(model: nn.Module) -> Iterator[None]:
             _restore_buffers(buffers)
             for module, mode in modes:
                 module.training = mode
+
+
+@contextmanager
+def _same_random_states() -> Iterator[None]:
+    """Put back the generators of Python, and of numpy where the program has it."""
+    numpy = sys.modules.get("numpy")
+    python = random.getstate()
+    state = None if numpy is None else numpy.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        if numpy is not None:
+            numpy.random.set_state(state)
 
 
 def _restore_buffers(buffers: list[tuple[nn.Module, str, Tensor | None, Tensor | None]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,11 +10,20 @@ from torch import nn
 from torch._C._functorch import maybe_current_level
 from torch.autograd.graph import Node
 
-from analyzer.joins.calls import CallLog, ModuleCall, clean_path, is_layer, tensors_in
+from analyzer.joins.calls import (
+    CallLog,
+    ModuleCall,
+    clean_path,
+    is_compiled_itself,
+    is_layer,
+    numbered_call,
+    tensors_in,
+)
 from analyzer.joins.forward import Follower
+from analyzer.joins.intercept_call import keywords_of_call
 from analyzer.recording.names import unwrapped
 
-__all__ = ["LiveLog", "is_compiled", "keywords_of_the_call", "token"]
+__all__ = ["LiveLog", "is_compiled", "token"]
 
 # A validation that keeps its graphs never comes to a backward pass: the log must not grow with it.
 _MOST_CALLS = 100_000
@@ -27,22 +35,8 @@ def token(root: int) -> str:
 
 
 def is_compiled(root: nn.Module) -> bool:
-    """Whether a part of a model is compiled; a new hook there would make it compile again."""
-    return any(
-        type(module).__name__ == "OptimizedModule"
-        or getattr(module, "_compiled_call_impl", None) is not None
-        for module in root.modules()
-    )
-
-
-def keywords_of_the_call() -> Any:
-    """The keyword arguments of the call that is about to run; a global hook does not get them."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "_call_impl" and "kwargs" in frame.f_locals:
-            return frame.f_locals["kwargs"]
-        frame = frame.f_back  # type: ignore[assignment]
-    return {}
+    """Whether a part of a model is compiled."""
+    return any(map(is_compiled_itself, root.modules()))
 
 
 class LiveLog(CallLog):
@@ -81,7 +75,7 @@ class LiveLog(CallLog):
                 return
             if len(self.calls) > _MOST_CALLS or torch.compiler.is_compiling():
                 return
-            inputs = (inputs, keywords_of_the_call())
+            inputs = (inputs, keywords_of_call(module))
             self.follower.__enter__()
             self._follows = True
         super().enter(module, inputs)
@@ -119,7 +113,7 @@ class LiveLog(CallLog):
             for _, call in calls:
                 call.parent = call.parent + shift if call.parent >= 0 else -1
                 if call.layer is not None:
-                    call.layer = _numbered(call.path, times)
+                    call.layer = numbered_call(call.path, times)
                 kept.append(call)
         self.calls = kept
 
@@ -139,9 +133,3 @@ def _has_part(calls: list[tuple[int, ModuleCall]], sequences: Mapping[int, Any] 
     return any(
         maker in sequences for _, call in calls for maker in call.outputs if isinstance(maker, int)
     )
-
-
-def _numbered(path: str, times: dict[str, int]) -> str:
-    number = times.get(path, 0)
-    times[path] = number + 1
-    return f"{path}#{number}" if number else path

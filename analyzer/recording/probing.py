@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from analyzer.errors import AnalyzerError
 from analyzer.joins.calls import tensors_in
+from analyzer.joins.intercept_call import keywords_of_call
 from analyzer.joins.untouched import cloned, untouched
 from analyzer.probes import HeldBatch, Measurement, probe_named
 from analyzer.probes.replay import LossTape, ReplayError
-from analyzer.recording.live_log import keywords_of_the_call
 from analyzer.recording.names import unwrapped
 from analyzer.recording.schedule import ProbePlan
 from analyzer.recording.skip_scaling import SkipsNotScaledError
@@ -147,7 +145,7 @@ class Probing:
             return
         self._stop_tape()
         self._num_calls += 1
-        kwargs = keywords_of_the_call()
+        kwargs = keywords_of_call(module)
         self._digest = digest_of((args, kwargs))
         if self._plans:
             # Copied now: the model, or the program later, may write into its inputs.
@@ -294,7 +292,6 @@ def _precision(autocast: tuple[str, torch.dtype] | None) -> Any:
 @contextmanager
 def _same_world(model: nn.Module) -> Iterator[None]:
     """Everything that a probe might change in passing is put back."""
-    python, numpy = random.getstate(), np.random.get_state()
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     for parameter, _ in gradients:
         parameter.grad = None  # a backward pass of the probe must not add to the program's
@@ -304,5 +301,3 @@ def _same_world(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, gradient in gradients:
             parameter.grad = gradient
-        random.setstate(python)
-        np.random.set_state(numpy)

@@ -1,7 +1,9 @@
 """`find_joins` on every family, built by hand, and that it leaves no trace."""
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 import torch.utils.checkpoint
@@ -243,3 +245,17 @@ def test_concatenation_with_every_earlier_layer_is_one_join_each() -> None:
         ("cat", "concat", ["first"]),
         ("cat", "concat", ["first", "second"]),
     ]
+
+
+def test_a_model_that_draws_from_python_and_numpy_leaves_their_generators_alone() -> None:
+    class Drawing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * (1 + random.random() + np.random.rand())
+
+    random.seed(3)
+    np.random.seed(3)
+    expected = random.random(), np.random.rand()
+    random.seed(3)
+    np.random.seed(3)
+    find_joins(nn.Sequential(nn.Linear(3, 3), Drawing()), torch.randn(2, 3))
+    assert (random.random(), np.random.rand()) == expected

@@ -7,7 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.numerals import number
-from analyzer.analysis.sources import for_each_run, missing_clause, not_recorded, recorded_step
+from analyzer.analysis.sources import (
+    for_each_run,
+    joined_table,
+    missing_clause,
+    not_recorded,
+    recorded_step,
+)
 from analyzer.analysis.view import RunLabel, View, row_set
 from analyzer.storage.run import Run
 
@@ -54,22 +60,17 @@ class ActivationProfiles:
 
     def table(self) -> "pd.DataFrame":
         """Return one row per run and layer."""
-        import pandas as pd
-
-        parts = [
-            pd.DataFrame(
-                {
-                    "run": profile.label.text,
-                    "step": profile.step,
-                    "layer": profile.names,
-                    "depth": profile.positions,
-                    "activation_mean": profile.means,
-                    "activation_std": profile.stds,
-                }
-            )
+        return joined_table(
+            {
+                "run": profile.label.text,
+                "step": profile.step,
+                "layer": profile.names,
+                "depth": profile.positions,
+                "activation_mean": profile.means,
+                "activation_std": profile.stds,
+            }
             for profile in self.profiles
-        ]
-        return pd.concat(parts, ignore_index=True)
+        )
 
 
 def activation_profiles(view: View) -> ActivationProfiles:

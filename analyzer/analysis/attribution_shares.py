@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.numerals import percent
-from analyzer.analysis.sources import for_each_run, missing_clause, not_recorded
+from analyzer.analysis.sources import for_each_run, joined_table, missing_clause, not_recorded
 from analyzer.analysis.view import RunLabel, View, matching
 from analyzer.storage.run import Run
 
@@ -54,21 +54,16 @@ class AttributionShares:
 
     def table(self) -> "pd.DataFrame":
         """Return one row per run, step and layer."""
-        import pandas as pd
-
-        parts = [
-            pd.DataFrame(
-                {
-                    "run": run.label.text,
-                    "method": run.method,
-                    "step": np.repeat(run.steps, len(run.names)),
-                    "layer": np.tile(np.array(run.names, object), len(run.steps)),
-                    "share": run.shares.ravel(),
-                }
-            )
+        return joined_table(
+            {
+                "run": run.label.text,
+                "method": run.method,
+                "step": np.repeat(run.steps, len(run.names)),
+                "layer": np.tile(np.array(run.names, object), len(run.steps)),
+                "share": run.shares.ravel(),
+            }
             for run in self.runs
-        ]
-        return pd.concat(parts, ignore_index=True)
+        )
 
 
 def attribution_shares(view: View) -> AttributionShares:

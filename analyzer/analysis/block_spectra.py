@@ -7,7 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.numerals import number
-from analyzer.analysis.sources import for_each_run, missing_clause, not_recorded, probe_rows_at
+from analyzer.analysis.sources import (
+    for_each_run,
+    joined_table,
+    missing_clause,
+    not_recorded,
+    probe_rows_at,
+)
 from analyzer.analysis.view import RunLabel, View
 from analyzer.storage.run import Run
 
@@ -63,21 +69,16 @@ class BlockSpectra:
 
     def table(self) -> "pd.DataFrame":
         """Return one row per run, block and singular value."""
-        import pandas as pd
-
-        parts = [
-            pd.DataFrame(
-                {
-                    "run": run.label.text,
-                    "step": run.step,
-                    "name": [run.names[block] for block in run.blocks],
-                    "rank_order": run.orders,
-                    "singular_value": run.values,
-                }
-            )
+        return joined_table(
+            {
+                "run": run.label.text,
+                "step": run.step,
+                "name": [run.names[block] for block in run.blocks],
+                "rank_order": run.orders,
+                "singular_value": run.values,
+            }
             for run in self.runs
-        ]
-        return pd.concat(parts, ignore_index=True)
+        )
 
 
 def block_spectra(view: View) -> BlockSpectra:

@@ -8,7 +8,13 @@ from numpy.typing import NDArray
 
 from analyzer.analysis.dead_units import dead_units
 from analyzer.analysis.numerals import percent
-from analyzer.analysis.sources import for_each_run, missing_clause, not_recorded, recorded_step
+from analyzer.analysis.sources import (
+    for_each_run,
+    joined_table,
+    missing_clause,
+    not_recorded,
+    recorded_step,
+)
 from analyzer.analysis.view import RunLabel, View, row_set
 from analyzer.storage.run import Run
 
@@ -53,21 +59,16 @@ class DeadUnitProfiles:
 
     def table(self) -> "pd.DataFrame":
         """Return one row per run and layer."""
-        import pandas as pd
-
-        parts = [
-            pd.DataFrame(
-                {
-                    "run": profile.label.text,
-                    "step": profile.step,
-                    "layer": profile.names,
-                    "num_dead": profile.counts,
-                    "dead_share": profile.shares,
-                }
-            )
+        return joined_table(
+            {
+                "run": profile.label.text,
+                "step": profile.step,
+                "layer": profile.names,
+                "num_dead": profile.counts,
+                "dead_share": profile.shares,
+            }
             for profile in self.profiles
-        ]
-        return pd.concat(parts, ignore_index=True)
+        )
 
 
 def dead_unit_profiles(view: View) -> DeadUnitProfiles:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from analyzer.analysis.bands import grouped
 from analyzer.analysis.numerals import counted, number
-from analyzer.analysis.sources import for_each_run, missing_clause, not_recorded
+from analyzer.analysis.sources import for_each_run, joined_table, missing_clause, not_recorded
 from analyzer.analysis.view import RowSet, RunLabel, View, row_set
 from analyzer.storage.run import Run
 from analyzer.vocabulary import quantity
@@ -86,8 +86,6 @@ class FlowGrid:
 
     def table(self) -> "pd.DataFrame":
         """Return one row per run, row and bin."""
-        import pandas as pd
-
         parts = []
         for column in self.columns:
             shape = column.values.shape
@@ -98,8 +96,8 @@ class FlowGrid:
                 self.quantity: column.values.ravel(),
                 "has_nonfinite": (column.marks == NONFINITE).ravel(),
             }
-            parts.append(pd.DataFrame(cells))
-        return pd.concat(parts, ignore_index=True)
+            parts.append(cells)
+        return joined_table(parts)
 
 
 def flow_grid(view: View) -> FlowGrid:

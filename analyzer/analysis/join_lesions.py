@@ -7,7 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.numerals import counted, number
-from analyzer.analysis.sources import for_each_run, missing_clause, not_recorded, probe_rows_at
+from analyzer.analysis.sources import (
+    for_each_run,
+    joined_table,
+    missing_clause,
+    not_recorded,
+    probe_rows_at,
+)
 from analyzer.analysis.view import RunLabel, View
 from analyzer.storage.run import Run
 
@@ -52,21 +58,16 @@ class JoinLesions:
 
     def table(self) -> "pd.DataFrame":
         """Return one row per run and join."""
-        import pandas as pd
-
-        parts = [
-            pd.DataFrame(
-                {
-                    "run": run.label.text,
-                    "step": run.step,
-                    "join": run.names,
-                    "loss_change": run.changes,
-                    "accuracy": run.accuracies,
-                }
-            )
+        return joined_table(
+            {
+                "run": run.label.text,
+                "step": run.step,
+                "join": run.names,
+                "loss_change": run.changes,
+                "accuracy": run.accuracies,
+            }
             for run in self.runs
-        ]
-        return pd.concat(parts, ignore_index=True)
+        )
 
 
 def join_lesions(view: View) -> JoinLesions:

@@ -7,7 +7,7 @@ import numpy as np
 
 from analyzer.analysis.bands import Band, series_band
 from analyzer.analysis.numerals import number
-from analyzer.analysis.sources import for_each_run, missing_clause, not_recorded
+from analyzer.analysis.sources import for_each_run, joined_table, missing_clause, not_recorded
 from analyzer.analysis.view import RunLabel, View, row_set
 from analyzer.storage.run import Run
 from analyzer.vocabulary import quantity
@@ -61,24 +61,19 @@ class LayerSeries:
 
     def table(self) -> "pd.DataFrame":
         """Return one row per run, layer and bin of steps."""
-        import pandas as pd
-
-        parts = [
-            pd.DataFrame(
-                {
-                    "run": run.label.text,
-                    "layer": name,
-                    "step": band.steps,
-                    "min": band.low,
-                    self.quantity: band.middle,
-                    "max": band.high,
-                    "num_nonfinite": band.num_nonfinite,
-                }
-            )
+        return joined_table(
+            {
+                "run": run.label.text,
+                "layer": name,
+                "step": band.steps,
+                "min": band.low,
+                self.quantity: band.middle,
+                "max": band.high,
+                "num_nonfinite": band.num_nonfinite,
+            }
             for run in self.runs
             for name, band in zip(run.names, run.bands, strict=True)
-        ]
-        return pd.concat(parts, ignore_index=True)
+        )
 
 
 def layer_series(view: View) -> LayerSeries:

@@ -9,7 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.numerals import counted, number, percent
-from analyzer.analysis.sources import for_each_run, missing_clause, not_recorded, probe_rows_at
+from analyzer.analysis.sources import (
+    for_each_run,
+    joined_table,
+    missing_clause,
+    not_recorded,
+    probe_rows_at,
+)
 from analyzer.analysis.view import RunLabel, View
 from analyzer.storage.run import Run
 
@@ -95,8 +101,6 @@ class Landscapes:
 
     def table(self) -> "pd.DataFrame":
         """Return one row per run and point of the grid."""
-        import pandas as pd
-
         parts = []
         for run in self.runs:
             betas = run.betas if len(run.betas) else np.array([np.nan])
@@ -108,8 +112,8 @@ class Landscapes:
                 "loss": run.losses.ravel(),
                 "evaluated": run.evaluated.ravel(),
             }
-            parts.append(pd.DataFrame(cells))
-        return pd.concat(parts, ignore_index=True)
+            parts.append(cells)
+        return joined_table(parts)
 
 
 def landscapes(view: View) -> Landscapes:

@@ -7,7 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.numerals import number, percent
-from analyzer.analysis.sources import for_each_run, missing_clause, not_recorded, probe_rows_at
+from analyzer.analysis.sources import (
+    for_each_run,
+    joined_table,
+    missing_clause,
+    not_recorded,
+    probe_rows_at,
+)
 from analyzer.analysis.view import RunLabel, View
 from analyzer.storage.run import Run
 
@@ -58,22 +64,17 @@ class PathLengths:
 
     def table(self) -> "pd.DataFrame":
         """Return one row per run and length."""
-        import pandas as pd
-
-        parts = [
-            pd.DataFrame(
-                {
-                    "run": run.label.text,
-                    "step": run.step,
-                    "length": run.lengths,
-                    "num_paths": run.num_paths,
-                    "gradient_norm": run.norms,
-                    "norm_share": run.norm_shares,
-                }
-            )
+        return joined_table(
+            {
+                "run": run.label.text,
+                "step": run.step,
+                "length": run.lengths,
+                "num_paths": run.num_paths,
+                "gradient_norm": run.norms,
+                "norm_share": run.norm_shares,
+            }
             for run in self.runs
-        ]
-        return pd.concat(parts, ignore_index=True)
+        )
 
 
 def path_lengths(view: View) -> PathLengths:

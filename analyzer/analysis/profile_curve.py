@@ -9,7 +9,13 @@ from numpy.typing import NDArray
 from analyzer.analysis.depth_profile import depth_profile, relative_depth
 from analyzer.analysis.gradient_flow import Gain, profile_gain
 from analyzer.analysis.numerals import number
-from analyzer.analysis.sources import for_each_run, missing_clause, not_recorded, recorded_step
+from analyzer.analysis.sources import (
+    for_each_run,
+    joined_table,
+    missing_clause,
+    not_recorded,
+    recorded_step,
+)
 from analyzer.analysis.view import RunLabel, View, row_set
 from analyzer.storage.run import Run
 from analyzer.vocabulary import quantity
@@ -65,21 +71,16 @@ class ProfileCurves:
 
     def table(self) -> "pd.DataFrame":
         """Return one row per run and layer."""
-        import pandas as pd
-
-        parts = [
-            pd.DataFrame(
-                {
-                    "run": curve.label.text,
-                    "step": curve.step,
-                    "layer": curve.names,
-                    "position": curve.positions,
-                    self.quantity: curve.values,
-                }
-            )
+        return joined_table(
+            {
+                "run": curve.label.text,
+                "step": curve.step,
+                "layer": curve.names,
+                "position": curve.positions,
+                self.quantity: curve.values,
+            }
             for curve in self.curves
-        ]
-        return pd.concat(parts, ignore_index=True)
+        )
 
 
 def profile_curves(view: View) -> ProfileCurves:

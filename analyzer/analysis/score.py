@@ -13,7 +13,7 @@ from analyzer.analysis.gradient_flow import Gain, profile_gain
 from analyzer.analysis.join_arcs import JoinArcs, join_arcs, share_grid
 from analyzer.analysis.numerals import counted, number, percent
 from analyzer.analysis.profile_curve import flow_sentence
-from analyzer.analysis.sources import for_each_run, missing_clause, recorded_step
+from analyzer.analysis.sources import for_each_run, joined_table, missing_clause, recorded_step
 from analyzer.analysis.stages import stage_borders
 from analyzer.analysis.training import TrainingSummary, run_training
 from analyzer.analysis.view import RunLabel, View
@@ -96,21 +96,16 @@ class Score:
 
     def table(self) -> "pd.DataFrame":
         """Return one row per run and layer (or group of layers) at the step."""
-        import pandas as pd
-
-        parts = [
-            pd.DataFrame(
-                {
-                    "run": column.label.text,
-                    "step": column.step,
-                    "layer": column.grid.names,
-                    "depth": column.grid.positions,
-                    "output_gradient_norm": column.profile,
-                }
-            )
+        return joined_table(
+            {
+                "run": column.label.text,
+                "step": column.step,
+                "layer": column.grid.names,
+                "depth": column.grid.positions,
+                "output_gradient_norm": column.profile,
+            }
             for column in self.columns
-        ]
-        return pd.concat(parts, ignore_index=True)
+        )
 
 
 def score(view: View) -> Score:

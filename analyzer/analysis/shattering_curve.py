@@ -9,7 +9,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analyzer.analysis.numerals import number
-from analyzer.analysis.sources import for_each_run, missing_clause, not_recorded, probe_rows_at
+from analyzer.analysis.sources import (
+    for_each_run,
+    joined_table,
+    missing_clause,
+    not_recorded,
+    probe_rows_at,
+)
 from analyzer.analysis.view import RunLabel, View, row_set
 from analyzer.storage.run import Run
 
@@ -59,20 +65,17 @@ class ShatteringCurves:
 
     def table(self) -> pd.DataFrame:
         """Return one row per run and layer."""
-        parts = [
-            pd.DataFrame(
-                {
-                    "run": curve.label.text,
-                    "step": curve.step,
-                    "layer": curve.names,
-                    "depth": curve.positions,
-                    "correlation": curve.correlations,
-                    **curve.references,
-                }
-            )
+        return joined_table(
+            {
+                "run": curve.label.text,
+                "step": curve.step,
+                "layer": curve.names,
+                "depth": curve.positions,
+                "correlation": curve.correlations,
+                **curve.references,
+            }
             for curve in self.curves
-        ]
-        return pd.concat(parts, ignore_index=True)
+        )
 
 
 def shattering_curves(view: View) -> ShatteringCurves:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from analyzer.analysis.join_arcs import JoinArcs, join_arcs
 from analyzer.analysis.numerals import counted, percent
-from analyzer.analysis.sources import for_each_run, missing_clause, not_recorded
+from analyzer.analysis.sources import for_each_run, joined_table, missing_clause, not_recorded
 from analyzer.analysis.stages import stage_borders
 from analyzer.analysis.view import RunLabel, View, row_set
 from analyzer.storage.run import Run
@@ -57,24 +57,19 @@ class SkipStrip:
 
     def table(self) -> "pd.DataFrame":
         """Return one row per run and join, or group of joins."""
-        import pandas as pd
-
-        parts = [
-            pd.DataFrame(
-                {
-                    "run": row.label.text,
-                    "step": row.arcs.step,
-                    "join": row.arcs.joins,
-                    "name": row.arcs.names,
-                    "shortcut": row.arcs.shortcuts,
-                    "fork_depth": row.arcs.starts,
-                    "join_depth": row.arcs.ends,
-                    "shortcut_share": row.arcs.shares,
-                }
-            )
+        return joined_table(
+            {
+                "run": row.label.text,
+                "step": row.arcs.step,
+                "join": row.arcs.joins,
+                "name": row.arcs.names,
+                "shortcut": row.arcs.shortcuts,
+                "fork_depth": row.arcs.starts,
+                "join_depth": row.arcs.ends,
+                "shortcut_share": row.arcs.shares,
+            }
             for row in self.rows
-        ]
-        return pd.concat(parts, ignore_index=True)
+        )
 
 
 def skip_strip(view: View) -> SkipStrip:

@@ -1,7 +1,7 @@
 """Reads what a figure needs of each run, and says what to record where it is missing."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -12,7 +12,14 @@ from analyzer.storage.run import Run
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["for_each_run", "missing_clause", "not_recorded", "probe_rows_at", "recorded_step"]
+__all__ = [
+    "for_each_run",
+    "joined_table",
+    "missing_clause",
+    "not_recorded",
+    "probe_rows_at",
+    "recorded_step",
+]
 
 T = TypeVar("T")
 
@@ -52,6 +59,17 @@ def for_each_run(
     if not found:
         raise errors[0]
     return tuple(found), tuple(missing)
+
+
+def joined_table(parts: Iterable[Mapping[str, Any]]) -> "pd.DataFrame":
+    """Return the data behind a figure as one table, the parts (of runs, curves) below one another.
+
+    Args:
+        parts: Cells by column; single values stand for a column of them.
+    """
+    import pandas as pd
+
+    return pd.concat([pd.DataFrame(cells) for cells in parts], ignore_index=True)
 
 
 def missing_clause(missing: tuple[str, ...]) -> str:

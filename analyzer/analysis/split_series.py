@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from analyzer.analysis.bands import grouped, smoothed
 from analyzer.analysis.join_arcs import join_arcs, share_grid
 from analyzer.analysis.numerals import percent
-from analyzer.analysis.sources import for_each_run, missing_clause, not_recorded
+from analyzer.analysis.sources import for_each_run, joined_table, missing_clause, not_recorded
 from analyzer.analysis.view import RunLabel, View
 from analyzer.storage.run import Run
 
@@ -61,22 +61,17 @@ class SplitSeries:
 
     def table(self) -> "pd.DataFrame":
         """Return one row per run and step."""
-        import pandas as pd
-
-        parts = [
-            pd.DataFrame(
-                {
-                    "run": run.label.text,
-                    "step": run.steps,
-                    "min_shortcut_share": run.low,
-                    "median_shortcut_share": run.median,
-                    "max_shortcut_share": run.high,
-                    **dict(zip(run.names, run.shares.T, strict=True)),
-                }
-            )
+        return joined_table(
+            {
+                "run": run.label.text,
+                "step": run.steps,
+                "min_shortcut_share": run.low,
+                "median_shortcut_share": run.median,
+                "max_shortcut_share": run.high,
+                **dict(zip(run.names, run.shares.T, strict=True)),
+            }
             for run in self.runs
-        ]
-        return pd.concat(parts, ignore_index=True)
+        )
 
 
 def split_series(view: View) -> SplitSeries:

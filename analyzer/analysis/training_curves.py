@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from analyzer.analysis.bands import Band, band
 from analyzer.analysis.numerals import counted, number, percent
-from analyzer.analysis.sources import for_each_run, missing_clause, not_recorded
+from analyzer.analysis.sources import for_each_run, joined_table, missing_clause, not_recorded
 from analyzer.analysis.training import training_summary
 from analyzer.analysis.view import RunLabel, View
 from analyzer.storage.arrays import as_floats
@@ -70,23 +70,18 @@ class StepCurves:
 
     def table(self) -> "pd.DataFrame":
         """Return one row per run, curve and bin of steps."""
-        import pandas as pd
-
-        parts = [
-            pd.DataFrame(
-                {
-                    "run": curve.label.text,
-                    "quantity": curve.name or self.label,
-                    "step": curve.band.steps,
-                    "min": curve.band.low,
-                    "median": curve.band.middle,
-                    "max": curve.band.high,
-                    "num_nonfinite": curve.band.num_nonfinite,
-                }
-            )
+        return joined_table(
+            {
+                "run": curve.label.text,
+                "quantity": curve.name or self.label,
+                "step": curve.band.steps,
+                "min": curve.band.low,
+                "median": curve.band.middle,
+                "max": curve.band.high,
+                "num_nonfinite": curve.band.num_nonfinite,
+            }
             for curve in self.curves
-        ]
-        return pd.concat(parts, ignore_index=True)
+        )
 
 
 # The curves of one run, and the sentence about it.

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from analyzer.networks.zoo import zoo
+from analyzer.probes.held_batches import held
 from analyzer.probes.landscape import random_directions, surface
-from analyzer.probes.landscape.batches import held
 from analyzer.probes.landscape.choice import Work, chosen, method_named
 from analyzer.probes.landscape.evaluation import evaluating
 from analyzer.probes.landscape.weights import Direction, moves_of

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from analyzer.errors import AnalyzerError
-from analyzer.joins.live import call_arguments
-from analyzer.joins.untouched import cloned, unwrapped
-from analyzer.probes.activations import evaluating, num_samples
+from analyzer.joins.untouched import unwrapped
+from analyzer.probes.activations import evaluating
+from analyzer.probes.held_batches import Batch, held, num_samples, pooled
 from analyzer.probes.second_derivatives import num_bytes_held, refuse_if_severed
 
 __all__ = ["Hessian", "Loss", "hessian_of"]
@@ -21,6 +21,10 @@ __all__ = ["Hessian", "Loss", "hessian_of"]
 Loss = Callable[[Any, Any], Tensor]
 # What the kept gradient graphs of all batches may hold; the graphs of later batches are rebuilt.
 _KEPT_BYTES = 2 << 30
+# Batches whose graph is smaller than this spend their time between operations, not in them.
+_SMALL_BYTES = 16 << 20
+# Two sums over the same samples in another order differ by no more than this.
+_SAME_LOSS = 1e-5
 Pairs = list[tuple[Tensor, Tensor]]
 
 
@@ -44,7 +48,7 @@ def hessian_of(
     """
     model = unwrapped(model)
     with evaluating(model), torch.enable_grad():
-        yield Hessian(model, list(batches), loss)
+        yield Hessian(model, held(batches), loss)
 
 
 class Hessian:
@@ -55,7 +59,7 @@ class Hessian:
 
     Args:
         model: The model, in eval mode.
-        batches: Pairs of (input, target), at least one.
+        batches: At least one; small ones are merged where that leaves the loss as it is.
         loss: ``loss(output, target)``.
 
     Attributes:
@@ -65,24 +69,22 @@ class Hessian:
         num_samples: Samples of all batches.
     """
 
-    def __init__(self, model: nn.Module, batches: list[tuple[Any, Any]], loss: Loss) -> None:
-        self._model, self._batches, self._loss = model, batches, loss
+    def __init__(self, model: nn.Module, batches: list[Batch], loss: Loss) -> None:
+        self._model, self._loss = model, loss
         named = model.named_parameters()
         self.parameters = {name: p for name, p in named if p.requires_grad}
         self._variables = list(self.parameters.values())
-        if not batches:
-            raise ValueError("there are no batches; expected at least one pair (input, target)")
         if not self._variables:
             raise ValueError(
                 f"no parameter of {type(model).__name__!r} wants a gradient; expected at least "
                 "one. Set requires_grad on the parameters whose curvature is asked for."
             )
         self.size = sum(variable.numel() for variable in self._variables)
-        sizes = [num_samples(inputs) for inputs, _ in batches]
-        self.num_samples = sum(sizes)
-        self._weights = [size / self.num_samples for size in sizes]
         self._kept: dict[int, Pairs] = {}
         self._room = _KEPT_BYTES
+        self._batches = self._merged(batches)
+        self.num_samples = num_samples(self._batches)
+        self._weights = [batch.size / self.num_samples for batch in self._batches]
 
     def vector(self) -> Tensor:
         """Return an empty vector of the type and on the device of the products."""
@@ -139,15 +141,46 @@ class Hessian:
         shapes = [variable.shape for variable in self._variables]
         return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
-    def _gradient_graph(self, number: int) -> Pairs:
-        """Return the parameters of a batch's loss with their gradients, as functions of them."""
-        if number in self._kept:
-            return self._kept[number]
-        inputs, target = self._batches[number]
-        args, kwargs = cloned(call_arguments(inputs), requires_grad=False)
+    def _merged(self, batches: list[Batch]) -> list[Batch]:
+        """Return small batches as fewer larger ones, where the loss is the same for both."""
+        if len(batches) < 2:
+            return batches
+        _, size = self._gradient_of(batches[0])
+        count = max(int(_SMALL_BYTES // max(size, 1)), 1)
+        groups = [batches[start : start + count] for start in range(0, len(batches), count)]
+        return [batch for group in groups for batch in self._as_one(group)]
+
+    def _as_one(self, group: list[Batch]) -> list[Batch]:
+        """Return a group of batches as one, if the loss of that is the mean of their losses."""
+        joined = pooled(group)
+        if len(group) < 2 or joined is None:
+            return group
+        with torch.no_grad():
+            together = self._value(joined)
+            apart = sum(float(self._value(part)) * part.size for part in group) / joined.size
+        is_same = abs(float(together) - apart) <= _SAME_LOSS * abs(apart)
+        return [joined] if is_same else group
+
+    def _value(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch."""
+        batch = batch.copied()
         # The fused attention kernels have no second derivative.
         with sdpa_kernel(SDPBackend.MATH):
-            value = self._loss(self._model(*args, **kwargs), target)
+            return self._loss(self._model(*batch.args, **batch.kwargs), batch.target)
+
+    def _gradient_graph(self, number: int) -> Pairs:
+        """Return the parameters of a batch's loss with their gradients; keep small graphs."""
+        if number in self._kept:
+            return self._kept[number]
+        pairs, size = self._gradient_of(self._batches[number])
+        if size <= self._room:
+            self._room -= size
+            self._kept[number] = pairs
+        return pairs
+
+    def _gradient_of(self, batch: Batch) -> tuple[Pairs, int]:
+        """Return parameters with gradients as functions of them, and the bytes that these hold."""
+        value = self._value(batch)
         _check_loss(value)
         with self._second_derivatives():
             gradients = torch.autograd.grad(
@@ -158,11 +191,7 @@ class Hessian:
                 for variable, gradient in zip(self._variables, gradients, strict=True)
                 if gradient is not None and gradient.requires_grad
             ]
-            size = num_bytes_held(refuse_if_severed(gradient for _, gradient in pairs))
-        if size <= self._room:
-            self._room -= size
-            self._kept[number] = pairs
-        return pairs
+            return pairs, num_bytes_held(refuse_if_severed(gradient for _, gradient in pairs))
 
     @contextmanager
     def _second_derivatives(self) -> Iterator[None]:

@@ -12,8 +12,9 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from analyzer.probes.landscape.batches import Batch, channels_last, num_samples, pooled, split
+from analyzer.probes.held_batches import Batch, channels_last, num_samples, pooled, split
 from analyzer.probes.landscape.evaluation import InPlace, Loss, Method, Point
+from analyzer.probes.landscape.overwriting import overwriting
 from analyzer.probes.landscape.private import Twin, twin_of
 from analyzer.probes.landscape.stacked import Stacked
 from analyzer.probes.landscape.weights import Direction, Moves
@@ -165,8 +166,8 @@ def _build(work: Work, kind: str, batch: Batch, size: int) -> Method | None:
             method = Stacked(twin, batch.copied(), work.loss, size)
             method.name = f"{kind} {size}"
             return method
-        data = _cut(batch, size)
-        return InPlace(twin.module, twin.moves, data, work.loss, name=f"{kind} {size}")
+        data, module = _cut(batch, size), overwriting(twin.module)
+        return InPlace(module, twin.moves, data, work.loss, name=f"{kind} {size}")
     except Exception:  # a fast method is an offer; the plain one will say what is wrong
         return None
 

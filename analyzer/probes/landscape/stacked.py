@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from analyzer.probes.landscape.batches import Batch, split
+from analyzer.probes.held_batches import Batch, split
 from analyzer.probes.landscape.evaluation import Loss, Point, loss_value
+from analyzer.probes.landscape.overwriting import added, overwriting
 from analyzer.probes.landscape.private import Steps, Twin
 
 __all__ = ["NotStackableError", "Stacked"]
@@ -23,7 +24,18 @@ _MODULES = (
 )
 _FUNCTIONS = (
     *(operator.add, operator.sub, operator.mul, operator.truediv, operator.neg),
-    *(torch.add, torch.sub, torch.mul, torch.relu, torch.tanh, torch.sigmoid, torch.sin, torch.exp),
+    *(
+        torch.relu_,
+        added,
+        torch.add,
+        torch.sub,
+        torch.mul,
+        torch.relu,
+        torch.tanh,
+        torch.sigmoid,
+        torch.sin,
+        torch.exp,
+    ),
     *(functional.relu, functional.leaky_relu, functional.elu, functional.gelu, functional.silu),
     *(functional.tanh, functional.sigmoid, functional.softplus),
 )
@@ -61,9 +73,9 @@ class Stacked:
     def __init__(self, twin: Twin, batch: Batch, loss: Loss, size: int = 256) -> None:
         self._parts = split(batch, size)
         self.name, self.group = "stacked", _group(twin, self._parts[0])
-        self._module, self._batch, self._loss = twin.module, batch, loss
+        self._module, self._batch, self._loss = overwriting(twin.module), batch, loss
         self._steps = twin.steps
-        self._modules = dict(twin.module.named_modules())
+        self._modules = dict(self._module.named_modules())
         self._kept: dict[tuple[int, fx.Node], Any] = {}
         self._bases: dict[tuple[int, fx.Node], Tensor] = {}
         self._place = 0

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from analyzer.joins.untouched import untouched, unwrapped
+from analyzer.probes.held_batches import held, num_samples
 from analyzer.probes.landscape.adaptive import Estimate, estimated_surface
-from analyzer.probes.landscape.batches import held, num_samples
 from analyzer.probes.landscape.choice import Work, chosen, method_named
 from analyzer.probes.landscape.directions import cosine
 from analyzer.probes.landscape.evaluation import BATCH_NORM, Loss, evaluating

@@ -66,6 +66,27 @@ def test_batches_are_weighted_by_their_size():
     assert found == pytest.approx(expected, rel=1e-9)
 
 
+def test_small_batches_are_merged_only_where_that_leaves_the_loss_as_it_is():
+    net, x, y = small_net()
+    batches = [(x[n : n + 4], y[n : n + 4]) for n in range(0, 20, 4)]
+    calls = []
+    net.register_forward_hook(lambda *_: calls.append(1))
+
+    def largest(logits: Tensor, target: Tensor) -> Tensor:
+        return cross_entropy(logits, target, reduction="none").max()
+
+    expected = torch.linalg.eigvalsh(
+        sum(dense_hessian(net, *batch, loss=largest) for batch in batches) / len(batches)
+    )[-1].item()
+    del calls[:]
+    assert sharpness(net, batches, largest, tolerance=1e-12) == pytest.approx(expected, rel=1e-9)
+    # Of the first batch its size, of all of them the check, then one graph each.
+    assert len(calls) == 1 + 6 + 5
+    del calls[:]
+    sharpness(net, batches, cross_entropy)
+    assert len(calls) == 1 + 6 + 1
+
+
 def test_eigenpairs_are_those_of_the_dense_hessian():
     net, x, y = small_net()
     dense = dense_hessian(net, x, y)
@@ -176,7 +197,7 @@ def test_an_operation_without_second_derivative_is_refused_with_the_reason():
 
 def test_what_is_no_batch_or_no_loss_is_refused():
     net, x, y = small_net()
-    with pytest.raises(ValueError, match="there are no batches"):
+    with pytest.raises(ValueError, match="batches is empty"):
         sharpness(net, [], cross_entropy)
     with pytest.raises(ValueError, match=r"the loss has shape \[20, 3\]; expected one number"):
         sharpness(net, [(x, y)], output_itself)

@@ -1,4 +1,4 @@
-"""The data of a loss surface: batches held in memory, pooled and cut into micro-batches."""
+"""Batches held in memory, pooled and cut into micro-batches."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def held(batches: Iterable[Any]) -> list[Batch]:
             ones, or a mapping of keyword arguments.
 
     Returns:
-        The batches; all of them stay in memory, for every point of a surface reads them.
+        The batches; all of them stay in memory, for they are read again and again.
 
     Raises:
         ValueError: If there is none, or an item is no pair.

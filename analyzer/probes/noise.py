@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,19 @@ from analyzer.joins.untouched import unwrapped
 from analyzer.probes.activations import evaluating
 from analyzer.probes.batch import HeldBatch, Measurement
 from analyzer.probes.gradient_pieces import Gradients, gradient_pieces
+from analyzer.probes.held_batches import held
 from analyzer.probes.hessian import Loss
 
-__all__ = ["GradientNoise", "NoiseTerms", "gradient_noise", "measure", "noise_terms"]
+__all__ = [
+    "GradientNoise",
+    "NoiseTerms",
+    "averaged",
+    "gradient_noise",
+    "measure",
+    "micro_batch_terms",
+    "noise_table",
+    "noise_terms",
+]
 
 _HELD_PIECES = 32
 
@@ -94,6 +104,46 @@ def noise_terms(sizes: Sequence[int], squares: Sequence[float], mean_square: flo
     return NoiseTerms(mean_square - trace / count, trace)
 
 
+def micro_batch_terms(
+    mean_square: float, total_square: float, num_pieces: int, inverse_size: float
+) -> NoiseTerms:
+    """Return signal and noise from the micro-batches of one step, each of the same weight in it.
+
+    ``tr Σ = (mean ‖gᵢ‖² − ‖ḡ‖²) / (mean(1/bᵢ) · (1 − 1/M))`` and
+    ``‖G‖² = ‖ḡ‖² − tr Σ · mean(1/bᵢ) / M``: what `noise_terms` gives where all sizes are equal.
+
+    Args:
+        mean_square: Mean of ``‖gᵢ‖²`` over micro-batches of one process.
+        total_square: ``‖ḡ‖²`` of the mean over the M micro-batches of all processes.
+        num_pieces: M, two or more.
+        inverse_size: Mean of ``1/bᵢ``, bᵢ the samples of a micro-batch.
+
+    Raises:
+        ValueError: If there are fewer than two micro-batches.
+
+    Reference:
+        McCandlish et al. (2018), An empirical model of large-batch training, appendix A.1.
+    """
+    if num_pieces < 2:
+        raise ValueError(
+            f"the gradient noise scale needs at least 2 micro-batches to compare, got {num_pieces};"
+            " accumulate gradients, or split a held batch"
+        )
+    trace = (mean_square - total_square) / (inverse_size * (1 - 1 / num_pieces))
+    return NoiseTerms(total_square - trace * inverse_size / num_pieces, trace)
+
+
+def averaged(terms: Sequence[NoiseTerms]) -> NoiseTerms:
+    """Return the mean of signals and of traces, so that their ratio has little bias.
+
+    Args:
+        terms: Estimates, one or more; one that is not finite makes the mean not finite.
+    """
+    # Not fsum, which raises where inf meets -inf.
+    signal, trace = sum(t.signal for t in terms), sum(t.trace for t in terms)
+    return NoiseTerms(signal / len(terms), trace / len(terms))
+
+
 def gradient_noise(
     model: nn.Module,
     batches: Iterable[tuple[Any, Any]],
@@ -127,14 +177,14 @@ def gradient_noise(
             f"no parameter of {type(model).__name__!r} wants a gradient; expected at least one. "
             "Set requires_grad on the parameters whose gradient is asked for."
         )
-    pairs = list(batches)
-    each = math.ceil(num_pieces / max(len(pairs), 1))
+    data = held(batches)
+    each = math.ceil(num_pieces / len(data))
     parameters = list(named.values())
     with evaluating(model), torch.enable_grad():
         pieces = (
             piece
-            for inputs, target in pairs
-            for piece in gradient_pieces(model, inputs, target, loss, parameters, each)
+            for batch in data
+            for piece in gradient_pieces(model, batch, loss, parameters, each)
         )
         sizes, squares, mean_squares = _pooled(pieces, parameters)
     by_layer: dict[str, list[int]] = {}
@@ -154,6 +204,16 @@ def measure(batch: HeldBatch) -> Measurement:
     """Measure the gradient noise from a split of a held batch, in eval mode."""
     pairs = [(batch.inputs, batch.targets)]
     found = gradient_noise(batch.model, pairs, batch.loss, num_pieces=_HELD_PIECES)
+    return noise_table(found, {"source": "split of the held batch", "mode": "eval"})
+
+
+def noise_table(found: GradientNoise, notes: Mapping[str, str]) -> Measurement:
+    """Return the table of the probe.
+
+    Args:
+        found: Signal and noise.
+        notes: Further metadata: where it comes from.
+    """
     columns = {
         "gradient_noise_scale": [found.total.scale],
         "signal_norm": [found.total.signal_norm],
@@ -168,7 +228,7 @@ def measure(batch: HeldBatch) -> Measurement:
         for name, terms in found.layers.items()
     }
     metadata = {
-        "mode": "eval",
+        **notes,
         "num_samples": str(found.num_samples),
         "num_pieces": str(found.num_pieces),
         "signal_squared": repr(found.total.signal),
@@ -183,17 +243,21 @@ def _pooled(
     """Return sizes, squared norms per piece and parameter, and those of the mean gradient."""
     sizes: list[int] = []
     squares: list[list[float]] = []
-    totals = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
+    totals = [torch.zeros_like(p, dtype=_wide(p)) for p in parameters]
     for size, gradients in pieces:
         row = []
         for total, gradient in zip(totals, gradients, strict=True):
             if gradient is None:
                 row.append(0.0)
                 continue
-            wide = gradient.detach().double()
+            wide = gradient.detach().to(total.dtype)
             total.add_(wide, alpha=size)
-            row.append(float(wide.square().sum()))
+            row.append(float(wide.abs().square().sum()))
         sizes.append(size)
         squares.append(row)
     count = max(sum(sizes), 1)
-    return sizes, squares, [float((total / count).square().sum()) for total in totals]
+    return sizes, squares, [float((total / count).abs().square().sum()) for total in totals]
+
+
+def _wide(parameter: nn.Parameter) -> torch.dtype:
+    return torch.complex128 if parameter.is_complex() else torch.float64

@@ -107,6 +107,16 @@ class Parameters:
         """Return the path of the module that owns a parameter, without the root's prefix."""
         return self._entries[number].path.rpartition(".")[0]
 
+    def owners(self, layers: Layers) -> dict[int, str]:
+        """Return the names of the modules that own the parameters, by parameter."""
+        prefixes = layers.prefixes()
+        return {
+            number: ""
+            if entry.root is None
+            else layers.spelled(entry.root, entry.path.rpartition(".")[0], prefixes)
+            for number, entry in enumerate(self._entries)
+        }
+
     def trainable(self) -> list[tuple[int, Tensor]]:
         """Return all parameters that are alive and want a gradient."""
         alive = (

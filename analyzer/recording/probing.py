@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -101,6 +101,11 @@ class Probing:
         on_batch: Called with the digest of the first batch, probes or not; empty where reading it
             would wait for a device.
         on_problem: Called with a sentence about a probe that cannot be measured.
+
+    Attributes:
+        seconds: Time spent in probes.
+        held: The batch, once there is one.
+        of_training: Probes that the training's own passes may have measured already.
     """
 
     wants_all = False
@@ -115,6 +120,7 @@ class Probing:
     ) -> None:
         self.seconds = 0.0
         self.held: Held | None = None
+        self.of_training: Mapping[str, Callable[[], Measurement | None]] = {}
         self._plans = plans
         self._on_measurement = on_measurement
         self._on_batch = on_batch
@@ -219,7 +225,8 @@ class Probing:
 
     def _measure_one(self, name: str, step: int, held: Held) -> None:
         try:
-            measurement = measured(name, held)
+            known = self.of_training.get(name, lambda: None)()
+            measurement = known or measured(name, held)
         # The training goes on whatever a probe does, and also where its skips cannot be scaled.
         except (Exception, SkipsNotScaledError) as error:
             is_plain = isinstance(error, AnalyzerError | ValueError | SkipsNotScaledError)
@@ -228,15 +235,22 @@ class Probing:
         self._on_measurement(name, step, measurement)
 
 
-def measured(name: str, held: Held) -> Measurement:
+def measured(
+    name: str, held: Held, probe: Callable[[HeldBatch], Measurement] | None = None
+) -> Measurement:
     """Measure one probe on the held batch; the time that it took stands in the metadata.
+
+    Args:
+        name: The probe.
+        held: The batch.
+        probe: What measures it; None for the probe with its defaults.
 
     Raises:
         ReplayError: If the loss is needed and cannot be computed again.
     """
     with _same_world(held.call.model), _precision(held.call.autocast):
         started = time.perf_counter()
-        measurement = probe_named(name)(held.batch())
+        measurement = (probe or probe_named(name))(held.batch())
         seconds = time.perf_counter() - started
     noted = {
         **measurement.metadata,

@@ -253,7 +253,9 @@ class Recorder:
             self._writer.write_joins(tables["joins"])
             device = self.training.device()
             if device is not None:
-                self._writer.update_manifest(device=device_name(device))
+                self._writer.update_manifest(
+                    device=device_name(device), dtype=", ".join(self.training.dtypes())
+                )
 
     def _write_probe(self, name: str, step: int, measurement: Measurement) -> None:
         if self._writer is None:

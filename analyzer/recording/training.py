@@ -19,10 +19,12 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from analyzer.probes import Measurement
 from analyzer.recording import clipping, engine
 from analyzer.recording.checkpoints import is_small
 from analyzer.recording.hooks import Capture, Invocation
 from analyzer.recording.layers import Layers, Site
+from analyzer.recording.micro_batches import MicroBatches, num_ranks
 from analyzer.recording.names import unwrapped
 from analyzer.recording.parameters import Parameters
 from analyzer.recording.probing import Probing
@@ -89,11 +91,15 @@ class Training:
         self.probing = probing or Probing(
             (), lambda *_: None, on_batch=lambda _: None, on_problem=on_problem
         )
+        wants_noise = any(plan.name == "noise" for plan in schedule.probes)
+        self._micro_batches = MicroBatches() if wants_noise else None
+        more = () if self._micro_batches is None else (self._micro_batches,)
+        self.probing.of_training = {"noise": self._training_noise}
         self.capture = Capture(
             self._begin_forward,
             self._cannot_record,
             self._is_selected,
-            (self.splits, self.probing),
+            (self.splits, self.probing, *more),
         )
         self.num_steps = 0
         self.failure: str | None = None
@@ -174,6 +180,8 @@ class Training:
         self.capture.detach()
         self.splits.close()
         self.probing.close()
+        if self._micro_batches is not None:
+            self._micro_batches.close()
 
     def give_up(self, error: Exception) -> None:
         """Record nothing more after an error of the recorder itself; what is written stays."""
@@ -194,6 +202,11 @@ class Training:
         """Return the device of the first parameter, where there is one."""
         trainable = self.parameters.trainable()
         return trainable[0][1].device if trainable else None
+
+    def dtypes(self) -> list[str]:
+        """Return the types of the trained parameters, each once, such as ``float32``."""
+        found = (str(parameter.dtype) for _, parameter in self.parameters.trainable())
+        return sorted({name.removeprefix("torch.") for name in found})
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """Return the rows of the static tables."""
@@ -232,7 +245,19 @@ class Training:
             self._boundary_passed = True
             self._updates.finish(_BY_HAND, self._step.parameters)
             self._on_boundary(self._step.index)
+            self._end_micro_batches()
             self._measure()
+
+    def _end_micro_batches(self) -> None:
+        step = self._step
+        if self._micro_batches is not None:
+            self._micro_batches.end_step(step.index, step.num_backward, is_whole=step.updated)
+
+    def _training_noise(self) -> Measurement | None:
+        """The gradient noise of the training's own micro-batches, where it has any."""
+        if self._micro_batches is None:
+            return None
+        return self._micro_batches.measurement(self.parameters.owners(self.layers))
 
     def _measure(self, *, is_last: bool = False) -> None:
         """Measure the probes that are due; the recording sees nothing of what they do."""
@@ -280,6 +305,10 @@ class Training:
         step = self._step
         self.probing.begin_backward(step.index, roots)
         self.splits.begin_backward(step.index, step.splits, roots, keeps_graph=keeps_graph)
+        if self._micro_batches is not None and step.recorded:
+            self._micro_batches.begin_pass(
+                self.parameters.trainable(), num_ranks(self.layers.roots)
+            )
         self.capture.note_watchers()
         self.capture.seconds += time.perf_counter() - started
 
@@ -293,6 +322,8 @@ class Training:
             return
         used = self.capture.end_backward()
         self.splits.end_backward(step.index, step.splits, failed=failed)
+        if self._micro_batches is not None:
+            self._micro_batches.end_pass(self.parameters.trainable(), failed=failed)
         self.capture.note_watchers()
         if failed:
             del step.losses[self._num_losses :]

@@ -17,10 +17,14 @@ from torch import Tensor
 
 from analyzer.probes.landscape.evaluation import Method, Point
 
-__all__ = ["Ledger", "fingerprint"]
+__all__ = ["Ledger", "PartialSurfaceError", "fingerprint"]
 
 Places = Sequence[tuple[int, int]]
 _SAVE_EVERY = 0.5  # seconds
+
+
+class PartialSurfaceError(ValueError):
+    """A file that should hold a part of this surface holds something else."""
 
 
 def fingerprint(parts: Iterable[Any]) -> str:
@@ -68,7 +72,7 @@ class Ledger:
         on_progress: Called with the number of points done so far.
 
     Raises:
-        ValueError: If the file holds another surface, or none.
+        PartialSurfaceError: If the file holds another surface, or none.
     """
 
     def __init__(
@@ -96,12 +100,12 @@ class Ledger:
                 identity, name = str(stored["identity"]), str(stored["method"])
                 values, done = stored["values"], stored["done"]
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise ValueError(
+            raise PartialSurfaceError(
                 f"{path.name!r} holds no partial surface ({error}), expected one that this function"
                 " wrote; name another file, or delete it"
             ) from error
         if identity != self._identity:
-            raise ValueError(
+            raise PartialSurfaceError(
                 f"{path.name!r} holds points of another surface, expected the same weights, "
                 "directions, data and grid; name another file, or delete it to start anew"
             )
@@ -112,7 +116,7 @@ class Ledger:
         """Return the losses at some places; of the first ones only if time is up.
 
         Raises:
-            ValueError: If the file was made with another loss.
+            PartialSurfaceError: If the file was made with another loss.
         """
         for start in range(0, len(places), method.group):
             group = places[start : start + method.group]
@@ -141,7 +145,7 @@ class Ledger:
         again = np.array(method.losses([self._point(place) for place in group]))
         stored = self.values[tuple(np.array(group, dtype=np.intp).T)]
         if not np.allclose(again, stored, rtol=1e-5, atol=1e-12, equal_nan=True):
-            raise ValueError(
+            raise PartialSurfaceError(
                 f"the loss at {self._point(group[0])} is {again[0]:.9g}, but the partial surface "
                 f"holds {stored[0]:.9g}; it was made with another loss: delete the file"
             )

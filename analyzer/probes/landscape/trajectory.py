@@ -60,7 +60,15 @@ def trajectory_plane(
         Li et al. (2018), §7.2.
     """
     shapes = {name: weight.shape for name, weight in named_weights(model).items()}
+    if not checkpoints:
+        raise ValueError("there are no checkpoints, expected three or more; record more of them")
     rows = torch.stack([_row(model, checkpoint, weights_only) for checkpoint in checkpoints])
+    if not torch.isfinite(rows).all():
+        bad = int(torch.isfinite(rows).all(dim=1).logical_not().nonzero()[0])
+        raise ValueError(
+            f"the model or its checkpoint number {bad} holds weights that are not finite, expected "
+            "numbers; the principal plane exists up to a step before that"
+        )
     shifted = rows - rows.mean(dim=0) if centered else rows
     # Of the small matrix of inner products: as exact, and without a square one of all weights.
     values, vectors = torch.linalg.eigh(shifted @ shifted.T)

@@ -1,0 +1,231 @@
+"""Gradient norms of the micro-batches that a training makes anyway, for the gradient noise scale.
+
+A *micro-batch* is one backward pass of a step that accumulates several, or one rank's part of it.
+"""
+
+import functools
+import math
+import weakref
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from analyzer.joins.calls import tensors_in
+from analyzer.joins.intercept_call import keywords_of_call
+from analyzer.probes import Measurement
+from analyzer.recording.accumulated_noise import AccumulatedStep, Numbers, noise_of
+from analyzer.recording.parameters import norms
+
+__all__ = ["MicroBatches", "num_ranks"]
+
+# One step alone hides its signal in the noise.
+_MOST_STEPS = 100
+
+Held: TypeAlias = Sequence[tuple[int, Tensor]]
+
+
+def num_ranks(roots: Sequence[weakref.ref[nn.Module]]) -> int:
+    """Return over how many processes the gradients of these models are averaged."""
+    for reference in roots:
+        root = reference()
+        if isinstance(root, DistributedDataParallel):
+            return distributed.get_world_size(root.process_group)
+    return 1
+
+
+class MicroBatches:
+    """Compares the gradients of single backward passes with the one that the optimizer gets.
+
+    The norm of a pass is taken where the gradient arrives at a parameter: this rank's own, before
+    it is added to those of earlier passes or averaged over the ranks. The norm of the sum is taken
+    afterwards. Nothing is copied or waited for; once a step of one pass was seen, nothing is done.
+    """
+
+    wants_all = False
+
+    def __init__(self) -> None:
+        self._is_on = True
+        self._rows = 0
+        self._sum: _Sum | None = None
+        self._steps: deque[AccumulatedStep] = deque(maxlen=_MOST_STEPS)
+        self._hooks: list[tuple[Tensor, Any, bool]] = []
+
+    # --- watching ----------------------------------------------------------------------------
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        """A call of a root begins: how many samples it gets."""
+        if self._is_on and torch.is_grad_enabled():
+            tensors = tensors_in((args, keywords_of_call(module)))
+            self._rows = next((len(tensor) for tensor in tensors if tensor.dim()), 0)
+
+    def leave(self, module: nn.Module, output: Any) -> None:
+        """A call of a root has ended."""
+
+    def begin_pass(self, held: Held, num_ranks: int) -> None:
+        """A backward pass of a recorded step begins.
+
+        Args:
+            held: The parameters that want a gradient, with their numbers.
+            num_ranks: Processes over which the training averages gradients.
+        """
+        rows, self._rows = self._rows, 0
+        if not self._is_on:
+            return
+        if self._sum is None:
+            self._sum = _Sum(num_ranks, _norms_of_gradients(held))
+        self._sum.begin(held, rows)
+        if not self._sum.is_plain:
+            return
+        for number, parameter in held:
+            is_bare = parameter._backward_hooks is None
+            read = functools.partial(self._sum.read, number)
+            handle = parameter.register_hook(read)  # type: ignore[no-untyped-call]
+            self._hooks.append((parameter, handle, is_bare))
+
+    def end_pass(self, held: Held, *, failed: bool) -> None:
+        """That pass has ended.
+
+        Args:
+            held: The parameters that want a gradient, with their numbers.
+            failed: Whether it raised.
+        """
+        self.close()
+        if self._sum is not None:
+            self._sum.end(held, failed=failed)
+
+    def close(self) -> None:
+        """Take every hook off the parameters."""
+        for parameter, handle, is_bare in self._hooks:
+            handle.remove()
+            if is_bare and not parameter._backward_hooks:
+                parameter._backward_hooks = None  # as it was found
+        self._hooks.clear()
+
+    def end_step(self, step: int, num_backward: int, *, is_whole: bool) -> None:
+        """A step has ended.
+
+        Args:
+            step: Its number.
+            num_backward: Its backward passes.
+            is_whole: Whether it ended with an update.
+        """
+        ended, self._sum, self._rows = self._sum, None, 0
+        if ended is None:
+            self._is_on |= num_backward > 1
+        elif ended.num_pieces < 2:
+            self._is_on = False
+            self._steps.clear()
+        elif is_whole and ended.is_plain:
+            self._steps.append(
+                AccumulatedStep(
+                    step,
+                    (ended.squares, ended.total, ended.start),
+                    num_passes=ended.num_passes,
+                    num_ranks=ended.num_ranks,
+                    inverse_size=ended.inverse_rows / ended.num_passes,
+                )
+            )
+
+    # --- measuring ---------------------------------------------------------------------------
+
+    def measurement(self, names: Mapping[int, str]) -> Measurement | None:
+        """Return the table of the last steps that accumulated; None where none did.
+
+        Its numbers are read when the table is written, on the thread that writes.
+
+        Args:
+            names: The layer of each parameter by the parameter's number.
+        """
+        steps = list(self._steps)
+        if not steps:
+            return None
+        return noise_of(steps, names)
+
+
+@dataclass(slots=True)
+class _Sum:
+    """The gradients of a step that is going on.
+
+    Args:
+        num_ranks: Processes over which gradients are averaged.
+        start: Norms of what was there before the first pass.
+    """
+
+    num_ranks: int
+    start: Numbers
+    num_passes: int = 0
+    inverse_rows: float = 0.0
+    is_plain: bool = True
+    squares: Numbers = field(default_factory=dict)
+    total: Numbers = field(default_factory=dict)
+    _arrived: Numbers = field(default_factory=dict)
+    _marks: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def num_pieces(self) -> int:
+        """Micro-batches of all ranks."""
+        return self.num_passes * self.num_ranks
+
+    def begin(self, held: Held, rows: int) -> None:
+        """A pass begins; without a forward pass of its own it is no micro-batch."""
+        untouched = not self.num_passes or self._marks == _marks_of(held)
+        self.is_plain &= rows > 0 and untouched
+        self.num_passes += 1
+        self.inverse_rows += 1 / rows if rows else math.nan
+        self._arrived = {}
+
+    def read(self, number: int, gradient: Tensor) -> None:
+        """Take the norm of a gradient that arrives at a parameter."""
+        try:
+            # A second one in the same pass: only their sum is the gradient of the micro-batch.
+            self.is_plain &= number not in self._arrived
+            self._arrived[number] = norms([gradient.detach()])[0]
+        except Exception:  # the training must go on whatever the gradient is
+            self.is_plain = False
+
+    def end(self, held: Held, *, failed: bool) -> None:
+        """A pass has ended: add its squares, and take the norm of what is there now."""
+        self.is_plain &= not failed
+        if not self.is_plain:
+            return
+        _add_squares(self._arrived, self.squares)
+        self._arrived = {}
+        if self.num_pieces > 1:
+            self.total = _norms_of_gradients(held)
+        self._marks = _marks_of(held)
+
+
+def _norms_of_gradients(held: Held) -> Numbers:
+    given = [(number, p.grad.detach()) for number, p in held if p.grad is not None]
+    return dict(zip([n for n, _ in given], norms([g for _, g in given]), strict=True))
+
+
+def _marks_of(held: Held) -> list[tuple[int, int]]:
+    """Which gradients there are, and how often each was written to."""
+    return [(id(p.grad), p.grad._version) for _, p in held if p.grad is not None]
+
+
+def _add_squares(found: Numbers, sums: Numbers) -> None:
+    """Add the squares of norms, on a device by few launches."""
+    numbers, moving = [], []
+    for number, norm in found.items():
+        if isinstance(norm, Tensor):
+            numbers.append(number)
+            moving.append(norm)
+        else:
+            sums[number] = sums.get(number, 0.0) + norm * norm
+    if not moving:
+        return
+    squares = torch._foreach_mul(moving, moving)
+    olds = [sums.get(number) for number in numbers]
+    pairs = [(old, new) for old, new in zip(olds, squares, strict=True) if isinstance(old, Tensor)]
+    if pairs:
+        torch._foreach_add_([old for old, _ in pairs], [new for _, new in pairs])
+    for number, old, new in zip(numbers, olds, squares, strict=True):
+        if old is None:
+            sums[number] = new

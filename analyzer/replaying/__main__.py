@@ -1,0 +1,98 @@
+"""The child process that runs a training script up to its first update, and measures there."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from analyzer.errors import AnalyzerError
+from analyzer.recording.probing import Probing
+from analyzer.recording.random_states import restore_random_states
+from analyzer.recording.schedule import ProbePlan, Schedule
+from analyzer.recording.stopping import StopTraining
+from analyzer.recording.training import Training
+from analyzer.replaying.measuring import measure_all
+from analyzer.replaying.order import ProbeOrder, Progress, sentences
+from analyzer.replaying.rebuilding import check_batch
+from analyzer.replaying.scripts import MARK
+from analyzer.script import run_program, when_imported
+from analyzer.storage.run import Run, open_run
+
+_CHILD_FAILED = 3
+
+
+class _Replay(Probing):
+    """Measures as soon as the first batch is held, then ends the program."""
+
+    def __init__(self, run: Run, order: ProbeOrder) -> None:
+        plans = [ProbePlan(name) for name in order.names]
+        super().__init__(plans, lambda *_: None, on_batch=lambda _: None, on_problem=_tell)
+        self._run, self._order, self._parent = run, order, os.getppid()
+
+    def begin_backward(self, step: int, roots: Sequence[Any]) -> None:
+        """The first loss is there: measure on each checkpoint, and stop before the update."""
+        super().begin_backward(step, roots)
+        if self.held is None:
+            return
+        try:
+            check_batch(self._run, self.held)
+            measure_all(self._run, self.held, self._order, _tell, self._progress())
+        except Exception as error:  # said by the parent process
+            plain = isinstance(error, AnalyzerError | ValueError)
+            _tell(str(error) if plain else repr(error))
+            raise SystemExit(_CHILD_FAILED) from error
+        raise StopTraining(0)
+
+    def _progress(self) -> Progress:
+        """Tell how far it is; end with the command that started this process."""
+        told = sentences(_tell)
+
+        def progress(what: str, done: int, total: int) -> None:
+            if os.getppid() != self._parent:
+                raise SystemExit(_CHILD_FAILED)
+            told(what, done, total)
+
+        return progress
+
+
+def _tell(sentence: str) -> None:
+    sys.stderr.write(f"{MARK}{sentence}\n")
+    sys.stderr.flush()
+
+
+def main(words: Sequence[str]) -> int:
+    """Run a script under the probes up to its first update; return the exit code."""
+    run, order = open_run(words[0]), ProbeOrder.from_text(words[1])
+    as_module = words[2] == "-m"
+    target, args = (words[3], words[4:]) if as_module else (words[2], words[3:])
+    state: list[Any] = []
+
+    def begin() -> None:
+        from analyzer.recording.discovery import Discovery
+
+        restore_random_states(run.path)
+        training = Training(
+            Schedule(),
+            on_step=lambda _: None,
+            on_tables=lambda: None,
+            on_boundary=lambda _: None,
+            on_problem=lambda _: None,
+            probing=_Replay(run, order),
+            adopts_optimizers=True,
+        )
+        training.start()
+        state.extend([training, Discovery(training)])
+
+    arrival = when_imported("torch", begin)
+    ending = run_program(target, args, as_module=as_module)
+    arrival.cancel()
+    if isinstance(ending.exception, StopTraining):
+        return 0
+    if ending.exit_code == 0:
+        _tell("the program ended before its first backward pass")
+        return _CHILD_FAILED
+    return ending.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

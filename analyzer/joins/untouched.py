@@ -34,8 +34,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def untouched(model: nn.Module) -> Iterator[None]:
     """Put back a model's buffers, its modules' modes, and the random state, also after an error.
 
-    Weights and their ``.grad`` are not copied: nothing in this package changes them.
+    Weights and their ``.grad`` are not copied: nothing in this package changes them. Only those of
+    embeddings with ``max_norm`` are, because a forward pass writes to them.
     """
+    written = [
+        (module.weight.data, module.weight.detach().clone())
+        for module in model.modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None
+    ]
     buffers = [
         (module, name, buffer, None if buffer is None else buffer.detach().clone())
         for module in model.modules()
@@ -52,6 +58,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
+            for weight, saved in written:
+                weight.copy_(saved)
             _restore_buffers(buffers)
             for module, mode in modes:
                 module.training = mode
@@ -105,7 +113,8 @@ def cloned(
     memo = {} if memo is None else memo
     if isinstance(value, Tensor):
         if id(value) not in memo:
-            copy = value.detach()
+            # Outside of inference mode its tensors take part in nothing that has a gradient.
+            copy = value.clone() if value.is_inference() else value.detach()
             is_continuous = copy.is_floating_point() or copy.is_complex()
             needs = (requires_grad and is_continuous) or value.requires_grad
             # Cloned after it requires a gradient: an operation in place on a leaf would raise.

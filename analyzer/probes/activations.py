@@ -18,6 +18,7 @@ __all__ = [
     "evaluating",
     "layer_outputs",
     "main_output",
+    "norm_over_batch",
     "num_samples",
     "samples_between",
 ]
@@ -101,11 +102,22 @@ def _is_own_view(tensor: Tensor, args: tuple[Any, ...]) -> bool:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode; put back modes, buffers and the random state at the end."""
-    with untouched(model):
+    """Put a model into eval mode; put back modes, buffers and the random state at the end.
+
+    In a program that is in inference mode, gradients are possible inside.
+    """
+    with torch.inference_mode(False), untouched(model):
         for module in model.modules():
             module.training = False
         yield
+
+
+def norm_over_batch(model: nn.Module) -> str | None:
+    """Return the name of a batch norm that mixes samples in eval mode too; None without one."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            return clean_path(path) or type(module).__name__
+    return None
 
 
 def main_output(output: Any, *, needs_gradient: bool = True) -> Tensor:

@@ -15,6 +15,7 @@ from analyzer.joins.untouched import unwrapped
 from analyzer.probes.activations import evaluating, layer_outputs, samples_between
 from analyzer.probes.batch import HeldBatch, Measurement
 from analyzer.probes.conductance import PathSums, path_sums
+from analyzer.probes.deeplift_traps import deeplift_traps
 from analyzer.probes.input_path import InputPath, input_path
 from analyzer.probes.integrated_gradients import integrated_gradients
 from analyzer.probes.join_attribution import JoinAttribution, join_attributions
@@ -26,6 +27,7 @@ METHODS = ("conductance", "integrated_gradients", "gradient_x_activation", "inte
 _COMPLETE = ("conductance", "integrated_gradients")
 _ROWS = 512
 _HELD_SAMPLES, _HELD_STEPS = 8, 20
+_MOST_PASSES = 128
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Attribution:
             that are complete.
         refused: Layers without a value, with the reason.
         joins: The attribution through both sides of each join, for conductance.
+        traps: Layers that work in place or are reused, which Captum's DeepLift gets wrong, with the
+            reason; their values here are right where they are not refused.
         target: What was explained, in words.
         output_change: Mean over the samples of the output minus that of the baseline.
         num_samples: Samples of the batch.
@@ -52,6 +56,7 @@ class Attribution:
     deltas: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     joins: list[JoinAttribution] = field(default_factory=list)
+    traps: dict[str, str] = field(default_factory=dict)
     target: str = ""
     output_change: float = math.nan
     num_samples: int = 0
@@ -105,6 +110,7 @@ def layer_attribution(
     model = unwrapped(model)
     with evaluating(model), torch.enable_grad():
         path = input_path(model, inputs)
+        traps = _traps(path)
         chosen, change = _target_and_change(path, target)
         if method == "integrated_gradients":
             sums, refused = integrated_gradients(path, chosen, num_steps)
@@ -122,6 +128,7 @@ def layer_attribution(
         deltas=deltas if method in _COMPLETE else {},
         refused=refused,
         joins=[join.divided_by(path.size) for join in joins],
+        traps=traps,
         target=chosen.said,
         output_change=change,
         num_samples=path.size,
@@ -130,9 +137,12 @@ def layer_attribution(
 
 
 def measure(batch: HeldBatch) -> Measurement:
-    """Measure the conductance of every layer for the first samples of a held batch.
+    """Measure what every layer carries by each method, for the first samples of a held batch.
 
-    The target is each sample's label where the batch has classes, else the predicted class.
+    The target is each sample's label where the batch has classes, else the predicted class. The
+    metadata are those of the conductance, which comes first; ``by_method`` holds what was refused
+    and the convergence deltas of the others. Integrated gradients, which take a pass a layer, are
+    left out for networks of more than 128 layers.
     """
     model = unwrapped(batch.model)
     with evaluating(model):
@@ -141,17 +151,21 @@ def measure(batch: HeldBatch) -> Measurement:
     labels = batch.labels
     is_class = labels is not None and labels.dim() == 1 and len(labels) == size
     target = labels[:_HELD_SAMPLES] if labels is not None and is_class else None
-    found = layer_attribution(model, inputs, target, num_steps=_HELD_STEPS)
-    count = len(found.names)
+    found = [layer_attribution(model, inputs, target, num_steps=_HELD_STEPS)]
+    for method in METHODS[1:]:
+        if method != "integrated_gradients" or len(found[0].names) <= _MOST_PASSES:
+            found.append(layer_attribution(model, inputs, target, method, num_steps=_HELD_STEPS))
     columns: dict[str, Sequence[Any]] = {
-        "layer": list(range(count)),
-        "name": found.names,
-        "method": [found.method] * count,
-        "attribution": found.values,
-        "share": found.shares,
+        "layer": [number for one in found for number in range(len(one.names))],
+        "name": [name for one in found for name in one.names],
+        "method": [one.method for one in found for _ in one.names],
+        "attribution": [value for one in found for value in one.values],
+        "share": [share for one in found for share in one.shares],
     }
-    said = "label" if target is not None else found.target
-    return Measurement(columns, metadata(found) | {"target": said})
+    others = {o.method: {"refused": o.refused, "convergence_delta": o.deltas} for o in found[1:]}
+    said = "label" if target is not None else found[0].target
+    noted = {"target": said, "by_method": json.dumps(others)}
+    return Measurement(columns, metadata(found[0]) | noted)
 
 
 def metadata(found: Attribution) -> dict[str, str]:
@@ -165,8 +179,17 @@ def metadata(found: Attribution) -> dict[str, str]:
         "num_steps": str(found.num_steps),
         "convergence_delta": json.dumps(found.deltas),
         "refused": json.dumps(found.refused),
+        "in_place_or_reused": json.dumps(found.traps),
         "joins": json.dumps([join.as_dict() for join in found.joins]),
     }
+
+
+def _traps(path: InputPath) -> dict[str, str]:
+    """Return the layers that work in place or are reused."""
+    points = [point.requires_grad_() for point in path.at((1.0,), 0, path.size)]
+    with layer_outputs(path.model, with_values=True) as layers:
+        path.run(points, 0, path.size)
+        return deeplift_traps(layers)
 
 
 def _target_and_change(path: InputPath, target: Any) -> tuple[Target, float]:

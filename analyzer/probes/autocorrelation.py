@@ -67,7 +67,7 @@ def gradient_on_line(model: nn.Module, grid: Tensor) -> Tensor:
     direction = steps.mean(dim=0)
     model = unwrapped(model)
     memo: dict[int, tuple[Tensor, Tensor]] = {}
-    with untouched(model), torch.enable_grad():
+    with torch.inference_mode(False), untouched(model), torch.enable_grad():
         main = main_output(model(cloned(grid, requires_grad=True, memo=memo)))
         (gradient,) = torch.autograd.grad(main.sum(), memo[id(grid)][0])
     slope: Tensor = gradient.double().flatten(1) @ (direction / direction.norm())

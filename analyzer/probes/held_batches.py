@@ -57,10 +57,10 @@ def held(batches: Iterable[Any]) -> list[Batch]:
             ones, or a mapping of keyword arguments.
 
     Returns:
-        The batches; all of them stay in memory, for they are read again and again.
+        The batches that have samples; all stay in memory, for they are read again and again.
 
     Raises:
-        ValueError: If there is none, or an item is no pair.
+        ValueError: If there is none, none has a sample, or an item is no pair.
     """
     found = []
     for item in batches:
@@ -74,7 +74,10 @@ def held(batches: Iterable[Any]) -> list[Batch]:
         found.append(Batch(args, kwargs, item[1], _size(batch)))
     if not found:
         raise ValueError("batches is empty, expected at least one pair (input, target)")
-    return found
+    filled = [batch for batch in found if batch.size > 0]
+    if not filled:
+        raise ValueError("all batches have 0 samples, expected at least one sample")
+    return filled
 
 
 def num_samples(batches: Sequence[Batch]) -> int:

@@ -79,6 +79,11 @@ class Hessian:
                 f"no parameter of {type(model).__name__!r} wants a gradient; expected at least "
                 "one. Set requires_grad on the parameters whose curvature is asked for."
             )
+        if any(variable.is_complex() for variable in self._variables):
+            raise ValueError(
+                f"{type(model).__name__!r} has complex parameters; expected real ones. Let it hold "
+                "their real and imaginary parts."
+            )
         self.size = sum(variable.numel() for variable in self._variables)
         self._kept: dict[int, Pairs] = {}
         self._room = _KEPT_BYTES

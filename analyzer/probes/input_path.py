@@ -14,7 +14,7 @@ from analyzer.errors import AnalyzerError
 from analyzer.joins.calls import CallLog, tensors_in
 from analyzer.joins.find import watched_forward
 from analyzer.joins.live import call_arguments
-from analyzer.probes.activations import main_output, num_samples
+from analyzer.probes.activations import main_output, norm_over_batch, num_samples
 from analyzer.probes.output_target import flattened
 
 __all__ = ["InputPath", "input_path"]
@@ -123,10 +123,20 @@ def input_path(model: nn.Module, inputs: Any) -> InputPath:
         inputs: A batch; a tuple for several arguments, a dict for keyword arguments.
 
     Raises:
-        AnalyzerError: If no input is floating, and no ``nn.Embedding`` reads one.
+        ValueError: If the batch is empty.
+        AnalyzerError: If no input is floating, and no ``nn.Embedding`` reads one; or if the model
+            mixes the samples of a batch.
     """
     args = call_arguments(inputs)
     size = num_samples(args)
+    if size == 0:
+        raise ValueError("the inputs hold 0 samples; expected at least 1. Give another batch.")
+    if (norm := norm_over_batch(model)) is not None:
+        raise AnalyzerError(
+            f"the attribution of {type(model).__name__!r} cannot be had sample by sample: batch "
+            f"norm {norm!r} keeps no running statistics, so that the points of the way would mix; "
+            "expected track_running_stats=True"
+        )
     tensors = [t.detach() for t in tensors_in(args)]
     by_id = {id(t): d for t, d in zip(tensors_in(args), tensors, strict=True)}
     args = _swapped(args, by_id)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from analyzer.probes.activations import layer_outputs
+from analyzer.probes.deeplift_traps import deeplift_traps
 from analyzer.probes.input_path import InputPath
 from analyzer.probes.output_target import Target
 
@@ -48,15 +48,11 @@ def integrated_gradients(
         points = [point.requires_grad_() for point in path.at((1.0,), 0, path.size)]
         with layer_outputs(path.model, with_values=True) as layers:
             path.run(points, 0, path.size)
-        times_called = Counter(layer.module for layer in layers)
+        # Captum would read what an activation became later, and say nothing.
+        refused |= deeplift_traps(layers)
         for layer in layers:
             values[layer.name] = math.nan
-            if (times := times_called[layer.module]) > 1:
-                refused[layer.name] = f"its module is called {times} times; Captum sees one"
-                continue
-            if layer.value is not None and not _is_same(layer.tensor.detach(), layer.value):
-                # Captum would read what the activation became later, and say nothing.
-                refused[layer.name] = "its output is changed in place afterwards"
+            if layer.name in refused:
                 continue
             method = LayerIntegratedGradients(forward, layer.module)
             found = _attempt(method, inputs, target, num_steps)
@@ -75,15 +71,14 @@ def _attempt(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             parts = method.attribute(inputs, target=target.index, n_steps=num_steps)
+    except AttributeError:
+        # Captum clones every member of a tuple: attention returns its output with None.
+        return "Captum cannot compute it: its output holds something that is no tensor"
     except (RuntimeError, AssertionError, IndexError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return f"Captum cannot compute it: {reason}"
     parts = parts if isinstance(parts, tuple) else (parts,)
     return math.fsum(float(part.detach().double().sum()) for part in parts)
-
-
-def _is_same(tensor: Tensor, value: Tensor) -> bool:
-    return bool(((tensor == value) | (tensor.isnan() & value.isnan())).all())
 
 
 @contextmanager

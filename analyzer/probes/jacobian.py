@@ -80,7 +80,8 @@ def jacobian_spectrum(
         The values of each block, forward order, then those of the whole network.
 
     Raises:
-        ValueError: If k is not positive, or the output holds no tensor with a gradient.
+        ValueError: If k is not positive, the batch is empty, or the output holds no tensor with a
+            gradient.
 
     Reference:
         Saxe et al. (2013), Exact solutions to the nonlinear dynamics of learning in deep linear
@@ -90,6 +91,8 @@ def jacobian_spectrum(
         raise ValueError(f"k is {k}; expected how many singular values to take from each end, >= 1")
     model = unwrapped(model)
     result = JacobianSpectrum(num_samples=num_samples(inputs))
+    if result.num_samples == 0:
+        raise ValueError("the inputs hold 0 samples; expected at least 1. Give another batch.")
     with evaluating(model), torch.enable_grad():
         memo: dict[int, tuple[Tensor, Tensor]] = {}
         args, kwargs = cloned(call_arguments(inputs), requires_grad=True, memo=memo)

@@ -48,8 +48,8 @@ def chosen_target(target: Any, output: Tensor) -> Target:
     if isinstance(target, tuple):
         index = _tuple_index(target, shape)
         return Target(torch.full((size,), index, device=output.device), f"output {target}")
-    classes = torch.as_tensor(target, device=output.device)
-    if classes.is_floating_point() or classes.numel() not in (1, size):
+    classes = _as_classes(target, output.device)
+    if classes is None or classes.is_floating_point() or classes.numel() not in (1, size):
         raise ValueError(
             f"the target is {target!r}; expected None, a class, {size} classes (one a sample) or a "
             f"tuple of {len(shape)} indices"
@@ -61,6 +61,14 @@ def chosen_target(target: Any, output: Tensor) -> Target:
             f"0 to {last.shape[1] - 1}, or a tuple of {len(shape)} indices"
         )
     return Target(offset + classes, f"{where}as given")
+
+
+def _as_classes(target: Any, device: torch.device) -> Tensor | None:
+    """Return a target as a tensor; None for what holds no numbers."""
+    try:
+        return torch.as_tensor(target, device=device)
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 def flattened(output: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     has_rnn = any(isinstance(module, nn.RNNBase) for module in model.modules())
     # cuDNN's recurrent kernels have no backward pass in eval mode.
     cudnn = torch.backends.cudnn.flags(enabled=False) if has_rnn else nullcontext()
-    with untouched(model), torch.enable_grad(), cudnn:
+    with torch.inference_mode(False), untouched(model), torch.enable_grad(), cudnn:
         try:
             for module in model.modules():
                 module.training = False

@@ -8,6 +8,7 @@ from importlib import import_module
 
 from analyzer.errors import AnalyzerError
 from analyzer.probes.batch import HeldBatch, Measurement
+from analyzer.probes.draws import same_draws
 
 __all__ = ["PROBE_NAMES", "probe_named"]
 
@@ -25,7 +26,7 @@ PROBE_NAMES = tuple(_MODULES)
 
 
 def probe_named(name: str) -> Callable[[HeldBatch], Measurement]:
-    """Return the function that measures a probe.
+    """Return the function that measures a probe, with the same random numbers each time.
 
     Args:
         name: One of `PROBE_NAMES`.
@@ -41,4 +42,9 @@ def probe_named(name: str) -> Callable[[HeldBatch], Measurement]:
         )
     module = import_module(f"analyzer.probes.{_MODULES[name]}")
     measure: Callable[[HeldBatch], Measurement] = module.measure
-    return measure
+
+    def measured(batch: HeldBatch) -> Measurement:
+        with same_draws(batch.model):
+            return measure(batch)
+
+    return measured

@@ -76,7 +76,7 @@ def gradient_correlation(model: nn.Module, inputs: Any) -> Correlations:
         Balduzzi et al. (2017), The shattered gradients problem, sections 2 and 3.
     """
     model = unwrapped(model)
-    with untouched(model), torch.enable_grad():
+    with torch.inference_mode(False), untouched(model), torch.enable_grad():
         args, kwargs = cloned(call_arguments(inputs), requires_grad=True)
         with layer_outputs(model) as layers:
             output, log = watched_forward(model, args, kwargs)

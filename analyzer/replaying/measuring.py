@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from analyzer.errors import AnalyzerError
-from analyzer.probes import Measurement
+from analyzer.probes import HeldBatch, Measurement
+from analyzer.probes.draws import same_draws
 from analyzer.probes.landscape.partial import PartialSurfaceError
 from analyzer.probes.landscape.planes import drawn
 from analyzer.recording.probing import Held, measured
@@ -70,14 +71,17 @@ def _landscape(
         say(f"landscape of step {step}: going on with the points that are done")
 
     def draw(resume: Path) -> Measurement:
-        draws = functools.partial(
-            drawn,
-            request=request,
-            step=step,
-            checkpoints=checkpoints,
-            resume=resume,
-            on_progress=functools.partial(progress, f"landscape of step {step}"),
-        )
+        def draws(batch: HeldBatch) -> Measurement:
+            with same_draws(batch.model):
+                return drawn(
+                    batch,
+                    request,
+                    step=step,
+                    checkpoints=checkpoints,
+                    resume=resume,
+                    on_progress=functools.partial(progress, f"landscape of step {step}"),
+                )
+
         return measured("landscape", held, draws)
 
     try:

@@ -4,10 +4,12 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import analyzer
 from analyzer.errors import AnalyzerError, NotRecordedError
+from analyzer.probes.registry import PROBE_NAMES
 from analyzer.replaying import checkpoints_of, command_of
 from tests.support.runs import write_run
 
@@ -42,7 +44,16 @@ for step in range(6):
 MODEL = """
 import torch
 from torch import nn
-model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.branch = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x + torch.relu(self.branch(x))
+
+model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), Block(), nn.Dropout(0.2), nn.Linear(8, 10))
 """
 
 
@@ -56,6 +67,19 @@ def command(folder, *words, code=0):
     )
     assert done.returncode == code, done.stderr
     return done.stderr
+
+
+def assert_same_values(found, expected):
+    """Every column, bit for bit; losses of a surface to the rounding of float32.
+
+    How many samples a micro-batch of a surface holds depends on the speed of the moment.
+    """
+    assert list(found) == list(expected) and len(found) == len(expected)
+    for name in found:
+        if "evaluated" in found and name == "loss":
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-5)
+        else:
+            assert found[name].equals(expected[name]), name
 
 
 def without_probes(run):
@@ -75,22 +99,27 @@ def without_probes(run):
     ],
     ids=["script", "model file", "zoo"],
 )
-def test_a_probe_after_the_fact_gives_the_values_of_the_training(tmp_path, target, replay):
+def test_every_probe_after_the_fact_gives_the_values_of_the_training(tmp_path, target, replay):
     (tmp_path / "train.py").write_text(SCRIPT)
     (tmp_path / "model.py").write_text(MODEL)
-    options = ["--probe", "paths:2", "--probe", "shattering:2", "--checkpoint-every", "2"]
-    command(tmp_path, "record", "--quiet", "--run", "run", *options, *target)
+    options = [word for name in PROBE_NAMES for word in ("--probe", f"{name}:2")]
+    command(
+        tmp_path, "record", "--quiet", "--run", "run", "--checkpoint-every", "2", *options, *target
+    )
     again = without_probes(tmp_path / "run")
     seen = (tmp_path / "seen.txt").read_text() if replay else None
 
-    command(tmp_path, "probe", str(again), "paths", "shattering", "--step", "all", *replay)
+    command(tmp_path, "probe", str(again), *PROBE_NAMES, "--step", "all", *replay)
 
     if replay:  # nothing that the script writes was touched
         assert (tmp_path / "seen.txt").read_text() == seen
     live, later = analyzer.open_run(tmp_path / "run"), analyzer.open_run(again)
-    for name in ("paths", "shattering"):
-        assert set(live.probe(name)["step"]) == {0, 2, 4, 5}
-        assert live.probe(name).equals(later.probe(name))
+    for name in PROBE_NAMES:
+        expected, found = live.probe(name), later.probe(name)
+        assert set(found["step"]) == {0, 2, 4, 5}
+        assert_same_values(found, expected)
+        numbers = found.select_dtypes("float64").to_numpy()
+        assert np.isfinite(numbers).any() and (numbers != 0).any()
 
 
 def test_a_script_is_started_again_only_when_asked_and_its_command_is_said_first(tmp_path):

@@ -40,7 +40,7 @@ def evaluating(model: nn.Module, moves: Moves) -> Iterator[nn.Module]:
     table of angles) would keep one that no later training can use.
     """
     inner = unwrapped(model)
-    with untouched(inner), torch.no_grad():
+    with torch.inference_mode(False), untouched(inner), torch.no_grad():
         inner.eval()
         try:
             yield inner

@@ -13,9 +13,9 @@ from analyzer.probes.landscape import (
     direction_to,
     normalized,
     projected,
-    surface,
     trajectory_plane,
 )
+from analyzer.probes.landscape import directions as drawing
 
 VALUES = np.load(Path(__file__).with_name("landscape_li2018.npz"))
 NAMES = [f"{place}.{kind}" for place in (0, 2, 4) for kind in ("weight", "bias")]
@@ -60,33 +60,59 @@ def test_normalized_directions_are_theirs(normalization):
             torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("tag", "dtype", "tolerance"), PRECISIONS)
-def test_a_surface_has_their_losses(tag, dtype, tolerance):
-    coordinates = (VALUES["coords/x2d"], VALUES["coords/y2d"])
-    plane = directions("f64/filter_biasbn/dir")
-    frame = analyzer.loss_surface(
-        network(dtype), batches(dtype), cross_entropy, plane, *coordinates
-    )
+@pytest.mark.parametrize("normalization", ["filter", "layer"])
+def test_random_directions_of_their_draws_are_theirs(normalization, monkeypatch):
+    draws = iter([part for raw in directions() for part in raw.values()])
+    monkeypatch.setattr(drawing, "_drawn", lambda weight, generator: next(draws))
+    found = analyzer.random_directions(network(torch.float64), normalization)
+    expected = directions(f"f64/{normalization}_biasbn/dir")
+    for axis in (0, 1):
+        assert list(found[axis]) == NAMES
+        np.testing.assert_allclose(flat(found[axis]), flat(expected[axis]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("normalization", ["filter", "layer"])
+def test_a_surface_has_their_losses(normalization):
+    kind, axes = f"f64/{normalization}_biasbn", (VALUES["coords/x2d"], VALUES["coords/y2d"])
+    model, data = network(torch.float64), batches(torch.float64)
+    frame = analyzer.loss_surface(model, data, cross_entropy, directions(f"{kind}/dir"), *axes)
     found = frame.pivot(index="beta", columns="alpha", values="loss").to_numpy()
-    expected = VALUES[f"mlp/{tag}/filter_biasbn/loss2d"]
-    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance / 10)
+    np.testing.assert_allclose(found, VALUES[f"mlp/{kind}/loss2d"], rtol=1e-10)
 
 
-@pytest.mark.parametrize(("tag", "dtype", "tolerance"), PRECISIONS)
-def test_a_line_has_their_losses(tag, dtype, tolerance):
-    plane, alphas = directions("f64/filter_biasbn/dir"), VALUES["coords/x1d"]
-    frame = analyzer.loss_surface(network(dtype), batches(dtype), cross_entropy, plane[0], alphas)
-    expected = VALUES[f"mlp/{tag}/filter_biasbn/loss1d"]
-    np.testing.assert_allclose(frame["loss"], expected, rtol=tolerance, atol=tolerance / 10)
+def test_a_surface_in_single_precision_has_their_losses():
+    axes, plane = (VALUES["coords/x2d"], VALUES["coords/y2d"]), directions("f64/filter_biasbn/dir")
+    model, data = network(torch.float32), batches(torch.float32)
+    frame = analyzer.loss_surface(model, data, cross_entropy, plane, *axes)
+    found = frame.pivot(index="beta", columns="alpha", values="loss").to_numpy()
+    expected = VALUES["mlp/f32/filter_biasbn/loss2d"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("normalization", ["filter", "layer"])
+def test_a_line_has_their_losses(normalization):
+    kind, alphas = f"f64/{normalization}_biasbn", VALUES["coords/x1d"]
+    model, data, line = network(torch.float64), batches(torch.float64), directions(f"{kind}/dir")[0]
+    frame = analyzer.loss_surface(model, data, cross_entropy, line, alphas)
+    np.testing.assert_allclose(frame["loss"], VALUES[f"mlp/{kind}/loss1d"], rtol=1e-10)
+
+
+def test_a_line_in_single_precision_has_their_losses():
+    line, alphas = directions("f64/filter_biasbn/dir")[0], VALUES["coords/x1d"]
+    model, data = network(torch.float32), batches(torch.float32)
+    frame = analyzer.loss_surface(model, data, cross_entropy, line, alphas)
+    expected = VALUES["mlp/f32/filter_biasbn/loss1d"]
+    np.testing.assert_allclose(frame["loss"], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("tag", "dtype", "tolerance"), PRECISIONS)
 def test_the_line_between_two_checkpoints_has_their_losses(tag, dtype, tolerance):
     start, end = network(dtype, "state_init"), network(dtype)
     line, alphas = direction_to(start, end.state_dict()), VALUES["coords/interp1d"]
-    found = surface(start, batches(dtype), cross_entropy, line, alphas).losses[:, 0]
+    found = analyzer.loss_surface(start, batches(dtype), cross_entropy, line, alphas)["loss"]
     expected = VALUES[f"mlp/{tag}/interp_weights/loss1d"]
-    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance / 10)
+    absolute = 0 if dtype == torch.float64 else 1e-6
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=absolute)
 
 
 @pytest.mark.parametrize(("kind", "weights_only"), [("all", False), ("biasbn", True)])
@@ -101,6 +127,38 @@ def test_centered_principal_directions_are_theirs_up_to_sign(kind, weights_only)
         np.testing.assert_allclose(plane.coordinates[:, place], expected, rtol=0, atol=1e-9)
     shares = VALUES[f"mlp/pca_{kind}/explained_variance_ratio_"]
     np.testing.assert_allclose(plane.variance_explained, shares, rtol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["all_params", "weights_only"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_largest_eigenvalues_are_those_of_the_dense_hessian(kind, dtype):
+    model, data = network(dtype), batches(dtype)
+    for weight in model.parameters():
+        weight.requires_grad_(kind == "all_params" or weight.dim() > 1)
+    dense = VALUES[f"mlp/hess_dense_eigs_{kind}"][::-1]
+    assert analyzer.sharpness(model, data, cross_entropy) == pytest.approx(dense[0], rel=1e-6)
+    found = analyzer.hessian_spectrum(
+        model, data, cross_entropy, k=4, num_vectors=1, num_steps=1
+    ).set_index("quantity")["value"]
+    largest = found[[f"eigenvalue_{place}" for place in range(4)]]
+    np.testing.assert_allclose(largest, dense[:4], rtol=1e-6)
+    # Its tolerance is one of the largest magnitude, as for all of them.
+    assert found["smallest_eigenvalue"] == pytest.approx(dense[-1], abs=1e-4 * dense[0])
+    if kind == "weights_only":  # to the tolerance of 1e-2 of their eigensolver
+        largest, smallest = VALUES["mlp/hess_tg_maxmin_weights_only"]
+        assert found["sharpness"] == pytest.approx(largest, rel=1e-2)
+        assert found["smallest_eigenvalue"] == pytest.approx(smallest, rel=5e-2)
+
+
+def test_the_trace_is_that_of_the_dense_hessian_within_its_error():
+    model, data = network(torch.float64), batches(torch.float64)
+    found = analyzer.hessian_spectrum(
+        model, data, cross_entropy, k=1, num_vectors=300, num_steps=1
+    ).set_index("quantity")["value"]
+    expected, error = VALUES["mlp/hess_trace"].item(), found["trace_standard_error"]
+    assert expected == pytest.approx(VALUES["mlp/hess_dense_eigs_all_params"].sum(), rel=1e-6)
+    assert error < 0.05 * expected
+    assert found["trace"] == pytest.approx(expected, abs=3 * error)
 
 
 def test_the_plane_of_a_trajectory_is_not_centered_and_shows_what_it_leaves_out():

@@ -1,12 +1,13 @@
 """Times the dashboard in headless Chromium over long and wide runs, beside its targets.
 
-    python benchmarks/dashboard.py [--runs 5000x60 100000x60 5000x1000] [--chromium PATH]
+    python benchmarks/dashboard.py [--runs 5000x60 1600000x60] [--keep FOLDER] [--chromium PATH]
 
 Each size is steps x layers; a plain and a residual run of it are shown together. ``1600000x60``
-takes several GB of disk and minutes to write.
+takes 2 GB of disk and a quarter of an hour to write: ``--keep`` uses again what was written there.
 """
 
 import argparse
+import os
 import shutil
 import statistics
 import subprocess
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from playwright.sync_api import Page, sync_playwright
 
 from analyzer.storage.schema import STAT_COLUMNS
@@ -26,26 +28,51 @@ from analyzer.storage.writer import Block, RunWriter, StepRecord
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 PAIR = "?run=plain&run=residual"
+PATHS = ("/flow", "/compare", "/skips", "/activations", "/updates", "/training", "/findings")
 
 
-def write(path: Path, steps: int, layers: int, decades: float) -> None:
-    """Write a run whose output gradient falls by so many decades from last layer to first."""
+def write(path: Path, steps: int, layers: int, decades: float, *, shortcuts: bool = False) -> None:
+    """Write a run whose output gradient falls by so many decades from last layer to first.
+
+    Args:
+        path: The new folder.
+        steps: Number of steps.
+        layers: Number of layers.
+        decades: How far the norm falls.
+        shortcuts: Whether every second layer ends in a join, split at each tenth step.
+    """
     random = np.random.default_rng(0)
+    rows = _noise(random, layers, "layer_stats")
     names = STAT_COLUMNS["layer_stats"]
-    noise = np.exp(0.1 * random.normal(size=(64, layers, len(names))))
-    noise[:, :, names.index("output_gradient_norm")] *= np.logspace(-decades, 0, layers)
+    rows[:, :, names.index("output_gradient_norm")] *= np.logspace(-decades, 0, layers)
     for column in ("activation_num_nonfinite", "output_gradient_num_nonfinite"):
-        noise[:, :, names.index(column)] = 0
-    ids = np.arange(layers, dtype=np.int32)
+        rows[:, :, names.index(column)] = 0
+    joins = layers // 2 - 1 if shortcuts else 0
+    splits = 0.5 * _noise(random, joins, "splits")
+    ids, join_ids = np.arange(layers, dtype=np.int32), np.arange(joins, dtype=np.int32)
     writer = RunWriter(path, {})
     writer.write_layers([_layer(i) for i in range(layers)])
     writer.write_parameters([])
-    writer.write_joins([])
+    writer.write_joins([_join(i) for i in range(joins)])
     for step in range(steps):
-        block = Block("layer_stats", ids, noise[step % 64])
+        blocks = [Block("layer_stats", ids, rows[step % 64])]
+        if joins and step % 10 == 0:
+            blocks.append(Block("splits", join_ids, splits[step % 64]))
         columns = {"step": step, "loss": 2 / (1 + step / steps), "seconds": 0.01, "skipped": False}
-        writer.add(lambda columns=columns, block=block: StepRecord(columns, [block]))
+        writer.add(lambda columns=columns, blocks=blocks: StepRecord(columns, blocks))
     writer.close("finished")
+
+
+def _noise(random: np.random.Generator, ids: int, table: str) -> NDArray[np.float64]:
+    """Statistics of 64 steps around 1, ``[steps, ids, columns]``."""
+    return np.exp(0.1 * random.normal(size=(64, ids, len(STAT_COLUMNS[table]))))
+
+
+def _join(i: int) -> dict[str, object]:
+    names = [str(_layer(place)["name"]) for place in (2 * i + 1, 2 * i + 2)]
+    row = {"join": i, "name": names[0].removesuffix(".conv"), "operation": "add"}
+    lists = {"shortcut": "identity", "branch_layers": names, "shortcut_layers": []}
+    return row | lists | {"branch_parameters": 200, "shortcut_parameters": 0}
 
 
 def _layer(i: int) -> dict[str, object]:
@@ -65,6 +92,12 @@ def served(folder: Path) -> Iterator[tuple[str, int]]:
     finally:
         process.terminate()
         process.wait()
+
+
+def cpu(pid: int) -> float:
+    """Return the processor time of a process so far, in seconds: other work adds nothing to it."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory(pid: int) -> float:
@@ -118,78 +151,153 @@ def slider(page: Page, moves: int = 25) -> float:
 
 
 def report(name: str, value: float, unit: str, target: float) -> None:
-    print(f"  {name:44}{value:9.1f} {unit:4} (target {target:g})", flush=True)
+    """Print one figure beside its target."""
+    verdict = "holds" if value <= target else "MISSED"
+    print(f"  {name:46}{value:9.1f} {unit:4} (target {target:g}: {verdict})", flush=True)
+
+
+class Replies:
+    """What the callbacks of a page took.
+
+    Args:
+        page: A page of the browser.
+    """
+
+    def __init__(self, page: Page) -> None:
+        self.all: list[tuple[float, int, str]] = []
+        self._open = 0
+        page.on("request", lambda request: self._count(request, 1))
+        page.on("requestfailed", lambda request: self._count(request, -1))
+        page.on("requestfinished", self._keep)
+
+    def _count(self, request: Any, by: int) -> None:
+        self._open += by if "_dash-update-component" in request.url else 0
+
+    def _keep(self, request: Any) -> None:
+        if "_dash-update-component" not in request.url:
+            return
+        self._count(request, -1)
+        took = request.timing["responseStart"] - request.timing["requestStart"]
+        size = int(request.response().headers.get("content-length", "0"))
+        self.all.append((took, size, _name(request.post_data_json["outputs"])))
+
+    def settle(self, page: Page, quiet: float = 0.25, most: float = 30.0) -> None:
+        """Wait until no callback has been under way for so many seconds."""
+        since = start = time.perf_counter()
+        while time.perf_counter() - since < quiet and time.perf_counter() - start < most:
+            page.wait_for_timeout(20)
+            if self._open > 0:
+                since = time.perf_counter()
+
+
+def _name(outputs: Any) -> str:
+    first = (outputs[0] if isinstance(outputs, list) else outputs)["id"]
+    return str(first["key"] if isinstance(first, dict) else first)
 
 
 def measure(browser: Any, folder: Path) -> None:
     """Print the figures of one pair of runs."""
-    replies: list[tuple[float, int, str]] = []
     with served(folder) as (address, pid):
-        context = browser.new_context(viewport={"width": 1360, "height": 900})
-        page = context.new_page()
-        page.on("requestfinished", lambda request: _keep(replies, request))
+        page = browser.new_context(viewport={"width": 1360, "height": 900}).new_page()
+        replies = Replies(page)
         report("first heatmap, cold", first_heatmap(page, f"{address}/score{PAIR}"), "s", 3)
+        replies.settle(page)
         warm = [first_heatmap(page, f"{address}/score{PAIR}") for _ in range(3)]
         report("first heatmap, warm", statistics.median(warm), "s", 2)
-        report("step of the slider", slider(page), "ms", 50)
-        for path in ("/flow", "/compare", "/activations", "/training"):
+        report("step of the slider, median", slider(page), "ms", 50)
+        for path in PATHS:
             page.goto(f"{address}{path}{PAIR}")
-            page.wait_for_timeout(4000)
-        for k in range(100):
-            query = f"{address}/csv/depth_profile{PAIR}&step={k * 37}"
-            page.request.get(query)
-        slowest, largest = max(replies), max(replies, key=lambda reply: reply[1])
-        report(f"slowest callback ({slowest[2]})", slowest[0], "ms", 150)
-        report("median callback", statistics.median(r[0] for r in replies), "ms", 150)
-        report(f"largest reply ({largest[2]})", largest[1] / 1000, "KB", 400)
-        report("memory of the server after it", memory(pid), "MiB", 400)
-        context.close()
+            page.wait_for_selector("h1")
+            replies.settle(page, 1.0)
+        opened, spent = len(replies.all), cpu(pid)
+        interact(page, f"{address}/flow{PAIR}", replies)
+        _report_replies("opening pages", replies.all[:opened])
+        _report_replies("100 interactions", replies.all[opened:])
+        each = 1000 * (cpu(pid) - spent) / max(1, len(replies.all) - opened)
+        report("  processor time of a callback, mean", each, "ms", 150)
+        report("memory of the server after them", memory(pid), "MiB", 400)
+        page.context.close()
 
 
-def _keep(replies: list[tuple[float, int, str]], request: Any) -> None:
-    if "_dash-update-component" not in request.url:
-        return
-    outputs = request.post_data_json["outputs"]
-    first = (outputs[0] if isinstance(outputs, list) else outputs)["id"]
-    name = first["key"] if isinstance(first, dict) else first
-    took = request.timing["responseStart"] - request.timing["requestStart"]
-    size = int(request.response().headers.get("content-length", "0"))
-    replies.append((took, size, name))
+def interact(page: Page, url: str, replies: Replies, times: int = 100) -> None:
+    """Choose steps, quantities and aggregates of a page, one after the other."""
+    page.goto(url)
+    page.wait_for_selector("h1")
+    replies.settle(page, 1.0)
+    choices = ("&bins=max", "&quantity=activation_norm", "&relative=1", "&smooth=1", "&bins=mean")
+    for k in range(times):
+        if k % 10 == 9:
+            more = choices[k // 10 % len(choices)]
+            script = "(search) => window.dash_clientside.set_props('search', {data: search})"
+            page.evaluate(script, PAIR + more)
+        else:
+            script = """(share) => {
+                const range = document.getElementById('step-range');
+                range.value = String(Math.round(share * Number(range.max)));
+                range.dispatchEvent(new Event('input'));
+                range.dispatchEvent(new Event('change'));
+            }"""
+            page.evaluate(script, (k * 37 % 100) / 100)
+        replies.settle(page, 0.1)
+
+
+def _report_replies(what: str, replies: list[tuple[float, int, str]]) -> None:
+    times = sorted(took for took, _, _ in replies)
+    slowest, largest = max(replies), max(replies, key=lambda reply: reply[1])
+    late = sum(took > 150 for took in times)
+    print(
+        f"  {what}: {len(times)} callbacks, median {statistics.median(times):.0f} ms, {late} late"
+    )
+    report(f"  slowest callback ({slowest[2]})", slowest[0], "ms", 150)
+    report(f"  largest reply ({largest[2]})", largest[1] / 1000, "KB", 400)
 
 
 def list_of_500(browser: Any, folder: Path) -> None:
     """Print how long a folder of 500 runs takes to be listed."""
-    source = folder / "one"
-    write(source, 20, 10, 3.0)
-    for k in range(500):
-        shutil.copytree(source, folder / "many" / f"run-{k}")
+    if not (folder / "many").exists():
+        write(folder / "one", 20, 10, 3.0)
+        for k in range(500):
+            shutil.copytree(folder / "one", folder / "many" / f"run-{k}")
     with served(folder / "many") as (address, _):
         page = browser.new_page()
+        replies = Replies(page)
         page.goto(f"{address}/score")
         page.wait_for_selector("h1")
         start = time.perf_counter()
         page.get_by_role("link", name="Runs", exact=True).click()
-        page.wait_for_selector("table.runs")
+        until(page, "() => document.querySelectorAll('table.runs tbody tr').length === 500")
         report("list of 500 runs", time.perf_counter() - start, "s", 1)
+        # The list asks again every 1.5 s, for ever.
+        page.wait_for_timeout(5000)
+        _report_replies("the list and its next updates", replies.all)
+        page.close()
+
+
+def pair(folder: Path, steps: int, layers: int) -> None:
+    """Write a plain and a residual run, unless they are there."""
+    for name, decades in (("plain", 9.0), ("residual", 0.5)):
+        if not (folder / name).exists():
+            write(folder / name, steps, layers, decades, shortcuts=name == "residual")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", nargs="*", default=["5000x60", "100000x60", "5000x1000"])
+    sizes = ["5000x60", "100000x60", "1600000x60", "5000x1000"]
+    parser.add_argument("--runs", nargs="*", default=sizes)
+    parser.add_argument("--keep", type=Path, help="folder in which the runs stay")
     parser.add_argument("--chromium", default=shutil.which("chromium"))
     options = parser.parse_args()
     with sync_playwright() as started, tempfile.TemporaryDirectory() as place:
         browser = started.chromium.launch(executable_path=options.chromium, args=ARGUMENTS)
+        folder = options.keep or Path(place)
         for size in options.runs:
             steps, layers = map(int, size.split("x"))
-            folder = Path(place) / size
-            print(f"{steps:,} steps x {layers:,} layers, two runs", flush=True)
-            write(folder / "plain", steps, layers, 9.0)
-            write(folder / "residual", steps, layers, 0.5)
-            measure(browser, folder)
-            shutil.rmtree(folder)
+            pair(folder / size, steps, layers)
+            busy = os.getloadavg()[0]
+            print(f"{steps:,} steps x {layers:,} layers, two runs (load {busy:.1f})", flush=True)
+            measure(browser, folder / size)
         print("500 runs")
-        list_of_500(browser, Path(place))
+        list_of_500(browser, folder / "list")
         browser.close()
 
 

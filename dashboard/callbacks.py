@@ -5,13 +5,14 @@ from typing import Any
 
 from dash import ALL, MATCH, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
 from dash.exceptions import PreventUpdate
+from flask import request
 
 from analyzer.errors import AnalyzerError
 from dashboard.address import parse, query
 from dashboard.components.message import message
 from dashboard.components.table import number_table
 from dashboard.context import Context, context
-from dashboard.drawing import STEPLESS, drawn, recorded
+from dashboard.drawing import STEPLESS, recorded, shown
 from dashboard.frames import frames
 from dashboard.ids import Id
 from dashboard.layout import navigation, page_content
@@ -21,6 +22,7 @@ from dashboard.pages.compare import verdict_of
 from dashboard.pages.findings import finding_list
 from dashboard.pages.runs import run_table
 from dashboard.routes import page_at
+from dashboard.warmer import Warmer
 
 __all__ = ["connect"]
 
@@ -33,13 +35,20 @@ def connect(app: Dash, library: Library) -> None:
     def seen(search: str | None, step: int | None = None) -> Context:
         return context(library, parse(search, step))
 
-    _connect_pages(app, library)
-    _connect_cards(app, seen)
+    warmer = Warmer(library)
+    _connect_pages(app, library, warmer)
+    _connect_cards(app, seen, warmer)
     _connect_live(app, library, seen)
     _connect_scripts(app)
 
 
-def _connect_pages(app: Dash, library: Library) -> None:
+def _connect_pages(app: Dash, library: Library, warmer: Warmer) -> None:
+    @app.server.before_request
+    def warm() -> None:
+        # The page itself is asked for a second before its figures are.
+        if request.method == "GET" and page_at(request.path) is not None:
+            warmer.ask(request.path, "?" + request.query_string.decode(errors="replace"))
+
     @app.callback(
         Output(Id.MAIN, "children"),
         Output(Id.NAV, "children"),
@@ -56,9 +65,11 @@ def _connect_pages(app: Dash, library: Library) -> None:
     )
     def route(path: str | None, search: str | None) -> tuple[Any, ...]:
         path = path or "/"
+        warmer.ask(path, search or "")
         address = parse(search)
         chosen = context(library, address)
         page = page_at(path)
+        content = page_content(page, path, chosen)
         beat = pulse(library, address.runs)
         listed = [run for run in library.listing() if run.summary.problem is None]
         options = [{"value": run.id, "label": shortened(run.id, 60)} for run in listed]
@@ -66,7 +77,7 @@ def _connect_pages(app: Dash, library: Library) -> None:
         whole = query(address)
         stepless = query(replace(address, step=None))
         return (
-            page_content(page, path, chosen),
+            content,
             navigation(path, whole),
             options,
             [run for run in address.runs if run in known],
@@ -78,7 +89,7 @@ def _connect_pages(app: Dash, library: Library) -> None:
         )
 
 
-def _connect_cards(app: Dash, seen: Any) -> None:
+def _connect_cards(app: Dash, seen: Any, warmer: Warmer) -> None:
     @app.callback(
         Output({"type": Id.GRAPH, "key": MATCH}, "figure"),
         Output({"type": Id.GRAPH, "key": MATCH}, "style"),
@@ -105,13 +116,14 @@ def _connect_cards(app: Dash, seen: Any) -> None:
         chosen = seen(search, step)
         if not chosen.runs:
             raise PreventUpdate
-        result = drawn(key, chosen, scheme, narrow=bool(narrow))
+        warmer.look = (scheme, bool(narrow))
+        result = shown(key, chosen, scheme, narrow=bool(narrow))
         if result.figure is None:
             return no_update, _HIDDEN, "", message(result.problem, bad=result.is_bad)
         # What the reader zoomed to stays while rows arrive, and goes when the question changes.
-        result.figure.update_layout(uirevision=search or "all")
-        height = {"height": f"{result.figure.layout.height or 380}px"}
-        return result.figure, height, result.caption, None
+        layout = result.figure["layout"] | {"uirevision": search or "all"}
+        height = {"height": f"{result.height}px"}
+        return result.figure | {"layout": layout}, height, result.caption, None
 
     @app.callback(
         Output({"type": Id.TABLE, "key": MATCH}, "children"),
@@ -166,26 +178,37 @@ def _connect_live(app: Dash, library: Library, seen: Any) -> None:
 
     @app.callback(
         Output(Id.FINDINGS, "children"),
+        Output(Id.FINDINGS_SOON, "disabled"),
         Input(Id.REVISION, "data"),
+        Input(Id.FINDINGS_SOON, "n_intervals"),
         State(Id.SEARCH, "data"),
         prevent_initial_call=True,
     )
-    def find(_mark: str, search: str | None) -> Any:
-        return finding_list(seen(search))
+    def find(_mark: str, _count: int, search: str | None) -> tuple[Any, bool]:
+        found = finding_list(seen(search))
+        return (no_update, False) if found is None else (found, True)
 
     @app.callback(
         Output(Id.VERDICT, "children"),
         Output(Id.CLAIMS, "children"),
+        Output(Id.VERDICT_SOON, "disabled"),
         Input(Id.REVISION, "data"),
+        Input(Id.VERDICT_SOON, "n_intervals"),
         State(Id.SEARCH, "data"),
         prevent_initial_call=True,
     )
-    def judge(_mark: str, search: str | None) -> tuple[Any, Any]:
-        return verdict_of(seen(search))
+    def judge(_mark: str, _count: int, search: str | None) -> tuple[Any, Any, bool]:
+        found = verdict_of(seen(search))
+        return (no_update, no_update, False) if found is None else (*found, True)
 
 
 def _connect_scripts(app: Dash) -> None:
     """What the browser does by itself; the functions stand in ``assets``."""
+    app.clientside_callback(
+        ClientsideFunction("gradientflow", "runRows"),
+        Output(Id.RUN_ROWS, "storage_type"),
+        Input(Id.RUN_ROWS, "data"),
+    )
     app.clientside_callback(
         ClientsideFunction("gradientflow", "control"),
         Output(Id.SEARCH, "data", allow_duplicate=True),

@@ -13,7 +13,7 @@ from analyzer.figures.theme import LIGHT, THEMES
 from dashboard.context import Context
 from dashboard.narrow import stacked
 
-__all__ = ["STEPLESS", "Drawn", "drawn", "recorded", "view_for"]
+__all__ = ["STEPLESS", "Drawn", "Shown", "drawn", "recorded", "shown", "view_for"]
 
 STEPLESS = frozenset(
     {
@@ -27,12 +27,13 @@ STEPLESS = frozenset(
         "learning_rate",
         "gradient_norm",
         "noise_scale",
-        "trajectory",
+        "attribution_shares",
     }
 )
 """Panels that a change of the step does not redraw on the server."""
 
 _MOST_PATTERN = 100
+_HEIGHT = 380
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,29 @@ class Drawn:
     caption: str
     problem: str = ""
     is_bad: bool = False
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A card as a browser is sent it.
+
+    Args:
+        figure: The figure as JSON can hold it; None where there is nothing to draw.
+        height: Its height in pixels.
+        caption: The sentence that states the finding.
+        problem: Why there is no figure; empty where there is one.
+        is_bad: Whether something is wrong, rather than merely not recorded.
+    """
+
+    figure: dict[str, Any] | None
+    height: int = _HEIGHT
+    caption: str = ""
+    problem: str = ""
+    is_bad: bool = False
+
+
+class _NothingDrawnError(Exception):
+    """Carries why there is no figure past the place where figures are kept."""
 
 
 def view_for(key: str, context: Context) -> View:
@@ -92,6 +116,34 @@ def drawn(key: str, context: Context, scheme: str, *, narrow: bool = False) -> D
         text = f"This figure could not be drawn ({type(error).__name__}: {str(error)[:300]})."
         return Drawn(None, "", text, is_bad=True)
     return Drawn(figure, str(record.caption))
+
+
+def shown(key: str, context: Context, scheme: str, *, narrow: bool = False) -> Shown:
+    """Return a card as a browser is sent it; the last few are kept, for drawing takes longest.
+
+    Args:
+        key: Key of the panel.
+        context: The runs and the address.
+        scheme: ``light`` or ``dark``.
+        narrow: Whether panes stand one above the other.
+    """
+
+    def make(_view: View) -> Shown:
+        result = drawn(key, context, scheme, narrow=narrow)
+        if result.figure is None:
+            raise _NothingDrawnError(Shown(None, problem=result.problem, is_bad=result.is_bad))
+        height = result.figure.layout.height or _HEIGHT
+        # Arrays become base64 here, once; plotly would make lists of them in a dict.
+        return Shown(result.figure.to_dict(), height, result.caption)
+
+    try:
+        view = view_for(key, context)
+        found: Shown = context.library.shown.get(f"{key} {scheme} {narrow}", view, make)
+    except _NothingDrawnError as nothing:
+        found = nothing.args[0]
+    except AnalyzerError as error:
+        found = Shown(None, problem=str(error))
+    return found
 
 
 def _pattern_of(names: tuple[str, ...]) -> str | None:

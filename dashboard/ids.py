@@ -32,6 +32,9 @@ class Id(StrEnum):
     VERDICT = "verdict"
     CLAIMS = "claims"
     FINDINGS = "findings"
+    FINDINGS_SOON = "findings-soon"
+    VERDICT_SOON = "verdict-soon"
+    RUN_ROWS = "run-rows"
     SINK = "sink"
 
     CONTROL = "control"

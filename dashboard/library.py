@@ -10,12 +10,15 @@ from threading import Lock
 from analyzer.errors import AnalyzerError, RunNotFoundError, SchemaError
 from analyzer.storage.catalog import RunSummary, resolve_run, runs_in
 from analyzer.storage.run import Run, open_run
+from dashboard.answers import Answers
 from dashboard.records import Records
 from dashboard.verdicts import Verdicts
 
 __all__ = ["Library", "Listed", "revision", "shortened"]
 
 _MOST_OPEN = 8
+# Less than half a MB each.
+_MOST_SHOWN = 24
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Library:
         sources: The folders.
         verdicts: A word for each run, as far as they were looked for.
         records: The last records behind figures.
+        shown: The last figures and what a browser needs to move their step, as it is sent them.
+        answers: The last findings and verdicts.
     """
 
     def __init__(self, sources: Sequence[str | Path]) -> None:
@@ -50,6 +55,8 @@ class Library:
         self._lock = Lock()
         self.verdicts = Verdicts()
         self.records = Records()
+        self.shown = Records(_MOST_SHOWN)
+        self.answers = Answers()
 
     def listing(self) -> list[Listed]:
         """Return the runs that there are now, the newest first, ids unique."""

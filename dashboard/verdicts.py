@@ -1,6 +1,7 @@
 """One word a run for the list of runs, found in the background: the list never waits."""
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ __all__ = ["Verdicts"]
 
 # Longer runs take seconds to judge; their findings are one click away.
 _MOST_ROWS = 2_000_000
+_LONGEST_REST = 0.5
 
 
 class Verdicts:
@@ -57,8 +59,12 @@ class Verdicts:
                     # Said under the lock, so that nobody counts on a thread that is about to end.
                     self._thread = None
                     return
-                path, mark = self._wanted.popitem()
+                path = next(iter(self._wanted))
+                mark = self._wanted.pop(path)
+            start = time.perf_counter()
             self._known[path] = (mark, self._found(path))
+            # As long again for whoever waits for a page: a folder may hold hundreds of runs.
+            time.sleep(min(time.perf_counter() - start, _LONGEST_REST))
 
     def _found(self, path: Path) -> str:
         """The word of a run; a dash where it is too long to judge here, or cannot be judged."""

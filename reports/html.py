@@ -1,7 +1,5 @@
 """Writes a story as one self-contained HTML file that asks for nothing from the network."""
 
-import gzip
-import json
 import re
 from base64 import b64encode
 from collections.abc import Iterator
@@ -17,19 +15,18 @@ from analyzer.analysis.numerals import counted, number
 from analyzer.errors import AnalyzerError
 from reports.methods import bibtex, methods_for
 from reports.overview import claim_rows, lead_of, note_of, overview, title_of
-from reports.paper import twin_svg
+from reports.packing import packed_figures, packed_tables
 from reports.plotly_bundle import plotly_bundle, sha256_source
 from reports.reproducibility import reproducibility
 from reports.screen import screen_figure
 from reports.story import Figure, Story
-from reports.tables import cell_rows, csv_text
+from reports.tables import cell_rows
+from reports.twin import svg_address, twin_svg
 
 __all__ = ["report_html", "write_report"]
 
 TEMPLATES = Path(__file__).parent / "templates"
-_MOST_ROWS = 60
-_PATHS = re.compile(rb'(?<= d=")[^"]+')
-_DIGITS = re.compile(rb"(\.\d)\d+")
+_MOST_ROWS = 30
 
 
 def write_report(story: Story, path: Path, *, template: Path | None = None) -> None:
@@ -98,8 +95,8 @@ def _content(story: Story, environment: Environment) -> dict[str, Any]:
         "js": js,
         "logo": _data_uri(_raw(environment, "logo.svg").encode()),
         "plotly": bundle.data,
-        "figures": _packed({f.key: screen_figure(f) for f in figures}),
-        "csv": _packed({f.key: csv_text(f.table) for f in figures}),
+        "figures": packed_figures({f.key: screen_figure(f) for f in figures}),
+        "csv": packed_tables({f.key: f.table for f in figures}),
         "title": title_of(story),
         "lead": lead_of(story),
         "note": note_of(story),
@@ -175,7 +172,7 @@ def _sections(story: Story) -> Iterator[dict[str, Any]]:
 
 
 def _figure(figure: Figure, place: int) -> dict[str, Any]:
-    twin = _short_paths(twin_svg(figure.drawn))
+    twin = twin_svg(figure.drawn)
     width, height = _points(twin)
     rows = figure.table
     return {
@@ -185,7 +182,7 @@ def _figure(figure: Figure, place: int) -> dict[str, Any]:
         "caption": figure.caption,
         "how_to_read": figure.how_to_read,
         "height": figure.drawn.layout.height or 450,
-        "twin": _data_uri(twin),
+        "twin": svg_address(twin),
         "width": width,
         "twin_height": height,
         "table": _table(rows.head(_MOST_ROWS)),
@@ -194,26 +191,14 @@ def _figure(figure: Figure, place: int) -> dict[str, Any]:
     }
 
 
-def _short_paths(svg: bytes) -> bytes:
-    """A tenth of a point is less than a printer shows."""
-    return _PATHS.sub(lambda path: _DIGITS.sub(rb"\1", path[0]), svg)
-
-
-def _points(svg: bytes) -> tuple[int, int]:
+def _points(svg: str) -> tuple[int, int]:
     """Width and height of an image, for the space that it takes before it is drawn."""
-    found = re.search(rb'width="([\d.]+)pt" height="([\d.]+)pt"', svg) or re.search(
-        rb'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg
-    )
+    found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
     return (round(float(found[1])), round(float(found[2]))) if found else (518, 300)
 
 
 def _data_uri(svg: bytes) -> str:
     return f"data:image/svg+xml;base64,{b64encode(svg).decode()}"
-
-
-def _packed(values: dict[str, Any]) -> str:
-    compressed = gzip.compress(json.dumps(values).encode(), compresslevel=9, mtime=0)
-    return b64encode(compressed).decode()
 
 
 def _table(rows: pd.DataFrame) -> dict[str, Any]:

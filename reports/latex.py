@@ -63,7 +63,7 @@ _RAISED = re.compile("[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 _PIECE = re.compile(f"({_RAISED.pattern}|{_LOWERED.pattern})")
 _MOST_FLOATING = 45
-_SENTENCE = 44
+_SENTENCE, _PHRASE = 44, 14
 _LETTERS_A_LINE = 85
 
 
@@ -139,18 +139,23 @@ def _share(rows: pd.DataFrame) -> float:
     """What part of the line each column of sentences gets: all that the others leave."""
     lengths = _lengths(rows)
     wide = sum(length > _SENTENCE for length in lengths)
-    taken = sum(min(length, 14) + 2 for length in lengths if length <= _SENTENCE)
+    taken = sum(min(length, _PHRASE) + 2 for length in lengths if length <= _SENTENCE)
     return max(0.15, (0.94 - taken / _LETTERS_A_LINE) / max(wide, 1))
 
 
 def _column_format(rows: pd.DataFrame) -> str:
-    """Alignment of each column; sentences get a column that breaks lines."""
-    share = _share(rows)
-    kinds = ["r" if is_numeric(rows[name]) else "l" for name in rows.columns]
-    return "".join(
-        rf"p{{{share:.2f}\linewidth}}" if length > _SENTENCE else kind
-        for kind, length in zip(kinds, _lengths(rows), strict=True)
-    )
+    """Alignment of each column; sentences, and phrases beside them, get one that breaks lines."""
+    lengths, share = _lengths(rows), _share(rows)
+    has_sentences = max(lengths, default=0) > _SENTENCE
+    kinds = []
+    for name, length in zip(rows.columns, lengths, strict=True):
+        kind = "r" if is_numeric(rows[name]) else "l"
+        if length > _SENTENCE:
+            kind = rf"p{{{share:.2f}\linewidth}}"
+        elif has_sentences and kind == "l" and length > _PHRASE:
+            kind = rf"p{{{(_PHRASE + 1) / _LETTERS_A_LINE:.2f}\linewidth}}"
+        kinds.append(kind)
+    return "".join(kinds)
 
 
 def _num_lines(rows: pd.DataFrame) -> int:
@@ -185,6 +190,11 @@ def _long(caption: str, columns: str, heading: str, body: list[str]) -> list[str
         r"{\scriptsize\setlength{\tabcolsep}{3pt}",
         rf"\begin{{longtable}}{{{columns}}}",
         rf"{caption}\\",
+        r"\toprule",
+        heading,
+        r"\midrule",
+        # A label that every page repeats would be defined more than once.
+        r"\endfirsthead",
         r"\toprule",
         heading,
         r"\midrule",

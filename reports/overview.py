@@ -28,9 +28,11 @@ def lead_of(story: Story) -> str:
     """Return one sentence: the verdict on a pair, else the worst finding, else the gain."""
     if story.verdict is not None:
         return str(story.verdict.sentence)
-    worst = [found[0] for _, found in story.findings if found]
-    if worst:
-        return str(worst[0].sentence)
+    found = [one for _, of_run in story.findings for one in of_run]
+    if found:
+        # A training that broke says so in the first line, also where something else came first.
+        first = [one for one in found if one.code == "nonfinite"] or found
+        return str(first[0].sentence)
     return "; ".join(_gain_words(run) for run in story.shown)
 
 

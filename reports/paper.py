@@ -1,4 +1,4 @@
-"""The matplotlib twin of a figure, drawn from the figure itself: for papers and for print."""
+"""The matplotlib twin of a figure, drawn from the figure itself."""
 
 import io
 import warnings
@@ -10,16 +10,16 @@ import numpy as np
 from reports.paper_axes import finish_axes
 from reports.paper_keys import draw_color_bars, draw_legend
 from reports.paper_marks import draw_annotations, draw_shapes
-from reports.paper_panes import Panes, panes
-from reports.paper_style import FORMATS, METADATA, SCREEN, paper_style
+from reports.paper_panes import Panes, layout_axis, panes
+from reports.paper_style import FORMATS, METADATA, paper_style
 from reports.paper_traces import DRAWERS
 from reports.paper_values import values_of
 
-__all__ = ["drawn_figure", "figure_bytes", "twin_svg"]
+__all__ = ["drawn_figure", "figure_bytes"]
 
-_SCREEN_INCHES = 7.2
 _PIXELS_WIDE = 900
-_MOST_VECTORS, _MOST_ON_SCREEN = 10_000, 300
+_MOST_VECTORS = 10_000
+_MOST_HIGH = 9.0
 
 
 def figure_bytes(
@@ -60,23 +60,24 @@ def figure_bytes(
     return buffer.getvalue()
 
 
-def twin_svg(figure: Any, width: float = _SCREEN_INCHES) -> bytes:
-    """Return the twin that a report shows in print and without scripts."""
-    return figure_bytes(figure, "svg", width, extra=SCREEN, most_vectors=_MOST_ON_SCREEN)
-
-
-def drawn_figure(figure: Any, width: float = 3.25, most_vectors: int = _MOST_VECTORS) -> Any:
+def drawn_figure(
+    figure: Any,
+    width: float = 3.25,
+    most_vectors: int = _MOST_VECTORS,
+    most_high: float = _MOST_HIGH,
+) -> Any:
     """Return the matplotlib figure of a plotly figure, in the style that is set.
 
     Args:
         figure: As in ``figure_bytes``.
         width: Width in inches.
         most_vectors: As in ``figure_bytes``.
+        most_high: Height in inches at the most, where its rows do not need more.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    canvas: Any = Figure(figsize=(width, _height(figure, width)))
+    canvas: Any = Figure(figsize=(width, _height(figure, width, most_high)))
     FigureCanvasAgg(canvas)
     canvas.most_vectors = most_vectors
     made = panes(figure, canvas)
@@ -89,13 +90,15 @@ def drawn_figure(figure: Any, width: float = 3.25, most_vectors: int = _MOST_VEC
     return canvas
 
 
-def _height(figure: Any, width: float) -> float:
+def _height(figure: Any, width: float, most: float) -> float:
     """The height that keeps the proportions of a screen, at least as high as its rows need."""
-    rows = len({(t.yaxis or "y") for t in figure.data if hasattr(t, "yaxis")})
+    sides = {t.yaxis or "y" for t in figure.data if hasattr(t, "yaxis")}
+    # Panes beside each other are one row; an axis over another one has no place of its own.
+    rows = len({layout_axis(figure.layout, side).domain for side in sides})
     pixels = figure.layout.height or 450
     # A narrow column needs more height for its words than a screen of the same shape.
     share = max(pixels / _PIXELS_WIDE, 0.62 if width < 5 else 0.4)
-    return float(np.clip(width * share, min(0.9 * max(rows, 1), 8.5), 9.0))
+    return float(max(min(width * share, most), min(0.9 * rows, 8.5)))
 
 
 def _draw(trace: Any, made: Panes) -> list[tuple[Any, Any, Any]]:

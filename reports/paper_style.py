@@ -58,11 +58,9 @@ _RC: dict[str, Any] = {
 }
 
 SCREEN: dict[str, Any] = {
-    "savefig.dpi": 160,
+    "figure.dpi": 160,
     "font.family": ["DejaVu Sans"],
     "mathtext.fontset": "dejavusans",
-    # A report is read where nothing is installed: its letters are shapes.
-    "svg.fonttype": "path",
 }
 """What differs for the static twins inside a report."""
 

@@ -81,20 +81,40 @@ def _fill(axes: Any, trace: Any, x: Floats, y: Floats) -> None:
 
 
 def _points(axes: Any, trace: Any, x: Floats, y: Floats) -> Drawn:
-    """The markers of a trace, with a color scale where their color is a number."""
+    """The markers of a trace, those of each symbol at once."""
     marker = trace.marker
     size = np.asarray(6 if marker.size is None else marker.size, np.float64) * _POINTS_PER_PIXEL
-    symbol = marker.symbol if isinstance(marker.symbol, str) else "circle"
+    if marker.symbol is None or isinstance(marker.symbol, str):
+        return _alike(axes, trace, x, y, marker.symbol or "circle", size, marker.color)
+    symbols = np.asarray(marker.symbol, dtype=object)
+    drawn = None
+    for symbol in dict.fromkeys(symbols):
+        here = np.flatnonzero(symbols == symbol)
+        sizes, colors = (_picked(values, here) for values in (size, marker.color))
+        drawn = _alike(axes, trace, x[here], y[here], symbol, sizes, colors)
+    return drawn
+
+
+def _picked(values: Any, here: Any) -> Any:
+    """Some of the values, where each point has its own."""
+    each = isinstance(values, list | tuple | np.ndarray) and np.ndim(values)
+    return np.asarray(values)[here] if each else values
+
+
+def _alike(
+    axes: Any, trace: Any, x: Floats, y: Floats, symbol: str, size: Any, color: Any
+) -> Drawn:
+    """Markers of one symbol, with a color scale where their color is a number."""
     shape = marker_of(symbol)
     looks: dict[str, Any] = {"s": np.square(size), "marker": shape, "alpha": trace.opacity}
     looks["zorder"] = 3
-    if isinstance(marker.color, list | tuple | np.ndarray):
-        colors = np.asarray(marker.color)
+    if isinstance(color, list | tuple | np.ndarray):
+        colors = np.asarray(color)
         if colors.dtype.kind in "fiu":
             return _scaled_points(axes, trace, x, y, colors.astype(np.float64), looks)
-        looks["c"] = [matplotlib_color(color) for color in colors.tolist()]
+        looks["c"] = [matplotlib_color(one) for one in colors.tolist()]
     else:
-        looks |= _colors(matplotlib_color(marker.color or trace.line.color), symbol)
+        looks |= _colors(matplotlib_color(color or trace.line.color), symbol)
     is_thin = symbol.endswith("-open") or shape in _STROKES
     axes.scatter(x, y, linewidths=0.8 if is_thin else 0, **looks)
     return None

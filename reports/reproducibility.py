@@ -74,6 +74,14 @@ def _sampling(run: Run) -> str:
     return ", ".join(words)
 
 
+def _data_hash(run: Run) -> str:
+    """The digest of the data, or of the first batch that the network was called with."""
+    digest, first = run.manifest.get("data_hash"), run.manifest.get("first_batch")
+    if digest:
+        return str(digest)
+    return f"{first} (types, shapes and first values of the first batch)" if first else _UNKNOWN
+
+
 def _seconds(run: Run) -> float | None:
     seconds = run.manifest.get("seconds")
     return float(seconds) if isinstance(seconds, int | float) else None
@@ -103,12 +111,12 @@ _FACTS: dict[str, Callable[[Run], str]] = {
     "git commit": _git,
     "seed": lambda run: seed_of(run.manifest),
     "data": _key("data"),
-    "data hash": _key("data_hash"),
+    "data hash": _data_hash,
     "batch size": _key("batch_size"),
     "optimizer": _key("optimizer"),
-    "skip scale": _key("skip_scale"),
+    "skip scale": lambda run: str(run.manifest.get("skip_scale", "none")),
     "device": _key("device"),
-    "dtype": _key("dtype"),
+    "dtype of parameters": _key("dtype"),
     "platform": _key("platform"),
     "steps": lambda run: f"{len(run.recorded_steps('steps')):,} recorded",
     "wall time": _wall_time,

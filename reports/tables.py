@@ -1,7 +1,5 @@
 """Tables of a report, and how they are written as Markdown and CSV."""
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +8,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-__all__ = ["PaperTable", "cell_rows", "csv_text", "is_missing", "is_numeric", "markdown_text"]
+__all__ = [
+    "PaperTable",
+    "cell_rows",
+    "csv_cells",
+    "csv_text",
+    "is_missing",
+    "is_numeric",
+    "markdown_text",
+]
 
 # Excel and its kin run such a cell as a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_QUOTED = re.compile(r'[",\r\n]')
 
 
 @dataclass(frozen=True)
@@ -84,18 +91,30 @@ def csv_text(rows: pd.DataFrame) -> str:
     Missing values are empty; NaN and infinite ones are written as such. Text that a spreadsheet
     would take for a formula gets an apostrophe in front.
     """
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([_csv_cell(str(name)) for name in rows.columns])
-    for row in cell_rows(rows):
-        writer.writerow([_csv_cell(value) for value in row])
-    return buffer.getvalue()
+    return "".join(f"{','.join(row)}\n" for row in zip(*csv_cells(rows), strict=True))
 
 
-def _csv_cell(value: Any) -> Any:
+def csv_cells(rows: pd.DataFrame, digits: int | None = None) -> list[list[str]]:
+    """Return the columns of a table as cells of a CSV file, each below its heading.
+
+    Args:
+        rows: The table.
+        digits: Significant digits of numbers that are not whole; None for all that they have.
+    """
+    columns = zip(*cell_rows(rows), strict=True) if len(rows) else ((),) * rows.shape[1]
+    return [
+        [_csv_cell(str(name)), *(_csv_cell(value, digits) for value in column)]
+        for name, column in zip(rows.columns, columns, strict=True)
+    ]
+
+
+def _csv_cell(value: Any, digits: int | None = None) -> str:
     if is_missing(value):
         return ""
     if isinstance(value, float | np.floating):
-        return "NaN" if np.isnan(value) else repr(float(value))
+        if np.isnan(value):
+            return "NaN"
+        return repr(float(value)) if digits is None else f"{float(value):.{digits}g}"
     text = str(value)
-    return f"'{text}" if isinstance(value, str) and text.startswith(_FORMULA) else text
+    text = f"'{text}" if isinstance(value, str) and text.startswith(_FORMULA) else text
+    return f'"{text.replace(chr(34), chr(34) * 2)}"' if _QUOTED.search(text) else text

@@ -68,15 +68,24 @@ def grouped(values: Floats, size: int, how: str) -> Floats:
     """
     if size <= 1 or not values.shape[-1]:
         return values
+    return _picked(_sorted_groups(values, size), how)
+
+
+def _sorted_groups(values: Floats, size: int) -> Floats:
+    """Groups of neighbors, each sorted, ``[..., groups, size]``; NaN last."""
     count = -(-values.shape[-1] // size)
     padded = np.full((*values.shape[:-1], count * size), np.nan)
     padded[..., : values.shape[-1]] = values
-    cells = np.sort(padded.reshape(*values.shape[:-1], count, size), axis=-1)
+    return np.sort(padded.reshape(*values.shape[:-1], count, size), axis=-1)
+
+
+def _picked(cells: Floats, how: str) -> Floats:
+    """One number of each sorted group; NaN where it has none."""
     known = np.sum(~np.isnan(cells), axis=-1)
     if how == "mean":
         total = np.nansum(cells, axis=-1)
         return np.where(known > 0, total / np.maximum(known, 1), np.nan)
-    # Sorting puts NaN last, so that the numbers of a group are its first cells.
+    # NaN is last, so that the numbers of a group are its first cells.
     last = np.maximum(known - 1, 0)
     places = {"min": (0 * last, 0 * last), "max": (last, last)}.get(
         how, (last // 2, (last + 1) // 2)
@@ -98,7 +107,10 @@ def band(steps: ArrayLike, values: ArrayLike, most: int, *, smooth: bool = False
     numbers, x = np.asarray(steps, np.int64), np.asarray(values, np.float64)
     size = max(1, -(-len(x) // max(1, most)))
     finite = np.where(np.isfinite(x), x, np.nan)
-    low, middle, high = (grouped(finite, size, how) for how in ("min", "median", "max"))
+    low = middle = high = finite
+    if size > 1:
+        cells = _sorted_groups(finite, size)
+        low, middle, high = (_picked(cells, how) for how in ("min", "median", "max"))
     firsts = np.arange(0, len(x), size)
     bad = np.add.reduceat(~np.isfinite(x), firsts).astype(np.int64) if len(x) else firsts
     line = smoothed(middle) if smooth else None

@@ -7,10 +7,16 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from analyzer.analysis.comparison import THRESHOLDS as COMPARISON
+from analyzer.analysis.gradient_flow import MedianGain
+from analyzer.analysis.remembered import remembered
 from analyzer.analysis.run_gain import run_gain
 from analyzer.analysis.training import run_training
 from analyzer.errors import NotRecordedError
+from analyzer.storage.arrays import as_floats
 from analyzer.storage.run import Run
 
 __all__ = [
@@ -27,6 +33,9 @@ __all__ = [
     "relative_gradients",
     "share",
 ]
+
+# All rows of a longer run take seconds to read; evenly spaced steps of it a tenth of that.
+_LONG, _SPACED_STEPS = 20_000, 200
 
 # name: (value, reason)
 THRESHOLDS: dict[str, tuple[float, str]] = {
@@ -110,7 +119,13 @@ def gains(plain: Run, residual: Run) -> Numbers | None:
 
 def _gain(run: Run, field: str) -> tuple[float, str]:
     """A field of the median gain of one run, and its query."""
-    return float(getattr(run_gain(run), field)), f"RUN.gain().{field}"
+    return float(getattr(_median_gain(run), field)), f"RUN.gain().{field}"
+
+
+@remembered("layer_stats")
+def _median_gain(run: Run) -> MedianGain:
+    """The gain that three claims are about."""
+    return run_gain(run)
 
 
 def relative_gradients(plain: Run, residual: Run) -> Numbers | None:
@@ -122,21 +137,27 @@ def relative_gradients(plain: Run, residual: Run) -> Numbers | None:
 
 
 def _relative(run: Run) -> tuple[float, str]:
-    """The ratio of one run, and its query."""
+    """The ratio of one run, and its query; of a long run at evenly spaced steps."""
     first, last = _ends(run)
-    ratio = _ratio_of_layers(run, first, last)
+    recorded = run.layer_steps()
+    stride = len(recorded) // _SPACED_STEPS if len(recorded) > _LONG else 1
+    some = recorded[::stride] if stride > 1 else None
+    ratio = _ratio_of_layers(run, first, last, some)
+    spaced = f", steps=RUN.layer_steps()[::{stride}]" if stride > 1 else ""
     query = (
-        f'RUN.layer_stats("output_gradient_norm", layers=[{first}, {last}])'
+        f'RUN.layer_stats("output_gradient_norm", layers=[{first}, {last}]{spaced})'
         '.pivot(index="step", columns="layer", values="output_gradient_norm")'
         f".pipe(lambda t: t[{first}] / t[{last}]).median()"
     )
     return ratio, query
 
 
-def _ratio_of_layers(run: Run, first: int, last: int) -> float:
+def _ratio_of_layers(
+    run: Run, first: int, last: int, steps: NDArray[np.int64] | None = None
+) -> float:
     """Median over steps of one layer's output gradient norm over another's."""
     column = "output_gradient_norm"
-    rows = run.layer_stats(column, layers=[first, last])
+    rows = run.layer_stats(column, layers=[first, last], steps=steps)
     table = rows.pivot(index="step", columns="layer", values=column)
     return float((table[first] / table[last]).median())
 
@@ -147,8 +168,7 @@ def _ends(run: Run) -> tuple[int, int]:
     Raises:
         NotRecordedError: If no layer has one.
     """
-    rows = run.layer_stats("output_gradient_norm").dropna()
-    layers = run.layers[run.layers["layer"].isin(rows["layer"])].sort_values(
+    layers = run.layers[run.layers["layer"].isin(_reached(run))].sort_values(
         ["depth", "layer"], kind="stable"
     )
     owners = layers[layers["num_parameters"] > 0]
@@ -160,9 +180,25 @@ def _ends(run: Run) -> tuple[int, int]:
     return int(owners["layer"].iloc[0]), int(layers["layer"].iloc[-1])
 
 
+def _reached(run: Run) -> list[int]:
+    """Layers with an output gradient at any step."""
+    column = "output_gradient_norm"
+    if run.ranks != [0]:
+        return run.layer_stats(column).dropna()["layer"].unique().tolist()
+    grid = run.heatmap(column, table="layer_stats")
+    finite = np.isfinite(grid.max).any(axis=1)
+    # What is never finite in the overview may be infinite, which is a value, or NaN, which is not.
+    odd = grid.ids[~finite & (grid.num_nonfinite > 0).any(axis=1)]
+    rows = run.layer_stats(column, layers=odd.tolist()).dropna() if len(odd) else None
+    more = [] if rows is None else rows["layer"].unique().tolist()
+    return [*grid.ids[finite].tolist(), *more]
+
+
 def share(plain: Run, residual: Run) -> Numbers | None:
     """Median share of the shortcuts over joins and steps."""
-    r = float(residual.splits()["shortcut_share"].median())
+    shares = as_floats(residual.read("splits", "shortcut_share").column("shortcut_share"))
+    known = shares[~np.isnan(shares)]
+    r = float(np.median(known)) if len(known) else math.nan
     query = 'residual.splits()["shortcut_share"].median()'
     return None if math.isnan(r) else Numbers(None, r, query, r > limit("most"))
 

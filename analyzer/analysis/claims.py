@@ -15,12 +15,12 @@ from analyzer.analysis.claim_numbers import (
     relative_gradients,
     share,
 )
-from analyzer.analysis.finding import short
+from analyzer.analysis.claim_words import decades_fallen, decades_grown, with_range
 from analyzer.analysis.probe_numbers import conditioning, lesion, path_length, shattering
 from analyzer.errors import NotRecordedError
 from analyzer.storage.run import Run
 
-__all__ = ["STATUSES", "Claim", "claims", "with_range"]
+__all__ = ["STATUSES", "Claim", "claims"]
 
 STATUSES = ("holds", "fails", "not measured")
 
@@ -67,24 +67,27 @@ class _Statement:
     reference: str
     panel: str
     remedy: str = "record both runs with layer statistics"
+    say: Callable[[float | None, tuple[float, float] | None], str] = with_range
 
 
 _STATEMENTS = (
     _Statement(
         "vanishing",
-        "Without shortcuts the gradient vanishes along depth: decades that it falls from the last "
-        "layer to the first, {plain} without and {residual} with them.",
+        "Without shortcuts the gradient vanishes along depth: from the last layer to the first it "
+        "{plain} without and {residual} with them.",
         decades_of_both,
         "He et al. 2015, §4.1 (with batch norm it does not)",
         "depth_profile",
+        say=decades_fallen,
     ),
     _Statement(
         "exploding",
-        "In one of the nets the gradient explodes along depth: decades that it grows from the last "
-        "layer to the first, {plain} without shortcuts and {residual} with them.",
+        "In one of the nets the gradient explodes along depth: from the last layer to the first it "
+        "{plain} without shortcuts and {residual} with them.",
         exploding_decades,
         "Yang et al. 2019, A mean field theory of batch normalization",
         "depth_profile",
+        say=decades_grown,
     ),
     _Statement(
         "gain",
@@ -203,7 +206,7 @@ def _claim(statement: _Statement, plain: Sequence[Run], residual: Sequence[Run])
         )
     sides = _side([n.plain for n in found]), _side([n.residual for n in found])
     num_holding = sum(n.holds for n in found)
-    words = {"plain": with_range(*sides[0]), "residual": with_range(*sides[1])}
+    words = {"plain": statement.say(*sides[0]), "residual": statement.say(*sides[1])}
     return Claim(
         key=statement.key,
         text=statement.text.format(**words) + _seeds(num_holding, len(found)),
@@ -248,15 +251,6 @@ def _side(values: list[float | None]) -> Side:
     half = len(ordered) // 2
     middle = ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
     return middle, (ordered[0], ordered[-1])
-
-
-def with_range(value: float | None, spread: tuple[float, float] | None) -> str:
-    """Return a number in three digits, with its range over seeds where there are several."""
-    if value is None:
-        return "nothing"
-    if spread is None:
-        return short(value)
-    return f"{short(value)} ({short(spread[0])} to {short(spread[1])})"
 
 
 def _seeds(num_holding: int, count: int) -> str:

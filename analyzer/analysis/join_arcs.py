@@ -9,7 +9,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analyzer.analysis.bands import grouped
-from analyzer.analysis.view import nearest_step
 from analyzer.storage.run import Run
 
 __all__ = [
@@ -126,7 +125,7 @@ def join_arcs(run: Run, step: int | None) -> JoinArcs:
     order = np.lexsort((ends, starts))
     kept, starts, ends = rows[placed].iloc[order], starts[order], ends[order]
     ids = kept["join"].to_numpy(np.int32)
-    at = nearest_step(run.recorded_steps("splits"), step) if len(ids) else None
+    at = run.nearest_step(step, "splits") if len(ids) else None
     return JoinArcs(
         ids,
         tuple(kept["name"].astype(str)),

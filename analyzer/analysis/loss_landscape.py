@@ -37,11 +37,16 @@ class Trajectory:
         steps: Their steps, ``[checkpoints]``.
         alphas: First coordinate, ``[checkpoints]``.
         betas: Second coordinate.
+        residuals: What of its distance from the weights at (0, 0) the plane does not show, from 0
+            to 1; NaN where not noted.
+        explained: Share of the squared distances that the plane explains; NaN where not noted.
     """
 
     steps: NDArray[np.int64]
     alphas: Floats
     betas: Floats
+    residuals: Floats
+    explained: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +146,10 @@ def _gathered(view: View, *, needs_trajectory: bool) -> Landscapes:
     def read(run: Run, label: RunLabel) -> Landscape:
         found = _landscape(view, run, label)
         if needs_trajectory and found.trajectory is None:
-            remedy = "add `--probe landscape` and `--checkpoint-every N` for three checkpoints"
+            remedy = (
+                "record with `--checkpoint-every N`, then "
+                f"`analyzer probe {run.name} landscape --plane trajectory`"
+            )
             raise not_recorded("a trajectory was", run, remedy)
         return found
 
@@ -152,7 +160,8 @@ def _gathered(view: View, *, needs_trajectory: bool) -> Landscapes:
     is_log = low > 0 and high / low > _LOG_RATIO
     if is_log:
         low, high = float(np.log10(low)), float(np.log10(high))
-    caption = " ".join(map(_sentence, runs)) + missing_clause(missing)
+    sentence = _path_sentence if needs_trajectory else _sentence
+    caption = " ".join(map(sentence, runs)) + missing_clause(missing)
     return Landscapes(runs, is_log, low, high if high > low else low + 1e-6, caption)
 
 
@@ -185,13 +194,42 @@ def _landscape(view: View, run: Run, label: RunLabel) -> Landscape:
 
 def _trajectory(notes: Mapping[str, str]) -> Trajectory | None:
     """The checkpoints that the probe noted as ``[[step, alpha, beta], …]``."""
-    try:
-        points = np.asarray(json.loads(notes.get("trajectory", "[]")), np.float64)
-    except (ValueError, TypeError, RecursionError):
-        return None
+    points = _noted(notes, "trajectory")
     if points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all():
         return None
-    return Trajectory(points[:, 0].astype(np.int64), points[:, 1], points[:, 2])
+    residuals = _noted(notes, "trajectory_residuals")
+    if residuals.shape != points.shape[:1]:
+        residuals = np.full(len(points), np.nan)
+    shares = _noted(notes, "variance_explained")
+    explained = float(shares.sum()) if shares.shape == (2,) else float("nan")
+    steps = points[:, 0].astype(np.int64)
+    return Trajectory(steps, points[:, 1], points[:, 2], residuals, explained)
+
+
+def _noted(notes: Mapping[str, str], name: str) -> Floats:
+    """Numbers that a probe noted as JSON; none where there are none, or something else."""
+    try:
+        return np.asarray(json.loads(notes.get(name, "[]")), np.float64)
+    except (ValueError, TypeError, RecursionError):
+        return np.zeros(0)
+
+
+def _path_sentence(run: Landscape) -> str:
+    path = run.trajectory
+    if path is None or not len(path.steps):
+        return f"{run.label.text}, step {run.step}: no checkpoint lies in the plane."
+    counted_ = counted(len(path.steps), "checkpoint")
+    text = f"{run.label.text}, step {run.step}: the path of {counted_} from step {path.steps[0]:,}"
+    if np.isfinite(path.explained):
+        text += f"; the plane explains {percent(path.explained)} of their squared distances"
+    rest = path.residuals[np.isfinite(path.residuals)]
+    if len(rest):
+        worst = int(np.nanargmax(path.residuals))
+        text += (
+            f"; at most {percent(float(rest.max()))} of a distance lies outside of it "
+            f"(step {path.steps[worst]:,})"
+        )
+    return f"{text}."
 
 
 def _sentence(run: Landscape) -> str:

@@ -1,5 +1,6 @@
 """Where NaN or infinite values appeared first."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ __all__ = ["NonFinite", "first_nonfinite"]
 
 _COLUMNS = ("activation_num_nonfinite", "output_gradient_num_nonfinite")
 _BATCH_ROWS = 500_000
+_MOST_BINS = 1024
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,8 @@ def first_nonfinite(run: Run, ignored: NDArray[np.int64] | None = None) -> NonFi
     Returns:
         The place; None where every recorded value is finite.
     """
-    steps = run.layer_steps()
-    chunk = max(1, _BATCH_ROWS // max(1, len(run.layers)))
-    for start in range(0, len(steps), chunk):
-        some = steps[start : start + chunk]
-        rows = run.read("layer_stats", _COLUMNS, steps=slice(int(some[0]), int(some[-1]) + 1))
+    for first, last in _suspects(run):
+        rows = run.read("layer_stats", _COLUMNS, steps=slice(first, last + 1))
         activation, gradient = (_positive(rows, name) for name in _COLUMNS)
         counts = activation | gradient
         if ignored is not None:
@@ -57,6 +56,21 @@ def first_nonfinite(run: Run, ignored: NDArray[np.int64] | None = None) -> NonFi
         if len(bad):
             return _earliest(run, rows, activation, gradient, bad)
     return None
+
+
+def _suspects(run: Run) -> Iterator[tuple[int, int]]:
+    """First and last step of stretches that hold whatever is not finite, in order."""
+    if run.ranks == [0]:
+        # The overview has the largest count of each bin: the rows of the others are all finite.
+        grids = [run.heatmap(name, _MOST_BINS, table="layer_stats") for name in _COLUMNS]
+        bad = {int(step) for grid in grids for step in grid.steps[(grid.max > 0).any(axis=0)]}
+        yield from ((step, step + grids[0].width - 1) for step in sorted(bad))
+        return
+    steps = run.layer_steps()
+    chunk = max(1, _BATCH_ROWS // max(1, len(run.layers)))
+    for start in range(0, len(steps), chunk):
+        some = steps[start : start + chunk]
+        yield int(some[0]), int(some[-1])
 
 
 def _positive(rows: pa.Table, name: str) -> NDArray[np.bool_]:

@@ -59,6 +59,8 @@ def percent(share: float) -> str:
         return number(share)
     size = abs(share) * 100
     sign = "−" if share < 0 and size > 0 else ""
+    if 0 < size < 1e-3:
+        return f"{sign}{number(size)} %"
     return f"{sign}{size:.0f} %" if size >= 9.95 or size == 0 else f"{sign}{size:.2g} %"
 
 

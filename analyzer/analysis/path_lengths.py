@@ -108,6 +108,9 @@ def _sentence(run: PathSpectrum) -> str:
     start = f"{run.label.text}, step {run.step}: {total} paths"
     if not np.isfinite(run.effective_length):
         return f"{start}; their gradient is zero or not finite."
+    if len(run.lengths) < 2:
+        where = f"{run.label.text}, step {run.step}"
+        return f"{where}: there are no joins, so a single path carries all of the gradient."
     peak = int(run.norms.argmax())
     share, paths = percent(run.norm_shares[peak]), percent(run.path_shares[peak])
     return (

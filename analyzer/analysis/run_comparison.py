@@ -155,13 +155,13 @@ def compare_runs(left: Run, right: Run) -> Comparison:
 
 def _last_step(run: Run) -> int:
     """The last step with layer statistics."""
-    steps = run.layer_steps()
-    if not len(steps):
+    step = run.nearest_step(None, "layer_stats")
+    if step is None:
         raise NotRecordedError(
             f"run '{run.name}' holds no layer statistics to compare; record a training that "
             "reaches a backward pass"
         )
-    return int(steps[-1])
+    return step
 
 
 def _numbers(run: Run, profile: DepthProfile, facts: RunFacts) -> ComparedRun:

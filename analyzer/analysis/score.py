@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from analyzer.analysis.bands import Band, band, grouped
+from analyzer.analysis.bands import Band, grouped
 from analyzer.analysis.depth_profile import depth_profile
 from analyzer.analysis.flow_grid import GridColumn, grid_column, value_range
 from analyzer.analysis.gradient_flow import Gain, profile_gain
@@ -15,7 +15,7 @@ from analyzer.analysis.numerals import counted, number, percent
 from analyzer.analysis.profile_curve import flow_sentence
 from analyzer.analysis.sources import for_each_run, joined_table, missing_clause, recorded_step
 from analyzer.analysis.stages import stage_borders
-from analyzer.analysis.training import TrainingSummary, run_training
+from analyzer.analysis.training import TrainingSummary, loss_band, run_training
 from analyzer.analysis.view import RunLabel, View
 from analyzer.storage.run import Run
 
@@ -146,9 +146,6 @@ def _column(view: View, run: Run, label: RunLabel) -> ScoreColumn:
     arcs = join_arcs(run, step)
     share_steps, shares = share_grid(run, arcs)
     training = run_training(run)
-    rows = run.read("steps", "loss")
-    known = rows.column("loss").is_valid().to_numpy()
-    steps, losses = rows.column("step").to_numpy()[known], rows.column("loss").to_numpy()[known]
     return ScoreColumn(
         label=label,
         step=step,
@@ -160,7 +157,7 @@ def _column(view: View, run: Run, label: RunLabel) -> ScoreColumn:
         share_steps=share_steps,
         shares=shares,
         stages=stage_borders(grid.names, grid.positions),
-        loss=band(steps, losses, _MOST_POINTS, smooth=view.smooth),
+        loss=loss_band(run, _MOST_POINTS, view.smooth),
         training=training,
         title=_outcome(training),
         note=_note(fit, arcs),

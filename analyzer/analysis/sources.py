@@ -83,7 +83,7 @@ def recorded_step(run: Run, step: int | None, table: str = "layer_stats") -> int
     Raises:
         NotRecordedError: If the table has no row.
     """
-    found = nearest_step(run.recorded_steps(table), step)
+    found = run.nearest_step(step, table)
     if found is None:
         remedy = {
             "splits": "a net without joins has none; else add `--splits-every 10`",

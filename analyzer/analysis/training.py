@@ -7,11 +7,14 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
+from analyzer.analysis.bands import Band, band, series_band
+from analyzer.analysis.remembered import remembered
 from analyzer.storage.run import Run
 
-__all__ = ["TrainingSummary", "run_training", "smoothed_final", "training_summary"]
+__all__ = ["TrainingSummary", "loss_band", "run_training", "smoothed_final", "training_summary"]
 
 _FINAL_SHARE = 0.05
+_LONG = 200_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +80,13 @@ def training_summary(
         The summary; its losses are in the unit of the loss.
     """
     has_loss = np.asarray(measured, bool)
-    numbers = np.asarray(steps, np.int64)[has_loss]
-    values = np.asarray(losses, np.float64)[has_loss]
+    numbers, values = np.asarray(steps, np.int64), np.asarray(losses, np.float64)
+    # Copies of millions of losses take longer than what is asked of them.
+    if not has_loss.all():
+        numbers, values = numbers[has_loss], values[has_loss]
     finite = np.isfinite(values)
-    lowest = int(np.argmin(np.where(finite, values, np.inf))) if finite.any() else None
+    ranked = values if finite.all() else np.where(finite, values, np.inf)
+    lowest = int(np.argmin(ranked)) if finite.any() else None
     return TrainingSummary(
         num_steps=len(has_loss),
         losses=values,
@@ -95,6 +101,7 @@ def training_summary(
     )
 
 
+@remembered("steps")
 def run_training(run: Run) -> TrainingSummary:
     """Summarize a recorded run, its ranks pooled.
 
@@ -110,3 +117,23 @@ def run_training(run: Run) -> TrainingSummary:
         skipped=pc.sum(rows.column("skipped")).as_py() or 0,
         seconds=pc.sum(rows.column("seconds")).as_py() or 0.0,
     )
+
+
+@remembered("steps")
+def loss_band(run: Run, most: int, smooth: bool) -> Band:
+    """Return the loss over the steps that have one, in at most so many bins.
+
+    Its middle is the median of each bin; in a run of more than 200,000 steps the mean, since then
+    the bins are those of the overview.
+
+    Args:
+        run: An opened run.
+        most: Bins at the most.
+        smooth: Whether the middle is smoothed too.
+    """
+    if run.ranks == [0] and (run.nearest_step(None) or 0) > _LONG:
+        return series_band(run.series("loss", max_points=most), smooth=smooth)
+    rows = run.read("steps", "loss")
+    known = rows.column("loss").is_valid().to_numpy()
+    steps, losses = rows.column("step").to_numpy()[known], rows.column("loss").to_numpy()[known]
+    return band(steps, losses, most, smooth=smooth)

@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 from analyzer.analysis.bands import Band, band
 from analyzer.analysis.numerals import counted, number, percent
+from analyzer.analysis.remembered import remembered
 from analyzer.analysis.sources import for_each_run, joined_table, missing_clause, not_recorded
-from analyzer.analysis.training import training_summary
+from analyzer.analysis.training import loss_band, run_training
 from analyzer.analysis.view import RunLabel, View
+from analyzer.errors import NotRecordedError
 from analyzer.storage.arrays import as_floats
 from analyzer.storage.run import Run
 
@@ -141,54 +143,76 @@ def _curves(view: View, read: _Read, label: str, *, is_log: bool) -> StepCurves:
 
 def _column(run: Run, name: str) -> tuple[NDArray[np.int64], Floats]:
     """Steps at which a column of ``steps`` is not null, and its values."""
+    if not _is_measured(run, name):
+        raise _without(name, run)
     rows = run.read("steps", name)
     known = rows.column(name).is_valid().to_numpy()
-    if not known.any():
-        remedy = "the training showed none; wait for the first step, or see `analyzer show`"
-        raise not_recorded(f"{name} was", run, remedy)
     return rows.column("step").to_numpy()[known], as_floats(rows.column(name))[known]
 
 
+@remembered("steps")
+def _is_measured(run: Run, name: str) -> bool:
+    """Whether a column of ``steps`` has a value at any step."""
+    column = run.read("steps", name).column(name)
+    return bool(column.null_count < len(column))
+
+
+def _without(name: str, run: Run) -> NotRecordedError:
+    remedy = "the training showed none; wait for the first step, or see `analyzer show`"
+    return not_recorded(f"{name} was", run, remedy)
+
+
 def _loss(view: View, run: Run, label: RunLabel) -> tuple[list[StepCurve], str]:
-    steps, losses = _column(run, "loss")
-    facts = training_summary(steps, losses, np.ones(len(steps), bool), seconds=0.0)
-    text = f"{label.text}: loss {number(facts.first_loss)} at step {steps[0]}"
+    facts, curve = run_training(run), loss_band(run, _MOST_POINTS, view.smooth)
+    if not facts.num_losses:
+        raise _without("loss", run)
+    text = f"{label.text}: loss {number(facts.first_loss)} at step {curve.steps[0]}"
     if facts.nonfinite_step is not None:
         text += f", NaN or infinite from step {facts.nonfinite_step} on."
     else:
-        text += f", {number(facts.final_loss)} after {counted(len(steps), 'step')}."
-    curve = StepCurve(label, "", band(steps, losses, _MOST_POINTS, smooth=view.smooth))
-    return [curve], text
+        text += f", {number(facts.final_loss)} after {counted(facts.num_losses, 'step')}."
+    return [StepCurve(label, "", curve)], text
 
 
 def _learning_rate(_view: View, run: Run, label: RunLabel) -> tuple[list[StepCurve], str]:
+    text, shown = _learning_rate_band(run)
+    return [StepCurve(label, "", shown)], f"{label.text}: {text}."
+
+
+@remembered("steps")
+def _learning_rate_band(run: Run) -> tuple[str, Band]:
     steps, rates = _column(run, "learning_rate")
-    text = f"{label.text}: learning rate {number(rates[0])}"
+    text = f"learning rate {number(rates[0])}"
     if not np.all(rates == rates[0]):
         text += f" at step {steps[0]}, {number(rates[-1])} at step {steps[-1]}"
-    return [StepCurve(label, "", band(steps, rates, _MOST_POINTS))], f"{text}."
+    return text, band(steps, rates, _MOST_POINTS)
 
 
 def _gradient_norm(view: View, run: Run, label: RunLabel) -> tuple[list[StepCurve], str]:
+    text, before, received = _gradient_norm_bands(run, view.smooth)
+    text = f"{label.text}: global gradient norm {text}"
+    if received is None:
+        return [StepCurve(label, "before clipping", before)], text
+    behind = StepCurve(label, "before clipping", before, is_behind=True)
+    return [behind, StepCurve(label, "after clipping", received)], text
+
+
+@remembered("steps")
+def _gradient_norm_bands(run: Run, smooth: bool) -> tuple[str, Band, Band | None]:
+    """What is said of the norm, the norm, and what is left of it where any is clipped."""
     steps, norms = _column(run, "gradient_norm")
     rows = run.read("steps", ["gradient_norm", "clip_factor"])
     known = rows.column("gradient_norm").is_valid().to_numpy()
     factors = as_floats(rows.column("clip_factor"))[known]
-    before = StepCurve(label, "before clipping", _band(view, steps, norms))
+    before = band(steps, norms, _MOST_POINTS, smooth=smooth)
     finite = norms[np.isfinite(norms)]
-    middle = number(float(np.median(finite))) if len(finite) else "not finite"
-    text = f"{label.text}: global gradient norm {middle} (median)"
+    text = f"{number(float(np.median(finite))) if len(finite) else 'not finite'} (median)"
     clipped = factors < 1
     if not clipped.any():
-        return [before], f"{text}, never clipped."
-    received = StepCurve(label, "after clipping", _band(view, steps, norms * factors))
-    behind = StepCurve(label, "before clipping", before.band, is_behind=True)
+        return f"{text}, never clipped.", before, None
+    received = band(steps, norms * factors, _MOST_POINTS, smooth=smooth)
     share = percent(float(np.mean(clipped)))
-    return [behind, received], f"{text}, clipped in {share} of {counted(len(steps), 'step')}."
-
-
-def _band(view: View, steps: NDArray[np.int64], values: Floats) -> Band:
-    return band(steps, values, _MOST_POINTS, smooth=view.smooth)
+    return f"{text}, clipped in {share} of {counted(len(steps), 'step')}.", before, received
 
 
 def _noise(_view: View, run: Run, label: RunLabel) -> tuple[list[StepCurve], str]:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from analyzer.analysis.claims import Claim, claims, with_range
+from analyzer.analysis.claim_words import decades_fallen, with_range
+from analyzer.analysis.claims import Claim, claims
 from analyzer.analysis.comparison import THRESHOLDS
 from analyzer.storage.run import Run
 
@@ -89,14 +90,6 @@ def _limit(name: str) -> float:
     return THRESHOLDS[name][0]
 
 
-def _change(decades: float, spread: tuple[float, float] | None) -> str:
-    """What the gradient does along depth, as a clause."""
-    if spread is not None:
-        spread = spread if decades >= 0 else (-spread[1], -spread[0])
-    verb = "falls" if decades >= 0 else "grows"
-    return f"{verb} {with_range(abs(decades), spread)} decades"
-
-
 def _plain(claim: Claim) -> str:
     """The number of the run without shortcuts, with its range over seeds."""
     return with_range(claim.plain, claim.plain_spread)
@@ -119,10 +112,9 @@ def _mechanism(found: Claims) -> str:
     if decades is None:
         return "The gain along depth was not measured in both runs."
     plain, residual = decades
-    sides = (
-        f"without shortcuts the gradient {_change(plain, claim.plain_spread)} {_ROUTE}, with them "
-        f"it {_change(residual, claim.residual_spread)}"
-    )
+    without = decades_fallen(plain, claim.plain_spread)
+    within = decades_fallen(residual, claim.residual_spread)
+    sides = f"without shortcuts the gradient {without} {_ROUTE}, with them it {within}"
     return f"{_headline(plain, residual)}: {sides}."
 
 

@@ -21,7 +21,7 @@ from analyzer.figures.marks import (
     mark_legend,
     run_line,
 )
-from analyzer.figures.theme import Theme, labeled
+from analyzer.figures.theme import Theme, decade_step, labeled, log_ticks
 
 __all__ = [
     "depth_colors",
@@ -76,14 +76,18 @@ def value_axis(
     """
     axis: dict[str, Any] = {"title": {"text": label, "standoff": 8}}
     if is_log:
-        axis |= {"type": "log", "exponentformat": "power", "tickfont": {"size": 11}, "nticks": 9}
+        axis |= {"type": "log", "exponentformat": "power", "tickfont": {"size": 11}, "nticks": 6}
         if math.isfinite(low) and math.isfinite(high):
             short = max(0.0, least_decades - math.log10(high / low)) / 2
             axis["range"] = log_range(math.log10(low) - short, math.log10(high) + short)
             decades = axis["range"][1] - axis["range"][0]
             # Plotly labels every digit between powers otherwise; below, it counts evenly.
-            if decades > 0.8:
-                axis["dtick"] = math.ceil(decades / 8) if decades > 2 else "D2"
+            if decades > 2.2:
+                axis["dtick"] = decade_step(decades, 8)
+            elif decades > 0.8:
+                places, texts = log_ticks(*axis["range"])
+                values = [float(f"{10.0**place:.1g}") for place in places]
+                axis |= {"tickmode": "array", "tickvals": values, "ticktext": texts}
     elif math.isfinite(low) and math.isfinite(high):
         room = 0.06 * (high - low or abs(high) or 1.0)
         axis["range"] = [low - room, high + room]
@@ -102,7 +106,7 @@ def name_gap(names: list[tuple[str, ...]]) -> float:
     if len(set(names)) < 2:
         return 0.0
     longest = max((min(len(name), _MOST_NAME) for one in names for name in one), default=0)
-    return min(0.05 + 0.0058 * longest, 0.9 / len(names))
+    return min(0.03 + 0.0088 * longest, 0.9 / len(names))
 
 
 def grid_figure(info: FlowGrid, theme: Theme) -> go.Figure:
@@ -118,10 +122,12 @@ def grid_figure(info: FlowGrid, theme: Theme) -> go.Figure:
     )
     for place, column in enumerate(columns, start=1):
         _grid_pane(figure, info, column, place, theme)
-    for entry in mark_legend(columns, theme, is_log=info.is_log):
-        figure.add_trace(entry)
+    entries = mark_legend(columns, theme, is_log=info.is_log)
+    figure.add_traces(entries)
     figure.update_xaxes(title={"text": "step", "standoff": 4}, showgrid=False)
     figure.update_yaxes(showgrid=False)
+    below = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
+    figure.update_layout(legend={"y": -56 / below}, margin={"b": 84 if entries else 52})
     figure.update_layout(
         coloraxis={
             "colorscale": theme.scale,
@@ -146,7 +152,8 @@ def profile_figure(info: ProfileCurves, theme: Theme) -> go.Figure:
     """Draw the profiles of all runs over depth."""
     values = np.concatenate([curve.values for curve in info.curves])
     shown = values[np.isfinite(values) & ((values > 0) | (not info.is_log))]
-    low, high = (float(shown.min()), float(shown.max())) if len(shown) else (math.nan, math.nan)
+    # Where nothing has a place, the marks of NaN and of zero still need edges to stand at.
+    low, high = (float(shown.min()), float(shown.max())) if len(shown) else (0.1, 1.0)
     axis = value_axis(
         info.label, is_log=info.is_log, low=low, high=high, least_decades=_LEAST_DECADES
     )

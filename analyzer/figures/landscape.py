@@ -12,10 +12,11 @@ from analyzer.figures.gradients import panes
 from analyzer.figures.marks import color_bar, run_line
 from analyzer.figures.theme import Theme, labeled
 
-__all__ = ["contour_figure", "surface_figure", "trajectory_figure"]
+__all__ = ["contour_figure", "contour_levels", "surface_figure", "trajectory_figure"]
 
-_LEVELS = 14
-_EYE = {"x": 1.35, "y": -1.5, "z": 1.05}
+_LEVELS = 18
+_SHADE = "rgba(20,30,40,0.55)"
+_EYE = {"x": 1.55, "y": -1.75, "z": 1.0}
 
 
 def contour_figure(info: Landscapes, theme: Theme) -> go.Figure:
@@ -31,10 +32,11 @@ def contour_figure(info: Landscapes, theme: Theme) -> go.Figure:
         axis = "x" if place == 1 else f"x{place}"
         # A circle must look like one: the directions have comparable lengths.
         figure.update_yaxes(scaleanchor=axis, constrain="domain", row=1, col=place)
-    figure.update_xaxes(title={"text": "α, first direction"}, constrain="domain", showgrid=False)
+    along = {"text": "α, first direction", "standoff": 4}
+    figure.update_xaxes(title=along, constrain="domain", showgrid=False)
     figure.update_yaxes(showgrid=False)
     figure.update_yaxes(title={"text": "β, second direction"}, row=1, col=1)
-    figure.update_layout(coloraxis=_colors(info, theme), showlegend=False)
+    figure.update_layout(coloraxis=_colors(info, theme), showlegend=False, margin={"b": 60})
     return figure
 
 
@@ -50,10 +52,16 @@ def trajectory_figure(info: Landscapes, theme: Theme) -> go.Figure:
             mode="lines+markers",
             line={"color": "#ffffff", "width": 2},
             marker={"color": "#ffffff", "size": 7, "line": {"color": "#22303f", "width": 1}},
-            text=[f"step {step}" for step in run.trajectory.steps],
+            text=[f"step {step:,}" for step in run.trajectory.steps],
             hovertemplate="%{text}<br>α %{x:.3f}, β %{y:.3f}<extra></extra>",
         )
         figure.add_trace(path, row=1, col=place)
+        axis = "" if place == 1 else str(place)
+        start = {"x": run.trajectory.alphas[0], "y": run.trajectory.betas[0], "yshift": 12}
+        font = {"size": 12, "color": "#ffffff"}
+        # White on any color of the scale.
+        where = {"xref": f"x{axis}", "yref": f"y{axis}", "font": font, "bgcolor": _SHADE}
+        theme.note(figure, f"step {run.trajectory.steps[0]:,}", **start, **where)
     return figure
 
 
@@ -80,11 +88,18 @@ def surface_figure(info: Landscapes, theme: Theme) -> go.Figure:
                 hovertemplate=_point(info),
             )
             figure.add_trace(surface, row=1, col=place)
-    line = {"gridcolor": theme.grid, "color": theme.text, "showbackground": False}
+    line = {
+        "gridcolor": theme.grid,
+        "color": theme.text,
+        "showbackground": False,
+        "zeroline": False,
+        "nticks": 5,
+        "tickfont": {"size": 11},
+    }
     height = {key: value for key, value in _bar(info).items() if key.startswith("tick")}
     figure.update_scenes(
         aspectmode="cube",
-        camera={"eye": _EYE},
+        camera={"eye": _EYE, "center": {"x": 0, "y": 0, "z": -0.12}},
         xaxis=line | {"title": {"text": "α"}},
         yaxis=line | {"title": {"text": "β"}},
         zaxis=line | {"title": {"text": "loss"}, "range": [info.low, info.high]} | height,
@@ -113,16 +128,29 @@ def _title(run: Landscape) -> str:
 
 
 def _contour(info: Landscapes, run: Landscape) -> go.Contour:
-    size = (info.high - info.low) / _LEVELS
+    start, size = contour_levels(info.low, info.high)
     return go.Contour(
         x=run.alphas,
         y=run.betas,
         z=info.shown(run).astype(np.float32),
         coloraxis="coloraxis",
-        contours={"start": info.low, "end": info.high, "size": size, "coloring": "fill"},
+        contours={"start": start, "end": info.high, "size": size, "coloring": "fill"},
         line={"width": 0.75, "color": "rgba(255,255,255,0.45)"},
         hovertemplate=_point(info),
     )
+
+
+def contour_levels(low: float, high: float) -> tuple[float, float]:
+    """Return the first contour line and the distance of two, both round, 18 lines at the most.
+
+    Args:
+        low: Smallest number drawn.
+        high: Largest one, above ``low``.
+    """
+    least = (high - low) / _LEVELS
+    whole = 10.0 ** math.floor(math.log10(least))
+    size = next(whole * part for part in (1, 2, 5, 10) if whole * part >= least)
+    return math.ceil(low / size) * size, size
 
 
 def _point(info: Landscapes) -> str:

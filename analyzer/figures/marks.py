@@ -75,7 +75,9 @@ def edge_marks(
     low = np.isneginf(values) | ((values <= 0) & is_log)
     bad = ~np.isfinite(values) | low
     places: list[Any] = [p for p, is_bad in zip(x, bad, strict=True) if is_bad]
-    heights: list[Any] = [bounds[0] if at else bounds[1] for at in low[bad]]
+    # A power of ten that is rounded outward would lie beyond the edge, where nothing is drawn.
+    inward = 1 + 1e-9 if is_log else 1.0
+    heights: list[Any] = [bounds[0] * inward if at else bounds[1] / inward for at in low[bad]]
     symbols = ["triangle-down-open" if at else "x" for at in low[bad]]
     words: list[Any] = ["NaN" if np.isnan(v) else str(v) for v in values[bad]]
     return go.Scatter(

@@ -37,6 +37,7 @@ def score_figure(info: Score, theme: Theme) -> go.Figure:
     for place, column in enumerate(info.columns):
         lay_out(figure, info, column, place, theme)
         _words(figure, info, column, place, theme)
+    has_joins = any(len(column.arcs.joins) for column in info.columns)
     figure.update_layout(
         shapes=step_shapes(info, theme),
         coloraxis={
@@ -49,13 +50,14 @@ def score_figure(info: Score, theme: Theme) -> go.Figure:
                 info.high,
                 is_log=True,
                 len=0.38,
+                x=1.03,
                 y=ROWS["grid"][1],
                 yanchor="top",
             ),
         },
         legend={
             "orientation": "h",
-            "title": {"text": "shortcut share  ", "side": "left"},
+            "title": {"text": "shortcut share  " if has_joins else "", "side": "left"},
             "x": 0,
             "y": -0.075,
             "yanchor": "top",

@@ -1,14 +1,12 @@
 """Where the rows and columns of the score stand, and the ranges that they share."""
 
-import math
-
 import numpy as np
 import plotly.graph_objects as go
 
 from analyzer.analysis.score import Score, ScoreColumn
 from analyzer.figures.marks import log_range
 from analyzer.figures.stages import stage_ticks
-from analyzer.figures.theme import Theme
+from analyzer.figures.theme import Theme, decade_step
 
 __all__ = ["ROWS", "axis_names", "lay_out", "layout_name", "profile_bounds"]
 
@@ -104,7 +102,7 @@ def lay_out(figure: go.Figure, info: Score, column: ScoreColumn, place: int, the
 
 def _decades_per_tick(info: Score) -> int:
     low, high = log_range(info.low, info.high)
-    return max(1, math.ceil((high - low) / 6))
+    return decade_step(high - low)
 
 
 def _titles(info: Score) -> dict[str, str]:

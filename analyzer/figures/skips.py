@@ -8,13 +8,13 @@ from plotly.subplots import make_subplots
 
 from analyzer.analysis.join_lesions import JoinLesions
 from analyzer.analysis.numerals import number
-from analyzer.analysis.path_lengths import PathLengths
+from analyzer.analysis.path_lengths import PathLengths, PathSpectrum
 from analyzer.analysis.skip_strip import SkipRow, SkipStrip
 from analyzer.analysis.split_series import SplitCurves, SplitSeries
 from analyzer.figures.arcs import arc_traces
 from analyzer.figures.gradients import panes
 from analyzer.figures.marks import run_line, translucent
-from analyzer.figures.stages import stage_ticks
+from analyzer.figures.stages import name_ticks, stage_ticks
 from analyzer.figures.theme import Theme, labeled
 
 __all__ = ["lesion_figure", "path_figure", "split_figure", "strip_figure"]
@@ -111,40 +111,56 @@ def _split_traces(run: SplitCurves, theme: Theme) -> list[go.Scatter]:
 def path_figure(info: PathLengths, theme: Theme) -> go.Figure:
     """Draw the share of the gradient by path length, with the share of the paths behind it."""
     figure = panes([run.label.text for run in info.runs], theme, height=420)
+    empty: list[int] = []
+    in_legend = next((k for k, run in enumerate(info.runs, start=1) if len(run.lengths) > 1), 1)
     for place, run in enumerate(info.runs, start=1):
-        style = theme.style(run.label.style)
-        bars = go.Bar(
-            x=run.lengths,
-            y=run.norm_shares,
-            marker={"color": style.color},
-            customdata=np.column_stack([run.norms, run.num_paths]),
-            hovertemplate="length %{x}: %{y:.2%} of the gradient"
-            "<br>‖G‖ = %{customdata[0]:.3e}, %{customdata[1]:.3e} paths<extra></extra>",
-            name="gradient ‖G_k‖",
-            showlegend=place == 1,
-        )
-        paths = go.Scatter(
-            x=run.lengths,
-            y=run.path_shares,
-            mode="lines",
-            line={"color": theme.text, "width": 1.5, "dash": "dot"},
-            hovertemplate="length %{x}: %{y:.2%} of the paths<extra></extra>",
-            name="paths",
-            showlegend=place == 1,
-        )
-        figure.add_traces([bars, paths], rows=[1, 1], cols=[place, place])
+        axis = "" if place == 1 else str(place)
+        where = {"xref": f"x{axis} domain", "yref": f"y{axis} domain"}
+        if len(run.lengths) < 2:
+            # One bar of 100 % would say nothing, and take the place of those that do.
+            figure.add_traces(_path_traces(run, theme), rows=[1, 1], cols=[place, place])
+            figure.update_traces(visible=False, row=1, col=place)
+            figure.update_xaxes(visible=False, row=1, col=place)
+            empty.append(place)
+            theme.note(figure, "no joins: a single path carries all of the gradient", **where)
+            continue
+        for trace in _path_traces(run, theme):
+            figure.add_trace(trace.update(showlegend=place == in_legend), row=1, col=place)
         total = number(float(run.num_paths.sum()))
         text = f"effective length {number(run.effective_length)}<br>{total} paths"
         if np.isfinite(run.effective_length):
             line = {"color": theme.mark, "width": 1.5, "dash": "dash"}
             figure.add_vline(x=run.effective_length, line=line, row=1, col=place)
-        axis = "" if place == 1 else str(place)
         corner = {"x": 0.98, "y": 0.96, "xanchor": "right", "yanchor": "top", "align": "right"}
-        theme.note(figure, text, xref=f"x{axis} domain", yref=f"y{axis} domain", **corner)
+        theme.note(figure, text, **where, **corner)
     figure.update_xaxes(title={"text": "length: branches that a path crosses", "standoff": 6})
-    figure.update_yaxes(tickformat=".0%", rangemode="tozero")
-    figure.update_yaxes(title={"text": "share"}, row=1, col=1)
+    figure.update_yaxes(tickformat=".0%", rangemode="tozero", showticklabels=True)
+    figure.update_yaxes(title={"text": "share"}, row=1, col=in_legend)
+    for place in empty:
+        figure.update_yaxes(visible=False, row=1, col=place)
     return figure
+
+
+def _path_traces(run: PathSpectrum, theme: Theme) -> list[Any]:
+    """The bars of the gradient and the line of the paths."""
+    bars = go.Bar(
+        x=run.lengths,
+        y=run.norm_shares,
+        marker={"color": theme.style(run.label.style).color},
+        customdata=np.column_stack([run.norms, run.num_paths]),
+        hovertemplate="length %{x}: %{y:.2%} of the gradient"
+        "<br>‖G‖ = %{customdata[0]:.3e}, %{customdata[1]:.3e} paths<extra></extra>",
+        name="gradient ‖G_k‖",
+    )
+    paths = go.Scatter(
+        x=run.lengths,
+        y=run.path_shares,
+        mode="lines",
+        line={"color": theme.text, "width": 1.5, "dash": "dot"},
+        hovertemplate="length %{x}: %{y:.2%} of the paths<extra></extra>",
+        name="paths",
+    )
+    return [bars, paths]
 
 
 def lesion_figure(info: JoinLesions, theme: Theme) -> go.Figure:
@@ -166,7 +182,9 @@ def lesion_figure(info: JoinLesions, theme: Theme) -> go.Figure:
         )
         figure.add_trace(bars, row=1, col=place)
         figure.add_trace(_broken(places[~finite], words[~finite], theme), row=1, col=place)
-        figure.update_xaxes(row=1, col=place, **_name_ticks(run.names, len(info.runs)))
+        figure.update_xaxes(
+            row=1, col=place, **name_ticks(run.names, _MOST_NAMES // len(info.runs))
+        )
     figure.update_xaxes(title={"text": "join without its branch, input → output", "standoff": 6})
     figure.update_yaxes(title={"text": "change of the loss"}, row=1, col=1)
     return figure
@@ -183,14 +201,3 @@ def _broken(places: Any, words: Any, theme: Theme) -> go.Scatter:
         hovertemplate="%{text}: NaN or infinite<extra></extra>",
         showlegend=False,
     )
-
-
-def _name_ticks(names: tuple[str, ...], count: int) -> dict[str, Any]:
-    most = max(2, _MOST_NAMES // count)
-    places = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round()).astype(int)
-    texts = [labeled(names[place], 16) for place in places]
-    return {
-        "tickvals": places.tolist(),
-        "ticktext": texts,
-        "tickangle": -40 if len(texts) > 6 else 0,
-    }

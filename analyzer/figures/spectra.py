@@ -2,13 +2,13 @@
 
 import math
 
-import numpy as np
 import plotly.graph_objects as go
 
 from analyzer.analysis.block_spectra import BlockSpectra
 from analyzer.analysis.shattering_curve import ShatteringCurves
 from analyzer.figures.gradients import panes, value_axis
 from analyzer.figures.marks import edge_marks, run_line
+from analyzer.figures.stages import name_ticks
 from analyzer.figures.theme import Theme, labeled
 
 __all__ = ["jacobian_figure", "shattering_figure"]
@@ -43,11 +43,7 @@ def jacobian_figure(info: BlockSpectra, theme: Theme) -> go.Figure:
         figure.add_trace(points, row=1, col=place)
         marks = edge_marks(run.blocks, run.values, bounds, theme, is_log=True)
         figure.add_trace(marks, row=1, col=place)
-        most = max(2, _MOST_NAMES // len(info.runs))
-        chosen = np.linspace(0, len(run.names) - 1, min(most, len(run.names))).round().astype(int)
-        texts = [labeled(run.names[block], 16) for block in np.unique(chosen)]
-        angle = -40 if len(texts) > 6 else 0
-        ticks = {"tickvals": np.unique(chosen).tolist(), "ticktext": texts, "tickangle": angle}
+        ticks = name_ticks(run.names, _MOST_NAMES // len(info.runs))
         figure.update_xaxes(row=1, col=place, **ticks)
     figure.add_hline(y=1, line={"color": theme.text, "width": 1, "dash": "dot"})
     figure.update_yaxes(**{key: value for key, value in axis.items() if key != "title"})

@@ -1,13 +1,14 @@
-"""Names of stages under the axis of depth, as many as fit beside each other."""
+"""Names under an axis, as many as fit beside each other: of stages along depth, of joins."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from analyzer.figures.theme import labeled
 
-__all__ = ["stage_ticks"]
+__all__ = ["name_ticks", "stage_ticks"]
 
-_MOST_NAME = 18
+_MOST_NAME, _MOST_JOIN = 18, 16
+_MOST_LEVEL = 6
 # Pixels of a figure that panes share, and of half a letter.
 _WIDTH, _HALF_LETTER, _GAP = 1000, 4.2, 6
 
@@ -34,6 +35,21 @@ def stage_ticks(
         "tickvals": [at for at, _ in shown],
         "ticktext": [labeled(name, _MOST_NAME) for _, name in shown],
         "tickangle": 0,
+    }
+
+
+def name_ticks(names: Sequence[str], most: int) -> dict[str, Any]:
+    """Return ticks of names at 0, 1, 2, …: all of them where they fit, else every second, third, ….
+
+    Args:
+        names: The names in their order.
+        most: Ticks at the most.
+    """
+    places = list(range(0, len(names), max(1, -(-len(names) // max(2, most)))))
+    return {
+        "tickvals": places,
+        "ticktext": [labeled(names[place], _MOST_JOIN) for place in places],
+        "tickangle": -40 if len(places) > _MOST_LEVEL else 0,
     }
 
 

@@ -1,6 +1,7 @@
 """Colors, fonts and axes that all figures share, in light and in dark."""
 
 import html
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ import plotly.graph_objects as go
 
 from analyzer.analysis.numerals import number, power
 
-__all__ = ["DARK", "LIGHT", "THEMES", "RunStyle", "Theme", "labeled", "log_ticks"]
+__all__ = ["DARK", "LIGHT", "THEMES", "RunStyle", "Theme", "decade_step", "labeled", "log_ticks"]
 
 # Okabe and Ito (2008), told apart by color-blind readers; lighter on dark for contrast. Even
 # places are runs with shortcuts, odd ones runs without; dash and marker tell them apart in gray.
@@ -149,6 +150,17 @@ def labeled(text: str, most: int = _MOST_LABEL) -> str:
     return html.escape(text, quote=False)
 
 
+def decade_step(decades: float, most: int = 6) -> int:
+    """Return how many decades lie between two ticks: 1, 2, 3, 5, 10, 20, 30, 50, ….
+
+    Args:
+        decades: Decades that the axis shows.
+        most: Ticks at the most, about.
+    """
+    sizes = (size * 10**k for k in range(5) for size in (1, 2, 3, 5))
+    return next((size for size in sizes if size * most >= decades), 100_000)
+
+
 def log_ticks(low: float, high: float, most: int = 6) -> tuple[Sequence[float], Sequence[str]]:
     """Return ticks of a color bar that shows decimal logarithms.
 
@@ -162,10 +174,10 @@ def log_ticks(low: float, high: float, most: int = 6) -> tuple[Sequence[float], 
     Returns:
         Places and texts, such as ``-4`` and ``10⁻⁴``; between decades also twice and five times.
     """
-    decades = [d for d in range(int(low // 1), int(high // 1) + 2) if low <= d <= high]
     if high - low > 2.2:
-        chosen = decades[:: -(-len(decades) // most)]
-        return [float(d) for d in chosen], [power(d) for d in chosen]
+        step = decade_step(high - low, most)
+        decades = range(math.ceil(low / step) * step, math.floor(high) + 1, step)
+        return [float(d) for d in decades], [power(d) for d in decades]
     fine = [
         d + f for d in range(int(low // 1), int(high // 1) + 2) for f in (0.0, 0.30103, 0.69897)
     ]

@@ -125,6 +125,8 @@ def rebinned(bins: Bins, width: int) -> Bins:
     is_first[1:] = (start[1:] != start[:-1]) | (ids[1:] != ids[:-1])
     firsts = np.flatnonzero(is_first)
     if len(firsts) == len(start):
+        if np.array_equal(start, bins.start):
+            return bins
         return Bins(bins.columns, start, ids, *_arrays(bins))
     return Bins(bins.columns, start[firsts], ids[firsts], *_reduced(bins, firsts, is_first))
 

@@ -13,7 +13,7 @@ from analyzer.errors import NotRecordedError
 from analyzer.storage.arrays import as_floats, as_numpy
 from analyzer.storage.frames import frame, static_frame
 from analyzer.storage.manifest import read_manifest, status_of
-from analyzer.storage.parts import listing
+from analyzer.storage.parts import Part, listing
 from analyzer.storage.reading import Columns, Ids, Ranks, RunRows
 from analyzer.storage.schema import STATIC_TABLES
 from analyzer.storage.selection import StepsLike, nearest
@@ -121,6 +121,11 @@ class Run:
     # Rows of steps
 
     @property
+    def ranks(self) -> list[int]:
+        """Ranks that wrote rows."""
+        return sorted({rank for table in self._rows.tables.values() for rank in table.ranks})
+
+    @property
     def steps(self) -> "pd.DataFrame":
         """One row per step; null is NaN here, as everywhere in a DataFrame."""
         return frame(self.read("steps"))
@@ -218,7 +223,43 @@ class Run:
 
     def recorded_steps(self, table: str = "steps") -> NDArray[np.int64]:
         """Return the steps of which a table has rows, in order."""
-        return self._rows.tables[table].steps().copy()
+        source, known = self._rows.tables[table], self._rows.tables["steps"]
+        if table != "steps" and self._is_at_every_step(table):
+            source = known
+        return source.steps().copy()
+
+    def _is_at_every_step(self, table: str) -> bool:
+        """Whether the overview shows that a table has rows at each step that has a row at all.
+
+        It holds some million times fewer rows than the table of a long run.
+        """
+        source, known = self._rows.tables[table], self._rows.tables["steps"]
+        writers = {(part.rank, part.attempt) for part in [*source.parts, *known.parts]}
+        if source.bounds() != known.bounds() or len(writers) != 1 or self.warnings:
+            return False
+        return self._views[table].holds_each_of(known.steps())
+
+    def nearest_step(self, step: int | None, table: str = "steps") -> int | None:
+        """Return the recorded step of a table that is nearest to one, the earlier of two.
+
+        Only rows near it are read, so that it costs the same however long the run.
+
+        Args:
+            step: A step; None for the last one.
+            table: As in ``read``.
+
+        Returns:
+            The step; None where the table has no rows.
+        """
+        return self._rows.tables[table].nearest(step)
+
+    def written(self, table: str) -> tuple[Part, ...]:
+        """Return the part files that hold a table's rows: others once it has grown.
+
+        Args:
+            table: As in ``read``.
+        """
+        return tuple(self._rows.tables[table].parts)
 
     def layer_steps(self) -> NDArray[np.int64]:
         """Return the steps at which layers were recorded, in order."""

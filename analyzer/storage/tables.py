@@ -30,6 +30,9 @@ Numbers = tuple[
 _MOST_TRIES = 10
 # Above this many rows a second core pays for its start.
 _MANY_ROWS = 500_000
+# Rows whose steps are looked at together.
+_SCANNED_ROWS = 2_000_000
+_GROUPS_AT_ONCE = 8
 
 
 class _OpenPart:
@@ -105,16 +108,64 @@ class StepTable:
     def steps(self) -> NDArray[np.int64]:
         """Return the steps that have rows, in order, each once."""
         if self._steps is None:
-            column = self.read(["step"], Steps.every()).column("step")
-            self._steps = np.unique(as_numpy(column)).astype(np.int64, copy=False)
+            self._steps = self._every_step()
         return self._steps
+
+    def _every_step(self) -> NDArray[np.int64]:
+        """All steps, from so few rows at a time that a long run fits into memory."""
+        bounds, found = self.bounds(), [np.zeros(0, np.int64)]
+        if bounds is not None:
+            first, last = bounds
+            span = max(1, _SCANNED_ROWS * (last - first + 1) // max(1, self._num_rows()))
+            for start in range(first, last + 1, span):
+                found.append(self._between(start, start + span - 1))
+        return np.concatenate(found)
+
+    def _num_rows(self) -> int:
+        """Rows of all parts that can be opened."""
+        opened = self._again(lambda: [self._open(part) for part in self.parts])
+        return sum(one.num_rows for one in opened if one is not None)
+
+    def _between(self, first: int, last: int) -> NDArray[np.int64]:
+        """The steps from one to another that have rows, in order, each once."""
+        rows = self.read(["step"], Steps(first, last), all_attempts=True)
+        # Rows come in the order of their steps.
+        steps = as_numpy(rows.column("step"))
+        is_new = np.ones(len(steps), bool)
+        is_new[1:] = steps[1:] != steps[:-1]
+        return steps[is_new].astype(np.int64, copy=False)
+
+    def nearest(self, step: int | None) -> int | None:
+        """Return the step with rows that is nearest to one, the earlier of two.
+
+        Only rows near it are read.
+
+        Args:
+            step: A step; None for the last one.
+
+        Returns:
+            The step; None where there are no rows.
+        """
+        bounds = self.bounds()
+        if bounds is None:
+            return None
+        if self._steps is not None or step is None:
+            found, at = self.latest(1) if step is None else self.steps(), step
+            return None if not len(found) else _nearest(found, at)
+        at, reach = min(max(step, bounds[0]), bounds[1]), 0
+        while True:
+            found = self._between(max(0, at - reach), at + reach)
+            if len(found):
+                return _nearest(found, step)
+            if at - reach <= bounds[0] and at + reach >= bounds[1]:
+                return None
+            reach = max(1, 16 * reach)
 
     def latest(self, count: int) -> NDArray[np.int64]:
         """Return the last steps that have rows, in order: so many, or all where there are fewer."""
         bounds, span = self.bounds(), 4 * count
         while self._steps is None and bounds is not None and bounds[1] - span > bounds[0]:
-            column = self.read(["step"], Steps(bounds[1] - span)).column("step")
-            found = np.unique(as_numpy(column)).astype(np.int64, copy=False)
+            found = self._between(bounds[1] - span, bounds[1])
             if len(found) >= count:
                 return found[-count:]
             span *= 8
@@ -207,12 +258,18 @@ class StepTable:
             if not groups:
                 return None
             names = [name for name in needed if name in opened.schema.names]
-            rows = opened.file.read_row_groups(
-                groups, columns=names, use_threads=opened.num_rows > _MANY_ROWS
-            )
-            return _kept(
-                conform(rows, _full_schema(self.name, [rows.schema], names)), steps, self.key, ids
-            )
+            schema = _full_schema(self.name, [opened.schema], names)
+            # Most rows are dropped then: not all of a long run are held at a time.
+            many = len(groups) if ids is None and steps.only is None else _GROUPS_AT_ONCE
+            pieces = []
+            for start in range(0, len(groups), many):
+                rows = opened.file.read_row_groups(
+                    groups[start : start + many],
+                    columns=names,
+                    use_threads=opened.num_rows > _MANY_ROWS,
+                )
+                pieces.append(_kept(conform(rows, schema), steps, self.key, ids))
+            return pa.concat_tables(pieces)
         except FileNotFoundError:
             raise
         except (OSError, pa.ArrowException, ValueError, KeyError) as error:
@@ -227,14 +284,18 @@ class StepTable:
             f"({type(error).__name__}: {reason})"
         )
 
-    def _schema_of(self, part: Part) -> pa.Schema | None:
+    def _open(self, part: Part) -> _OpenPart | None:
         try:
-            return _open(self._folder / part.name).schema
+            return _open(self._folder / part.name)
         except FileNotFoundError:
             raise
         except (OSError, pa.ArrowException, ValueError) as error:
             self._leave_out(part, error)
             return None
+
+    def _schema_of(self, part: Part) -> pa.Schema | None:
+        opened = self._open(part)
+        return None if opened is None else opened.schema
 
     def _newest(self, whole: pa.Table, parts: Sequence[Part]) -> pa.Table:
         """Leave out the rows of attempts that a newer one went over again."""
@@ -246,6 +307,11 @@ class StepTable:
             return whole
         newest = attempts[order][last][np.searchsorted(steps[order][last], steps)]
         return whole.filter(as_array(attempts == newest))
+
+
+def _nearest(steps: NDArray[np.int64], step: int | None) -> int:
+    """The one of some steps that is nearest to another, the earlier of two; the last for None."""
+    return int(steps[-1] if step is None else steps[np.argmin(np.abs(steps - step))])
 
 
 def _constant(attempt: int, piece: pa.Table) -> pa.Array:

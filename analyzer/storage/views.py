@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,12 +13,17 @@ from numpy.typing import NDArray
 from analyzer.storage.arrays import as_floats, as_numpy, is_present
 from analyzer.storage.bins import Bins, concatenated, rebinned, single
 from analyzer.storage.overview import Chunk, bins_from, chunks_in
+from analyzer.storage.schema import STAT_COLUMNS
 from analyzer.storage.selection import Steps
 from analyzer.storage.tables import StepTable
 
 __all__ = ["Heatmap", "Series", "Views"]
 
 Floats = NDArray[np.float64]
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+# Some 60 bytes each: of a thousand layers that is one or two columns.
+_MOST_ROWS = 1_000_000
 _FAILURES = (OSError, pa.ArrowException, ValueError, KeyError)
 
 
@@ -84,7 +89,7 @@ class Views:
 
     def refresh(self) -> None:
         """Look for new rows at the next question."""
-        self._bins.clear()
+        self._bins = {}
 
     def series(self, column: str, id_: int, max_points: int) -> Series:
         """Return one column of one id in at most ``max_points`` bins."""
@@ -113,18 +118,38 @@ class Views:
         nonfinite[rows, places] = bins.nonfinite[:, 0]
         return Heatmap(steps, ids, low, mean, high, nonfinite, width)
 
+    def holds_each_of(self, steps: NDArray[np.int64]) -> bool:
+        """Return whether an id has a row at each of these steps, as far as the bins can show it.
+
+        Args:
+            steps: Steps in order; the table has rows at no others.
+        """
+        column = STAT_COLUMNS[self._table.name][0]
+        bins, width = self._of(column)
+        if not len(bins) or not len(steps):
+            return False
+        starts, firsts = np.unique(bins.start, return_index=True)
+        most = np.maximum.reduceat(bins.num_rows, firsts)
+        counts = np.diff(np.searchsorted(steps, np.append(starts, starts[-1] + width)))
+        # No step may lie between bins either.
+        return int(counts.sum()) == len(steps) and bool(np.array_equal(counts, most))
+
     def _of(self, column: str) -> tuple[Bins, int]:
         """All bins of a column, and their width."""
-        if column not in self._bins:
-            for _ in range(5):
-                try:
-                    self._bins[column] = self._read(column)
-                    break
-                except FileNotFoundError:
-                    continue
-            else:
-                self._bins[column] = self._read(column)
-        return self._bins[column]
+        known = self._bins.get(column)
+        if known is not None:
+            return known
+        for _ in range(5):
+            try:
+                found = self._read(column)
+                break
+            except FileNotFoundError:
+                continue
+        else:
+            found = self._read(column)
+        # Others may ask at the same time: nobody looks into the dict twice, and it is put anew.
+        self._bins = _newest(self._bins | {column: found}, lambda one: len(one[0]))
+        return found
 
     def _read(self, column: str) -> tuple[Bins, int]:
         pieces, width, reached = [_nothing(column)], 1, 0
@@ -134,8 +159,9 @@ class Views:
                 pieces += [*self._rows(column, reached, chunk.start - 1), found]
                 width, reached = max(width, chunk.width), chunk.end
         pieces += self._rows(column, reached, None)
-        bins = rebinned(concatenated(pieces), width)
-        return bins[bins.num_rows > 0], width
+        bins = rebinned(concatenated([p for p in pieces if len(p)] or pieces[:1]), width)
+        # The arrays of a file are used as they are where nothing is to be changed in them.
+        return (bins if bins.num_rows.all() else bins[bins.num_rows > 0]), width
 
     def _chunk(self, chunk: Chunk, column: str) -> Bins | None:
         try:
@@ -167,16 +193,40 @@ class Views:
         return [single([column], number, ids, as_floats(values)[:, None], known[:, None])]
 
 
-@lru_cache(maxsize=2048)
-def _chunk_bins(path: Path, _inode: int, key: str | None, column: str) -> Bins:
-    """One column of a file of an overview, which never changes under its name."""
+_kept: dict[tuple[Path, int, str], Bins] = {}
+
+
+def _chunk_bins(path: Path, inode: int, key: str | None, column: str) -> Bins:
+    """One column of a file, which never changes under its name; the last ones are kept."""
+    global _kept
+    place = (path, inode, column)
+    found = _kept.get(place)
+    if found is None:
+        found = _chunk_column(path, key, column)
+        _kept = _newest(_kept | {place: found}, len)
+    return found
+
+
+def _chunk_column(path: Path, key: str | None, column: str) -> Bins:
     file = pq.ParquetFile(path)
     known = f"{column}_num_nonfinite" in file.schema_arrow.names
     suffixes = ("min", "mean", "max", "num_finite", "num_nonfinite") if known else ()
     keys = [name for name in ("start", key, "num_rows") if name is not None]
     table = file.read([*keys, *(f"{column}_{suffix}" for suffix in suffixes)], use_threads=False)
     bins = bins_from(table, key, [column] if known else [])
-    return concatenated([_nothing(column), bins])
+    return bins if known else concatenated([_nothing(column), bins])
+
+
+def _newest(kept: dict[_Key, _Value], rows: Callable[[_Value], int]) -> dict[_Key, _Value]:
+    """The last entries of a dict that have so many rows together, at least one."""
+    newest: dict[_Key, _Value] = {}
+    left = _MOST_ROWS
+    for key, value in reversed(kept.items()):
+        left -= rows(value)
+        if left < 0 and newest:
+            break
+        newest[key] = value
+    return dict(reversed(newest.items()))
 
 
 def _nothing(column: str) -> Bins:

@@ -3,9 +3,12 @@
 (function () {
   const NO = () => window.dash_clientside.no_update;
   const DEFAULTS = { quantity: "output_gradient_norm", bins: "median" };
-  const PAGES = { r: "/", s: "/score", f: "/flow", c: "/compare", k: "/skips", d: "/findings" };
+  const PAGES = {
+    r: "/", s: "/score", f: "/flow", c: "/compare", k: "/skips", d: "/findings",
+    a: "/activations", u: "/updates", t: "/training", l: "/landscape",
+  };
   const here = {
-    over: false, block: null, steps: [], step: null, marked: new Set(), opened: false, typed: "",
+    over: false, block: null, steps: [], label: "step", step: null, marked: new Set(), opened: false, typed: "",
   };
   const byId = (id) => document.getElementById(id);
   const set = (id, props) => window.dash_clientside.set_props(id, props);
@@ -71,6 +74,7 @@
     },
     frames(data, step) {
       here.steps = (data && data.steps) || [];
+      here.label = (data && data.label) || "step";
       window.gradientflow.score = (data && data.score) || null;
       buildSlider();
       if (step != null) showStep(step);
@@ -123,6 +127,7 @@
       });
     }
     place.classList.toggle("is-empty", here.steps.length < 2);
+    place.querySelector("label").textContent = here.label;
     byId("step-range").max = String(Math.max(0, here.steps.length - 1));
     const asked = params().get("step");
     here.step = asked == null ? null : Number(asked);
@@ -208,7 +213,7 @@
     }
     const graph = graphOf(key);
     if (!graph || !graph.layout) return;
-    const paper = getComputedStyle(document.body).backgroundColor;
+    const paper = getComputedStyle(graph.closest(".card")).backgroundColor;
     const layout = Object.assign({}, graph.layout, { paper_bgcolor: paper });
     window.Plotly.downloadImage(
       { data: graph.data, layout },

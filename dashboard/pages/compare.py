@@ -6,6 +6,7 @@ from typing import Any
 from dash import dcc, html
 
 from analyzer.analysis.claims import Claim
+from analyzer.analysis.numerals import number
 from analyzer.analysis.verdict import verdict
 from analyzer.analysis.view import run_labels
 from analyzer.errors import AnalyzerError
@@ -14,6 +15,7 @@ from analyzer.storage.run import Run
 from dashboard.address import query
 from dashboard.components.attributes import attributes
 from dashboard.components.message import message
+from dashboard.components.soon import LOOKING, soon
 from dashboard.context import Context
 from dashboard.ids import Id
 from dashboard.pages import panels
@@ -28,8 +30,10 @@ def layout(context: Context) -> list[Any]:
     if len(context.runs) < 2:
         text = "Comparing needs two runs: choose a second one in the field at the top of the page."
         return [message(text), *panels.layout(context, "compare")]
-    sentence, table = verdict_of(context)
+    found = verdict_of(context)
+    sentence, table = found or ([message(LOOKING)], [])
     return [
+        soon(Id.VERDICT_SOON, found is not None),
         html.Div(sentence, id=Id.VERDICT),
         *panels.layout(context, "compare"),
         html.Div(table, id=Id.CLAIMS),
@@ -44,16 +48,22 @@ def twins(runs: tuple[Run, ...]) -> tuple[Run, Run] | None:
     return (plain[0], residual[0]) if plain and residual else None
 
 
-def verdict_of(context: Context) -> tuple[list[Any], list[Any]]:
-    """Return the verdict on a pair: its sentence, and the table of its claims."""
+def verdict_of(context: Context) -> tuple[list[Any], list[Any]] | None:
+    """Return the verdict on a pair: its sentence, and the table of its claims.
+
+    Returns:
+        Both; None while it is looked for.
+    """
     pair = twins(context.runs)
     if pair is None:
         text = "A verdict needs one run without shortcuts and one with; these are alike in that."
         return [message(text)], []
     try:
-        found = verdict(*pair)
+        found = context.library.answers.get("verdict", pair, lambda: verdict(*pair))
     except (AnalyzerError, OSError, ValueError, KeyError) as error:
         return [message(str(error), title="No verdict", bad=True)], []
+    if found is None:
+        return None
     words: list[Any] = [html.H2("Verdict"), html.P(found.sentence, className="sentence")]
     if found.note:
         words.append(html.P(found.note, className="lead"))
@@ -100,4 +110,4 @@ def _link(context: Context, key: str) -> Any:
 def _text(value: Any) -> str:
     if value is None:
         return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return number(value) if isinstance(value, float) else str(value)

@@ -12,6 +12,7 @@ from analyzer.errors import AnalyzerError
 from analyzer.storage.run import Run
 from dashboard.address import query
 from dashboard.components.message import message
+from dashboard.components.soon import LOOKING, soon
 from dashboard.context import Context
 from dashboard.ids import Id
 from dashboard.library import shortened
@@ -23,22 +24,27 @@ _MOST_LAYERS = 6
 
 
 def layout(context: Context) -> list[Any]:
-    """Return the findings of all chosen runs."""
-    return [html.Div(finding_list(context), id=Id.FINDINGS)]
+    """Return the findings of all chosen runs, or that they are looked for."""
+    found = finding_list(context)
+    shown = [message(LOOKING)] if found is None else found
+    return [soon(Id.FINDINGS_SOON, found is not None), html.Div(shown, id=Id.FINDINGS)]
 
 
-def finding_list(context: Context) -> list[Any]:
-    """Return a section a run."""
-    return [_section(context, run) for run in context.runs]
+def finding_list(context: Context) -> list[Any] | None:
+    """Return a section a run; None while those of one are looked for."""
+    sections = [_section(context, run) for run in context.runs]
+    return None if None in sections else sections
 
 
-def _section(context: Context, run: Run) -> html.Section:
+def _section(context: Context, run: Run) -> html.Section | None:
     try:
-        found = findings(run)
+        found = context.library.answers.get("findings", (run,), lambda: findings(run))
     except (AnalyzerError, OSError, ValueError, KeyError) as error:
         return html.Section(
             [html.H2(run.name), message(str(error), bad=True)], className="card wide"
         )
+    if found is None:
+        return None
     if not found:
         body: list[Any] = [
             message("Nothing found: gradients, units and updates of this run look healthy.")

@@ -14,7 +14,7 @@ __all__ = ["layout", "panels_of"]
 
 _CONTROLS: dict[str, tuple[str, ...]] = {
     "flow": ("quantity", "layers", "bins", "smooth", "relative"),
-    "compare": ("quantity", "layers", "relative"),
+    "compare": ("quantity", "layers", "bins", "relative"),
     "activations": ("layers",),
     "updates": ("layers", "bins"),
     "training": ("smooth",),
@@ -22,12 +22,18 @@ _CONTROLS: dict[str, tuple[str, ...]] = {
 _HEIGHTS = {"score": 860, "landscape_surface": 640, "landscape_contour": 560, "skip_strip": 420}
 _NARROW = frozenset({"loss", "learning_rate", "gradient_norm", "noise_scale"})
 _OWN_PAGE = {"landscape_surface": "surface"}
-_NO_STEP = frozenset({"updates", "training"})
+# Two runs are compared on their heatmaps too, which stand side by side.
+_ALSO = {"compare": ("gradient_heatmap",)}
+_NO_STEP = frozenset({"updates", "training", "attribution"})
 
 
 def panels_of(page: str) -> list[Panel]:
     """Return the panels of a page; the surface has one of its own, since WebGL is slow to start."""
-    return [panel for panel in PANELS if _OWN_PAGE.get(panel.key, panel.page) == page]
+    return [
+        panel
+        for panel in PANELS
+        if _OWN_PAGE.get(panel.key, panel.page) == page or panel.key in _ALSO.get(page, ())
+    ]
 
 
 def layout(context: Context, page: str) -> list[Any]:

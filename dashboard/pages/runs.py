@@ -19,10 +19,8 @@ from dashboard.live import age_text
 __all__ = ["layout", "run_table"]
 
 _COLUMNS = ("compare", "run", "status", "steps", "layers", "joins", "final loss", "verdict", "age")
-_NUMBERS = ("steps", "layers", "joins", "final loss", "age")
-# The time that the browser takes grows with the square of the rows: a second at 50.
-_MOST_ROWS = 50
-_COLORS = {"finished": "teal", "running": "blue", "interrupted": "yellow"}
+# A reply stays below 400 KB even where every name is as long as a folder's may be.
+_MOST_ROWS = 500
 
 
 def layout(context: Context) -> list[Any]:
@@ -73,7 +71,7 @@ def run_table(library: Library, wanted: str = "") -> list[Any]:
     if len(found) > len(rows):
         count += f", the newest {len(rows)} of them here: filter for the others"
     head = html.P(count, className="count", role="status")
-    return [head, _table(shown, words), *_reasons(shown)]
+    return [head, *_table(shown, words), *_reasons(shown)]
 
 
 def _has(library: Library, run: Listed, words: Sequence[str]) -> bool:
@@ -91,61 +89,35 @@ def _nothing(library: Library) -> str:
     )
 
 
-def _table(runs: Sequence[Listed], verdicts: Sequence[str]) -> html.Div:
-    head = [
-        html.Th(name, scope="col", className="number" if name in _NUMBERS else None)
-        for name in _COLUMNS
-    ]
-    body = [
-        html.Tr(_cells(run, word), className=f"is-{run.summary.status}")
-        for run, word in zip(runs, verdicts, strict=True)
-    ]
-    table = html.Table(
-        [
-            html.Caption("recorded runs, the newest first", className="unseen"),
-            html.Thead(html.Tr(head)),
-            html.Tbody(body),
+def _table(runs: Sequence[Listed], verdicts: Sequence[str]) -> list[Any]:
+    """An empty place and what a script of the page puts there as a table."""
+    rows = [_cells(run, word) for run, word in zip(runs, verdicts, strict=True)]
+    place = html.Div(
+        id="run-table",
+        className="scroll",
+        tabIndex=0,
+        role="region",
+        **attributes(aria_label="runs"),
+    )
+    # Hundreds of rows as components take the browser seconds, a script hundredths of one.
+    return [dcc.Store(id=Id.RUN_ROWS, data={"columns": _COLUMNS, "rows": rows}), place]
+
+
+def _cells(listed: Listed, verdict: str) -> dict[str, Any]:
+    """One row: the text of each column after the first two, and what these are made of."""
+    run = listed.summary
+    return {
+        "run": listed.id,
+        "name": shortened(listed.id, 60),
+        "href": "/score?" + urlencode({"run": listed.id}) if run.problem is None else None,
+        "status": run.status,
+        "cells": [
+            *map(_count, (run.steps, run.layers, run.joins)),
+            _loss(run.loss),
+            verdict,
+            "–" if run.age is None else age_text(run.age),
         ],
-        className="runs",
-    )
-    return html.Div(
-        table, className="scroll", tabIndex=0, role="region", **attributes(aria_label="runs")
-    )
-
-
-def _cells(listed: Listed, verdict: str) -> list[Any]:
-    run, name = listed.summary, shortened(listed.id, 60)
-    is_open = run.problem is None
-    link: Any = name
-    if is_open:
-        link = dcc.Link(name, href="/score?" + urlencode({"run": listed.id}))
-    counts = [
-        html.Td(_count(value), className="number") for value in (run.steps, run.layers, run.joins)
-    ]
-    age = "–" if run.age is None else age_text(run.age)
-    return [
-        html.Td(_mark(listed, name) if is_open else ""),
-        html.Th(link, scope="row", title=name),
-        html.Td(_status(run)),
-        *counts,
-        html.Td(_loss(run.loss), className="number"),
-        html.Td(verdict),
-        html.Td(age, className="number"),
-    ]
-
-
-def _mark(listed: Listed, name: str) -> html.Button:
-    """A button that stays down; a script of the page knows which are."""
-    return html.Button(
-        "compare",
-        className="mark",
-        **attributes(data_run=listed.id, aria_pressed="false", aria_label=f"compare {name}"),
-    )
-
-
-def _status(run: RunSummary) -> dmc.Badge:
-    color = _COLORS.get(run.status, "red")
-    return dmc.Badge(run.status, color=color, variant="dot", size="md", tt="none")
+    }
 
 
 def _count(value: int | None) -> str:

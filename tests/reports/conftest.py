@@ -7,7 +7,7 @@ import pytest
 from analyzer.storage.run import Run, open_run
 from reports.html import report_html
 from reports.story import Story, story_of
-from tests.support.full_run import write_full_pair
+from tests.support.full_run import write_full_pair, write_network_run
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +32,21 @@ def story(folders: tuple[Path, Path]) -> Story:
 def page(story: Story) -> str:
     """The report of the pair."""
     return report_html(story)
+
+
+@pytest.fixture(scope="session")
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Folders of three seeds of a plain and of a residual net."""
+    folder = tmp_path_factory.mktemp("seeds")
+    return [
+        write_network_run(
+            folder / f"{kind}-{seed}",
+            has_shortcuts=kind == "residual",
+            blocks=3,
+            steps=6,
+            argv=[f"{kind}.py", "--seed", str(seed)],
+            seed=seed,
+        )
+        for kind in ("plain", "residual")
+        for seed in range(3)
+    ]

@@ -11,7 +11,7 @@ import pytest
 
 from reports.files import paper_tables, write_figures, write_tables
 from reports.latex import latex_escaped, latex_number, latex_text
-from reports.story import Story
+from reports.story import Story, story_of
 from reports.tables import PaperTable, csv_text, markdown_text
 
 HOSTILE = "a_1 & 50% $x$ #{}~^\\ <b>|=2"
@@ -59,6 +59,17 @@ def test_a_long_table_breaks_over_pages_and_a_sentence_over_lines() -> None:
     assert r"\begin{longtable}" in latex_text(table(words=["long " * 20] * 30))
 
 
+def test_a_table_over_pages_has_one_label_and_a_heading_on_each() -> None:
+    text = latex_text(table(value=list(range(46))))
+    assert text.count(r"\label{") == 1 and text.count(r"\toprule") == 2
+    assert text.index(r"\label{") < text.index(r"\endfirsthead") < text.index(r"\endhead")
+
+
+def test_a_phrase_beside_a_sentence_breaks_too() -> None:
+    text = latex_text(table(words=["long " * 20], range=["0.436 (0.432 to 0.441)"], n=[1]))
+    assert re.search(r"\{p\{0\.\d\d\\linewidth\}p\{0\.18\\linewidth\}r\}", text)
+
+
 def test_markdown_has_no_markup_from_a_name() -> None:
     lines = markdown_text(table(name=[HOSTILE, "a|b\nc"], value=[0.5, math.nan])).splitlines()
     assert lines[1] == "| --- | ---: |"
@@ -99,9 +110,11 @@ def test_tables_are_written_in_three_forms_and_again_the_same(story: Story, tmp_
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+@pytest.mark.parametrize("kind", ["a pair", "seeds"])
 def test_a_document_with_every_figure_and_table_compiles_without_a_warning(
-    story: Story, tmp_path: Path
+    story: Story, seeds: list[Path], tmp_path: Path, kind: str
 ) -> None:
+    story = story if kind == "a pair" else story_of(seeds)
     figures = write_figures(story, tmp_path, width=3.25)
     tables = [path for path in write_tables(story, tmp_path) if path.suffix == ".tex"]
     lines = [

@@ -1,5 +1,6 @@
 """The report in Chromium: nothing refused, nothing asked for, nothing blank in print."""
 
+import json
 import shutil
 import subprocess
 import time
@@ -10,7 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reports.story import Story
+from reports.html import write_report
+from reports.story import Story, story_of
+from tests.support.full_run import write_network_run
+from tests.support.runs import layer_row, write_run
 
 pytestmark = [
     pytest.mark.slow,
@@ -101,17 +105,24 @@ def test_no_figure_is_blank_in_print(browser: Any, file: Path, story: Story, dra
     tab.goto(f"file://{file}")
     if drawn:
         draw_all(tab)
+    check_print(tab, story)
+    tab.close()
+
+
+def check_print(tab: Any, story: Story) -> None:
+    """Every figure of a report is there in print, with marks inside of its axes."""
     tab.emulate_media(media="print")
     pictures = tab.locator("img.twin")
-    assert pictures.count() == len(list(story.figures))
+    assert pictures.count() == len(list(story.figures)) > 0
     for place, figure in enumerate(story.figures):
         pixels = pixels_of(pictures.nth(place).screenshot())
         ink = (pixels < 250).any(axis=2)
         assert 0.005 < ink.mean() < 0.9, figure.key
-        # Marks in the middle, not only axes at the border.
+        # Marks in the middle, or in color below the legend: not only axes at the border.
         height, width = ink.shape
-        assert ink[height // 5 : -height // 5, width // 5 : -width // 5].any(), figure.key
-    tab.close()
+        is_colored = np.ptp(pixels.astype(int), axis=2) > 60
+        middle = ink[height // 5 : -height // 5, width // 5 : -width // 5]
+        assert middle.any() or is_colored[height // 12 :].any(), figure.key
 
 
 def pixels_of(png: bytes) -> "np.ndarray[Any, Any]":
@@ -133,7 +144,70 @@ def test_the_printed_report_has_every_caption(
         ["pdftotext", "-layout", tmp_path / "r.pdf", "-"], capture_output=True, check=True
     )
     text = "".join(done.stdout.decode().split())
+    assert "@inproceedings{" in text or "@article{" in text
     for figure in story.figures:
         assert "".join(figure.title.split()) in text
         assert "".join(figure.caption.split())[:60] in text
+    tab.close()
+
+
+def one_run(folder: Path) -> list[Path]:
+    """A residual net without probes."""
+    return [write_network_run(folder / "one", has_shortcuts=True, steps=20, probes=False)]
+
+
+def gradients_only(folder: Path) -> list[Path]:
+    """A run with output gradients and nothing else."""
+    layers = [layer_row(i, f"fc{i}", output_shape=[8, 16]) for i in range(4)]
+    return [write_run(folder / "g", [1.0] * 9, [[0.1, 0.2, 0.4, 0.8]] * 9, layers=layers)]
+
+
+def not_finite(folder: Path) -> list[Path]:
+    """A run whose loss and gradients are NaN from its middle on."""
+    return [write_network_run(folder / "n", has_shortcuts=True, steps=20, nan_from=9, probes=False)]
+
+
+def crashed(folder: Path) -> list[Path]:
+    """A run whose process was killed."""
+    (path,) = one_run(folder)
+    manifest = json.loads((path / "run.json").read_text())
+    manifest |= {"status": "running", "heartbeat": "2020-01-01T00:00:00+00:00"}
+    (path / "run.json").write_text(json.dumps(manifest))
+    return [path]
+
+
+@pytest.mark.parametrize("kind", [one_run, gradients_only, not_finite, crashed])
+def test_every_kind_of_run_is_drawn_and_printed(browser: Any, tmp_path: Path, kind: Any) -> None:
+    check_all(browser, kind(tmp_path), tmp_path)
+
+
+def test_three_seeds_of_two_nets_are_drawn_and_printed(
+    browser: Any, tmp_path: Path, seeds: list[Path]
+) -> None:
+    check_all(browser, seeds, tmp_path)
+
+
+def check_all(browser: Any, paths: list[Path], folder: Path) -> None:
+    """Every figure of a report of these runs is drawn, without an error, and prints."""
+    story = story_of(paths)
+    write_report(story, folder / "r.html")
+    tab = browser.new_page()
+    errors: list[str] = []
+    tab.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+    tab.goto(f"file://{folder / 'r.html'}")
+    assert draw_all(tab) == ["drawn"] * len(list(story.figures))
+    assert errors == []
+    check_print(tab, story)
+    tab.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(browser: Any, file: Path, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    tab = browser.new_page(color_scheme=scheme)
+    tab.goto(f"file://{file}")
+    tab.wait_for_selector(".plot[data-state=drawn]")
+    tab.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    found = axe.Axe().run(tab).response["violations"]
+    assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
     tab.close()

@@ -1,8 +1,10 @@
 """Every number of every caption, computed again from the parquet files with pandas and numpy."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,6 +33,15 @@ class Files:
 
     def probe(self, name: str, step: int = LAST) -> pd.DataFrame:
         return self.table(f"probes/{name}/step-{step:012d}.parquet")
+
+    def probe_notes(self, name: str, step: int = LAST) -> dict[str, Any]:
+        file = self.folder / "probes" / name / f"step-{step:012d}.parquet"
+        notes = pq.read_schema(file).metadata
+        return {
+            key.decode(): json.loads(text)
+            for key, text in notes.items()
+            if text.startswith((b"[", b"{"))
+        }
 
     def norms(self) -> pd.DataFrame:
         """Output gradient norms ``[steps, layers]`` of layers with parameters, by depth."""
@@ -178,6 +189,13 @@ def landscape(run: Files) -> list[float]:
     return [LAST, center, border, 1]
 
 
+def trajectory(run: Files) -> list[float]:
+    notes = run.probe_notes("landscape")
+    path, residuals = notes["trajectory"], notes["trajectory_residuals"]
+    explained, worst = sum(notes["variance_explained"]), int(np.argmax(residuals))
+    return [LAST, len(path), path[0][0], 100 * explained, 100 * residuals[worst], path[worst][0]]
+
+
 def attribution(run: Files) -> list[float]:
     last, first = (100 * run.probe("attribution", step)["share"].max() for step in (LAST, 0))
     return [LAST, last, first, 0]
@@ -208,7 +226,7 @@ EACH_RUN: dict[str, Callable[[Files], list[float]]] = {
     "noise_scale": noise,
     "landscape_contour": landscape,
     "landscape_surface": landscape,
-    "trajectory": landscape,
+    "trajectory": trajectory,
     "attribution_shares": attribution,
 }
 

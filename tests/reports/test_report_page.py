@@ -58,9 +58,9 @@ def sha256(text: str) -> str:
 def test_the_page_asks_for_nothing_from_the_network(page: str) -> None:
     read = Page(page)
     for address in read.values("src") + read.values("href"):
-        assert address.startswith(("#", "data:image/svg+xml;base64,"))
+        assert address.startswith(("#", "data:image/svg+xml;base64,", "data:image/svg+xml,"))
     assert not {"link", "iframe", "object", "base", "form"} & {tag for tag, _ in read.tags}
-    assert "url(" not in page and "@import" not in page
+    assert not re.findall(r"url\((?!#|%23)|@import", page)
 
 
 def test_only_the_scripts_and_styles_of_the_page_may_run(page: str) -> None:
@@ -78,13 +78,14 @@ def test_plotly_is_in_the_page_once_and_every_figure_in_its_data(page: str, stor
     assert page.count('id="plotly-js"') == 1
     keys = [figure.key for figure in story.figures]
     assert len(keys) >= 8
-    assert list(unpacked(page, "figures")) == keys == list(unpacked(page, "csv"))
+    assert list(unpacked(page, "figures")["figures"]) == keys
+    assert list(unpacked(page, "csv")["tables"]) == keys
 
 
 def test_the_report_of_a_pair_is_small(page: str, story: Story) -> None:
     count = len(list(story.figures))
-    # Two megabytes for eight figures, of which the bundle is 0.8.
-    assert len(page) <= 0.9e6 + count * 1.1e6 / 8
+    # Two megabytes for eight figures, of which the bundle is 0.8; this one has all there are.
+    assert count > 20 and len(page.encode()) <= 2e6
 
 
 def test_every_figure_has_words_a_twin_a_table_and_a_name(page: str, story: Story) -> None:
@@ -93,7 +94,7 @@ def test_every_figure_has_words_a_twin_a_table_and_a_name(page: str, story: Stor
     tags = [tag for tag, _ in read.tags]
     assert tags.count("figure") == tags.count("figcaption") == count
     twins = [attributes for tag, attributes in read.tags if tag == "img" and attributes["alt"]]
-    plots = [attributes for _, attributes in read.tags if attributes.get("role") == "img"]
+    plots = [attributes for _, attributes in read.tags if attributes.get("role") == "group"]
     assert len(twins) == len(plots) == count
     for figure, twin, plot in zip(story.figures, twins, plots, strict=True):
         assert plot["aria-label"] == twin["alt"] == f"{figure.title}: {figure.caption}"
@@ -158,7 +159,7 @@ def test_names_that_look_like_markup_are_text(tmp_path: Path) -> None:
     assert all(source != "x" for source in read.values("src"))
     assert HOSTILE in read.text and "49" not in "".join(read.text.split(HOSTILE)[:1])
     assert "<b>run" in read.text
-    drawn = json.dumps([made["light"] for made in unpacked(page, "figures").values()])
+    drawn = json.dumps([made["light"] for made in unpacked(page, "figures")["figures"].values()])
     assert "<img" not in drawn and "&lt;img" in drawn
 
 

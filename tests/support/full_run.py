@@ -323,6 +323,8 @@ _PLANE = {
     "mode": "eval",
     "cosine": "0.01",
     "trajectory": json.dumps([[0, -0.8, 0.5], [30, -0.4, 0.1], [59, 0.0, 0.0]]),
+    "trajectory_residuals": json.dumps([0.21, 0.34, 0.0]),
+    "variance_explained": json.dumps([0.62, 0.25]),
 }
 
 

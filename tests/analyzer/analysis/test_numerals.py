@@ -38,9 +38,10 @@ def test_a_ratio_beyond_float64_is_still_a_number() -> None:
 
 
 def test_small_shares_keep_a_digit() -> None:
-    assert [percent(s) for s in (0.714, 0.0045, 0.0, -0.2, 1.25)] == [
+    assert [percent(s) for s in (0.714, 0.0045, 3e-10, 0.0, -0.2, 1.25)] == [
         "71 %",
         "0.45 %",
+        "3·10⁻⁸ %",
         "0 %",
         "−20 %",
         "125 %",

@@ -203,9 +203,10 @@ def test_a_trajectory_is_read_where_the_probe_noted_one(
 ) -> None:
     path = trajectories(View(pair)).runs[0].trajectory
     assert path is not None and path.steps.tolist() == [0, 30, 59]
+    assert path.residuals.tolist() == [0.21, 0.34, 0] and path.explained == 0.87
     point = {"alpha": [0.0], "beta": [0.0], "loss": [1.0], "evaluated": [True]}
     run = probed(tmp_path / "a", "landscape", point, trajectory="[[1, 2]]")
-    with pytest.raises(NotRecordedError, match="a trajectory was not recorded in run 'a'; add"):
+    with pytest.raises(NotRecordedError, match=r"'a'; record .*then `analyzer probe a "):
         trajectories(View((run,)))
 
 

@@ -1,0 +1,85 @@
+"""Draws the figures of a page while the browser still loads its scripts."""
+
+import threading
+import time
+
+from dashboard.address import Address, parse
+from dashboard.context import Context, context
+from dashboard.drawing import shown
+from dashboard.frames import frames
+from dashboard.library import Library
+from dashboard.pages.panels import panels_of
+
+__all__ = ["Warmer"]
+
+_NEWEST = 3
+# The list itself comes first.
+_LIST_SECONDS = 1.0
+
+
+class Warmer:
+    """Draws in a thread what a page will ask for; of several pages only the last one.
+
+    Args:
+        library: The runs; what is drawn is kept there.
+
+    Attributes:
+        look: Name of the theme and whether the screen is narrow, as the last browser had them.
+    """
+
+    def __init__(self, library: Library) -> None:
+        self.look = ("light", False)
+        self._library = library
+        self._wanted: tuple[str, str] | None = None
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def ask(self, path: str, search: str) -> None:
+        """Draw the figures of a page in the background; a page without figures needs nothing.
+
+        The list of runs leads to a score: those of the newest runs are drawn once it stands.
+
+        Args:
+            path: Its path.
+            search: Its query string.
+        """
+        if path != "/" and (not search or not panels_of(path.strip("/"))):
+            return
+        with self._lock:
+            self._wanted = (path, search)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="warmer", daemon=True)
+                self._thread.start()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                wanted, self._wanted = self._wanted, None
+                if wanted is None:
+                    # Said under the lock, so that nobody counts on a thread that is about to end.
+                    self._thread = None
+                    return
+            try:
+                if wanted[0] == "/":
+                    self._draw_newest()
+                else:
+                    self._draw(wanted[0], context(self._library, parse(wanted[1])))
+            except Exception:
+                # Whoever asks for the figure itself is told what is wrong.
+                continue
+
+    def _draw_newest(self) -> None:
+        time.sleep(_LIST_SECONDS)
+        for listed in self._library.listing()[:_NEWEST]:
+            if self._wanted is None:
+                self._draw("/score", context(self._library, Address((listed.id,))))
+
+    def _draw(self, path: str, seen: Context) -> None:
+        if not seen.runs:
+            return
+        scheme, narrow = self.look
+        for panel in panels_of(path.strip("/")):
+            if self._wanted is not None:
+                return
+            shown(panel.key, seen, scheme, narrow=narrow)
+        frames(seen, path)

@@ -1,0 +1,81 @@
+import math
+from pathlib import Path
+
+import pytest
+
+from analyzer.analysis.claim_numbers import _reached, _relative
+from analyzer.analysis.nonfinite import NonFinite, first_nonfinite
+from analyzer.analysis.remembered import remembered
+from analyzer.analysis.training import loss_band
+from analyzer.storage.run import Run, open_run
+from tests.support.runs import write_run
+
+
+def test_a_number_is_computed_once_until_the_table_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    @remembered("steps")
+    def count(run: Run, factor: int) -> int:
+        calls.append(factor)
+        return factor * len(run.recorded_steps())
+
+    run = open_run(write_run(tmp_path / "run", [1.0] * 2, [[1.0]] * 2))
+    assert [count(run, 1), count(run, 1), count(run, 5)] == [2, 2, 10]
+    assert calls == [1, 5]
+    monkeypatch.setattr(Run, "written", lambda _self, table: (table, "and one more part"))
+    assert [count(run, 5), count(run, 5)] == [10, 10]
+    assert calls == [1, 5, 5]
+
+
+def test_runs_do_not_share_what_is_remembered(tmp_path: Path) -> None:
+    @remembered("steps")
+    def count(run: Run) -> int:
+        return len(run.recorded_steps())
+
+    short = open_run(write_run(tmp_path / "a", [1.0], [[1.0]]))
+    long = open_run(write_run(tmp_path / "b", [1.0] * 3, [[1.0]] * 3))
+    assert [count(short), count(long), count(short)] == [1, 3, 1]
+
+
+@pytest.mark.parametrize("bad", [0, 1700, 2999])
+def test_one_nonfinite_row_of_a_long_run_is_found(tmp_path: Path, bad: int) -> None:
+    norms = [[1.0, math.inf if step == bad else 2.0] for step in range(3000)]
+    run = open_run(write_run(tmp_path / "run", [1.0] * 3000, norms))
+    assert first_nonfinite(run) == NonFinite(bad, 1, "layers.1", "output gradient")
+
+
+def test_layers_are_reached_where_any_step_has_a_number(tmp_path: Path) -> None:
+    nan, inf = math.nan, math.inf
+    norms = [[None, 1.0, nan, inf], [None, nan, nan, nan]]
+    run = open_run(write_run(tmp_path / "run", [1.0] * 2, norms))
+    assert sorted(_reached(run)) == [1, 3]
+
+
+def test_the_loss_of_a_long_run_is_that_of_its_overview(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = [4.0 - step / 1000 for step in range(4000)]
+    run = open_run(write_run(tmp_path / "run", losses, [[1.0]] * 4000))
+    exact = loss_band(run, 100, False)
+    monkeypatch.setattr("analyzer.analysis.training._LONG", 1000)
+    from_bins = loss_band(open_run(run.path), 100, True)
+    assert from_bins.smooth is not None and len(from_bins.steps) <= 100
+    for shown in (exact, from_bins):
+        assert (shown.high[0], shown.low[-1]) == (4.0, pytest.approx(0.001))
+        ends = [*shown.steps[1:].tolist(), 4000]
+        middle = [4.0 - (a + b - 1) / 2000 for a, b in zip(shown.steps, ends, strict=True)]
+        assert shown.middle == pytest.approx(middle)
+
+
+def test_the_ratio_of_a_long_run_is_that_of_spaced_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analyzer.analysis.claim_numbers._LONG", 20)
+    monkeypatch.setattr("analyzer.analysis.claim_numbers._SPACED_STEPS", 5)
+    norms = [[float(step), 100.0] for step in range(30)]
+    run = open_run(write_run(tmp_path / "run", [1.0] * 30, norms))
+    ratio, query = _relative(run)
+    assert ratio == pytest.approx(0.12) and "steps=RUN.layer_steps()[::6]" in query
+    assert eval(query.replace("RUN", "run"), {"run": run}) == ratio

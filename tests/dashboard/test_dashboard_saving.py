@@ -1,0 +1,51 @@
+import csv
+import io
+from collections.abc import Callable
+
+import pytest
+
+from analyzer.figures.catalog import PANELS
+from dashboard.pages.panels import panels_of
+from tests.dashboard.conftest import Visit
+
+PAIR = "?run=plain&run=residual"
+PLACES = ("score", "flow", "skips", "activations", "updates", "training", "landscape", "surface")
+PAGES = (*PLACES, "compare", "attribution")
+Open = Callable[..., Visit]
+
+
+def test_every_figure_stands_on_a_page() -> None:
+    assert {panel.key for page in PAGES for panel in panels_of(page)} == {p.key for p in PANELS}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_figure_is_saved_as_data_and_as_a_picture(visit: Open, page: str) -> None:
+    shown = visit()
+    for panel in panels_of(page):
+        # Anew each time: Chromium asks its user before the eleventh download of a page.
+        shown.go(f"/{page}{PAIR}")
+        shown.settle()
+        for kind in ("csv", "svg", "png"):
+            button = f"save {panel.title} as {kind.upper()}"
+            with shown.page.expect_download() as download:
+                shown.page.get_by_role("button", name=button, exact=True).click()
+            assert download.value.suggested_filename == f"{panel.key}.{kind}"
+            data = download.value.path().read_bytes()
+            if kind == "csv":
+                rows = list(csv.reader(io.StringIO(data.decode())))
+                assert rows[0][0].startswith(("run", "relative")) or len(rows[0]) > 1
+                assert len(rows) > 1
+            else:
+                assert data.startswith(b"<svg" if kind == "svg" else b"\x89PNG")
+                assert len(data) > 5_000
+    shown.assert_clean()
+
+
+@pytest.mark.parametrize(("key", "path"), list(zip("autl", PLACES[3:7], strict=True)))
+def test_g_and_a_letter_go_to_a_page_and_keep_the_runs(visit: Open, key: str, path: str) -> None:
+    shown = visit()
+    shown.go("/findings" + PAIR)
+    shown.page.keyboard.press("g")
+    shown.page.keyboard.press(key)
+    shown.page.wait_for_url(f"**/{path}{PAIR}")
+    shown.assert_clean()

@@ -1,0 +1,152 @@
+"""What keeps a request short: answers from threads, and figures that are drawn once."""
+
+import itertools
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analyzer.errors import AnalyzerError
+from analyzer.storage.run import Run, open_run
+from dashboard import drawing
+from dashboard.address import parse
+from dashboard.answers import Answers
+from dashboard.app import create_app
+from dashboard.context import Context, context
+from dashboard.frames import shown_steps
+from dashboard.library import Library
+from dashboard.warmer import Warmer
+from tests.support.runs import write_run
+
+FEW = [[1.0, 2.0]] * 3
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return open_run(write_run(tmp_path / "runs" / "a", [1.0, 0.5, 0.2], FEW))
+
+
+@pytest.fixture
+def seen(run: Run) -> Context:
+    return context(Library([run.path.parent]), parse("?run=a"))
+
+
+def later(answers: Answers, what: str, runs: tuple[Run, ...], find: Any) -> Any:
+    """Ask until there is an answer."""
+    end = time.perf_counter() + 10
+    while (found := answers.get(what, runs, find)) is None and time.perf_counter() < end:
+        time.sleep(0.01)
+    return found
+
+
+def test_a_request_does_not_wait_for_a_long_answer_and_then_has_it(run: Run) -> None:
+    done, calls = threading.Event(), []
+
+    def find() -> str:
+        calls.append(1)
+        done.wait(10)
+        return "vanishing"
+
+    answers = Answers(patience=0.01)
+    assert answers.get("findings", (run,), find) is None
+    assert answers.get("findings", (run,), find) is None
+    done.set()
+    assert later(answers, "findings", (run,), find) == "vanishing"
+    assert len(calls) == 1
+
+
+def test_a_short_answer_is_there_at_once(run: Run) -> None:
+    answers = Answers(patience=10)
+    assert answers.get("findings", (run,), lambda: 7) == 7
+    assert answers.get("verdict", (run,), lambda: 8) == 8
+
+
+def test_what_goes_wrong_is_raised_where_it_was_asked(run: Run) -> None:
+    def find() -> None:
+        raise AnalyzerError("no such layer")
+
+    with pytest.raises(AnalyzerError, match="no such layer"):
+        Answers(patience=10).get("findings", (run,), find)
+
+
+def test_a_run_that_has_changed_since_is_not_looked_through(run: Run) -> None:
+    hold, found = threading.Event(), []
+    newer, newest = open_run(run.path), open_run(run.path)
+    answers = Answers(patience=0.01)
+    answers.get("findings", (run,), lambda: hold.wait(10))
+    answers.get("findings", (newer,), lambda: found.append("newer"))
+    answers.get("findings", (newest,), lambda: found.append("newest") or "newest")
+    hold.set()
+    assert later(answers, "findings", (newest,), lambda: "again") == "newest"
+    assert found == ["newest"]
+
+
+def test_a_figure_is_drawn_once_for_the_same_question(
+    seen: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, plain = [], drawing.drawn
+    monkeypatch.setattr(
+        drawing, "drawn", lambda *a, **k: drawn.append((a[0], a[2])) or plain(*a, **k)
+    )
+    first = drawing.shown("loss", seen, "light")
+    assert drawing.shown("loss", seen, "light") is first
+    assert first.figure is not None and first.figure["data"] and first.height > 100
+    drawing.shown("loss", seen, "dark")
+    assert drawn == [("loss", "light"), ("loss", "dark")]
+
+
+def test_what_cannot_be_drawn_says_why_and_is_not_kept(seen: Context) -> None:
+    found = drawing.shown("landscape_contour", seen, "light")
+    assert found.figure is None and "probe landscape" in found.problem and not found.is_bad
+    assert drawing.shown("landscape_contour", seen, "light") is not found
+
+
+def test_a_pattern_that_is_refused_is_a_sentence(seen: Context) -> None:
+    wrong = context(seen.library, parse("?run=a&layers=(("))
+    assert "layers is '(('" in drawing.shown("gradient_heatmap", wrong, "light").problem
+
+
+def test_asking_for_a_page_draws_its_figures(seen: Context, monkeypatch: Any) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr("dashboard.warmer.shown", lambda key, *_, **__: drawn.append(key))
+    warmer = Warmer(seen.library)
+    for path, search in (("/flow", ""), ("/findings", "?run=a"), ("/flow", "?run=%00")):
+        warmer.ask(path, search)
+    warmer.ask("/flow", "?run=a")
+    end = time.perf_counter() + 10
+    while len(drawn) < 3 and time.perf_counter() < end:
+        time.sleep(0.01)
+    assert drawn == ["gradient_heatmap", "depth_profile", "layer_series"]
+
+
+def test_the_list_draws_the_scores_of_the_newest_runs(tmp_path: Path, monkeypatch: Any) -> None:
+    for number in range(5):
+        write_run(tmp_path / f"run-{number}", [1.0], [[1.0]])
+    drawn: list[tuple[str, str]] = []
+    monkeypatch.setattr("dashboard.warmer._LIST_SECONDS", 0.0)
+    monkeypatch.setattr(
+        "dashboard.warmer.shown", lambda key, seen, *_, **__: drawn.append((key, seen.runs[0].name))
+    )
+    Warmer(Library([tmp_path])).ask("/", "")
+    end = time.perf_counter() + 10
+    while len(drawn) < 3 and time.perf_counter() < end:
+        time.sleep(0.01)
+    assert drawn == [("score", f"run-{k}") for k in (4, 3, 2)]
+
+
+def test_the_page_itself_starts_the_drawing(run: Run, monkeypatch: Any) -> None:
+    asked: list[tuple[str, str]] = []
+    monkeypatch.setattr(Warmer, "ask", lambda _self, path, search: asked.append((path, search)))
+    client = create_app(run.path.parent).server.test_client()
+    client.get("/score?run=a&step=1", headers={"Host": "localhost"})
+    client.get("/csv/loss", headers={"Host": "localhost"})
+    assert asked == [("/score", "?run=a&step=1")]
+
+
+def test_a_slider_has_the_first_and_the_last_of_many_steps(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "long", [1.0] * 5000, [[1.0]] * 5000)
+    steps = shown_steps(context(Library([tmp_path / "runs"]), parse("?run=long")))
+    assert (steps[0], steps[-1], len(steps)) == (0, 4999, 500)
+    assert max(b - a for a, b in itertools.pairwise(steps)) <= 12

@@ -108,8 +108,9 @@ def bins_from(table: pa.Table, key: str | None, columns: Sequence[str] | None = 
         for target, suffix in zip((low, mean, high, finite, nonfinite), _SUFFIXES, strict=True):
             # Null in the rows of a file that was written before the column was first logged.
             column = table.column(f"{name}_{suffix}")
-            missing = np.nan if target.dtype == np.float64 else 0
-            target[:, place] = np.where(is_present(column), as_numpy(column), missing)
+            target[:, place] = as_numpy(column)
+            if column.null_count:
+                target[~is_present(column), place] = np.nan if target.dtype == np.float64 else 0
     num_rows = as_numpy(table.column("num_rows")).astype(np.int64, copy=False)
     return Bins(tuple(columns), start, ids, num_rows, low, mean, high, finite, nonfinite)
 

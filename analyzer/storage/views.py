@@ -22,6 +22,7 @@ __all__ = ["Heatmap", "Series", "Views"]
 Floats = NDArray[np.float64]
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
+_Number = TypeVar("_Number", bound=np.generic)
 # Some 60 bytes each: of a thousand layers that is one or two columns.
 _MOST_ROWS = 1_000_000
 _FAILURES = (OSError, pa.ArrowException, ValueError, KeyError)
@@ -94,7 +95,7 @@ class Views:
     def series(self, column: str, id_: int, max_points: int) -> Series:
         """Return one column of one id in at most ``max_points`` bins."""
         bins, width = self._of(column)
-        mine = bins[bins.ids == id_]
+        mine = _rows_of(bins, id_)
         mine, width = _coarse(mine, width, max_points)
         return Series(
             mine.start,
@@ -108,6 +109,19 @@ class Views:
     def heatmap(self, column: str, max_bins: int) -> Heatmap:
         """Return one column of all ids in at most ``max_bins`` bins."""
         bins, width = _coarse(*self._of(column), max_bins)
+        count = _ids_of_each_bin(bins)
+        if count:
+            low, mean, high = (_as_grid(part, count) for part in (bins.low, bins.mean, bins.high))
+            nonfinite = _as_grid(bins.nonfinite, count)
+            return Heatmap(
+                _fixed(bins.start[::count]),
+                _fixed(bins.ids[:count]),
+                low,
+                mean,
+                high,
+                nonfinite,
+                width,
+            )
         steps, places = np.unique(bins.start, return_inverse=True)
         ids, rows = np.unique(bins.ids, return_inverse=True)
         shape = (len(ids), len(steps))
@@ -232,6 +246,40 @@ def _newest(kept: dict[_Key, _Value], rows: Callable[[_Value], int]) -> dict[_Ke
 def _nothing(column: str) -> Bins:
     none = np.zeros(0, dtype=np.int64)
     return single([column], none, none.astype(np.int32), np.zeros((0, 1)), None)
+
+
+def _fixed(array: NDArray[_Number]) -> NDArray[_Number]:
+    """A view that nobody can write to: what it shows is kept for the next question."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def _as_grid(values: NDArray[_Number], count: int) -> NDArray[_Number]:
+    """Show a column of bins with so many ids each as ``[ids, bins]``."""
+    return _fixed(values.reshape(-1, count).T)
+
+
+def _rows_of(bins: Bins, id_: int) -> Bins:
+    """Return the rows of one id."""
+    count = _ids_of_each_bin(bins)
+    if not count:
+        return bins[bins.ids == id_]
+    place = int(np.searchsorted(bins.ids[:count], id_))
+    is_there = place < count and bins.ids[place] == id_
+    return bins[np.arange(place, len(bins), count)] if is_there else bins[:0]
+
+
+def _ids_of_each_bin(bins: Bins) -> int:
+    """How many ids a bin has, where all have the same ones in the same order; else 0."""
+    # In a sorted table the first bin ends where a start differs.
+    count = int(np.searchsorted(bins.start, bins.start[0], side="right")) if len(bins) else 0
+    if not count or len(bins) % count:
+        return 0
+    starts, ids = bins.start.reshape(-1, count), bins.ids.reshape(-1, count)
+    is_grid = (starts[1:, 0] > starts[:-1, 0]).all() and (starts == starts[:, :1]).all()
+    is_ordered = (ids[0, 1:] > ids[0, :-1]).all() and (ids == ids[0]).all()
+    return count if is_grid and is_ordered else 0
 
 
 def _coarse(bins: Bins, width: int, most: int) -> tuple[Bins, int]:

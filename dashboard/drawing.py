@@ -32,6 +32,13 @@ STEPLESS = frozenset(
 )
 """Panels that a change of the step does not redraw on the server."""
 
+_READ = {
+    "gradient_heatmap": ("quantity", "layers", "aggregate", "relative"),
+    "depth_profile": ("quantity", "layers", "relative", "step"),
+    "layer_series": ("quantity", "layers", "smooth"),
+}
+"""What of a view the panels with controls read; one that reads nothing new is not drawn anew."""
+
 _MOST_PATTERN = 100
 _HEIGHT = 380
 
@@ -85,7 +92,10 @@ def view_for(key: str, context: Context) -> View:
     address = context.address
     matching(address.layers, ())
     chosen = _pattern_of(address.chosen) if key == "layer_series" else None
-    return context.view(layers=chosen)
+    whole = context.view(layers=chosen)
+    if key not in _READ:
+        return whole
+    return View(whole.runs, **{name: getattr(whole, name) for name in _READ[key]})
 
 
 def recorded(key: str, context: Context) -> Any:

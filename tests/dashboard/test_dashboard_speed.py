@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from analyzer.errors import AnalyzerError
+from analyzer.figures.catalog import panel
 from analyzer.storage.run import Run, open_run
 from dashboard import drawing
 from dashboard.address import parse
@@ -150,3 +151,32 @@ def test_a_slider_has_the_first_and_the_last_of_many_steps(tmp_path: Path) -> No
     steps = shown_steps(context(Library([tmp_path / "runs"]), parse("?run=long")))
     assert (steps[0], steps[-1], len(steps)) == (0, 4999, 500)
     assert max(b - a for a, b in itertools.pairwise(steps)) <= 12
+
+
+CONTROLS = {
+    "quantity": "&quantity=activation_norm",
+    "layers": "&layers=1",
+    "aggregate": "&bins=max",
+    "relative": "&relative=1",
+    "smooth": "&smooth=1",
+    "step": "&step=1",
+}
+
+
+@pytest.mark.parametrize("key", ["gradient_heatmap", "depth_profile", "layer_series"])
+def test_a_panel_is_drawn_anew_only_for_controls_that_it_reads(key: str, runs_dir: Path) -> None:
+    library = Library([runs_dir])
+
+    def records(search: str) -> tuple[Any, Any]:
+        chosen = context(library, parse(f"?run=plain&run=residual{search}"))
+        kept, whole = drawing.recorded(key, chosen), panel(key).info(chosen.view())
+        assert kept.caption == whole.caption
+        assert kept.table().equals(whole.table())
+        return kept, whole
+
+    first, _ = records("")
+    for control, search in CONTROLS.items():
+        kept, whole = records(search)
+        is_read = control in drawing._READ[key]
+        assert (kept is not first) == is_read, control
+        assert is_read or whole.table().equals(first.table()), control

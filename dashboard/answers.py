@@ -22,7 +22,7 @@ class Answers:
         patience: Seconds that a request waits for an answer before it goes on without.
     """
 
-    def __init__(self, patience: float = 0.08) -> None:
+    def __init__(self, patience: float = 0.03) -> None:
         self._patience = patience
         self._kept: OrderedDict[tuple[str, tuple[Run, ...]], Future[Any]] = OrderedDict()
         self._lock, self._turn = threading.Lock(), threading.Lock()
@@ -40,10 +40,8 @@ class Answers:
             future = self._kept.get(key)
             if future is None:
                 future = self._kept[key] = Future()
-                work = threading.Thread(
-                    target=self._work, args=(key, future, find), name=what, daemon=True
-                )
-                work.start()
+                # Not a daemon: a program that ends while such a thread is in a library is aborted.
+                threading.Thread(target=self._work, args=(key, future, find), name=what).start()
             self._kept.move_to_end(key)
             while len(self._kept) > _MOST:
                 self._kept.popitem(last=False)

@@ -48,14 +48,15 @@ class Verdicts:
         with self._lock:
             self._wanted[path] = mark
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._work, name="verdicts", daemon=True)
+                # Not a daemon: a program that ends while such a thread is in a library is aborted.
+                self._thread = threading.Thread(target=self._work, name="verdicts")
                 self._thread.start()
         return None if known is None else known[1]
 
     def _work(self) -> None:
         while True:
             with self._lock:
-                if not self._wanted:
+                if not self._wanted or not threading.main_thread().is_alive():
                     # Said under the lock, so that nobody counts on a thread that is about to end.
                     self._thread = None
                     return

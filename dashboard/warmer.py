@@ -48,14 +48,15 @@ class Warmer:
         with self._lock:
             self._wanted = (path, search)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="warmer", daemon=True)
+                # Not a daemon: a program that ends while such a thread is in a library is aborted.
+                self._thread = threading.Thread(target=self._work, name="warmer")
                 self._thread.start()
 
     def _work(self) -> None:
         while True:
             with self._lock:
                 wanted, self._wanted = self._wanted, None
-                if wanted is None:
+                if wanted is None or not threading.main_thread().is_alive():
                     # Said under the lock, so that nobody counts on a thread that is about to end.
                     self._thread = None
                     return
@@ -79,7 +80,7 @@ class Warmer:
             return
         scheme, narrow = self.look
         for panel in panels_of(path.strip("/")):
-            if self._wanted is not None:
+            if self._wanted is not None or not threading.main_thread().is_alive():
                 return
             shown(panel.key, seen, scheme, narrow=narrow)
         frames(seen, path)

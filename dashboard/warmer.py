@@ -2,7 +2,10 @@
 
 import threading
 import time
+from contextlib import suppress
 
+from analyzer.errors import AnalyzerError
+from analyzer.storage.schema import STAT_COLUMNS
 from dashboard.address import Address, parse
 from dashboard.context import Context, context
 from dashboard.drawing import shown
@@ -15,6 +18,11 @@ __all__ = ["Warmer"]
 _NEWEST = 3
 # The list itself comes first.
 _LIST_SECONDS = 1.0
+_WITH_QUANTITIES = ("/flow", "/compare")
+# The page itself comes first, too, and what it asks for meanwhile.
+_READ_SECONDS, _REST_SECONDS = 0.5, 0.05
+# Columns of single layers, some 60 kB each.
+_MOST_COLUMNS = 1_000
 
 
 class Warmer:
@@ -84,3 +92,21 @@ class Warmer:
                 return
             shown(panel.key, seen, scheme, narrow=narrow)
         frames(seen, path)
+        if path in _WITH_QUANTITIES:
+            self._read_ahead(seen)
+
+    def _read_ahead(self, seen: Context) -> None:
+        """Read the statistics of the layers, one of which a reader may choose next.
+
+        Only of runs so small that all of them are kept.
+        """
+        quantities = STAT_COLUMNS["layer_stats"]
+        time.sleep(_READ_SECONDS)
+        for column in quantities:
+            for run in seen.runs:
+                if self._wanted is not None or not threading.main_thread().is_alive():
+                    return
+                if len(run.layers) * len(quantities) <= _MOST_COLUMNS:
+                    with suppress(AnalyzerError):
+                        run.heatmap(column, 1, table="layer_stats")
+                    time.sleep(_REST_SECONDS)

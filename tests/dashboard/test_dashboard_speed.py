@@ -11,6 +11,7 @@ import pytest
 from analyzer.errors import AnalyzerError
 from analyzer.figures.catalog import panel
 from analyzer.storage.run import Run, open_run
+from analyzer.storage.schema import STAT_COLUMNS
 from dashboard import drawing
 from dashboard.address import parse
 from dashboard.answers import Answers
@@ -120,6 +121,23 @@ def test_asking_for_a_page_draws_its_figures(seen: Context, monkeypatch: Any) ->
     while len(drawn) < 3 and time.perf_counter() < end:
         time.sleep(0.01)
     assert drawn == ["gradient_heatmap", "depth_profile", "layer_series"]
+
+
+@pytest.mark.parametrize(("most", "expected"), [(1_000, STAT_COLUMNS["layer_stats"]), (1, ())])
+def test_what_a_reader_may_choose_next_is_read_ahead_of_small_runs(
+    seen: Context, monkeypatch: Any, most: int, expected: tuple[str, ...]
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr("dashboard.warmer._READ_SECONDS", 0.0)
+    monkeypatch.setattr("dashboard.warmer._MOST_COLUMNS", most)
+    monkeypatch.setattr(Run, "heatmap", lambda _run, column, *_, **__: read.append(column))
+    monkeypatch.setattr("dashboard.warmer.shown", lambda *_, **__: None)
+    warmer = Warmer(seen.library)
+    warmer.ask("/flow", "?run=a")
+    thread = warmer._thread
+    assert thread is not None
+    thread.join(20)
+    assert tuple(read) == expected
 
 
 def test_the_list_draws_the_scores_of_the_newest_runs(tmp_path: Path, monkeypatch: Any) -> None:

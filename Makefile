@@ -57,6 +57,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/landscape.py
 	$(BIN)/python benchmarks/curvature.py
 	$(BIN)/python benchmarks/dashboard.py
+	$(BIN)/python benchmarks/report.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

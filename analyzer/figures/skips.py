@@ -135,6 +135,12 @@ def path_figure(info: PathLengths, theme: Theme) -> go.Figure:
         theme.note(figure, text, **where, **corner)
     figure.update_xaxes(title={"text": "length: branches that a path crosses", "standoff": 6})
     figure.update_yaxes(tickformat=".0%", rangemode="tozero", showticklabels=True)
+    # By itself the axis would also make room for the bar that is not drawn.
+    drawn = [np.append(r.norm_shares, r.path_shares) for r in info.runs if len(r.lengths) > 1]
+    shares = np.concatenate(drawn or [np.zeros(0)])
+    top = float(shares[np.isfinite(shares)].max(initial=0.0))
+    if top > 0:
+        figure.update_yaxes(range=[0, 1.08 * top])
     figure.update_yaxes(title={"text": "share"}, row=1, col=in_legend)
     for place in empty:
         figure.update_yaxes(visible=False, row=1, col=place)

@@ -71,3 +71,5 @@ def test_a_run_without_joins_has_a_sentence_where_others_have_bars() -> None:
     assert "no joins: a single path carries all of the gradient" in words
     assert any("effective length 1<br>4 paths" in text for text in words)
     assert figure.layout.yaxis2.title.text == "share"
+    tallest = max(np.nanmax(trace.y) for trace in figure.data if trace.visible is not False)
+    assert tallest < figure.layout.yaxis2.range[1] < 1.2 * tallest < 1

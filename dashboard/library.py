@@ -144,12 +144,13 @@ def _refuse_links(path: Path, levels: int = 3) -> None:
 
 def revision(path: Path) -> tuple[object, ...]:
     """Return a mark of a run folder that changes whenever something is added to it."""
-    mark: list[object] = []
-    for name in ("", "run.json", "steps", "layer_stats", "splits", "overview", "checkpoints"):
-        mark.append(_changed(path / name))
-    probes = path / "probes"
-    if probes.is_dir() and not probes.is_symlink():
-        mark += [(e.name, _changed(Path(e.path))) for e in sorted(os.scandir(probes), key=_name)]
+    folder = os.fspath(path)
+    mark: list[object] = [_changed(folder)]
+    for name in ("run.json", "steps", "layer_stats", "splits", "overview", "checkpoints"):
+        mark.append(_changed(f"{folder}/{name}"))
+    probes = f"{folder}/probes"
+    if not os.path.islink(probes) and os.path.isdir(probes):
+        mark += [(e.name, _changed(e.path)) for e in sorted(os.scandir(probes), key=_name)]
     return tuple(mark)
 
 
@@ -157,10 +158,10 @@ def _name(entry: os.DirEntry[str]) -> str:
     return entry.name
 
 
-def _changed(path: Path) -> int:
+def _changed(path: str) -> int:
     """When a file or a folder was changed; 0 where there is none."""
     try:
-        return path.stat().st_mtime_ns
+        return os.stat(path).st_mtime_ns
     except OSError:
         return 0
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from analyzer.joins.calls import clean_path, is_layer, tensors_in
+from analyzer.joins.calls import clean_path, is_layer, numbered_call, tensors_in
 from analyzer.joins.untouched import untouched
 
 __all__ = [
@@ -64,14 +64,12 @@ def layer_outputs(model: nn.Module, *, with_values: bool = False) -> Iterator[li
         tensor = next((t for t in tensors_in(output) if t.is_floating_point()), None)
         if tensor is None or not torch.is_grad_enabled():
             return None
-        number = times_called.get(path, 0)
-        times_called[path] = number + 1
+        name = numbered_call(path, times_called)
         is_copied = output is tensor and _is_own_view(tensor, args)
         # A view that is later changed in place gets a new node: its gradient would not be seen.
         tensor = tensor.clone() if is_copied else tensor
         edge = torch.autograd.graph.get_gradient_edge(tensor) if tensor.requires_grad else None
         value = tensor.detach().clone() if with_values else None
-        name = f"{path}#{number}" if number else path
         found.append(LayerOutput(name, module, tensor, edge, value))
         return tensor if is_copied else None
 

@@ -150,8 +150,11 @@ class Hessian:
         """Return small batches as fewer larger ones, where the loss is the same for both."""
         if len(batches) < 2:
             return batches
-        _, size = self._gradient_of(batches[0])
-        count = max(int(_SMALL_BYTES // max(size, 1)), 1)
+        pairs, size = self._gradient_of(batches[0])
+        count = _SMALL_BYTES // max(size, 1)
+        if count < 2:
+            self._keep(0, pairs, size)
+            return batches
         groups = [batches[start : start + count] for start in range(0, len(batches), count)]
         return [batch for group in groups for batch in self._as_one(group)]
 
@@ -178,10 +181,13 @@ class Hessian:
         if number in self._kept:
             return self._kept[number]
         pairs, size = self._gradient_of(self._batches[number])
+        self._keep(number, pairs, size)
+        return pairs
+
+    def _keep(self, number: int, pairs: Pairs, size: int) -> None:
         if size <= self._room:
             self._room -= size
             self._kept[number] = pairs
-        return pairs
 
     def _gradient_of(self, batch: Batch) -> tuple[Pairs, int]:
         """Return parameters with gradients as functions of them, and the bytes that these hold."""

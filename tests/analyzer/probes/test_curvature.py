@@ -66,7 +66,7 @@ def test_batches_are_weighted_by_their_size():
     assert found == pytest.approx(expected, rel=1e-9)
 
 
-def test_small_batches_are_merged_only_where_that_leaves_the_loss_as_it_is():
+def test_small_batches_are_merged_only_where_that_leaves_the_loss_as_it_is(monkeypatch):
     net, x, y = small_net()
     batches = [(x[n : n + 4], y[n : n + 4]) for n in range(0, 20, 4)]
     calls = []
@@ -85,6 +85,10 @@ def test_small_batches_are_merged_only_where_that_leaves_the_loss_as_it_is():
     del calls[:]
     sharpness(net, batches, cross_entropy)
     assert len(calls) == 1 + 6 + 1
+    del calls[:]
+    monkeypatch.setattr("analyzer.probes.hessian._SMALL_BYTES", 1)
+    sharpness(net, batches, cross_entropy)
+    assert len(calls) == 5
 
 
 def test_eigenpairs_are_those_of_the_dense_hessian():

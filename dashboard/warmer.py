@@ -88,12 +88,16 @@ class Warmer:
             return
         scheme, narrow = self.look
         for panel in panels_of(path.strip("/")):
-            if self._wanted is not None or not threading.main_thread().is_alive():
+            if self._is_called_off():
                 return
             shown(panel.key, seen, scheme, narrow=narrow)
         frames(seen, path)
         if path in _WITH_QUANTITIES:
             self._read_ahead(seen)
+
+    def _is_called_off(self) -> bool:
+        """Whether another page is asked for, or the program ends."""
+        return self._wanted is not None or not threading.main_thread().is_alive()
 
     def _read_ahead(self, seen: Context) -> None:
         """Read the statistics of the layers, one of which a reader may choose next.
@@ -104,7 +108,7 @@ class Warmer:
         time.sleep(_READ_SECONDS)
         for column in quantities:
             for run in seen.runs:
-                if self._wanted is not None or not threading.main_thread().is_alive():
+                if self._is_called_off():
                     return
                 if len(run.layers) * len(quantities) <= _MOST_COLUMNS:
                     with suppress(AnalyzerError):

@@ -113,7 +113,7 @@ class Parameters:
         return {
             number: ""
             if entry.root is None
-            else layers.spelled(entry.root, entry.path.rpartition(".")[0], prefixes)
+            else layers.spelled(entry.root, self.module_path(number), prefixes)
             for number, entry in enumerate(self._entries)
         }
 

@@ -21,6 +21,7 @@ from analyzer.figures.landscape import trajectory_figure
 from analyzer.figures.theme import LIGHT
 from analyzer.probes.landscape.request import LandscapeRequest
 from analyzer.replaying import ProbeOrder, probe_run
+from tests.support.commands import command
 
 NAME = "run-model.py"
 MODEL = """
@@ -50,18 +51,6 @@ for step in range(7):
     nn.functional.cross_entropy(model(x), y).backward()
     optimizer.step()
 """
-
-
-def command(folder: Path, *words: str, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "analyzer", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == code, done.stderr
-    return done.stderr
 
 
 @pytest.fixture(scope="module")

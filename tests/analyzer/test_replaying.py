@@ -1,8 +1,6 @@
 """Probes after the fact: the same values as those taken during the training."""
 
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ import analyzer
 from analyzer.errors import AnalyzerError, NotRecordedError
 from analyzer.probes.registry import PROBE_NAMES
 from analyzer.replaying import checkpoints_of, command_of
+from tests.support.commands import command
 from tests.support.runs import write_run
 
 SCRIPT = """
@@ -55,18 +54,6 @@ class Block(nn.Module):
 
 model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), Block(), nn.Dropout(0.2), nn.Linear(8, 10))
 """
-
-
-def command(folder, *words, code=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "analyzer", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == code, done.stderr
-    return done.stderr
 
 
 def assert_same_values(found, expected):

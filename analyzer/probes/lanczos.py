@@ -115,7 +115,9 @@ def end_eigenpairs(
     """Return eigenpairs from the ends of the spectrum of a symmetric matrix.
 
     Lanczos; it stops when each value asked for is within ``tolerance`` of the largest magnitude, by
-    the residual bound or the quadratic bound with the gap between Ritz values.
+    the residual r or, where a Ritz value stands apart from the others, by ``r² / gap``. That gap is
+    between the values found so far: a value that has a twin closer than r may be off by r, which is
+    at most ``sqrt(tolerance · gap)``. A smaller tolerance tells the two apart.
 
     Args:
         product: ``v → H v``.

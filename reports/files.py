@@ -102,7 +102,7 @@ def paper_tables(story: Story) -> list[PaperTable]:
         suffix = f"-{place + 1}" if len(names) > 1 else ""
         if len(run.layer_steps()):
             tables.append(_layer_table(run, f"layers{suffix}"))
-        if "paths" in run.probes:
+        if "paths" in run.probes and len(run.probe("paths")):
             tables.append(_path_table(run, f"paths{suffix}"))
     if story.verdict is not None:
         rows = pd.DataFrame(claim_rows(story))[["text", "status", "plain", "residual", "reference"]]

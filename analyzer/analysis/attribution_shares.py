@@ -7,7 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.numerals import percent
-from analyzer.analysis.sources import for_each_run, joined_table, missing_clause, not_recorded
+from analyzer.analysis.sources import (
+    for_each_run,
+    joined_table,
+    missing_clause,
+    not_recorded,
+    probe_rows,
+)
 from analyzer.analysis.view import RunLabel, View, matching
 from analyzer.storage.run import Run
 
@@ -78,12 +84,10 @@ def attribution_shares(view: View) -> AttributionShares:
 
 
 def _shares(view: View, run: Run, label: RunLabel) -> RunAttribution:
-    if "attribution" not in run.probes:
-        raise not_recorded("probe attribution was", run, "add `--probe attribution`")
-    rows = run.probe("attribution")
-    method = str(rows["method"].iloc[0]) if len(rows) else ""
+    rows = probe_rows(run, "attribution")
+    method = str(rows["method"].iloc[0])
     rows = rows[rows["method"].astype(str) == method]
-    if view.layers and len(rows):
+    if view.layers:
         rows = rows[matching(view.layers, rows["name"].astype(str).tolist())]
     if not len(rows):
         remedy = "add `--probe attribution`, or change the pattern for layers"

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analyzer.analysis.claim_numbers import Numbers, both, limit
+from analyzer.analysis.sources import not_recorded, probe_rows
 from analyzer.analysis.training import run_training
 from analyzer.storage.run import Run
 
@@ -17,7 +18,7 @@ _NETWORK = "network"
 
 def path_length(plain: Run, residual: Run) -> Numbers | None:
     """``Σ k‖G_k‖ / Σ ‖G_k‖`` at the last step that was probed."""
-    rows = residual.probe("paths")
+    rows = probe_rows(residual, "paths")
     step = int(rows["step"].max())
     last = rows[rows["step"] == step]
     r = float((last["length"] * last["gradient_norm"]).sum() / last["gradient_norm"].sum())
@@ -36,7 +37,9 @@ def shattering(plain: Run, residual: Run) -> Numbers | None:
 
 def _correlation(run: Run) -> tuple[float, str]:
     """The correlation at the shallowest probed layer, and its query."""
-    rows = run.probe("shattering").dropna(subset=["layer"])
+    rows = probe_rows(run, "shattering").dropna(subset=["layer"])
+    if not len(rows):
+        raise not_recorded("layers of probe shattering were", run, "record a model in eager mode")
     step = int(rows["step"].min())
     rows = rows[rows["step"] == step]
     depths = run.layers.set_index("layer")["depth"]
@@ -63,7 +66,7 @@ def conditioning(plain: Run, residual: Run) -> Numbers | None:
 
 def _condition(run: Run) -> tuple[float, str]:
     """The condition number of one run, and its query."""
-    rows = run.probe("jacobian")
+    rows = probe_rows(run, "jacobian")
     step = int(rows["step"].min())
     rows = rows[rows["step"] == step]
     name = _whole(run, rows)
@@ -86,7 +89,7 @@ def _whole(run: Run, rows: pd.DataFrame) -> str:
 
 def lesion(plain: Run, residual: Run) -> Numbers | None:
     """Median change of the loss without one branch, at the last step that was probed."""
-    rows = residual.probe("lesion")
+    rows = probe_rows(residual, "lesion")
     step = int(rows["step"].max())
     r = float(rows[rows["step"] == step]["loss_change"].median())
     query = f'residual.probe("lesion").query("step == {step}")["loss_change"].median()'

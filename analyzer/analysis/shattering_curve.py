@@ -96,7 +96,8 @@ def _curve(view: View, run: Run, label: RunLabel) -> ShatteringCurve:
     step, rows = probe_rows_at(run, "shattering", view.step)
     layers = row_set(run, "output_gradient_norm", view.layers)
     values = rows["correlation"].to_numpy(np.float64)
-    place = {int(layer): at for at, layer in enumerate(rows["layer"])}
+    # A module inside compiled code has a name, but no layer.
+    place = {int(layer): at for at, layer in enumerate(rows["layer"]) if not np.isnan(layer)}
     kept = [k for k, id_ in enumerate(layers.ids) if int(id_) in place]
     if not kept:
         raise not_recorded("probe shattering has no such layer:", run, "add `--probe shattering`")

@@ -17,6 +17,7 @@ __all__ = [
     "joined_table",
     "missing_clause",
     "not_recorded",
+    "probe_rows",
     "probe_rows_at",
     "recorded_step",
 ]
@@ -93,6 +94,22 @@ def recorded_step(run: Run, step: int | None, table: str = "layer_stats") -> int
     return found
 
 
+def probe_rows(run: Run, name: str) -> "pd.DataFrame":
+    """Return what a probe measured at all steps, at least one row.
+
+    Raises:
+        NotRecordedError: If the probe measured nothing: it was not asked for, or the network has
+            nothing that it measures, such as a join.
+    """
+    if name not in run.probes:
+        raise not_recorded(f"probe {name} was", run, f"add `--probe {name}`")
+    rows = run.probe(name)
+    if not len(rows):
+        remedy = "the probe found nothing in this network that it measures"
+        raise not_recorded(f"numbers of probe {name} were", run, remedy)
+    return rows
+
+
 def probe_rows_at(run: Run, name: str, step: int | None) -> "tuple[int, pd.DataFrame]":
     """Return what a probe measured at the step nearest to one; None asks for the last.
 
@@ -102,12 +119,8 @@ def probe_rows_at(run: Run, name: str, step: int | None) -> "tuple[int, pd.DataF
     Raises:
         NotRecordedError: If the probe measured nothing.
     """
-    remedy = f"add `--probe {name}`"
-    if name not in run.probes:
-        raise not_recorded(f"probe {name} was", run, remedy)
-    rows = run.probe(name)
+    rows = probe_rows(run, name)
     found = nearest_step(np.unique(rows["step"].to_numpy(np.int64)), step)
-    if found is None:
-        raise not_recorded(f"probe {name} has no row:", run, remedy)
+    assert found is not None  # there is at least one row
     here = rows[rows["step"] == found].drop(columns="step")
     return found, here.reset_index(drop=True)

@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 from analyzer.analysis.bands import Band, band
 from analyzer.analysis.numerals import counted, number, percent
 from analyzer.analysis.remembered import remembered
-from analyzer.analysis.sources import for_each_run, joined_table, missing_clause, not_recorded
+from analyzer.analysis.sources import (
+    for_each_run,
+    joined_table,
+    missing_clause,
+    not_recorded,
+    probe_rows,
+)
 from analyzer.analysis.training import loss_band, run_training
 from analyzer.analysis.view import RunLabel, View
 from analyzer.errors import NotRecordedError
@@ -216,9 +222,7 @@ def _gradient_norm_bands(run: Run, smooth: bool) -> tuple[str, Band, Band | None
 
 
 def _noise(_view: View, run: Run, label: RunLabel) -> tuple[list[StepCurve], str]:
-    if "noise" not in run.probes:
-        raise not_recorded("probe noise was", run, "add `--probe noise`")
-    rows = run.probe("noise").sort_values("step")
+    rows = probe_rows(run, "noise").sort_values("step")
     steps = rows["step"].to_numpy(np.int64)
     scales = rows["gradient_noise_scale"].to_numpy(np.float64)
     text = (

@@ -23,7 +23,7 @@ from analyzer.recording.names import unwrapped
 from analyzer.recording.schedule import ProbePlan
 from analyzer.recording.skip_scaling import SkipsNotScaledError
 
-__all__ = ["Call", "Held", "Probing", "digest_of", "measured"]
+__all__ = ["Call", "Held", "Probing", "digest_of", "measured", "said_of"]
 
 _MOST_DIGESTED = 1 << 18
 OnMeasurement = Callable[[str, int, Measurement], None]
@@ -229,10 +229,15 @@ class Probing:
             measurement = known or measured(name, held)
         # The training goes on whatever a probe does, and also where its skips cannot be scaled.
         except (Exception, SkipsNotScaledError) as error:
-            is_plain = isinstance(error, AnalyzerError | ValueError | SkipsNotScaledError)
-            self._on_problem(f"probe {name}: {error if is_plain else repr(error)}")
+            self._on_problem(f"probe {name}: {said_of(error)}")
             return
         self._on_measurement(name, step, measurement)
+
+
+def said_of(error: BaseException) -> str:
+    """Return why a probe was not measured: its own sentence, or what went wrong in it."""
+    is_plain = isinstance(error, AnalyzerError | ValueError | SkipsNotScaledError)
+    return str(error) if is_plain else repr(error)
 
 
 def measured(

@@ -277,7 +277,7 @@ class Recorder:
 
     def _save_weights(self, step: int) -> None:
         save = saver(self.training.layers, step)
-        if self._writer is None or not len(self.training.layers):
+        if self._writer is None or not self.training.layers.roots:
             return
         if save is None:
             self._note_problem(

@@ -5,8 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from analyzer.errors import AnalyzerError
-from analyzer.recording.probing import Probing
+from analyzer.recording.probing import Probing, said_of
 from analyzer.recording.random_states import restore_random_states
 from analyzer.recording.schedule import ProbePlan, Schedule
 from analyzer.recording.stopping import StopTraining
@@ -14,7 +13,7 @@ from analyzer.recording.training import Training
 from analyzer.replaying.measuring import measure_all
 from analyzer.replaying.order import ProbeOrder, Progress, sentences
 from analyzer.replaying.rebuilding import check_batch
-from analyzer.replaying.scripts import MARK
+from analyzer.replaying.scripts import MARK, REFUSAL
 from analyzer.script import run_program, when_imported
 from analyzer.storage.run import Run, open_run
 
@@ -37,9 +36,8 @@ class _Replay(Probing):
         try:
             check_batch(self._run, self.held)
             measure_all(self._run, self.held, self._order, _tell, self._progress())
-        except Exception as error:  # said by the parent process
-            plain = isinstance(error, AnalyzerError | ValueError)
-            _tell(str(error) if plain else repr(error))
+        except Exception as error:
+            _refuse(said_of(error))
             raise SystemExit(_CHILD_FAILED) from error
         raise StopTraining(0)
 
@@ -57,6 +55,12 @@ class _Replay(Probing):
 
 def _tell(sentence: str) -> None:
     sys.stderr.write(f"{MARK}{sentence}\n")
+    sys.stderr.flush()
+
+
+def _refuse(sentence: str) -> None:
+    """Leave a sentence for the parent process to end with."""
+    sys.stderr.write(f"{REFUSAL}{' '.join(sentence.splitlines())}\n")
     sys.stderr.flush()
 
 
@@ -89,7 +93,7 @@ def main(words: Sequence[str]) -> int:
     if isinstance(ending.exception, StopTraining):
         return 0
     if ending.exit_code == 0:
-        _tell("the program ended before its first backward pass")
+        _refuse("the program ended before its first backward pass")
         return _CHILD_FAILED
     return ending.exit_code
 

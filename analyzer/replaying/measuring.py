@@ -9,7 +9,7 @@ from analyzer.probes import HeldBatch, Measurement
 from analyzer.probes.draws import same_draws
 from analyzer.probes.landscape.partial import PartialSurfaceError
 from analyzer.probes.landscape.planes import drawn
-from analyzer.recording.probing import Held, measured
+from analyzer.recording.probing import Held, measured, said_of
 from analyzer.replaying.checkpoints import checkpoints_of, state_of
 from analyzer.replaying.order import ProbeOrder, Progress, Say
 from analyzer.storage.parts import write_table
@@ -22,6 +22,8 @@ __all__ = ["measure_all"]
 def measure_all(run: Run, held: Held, order: ProbeOrder, say: Say, progress: Progress) -> None:
     """Measure the probes on each of the checkpoints and write their tables.
 
+    One that is refused keeps none of the others from being measured.
+
     Args:
         run: The run.
         held: The model, whose weights are replaced, and its first batch.
@@ -30,8 +32,10 @@ def measure_all(run: Run, held: Held, order: ProbeOrder, say: Say, progress: Pro
         progress: Told how far a landscape is.
 
     Raises:
-        AnalyzerError: If a checkpoint does not fit, or a probe cannot be measured on this batch.
+        AnalyzerError: If a checkpoint does not fit, or, after the others, if a probe cannot be
+            measured on this batch.
     """
+    refusals: dict[tuple[str, str], list[int]] = {}
     for step, file in checkpoints_of(run, order.which).items():
         held.call.model.load_state_dict(state_of(held.call.model, file))
         for name in order.names:
@@ -45,13 +49,20 @@ def measure_all(run: Run, held: Held, order: ProbeOrder, say: Say, progress: Pro
                     measurement = _landscape(run, held, order, step, say, progress)
                 else:
                     measurement = measured(name, held)
-            except ValueError as error:
-                raise AnalyzerError(f"probe {name} of step {step}: {error}") from error
+            except Exception as error:
+                refusals.setdefault((name, said_of(error)), []).append(step)
+                continue
             columns = _with_layers(run, measurement)
             write_table(place, probe_table(name, columns, measurement.metadata))
             for left in place.parent.glob(f"*{_points_of(place).name}*"):
                 left.unlink()  # the table has them all
             say(f"{name} of step {step}: {measurement.metadata['seconds']} s")
+    if refusals:
+        reasons = [
+            f"probe {name} of step {', '.join(map(str, steps))}: {reason}"
+            for (name, reason), steps in refusals.items()
+        ]
+        raise AnalyzerError("; ".join(reasons))
 
 
 def _points_of(table: Path) -> Path:

@@ -13,10 +13,12 @@ from analyzer.replaying.checkpoints import checkpoints_of
 from analyzer.replaying.order import ProbeOrder, Say
 from analyzer.storage.run import Run
 
-__all__ = ["MARK", "command_of", "replay_script"]
+__all__ = ["MARK", "REFUSAL", "command_of", "replay_script"]
 
 MARK = "replay: "
 """What the lines of the child process begin with that are for the user."""
+REFUSAL = "refused: "
+"""What the line begins with that says why it measured no more, or not all."""
 
 
 def command_of(run: Run, args: Sequence[str]) -> list[str]:
@@ -54,7 +56,8 @@ def replay_script(
         say: Receives sentences.
 
     Raises:
-        AnalyzerError: If the script did not come to its first update, with what it wrote last.
+        AnalyzerError: If something could not be measured, with the reason; if the script did not
+            come to its first update, with what it wrote last.
     """
     checkpoints_of(run, order.which)
     command = command_of(run, args)
@@ -66,6 +69,8 @@ def replay_script(
             folder = stack.enter_context(tempfile.TemporaryDirectory())
         words = [str(run.path.resolve()), order.as_text(), *target]
         code, last = _run_child(words, folder, _environment(is_module=command[0] == "-m"), say)
+    if code != 0 and last.startswith(REFUSAL):
+        raise AnalyzerError(last.removeprefix(REFUSAL))
     if code != 0:
         raise AnalyzerError(
             f"the replay ended with code {code}: {last}"
@@ -76,7 +81,7 @@ def replay_script(
 def _run_child(
     words: Sequence[str], folder: str, environment: Mapping[str, str], say: Say
 ) -> tuple[int, str]:
-    """Run the replay, pass on what it says, and return its exit code and its last line."""
+    """Run the replay, pass on what it says; return its exit code and its refusal or last line."""
     last = "it wrote nothing"
     with subprocess.Popen(
         [sys.executable, "-m", "analyzer.replaying", *words],
@@ -91,7 +96,8 @@ def _run_child(
         for line in map(str.rstrip, child.stderr):
             if line.startswith(MARK):
                 say(line.removeprefix(MARK))
-            last = line.removeprefix(MARK) or last
+            if not last.startswith(REFUSAL):
+                last = line.removeprefix(MARK) or last
         code = child.wait()
     return code, last
 

@@ -136,6 +136,54 @@ def test_a_program_that_needs_its_folder_is_told_about_in_place(tmp_path):
     assert analyzer.open_run(tmp_path / "run").probes == ["paths"]
 
 
+# Its loss is computed inside the model, so that nobody can split it into samples.
+OWN_LOSS = """
+import torch
+from torch import nn
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x, y):
+        return nn.functional.cross_entropy(self.layer(x), y)
+
+model = Model()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for step in range(3):
+    optimizer.zero_grad()
+    model(torch.randn(8, 4), torch.arange(8) % 3).backward()
+    optimizer.step()
+"""
+
+
+def test_a_probe_that_is_refused_keeps_no_other_from_being_measured(tmp_path):
+    (tmp_path / "train.py").write_text(OWN_LOSS)
+    command(tmp_path, "record", "--quiet", "--run", "run", "train.py")
+    words = ["noise", "curvature", "--step", "all", "--replay"]
+    told = command(tmp_path, "probe", "run", *words, code=2).splitlines()
+    assert analyzer.open_run(tmp_path / "run").probe("curvature")["step"].unique().tolist() == [
+        0,
+        2,
+    ]
+    refusals = [line for line in told if "cannot be split" in line]
+    assert len(refusals) == 1 and refusals[0] == told[-1]
+    assert told[-1].startswith("analyzer: probe noise of step 0, 2: the gradient noise cannot be")
+    assert "--in-place" not in told[-1] and "code 3" not in told[-1]
+
+
+def test_a_compiled_model_has_checkpoints_under_its_own_names(tmp_path):
+    compiled = 'train = torch.compile(model, backend="eager")\noptimizer ='
+    script = OWN_LOSS.replace("optimizer =", compiled, 1).replace("    model(", "    train(")
+    (tmp_path / "train.py").write_text(script)
+    command(tmp_path, "record", "--quiet", "--run", "run", "train.py")
+    assert list(checkpoints_of(analyzer.open_run(tmp_path / "run"), "all")) == [0, 2]
+    command(tmp_path, "probe", "run", "curvature", "--replay")
+    sharpness = analyzer.open_run(tmp_path / "run").probe("curvature")["value"].iloc[0]
+    assert np.isfinite(sharpness) and sharpness > 0
+
+
 def test_paths_that_the_run_does_not_hold_must_be_given_again(tmp_path):
     write_run(tmp_path / "run", [1.0], [[1.0]], argv=["train.py", "--data", "<path:0>"])
     run = analyzer.open_run(tmp_path / "run")

@@ -237,3 +237,39 @@ def test_what_was_not_recorded_comes_with_its_remedy(
     view = View((open_run(write_empty_run(tmp_path / "empty")),))
     with pytest.raises(NotRecordedError, match=f"not recorded in run 'empty'.*{remedy}"):
         info(view)
+
+
+@pytest.mark.parametrize(
+    ("info", "name", "columns"),
+    [
+        (path_lengths, "paths", ("length", "num_paths", "gradient_norm", "share")),
+        (join_lesions, "lesion", ("join", "name", "loss", "loss_change", "accuracy")),
+        (block_spectra, "jacobian", ("name", "rank_order", "singular_value")),
+        (shattering_curves, "shattering", ("layer", "name", "correlation")),
+        (noise_curves, "noise", ("gradient_noise_scale", "signal_norm", "noise_trace")),
+        (landscapes, "landscape", ("alpha", "beta", "loss", "evaluated")),
+        (
+            attribution_shares,
+            "attribution",
+            ("layer", "name", "method", "attribution", "share"),
+        ),
+    ],
+)
+def test_a_probe_that_found_nothing_to_measure_is_said(
+    info: Callable[[View], Any], name: str, columns: tuple[str, ...], tmp_path: Path
+) -> None:
+    run = probed(tmp_path / "none", name, {column: [] for column in columns})
+    assert not len(run.probe(name))
+    with pytest.raises(NotRecordedError, match=f"numbers of probe {name} were not recorded"):
+        info(View((run,)))
+
+
+def test_layers_that_the_run_does_not_know_have_no_correlation_but_a_share(tmp_path: Path) -> None:
+    layers = {"layer": [None, None], "name": ["0", "2"]}
+    run = probed(tmp_path / "one", "shattering", layers | {"correlation": [0.5, 0.25]})
+    with pytest.raises(NotRecordedError, match="not recorded in run 'one'"):
+        shattering_curves(View((run,)))
+    shares = {"method": ["conductance"] * 2, "attribution": [3.0, 1.0], "share": [0.75, 0.25]}
+    found = attribution_shares(View((probed(tmp_path / "two", "attribution", layers | shares),)))
+    assert found.runs[0].names == ("0", "2")
+    assert found.runs[0].shares.tolist() == [[0.75, 0.25]]

@@ -240,6 +240,19 @@ def test_what_was_not_recorded_is_not_measured_and_says_how(tmp_path: Path) -> N
     assert all(claims[key].query == "" and claims[key].residual is None for key in missing)
 
 
+def test_a_probe_that_found_nothing_is_not_measured(tmp_path: Path) -> None:
+    paths = [written(tmp_path / name, 1.0, [1.0]) for name in "ab"]
+    for path in paths:
+        probe(path, "jacobian", 0, name=[], rank_order=[], singular_value=[])
+        probe(path, "lesion", 0, join=[], loss=[], loss_change=[], accuracy=[])
+        probe(path, "paths", 0, length=[], num_paths=[], gradient_norm=[], share=[])
+        # Modules inside compiled code have names, and are no layers.
+        probe(path, "shattering", 0, layer=[None], name=["0"], correlation=[0.5])
+    claims = by_key(verdict(*map(analyzer.open_run, paths)))
+    for key in ("conditioning", "lesion", "path_length", "shattering"):
+        assert claims[key].status == "not measured", key
+
+
 def test_a_loss_that_is_not_finite_is_kept(tmp_path: Path) -> None:
     plain = analyzer.open_run(written(tmp_path / "a", 1.0, [2.0, math.nan]))
     residual = analyzer.open_run(written(tmp_path / "b", 1.0, [2.0, 0.5]))

@@ -1,11 +1,14 @@
 """The checkpoints of a run: which there are, and their weights under the names of a model."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from analyzer.errors import AnalyzerError, NotRecordedError
+from analyzer.recording.names import root_prefixes
 from analyzer.storage.run import Run
 
 __all__ = ["checkpoints_of", "state_of"]
@@ -53,15 +56,47 @@ def state_of(model: nn.Module, file: Path) -> dict[str, Tensor]:
         A state dict of the model.
 
     Raises:
-        AnalyzerError: If it is of another model.
+        AnalyzerError: If it is of another model, or of several that could be this one.
     """
     saved, wanted = load_file(file), model.state_dict()
-    prefixes = {name.removesuffix(key) for name in saved for key in wanted if name.endswith(key)}
-    for prefix in sorted(prefixes, key=len):
-        if all(prefix + key in saved for key in wanted):
-            return {key: saved[prefix + key] for key in wanted}
-    missing = next(iter(sorted(set(wanted) - set(saved))), "")
-    raise AnalyzerError(
-        f"checkpoint {file.name} does not fit the model that was built again: it has no "
-        f"{missing!r}. Was the program changed since?"
+    shapes = {key: value.shape for key, value in wanted.items() if isinstance(value, Tensor)}
+    prefixes = {name.removesuffix(key) for name in saved for key in shapes if name.endswith(key)}
+    fitting = sorted(
+        prefix
+        for prefix in prefixes
+        if all(
+            prefix + key in saved and saved[prefix + key].shape == shape
+            for key, shape in shapes.items()
+        )
     )
+    if not fitting:
+        raise AnalyzerError(
+            f"checkpoint {file.name} does not fit the model that was built again: "
+            f"{_misfit(saved, shapes)}. Was the program changed since?"
+        )
+    # With another one beside it, a model has the name of its variable.
+    own = fitting[0] if len(fitting) == 1 else "" if "" in fitting else _variable(model)
+    if own not in fitting:
+        names = ", ".join(repr(prefix.rstrip(".")) for prefix in fitting)
+        raise AnalyzerError(
+            f"checkpoint {file.name} holds several models of the same shape, {names}, and this is "
+            "none of them by name. Give it a variable in the script, outside of functions."
+        )
+    # What is no tensor, such as extra state, no checkpoint holds.
+    return {**wanted, **{key: saved[own + key] for key in shapes}}
+
+
+def _variable(model: nn.Module) -> str:
+    """The prefix of a model that is not the only one."""
+    return root_prefixes([model, None])[0]
+
+
+def _misfit(saved: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> str:
+    """The first difference between a checkpoint and a model."""
+    for key, shape in shapes.items():
+        found = [value.shape for name, value in saved.items() if name.endswith(key)]
+        if not found:
+            return f"it has no {key!r}"
+        if shape not in found:
+            return f"its {key!r} has shape {list(found[0])}, that of the model {list(shape)}"
+    return "it has these names only in parts"

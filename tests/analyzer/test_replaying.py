@@ -1,14 +1,19 @@
 """Probes after the fact: the same values as those taken during the training."""
 
 import shutil
+import sys
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
 
 import analyzer
 from analyzer.errors import AnalyzerError, NotRecordedError
 from analyzer.probes.registry import PROBE_NAMES
 from analyzer.replaying import checkpoints_of, command_of
+from analyzer.replaying.checkpoints import state_of
 from tests.support.commands import command
 from tests.support.runs import write_run
 
@@ -182,6 +187,32 @@ def test_a_compiled_model_has_checkpoints_under_its_own_names(tmp_path):
     command(tmp_path, "probe", "run", "curvature", "--replay")
     sharpness = analyzer.open_run(tmp_path / "run").probe("curvature")["value"].iloc[0]
     assert np.isfinite(sharpness) and sharpness > 0
+
+
+def named(folder, **models):
+    file = folder / "step-000000000000.safetensors"
+    save_file({f"{n}{k}": v for n, m in models.items() for k, v in m.state_dict().items()}, file)
+    return file
+
+
+def test_the_weights_of_a_model_are_told_from_those_of_the_models_beside_it(tmp_path, monkeypatch):
+    generator, critic, twin = nn.Linear(3, 2), nn.Linear(2, 1), nn.Linear(2, 1)
+    file = named(tmp_path, **{"critic.": critic, "generator.": generator, "twin.": twin})
+    found = state_of(nn.Linear(3, 2), file)
+    assert list(found) == ["weight", "bias"] and torch.equal(found["weight"], generator.weight)
+
+    again = nn.Linear(2, 1)
+    with pytest.raises(AnalyzerError, match="several models of the same shape, 'critic', 'twin'"):
+        state_of(again, file)
+    monkeypatch.setattr(sys.modules["__main__"], "twin", again, raising=False)
+    assert torch.equal(state_of(again, file)["weight"], twin.weight)
+
+    with pytest.raises(
+        AnalyzerError, match=r"'weight' has shape \[1, 2\], that of the model \[7, 2"
+    ):
+        state_of(nn.Linear(2, 7), file)
+    with pytest.raises(AnalyzerError, match="it has no 'weight_g'"):
+        state_of(nn.ParameterDict({"weight_g": nn.Parameter(torch.ones(1))}), file)
 
 
 def test_paths_that_the_run_does_not_hold_must_be_given_again(tmp_path):

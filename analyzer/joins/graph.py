@@ -185,7 +185,8 @@ class Dataflow:
                 continue
             found[flow] = None
             stack.extend(flow.reads)
-        return list(found)
+        # A source that was met as an argument has the tick of the function that read it.
+        return sorted(found, key=lambda flow: bool(flow.reads))
 
     def _append(
         self,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C import _current_graph_task_id
 
 from analyzer.joins.calls import clean_path, is_layer, numbered_call, tensors_in
 from analyzer.joins.untouched import untouched
@@ -47,7 +48,8 @@ class LayerOutput:
 def layer_outputs(model: nn.Module, *, with_values: bool = False) -> Iterator[list[LayerOutput]]:
     """Collect the output of every layer call of the forward passes inside, in call order.
 
-    A layer is a call of a leaf module, or of one that owns parameters, with gradient enabled.
+    A layer is a call of a leaf module, or of one that owns parameters, with gradient enabled. Calls
+    inside a backward pass (checkpointing) are none.
 
     Args:
         model: The model, outside of wrappers; its hooks are as before at the end.
@@ -64,8 +66,11 @@ def layer_outputs(model: nn.Module, *, with_values: bool = False) -> Iterator[li
         tensor = next((t for t in tensors_in(output) if t.is_floating_point()), None)
         if tensor is None or not torch.is_grad_enabled():
             return None
-        name = numbered_call(path, times_called)
         is_copied = output is tensor and _is_own_view(tensor, args)
+        if _current_graph_task_id() != -1:
+            # Checkpointing computes it once more; what its graph saves must stay the same.
+            return tensor.clone() if is_copied else None
+        name = numbered_call(path, times_called)
         # A view that is later changed in place gets a new node: its gradient would not be seen.
         tensor = tensor.clone() if is_copied else tensor
         edge = torch.autograd.graph.get_gradient_edge(tensor) if tensor.requires_grad else None

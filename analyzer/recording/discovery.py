@@ -13,13 +13,17 @@ from analyzer.recording.training import Training
 
 __all__ = ["Discovery"]
 
+# A program that calls models many times before it trains, if ever, is not slowed down for long.
+_MOST_LOOKS = 100
+
 
 class Discovery:
     """Adds each model to a recording when its first forward pass with gradient begins.
 
     A model is the outermost module that is called, or the largest module in sight that contains
     it; it must have a parameter that wants a gradient, so that loss modules and frozen teachers
-    are none.
+    are none. One that was called in part before it was complete, as in its own constructor, is
+    looked at again until the first backward pass.
 
     Args:
         training: The recording that gets the models.
@@ -28,6 +32,7 @@ class Discovery:
     def __init__(self, training: Training) -> None:
         self._training = training
         self._known: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._num_looks = 0
         self._handle = before_calls(self._before_call)
 
     def stop(self) -> None:
@@ -47,8 +52,10 @@ class Discovery:
             or self._training.is_measuring
             or capture.is_inside
             or capture.in_backward
-            or module in self._known
         ):
+            return
+        is_known = module in self._known
+        if is_known and (self._training.has_trained or self._num_looks >= _MOST_LOOKS):
             return
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
@@ -57,9 +64,18 @@ class Discovery:
         if not any(parameter.requires_grad for parameter in module.parameters()):
             return
         root = container_of(module)
-        self._known.update(root.modules())
+        parts = set(root.modules())
+        if is_known:
+            self._num_looks += 1
+            if parts <= set(self._known):
+                return
+        self._known.update(parts)
         was_watching = capture.is_watching
-        self._training.add_root(root)
+        taken = {ref() for ref in self._training.layers.roots}
+        if parts & taken and not self._training.has_trained:
+            self._training.complete(root)
+        else:
+            self._training.add_root(root)
         if root is module and not was_watching:
             # This call has begun: its hooks were chosen before those of the recording were there.
             capture.enter_late(module, args)

@@ -169,6 +169,20 @@ class Capture(Gate):
             layer.site, layer.module = site, weakref.ref(module)
         self.note_watchers()
 
+    def forget(self) -> None:
+        """Watch no root any more; calls that were seen wait for their layers to be added again."""
+        self.layers.clear()
+        self.roots.clear()
+        self._has_frozen_parts = False
+
+    def find_sites_again(self) -> None:
+        """Let the calls that were seen so far be those of the layers as they are now."""
+        for invocation in self._alive:
+            for call in invocation.calls:
+                layer = self.layers.get(id(call.site.module()))
+                if layer is not None:
+                    call.site = layer.site
+
     def note_watchers(self) -> None:
         """Ask the watchers again whether they want to know of all calls."""
         self.watches_all = any(watcher.wants_all for watcher in self._watchers)

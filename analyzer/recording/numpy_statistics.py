@@ -23,6 +23,8 @@ __all__ = ["activation_numbers", "dense", "gradient_numbers", "none_dead", "norm
 # errs by less than 1e-5, its root by half of that.
 _BLOCK = 65536
 _HALF = _BLOCK // 2
+# Of two float32 sums whose difference is a smaller part than this, too few digits would be left.
+_CANCELS = 0.25
 
 Array = NDArray[np.floating]
 
@@ -229,7 +231,7 @@ def _std(flat: Array, length: float, mean: float) -> float:
     """The population standard deviation, from the norm where that does not cancel."""
     root_mean_square = length / math.sqrt(flat.size)
     difference = root_mean_square - abs(mean)
-    if difference > 0.01 * root_mean_square > 0:
+    if difference > _CANCELS * root_mean_square > 0:
         return math.sqrt(difference) * math.sqrt(root_mean_square + abs(mean))
     centered = flat.astype(np.float64)
     centered -= centered.mean()

@@ -129,13 +129,21 @@ class Probing:
         self._is_watching = True
         self._nesting = 0
         self._num_calls = 0
+        self._is_chained = self._is_in_parts = False
         self._digest = ""
         self._call: Call | None = None
         self._tape: LossTape | None = None
         self._tapes_left: list[LossTape] = []
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Leave nothing behind; say why nothing was measured, if the program is to blame."""
+        if self._plans and self._is_watching and self._is_in_parts:
+            names = ", ".join(plan.name for plan in self._plans)
+            self._on_problem(
+                f"probe {names}: no model is called as a whole where the gradient comes from, only "
+                "its parts one by one; expected one call of one model. Let a module of yours call "
+                "them in its forward()"
+            )
         self._is_watching = False
         self._stop_tape()
         self._call = self.held = None
@@ -153,6 +161,11 @@ class Probing:
         self._num_calls += 1
         kwargs = keywords_of_call(module)
         self._digest = digest_of((args, kwargs))
+        # An earlier call may have been a mere look at the output's shape; its output may also be
+        # what this call reads.
+        self._is_chained |= self._num_calls > 1 and any(
+            tensor.grad_fn is not None for tensor in tensors_in((args, kwargs))
+        )
         if self._plans:
             # Copied now: the model, or the program later, may write into its inputs.
             args, kwargs = cloned((tuple(args), dict(kwargs)), requires_grad=False)
@@ -165,9 +178,8 @@ class Probing:
         self._nesting = max(0, self._nesting - 1)
         if self._nesting or self._call is None or not torch.is_grad_enabled() or output is None:
             return
-        if self._num_calls == 1:
-            self._tape = LossTape(output)
-            self._tape.start()
+        self._tape = LossTape(output)
+        self._tape.start()
 
     def begin_backward(self, step: int, roots: Sequence[Any]) -> None:
         """The loss of the first step is complete: keep it as a function of the model's output."""
@@ -177,6 +189,7 @@ class Probing:
         self._stop_tape()
         self._nesting, self._call, self._num_calls = 0, None, 0
         if calls == 0:
+            self._is_in_parts = True
             return
         self._is_watching = False
         self._on_batch(self._digest)
@@ -184,15 +197,17 @@ class Probing:
             return
         loss, refusal = None, None
         try:
-            if tape is None:
+            if tape is None or self._is_chained:
                 raise ReplayError(
-                    f"the loss of this step cannot be computed again: it comes from {calls} calls "
-                    "of models, expected one"
+                    "the loss of this step cannot be computed again: what the model is called with "
+                    "comes from another call"
                 )
             loss = tape.loss(roots)
             loss.check()
         except ReplayError as error:
             refusal = str(error)
+            if calls > 1:
+                refusal += f"; there were {calls} calls of models before it, expected one"
         self.held = Held(step, call, None if refusal else loss, refusal)
 
     def _stop_tape(self) -> None:

@@ -116,6 +116,14 @@ class Splits:
         if self._log is not None:
             self._log.add_root(number, root)
 
+    def forget_roots(self) -> None:
+        """Look for joins in none of the models any more, before a backward pass was seen."""
+        self._roots.clear()
+        self._waiting.clear()
+        if self._log is not None:
+            self._log.close()
+            self._log = LiveLog()
+
     @property
     def wants_all(self) -> bool:
         """Whether a forward pass is watched for new joins."""
@@ -223,8 +231,15 @@ class Splits:
         for join in plan.joins:
             self.tables_changed |= self.table.add(join)
         for module, reason in plan.unseen:
-            self._on_problem(f"joins of {module}: {reason}")
+            self._on_problem(f"joins of {self._spelled(module)}: {reason}")
         return plan.sites_in(walk)
+
+    def _spelled(self, path: str) -> str:
+        """The path of a module in its model; the class name for the model itself."""
+        root, _, inner = path.partition(".")
+        models = {token(number): ref() for number, ref in self._roots}
+        model = models.get(root)
+        return inner or (path if model is None else type(unwrapped(model)).__name__)
 
     def _note_roots(self, log: LiveLog) -> None:
         """Wait no more for the models that had a part in this graph."""

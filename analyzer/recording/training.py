@@ -154,6 +154,22 @@ class Training:
             name = type(unwrapped(root)).__name__
             self._on_problem(f"layers of {name}: it is compiled, so its modules are not called")
 
+    def complete(self, root: nn.Module) -> None:
+        """Take a whole model of which parts were taken before it was there.
+
+        A model's constructor may call a part to see the shape of its output; the first backward
+        pass has not come yet, so that no layer has a number.
+        """
+        inside = {id(module) for module in root.modules()}
+        taken = [model for ref in self.layers.roots if (model := ref()) is not None]
+        self.layers, self.parameters = Layers(), Parameters()
+        self._may_hold.clear()
+        self.capture.forget()
+        self.splits.forget_roots()
+        for model in (*(model for model in taken if id(model) not in inside), root):
+            self.add_root(model)
+        self.capture.find_sites_again()
+
     def finish(self, *, measures: bool = True) -> None:
         """Close the last step and leave nothing behind.
 

@@ -16,7 +16,7 @@ import analyzer
 from analyzer.errors import AnalyzerError
 from analyzer.networks.zoo import zoo
 from analyzer.probes import HeldBatch
-from analyzer.probes.attribution import layer_attribution, measure
+from analyzer.probes.attribution import METHODS, layer_attribution, measure
 
 BY_HAND = {
     "conductance": LayerConductance,
@@ -206,6 +206,31 @@ def test_reused_modules_are_told_apart_and_what_captum_cannot_do_is_said():
     assert by_captum.refused["second"] == "its output is changed in place afterwards"
     assert math.isnan(by_captum.values[1])
     assert not math.isnan(by_captum.values[0])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_checkpointed_blocks_have_the_attribution_of_plain_ones(method):
+    from torch.utils.checkpoint import checkpoint
+
+    class Net(nn.Module):
+        def __init__(self, is_checkpointed: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.stem, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+            views = nn.Unflatten(1, (2, 4)), nn.Flatten()
+            self.block = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), *views, nn.Linear(8, 8))
+            self.is_checkpointed = is_checkpointed
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            if self.is_checkpointed:
+                return self.head(x + checkpoint(self.block, x, use_reentrant=False))
+            return self.head(x + self.block(x))
+
+    inputs = torch.randn(5, 6, generator=torch.Generator().manual_seed(2))
+    found, expected = (layer_attribution(Net(yes), inputs, 1, method) for yes in (True, False))
+    assert found.names == expected.names and len(found.names) == 7
+    assert found.values == pytest.approx(expected.values, rel=1e-6) and any(found.values)
 
 
 @pytest.mark.filterwarnings("ignore:Setting forward, backward hooks", "ignore:Input Tensor")

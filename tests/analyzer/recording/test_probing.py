@@ -209,6 +209,50 @@ def test_a_loss_that_cannot_be_replayed_is_refused_only_where_it_is_used(tmp_pat
     assert "2 calls of models" in run.manifest["not_recorded"][0]
 
 
+def losses_of(batch):
+    return noted([batch.loss(batch.model(batch.inputs), None).item()])
+
+
+def test_a_look_at_the_models_output_before_the_training_is_no_part_of_its_loss(tmp_path, probe):
+    probe(losses_of)
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    (x, y), *_ = batches(1)
+    with analyzer.Recorder(model, tmp_path / "run", probe="paths"):
+        assert model(torch.zeros(1, 4)).shape == (1, 3)
+        functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    run = analyzer.open_run(tmp_path / "run")
+    assert run.probe("paths")["gradient_norm"].tolist() == run.steps["loss"].tolist()
+    assert "not_recorded" not in run.manifest
+
+
+def test_a_model_that_reads_what_another_call_made_is_refused(tmp_path, probe):
+    probe(losses_of)
+    model = nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with analyzer.Recorder(model, tmp_path / "run", probe="paths"):
+        model(model(batches(1)[0][0])).sum().backward()
+        optimizer.step()
+    (sentence,) = analyzer.open_run(tmp_path / "run").manifest["not_recorded"]
+    assert "what the model is called with comes from another call; there were 2 calls" in sentence
+
+
+def test_a_model_that_is_only_called_in_parts_has_no_probe_and_says_so(tmp_path, probe):
+    probe(losses_of)
+    model = nn.ModuleList([nn.Linear(4, 8), nn.Linear(8, 3)])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with analyzer.Recorder(model, tmp_path / "run", probe="paths"):
+        for x, y in batches(2):
+            optimizer.zero_grad()
+            functional.cross_entropy(model[1](model[0](x).relu()), y).backward()
+            optimizer.step()
+    run = analyzer.open_run(tmp_path / "run")
+    assert len(run.layers) == 2 and not run.probes
+    (sentence,) = run.manifest["not_recorded"]
+    assert sentence.startswith("probe paths: no model is called as a whole")
+
+
 def test_the_held_batch_is_a_copy_and_named_by_its_hash(tmp_path, probe):
     seen = []
     probe(lambda batch: seen.append(batch.inputs.clone()) or noted([0.0]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from analyzer.probes.output_target import Target
 
 __all__ = ["integrated_gradients"]
 
+_RUN_AGAIN = "Captum cannot compute it: checkpointing runs it once more in the backward pass"
+
 
 def integrated_gradients(
     path: InputPath, target: Target, num_steps: int
@@ -25,8 +27,8 @@ def integrated_gradients(
     """Return Captum's ``LayerIntegratedGradients`` of every layer, summed over the samples.
 
     Modules that work in place do so on copies meanwhile, where that changes no output. Captum
-    cannot tell the calls of a reused module apart: these are refused, and so is a layer whose
-    output is changed in place by other code.
+    cannot tell the calls of a reused module apart: these are refused, and so are layers whose
+    output is changed in place by other code, and those that checkpointing runs once more.
 
     Args:
         path: The way from the baseline.
@@ -47,7 +49,9 @@ def integrated_gradients(
     with _out_of_place(path):
         points = [point.requires_grad_() for point in path.at((1.0,), 0, path.size)]
         with layer_outputs(path.model, with_values=True) as layers:
-            path.run(points, 0, path.size)
+            main, _, _ = path.run(points, 0, path.size)
+        again = _run_again(path.model, main)
+        refused |= {layer.name: _RUN_AGAIN for layer in layers if layer.module in again}
         # Captum would read what an activation became later, and say nothing.
         refused |= deeplift_traps(layers)
         for layer in layers:
@@ -61,6 +65,25 @@ def integrated_gradients(
             else:
                 values[layer.name] = found
     return values, refused
+
+
+def _run_again(model: nn.Module, output: Tensor) -> set[nn.Module]:
+    """Return the modules that a backward pass calls, where Captum would replace their output."""
+    found: set[nn.Module] = set()
+
+    def note(module: nn.Module, args: Any, result: Any) -> None:
+        found.add(module)
+
+    handles = [module.register_forward_hook(note) for module in model.modules()]
+    weights = [p for p in model.parameters() if p.requires_grad]
+    try:
+        if weights and output.requires_grad:
+            with suppress(RuntimeError):  # reentrant checkpointing refuses Captum just as this
+                torch.autograd.grad(output.sum(), weights, allow_unused=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def _attempt(

@@ -230,7 +230,14 @@ def test_checkpointed_blocks_have_the_attribution_of_plain_ones(method):
     inputs = torch.randn(5, 6, generator=torch.Generator().manual_seed(2))
     found, expected = (layer_attribution(Net(yes), inputs, 1, method) for yes in (True, False))
     assert found.names == expected.names and len(found.names) == 7
-    assert found.values == pytest.approx(expected.values, rel=1e-6) and any(found.values)
+    assert not expected.refused
+    if method == "integrated_gradients":  # Captum is wrong there: −0.0175 instead of −0.0290
+        assert set(found.refused) == {"block.0", "block.1", "block.2", "block.3"}
+        assert "checkpointing runs it once more" in found.refused["block.0"]
+    known = [place for place, name in enumerate(found.names) if name not in found.refused]
+    values = [expected.values[place] for place in known]
+    assert [found.values[place] for place in known] == pytest.approx(values, rel=1e-6)
+    assert any(values)
 
 
 @pytest.mark.filterwarnings("ignore:Setting forward, backward hooks", "ignore:Input Tensor")

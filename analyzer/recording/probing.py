@@ -205,9 +205,10 @@ class Probing:
             loss = tape.loss(roots)
             loss.check()
         except ReplayError as error:
-            refusal = str(error)
-            if calls > 1:
-                refusal += f"; there were {calls} calls of models before it, expected one"
+            before = (
+                f"{calls} calls of models led to this step, expected one; " if calls > 1 else ""
+            )
+            refusal = before + str(error)
         self.held = Held(step, call, None if refusal else loss, refusal)
 
     def _stop_tape(self) -> None:
@@ -244,15 +245,21 @@ class Probing:
             measurement = known or measured(name, held)
         # The training goes on whatever a probe does, and also where its skips cannot be scaled.
         except (Exception, SkipsNotScaledError) as error:
-            self._on_problem(f"probe {name}: {said_of(error)}")
+            self._on_problem(f"probe {name}: {said_of(error, held)}")
             return
         self._on_measurement(name, step, measurement)
 
 
-def said_of(error: BaseException) -> str:
+def said_of(error: BaseException, held: Held) -> str:
     """Return why a probe was not measured: its own sentence, or what went wrong in it."""
-    is_plain = isinstance(error, AnalyzerError | ValueError | SkipsNotScaledError)
-    return str(error) if is_plain else repr(error)
+    if isinstance(error, AnalyzerError | ValueError | SkipsNotScaledError):
+        return str(error)
+    shapes = [list(tensor.shape) for tensor in tensors_in((held.call.args, held.call.kwargs))]
+    reason = (str(error).splitlines() or ["no reason"])[0]
+    return (
+        f"it failed on inputs of shapes {shapes} ({type(error).__name__}: {reason}). Probes take "
+        "the first axis of inputs and outputs for the samples"
+    )
 
 
 def measured(
@@ -286,7 +293,9 @@ def _batch(held: Held) -> HeldBatch:
     if call.args and call.kwargs:
         inputs: Any = _positional(call)
     else:
-        inputs = call.kwargs or (call.args[0] if len(call.args) == 1 else call.args)
+        # One argument that is itself a list or a mapping is not to be taken for several.
+        is_plain = len(call.args) == 1 and isinstance(call.args[0], Tensor)
+        inputs = call.kwargs or (call.args[0] if is_plain else call.args)
     refusal = held.refusal
 
     def refuse(output: Any, targets: Any) -> Tensor:

@@ -37,7 +37,7 @@ class _Replay(Probing):
             check_batch(self._run, self.held)
             measure_all(self._run, self.held, self._order, _tell, self._progress())
         except Exception as error:
-            _refuse(said_of(error))
+            _refuse(said_of(error, self.held))
             raise SystemExit(_CHILD_FAILED) from error
         raise StopTraining(0)
 

@@ -50,7 +50,7 @@ def measure_all(run: Run, held: Held, order: ProbeOrder, say: Say, progress: Pro
                 else:
                     measurement = measured(name, held)
             except Exception as error:
-                refusals.setdefault((name, said_of(error)), []).append(step)
+                refusals.setdefault((name, said_of(error, held)), []).append(step)
                 continue
             columns = _with_layers(run, measurement)
             write_table(place, probe_table(name, columns, measurement.metadata))

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 import analyzer
+from analyzer.joins.live import call_arguments
 from analyzer.probes import registry
 from analyzer.probes.batch import Measurement
 from analyzer.recording.schedule import ProbePlan
@@ -210,7 +211,8 @@ def test_a_loss_that_cannot_be_replayed_is_refused_only_where_it_is_used(tmp_pat
 
 
 def losses_of(batch):
-    return noted([batch.loss(batch.model(batch.inputs), None).item()])
+    args, kwargs = call_arguments(batch.inputs)
+    return noted([batch.loss(batch.model(*args, **kwargs), None).item()])
 
 
 def test_a_look_at_the_models_output_before_the_training_is_no_part_of_its_loss(tmp_path, probe):
@@ -235,7 +237,46 @@ def test_a_model_that_reads_what_another_call_made_is_refused(tmp_path, probe):
         model(model(batches(1)[0][0])).sum().backward()
         optimizer.step()
     (sentence,) = analyzer.open_run(tmp_path / "run").manifest["not_recorded"]
-    assert "what the model is called with comes from another call; there were 2 calls" in sentence
+    assert sentence.startswith("probe paths: 2 calls of models led to this step, expected one;")
+    assert sentence.endswith("what the model is called with comes from another call")
+
+
+class OfList(nn.Module):
+    """A model whose one argument is a list or a mapping of tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, given):
+        parts = given.values() if isinstance(given, dict) else given
+        return sum(self.layer(part) for part in parts)
+
+
+@pytest.mark.parametrize("wrap", [lambda x: [x, 2 * x], lambda x: {"one": x, "two": 2 * x}])
+def test_a_model_may_take_a_list_or_a_mapping_as_its_one_argument(tmp_path, probe, wrap):
+    probe(losses_of)
+    model = OfList()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    (x, y), *_ = batches(1)
+    with analyzer.Recorder(model, tmp_path / "run", probe="paths"):
+        functional.cross_entropy(model(wrap(x)), y).backward()
+        optimizer.step()
+    run = analyzer.open_run(tmp_path / "run")
+    assert run.probe("paths")["gradient_norm"].tolist() == run.steps["loss"].tolist()
+
+
+def test_what_a_probe_cannot_take_is_said_with_shapes(tmp_path):
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with analyzer.Recorder(model, tmp_path / "run", probe=["attribution", "curvature"]):
+        model(torch.ones(4)).square().sum().backward()  # no axis of samples
+        optimizer.step()
+    run = analyzer.open_run(tmp_path / "run")
+    assert run.probes == ["curvature"]
+    (sentence,) = run.manifest["not_recorded"]
+    assert sentence.startswith("probe attribution: it failed on inputs of shapes [[4]] (RuntimeErr")
+    assert sentence.endswith("Probes take the first axis of inputs and outputs for the samples")
 
 
 def test_a_model_that_is_only_called_in_parts_has_no_probe_and_says_so(tmp_path, probe):

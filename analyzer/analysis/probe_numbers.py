@@ -21,7 +21,11 @@ def path_length(plain: Run, residual: Run) -> Numbers | None:
     rows = probe_rows(residual, "paths")
     step = int(rows["step"].max())
     last = rows[rows["step"] == step]
-    r = float((last["length"] * last["gradient_norm"]).sum() / last["gradient_norm"].sum())
+    norms = last["gradient_norm"].to_numpy(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        r = float((last["length"].to_numpy() * norms).sum() / norms.sum())
+    if math.isnan(r):
+        return None
     query = (
         f'residual.probe("paths").query("step == {step}").pipe(lambda t: (t["length"] * '
         't["gradient_norm"]).sum() / t["gradient_norm"].sum())'

@@ -253,6 +253,15 @@ def test_a_probe_that_found_nothing_is_not_measured(tmp_path: Path) -> None:
         assert claims[key].status == "not measured", key
 
 
+@pytest.mark.parametrize("norms", [[0.0, 0.0], [math.nan, 1.0]])
+def test_paths_that_carry_no_number_are_not_measured(tmp_path: Path, norms: list[float]) -> None:
+    pair = probed_pair(tmp_path)
+    shares = {"num_paths": [1.0, 1.0], "share": [math.nan, math.nan]}
+    probe(pair[1].path, "paths", 3, length=[0, 1], gradient_norm=norms, **shares)
+    claims = by_key(verdict(pair[0], analyzer.open_run(pair[1].path)))
+    assert claims["path_length"].status == "not measured"
+
+
 def test_a_loss_that_is_not_finite_is_kept(tmp_path: Path) -> None:
     plain = analyzer.open_run(written(tmp_path / "a", 1.0, [2.0, math.nan]))
     residual = analyzer.open_run(written(tmp_path / "b", 1.0, [2.0, 0.5]))

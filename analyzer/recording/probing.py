@@ -26,6 +26,8 @@ from analyzer.recording.skip_scaling import SkipsNotScaledError
 __all__ = ["Call", "Held", "Probing", "digest_of", "measured", "said_of"]
 
 _MOST_DIGESTED = 1 << 18
+# A program that calls its models for long before it trains is not slowed down.
+_MOST_TAPES = 20
 OnMeasurement = Callable[[str, int, Measurement], None]
 
 
@@ -178,8 +180,9 @@ class Probing:
         self._nesting = max(0, self._nesting - 1)
         if self._nesting or self._call is None or not torch.is_grad_enabled() or output is None:
             return
-        self._tape = LossTape(output)
-        self._tape.start()
+        if self._num_calls <= _MOST_TAPES:
+            self._tape = LossTape(output)
+            self._tape.start()
 
     def begin_backward(self, step: int, roots: Sequence[Any]) -> None:
         """The loss of the first step is complete: keep it as a function of the model's output."""
@@ -197,7 +200,9 @@ class Probing:
             return
         loss, refusal = None, None
         try:
-            if tape is None or self._is_chained:
+            if tape is None:
+                raise ReplayError("the loss of this step cannot be computed again")
+            if self._is_chained:
                 raise ReplayError(
                     "the loss of this step cannot be computed again: what the model is called with "
                     "comes from another call"

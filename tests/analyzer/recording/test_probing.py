@@ -279,6 +279,19 @@ def test_what_a_probe_cannot_take_is_said_with_shapes(tmp_path):
     assert sentence.endswith("Probes take the first axis of inputs and outputs for the samples")
 
 
+def test_a_long_look_at_the_model_is_not_noted_for_ever(tmp_path, probe):
+    probe(losses_of)
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with analyzer.Recorder(model, tmp_path / "run", probe="paths"):
+        for x, _ in batches(30):
+            output = model(x)
+        output.sum().backward()
+        optimizer.step()
+    (sentence,) = analyzer.open_run(tmp_path / "run").manifest["not_recorded"]
+    assert sentence.startswith("probe paths: 30 calls of models led to this step, expected one;")
+
+
 def test_a_model_that_is_only_called_in_parts_has_no_probe_and_says_so(tmp_path, probe):
     probe(losses_of)
     model = nn.ModuleList([nn.Linear(4, 8), nn.Linear(8, 3)])

@@ -11,6 +11,8 @@ __all__ = ["Band", "band", "grouped", "series_band", "smoothed"]
 
 Floats = NDArray[np.float64]
 _SMOOTHING = 0.9
+# Of larger groups a sort is as quick.
+_MOST_SWAPPED = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,27 +74,67 @@ def grouped(values: Floats, size: int, how: str) -> Floats:
 
 
 def _sorted_groups(values: Floats, size: int) -> Floats:
-    """Groups of neighbors, each sorted, ``[..., groups, size]``; NaN last."""
-    count = -(-values.shape[-1] // size)
-    padded = np.full((*values.shape[:-1], count * size), np.nan)
-    padded[..., : values.shape[-1]] = values
-    return np.sort(padded.reshape(*values.shape[:-1], count, size), axis=-1)
+    """Groups of neighbors, each sorted, ``[size, groups, ...]``; NaN last."""
+    along = np.moveaxis(values, -1, 0)
+    count = -(-len(along) // size)
+    if size > _MOST_SWAPPED:
+        padded = np.full((count * size, *along.shape[1:]), np.nan)
+        padded[: len(along)] = along
+        ordered = np.sort(padded.reshape(count, size, *along.shape[1:]), axis=1)
+        return np.moveaxis(ordered, 1, 0)
+    cells = np.empty((size, count, *along.shape[1:]))
+    # Where the last group is short.
+    cells[:, -1] = np.nan
+    for start in range(size):
+        some = along[start::size]
+        cells[start, : len(some)] = some
+    _sort_by_swaps(cells)
+    return cells
+
+
+def _sort_by_swaps(cells: Floats) -> None:
+    """Sort short groups along the first axis, NaN last.
+
+    Neighbors are swapped in as many rounds as there are cells, whole arrays at a time: a fifth of
+    the time of a sort of each group.
+    """
+    lower = np.empty(cells.shape[1:])
+    for start in range(len(cells)):
+        for at in range(start % 2, len(cells) - 1, 2):
+            np.fmin(cells[at], cells[at + 1], out=lower)
+            np.maximum(cells[at], cells[at + 1], out=cells[at + 1])
+            cells[at] = lower
 
 
 def _picked(cells: Floats, how: str) -> Floats:
-    """One number of each sorted group; NaN where it has none."""
-    known = np.sum(~np.isnan(cells), axis=-1)
-    if how == "mean":
-        total = np.nansum(cells, axis=-1)
-        return np.where(known > 0, total / np.maximum(known, 1), np.nan)
+    """One number of each sorted group, ``[..., groups]``; NaN where it has none."""
+    known = np.zeros(cells.shape[1:], np.int64)
+    for cell in cells:
+        known += ~np.isnan(cell)
     # NaN is last, so that the numbers of a group are its first cells.
     last = np.maximum(known - 1, 0)
-    places = {"min": (0 * last, 0 * last), "max": (last, last)}.get(
-        how, (last // 2, (last + 1) // 2)
-    )
-    first, second = (np.take_along_axis(cells, p[..., None], axis=-1)[..., 0] for p in places)
-    # Halves before the sum: a sum of two numbers near 1e308 overflows.
-    return np.where(first == second, first, first / 2 + second / 2)
+    found: Floats
+    if how == "mean":
+        found = np.where(known > 0, np.nansum(cells, axis=0) / np.maximum(known, 1), np.nan)
+    elif how in ("min", "max"):
+        found = cells[0].copy() if how == "min" else _chosen(cells, last)
+    else:
+        first, second = _chosen(cells, last // 2), _chosen(cells, (last + 1) // 2)
+        # Halves before the sum: a sum of two numbers near 1e308 overflows.
+        found = np.where(first == second, first, first / 2 + second / 2)
+    return np.asarray(np.moveaxis(found, 0, -1), np.float64)
+
+
+def _chosen(cells: Floats, places: NDArray[np.int64]) -> Floats:
+    """The cell of each group at a place of its own."""
+    if len(cells) > _MOST_SWAPPED:
+        apart: Floats = np.take_along_axis(cells, places[None], axis=0)[0]
+        return apart
+    chosen: Floats = cells[int(places.max(initial=0))].copy()
+    # Few groups have other places than most: those with NaN, and a short one at the end.
+    for place in range(int(places.max(initial=0))):
+        np.copyto(chosen, cells[place], where=places == place)
+    return chosen
 
 
 def band(steps: ArrayLike, values: ArrayLike, most: int, *, smooth: bool = False) -> Band:

@@ -185,8 +185,8 @@ def _reached(run: Run) -> list[int]:
     column = "output_gradient_norm"
     if run.ranks != [0]:
         return run.layer_stats(column).dropna()["layer"].unique().tolist()
-    grid = run.heatmap(column, table="layer_stats")
-    finite = np.isfinite(grid.max).any(axis=1)
+    grid = run.grid(column, "max", table="layer_stats")
+    finite = np.isfinite(grid.values).any(axis=1)
     # What is never finite in the overview may be infinite, which is a value, or NaN, which is not.
     odd = grid.ids[~finite & (grid.num_nonfinite > 0).any(axis=1)]
     rows = run.layer_stats(column, layers=odd.tolist()).dropna() if len(odd) else None

@@ -11,6 +11,7 @@ from analyzer.analysis.numerals import counted, number
 from analyzer.analysis.sources import for_each_run, joined_table, missing_clause, not_recorded
 from analyzer.analysis.view import RowSet, RunLabel, View, row_set
 from analyzer.storage.run import Run
+from analyzer.storage.views import NumberName
 from analyzer.vocabulary import quantity
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ ZERO, NONFINITE = 1, 2
 _MOST_CELLS, _MOST_ROWS, _MOST_BINS, _FEWEST_BINS = 48_000, 240, 480, 60
 _FINE_BINS = 1024
 _LEAST_DECADES = 3.0
+# Of the finest bins that are there; median and mean are those of their means.
+_NUMBERS: dict[str, NumberName] = {"min": "min", "max": "max"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,15 +131,15 @@ def grid_column(
         NotRecordedError: If the run has no value of the quantity.
     """
     rows = row_set(run, view.quantity, view.layers, every=every)
-    found = run.heatmap(view.quantity, _FINE_BINS, table=rows.table)
-    place = {int(id_): at for at, id_ in enumerate(found.ids)}
-    kept = np.array([at for at, id_ in enumerate(rows.ids) if int(id_) in place], int)
+    number = _NUMBERS.get(view.aggregate, "mean")
+    found = run.grid(view.quantity, number, _FINE_BINS, table=rows.table)
+    kept = np.flatnonzero(np.isin(rows.ids, found.ids))
     if not len(kept) or not len(found.steps):
         raise not_recorded(
             f"{view.quantity} was", run, "record with `--columns all`, or wait for the first step"
         )
-    at = np.array([place[int(rows.ids[k])] for k in kept], int)
-    source = {"min": found.min, "max": found.max}.get(view.aggregate, found.mean)[at]
+    at = np.searchsorted(found.ids, rows.ids[kept])
+    source = found.values[at]
     if view.relative:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             source = source / source[-1]

@@ -170,10 +170,10 @@ def share_grid(run: Run, arcs: JoinArcs, most: int = 200) -> tuple[NDArray[np.in
     """
     if not len(arcs.joins) or arcs.step is None:
         return np.zeros(0, np.int64), np.zeros((0, len(arcs.joins)))
-    found = run.heatmap("shortcut_share", most)
+    found = run.grid("shortcut_share", "mean", most)
     place = {int(id_): at for at, id_ in enumerate(found.ids)}
     shares = np.full((len(found.steps), len(arcs.joins)), np.nan)
     for arc, join in enumerate(arcs.joins):
         if int(join) in place:
-            shares[:, arc] = found.mean[place[int(join)]]
+            shares[:, arc] = found.values[place[int(join)]]
     return found.steps, shares

@@ -62,8 +62,8 @@ def _suspects(run: Run) -> Iterator[tuple[int, int]]:
     """First and last step of stretches that hold whatever is not finite, in order."""
     if run.ranks == [0]:
         # The overview has the largest count of each bin: the rows of the others are all finite.
-        grids = [run.heatmap(name, _MOST_BINS, table="layer_stats") for name in _COLUMNS]
-        bad = {int(step) for grid in grids for step in grid.steps[(grid.max > 0).any(axis=0)]}
+        grids = [run.grid(name, "max", _MOST_BINS, table="layer_stats") for name in _COLUMNS]
+        bad = {int(step) for grid in grids for step in grid.steps[(grid.values > 0).any(axis=0)]}
         yield from ((step, step + grids[0].width - 1) for step in sorted(bad))
         return
     steps = run.layer_steps()

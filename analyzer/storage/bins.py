@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Bins", "concatenated", "rebinned", "single"]
+__all__ = ["Bins", "concatenated", "ids_of_each_bin", "rebinned", "single"]
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -129,6 +129,23 @@ def rebinned(bins: Bins, width: int) -> Bins:
             return bins
         return Bins(bins.columns, start, ids, *_arrays(bins))
     return Bins(bins.columns, start[firsts], ids[firsts], *_reduced(bins, firsts, is_first))
+
+
+def ids_of_each_bin(start: Counts, ids: NDArray[np.int32]) -> int:
+    """Return how many ids a bin has, where all have the same ones in the same order; else 0.
+
+    Args:
+        start: First step of the bin of each row, ``[rows]``.
+        ids: Id of each row, ``[rows]``.
+    """
+    # In a sorted table the first bin ends where a start differs.
+    count = int(np.searchsorted(start, start[0], side="right")) if len(start) else 0
+    if not count or len(start) % count:
+        return 0
+    starts, rows = start.reshape(-1, count), ids.reshape(-1, count)
+    is_grid = (starts[1:, 0] > starts[:-1, 0]).all() and (starts == starts[:, :1]).all()
+    is_ordered = (rows[0, 1:] > rows[0, :-1]).all() and (rows == rows[0]).all()
+    return count if is_grid and is_ordered else 0
 
 
 def _is_sorted(start: Counts, ids: NDArray[np.int32]) -> bool:

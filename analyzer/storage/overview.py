@@ -24,14 +24,16 @@ from analyzer.storage.columns import conform, unified
 from analyzer.storage.parts import encoding, listing, replace_file, write_table
 from analyzer.storage.schema import TABLES, key_column
 
-__all__ = ["MAX_BINS", "Chunk", "Overview", "bins_from", "chunks_in"]
+__all__ = ["MAX_BINS", "NUMBERS", "Chunk", "Overview", "bins_from", "chunks_in"]
 
 MAX_BINS = 1024
 # Rows of one file: small enough to hold two of them in memory with a thousand layers.
 _CHUNK_ROWS = 8_192
 # Rows that are binned at once: the arrays for it are ten times as large as the rows.
 _SLICE_ROWS = 8_192
-_SUFFIXES = ("min", "mean", "max", "num_finite", "num_nonfinite")
+NUMBERS = ("min", "mean", "max", "num_finite", "num_nonfinite")
+"""What a file holds of each column; its columns are ``<column>_<number>``."""
+
 _NAME = re.compile(r"(\d{12,18})-(\d{12,18})\.w(\d{1,18})\.parquet")
 
 
@@ -81,22 +83,20 @@ def _table_from(table: str, bins: Bins) -> pa.Table:
         single_precision = name in schema.names and schema.field(name).type == pa.float32()
         kinds = [np.float32 if single_precision else np.float64] * 3 + [np.int32] * 2
         sources = (bins.low, bins.mean, bins.high, bins.finite, bins.nonfinite)
-        for suffix, source, kind in zip(_SUFFIXES, sources, kinds, strict=True):
+        for suffix, source, kind in zip(NUMBERS, sources, kinds, strict=True):
             arrays[f"{name}_{suffix}"] = source[:, place].astype(kind)
     return pa.table({name: as_array(values) for name, values in arrays.items()})
 
 
-def bins_from(table: pa.Table, key: str | None, columns: Sequence[str] | None = None) -> Bins:
-    """Return the bins of a file.
+def bins_from(table: pa.Table, key: str | None) -> Bins:
+    """Return the bins of a file with all its columns.
 
     Args:
         table: Its content.
         key: Its id column; None for ``steps``.
-        columns: Columns to take; None for all.
     """
-    ending = f"_{_SUFFIXES[-1]}"
-    if columns is None:
-        columns = [n.removesuffix(ending) for n in table.column_names if n.endswith(ending)]
+    ending = f"_{NUMBERS[-1]}"
+    columns = [n.removesuffix(ending) for n in table.column_names if n.endswith(ending)]
     start = as_numpy(table.column("start")).astype(np.int64, copy=False)
     ids = np.zeros(len(start), dtype=np.int32)
     if key is not None:
@@ -105,7 +105,7 @@ def bins_from(table: pa.Table, key: str | None, columns: Sequence[str] | None = 
     low, mean, high = (np.empty(shape) for _ in range(3))
     finite, nonfinite = (np.empty(shape, dtype=np.int64) for _ in range(2))
     for place, name in enumerate(columns):
-        for target, suffix in zip((low, mean, high, finite, nonfinite), _SUFFIXES, strict=True):
+        for target, suffix in zip((low, mean, high, finite, nonfinite), NUMBERS, strict=True):
             # Null in the rows of a file that was written before the column was first logged.
             column = table.column(f"{name}_{suffix}")
             target[:, place] = as_numpy(column)

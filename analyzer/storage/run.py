@@ -18,7 +18,7 @@ from analyzer.storage.reading import Columns, Ids, Ranks, RunRows
 from analyzer.storage.schema import STATIC_TABLES
 from analyzer.storage.selection import StepsLike, nearest
 from analyzer.storage.static import StaticTable, probe_files, probe_rows
-from analyzer.storage.views import Heatmap, Series, Views
+from analyzer.storage.views import Grid, Heatmap, NumberName, Series, Views
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -327,6 +327,27 @@ class Run:
             NotRecordedError: If no table has the column.
         """
         return self._views[self._rows.table_of(column, table)].heatmap(column, max_bins)
+
+    def grid(
+        self,
+        column: str,
+        number: NumberName = "mean",
+        max_bins: int = 500,
+        *,
+        table: str | None = None,
+    ) -> Grid:
+        """Return one number of the bins of ``heatmap``; the others are not read.
+
+        Args:
+            column: A statistic.
+            number: ``min``, ``mean`` or ``max`` of each bin.
+            max_bins: Bins at the most.
+            table: Its table; needed only where two tables have a column of that name.
+
+        Raises:
+            NotRecordedError: If no table has the column.
+        """
+        return self._views[self._rows.table_of(column, table)].grid(column, number, max_bins)
 
     # Probes
 

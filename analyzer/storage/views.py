@@ -3,26 +3,28 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from analyzer.storage.arrays import as_floats, as_numpy, is_present
-from analyzer.storage.bins import Bins, concatenated, rebinned, single
-from analyzer.storage.overview import Chunk, bins_from, chunks_in
+from analyzer.storage.bins import Bins, concatenated, ids_of_each_bin, rebinned, single
+from analyzer.storage.overview import Chunk, chunks_in
+from analyzer.storage.overview_file import OverviewFile, opened
 from analyzer.storage.schema import STAT_COLUMNS
 from analyzer.storage.selection import Steps
 from analyzer.storage.tables import StepTable
 
-__all__ = ["Heatmap", "Series", "Views"]
+__all__ = ["Grid", "Heatmap", "NumberName", "Series", "Views"]
 
 Floats = NDArray[np.float64]
+NumberName = Literal["min", "mean", "max"]
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
-_Number = TypeVar("_Number", bound=np.generic)
+_Answer = TypeVar("_Answer")
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 # Some 60 bytes each: of a thousand layers that is one or two columns.
 _MOST_ROWS = 1_000_000
 _FAILURES = (OSError, pa.ArrowException, ValueError, KeyError)
@@ -72,6 +74,25 @@ class Heatmap:
     width: int
 
 
+@dataclass(frozen=True)
+class Grid:
+    """One number of one column of all ids in bins of steps.
+
+    Args:
+        steps: First step of each bin, ``[bins]``.
+        ids: Layers, parameters or joins, ``[ids]``.
+        values: The number of the finite values, ``[ids, bins]``; NaN where there is none.
+        num_nonfinite: Values that are NaN or infinite, in the same shape.
+        width: Steps per bin.
+    """
+
+    steps: NDArray[np.int64]
+    ids: NDArray[np.int32]
+    values: Floats
+    num_nonfinite: NDArray[np.int64]
+    width: int
+
+
 class Views:
     """The screen-sized questions about one table.
 
@@ -87,15 +108,18 @@ class Views:
     def __init__(self, run: Path, table: StepTable, warn: Callable[[str], None]) -> None:
         self._folder, self._table, self._warn = run / "overview" / table.name, table, warn
         self._bins: dict[str, tuple[Bins, int]] = {}
+        self._looked = False
+        self._file: OverviewFile | None = None
 
     def refresh(self) -> None:
         """Look for new rows at the next question."""
         self._bins = {}
+        self._looked, self._file = False, None
 
     def series(self, column: str, id_: int, max_points: int) -> Series:
         """Return one column of one id in at most ``max_points`` bins."""
-        bins, width = self._of(column)
-        mine = _rows_of(bins, id_)
+        found = self._from_file(column, lambda file: _one_id(file, column, id_))
+        mine, width = self._rows_of(column, id_) if found is None else found
         mine, width = _coarse(mine, width, max_points)
         return Series(
             mine.start,
@@ -106,22 +130,29 @@ class Views:
             width,
         )
 
+    def grid(self, column: str, number: NumberName, max_bins: int) -> Grid:
+        """Return one number of one column of all ids in at most ``max_bins`` bins.
+
+        Only that number is read, where it can be: a heatmap of a thousand layers is 20 MB.
+        """
+        found = self._from_file(column, lambda file: _grid(file, column, number, max_bins))
+        if found is not None:
+            return found
+        whole = self.heatmap(column, max_bins)
+        values = {"min": whole.min, "mean": whole.mean, "max": whole.max}[number]
+        return Grid(whole.steps, whole.ids, values, whole.num_nonfinite, whole.width)
+
     def heatmap(self, column: str, max_bins: int) -> Heatmap:
         """Return one column of all ids in at most ``max_bins`` bins."""
+        found = self._from_file(column, lambda file: _heatmap(file, column, max_bins))
+        if found is not None:
+            return found
         bins, width = _coarse(*self._of(column), max_bins)
-        count = _ids_of_each_bin(bins)
+        count = ids_of_each_bin(bins.start, bins.ids)
         if count:
-            low, mean, high = (_as_grid(part, count) for part in (bins.low, bins.mean, bins.high))
-            nonfinite = _as_grid(bins.nonfinite, count)
-            return Heatmap(
-                _fixed(bins.start[::count]),
-                _fixed(bins.ids[:count]),
-                low,
-                mean,
-                high,
-                nonfinite,
-                width,
-            )
+            low, mean, high = (_as_grid(one, count) for one in (bins.low, bins.mean, bins.high))
+            steps, ids = _fixed(bins.start[::count]), _fixed(bins.ids[:count])
+            return Heatmap(steps, ids, low, mean, high, _as_grid(bins.nonfinite, count), width)
         steps, places = np.unique(bins.start, return_inverse=True)
         ids, rows = np.unique(bins.ids, return_inverse=True)
         shape = (len(ids), len(steps))
@@ -138,15 +169,50 @@ class Views:
         Args:
             steps: Steps in order; the table has rows at no others.
         """
-        column = STAT_COLUMNS[self._table.name][0]
-        bins, width = self._of(column)
-        if not len(bins) or not len(steps):
+        file = self._whole()
+        if file is not None and file.grid is not None:
+            starts, most, width = file.grid.steps, file.grid.num_rows, file.width
+        else:
+            bins, width = self._of(STAT_COLUMNS[self._table.name][0])
+            starts, firsts = np.unique(bins.start, return_index=True)
+            most = np.maximum.reduceat(bins.num_rows, firsts) if len(bins) else bins.num_rows
+        if not len(starts) or not len(steps):
             return False
-        starts, firsts = np.unique(bins.start, return_index=True)
-        most = np.maximum.reduceat(bins.num_rows, firsts)
         counts = np.diff(np.searchsorted(steps, np.append(starts, starts[-1] + width)))
         # No step may lie between bins either.
         return int(counts.sum()) == len(steps) and bool(np.array_equal(counts, most))
+
+    def _whole(self) -> OverviewFile | None:
+        """The file of the overview, where there is one that holds all there is as a grid."""
+        if not self._looked:
+            self._file, self._looked = self._find_whole(), True
+        return self._file
+
+    def _find_whole(self) -> OverviewFile | None:
+        chunks, bounds = chunks_in(self._folder), self._table.bounds()
+        if len(chunks) != 1 or bounds is None:
+            return None
+        (chunk,) = chunks
+        if bounds[1] >= chunk.end or (chunk.start > 0 and bounds[0] < chunk.start):
+            return None
+        try:
+            file = opened(self._folder, chunk, self._table.key)
+        except _FAILURES:
+            # Whoever reads the files one by one warns of it.
+            return None
+        return file if file.grid is not None else None
+
+    def _from_file(self, column: str, answer: Callable[[OverviewFile], _Answer]) -> _Answer | None:
+        """What the file says that holds all; None where there is none, or it cannot be read."""
+        file = None if column in self._bins else self._whole()
+        try:
+            return None if file is None else answer(file)
+        except _FAILURES:
+            return None
+
+    def _rows_of(self, column: str, id_: int) -> tuple[Bins, int]:
+        bins, width = self._of(column)
+        return bins[bins.ids == id_], width
 
     def _of(self, column: str) -> tuple[Bins, int]:
         """All bins of a column, and their width."""
@@ -179,8 +245,7 @@ class Views:
 
     def _chunk(self, chunk: Chunk, column: str) -> Bins | None:
         try:
-            path = self._folder / chunk.name
-            return _chunk_bins(path, path.stat().st_ino, self._table.key, column)
+            return opened(self._folder, chunk, self._table.key).bins(column)
         except FileNotFoundError:
             raise
         except _FAILURES as error:
@@ -207,30 +272,6 @@ class Views:
         return [single([column], number, ids, as_floats(values)[:, None], known[:, None])]
 
 
-_kept: dict[tuple[Path, int, str], Bins] = {}
-
-
-def _chunk_bins(path: Path, inode: int, key: str | None, column: str) -> Bins:
-    """One column of a file, which never changes under its name; the last ones are kept."""
-    global _kept
-    place = (path, inode, column)
-    found = _kept.get(place)
-    if found is None:
-        found = _chunk_column(path, key, column)
-        _kept = _newest(_kept | {place: found}, len)
-    return found
-
-
-def _chunk_column(path: Path, key: str | None, column: str) -> Bins:
-    file = pq.ParquetFile(path)
-    known = f"{column}_num_nonfinite" in file.schema_arrow.names
-    suffixes = ("min", "mean", "max", "num_finite", "num_nonfinite") if known else ()
-    keys = [name for name in ("start", key, "num_rows") if name is not None]
-    table = file.read([*keys, *(f"{column}_{suffix}" for suffix in suffixes)], use_threads=False)
-    bins = bins_from(table, key, [column] if known else [])
-    return bins if known else concatenated([_nothing(column), bins])
-
-
 def _newest(kept: dict[_Key, _Value], rows: Callable[[_Value], int]) -> dict[_Key, _Value]:
     """The last entries of a dict that have so many rows together, at least one."""
     newest: dict[_Key, _Value] = {}
@@ -248,45 +289,58 @@ def _nothing(column: str) -> Bins:
     return single([column], none, none.astype(np.int32), np.zeros((0, 1)), None)
 
 
-def _fixed(array: NDArray[_Number]) -> NDArray[_Number]:
+def _one_id(file: OverviewFile, column: str, id_: int) -> tuple[Bins, int]:
+    """One column of one id of a grid."""
+    assert file.grid is not None
+    place = int(np.searchsorted(file.grid.ids, id_))
+    is_there = place < len(file.grid.ids) and file.grid.ids[place] == id_
+    bins = file.beside(column, slice(place, place + 1))
+    return (bins, file.width) if is_there else (_nothing(column), file.width)
+
+
+def _grid(file: OverviewFile, column: str, number: NumberName, max_bins: int) -> Grid:
+    """One number of a column of a grid in few enough bins."""
+    assert file.grid is not None
+    steps, ids = file.grid.steps, file.grid.ids
+    width = _width(steps, file.width, max_bins)
+    if width > file.width:
+        bins = rebinned(file.beside(column, slice(None)), width)
+        values = {"min": bins.low, "mean": bins.mean, "max": bins.high}[number]
+        return Grid(bins.start, ids, values.T, bins.nonfinite.T, width)
+    shown = file.cells(column, number).astype(np.float64, copy=False)
+    odd = file.cells(column, "num_nonfinite")
+    # Of most columns all counts are 0: one number stands for all.
+    counts = odd.astype(np.int64) if any(odd.strides) else np.broadcast_to(odd[0, 0], odd.shape)
+    return Grid(_fixed(steps), _fixed(ids), shown.T, counts.T, width)
+
+
+def _heatmap(file: OverviewFile, column: str, max_bins: int) -> Heatmap:
+    """A column of a grid in few enough bins."""
+    low, mean, high = (_grid(file, column, name, max_bins) for name in get_args(NumberName))
+    numbers = (low.values, mean.values, high.values, low.num_nonfinite)
+    return Heatmap(low.steps, low.ids, *numbers, low.width)
+
+
+def _fixed(array: NDArray[_Scalar]) -> NDArray[_Scalar]:
     """A view that nobody can write to: what it shows is kept for the next question."""
     view = array.view()
     view.flags.writeable = False
     return view
 
 
-def _as_grid(values: NDArray[_Number], count: int) -> NDArray[_Number]:
+def _as_grid(values: NDArray[_Scalar], count: int) -> NDArray[_Scalar]:
     """Show a column of bins with so many ids each as ``[ids, bins]``."""
     return _fixed(values.reshape(-1, count).T)
 
 
-def _rows_of(bins: Bins, id_: int) -> Bins:
-    """Return the rows of one id."""
-    count = _ids_of_each_bin(bins)
-    if not count:
-        return bins[bins.ids == id_]
-    place = int(np.searchsorted(bins.ids[:count], id_))
-    is_there = place < count and bins.ids[place] == id_
-    return bins[np.arange(place, len(bins), count)] if is_there else bins[:0]
-
-
-def _ids_of_each_bin(bins: Bins) -> int:
-    """How many ids a bin has, where all have the same ones in the same order; else 0."""
-    # In a sorted table the first bin ends where a start differs.
-    count = int(np.searchsorted(bins.start, bins.start[0], side="right")) if len(bins) else 0
-    if not count or len(bins) % count:
-        return 0
-    starts, ids = bins.start.reshape(-1, count), bins.ids.reshape(-1, count)
-    is_grid = (starts[1:, 0] > starts[:-1, 0]).all() and (starts == starts[:, :1]).all()
-    is_ordered = (ids[0, 1:] > ids[0, :-1]).all() and (ids == ids[0]).all()
-    return count if is_grid and is_ordered else 0
-
-
 def _coarse(bins: Bins, width: int, most: int) -> tuple[Bins, int]:
     """Widen bins until there are few enough."""
-    if not len(bins):
-        return bins, width
-    # Bins are in the order of their steps, so that a bin ends where the next number differs.
-    while np.count_nonzero(np.diff(bins.start // width)) >= max(1, most):
+    wide = _width(bins.start, width, most)
+    return (bins, width) if wide == width else (rebinned(bins, wide), wide)
+
+
+def _width(starts: NDArray[np.int64], width: int, most: int) -> int:
+    """The width at which bins that begin at these steps, in their order, are few enough."""
+    while len(starts) and np.count_nonzero(np.diff(starts // width)) >= max(1, most):
         width *= 2
-    return rebinned(bins, width), width
+    return width

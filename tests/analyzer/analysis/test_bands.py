@@ -44,3 +44,26 @@ def test_a_band_spans_its_bins_and_counts_what_is_not_finite() -> None:
 
 def test_a_band_without_values_is_empty() -> None:
     assert len(band([], [], 5).steps) == 0
+
+
+@pytest.mark.parametrize("how", ["median", "mean", "min", "max"])
+@pytest.mark.parametrize("size", [2, 3, 7, 16, 17, 40])
+def test_groups_of_any_size_are_those_of_a_slow_twin(size: int, how: str) -> None:
+    random = np.random.default_rng(size)
+    values = random.normal(size=(5, 83))
+    values[random.random(values.shape) < 0.3] = np.nan
+    values[1], values[2, :40] = np.nan, np.nan
+    expected = np.full((5, -(-83 // size)), np.nan)
+    for row, group in np.ndindex(expected.shape):
+        known = [x for x in values[row, group * size : (group + 1) * size] if not np.isnan(x)]
+        if known:
+            expected[row, group] = getattr(np, how)(known)
+    for order in ("C", "F"):
+        found = grouped(np.array(values, order=order), size, how)
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_infinite_values_have_a_place_in_the_order() -> None:
+    values = np.array([np.inf, 1.0, -np.inf, np.nan, np.nan, np.nan])
+    found = [grouped(values, 3, how).tolist()[0] for how in ("min", "median", "max")]
+    assert found == [-np.inf, 1.0, np.inf]

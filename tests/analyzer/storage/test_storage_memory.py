@@ -1,32 +1,113 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from analyzer.storage import views
-from analyzer.storage.run import open_run
+from analyzer.storage import overview_file
+from analyzer.storage.overview import NUMBERS, chunks_in
+from analyzer.storage.overview_file import opened
+from analyzer.storage.run import Run, open_run
 from tests.analyzer.storage.storage_rows import block, record, value, written
+
+LAST = ["activation_mean", "activation_std"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overview_file, "_kept", overview_file._Kept())
+
+
+def wide(tmp_path: Path, steps: int = 10) -> Run:
+    """A run of four layers."""
+    return open_run(
+        written(tmp_path / "run", [record(s, block("layer_stats", s, 4)) for s in range(steps)])
+    )
 
 
 def test_of_wide_overviews_only_the_last_columns_are_kept_and_all_are_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(views, "_MOST_ROWS", 90)
-    monkeypatch.setattr(views, "_kept", {})
-    rows = [record(step, block("layer_stats", step, 4)) for step in range(10)]
-    run = open_run(written(tmp_path / "run", rows))
+    run = wide(tmp_path)
+    # Three numbers of two columns of 40 values, 4 bytes each, and their counts, all the same.
+    monkeypatch.setattr(overview_file, "_MOST_BYTES", 2 * (3 * 160) + 16)
     for _ in range(2):
-        for place, column in enumerate(("activation_norm", "activation_mean", "activation_std")):
+        for place, column in enumerate(("activation_norm", *LAST)):
             found = run.heatmap(column).mean[3]
             assert found.tolist() == [value(step, 3, place) for step in range(10)]
-    kept = [column for _, _, column in views._kept]
-    assert kept == ["activation_mean", "activation_std"]
-    assert list(run._views["layer_stats"]._bins) == kept
+    kept = {(column, number) for _, _, column, number in overview_file._kept}
+    numbers = ("min", "mean", "max")
+    assert {one for one in kept if one[1] in numbers} == {(c, n) for c in LAST for n in numbers}
 
 
-def test_one_column_is_kept_however_wide_it_is(
+def test_one_number_is_kept_however_wide_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(views, "_MOST_ROWS", 1)
-    run = open_run(written(tmp_path / "run", [record(0, block("layer_stats", 0, 4))]))
+    run = wide(tmp_path, 1)
+    monkeypatch.setattr(overview_file, "_MOST_BYTES", 1)
     assert run.heatmap("activation_norm").ids.tolist() == [0, 1, 2, 3]
-    assert list(run._views["layer_stats"]._bins) == ["activation_norm"]
+    assert len(list(overview_file._kept)) == 1
+
+
+def test_only_the_number_that_is_shown_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, plain = [], overview_file.OverviewFile._read
+
+    def noted(self: overview_file.OverviewFile, name: str, *, is_count: bool) -> object:
+        read.append(name)
+        return plain(self, name, is_count=is_count)
+
+    run = wide(tmp_path)
+    monkeypatch.setattr(overview_file.OverviewFile, "_read", noted)
+    for _ in range(2):
+        found = run.grid("activation_std", "max", table="layer_stats")
+        assert found.values[2].tolist() == [value(step, 2, 2) for step in range(10)]
+        assert not found.num_nonfinite.any() and found.num_nonfinite.shape == (4, 10)
+    assert read == ["activation_std_max", "activation_std_num_nonfinite"]
+
+
+@pytest.mark.parametrize("most", [3, 10])
+def test_a_grid_is_its_number_of_the_heatmap(tmp_path: Path, most: int) -> None:
+    run = wide(tmp_path)
+    whole = run.heatmap("activation_norm", most)
+    for number in ("min", "mean", "max"):
+        found = run.grid("activation_norm", number, most)
+        np.testing.assert_array_equal(found.values, getattr(whole, number))
+        np.testing.assert_array_equal(found.num_nonfinite, whole.num_nonfinite)
+        assert found.steps.tolist() == whole.steps.tolist() == list(range(0, 10, whole.width))
+        assert (found.width, found.ids.tolist()) == (whole.width, [0, 1, 2, 3])
+    assert whole.width == {3: 4, 10: 1}[most]
+
+
+def test_a_file_holds_the_same_read_as_a_grid_or_as_rows(tmp_path: Path) -> None:
+    run = wide(tmp_path)
+    folder = run.path / "overview" / "layer_stats"
+    file = opened(folder, *chunks_in(folder), "layer")
+    bins, beside = file.bins("activation_std"), file.beside("activation_std", slice(1, 3))
+    assert bins.ids.tolist() == 10 * [0, 1, 2, 3]
+    for name in ("low", "mean", "high", "finite", "nonfinite"):
+        rows = getattr(bins, name).reshape(10, 4)
+        assert getattr(beside, name).tolist() == rows[:, 1:3].tolist(), name
+    assert beside.start.tolist() == bins.start[::4].tolist() == list(range(10))
+    assert beside.num_rows.tolist() == bins.num_rows[::4].tolist() == [1] * 10
+
+
+def test_a_column_that_a_file_lacks_has_no_value(tmp_path: Path) -> None:
+    run = wide(tmp_path)
+    folder = run.path / "overview" / "layer_stats"
+    file = opened(folder, *chunks_in(folder), "layer")
+    lacking = [file.cells("no_such_column", number) for number in NUMBERS]
+    assert all(cells.shape == (10, 4) for cells in lacking)
+    assert all(np.isnan(cells).all() for cells in lacking[:3])
+    assert not any(cells.any() for cells in lacking[3:])
+
+
+def test_a_grid_of_a_file_that_breaks_off_is_that_of_the_rows(tmp_path: Path) -> None:
+    run = wide(tmp_path)
+    (file,) = (run.path / "overview" / "layer_stats").iterdir()
+    data = bytearray(file.read_bytes())
+    # The footer is whole, what stands before it is not.
+    data[4 : len(data) // 3] = b"x" * (len(data) // 3 - 4)
+    file.write_bytes(data)
+    found = open_run(run.path).grid("activation_norm", "max")
+    assert found.values[3].tolist() == [value(step, 3, 0) for step in range(10)]

@@ -1,0 +1,204 @@
+"""One file of an overview: its keys are read once, a number of a column when it is asked for."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from analyzer.storage.arrays import as_numpy, is_present
+from analyzer.storage.bins import Bins, ids_of_each_bin
+from analyzer.storage.overview import NUMBERS, Chunk
+
+__all__ = ["GridKeys", "OverviewFile", "opened"]
+
+# A number of a thousand layers is 5 MB; figures of two runs ask for four of each.
+_MOST_BYTES = 80 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class GridKeys:
+    """The keys of bins all of which hold the same ids.
+
+    Args:
+        steps: First step of each bin, ascending, ``[bins]``.
+        ids: Ids of each bin, ascending, ``[ids]``.
+        num_rows: Recorded rows of an id in each bin, the most of all ids, ``[bins]``.
+    """
+
+    steps: NDArray[np.int64]
+    ids: NDArray[np.int32]
+    num_rows: NDArray[np.int64]
+
+
+class _Kept:
+    """The arrays that were asked for last, as far as they have room."""
+
+    def __init__(self) -> None:
+        self._arrays: OrderedDict[tuple[object, ...], NDArray[Any]] = OrderedDict()
+        self._lock = Lock()
+
+    def __iter__(self) -> Any:
+        return iter(list(self._arrays))
+
+    def get(self, place: tuple[object, ...]) -> NDArray[Any] | None:
+        """Return an array that is kept."""
+        with self._lock:
+            if place in self._arrays:
+                self._arrays.move_to_end(place)
+            return self._arrays.get(place)
+
+    def put(self, place: tuple[object, ...], array: NDArray[Any]) -> None:
+        """Keep an array, and of the others as many as have room beside it."""
+        with self._lock:
+            self._arrays[place] = array
+            used = sum(map(_size, self._arrays.values()))
+            while used > _MOST_BYTES and len(self._arrays) > 1:
+                used -= _size(self._arrays.popitem(last=False)[1])
+
+
+_kept = _Kept()
+
+
+class OverviewFile:
+    """A file of an overview, which never changes under its name.
+
+    It stays open, so that it can be read to its end when a writer has replaced it.
+
+    Args:
+        path: The file.
+        inode: Tells it from a later file of that name.
+        width: Steps per bin.
+        key: Its id column; None for ``steps``.
+
+    Attributes:
+        width: Steps per bin.
+        grid: Its keys, where all bins hold the same ids and each of them has rows; else None.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is no overview.
+    """
+
+    def __init__(self, path: Path, inode: int, width: int, key: str | None) -> None:
+        self._place, self.width = (path, inode), width
+        # Reading ahead takes five times as long where the file is in memory anyway.
+        self._file, self._lock = pq.ParquetFile(path, pre_buffer=False), Lock()
+        self._columns = frozenset(self._file.schema_arrow.names)
+        names = ["start", "num_rows", *([key] if key else [])]
+        table = self._file.read(names, use_threads=False)
+        start = as_numpy(table.column("start")).astype(np.int64, copy=False)
+        ids = np.zeros(len(start), dtype=np.int32)
+        if key is not None:
+            ids = as_numpy(table.column(key)).astype(np.int32, copy=False)
+        num_rows = as_numpy(table.column("num_rows"))
+        count = ids_of_each_bin(start, ids) if num_rows.all() and not (start % width).any() else 0
+        self.grid = _grid_keys(start, ids, num_rows, count) if count else None
+        self._keys = None if count else (start, ids)
+        self._num_rows, self._length = _small(num_rows), len(start)
+
+    def part(self, column: str, number: str) -> NDArray[Any]:
+        """Return one number of a column, ``[rows]``; NaN or 0 where there is none.
+
+        Args:
+            column: A column; one that the file does not hold has no value.
+            number: ``min``, ``mean``, ``max``, ``num_finite`` or ``num_nonfinite``.
+        """
+        if f"{column}_{NUMBERS[-1]}" not in self._columns:
+            nothing = 0 if number in NUMBERS[3:] else np.nan
+            return np.broadcast_to(nothing, (self._length,))
+        place = (*self._place, column, number)
+        found = _kept.get(place)
+        if found is None:
+            # Several figures ask at once for the same.
+            with self._lock:
+                found = _kept.get(place)
+                if found is None:
+                    found = self._read(f"{column}_{number}", is_count=number in NUMBERS[3:])
+                    _kept.put(place, found)
+        return found
+
+    def cells(self, column: str, number: str) -> NDArray[Any]:
+        """Return one number of a column of a grid, ``[bins, ids]``."""
+        assert self.grid is not None
+        return self.part(column, number).reshape(-1, len(self.grid.ids))
+
+    def _read(self, name: str, *, is_count: bool) -> NDArray[Any]:
+        column = self._file.read([name], use_threads=False).column(name)
+        values = as_numpy(column)
+        if column.null_count:
+            # Null in the rows of a file that was written before the column was first logged.
+            values = np.where(is_present(column), values, 0 if is_count else np.nan)
+        values = _small(values) if is_count else values
+        values.flags.writeable = False
+        return values
+
+    def bins(self, column: str) -> Bins:
+        """Return one column as bins."""
+        start, ids = self._keys or self._grid_rows()
+        low, mean, high = (
+            self.part(column, name).astype(np.float64, copy=False)[:, None] for name in NUMBERS[:3]
+        )
+        finite, odd = (self.part(column, name).astype(np.int64)[:, None] for name in NUMBERS[3:])
+        num_rows = self._num_rows.astype(np.int64)
+        return Bins((column,), start, ids, num_rows, low, mean, high, finite, odd)
+
+    def beside(self, column: str, places: slice) -> Bins:
+        """Return one column of a grid as bins with a column for each of the ids at some places."""
+        assert self.grid is not None
+        parts = [self.cells(column, name)[:, places] for name in NUMBERS]
+        low, mean, high = (part.astype(np.float64) for part in parts[:3])
+        finite, odd = (part.astype(np.int64) for part in parts[3:])
+        names = tuple(map(str, self.grid.ids[places]))
+        no_ids = np.zeros(len(self.grid.steps), np.int32)
+        keys = (self.grid.steps, no_ids, self.grid.num_rows)
+        return Bins(names, *keys, low, mean, high, finite, odd)
+
+    def _grid_rows(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        assert self.grid is not None
+        steps, ids = self.grid.steps, self.grid.ids
+        return np.repeat(steps, len(ids)), np.tile(ids, len(steps))
+
+
+@lru_cache(maxsize=64)
+def _opened(path: Path, inode: int, width: int, key: str | None) -> OverviewFile:
+    return OverviewFile(path, inode, width, key)
+
+
+def opened(folder: Path, chunk: Chunk, key: str | None) -> OverviewFile:
+    """Return a file of an overview; the last ones stay open.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is no overview.
+    """
+    path = folder / chunk.name
+    return _opened(path, path.stat().st_ino, chunk.width, key)
+
+
+def _size(array: NDArray[Any]) -> int:
+    """Bytes that an array takes; one of equal values is a single number."""
+    return array.nbytes if any(array.strides) else array.itemsize
+
+
+def _small(counts: NDArray[Any]) -> NDArray[Any]:
+    """Counts in as few bytes as hold them: in most files nearly all are the same."""
+    if not len(counts):
+        return counts
+    most = int(counts.max())
+    if most == int(counts.min()):
+        return np.broadcast_to(counts[0], counts.shape)
+    return counts.astype(np.min_scalar_type(most)) if counts.min() >= 0 else counts
+
+
+def _grid_keys(
+    start: NDArray[np.int64], ids: NDArray[np.int32], num_rows: NDArray[Any], count: int
+) -> GridKeys:
+    # Copies, so that they do not keep the arrays of all rows.
+    most = num_rows.reshape(-1, count).max(axis=1).astype(np.int64)
+    return GridKeys(start[::count].copy(), ids[:count].copy(), most)

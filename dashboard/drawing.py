@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from analyzer.analysis.view import View, matching
 from analyzer.errors import AnalyzerError
 from analyzer.figures.catalog import panel
+from analyzer.figures.sketch import Sketch
 from analyzer.figures.theme import LIGHT, THEMES
 from dashboard.context import Context
 from dashboard.narrow import stacked
@@ -54,7 +55,7 @@ class Drawn:
         is_bad: Whether something is wrong, rather than merely not recorded.
     """
 
-    figure: go.Figure | None
+    figure: go.Figure | Sketch | None
     caption: str
     problem: str = ""
     is_bad: bool = False
@@ -118,8 +119,13 @@ def drawn(key: str, context: Context, scheme: str, *, narrow: bool = False) -> D
     """
     try:
         record = recorded(key, context)
-        figure = panel(key).draw(record, THEMES.get(scheme, LIGHT))
-        figure = stacked(figure) if narrow else figure
+        theme, sketch = THEMES.get(scheme, LIGHT), panel(key).sketch
+        figure: go.Figure | Sketch
+        if sketch is None or narrow:
+            figure = panel(key).draw(record, theme)
+            figure = stacked(figure) if narrow else figure
+        else:
+            figure = sketch(record, theme)
     except AnalyzerError as error:
         return Drawn(None, "", str(error))
     except Exception as error:
@@ -142,9 +148,9 @@ def shown(key: str, context: Context, scheme: str, *, narrow: bool = False) -> S
         result = drawn(key, context, scheme, narrow=narrow)
         if result.figure is None:
             raise _NothingDrawnError(Shown(None, problem=result.problem, is_bad=result.is_bad))
-        height = result.figure.layout.height or _HEIGHT
         # Arrays become base64 here, once; plotly would make lists of them in a dict.
-        return Shown(result.figure.to_dict(), height, result.caption)
+        figure = result.figure.to_dict()
+        return Shown(figure, figure["layout"].get("height", _HEIGHT), result.caption)
 
     try:
         view = view_for(key, context)

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from analyzer.analysis.join_arcs import SHARE_LEVELS, JoinArcs, share_level
 from analyzer.analysis.numerals import percent
+from analyzer.figures.sketch import Trace, scatter
 from analyzer.figures.theme import Theme, labeled
 
 __all__ = ["LEVEL_NAMES", "arc_traces", "arc_words", "broken_lines", "outline"]
@@ -67,7 +67,7 @@ def broken_lines(
 
 def arc_traces(
     arcs: JoinArcs, theme: Theme, highest: int, axes: dict[str, str], *, in_legend: bool
-) -> list[go.Scatter]:
+) -> list[Trace]:
     """Return the arcs of one run: a trace per level of share, first of identities, then of others.
 
     Args:
@@ -112,14 +112,13 @@ def _picked(shapes: list[Any], words: list[str], chosen: Any) -> dict[str, list[
 
 def _trace(
     arcs: JoinArcs, color: str, width: float, is_identity: bool, axes: dict[str, str]
-) -> go.Scatter:
+) -> Trace:
     dash = _IDENTITY if is_identity else _OTHER
-    trace = go.Scatter(
-        mode="lines",
-        line={"color": color, "width": width, "dash": dash},
-        hovertemplate="%{text}<extra></extra>",
-        **axes,
+    trace = scatter(
+        {"mode": "lines", "hovertemplate": "%{text}<extra></extra>"},
+        axes,
+        line={"color": color, "width": 0.5 if arcs.size > 1 else width, "dash": dash},
     )
     if arcs.size > 1:
-        trace.update(fill="toself", fillcolor=color, line={"width": 0.5}, hoveron="points")
+        trace.update(fill="toself", fillcolor=color, hoveron="points")
     return trace

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-from analyzer.analysis.flow_grid import FlowGrid, GridColumn
+from analyzer.analysis.flow_grid import FlowGrid
 from analyzer.analysis.grid_difference import GridDifference
 from analyzer.analysis.layer_series import LayerSeries
 from analyzer.analysis.profile_curve import ProfileCurves
@@ -22,17 +22,22 @@ from analyzer.figures.marks import (
     mark_legend,
     run_line,
 )
+from analyzer.figures.sketch import Layout, Sketch, Trace, axes_of, merged
 from analyzer.figures.theme import Theme, decade_step, labeled, log_ticks
 
 __all__ = [
     "depth_colors",
     "difference_figure",
+    "difference_sketch",
     "grid_figure",
+    "grid_sketch",
     "name_gap",
     "panes",
     "profile_figure",
+    "profile_sketch",
     "row_ticks",
     "series_figure",
+    "series_sketch",
     "value_axis",
 ]
 
@@ -54,6 +59,26 @@ def panes(titles: list[str], theme: Theme, *, height: int, gap: float = 0.0) -> 
     for note, title in zip(figure.layout.annotations, titles, strict=True):
         note.text = labeled(title, 48)
     return figure
+
+
+def _panes(titles: list[str], theme: Theme, *, height: int, gap: float = 0.0) -> Layout:
+    """The layout of ``panes``."""
+    layout = _panes_layout(len(titles), theme, height, gap)
+    shown = [labeled(title, 48) for title in titles]
+    notes = [note | {"text": text} for note, text in zip(layout["annotations"], shown, strict=True)]
+    return layout | {"annotations": notes}
+
+
+def _pane(place: int) -> dict[str, str]:
+    """The axes of a trace in a pane, counted from 1."""
+    number = "" if place == 1 else str(place)
+    return {"xaxis": f"x{number}", "yaxis": f"y{number}"}
+
+
+@lru_cache(64)
+def _panes_layout(count: int, theme: Theme, height: int, gap: float) -> Layout:
+    layout: Layout = _blank_panes(count, theme, height, gap).to_dict()["layout"]
+    return layout
 
 
 # Plotly takes 20 ms to build panes, and one to copy them.
@@ -121,45 +146,39 @@ def name_gap(names: list[tuple[str, ...]]) -> float:
 
 def grid_figure(info: FlowGrid, theme: Theme) -> go.Figure:
     """Draw layer × step, the input at the bottom, in one color range for all runs."""
+    return grid_sketch(info, theme).figure()
+
+
+def grid_sketch(info: FlowGrid, theme: Theme) -> Sketch:
+    """Return the traces and the layout of ``grid_figure``."""
     columns = info.columns
     rows = max(len(column.names) for column in columns)
     gap = name_gap([column.names for column in columns])
-    figure = panes(
-        [column.label.text for column in columns],
-        theme,
-        height=int(np.clip(160 + 16 * rows, 340, 620)),
-        gap=gap,
-    )
+    height = int(np.clip(160 + 16 * rows, 340, 620))
+    layout = _panes([column.label.text for column in columns], theme, height=height, gap=gap)
+    layout = axes_of(layout, "x", {"title": {"text": "step", "standoff": 4}, "showgrid": False})
+    layout = axes_of(layout, "y", {"showgrid": False, "type": "category"})
+    traces: list[Trace] = []
     for place, column in enumerate(columns, start=1):
-        _grid_pane(figure, info, column, place, theme)
+        axes = _pane(place) | {"coloraxis": "coloraxis"}
+        traces += grid_traces(column, theme, is_log=info.is_log, along_depth=False, axes=axes)
+        axis = "yaxis" if place == 1 else f"yaxis{place}"
+        layout = merged(layout, {axis: row_ticks(column.names)})
     entries = mark_legend(columns, theme, is_log=info.is_log)
-    figure.add_traces(entries)
-    figure.update_xaxes(title={"text": "step", "standoff": 4}, showgrid=False)
-    figure.update_yaxes(showgrid=False)
-    below = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
-    figure.update_layout(legend={"y": -56 / below}, margin={"b": 84 if entries else 52})
-    figure.update_layout(
-        coloraxis={
-            "colorscale": theme.scale,
-            "cmin": info.low,
-            "cmax": info.high,
-            "colorbar": color_bar(info.label, info.low, info.high, is_log=info.is_log),
-        }
-    )
-    return figure
-
-
-def _grid_pane(
-    figure: go.Figure, info: FlowGrid, column: GridColumn, place: int, theme: Theme
-) -> None:
-    look = {"coloraxis": "coloraxis"}
-    for trace in grid_traces(column, theme, is_log=info.is_log, along_depth=False, axes=look):
-        figure.add_trace(trace, row=1, col=place)
-    figure.update_yaxes(type="category", row=1, col=place, **row_ticks(column.names))
+    below = height - layout["margin"]["t"] - layout["margin"]["b"]
+    words = {"legend": {"y": -56 / below}, "margin": {"b": 84 if entries else 52}}
+    bar = color_bar(info.label, info.low, info.high, is_log=info.is_log)
+    colors = {"colorscale": theme.colorscale, "cmin": info.low, "cmax": info.high, "colorbar": bar}
+    return Sketch([*traces, *entries], merged(layout, words | {"coloraxis": colors}))
 
 
 def profile_figure(info: ProfileCurves, theme: Theme) -> go.Figure:
     """Draw the profiles of all runs over depth."""
+    return profile_sketch(info, theme).figure()
+
+
+def profile_sketch(info: ProfileCurves, theme: Theme) -> Sketch:
+    """Return the traces and the layout of ``profile_figure``."""
     values = np.concatenate([curve.values for curve in info.curves])
     shown = values[np.isfinite(values) & ((values > 0) | (not info.is_log))]
     # Where nothing has a place, the marks of NaN and of zero still need edges to stand at.
@@ -167,16 +186,16 @@ def profile_figure(info: ProfileCurves, theme: Theme) -> go.Figure:
     axis = value_axis(
         info.label, is_log=info.is_log, low=low, high=high, least_decades=_LEAST_DECADES
     )
-    figure = theme.figure(height=400)
+    traces: list[Trace] = []
     for curve in info.curves:
         names = [labeled(name) for name in curve.names]
         line = {"x": curve.positions, "y": curve.values, "text": names}
         hover = {"hovertemplate": "%{text}: %{y:.3e}"}
-        figure.add_trace(run_line(curve.label, theme, **line, **hover))
+        traces.append(run_line(curve.label, theme, **line, **hover))
         if "range" in axis:
             edges = axis["range"]
             bounds = (10.0 ** edges[0], 10.0 ** edges[1]) if info.is_log else (edges[0], edges[1])
-            figure.add_trace(
+            traces.append(
                 edge_marks(curve.positions, curve.values, bounds, theme, is_log=info.is_log)
             )
     along = (
@@ -184,10 +203,8 @@ def profile_figure(info: ProfileCurves, theme: Theme) -> go.Figure:
         if info.is_relative_depth
         else "depth: input → output"
     )
-    figure.update_xaxes(title={"text": along, "standoff": 6})
-    figure.update_yaxes(**axis)
-    figure.update_layout(showlegend=True)
-    return figure
+    axes = {"xaxis": {"title": {"text": along, "standoff": 6}}, "yaxis": axis}
+    return Sketch(traces, merged(theme.layout(400), axes | {"showlegend": True}))
 
 
 def depth_colors(count: int, theme: Theme) -> list[str]:
@@ -200,49 +217,57 @@ def depth_colors(count: int, theme: Theme) -> list[str]:
 
 def series_figure(info: LayerSeries, theme: Theme) -> go.Figure:
     """Draw the series of chosen layers, a pane per run; colors run from input to output."""
-    figure = panes([run.label.text for run in info.runs], theme, height=460)
-    for place, run in enumerate(info.runs, start=1):
-        legend = "legend" if place == 1 else f"legend{place}"
-        for name, band, color in zip(
-            run.names, run.bands, depth_colors(len(run.names), theme), strict=True
-        ):
-            for trace in band_traces(band, run.label, theme, name=name, color=color, top=info.high):
-                figure.add_trace(trace.update(legend=legend), row=1, col=place)
-        left = figure.layout["xaxis" if place == 1 else f"xaxis{place}"].domain[0]
-        look = {"orientation": "v", "x": left, "y": -0.2, "yanchor": "top", "xanchor": "left"}
-        figure.layout[legend] = look
-    figure.update_layout(margin={"b": 170})
-    figure.update_xaxes(title={"text": "step", "standoff": 4})
+    return series_sketch(info, theme).figure()
+
+
+def series_sketch(info: LayerSeries, theme: Theme) -> Sketch:
+    """Return the traces and the layout of ``series_figure``."""
+    layout = _panes([run.label.text for run in info.runs], theme, height=460)
     axis = value_axis(
         info.label, is_log=info.is_log, low=info.low, high=info.high, least_decades=_LEAST_DECADES
     )
-    figure.update_yaxes(**{key: value for key, value in axis.items() if key != "title"})
-    figure.update_yaxes(title=axis["title"], row=1, col=1)
-    return figure
+    title = {"title": axis.pop("title")}
+    layout = axes_of(layout, "x", {"title": {"text": "step", "standoff": 4}})
+    layout = merged(axes_of(layout, "y", axis), {"yaxis": title, "margin": {"b": 170}})
+    traces: list[Trace] = []
+    for place, run in enumerate(info.runs, start=1):
+        number = "" if place == 1 else str(place)
+        look = _pane(place) | {"legend": f"legend{number}"}
+        colors = depth_colors(len(run.names), theme)
+        for name, band, color in zip(run.names, run.bands, colors, strict=True):
+            traces += band_traces(
+                band, run.label, theme, name=name, color=color, top=info.high, **look
+            )
+        left = layout[f"xaxis{number}"]["domain"][0]
+        place_of = {"orientation": "v", "x": left, "y": -0.2, "yanchor": "top", "xanchor": "left"}
+        layout = layout | {f"legend{number}": place_of}
+    return Sketch(traces, layout)
 
 
 def difference_figure(info: GridDifference, theme: Theme) -> go.Figure:
     """Draw where the second run has more than the first, and where less."""
+    return difference_sketch(info, theme).figure()
+
+
+def difference_sketch(info: GridDifference, theme: Theme) -> Sketch:
+    """Return the traces and the layout of ``difference_figure``."""
     shown = "10<sup>%{z:.2f}</sup>" if info.is_log else "%{z:.4g}"
-    heat = go.Heatmap(
-        x=info.steps,
-        y=info.positions,
-        z=info.values.astype(np.float32),
-        coloraxis="coloraxis",
-        hovertemplate=f"relative depth %{{y:.2f}}<br>step %{{x}}: {shown}<extra></extra>",
-    )
-    figure = theme.figure(heat, height=400)
+    heat = {
+        "type": "heatmap",
+        "x": info.steps,
+        "y": info.positions,
+        "z": info.values.astype(np.float32),
+        "coloraxis": "coloraxis",
+        "hovertemplate": f"relative depth %{{y:.2f}}<br>step %{{x}}: {shown}<extra></extra>",
+    }
     second, first = labeled(info.runs[1].text, 24), labeled(info.runs[0].text, 24)
     title = f"{second} / {first}" if info.is_log else f"{second} − {first}"
     bar = color_bar(title, -info.reach, info.reach, is_log=info.is_log)
-    figure.update_layout(
-        coloraxis={
-            "colorscale": theme.diverging,
-            "cmin": -info.reach,
-            "cmax": info.reach,
-            "colorbar": bar,
-        }
-    )
-    figure.update_xaxes(title={"text": "step", "standoff": 4}, showgrid=False)
-    figure.update_yaxes(title={"text": "relative depth: 0 input, 1 output"}, showgrid=False)
-    return figure
+    colors = {"cmin": -info.reach, "cmax": info.reach, "colorbar": bar}
+    depth = "relative depth: 0 input, 1 output"
+    more = {
+        "coloraxis": {"colorscale": [[*stop] for stop in theme.diverging]} | colors,
+        "xaxis": {"title": {"text": "step", "standoff": 4}, "showgrid": False},
+        "yaxis": {"title": {"text": depth}, "showgrid": False},
+    }
+    return Sketch([heat], merged(theme.layout(400), more))

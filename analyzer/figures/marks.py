@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from analyzer.analysis.bands import Band
 from analyzer.analysis.flow_grid import NONFINITE, ZERO, GridColumn
 from analyzer.analysis.view import RunLabel
+from analyzer.figures.sketch import Trace, scatter
 from analyzer.figures.theme import Theme, labeled, log_ticks
 
 __all__ = [
@@ -34,7 +34,7 @@ def translucent(color: str, opacity: float) -> str:
     return f"rgba({red},{green},{blue},{opacity})"
 
 
-def run_line(label: RunLabel, theme: Theme, **more: Any) -> go.Scatter:
+def run_line(label: RunLabel, theme: Theme, **more: Any) -> Trace:
     """Return the line of one run in its color, dash and marker.
 
     Args:
@@ -44,21 +44,21 @@ def run_line(label: RunLabel, theme: Theme, **more: Any) -> go.Scatter:
     """
     style = theme.style(label.style)
     has_markers = len(more["x"]) <= _MOST_MARKERS
-    return go.Scatter(
+    return scatter(
         {
             "mode": "lines+markers" if has_markers else "lines",
             "line": {"color": style.color, "dash": style.dash, "width": 2},
             "marker": {"color": style.color, "symbol": style.marker, "size": 6},
             "name": labeled(label.text),
             "legendgroup": f"run-{label.style}",
-        }
-        | more
+        },
+        more,
     )
 
 
 def edge_marks(
     x: Any, values: Floats, bounds: tuple[float, float], theme: Theme, *, is_log: bool, **more: Any
-) -> go.Scatter:
+) -> Trace:
     """Return marks at the edge of a plot where a value has no place in it.
 
     NaN and infinity stand at the upper edge, minus infinity and on a logarithmic axis zero and
@@ -80,7 +80,7 @@ def edge_marks(
     heights: list[Any] = [bounds[0] * inward if at else bounds[1] / inward for at in low[bad]]
     symbols = ["triangle-down-open" if at else "x" for at in low[bad]]
     words: list[Any] = ["NaN" if np.isnan(v) else str(v) for v in values[bad]]
-    return go.Scatter(
+    return scatter(
         {
             "x": places or [None],
             "y": heights or [None],
@@ -91,8 +91,8 @@ def edge_marks(
             "name": "not finite, or zero",
             "showlegend": False,
             "cliponaxis": False,
-        }
-        | more
+        },
+        more,
     )
 
 
@@ -117,7 +117,7 @@ def band_traces(
     color: str = "",
     top: float | None = None,
     **more: Any,
-) -> list[go.Scatter]:
+) -> list[Trace]:
     """Return a series: its min–max band, the raw line faint where there is a smooth one, the line.
 
     Args:
@@ -145,7 +145,7 @@ def band_traces(
             "fillcolor": translucent(shade, 0.18),
             "line": {"width": 0},
         }
-        traces.append(go.Scatter(edge | fill | {"hoverinfo": "skip", "showlegend": False} | more))
+        traces.append(scatter(edge, fill, {"hoverinfo": "skip", "showlegend": False}, more))
     line = {"line": {"color": shade, "dash": theme.style(label.style).dash, "width": 2}}
     named = {
         "name": labeled(name or label.text),
@@ -154,23 +154,23 @@ def band_traces(
     }
     if band.smooth is not None:
         raw = {"line": {"color": translucent(shade, 0.35), "width": 1}, "showlegend": False}
-        traces.append(go.Scatter({"x": band.steps, "y": band.middle, "mode": "lines"} | raw | more))
+        traces.append(scatter({"x": band.steps, "y": band.middle, "mode": "lines"}, raw, more))
     drawn = band.middle if band.smooth is None else band.smooth
     mode = {"x": band.steps, "y": drawn, "mode": "lines" if len(drawn) > 1 else "markers"}
-    traces.append(go.Scatter(mode | line | named | more))
+    traces.append(scatter(mode, line, named, more))
     broken = band.steps[band.num_nonfinite > 0]
     if top is not None and len(broken):
         marks = edge_marks(broken, np.full(len(broken), np.nan), (top, top), theme, is_log=False)
-        traces.append(marks.update({"hovertemplate": "step %{x}: NaN or infinite"} | more))
+        traces.append(marks | {"hovertemplate": "step %{x}: NaN or infinite"} | more)
     return traces
 
 
-def mark_legend(columns: Sequence[GridColumn], theme: Theme, *, is_log: bool) -> list[go.Scatter]:
+def mark_legend(columns: Sequence[GridColumn], theme: Theme, *, is_log: bool) -> list[Trace]:
     """Return legend entries for cells that are zero or not finite, where there are any."""
     kinds = [(NONFINITE, theme.mark, "NaN or infinite"), (ZERO, theme.zero, "exactly zero")]
     shown = [k for k in (kinds if is_log else kinds[:1]) if any(_has(c, k[0]) for c in columns)]
     return [
-        go.Scatter(
+        scatter(
             x=[None],
             y=[None],
             mode="markers",
@@ -201,7 +201,7 @@ def color_bar(title: str, low: float, high: float, *, is_log: bool, **more: Any)
 
 def grid_traces(
     column: GridColumn, theme: Theme, *, is_log: bool, along_depth: bool, axes: dict[str, Any]
-) -> list[go.Heatmap]:
+) -> list[Trace]:
     """Return the heatmap of one run, and over it the cells that are exactly zero or not finite.
 
     Args:
@@ -215,17 +215,18 @@ def grid_traces(
     place, hover = _place(column, axes, along_depth=along_depth)
     shown = "10<sup>%{z:.2f}</sup>" if is_log else "%{z:.4g}"
     look = {"name": labeled(column.label.text), "hovertemplate": f"{hover}: {shown}"}
-    traces = [go.Heatmap(place | look | {"z": cells.T if along_depth else cells})]
+    heat = {"type": "heatmap"} | place
+    traces: list[Trace] = [heat | look | {"z": cells.T if along_depth else cells}]
     # A linear scale shows zero as what it is.
     kinds = [(NONFINITE, theme.mark, "NaN or infinite"), (ZERO, theme.zero, "exactly zero")]
     for kind, color, word in kinds if is_log else kinds[:1]:
         marked = np.where(column.marks == kind, np.float32(0), np.float32(np.nan))
         if np.isfinite(marked).any():
-            plane = {key: value for key, value in place.items() if key != "coloraxis"}
+            plane = {key: value for key, value in heat.items() if key != "coloraxis"}
             one = {"colorscale": [[0, color], [1, color]], "zmin": 0, "zmax": 1, "showscale": False}
             said = {"name": word, "hovertemplate": f"{hover}: {word}<extra></extra>"}
             z = {"z": marked.T if along_depth else marked}
-            traces.append(go.Heatmap(plane | one | said | z))
+            traces.append(plane | one | said | z)
     return traces
 
 

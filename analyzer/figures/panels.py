@@ -7,6 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from analyzer.analysis.view import View
+from analyzer.figures.sketch import Sketch
 from analyzer.figures.theme import Theme
 
 __all__ = ["Panel"]
@@ -26,6 +27,7 @@ class Panel:
             states the finding with its number) and ``table()`` (the data behind the figure).
             Raises NotRecordedError, with the remedy, where the run lacks the data.
         draw: Draws the record; it computes nothing.
+        sketch: The same as plain data, for a reader who waits; None where that saves too little.
     """
 
     key: str
@@ -35,3 +37,4 @@ class Panel:
     needs: tuple[str, ...]
     info: Callable[[View], Any]
     draw: Callable[[Any, Theme], go.Figure]
+    sketch: Callable[[Any, Theme], Sketch] | None = None

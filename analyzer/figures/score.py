@@ -16,10 +16,18 @@ from analyzer.figures.marks import (
     mark_legend,
     run_line,
 )
-from analyzer.figures.score_axes import ROWS, axis_names, lay_out, profile_bounds
+from analyzer.figures.score_axes import ROWS, axes_of_column, axis_names, profile_bounds
+from analyzer.figures.sketch import Sketch, Trace, merged, scatter
 from analyzer.figures.theme import Theme, labeled
 
-__all__ = ["SCORE_HEIGHT", "drawn_parts", "note_places", "score_figure", "step_shapes"]
+__all__ = [
+    "SCORE_HEIGHT",
+    "drawn_parts",
+    "note_places",
+    "score_figure",
+    "score_sketch",
+    "step_shapes",
+]
 
 SCORE_HEIGHT = 920
 _MOST_DOTS = 120
@@ -32,44 +40,46 @@ def score_figure(info: Score, theme: Theme) -> go.Figure:
         info: The record; see ``analyzer.analysis.score``.
         theme: Colors and fonts.
     """
-    figure = theme.figure(height=SCORE_HEIGHT)
-    figure.add_traces([trace for _, _, trace in drawn_parts(info, theme)])
-    for place, column in enumerate(info.columns):
-        lay_out(figure, info, column, place, theme)
-        _words(figure, info, column, place, theme)
+    return score_sketch(info, theme).figure()
+
+
+def score_sketch(info: Score, theme: Theme) -> Sketch:
+    """Return the traces and the layout of ``score_figure``."""
     has_joins = any(len(column.arcs.joins) for column in info.columns)
-    figure.update_layout(
-        shapes=step_shapes(info, theme),
-        coloraxis={
-            "colorscale": theme.scale,
-            "cmin": info.low,
-            "cmax": info.high,
-            "colorbar": color_bar(
-                "‖δ‖₂",
-                info.low,
-                info.high,
-                is_log=True,
-                len=0.38,
-                x=1.03,
-                y=ROWS["grid"][1],
-                yanchor="top",
-            ),
+    bar = {"len": 0.38, "x": 1.03, "y": ROWS["grid"][1], "yanchor": "top"}
+    layout = merged(
+        theme.layout(SCORE_HEIGHT),
+        {
+            "shapes": step_shapes(info, theme),
+            "annotations": [
+                note
+                for place, column in enumerate(info.columns)
+                for note in _words(column, place, theme)
+            ],
+            "coloraxis": {
+                "colorscale": theme.colorscale,
+                "cmin": info.low,
+                "cmax": info.high,
+                "colorbar": color_bar("‖δ‖₂", info.low, info.high, is_log=True, **bar),
+            },
+            "legend": {
+                "orientation": "h",
+                "title": {"text": "shortcut share  " if has_joins else "", "side": "left"},
+                "x": 0,
+                "y": -0.075,
+                "yanchor": "top",
+                "itemsizing": "trace",
+                "entrywidth": 112,
+            },
+            "margin": {"l": 84, "r": 24, "t": 48, "b": 96},
         },
-        legend={
-            "orientation": "h",
-            "title": {"text": "shortcut share  " if has_joins else "", "side": "left"},
-            "x": 0,
-            "y": -0.075,
-            "yanchor": "top",
-            "itemsizing": "trace",
-            "entrywidth": 112,
-        },
-        margin={"l": 84, "r": 24, "t": 48, "b": 96},
     )
-    return figure
+    for place, column in enumerate(info.columns):
+        layout = layout | axes_of_column(info, column, place, theme)
+    return Sketch([trace for _, _, trace in drawn_parts(info, theme)], layout)
 
 
-def drawn_parts(info: Score, theme: Theme) -> Iterator[tuple[int, str, Any]]:
+def drawn_parts(info: Score, theme: Theme) -> Iterator[tuple[int, str, Trace]]:
     """Yield the traces in their order, each with its run and what it is.
 
     Yields:
@@ -127,11 +137,11 @@ def step_shapes(info: Score, theme: Theme) -> list[dict[str, Any]]:
     return shapes
 
 
-def _dots(column: ScoreColumn, theme: Theme, axes: dict[str, str]) -> go.Scatter:
+def _dots(column: ScoreColumn, theme: Theme, axes: dict[str, str]) -> Trace:
     color = theme.style(column.label.style).color
     grid = column.grid
     few = len(grid.positions) <= _MOST_DOTS
-    return go.Scatter(
+    return scatter(
         x=grid.positions,
         y=np.zeros(len(grid.positions)),
         mode="lines+markers" if few else "lines",
@@ -144,7 +154,7 @@ def _dots(column: ScoreColumn, theme: Theme, axes: dict[str, str]) -> go.Scatter
     )
 
 
-def _profile(column: ScoreColumn, theme: Theme, axes: dict[str, str]) -> go.Scatter:
+def _profile(column: ScoreColumn, theme: Theme, axes: dict[str, str]) -> Trace:
     return run_line(
         column.label,
         theme,
@@ -157,8 +167,8 @@ def _profile(column: ScoreColumn, theme: Theme, axes: dict[str, str]) -> go.Scat
     )
 
 
-def _behind(column: ScoreColumn, theme: Theme, axes: dict[str, str]) -> go.Scatter:
-    return go.Scatter(
+def _behind(column: ScoreColumn, theme: Theme, axes: dict[str, str]) -> Trace:
+    return scatter(
         x=column.grid.positions,
         y=column.profile,
         mode="lines",
@@ -169,23 +179,22 @@ def _behind(column: ScoreColumn, theme: Theme, axes: dict[str, str]) -> go.Scatt
     )
 
 
-def _words(figure: go.Figure, info: Score, column: ScoreColumn, place: int, theme: Theme) -> None:
+def _words(column: ScoreColumn, place: int, theme: Theme) -> list[dict[str, Any]]:
     """The outcome over the column, the numbers over the rows that they are of."""
     axis = axis_names(place, "profile")["xaxis"]
     at = {"xref": f"{axis} domain", "yref": "paper", "showarrow": False}
     color = theme.style(column.label.style).color
     title = f"<b>{labeled(column.label.text, 40)}</b>  {column.title}"
     font = {"size": 15, "color": color}
-    figure.add_annotation(
-        at | {"text": title, "x": 0.5, "y": 1.0, "yanchor": "bottom", "font": font}
-    )
+    words = [at | {"text": title, "x": 0.5, "y": 1.0, "yanchor": "bottom", "font": font}]
     note = column.note.replace("; ", "<br>")
     left = {"x": 0, "xanchor": "left", "align": "left", "yanchor": "bottom"}
     y = ROWS["profile"][1] + 0.004
     font = {"size": 12, "color": theme.text}
-    figure.add_annotation(at | left | {"text": note, "y": y, "font": font})
+    words.append(at | left | {"text": note, "y": y, "font": font})
     if not len(column.arcs.joins):
         low, high = ROWS["network"]
         text = "no joins" + ("" if column.label.has_shortcuts else ": no shortcut carries gradient")
         middle = {"text": text, "x": 0.5, "y": (low + high) / 2 + 0.01}
-        figure.add_annotation(at | middle | {"font": {"size": 12, "color": theme.text}})
+        words.append(at | middle | {"font": {"size": 12, "color": theme.text}})
+    return words

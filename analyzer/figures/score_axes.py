@@ -1,14 +1,14 @@
 """Where the rows and columns of the score stand, and the ranges that they share."""
 
 import numpy as np
-import plotly.graph_objects as go
 
 from analyzer.analysis.score import Score, ScoreColumn
 from analyzer.figures.marks import log_range
+from analyzer.figures.sketch import Layout
 from analyzer.figures.stages import stage_ticks
 from analyzer.figures.theme import Theme, decade_step
 
-__all__ = ["ROWS", "axis_names", "lay_out", "layout_name", "profile_bounds"]
+__all__ = ["ROWS", "axes_of_column", "axis_names", "layout_name", "profile_bounds"]
 
 # Lower and upper edge of the rows, from the bottom: loss, grid, profile, network.
 ROWS = {
@@ -44,11 +44,10 @@ def profile_bounds(info: Score) -> tuple[float, float]:
         return float(np.power(10.0, low)), float(np.power(10.0, high))
 
 
-def lay_out(figure: go.Figure, info: Score, column: ScoreColumn, place: int, theme: Theme) -> None:
-    """Lay out the axes of one column; only the first one is labeled.
+def axes_of_column(info: Score, column: ScoreColumn, place: int, theme: Theme) -> Layout:
+    """Return the axes of one column by their names in the layout; only the first one is labeled.
 
     Args:
-        figure: The figure.
         info: All runs, for the ranges that they share.
         column: The run.
         place: Its place from the left.
@@ -59,9 +58,10 @@ def lay_out(figure: go.Figure, info: Score, column: ScoreColumn, place: int, the
     across = [place * (width + _GAP), place * (width + _GAP) + width]
     names = {row: axis_names(place, row) for row in ROWS}
     titles, ranges = _titles(info), _ranges(info)
+    axes: Layout = {}
     for row, domain in ROWS.items():
-        figure.layout[layout_name(names[row]["yaxis"])] = {
-            "domain": domain,
+        axes[layout_name(names[row]["yaxis"])] = {
+            "domain": list(domain),
             "anchor": names[row]["xaxis"],
             "title": {"text": "" if place else titles[row], "standoff": 8},
             "type": "log" if row == "profile" else "linear",
@@ -79,7 +79,7 @@ def lay_out(figure: go.Figure, info: Score, column: ScoreColumn, place: int, the
             **({"matches": axis_names(0, row)["yaxis"]} if place else {}),
         }
     stages = stage_ticks(column.stages, info.depth, count)
-    figure.layout[layout_name(names["grid"]["xaxis"])] = {
+    axes[layout_name(names["grid"]["xaxis"])] = {
         "domain": across,
         "anchor": names["grid"]["yaxis"],
         "range": [info.depth[0] - 1.2, info.depth[1] + 0.8],
@@ -89,7 +89,7 @@ def lay_out(figure: go.Figure, info: Score, column: ScoreColumn, place: int, the
         "zeroline": False,
         **stages,
     }
-    figure.layout[layout_name(names["loss"]["xaxis"])] = {
+    axes[layout_name(names["loss"]["xaxis"])] = {
         "domain": across,
         "anchor": names["loss"]["yaxis"],
         "title": {"text": "step", "standoff": 4},
@@ -98,6 +98,7 @@ def lay_out(figure: go.Figure, info: Score, column: ScoreColumn, place: int, the
         "range": _step_range(info),
         **({"matches": axis_names(0, "loss")["xaxis"]} if place else {}),
     }
+    return axes
 
 
 def _decades_per_tick(info: Score) -> int:

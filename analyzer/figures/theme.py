@@ -8,8 +8,10 @@ from functools import lru_cache
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.colors import get_colorscale
 
 from analyzer.analysis.numerals import number, power
+from analyzer.figures.sketch import Layout
 
 __all__ = ["DARK", "LIGHT", "THEMES", "RunStyle", "Theme", "decade_step", "labeled", "log_ticks"]
 
@@ -86,6 +88,16 @@ class Theme:
         figure.add_traces(list(traces))
         return figure
 
+    @property
+    def colorscale(self) -> list[list[float | str]]:
+        """The color scale of heatmaps, as places and colors."""
+        scale: list[list[float | str]] = get_colorscale(self.scale)
+        return scale
+
+    def layout(self, height: int = 380) -> Layout:
+        """Return the layout of a figure in this look; it must not be changed."""
+        return _layout(self, height)
+
     def apply(self, figure: go.Figure, height: int) -> None:
         """Give a figure this look."""
         figure.update_layout(
@@ -118,6 +130,12 @@ def _blank(theme: Theme, height: int) -> go.Figure:
     figure = go.Figure()
     theme.apply(figure, height)
     return figure
+
+
+@lru_cache(64)
+def _layout(theme: Theme, height: int) -> Layout:
+    layout: Layout = _blank(theme, height).to_dict()["layout"]
+    return layout
 
 
 LIGHT = Theme(

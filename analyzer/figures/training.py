@@ -5,6 +5,7 @@ import plotly.graph_objects as go
 from analyzer.analysis.training_curves import StepCurve, StepCurves
 from analyzer.figures.gradients import value_axis
 from analyzer.figures.marks import band_traces, translucent
+from analyzer.figures.sketch import Trace
 from analyzer.figures.theme import Theme, labeled
 
 __all__ = ["step_curve_figure"]
@@ -21,7 +22,7 @@ def step_curve_figure(info: StepCurves, theme: Theme) -> go.Figure:
     return figure
 
 
-def _traces(info: StepCurves, curve: StepCurve, theme: Theme) -> list[go.Scatter]:
+def _traces(info: StepCurves, curve: StepCurve, theme: Theme) -> list[Trace]:
     run = labeled(curve.label.text)
     name = f"{run}, {curve.name}" if curve.name else run
     top = info.high if info.high == info.high else 1.0
@@ -30,11 +31,11 @@ def _traces(info: StepCurves, curve: StepCurve, theme: Theme) -> list[go.Scatter
         style = theme.style(curve.label.style)
         marker = {"symbol": style.marker, "color": style.color, "size": 7}
         for trace in traces:
-            if trace.name == name:
+            if trace.get("name") == name:
                 trace.update(mode="lines+markers", marker=marker)
     if curve.is_behind:
         faint = translucent(theme.style(curve.label.style).color, 0.4)
         for trace in traces:
-            if trace.line.width:
-                trace.update(line={"color": faint, "width": 1.25})
+            if trace.get("line", {}).get("width"):
+                trace["line"] = trace["line"] | {"color": faint, "width": 1.25}
     return traces

@@ -15,9 +15,18 @@ from analyzer.analysis.training_curves import (
 )
 from analyzer.analysis.update_grid import update_grid
 from analyzer.figures.activations import activation_figure, dead_unit_figure
-from analyzer.figures.gradients import difference_figure, grid_figure, profile_figure, series_figure
+from analyzer.figures.gradients import (
+    difference_figure,
+    difference_sketch,
+    grid_figure,
+    grid_sketch,
+    profile_figure,
+    profile_sketch,
+    series_figure,
+    series_sketch,
+)
 from analyzer.figures.panels import Panel
-from analyzer.figures.score import score_figure
+from analyzer.figures.score import score_figure, score_sketch
 from analyzer.figures.training import step_curve_figure
 
 __all__ = [
@@ -40,6 +49,7 @@ SCORE_PANELS = (
         ("output_gradient_norm",),
         score,
         score_figure,
+        score_sketch,
     ),
 )
 
@@ -53,6 +63,7 @@ FLOW_PANELS = (
         ("output_gradient_norm",),
         flow_grid,
         grid_figure,
+        grid_sketch,
     ),
     Panel(
         "depth_profile",
@@ -63,6 +74,7 @@ FLOW_PANELS = (
         ("output_gradient_norm",),
         profile_curves,
         profile_figure,
+        profile_sketch,
     ),
     Panel(
         "layer_series",
@@ -73,6 +85,7 @@ FLOW_PANELS = (
         ("output_gradient_norm",),
         layer_series,
         series_figure,
+        series_sketch,
     ),
 )
 
@@ -86,6 +99,7 @@ COMPARE_PANELS = (
         ("output_gradient_norm",),
         profile_overlay,
         profile_figure,
+        profile_sketch,
     ),
     Panel(
         "heatmap_difference",
@@ -96,6 +110,7 @@ COMPARE_PANELS = (
         ("output_gradient_norm",),
         grid_difference,
         difference_figure,
+        difference_sketch,
     ),
 )
 
@@ -132,6 +147,7 @@ UPDATES_PANELS = (
         ("update_norm", "norm"),
         update_grid,
         grid_figure,
+        grid_sketch,
     ),
 )
 

@@ -34,7 +34,7 @@ def test_decades_between_ticks_are_round_numbers(decades: float, step: int) -> N
 def test_marks_stand_within_a_logarithmic_axis_whatever_its_edge(high: float) -> None:
     bounds = (10.0 ** (high - 2), 10.0**high)
     marks = edge_marks([0, 1], np.array([math.nan, 0.0]), bounds, LIGHT, is_log=True)
-    top, bottom = (math.log10(y) for y in marks.y)
+    top, bottom = (math.log10(y) for y in marks["y"])
     assert high - 1e-6 < top < high
     assert high - 2 < bottom < high - 2 + 1e-6
 

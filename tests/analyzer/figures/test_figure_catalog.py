@@ -1,12 +1,16 @@
+import base64
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from plotly.io.json import to_json_plotly
 
 from analyzer.analysis.view import View
 from analyzer.errors import NotRecordedError
 from analyzer.figures.catalog import PAGES, PANELS, Panel, panel
+from analyzer.figures.sketch import Sketch, axes_of, merged, scatter
 from analyzer.figures.theme import DARK, LIGHT, THEMES
 from analyzer.storage.run import Run, open_run
 from tests.support.full_run import write_empty_run, write_full_pair, write_network_run
@@ -104,6 +108,39 @@ def test_names_of_layers_and_runs_are_shown_as_text(panel: Panel, tmp_path: Path
         return
     assert "<img" not in words(panel.draw(info, LIGHT))
     assert "a<b>" not in words(panel.draw(info, LIGHT))
+
+
+@pytest.mark.parametrize(
+    "panel", [one for one in PANELS if one.sketch is not None], ids=lambda panel: panel.key
+)
+def test_a_browser_is_sent_the_figure_that_plotly_has_checked(
+    panel: Panel, pair: tuple[Run, ...], odd: tuple[Run, ...]
+) -> None:
+    assert panel.sketch is not None
+    for runs in (pair, (*pair, odd[0]), (odd[0], odd[1])):
+        for theme in THEMES.values():
+            info = panel.info(View(runs, smooth=True))
+            checked, plain = panel.draw(info, theme).to_dict(), panel.sketch(info, theme).to_dict()
+            sent = [json.loads(to_json_plotly(figure)) for figure in (checked, plain)]
+            assert sent[0] == sent[1]
+
+
+def test_arrays_are_sent_in_as_few_bytes_as_hold_them() -> None:
+    x, z = np.array([0, 40_000]), np.array([[1.5, np.nan]], np.float32)
+    sketch = Sketch([scatter(x=x, y=np.zeros(0), text=None), {"type": "heatmap", "z": z}], {})
+    curve, heat = sketch.to_dict()["data"]
+    assert (curve["x"]["dtype"], curve["y"], "text" in curve) == ("i4", [], False)
+    assert np.frombuffer(base64.b64decode(curve["x"]["bdata"]), "<i4").tolist() == [0, 40_000]
+    assert (heat["z"]["dtype"], heat["z"]["shape"]) == ("f4", "1, 2")
+
+
+def test_properties_are_merged_as_deep_as_they_are_nested() -> None:
+    base = {"margin": {"l": 1, "r": 2}, "height": 3}
+    found = merged(base, {"margin": {"r": 4}, "title": {"text": "x"}})
+    assert found == {"margin": {"l": 1, "r": 4}, "height": 3, "title": {"text": "x"}}
+    assert base == {"margin": {"l": 1, "r": 2}, "height": 3}
+    axes = axes_of({"xaxis": {"a": 1}, "xaxis2": {}, "yaxis": {}}, "x", {"b": 2})
+    assert axes == {"xaxis": {"a": 1, "b": 2}, "xaxis2": {"b": 2}, "yaxis": {}}
 
 
 def test_keys_are_unique_and_pages_known() -> None:

@@ -32,7 +32,8 @@ class Context:
     @property
     def layer_names(self) -> list[str]:
         """Names of the layers of all runs, each once."""
-        return list(dict.fromkeys(str(name) for run in self.runs for name in run.layers["name"]))
+        names = [run.static_rows("layers").column("name").to_pylist() for run in self.runs]
+        return list(dict.fromkeys(str(name) for some in names for name in some))
 
     def view(self, *, layers: str | None = None, quantity: str | None = None) -> View:
         """Return what a panel is asked to show.

@@ -110,7 +110,7 @@ class Warmer:
             for run in seen.runs:
                 if self._is_called_off():
                     return
-                if len(run.layers) * len(quantities) <= _MOST_COLUMNS:
+                if run.static_rows("layers").num_rows * len(quantities) <= _MOST_COLUMNS:
                     with suppress(AnalyzerError):
                         run.heatmap(column, 1, table="layer_stats")
                     time.sleep(_REST_SECONDS)

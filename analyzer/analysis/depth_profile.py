@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from analyzer.storage.arrays import as_floats, as_numpy, is_present
 from analyzer.storage.run import Run
 
 __all__ = ["DepthProfile", "depth_profile", "relative_depth", "relative_norms", "span_decades"]
@@ -108,21 +109,21 @@ def depth_profile(run: Run, step: int) -> DepthProfile:
         Every layer of the run in call order. A null, from a layer that no gradient reached, is not
         measured; NaN is.
     """
-    layers = run.layers
+    layers = run.static_rows("layers")
     rows = run.read("layer_stats", "output_gradient_norm", steps=step)
     column = rows.column("output_gradient_norm")
-    known, ids = layers["layer"].to_numpy(), rows.column("layer").to_numpy()
+    known, ids = as_numpy(layers.column("layer")), as_numpy(rows.column("layer"))
     found = np.isin(ids, known)
     place = np.searchsorted(known, ids[found])
-    norms, measured = np.full(len(layers), np.nan), np.zeros(len(layers), bool)
-    norms[place] = column.to_numpy()[found]
-    measured[place] = column.is_valid().to_numpy()[found]
+    norms, measured = np.full(len(known), np.nan), np.zeros(len(known), bool)
+    norms[place] = as_floats(column)[found]
+    measured[place] = is_present(column)[found]
     return DepthProfile(
         step=step,
-        names=layers["name"].tolist(),
-        kinds=layers["kind"].tolist(),
-        depths=layers["depth"].to_numpy(np.float64),
+        names=layers.column("name").to_pylist(),
+        kinds=layers.column("kind").to_pylist(),
+        depths=as_floats(layers.column("depth")),
         norms=norms,
         measured=measured,
-        has_parameters=layers["num_parameters"].to_numpy() > 0,
+        has_parameters=as_floats(layers.column("num_parameters")) > 0,
     )

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from analyzer.analysis.bands import grouped
+from analyzer.storage.arrays import as_floats
 from analyzer.storage.run import Run
 
 __all__ = [
@@ -117,25 +117,27 @@ def join_arcs(run: Run, step: int | None) -> JoinArcs:
     Returns:
         The arcs; none for a run without joins.
     """
-    rows, layers = run.joins, run.layers
-    depth_of = dict(zip(layers["name"], layers["depth"].astype(float), strict=True))
-    spans = [_span(depth_of, row) for row in rows.to_dict("records")]
-    placed = np.array([span is not None for span in spans], bool)
+    rows, layers = run.static_rows("joins"), run.static_rows("layers")
+    names = layers.column("name").to_pylist()
+    depth_of = dict(zip(names, as_floats(layers.column("depth")).tolist(), strict=True))
+    joins = rows.to_pylist()
+    spans = [_span(depth_of, row) for row in joins]
+    placed = [k for k, span in enumerate(spans) if span is not None]
     starts, ends = (np.array([s[side] for s in spans if s is not None], float) for side in (0, 1))
     order = np.lexsort((ends, starts))
-    kept, starts, ends = rows[placed].iloc[order], starts[order], ends[order]
-    ids = kept["join"].to_numpy(np.int32)
+    kept, starts, ends = [joins[placed[k]] for k in order], starts[order], ends[order]
+    ids = np.array([row["join"] for row in kept], np.int32)
     at = run.nearest_step(step, "splits") if len(ids) else None
     return JoinArcs(
         ids,
-        tuple(kept["name"].astype(str)),
-        tuple(kept["shortcut"].astype(str)),
+        tuple(str(row["name"]) for row in kept),
+        tuple(str(row["shortcut"]) for row in kept),
         starts,
         ends,
         nesting(starts, ends),
         _shares(run, ids, at),
         at,
-        int((~placed).sum()),
+        len(joins) - len(placed),
     )
 
 
@@ -158,8 +160,8 @@ def _shares(run: Run, ids: NDArray[np.int32], step: int | None) -> Floats:
     if step is None:
         return np.full(len(ids), np.nan)
     found, values = run.profile("shortcut_share", step)
-    series = pd.Series(values, index=found)
-    return np.asarray(series.reindex(ids), np.float64)
+    share_of = dict(zip(found.tolist(), values.tolist(), strict=True))
+    return np.array([share_of.get(int(join), np.nan) for join in ids], np.float64)
 
 
 def share_grid(run: Run, arcs: JoinArcs, most: int = 200) -> tuple[NDArray[np.int64], Floats]:

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from analyzer.errors import AnalyzerError, NotRecordedError
+from analyzer.storage.arrays import as_floats, as_numpy
 from analyzer.storage.run import Run
 from analyzer.storage.schema import STAT_COLUMNS
 
@@ -103,7 +104,7 @@ def run_labels(runs: Sequence[Run]) -> tuple[RunLabel, ...]:
     taken = {True: 0, False: 0}
     labels = []
     for place, run in enumerate(runs):
-        shortcuts = len(run.joins) > 0 and run.manifest.get("skip_scale") != 0
+        shortcuts = run.static_rows("joins").num_rows > 0 and run.manifest.get("skip_scale") != 0
         again = names[:place].count(run.name)
         text = f"{run.name} ({again + 1})" if again else run.name
         labels.append(RunLabel(text, shortcuts, 2 * taken[shortcuts] + (0 if shortcuts else 1)))
@@ -200,21 +201,25 @@ _Table = tuple[list[str], NDArray[np.int32], NDArray[np.float64], NDArray[np.boo
 
 
 def _layers(run: Run) -> _Table:
-    rows = run.layers
-    owns = rows["num_parameters"].to_numpy() > 0
-    ids = rows["layer"].to_numpy(np.int32)
-    return rows["name"].astype(str).tolist(), ids, rows["depth"].to_numpy(np.float64), owns
+    rows = run.static_rows("layers")
+    ids = as_numpy(rows.column("layer")).astype(np.int32, copy=False)
+    owns = as_floats(rows.column("num_parameters")) > 0
+    return _names(rows), ids, as_floats(rows.column("depth")), owns
 
 
 def _parameters(run: Run) -> _Table:
     """Parameters at the depth of their layer; those of layers never called come last."""
-    rows, layers = run.parameters, run.layers
-    depth_of = dict(zip(layers["layer"], layers["depth"], strict=True))
+    rows = run.static_rows("parameters")
+    _, layers, depths, _ = _layers(run)
+    depth_of = dict(zip(layers.tolist(), depths.tolist(), strict=True))
     last = float(max(depth_of.values(), default=-1)) + 1
-    places = rows["layer"].to_numpy(np.float64, na_value=-1)
-    depths = np.array([depth_of.get(int(layer), last) for layer in places], np.float64)
-    ids = rows["parameter"].to_numpy(np.int32)
-    return rows["name"].astype(str).tolist(), ids, depths, np.ones(len(rows), bool)
+    places = [depth_of.get(layer, last) for layer in rows.column("layer").to_pylist()]
+    ids = as_numpy(rows.column("parameter")).astype(np.int32, copy=False)
+    return _names(rows), ids, np.array(places, np.float64), np.ones(len(ids), bool)
+
+
+def _names(rows: pa.Table) -> list[str]:
+    return [str(name) for name in rows.column("name").to_pylist()]
 
 
 def _side_by_side(depths: NDArray[np.float64]) -> NDArray[np.float64]:

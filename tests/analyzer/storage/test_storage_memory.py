@@ -111,3 +111,16 @@ def test_a_grid_of_a_file_that_breaks_off_is_that_of_the_rows(tmp_path: Path) ->
     file.write_bytes(data)
     found = open_run(run.path).grid("activation_norm", "max")
     assert found.values[3].tolist() == [value(step, 3, 0) for step in range(10)]
+
+
+def test_a_number_is_the_same_read_a_few_rows_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overview_file, "_ROWS_AT_ONCE", 7)
+    rows = [record(s, **({"accuracy": s / 10} if s >= 6 else {})) for s in range(10)]
+    run = open_run(written(tmp_path / "late", rows, flush_steps=3))
+    found = run.series("accuracy").mean
+    assert np.isnan(found[:6]).all() and found[6:].tolist() == [0.6, 0.7, 0.8, 0.9]
+    whole = wide(tmp_path).heatmap("activation_norm")
+    assert whole.steps.tolist() == list(range(10))
+    assert whole.max[3].tolist() == [value(step, 3, 0) for step in range(10)]

@@ -69,7 +69,7 @@ class Run(storage.Run):
         """Show the run in a notebook: the dashboard in a frame below the cell.
 
         Args:
-            **options: As those of ``dashboard.notebook.show``.
+            **options: As those of ``analyzer.dashboard.notebook.show``.
 
         Returns:
             The frame, which a notebook displays.
@@ -79,7 +79,7 @@ class Run(storage.Run):
         """
         # Not an import statement: a run must be readable where there is no dashboard.
         try:
-            notebook = import_module("dashboard.notebook")
+            notebook = import_module("analyzer.dashboard.notebook")
         except ModuleNotFoundError as error:
             raise AnalyzerError(
                 f"run.show() needs the dashboard, but module {error.name!r} is not installed; "

@@ -21,8 +21,8 @@ from typing import Any
 from playwright.sync_api import sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from reports.html import write_report
-from reports.story import Section, Story, story_of
+from analyzer.reports.html import write_report
+from analyzer.reports.story import Section, Story, story_of
 from tests.support.full_run import write_network_run
 
 ARGUMENTS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]

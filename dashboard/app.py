@@ -6,10 +6,10 @@ from pathlib import Path
 import pyarrow as pa
 from dash import Dash
 
-from dashboard import callbacks, downloads
-from dashboard.layout import shell
-from dashboard.library import Library
-from dashboard.security import protect
+from . import callbacks, downloads
+from .layout import shell
+from .library import Library
+from .security import protect
 
 __all__ = ["create_app"]
 
@@ -51,7 +51,7 @@ def create_app(
     """
     library = Library([runs] if isinstance(runs, str | Path) else list(runs))
     app = Dash(
-        "dashboard",
+        __name__,
         title="Gradient flow",
         update_title="",
         assets_folder=str(Path(__file__).parent / "assets"),

@@ -8,21 +8,22 @@ from dash.exceptions import PreventUpdate
 from flask import request
 
 from analyzer.errors import AnalyzerError
-from dashboard.address import parse, query
-from dashboard.components.message import message
-from dashboard.components.table import number_table
-from dashboard.context import Context, context
-from dashboard.drawing import STEPLESS, recorded, shown
-from dashboard.frames import frames
-from dashboard.ids import Id
-from dashboard.layout import navigation, page_content
-from dashboard.library import Library, shortened
-from dashboard.live import pulse
-from dashboard.pages.compare import verdict_of
-from dashboard.pages.findings import finding_list
-from dashboard.pages.runs import run_table
-from dashboard.routes import page_at
-from dashboard.warmer import Warmer
+
+from .address import parse, query
+from .components.message import message
+from .components.table import number_table
+from .context import Context, context
+from .drawing import STEPLESS, recorded, shown
+from .frames import frames
+from .ids import Id
+from .layout import navigation, page_content
+from .library import Library, shortened
+from .live import pulse
+from .pages.compare import verdict_of
+from .pages.findings import finding_list
+from .pages.runs import run_table
+from .routes import page_at
+from .warmer import Warmer
 
 __all__ = ["connect"]
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from analyzer.analysis.view import View
 from analyzer.errors import AnalyzerError
 from analyzer.storage.run import Run
-from dashboard.address import Address
-from dashboard.library import Library
+
+from .address import Address
+from .library import Library
 
 __all__ = ["MOST_RUNS", "Context", "context"]
 

@@ -10,10 +10,11 @@ from flask import Response, request
 
 from analyzer.errors import AnalyzerError
 from analyzer.figures.catalog import PANELS
-from dashboard.address import parse
-from dashboard.context import context
-from dashboard.drawing import recorded
-from dashboard.library import Library
+
+from .address import parse
+from .context import context
+from .drawing import recorded
+from .library import Library
 
 __all__ = ["as_csv", "connect", "harmless"]
 

@@ -11,8 +11,9 @@ from analyzer.errors import AnalyzerError
 from analyzer.figures.catalog import panel
 from analyzer.figures.sketch import Sketch
 from analyzer.figures.theme import LIGHT, THEMES
-from dashboard.context import Context
-from dashboard.narrow import stacked
+
+from .context import Context
+from .narrow import stacked
 
 __all__ = ["STEPLESS", "Drawn", "Shown", "drawn", "recorded", "shown", "view_for"]
 

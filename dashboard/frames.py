@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.errors import AnalyzerError
-from dashboard.context import Context
-from dashboard.drawing import recorded
+
+from .context import Context
+from .drawing import recorded
 
 __all__ = ["MOST_STEPS", "checkpoints", "frames", "shown_steps"]
 

@@ -6,11 +6,11 @@ from typing import Any
 import dash_mantine_components as dmc
 from dash import dcc, html
 
-from dashboard.components.attributes import attributes
-from dashboard.components.message import message
-from dashboard.context import Context
-from dashboard.ids import Id, card
-from dashboard.routes import PAGES, Page
+from .components.attributes import attributes
+from .components.message import message
+from .context import Context
+from .ids import Id, card
+from .routes import PAGES, Page
 
 __all__ = ["POLL_MILLISECONDS", "navigation", "page_content", "shell"]
 

@@ -10,9 +10,10 @@ from threading import Lock
 from analyzer.errors import AnalyzerError, RunNotFoundError, SchemaError
 from analyzer.storage.catalog import RunSummary, resolve_run, runs_in
 from analyzer.storage.run import Run, open_run
-from dashboard.answers import Answers
-from dashboard.records import Records
-from dashboard.verdicts import Verdicts
+
+from .answers import Answers
+from .records import Records
+from .verdicts import Verdicts
 
 __all__ = ["Library", "Listed", "revision", "shortened"]
 

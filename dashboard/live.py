@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dashboard.library import Library, Listed, revision, shortened
+from .library import Library, Listed, revision, shortened
 
 __all__ = ["Pulse", "age_text", "pulse"]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from dashboard.app import create_app
-from dashboard.library import Library
-from dashboard.server import serve, take_port
+from .app import create_app
+from .library import Library
+from .server import serve, take_port
 
 if TYPE_CHECKING:
     from analyzer.storage.run import Run

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from dashboard.context import Context
-from dashboard.pages import compare, findings, panels, runs
+from .context import Context
+from .pages import compare, findings, panels, runs
 
 __all__ = ["PAGES", "Page", "page_at"]
 

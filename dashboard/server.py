@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from analyzer.errors import AnalyzerError
-from dashboard.security import is_loopback
+
+from .security import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,12 +6,13 @@ from contextlib import suppress
 
 from analyzer.errors import AnalyzerError
 from analyzer.storage.schema import STAT_COLUMNS
-from dashboard.address import Address, parse
-from dashboard.context import Context, context
-from dashboard.drawing import shown
-from dashboard.frames import frames
-from dashboard.library import Library
-from dashboard.pages.panels import panels_of
+
+from .address import Address, parse
+from .context import Context, context
+from .drawing import shown
+from .frames import frames
+from .library import Library
+from .pages.panels import panels_of
 
 __all__ = ["Warmer"]
 

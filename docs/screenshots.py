@@ -9,8 +9,8 @@ from typing import Any
 
 from playwright.sync_api import sync_playwright
 
-from dashboard.app import create_app
-from dashboard.server import serve, take_port
+from analyzer.dashboard.app import create_app
+from analyzer.dashboard.server import serve, take_port
 
 IMAGES = Path(__file__).parent / "images"
 PAIR = "?run=demo-0-plain&run=demo-0-residual"

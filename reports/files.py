@@ -8,13 +8,14 @@ import pandas as pd
 from analyzer.analysis.depth_profile import depth_profile
 from analyzer.errors import AnalyzerError
 from analyzer.storage.run import Run
-from reports.latex import latex_text
-from reports.overview import claim_rows, overview
-from reports.paper import figure_bytes
-from reports.paper_style import FORMATS
-from reports.seeds import seed_spread
-from reports.story import Story
-from reports.tables import PaperTable, csv_text, markdown_text
+
+from .latex import latex_text
+from .overview import claim_rows, overview
+from .paper import figure_bytes
+from .paper_style import FORMATS
+from .seeds import seed_spread
+from .story import Story
+from .tables import PaperTable, csv_text, markdown_text
 
 __all__ = ["formats_in", "paper_tables", "write_figures", "write_tables"]
 

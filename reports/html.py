@@ -13,15 +13,16 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader, StrictUndefined,
 import analyzer
 from analyzer.analysis.numerals import counted, number
 from analyzer.errors import AnalyzerError
-from reports.methods import bibtex, methods_for
-from reports.overview import claim_rows, lead_of, note_of, overview, title_of
-from reports.packing import packed_figures, packed_tables
-from reports.plotly_bundle import plotly_bundle, sha256_source
-from reports.reproducibility import reproducibility
-from reports.screen import screen_figure
-from reports.story import Figure, Story
-from reports.tables import cell_rows
-from reports.twin import svg_address, twin_svg
+
+from .methods import bibtex, methods_for
+from .overview import claim_rows, lead_of, note_of, overview, title_of
+from .packing import packed_figures, packed_tables
+from .plotly_bundle import plotly_bundle, sha256_source
+from .reproducibility import reproducibility
+from .screen import screen_figure
+from .story import Figure, Story
+from .tables import cell_rows
+from .twin import svg_address, twin_svg
 
 __all__ = ["report_html", "write_report"]
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.tables import PaperTable, cell_rows, is_missing, is_numeric
+from .tables import PaperTable, cell_rows, is_missing, is_numeric
 
 __all__ = ["latex_escaped", "latex_number", "latex_text"]
 

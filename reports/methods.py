@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from reports.bibliography import SOURCES, Source
+from .bibliography import SOURCES, Source
 
 __all__ = ["METHODS", "Method", "bibtex", "methods_for"]
 

@@ -9,8 +9,9 @@ from analyzer.analysis.gradient_flow import Gain, profile_gain
 from analyzer.analysis.numerals import counted, number
 from analyzer.analysis.training import run_training
 from analyzer.storage.run import Run
-from reports.grouping import has_shortcuts, seed_of
-from reports.story import Story
+
+from .grouping import has_shortcuts, seed_of
+from .story import Story
 
 __all__ = ["claim_rows", "lead_of", "note_of", "overview", "title_of"]
 

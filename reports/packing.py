@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.tables import csv_cells
+from .tables import csv_cells
 
 __all__ = ["packed", "packed_figures", "packed_tables"]
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from reports.paper_axes import finish_axes
-from reports.paper_keys import draw_color_bars, draw_legend
-from reports.paper_marks import draw_annotations, draw_shapes
-from reports.paper_panes import Panes, layout_axis, panes
-from reports.paper_style import FORMATS, METADATA, paper_style
-from reports.paper_traces import DRAWERS
-from reports.paper_values import values_of
+from .paper_axes import finish_axes
+from .paper_keys import draw_color_bars, draw_legend
+from .paper_marks import draw_annotations, draw_shapes
+from .paper_panes import Panes, layout_axis, panes
+from .paper_style import FORMATS, METADATA, paper_style
+from .paper_traces import DRAWERS
+from .paper_values import values_of
 
 __all__ = ["drawn_figure", "figure_bytes"]
 

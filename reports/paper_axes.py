@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from reports.paper_panes import Panes, inches_wide, layout_axis
-from reports.paper_values import values_of
-from reports.paper_words import plain_text
+from .paper_panes import Panes, inches_wide, layout_axis
+from .paper_values import values_of
+from .paper_words import plain_text
 
 __all__ = ["finish_axes"]
 

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import Normalize
 
-from reports.paper_values import Drawn, Floats, colormap, limits_of, values_of
-from reports.paper_words import matplotlib_color
+from .paper_values import Drawn, Floats, colormap, limits_of, values_of
+from .paper_words import matplotlib_color
 
 __all__ = ["draw_contour", "draw_heatmap", "draw_scatter3d", "draw_surface"]
 

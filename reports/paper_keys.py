@@ -5,9 +5,9 @@ from typing import Any
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from reports.paper_panes import Panes
-from reports.paper_values import dashes_of, marker_of
-from reports.paper_words import matplotlib_color, plain_text
+from .paper_panes import Panes
+from .paper_values import dashes_of, marker_of
+from .paper_words import matplotlib_color, plain_text
 
 __all__ = ["draw_color_bars", "draw_legend"]
 

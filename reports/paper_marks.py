@@ -9,9 +9,9 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 from matplotlib.transforms import blended_transform_factory
 
-from reports.paper_panes import Panes, inches_wide, layout_axis
-from reports.paper_values import dashes_of
-from reports.paper_words import matplotlib_color, plain_text
+from .paper_panes import Panes, inches_wide, layout_axis
+from .paper_values import dashes_of
+from .paper_words import matplotlib_color, plain_text
 
 __all__ = ["draw_annotations", "draw_shapes"]
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from reports.paper_bars import draw_bars, draw_histogram
-from reports.paper_fields import draw_contour, draw_heatmap, draw_scatter3d, draw_surface
-from reports.paper_values import (
+from .paper_bars import draw_bars, draw_histogram
+from .paper_fields import draw_contour, draw_heatmap, draw_scatter3d, draw_surface
+from .paper_values import (
     Drawn,
     Floats,
     colormap,
@@ -16,7 +16,7 @@ from reports.paper_values import (
     marker_of,
     values_of,
 )
-from reports.paper_words import matplotlib_color, plain_text
+from .paper_words import matplotlib_color, plain_text
 
 __all__ = ["DRAWERS"]
 

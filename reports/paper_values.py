@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from numpy.typing import NDArray
 
-from reports.paper_words import matplotlib_color
+from .paper_words import matplotlib_color
 
 __all__ = ["Drawn", "Floats", "colormap", "dashes_of", "limits_of", "marker_of", "values_of"]
 

@@ -8,7 +8,8 @@ import pandas as pd
 
 from analyzer.analysis.numerals import number, percent
 from analyzer.storage.run import Run
-from reports.grouping import seed_of
+
+from .grouping import seed_of
 
 __all__ = ["reproducibility"]
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from analyzer.figures.theme import DARK
-from reports.story import Figure
+
+from .story import Figure
 
 __all__ = ["screen_figure", "what_differs"]
 

@@ -14,7 +14,8 @@ from analyzer.analysis.numerals import counted, number
 from analyzer.analysis.training import run_training
 from analyzer.figures.theme import Theme, labeled
 from analyzer.storage.run import Run
-from reports.grouping import Group
+
+from .grouping import Group
 
 __all__ = ["SeedSpread", "Spread", "seed_figure", "seed_spread", "spread"]
 

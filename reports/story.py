@@ -15,9 +15,10 @@ from analyzer.analysis.view import View
 from analyzer.errors import AnalyzerError
 from analyzer.figures.theme import LIGHT, Theme
 from analyzer.storage.run import Run, open_run
-from reports.anonymous import AnonymousRun
-from reports.grouping import Group, grouped, pairs_of, representatives
-from reports.seeds import seed_figure, seed_spread
+
+from .anonymous import AnonymousRun
+from .grouping import Group, grouped, pairs_of, representatives
+from .seeds import seed_figure, seed_spread
 
 __all__ = ["Figure", "Missing", "Section", "Story", "story_of"]
 

@@ -7,8 +7,9 @@ from typing import Any
 from urllib.parse import quote
 
 from analyzer.analysis.numerals import power
-from reports.paper import drawn_figure
-from reports.paper_style import METADATA, SCREEN, paper_style
+
+from .paper import drawn_figure
+from .paper_style import METADATA, SCREEN, paper_style
 
 __all__ = ["svg_address", "twin_svg"]
 

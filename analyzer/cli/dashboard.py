@@ -42,10 +42,10 @@ def dashboard(
         analyzer dashboard runs/mine-plain runs/mine --port 8051
     """  # noqa: D301 -- click reads the control character
     _keep_memory_low()
+    from analyzer.dashboard.app import create_app
+    from analyzer.dashboard.security import is_loopback
+    from analyzer.dashboard.server import new_token, serve, ssh_line, take_port, warm_up
     from analyzer.storage.catalog import resolve_run
-    from dashboard.app import create_app
-    from dashboard.security import is_loopback
-    from dashboard.server import new_token, serve, ssh_line, take_port, warm_up
 
     folders = [name if os.path.isdir(name) else str(resolve_run(name)) for name in sources or ()]
     place = take_port(host, port)

@@ -77,8 +77,8 @@ def demo(
 
 def _write_report(plain: Path, residual: Path) -> None:
     """Write the report of both nets beside their runs, and say where it is."""
-    from reports.html import write_report
-    from reports.story import story_of
+    from analyzer.reports.html import write_report
+    from analyzer.reports.story import story_of
 
     target = plain.with_name(f"{plain.name.removesuffix('-plain')}-report.html")
     write_report(story_of([plain, residual]), target)

@@ -6,8 +6,9 @@ import dash_mantine_components as dmc
 from dash import dcc, html
 
 from analyzer.figures.panels import Panel
-from dashboard.components.attributes import attributes
-from dashboard.ids import Id, card
+
+from ..components.attributes import attributes
+from ..ids import Id, card
 
 __all__ = ["GRAPH_CONFIG", "panel_card"]
 

@@ -8,9 +8,10 @@ from dash import html
 from analyzer.analysis.view import AGGREGATES
 from analyzer.storage.schema import STAT_COLUMNS
 from analyzer.vocabulary import quantity
-from dashboard.address import Address
-from dashboard.components.attributes import attributes
-from dashboard.ids import Id, control
+
+from ..address import Address
+from ..components.attributes import attributes
+from ..ids import Id, control
 
 __all__ = ["blocks", "controls", "step_slider"]
 

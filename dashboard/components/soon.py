@@ -2,7 +2,7 @@
 
 from dash import dcc
 
-from dashboard.ids import Id
+from ..ids import Id
 
 __all__ = ["LOOKING", "soon"]
 

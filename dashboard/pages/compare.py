@@ -12,13 +12,14 @@ from analyzer.analysis.view import run_labels
 from analyzer.errors import AnalyzerError
 from analyzer.figures.catalog import PANELS
 from analyzer.storage.run import Run
-from dashboard.address import query
-from dashboard.components.attributes import attributes
-from dashboard.components.message import message
-from dashboard.components.soon import LOOKING, soon
-from dashboard.context import Context
-from dashboard.ids import Id
-from dashboard.pages import panels
+
+from ..address import query
+from ..components.attributes import attributes
+from ..components.message import message
+from ..components.soon import LOOKING, soon
+from ..context import Context
+from ..ids import Id
+from ..pages import panels
 
 __all__ = ["layout", "twins", "verdict_of"]
 

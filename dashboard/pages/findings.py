@@ -10,12 +10,13 @@ from dash import dcc, html
 from analyzer.analysis.findings import Finding, findings
 from analyzer.errors import AnalyzerError
 from analyzer.storage.run import Run
-from dashboard.address import query
-from dashboard.components.message import message
-from dashboard.components.soon import LOOKING, soon
-from dashboard.context import Context
-from dashboard.ids import Id
-from dashboard.library import shortened
+
+from ..address import query
+from ..components.message import message
+from ..components.soon import LOOKING, soon
+from ..context import Context
+from ..ids import Id
+from ..library import shortened
 
 __all__ = ["finding_list", "layout"]
 

@@ -5,10 +5,11 @@ from typing import Any
 from dash import dcc, html
 
 from analyzer.figures.catalog import PANELS, Panel
-from dashboard.components.card import panel_card
-from dashboard.components.controls import controls, step_slider
-from dashboard.context import Context
-from dashboard.ids import Id
+
+from ..components.card import panel_card
+from ..components.controls import controls, step_slider
+from ..context import Context
+from ..ids import Id
 
 __all__ = ["layout", "panels_of"]
 

@@ -9,12 +9,13 @@ import dash_mantine_components as dmc
 from dash import dcc, html
 
 from analyzer.storage.catalog import RunSummary
-from dashboard.components.attributes import attributes
-from dashboard.components.message import message
-from dashboard.context import Context
-from dashboard.ids import Id
-from dashboard.library import Library, Listed, revision, shortened
-from dashboard.live import age_text
+
+from ..components.attributes import attributes
+from ..components.message import message
+from ..context import Context
+from ..ids import Id
+from ..library import Library, Listed, revision, shortened
+from ..live import age_text
 
 __all__ = ["layout", "run_table"]
 

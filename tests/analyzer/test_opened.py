@@ -28,7 +28,7 @@ def test_a_run_answers_with_findings_gain_and_training(tmp_path: Path) -> None:
 def test_show_hands_the_run_to_the_dashboard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    notebook = ModuleType("dashboard.notebook")
+    notebook = ModuleType("analyzer.dashboard.notebook")
     vars(notebook)["show"] = lambda run, height: (run.name, height)
     monkeypatch.setitem(sys.modules, notebook.__name__, notebook)
     assert opened(tmp_path / "mine").show(height=500) == ("mine", 500)
@@ -37,6 +37,6 @@ def test_show_hands_the_run_to_the_dashboard(
 def test_show_without_a_dashboard_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "dashboard.notebook", None)
+    monkeypatch.setitem(sys.modules, "analyzer.dashboard.notebook", None)
     with pytest.raises(AnalyzerError, match=r"run\.show\(\) needs the dashboard.*analyzer show"):
         opened(tmp_path / "mine").show()

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from dashboard.app import create_app
-from dashboard.server import serve, take_port
+from analyzer.dashboard.app import create_app
+from analyzer.dashboard.server import serve, take_port
 from tests.support.full_run import write_empty_run, write_full_pair, write_network_run
 from tests.support.runs import layer_row, write_run
 

@@ -87,7 +87,7 @@ def test_a_run_that_is_not_there_is_exit_code_2(
 def test_a_notebook_shows_the_run_in_a_frame(tmp_path: Path) -> None:
     code = (
         "import analyzer, re, sys, urllib.request\n"
-        "from dashboard.notebook import show\n"
+        "from analyzer.dashboard.notebook import show\n"
         "shown = show(analyzer.open_run('mine'))\n"
         "assert shown.url.endswith('/score?run=mine'), shown.url\n"
         "assert f'src=\"{shown.url}\"' in shown._repr_html_()\n"

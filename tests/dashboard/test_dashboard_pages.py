@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dashboard.routes import PAGES
+from analyzer.dashboard.routes import PAGES
 from tests.dashboard.conftest import Visit
 
 PAIR = "?run=plain&run=residual"

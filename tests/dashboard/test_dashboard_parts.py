@@ -7,15 +7,15 @@ import pandas as pd
 import pytest
 
 from analyzer.analysis.view import View
+from analyzer.dashboard.address import Address, parse, query
+from analyzer.dashboard.components.controls import blocks
+from analyzer.dashboard.downloads import as_csv, harmless
+from analyzer.dashboard.library import Library
+from analyzer.dashboard.live import age_text, pulse
+from analyzer.dashboard.pages.runs import run_table
+from analyzer.dashboard.records import Records
+from analyzer.dashboard.server import ssh_line, take_port
 from analyzer.errors import AnalyzerError, RunNotFoundError
-from dashboard.address import Address, parse, query
-from dashboard.components.controls import blocks
-from dashboard.downloads import as_csv, harmless
-from dashboard.library import Library
-from dashboard.live import age_text, pulse
-from dashboard.pages.runs import run_table
-from dashboard.records import Records
-from dashboard.server import ssh_line, take_port
 from tests.support.runs import write_run
 
 
@@ -158,7 +158,7 @@ def test_what_cannot_be_computed_is_asked_for_again() -> None:
 def test_a_long_list_shows_the_newest_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dashboard.pages.runs._MOST_ROWS", 50)
+    monkeypatch.setattr("analyzer.dashboard.pages.runs._MOST_ROWS", 50)
     for number in range(60):
         write_run(tmp_path / f"run-{number}", [1.0], [[1.0]])
     library = Library([tmp_path])

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
+from analyzer.dashboard.pages.panels import panels_of
 from analyzer.figures.catalog import PANELS
-from dashboard.pages.panels import panels_of
 from tests.dashboard.conftest import Visit
 
 PAIR = "?run=plain&run=residual"

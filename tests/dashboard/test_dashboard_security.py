@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from dashboard.app import create_app
-from dashboard.ids import Id
-from dashboard.library import Library
+from analyzer.dashboard.app import create_app
+from analyzer.dashboard.ids import Id
+from analyzer.dashboard.library import Library
 from tests.support.runs import write_run
 
 LOCAL = {"Host": "127.0.0.1:8050"}

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from analyzer.reports.html import report_html
+from analyzer.reports.story import Story, story_of
 from analyzer.storage.run import Run, open_run
-from reports.html import report_html
-from reports.story import Story, story_of
 from tests.support.full_run import write_full_pair, write_network_run
 
 

@@ -12,13 +12,13 @@ import pytest
 from plotly.subplots import make_subplots
 
 from analyzer.errors import AnalyzerError
-from reports.files import formats_in, write_figures
-from reports.paper import drawn_figure, figure_bytes
-from reports.paper_style import WIDTHS, paper_style, width_in_inches
-from reports.paper_traces import DRAWERS
-from reports.paper_words import plain_text
-from reports.story import Story
-from reports.twin import twin_svg
+from analyzer.reports.files import formats_in, write_figures
+from analyzer.reports.paper import drawn_figure, figure_bytes
+from analyzer.reports.paper_style import WIDTHS, paper_style, width_in_inches
+from analyzer.reports.paper_traces import DRAWERS
+from analyzer.reports.paper_words import plain_text
+from analyzer.reports.story import Story
+from analyzer.reports.twin import twin_svg
 
 
 def profile(*, log: bool = True) -> go.Figure:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from reports.files import paper_tables, write_figures, write_tables
-from reports.latex import latex_escaped, latex_number, latex_text
-from reports.story import Story, story_of
-from reports.tables import PaperTable, csv_text, markdown_text
+from analyzer.reports.files import paper_tables, write_figures, write_tables
+from analyzer.reports.latex import latex_escaped, latex_number, latex_text
+from analyzer.reports.story import Story, story_of
+from analyzer.reports.tables import PaperTable, csv_text, markdown_text
 
 HOSTILE = "a_1 & 50% $x$ #{}~^\\ <b>|=2"
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reports.html import write_report
-from reports.story import Story, story_of
+from analyzer.reports.html import write_report
+from analyzer.reports.story import Story, story_of
 from tests.support.full_run import write_network_run
 from tests.support.runs import layer_row, write_run
 

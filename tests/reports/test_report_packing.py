@@ -11,10 +11,10 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from reports.packing import packed, packed_figures, packed_tables
-from reports.story import Story
-from reports.tables import csv_text
-from reports.twin import svg_address, twin_svg
+from analyzer.reports.packing import packed, packed_figures, packed_tables
+from analyzer.reports.story import Story
+from analyzer.reports.tables import csv_text
+from analyzer.reports.twin import svg_address, twin_svg
 
 
 def unpacked(text: str) -> Any:

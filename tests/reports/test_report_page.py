@@ -13,9 +13,9 @@ import pytest
 
 from analyzer.errors import AnalyzerError
 from analyzer.figures.theme import DARK, LIGHT
-from reports.html import report_html, write_report
-from reports.screen import screen_figure, what_differs
-from reports.story import Story, story_of
+from analyzer.reports.html import report_html, write_report
+from analyzer.reports.screen import screen_figure, what_differs
+from analyzer.reports.story import Story, story_of
 from tests.support.full_run import write_empty_run, write_network_run
 from tests.support.runs import layer_row, write_run
 

@@ -1,7 +1,7 @@
 from pathlib import Path
 
+from analyzer.reports.reproducibility import reproducibility
 from analyzer.storage.run import open_run
-from reports.reproducibility import reproducibility
 from tests.support.full_run import write_network_run
 
 

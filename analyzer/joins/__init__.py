@@ -1,40 +1,36 @@
 """Residual joins of any network: where they are, and how much gradient each side carries."""
 
+from analyzer.joins.backward import SplitHooks, join_gradients, splits_of_model
 from analyzer.joins.calls import CallLog
+from analyzer.joins.edits import Edit, JoinOperands, ScaledShortcuts
 from analyzer.joins.find import find_joins, plan_joins
-from analyzer.joins.forward import Follower
-from analyzer.joins.intercept import Interception, skip_scale
-from analyzer.joins.intercept_mode import Edit, ScaledShortcuts
-from analyzer.joins.intercept_plan import Place
-from analyzer.joins.intercept_rerun import Rerun
-from analyzer.joins.intercept_rescale import Rescaling, rescale_branches
-from analyzer.joins.live import join_gradients, splits_of_model
+from analyzer.joins.interception import Interception, skip_scale
 from analyzer.joins.plan import Join, JoinPlan, JoinSite, joins_in_graph
-from analyzer.joins.splits import SplitHooks, attach
-from analyzer.joins.statistics import (
+from analyzer.joins.products import (
     SPLIT_COLUMNS,
     JoinGradients,
     split_products,
     split_statistics,
     statistics_of_products,
 )
+from analyzer.joins.rerun import Rerun, Rescaling, rescale_branches
+from analyzer.joins.trace import ForwardTrace
 
 __all__ = [
     "SPLIT_COLUMNS",
     "CallLog",
     "Edit",
-    "Follower",
+    "ForwardTrace",
     "Interception",
     "Join",
     "JoinGradients",
+    "JoinOperands",
     "JoinPlan",
     "JoinSite",
-    "Place",
     "Rerun",
     "Rescaling",
     "ScaledShortcuts",
     "SplitHooks",
-    "attach",
     "find_joins",
     "join_gradients",
     "joins_in_graph",

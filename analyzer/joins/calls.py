@@ -1,21 +1,31 @@
-"""Which module call made which part of the autograd graph, as spans of sequence numbers."""
+"""The calls of modules: hooks common to all of them, the log of one forward, running calls."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 __all__ = [
     "CallLog",
+    "GlobalHook",
     "ModuleCall",
+    "after_calls",
+    "before_calls",
+    "call_arguments_of",
     "clean_path",
     "is_compiled_itself",
     "is_layer",
+    "keywords_of_call",
+    "num_running",
     "numbered_call",
     "sequence_number",
     "tensors_in",
@@ -116,12 +126,12 @@ class CallLog:
     Args:
         roots: Root modules, outside of wrappers such as DDP, by the prefix of their paths; one
             root has the prefix ``""``.
-        follower: Follows tensors that autograd does not see; see `analyzer.joins.forward`.
+        trace: Follows tensors that autograd does not see; see `analyzer.joins.trace`.
     """
 
-    def __init__(self, roots: Mapping[str, nn.Module], follower: Any = None) -> None:
+    def __init__(self, roots: Mapping[str, nn.Module], trace: Any = None) -> None:
         self.roots = dict(roots)
-        self.follower = follower
+        self.trace = trace
         self.calls: list[ModuleCall] = []
         self.paths: dict[nn.Module, str] = {}
         for prefix, root in roots.items():
@@ -134,8 +144,8 @@ class CallLog:
 
     def enter(self, module: nn.Module, inputs: object = ()) -> None:
         """Note that a module's call begins; `inputs` are its arguments, needed for roots only."""
-        if not self._open and self.follower is not None:
-            self.follower.add_inputs(tensors_in(inputs))
+        if not self._open and self.trace is not None:
+            self.trace.add_inputs(tensors_in(inputs))
         path = self.paths[module]
         call = ModuleCall(
             path=path,
@@ -193,15 +203,101 @@ class CallLog:
         return numbered_call(path or type(module).__name__, self._times_called)
 
     def _tick(self) -> int:
-        return self.follower.tick if self.follower is not None else 0
+        return self.trace.tick if self.trace is not None else 0
 
     def _makers(self, output: object) -> list[Any]:
         """Return what made the tensors of an output: autograd nodes, or flows without them."""
         makers: list[Any] = []
         for tensor in tensors_in(output):
             maker = tensor.grad_fn
-            if maker is None and self.follower is not None:
-                maker = self.follower.flow_of(tensor)
+            if maker is None and self.trace is not None:
+                maker = self.trace.untracked(tensor)
             if maker is not None:
                 makers.append(maker)
         return makers
+
+
+def _calls_of(module: nn.Module) -> Iterator[FrameType]:
+    """Yield the frames of the calls of a module that are running, innermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    code = nn.Module._call_impl.__code__
+    while frame is not None:
+        if frame.f_code is code and frame.f_locals.get("self") is module:
+            yield frame
+        frame = frame.f_back
+
+
+def call_arguments_of(
+    module: nn.Module, level: int = 0
+) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Return the arguments of a call of a module that is running.
+
+    A hook for all modules does not get the keyword arguments.
+
+    Args:
+        module: The module.
+        level: Which of its running calls, counted from 1 for the outermost; 0 for the innermost.
+    """
+    frame = list(_calls_of(module))[-level]
+    return frame.f_locals["args"], frame.f_locals["kwargs"]
+
+
+def keywords_of_call(module: nn.Module) -> Mapping[str, Any]:
+    """Return the keyword arguments of the innermost running call of a module; empty without one."""
+    frame = next(_calls_of(module), None)
+    return {} if frame is None else frame.f_locals["kwargs"]
+
+
+def num_running(module: nn.Module) -> int:
+    """Return how many calls of a module are running."""
+    return sum(1 for _ in _calls_of(module))
+
+
+_TABLES = (
+    "_global_backward_pre_hooks",
+    "_global_backward_hooks",
+    "_global_forward_pre_hooks",
+    "_global_forward_hooks",
+)
+_ours: set[int] = set()
+_torch: Any = torch_module
+_original: Any = None
+
+
+class GlobalHook:
+    """A hook that is there until `remove`.
+
+    Args:
+        handle: What torch returned for it.
+    """
+
+    def __init__(self, handle: Any) -> None:
+        global _original
+        self._handle = handle
+        self.id: int = handle.id
+        if not _ours:
+            _original = _torch._has_any_global_hook
+            _torch._has_any_global_hook = _has_hook_of_others
+        _ours.add(handle.id)
+
+    def remove(self) -> None:
+        """Remove the hook; after the last one torch is as it was."""
+        self._handle.remove()
+        if self._handle.id in _ours:
+            _ours.discard(self._handle.id)
+            if not _ours:
+                _torch._has_any_global_hook = _original
+
+
+def before_calls(hook: Callable[[Any, Any], None]) -> GlobalHook:
+    """Call ``hook(module, args)`` before the forward of every module."""
+    return GlobalHook(register_module_forward_pre_hook(hook))
+
+
+def after_calls(hook: Callable[[Any, Any, Any], None]) -> GlobalHook:
+    """Call ``hook(module, args, output)`` after it; with the output None after an exception."""
+    return GlobalHook(register_module_forward_hook(hook, always_call=True))
+
+
+def _has_hook_of_others() -> bool:
+    return any(key not in _ours for table in _TABLES for key in getattr(_torch, table))

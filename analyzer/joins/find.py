@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,11 +11,11 @@ from torch import nn
 from torch.autograd.graph import Node
 
 from analyzer.joins.calls import CallLog, tensors_in
-from analyzer.joins.forward import Follower
+from analyzer.joins.model_state import cloned, preserve_state, unwrapped
 from analyzer.joins.plan import Join, JoinPlan, joins_in_graph
-from analyzer.joins.untouched import cloned, untouched, unwrapped
+from analyzer.joins.trace import ForwardTrace
 
-__all__ = ["find_joins", "output_nodes", "plan_joins", "watched_forward"]
+__all__ = ["call_arguments", "find_joins", "output_nodes", "plan_joins", "watched_forward"]
 
 
 def find_joins(model: nn.Module, *args: Any, **kwargs: Any) -> list[Join]:
@@ -36,7 +37,7 @@ def find_joins(model: nn.Module, *args: Any, **kwargs: Any) -> list[Join]:
     joins = plan_joins(model, args, kwargs).joins
     model = unwrapped(model)
     if any(module.training for module in model.modules()):
-        with untouched(model):
+        with preserve_state(model):
             for module in model.modules():
                 module.training = False
             try:
@@ -60,7 +61,7 @@ def plan_joins(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         The plan, with the modules whose joins cannot be seen.
     """
     model = unwrapped(model)
-    with untouched(model):
+    with preserve_state(model):
         output, log = watched_forward(model, *cloned((args, kwargs), requires_grad=False))
         return joins_in_graph(output_nodes(output), log)
 
@@ -79,9 +80,9 @@ def watched_forward(
     Returns:
         The output, and the log.
     """
-    follower = Follower() if follow else None
-    log = CallLog({"": model}, follower)
-    with torch.enable_grad(), log.watch(), follower or nullcontext():
+    trace = ForwardTrace() if follow else None
+    log = CallLog({"": model}, trace)
+    with torch.enable_grad(), log.watch(), trace or nullcontext():
         output = model(*args, **kwargs)
     return output, log
 
@@ -90,3 +91,19 @@ def output_nodes(output: object) -> list[Node]:
     """Return the autograd nodes of the tensors in a model's output, in order."""
     nodes = [tensor.grad_fn for tensor in tensors_in(output)]
     return list(dict.fromkeys(node for node in nodes if node is not None))
+
+
+def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return positional and keyword arguments of a model call from one value.
+
+    Args:
+        inputs: A tuple or list of arguments, a mapping of keyword arguments, or one argument.
+
+    Returns:
+        The two.
+    """
+    if isinstance(inputs, tuple | list):
+        return tuple(inputs), {}
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (inputs,), {}

@@ -13,7 +13,7 @@ from torch import nn
 from torch.autograd.graph import Node
 
 from analyzer.joins.calls import CallLog, ModuleCall
-from analyzer.joins.forward import Flow, Followed
+from analyzer.joins.trace import TracedCall, Untracked
 
 __all__ = ["Dataflow", "Walk"]
 
@@ -102,21 +102,21 @@ class Dataflow:
         log: Calls of the forward that made it.
 
     Attributes:
-        vertices: Autograd nodes, and flows where autograd has none.
+        vertices: Autograd nodes, and `Untracked` where autograd has none.
         kinds: Per vertex ``add`` | ``cat`` | ``select`` | ``view`` | ``input`` | ``other``.
-        sequences: Per vertex the number of its autograd node, or of the next one for a flow.
+        sequences: Per vertex the number of its autograd node; for an untracked tensor of the next.
         reads: Per vertex its data reads: (input slot, vertex read, output number of that vertex);
             the slot is -1 where autograd has no edge.
         parameters: Per vertex the parameters that it reads directly.
         elements: Per vertex the number of elements of those.
-        place: Vertex numbers by node or flow.
+        place: Vertex numbers by node or `Untracked`.
     """
 
     def __init__(self, walk: Walk, log: CallLog) -> None:
         self._notes = self._followed(log)
-        self._spans = self._layer_spans(log) if log.follower is None else {}
+        self._spans = self._layer_spans(log) if log.trace is None else {}
         leaves: list[Node] = []
-        items: list[Item] = [(f.sequence, 0, f.tick, f, None) for f in self._flows(log)]
+        items: list[Item] = [(f.sequence, 0, f.tick, f, None) for f in self._untracked(log)]
         for place, (node, edges) in enumerate(zip(walk.nodes, walk.edges, strict=True)):
             if type(node).__name__ == "AccumulateGrad":
                 leaves.append(node)
@@ -146,18 +146,16 @@ class Dataflow:
                 self._append(leaf, -1, "input", (), ())
         for sequence, _, _, vertex, edges in items:
             if edges is None:
-                self._add_flow(vertex)
+                self._add_untracked(vertex)
             else:
                 self._add_node(vertex, edges, sequence)
 
     @staticmethod
-    def _followed(log: CallLog) -> dict[int, Followed]:
+    def _followed(log: CallLog) -> dict[int, TracedCall]:
         """Return the followed function calls by the sequence numbers of their nodes."""
-        if log.follower is None:
+        if log.trace is None:
             return {}
-        return {
-            number: call for call in log.follower.followed for number in range(call.start, call.end)
-        }
+        return {number: call for call in log.trace.calls for number in range(call.start, call.end)}
 
     @staticmethod
     def _layer_spans(log: CallLog) -> dict[int, ModuleCall]:
@@ -169,24 +167,26 @@ class Dataflow:
             for number in range(call.start, call.end)
         }
 
-    def _flows(self, log: CallLog) -> list[Flow]:
-        """Return the flows that carry data into the graph, or out of the model past it."""
-        stack: list[Flow] = [
-            flow
-            for call in (log.follower.followed if log.follower is not None else ())
-            for flow in call.operands
-            if flow is not None
+    def _untracked(self, log: CallLog) -> list[Untracked]:
+        """Return the untracked tensors that carry data into the graph, or past it."""
+        stack: list[Untracked] = [
+            read
+            for call in (log.trace.calls if log.trace is not None else ())
+            for read in call.operands
+            if read is not None
         ]
-        stack += [made for call in log.calls for made in call.outputs if isinstance(made, Flow)]
-        found: dict[Flow, None] = {}
+        stack += [
+            made for call in log.calls for made in call.outputs if isinstance(made, Untracked)
+        ]
+        found: dict[Untracked, None] = {}
         while stack:
-            flow = stack.pop()
-            if flow in found or not (flow.carries_data and flow.is_differentiable):
+            read = stack.pop()
+            if read in found or not (read.carries_data and read.is_differentiable):
                 continue
-            found[flow] = None
-            stack.extend(flow.reads)
+            found[read] = None
+            stack.extend(read.reads)
         # A source that was met as an argument has the tick of the function that read it.
-        return sorted(found, key=lambda flow: bool(flow.reads))
+        return sorted(found, key=lambda read: bool(read.reads))
 
     def _append(
         self,
@@ -204,10 +204,10 @@ class Dataflow:
         self.parameters.append(parameters)
         self.elements.append(sum([parameter.numel() for parameter in parameters]))
 
-    def _add_flow(self, flow: Flow) -> None:
+    def _add_untracked(self, read: Untracked) -> None:
         place = self.place
-        reads = tuple((slot, place[read], 0) for slot, read in enumerate(flow.reads))
-        self._append(flow, flow.sequence, flow.kind, reads, flow.parameters)
+        reads = tuple((slot, place[source], 0) for slot, source in enumerate(read.reads))
+        self._append(read, read.sequence, read.kind, reads, read.parameters)
 
     def _add_node(self, node: Node, edges: tuple[Edge, ...], sequence: int) -> None:
         reads: list[Read] = []
@@ -243,9 +243,9 @@ class Dataflow:
             self._weights[node] = parameters
 
     def _unseen_reads(
-        self, note: Followed, kind: str, edges: tuple[Edge, ...], is_data: bool, has_gap: bool
+        self, note: TracedCall, kind: str, edges: tuple[Edge, ...], is_data: bool, has_gap: bool
     ) -> tuple[list[Read], bool]:
-        """Return the flows that a node reads, and whether any of its operands carries data."""
+        """Return the untracked tensors that a node reads, and whether an operand carries data."""
         data = [(s, f) for s, f in enumerate(note.operands) if f is not None and f.carries_data]
         if kind in ("add", "cat") and note.kind == kind:
             data = [(s, f) for s, f in data if s < len(edges) and edges[s][0] is None]
@@ -253,7 +253,7 @@ class Dataflow:
             # Of several nodes of one function only the first ones read what autograd cannot see.
             return [], False
         else:
-            data = [(NO_SLOT, flow) for _, flow in data]
+            data = [(NO_SLOT, read) for _, read in data]
         reads = [(s, self.place[f], 0) for s, f in data if f.is_differentiable]
         return reads, bool(data)
 

@@ -1,19 +1,23 @@
-"""The joins of a network, and where they are in the autograd graph of any equal forward pass."""
+"""The joins of a network: their names and layers, and where they are in any equal graph."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+from torch import nn
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
-from analyzer.joins.calls import CallLog
+from analyzer.joins.calls import CallLog, ModuleCall
 from analyzer.joins.graph import Dataflow, Walk
-from analyzer.joins.names import Scopes, numbered, unseen_parts
-from analyzer.joins.search import Edge, Meeting, joins_of
+from analyzer.joins.search import Edge, JoinVertices, joins_of
+from analyzer.joins.trace import Untracked
 
-__all__ = ["Join", "JoinPlan", "JoinSite", "joins_in_graph"]
+__all__ = ["Join", "JoinPlan", "JoinSite", "Scopes", "joins_in_graph", "numbered"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class JoinSite:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Location:
     """A `JoinSite` as places in a `Walk`."""
 
     node: int | None
@@ -92,7 +96,7 @@ class JoinPlan:
     def __init__(
         self,
         joins: list[Join],
-        places: list[_Place],
+        places: list[_Location],
         structure: list[tuple[object, ...]],
         unseen: list[tuple[str, str]],
     ) -> None:
@@ -132,7 +136,7 @@ def joins_in_graph(roots: Iterable[Node] | Walk, log: CallLog) -> JoinPlan:
 
     Args:
         roots: Autograd nodes of the model's outputs, or of the loss; or the walk from them.
-        log: The module calls of the forward that made the graph; its `Follower`, where it had
+        log: The module calls of the forward that made the graph; its `ForwardTrace`, where it had
             one, adds what autograd does not see.
 
     Returns:
@@ -164,7 +168,7 @@ def joins_in_graph(roots: Iterable[Node] | Walk, log: CallLog) -> JoinPlan:
     return JoinPlan(joins, places, walk.structure(), unseen_parts(walk, log))
 
 
-def _shortcut_kind(flow: Dataflow, meeting: Meeting) -> str:
+def _shortcut_kind(flow: Dataflow, meeting: JoinVertices) -> str:
     if flow.kinds[meeting.join] == "cat":
         return "concat"
     return "projection" if meeting.shortcut_elements else "identity"
@@ -176,7 +180,7 @@ def _is_scalar(flow: Dataflow, vertex: int) -> bool:
     return len(shape) == 0
 
 
-def _place(walk: Walk, flow: Dataflow, meeting: Meeting) -> _Place:
+def _place(walk: Walk, flow: Dataflow, meeting: JoinVertices) -> _Location:
     def edges(reads: tuple[Edge, ...]) -> tuple[Edge, ...] | None:
         found = [(walk.place.get(flow.vertices[v]), slot, number) for v, slot, number in reads]
         if any(place is None or slot < 0 for place, slot, _ in found):
@@ -184,7 +188,7 @@ def _place(walk: Walk, flow: Dataflow, meeting: Meeting) -> _Place:
         return tuple((place, slot, number) for place, slot, number in found if place is not None)
 
     fork = walk.place.get(flow.vertices[meeting.fork])
-    return _Place(
+    return _Location(
         node=walk.place.get(flow.vertices[meeting.join]),
         fork=fork,
         shortcut_slot=meeting.shortcut_slot,
@@ -200,3 +204,160 @@ def _node(walk: Walk, place: int | None) -> Any:
 
 def _nodes(walk: Walk, edges: tuple[Edge, ...] | None) -> Any:
     return edges and tuple((walk.nodes[place], slot, number) for place, slot, number in edges)
+
+
+_REASONS = {
+    "CheckpointFunctionBackward": "reentrant checkpointing hides what it computes",
+    "CompiledFunctionBackward": "compiled code hides what it computes",
+}
+
+
+class Scopes:
+    """Which call made which vertex.
+
+    Args:
+        flow: The vertices.
+        log: The calls of the forward that made them.
+    """
+
+    def __init__(self, flow: Dataflow, log: CallLog) -> None:
+        self.flow = flow
+        self.log = log
+        self._starts = [call.start for call in log.calls]
+        self._ticks = [call.tick for call in log.calls]
+        self._layers: dict[int, list[int]] = {}
+        for number, call in enumerate(log.calls):
+            if call.layer is not None:
+                for vertex in self._made_by(call):
+                    self._layers.setdefault(vertex, []).append(number)
+
+    def owner(self, meeting: JoinVertices) -> ModuleCall | None:
+        """Return the innermost call that contains a join and all that reads its fork.
+
+        None where there is no such call, as for a sum of losses outside of the model, and where
+        the join is inside of one of torch's own leaf modules (the cell of an LSTM).
+        """
+        number = self._innermost(meeting.join)
+        if number < 0 or _is_built_in_leaf(self.log.calls[number].module):
+            return None
+        while number >= 0:
+            call = self.log.calls[number]
+            if all(self._is_after_start(call, vertex) for vertex in meeting.between):
+                return call
+            number = call.parent
+        return None
+
+    def layers(self, vertices: Iterable[int], owner: ModuleCall, join: int) -> list[str]:
+        """Return the names of the layers that made vertices inside of a call, in call order."""
+        numbers = {
+            number
+            for vertex in vertices
+            for number in self._layers.get(vertex, ())
+            if self.log.calls[number].start >= owner.start
+            and self.log.calls[number].tick >= owner.tick
+            and not self._contains(self.log.calls[number], join)
+        }
+        return [self.log.calls[number].layer or "" for number in sorted(numbers)]
+
+    def parameters(self, vertices: Iterable[int], owner: ModuleCall) -> int:
+        """Return the elements of the different parameters that vertices inside of a call read."""
+        found: dict[nn.Parameter, None] = {}
+        for vertex in vertices:
+            if self._is_after_start(owner, vertex):
+                found.update(dict.fromkeys(self.flow.parameters[vertex]))
+        return sum(parameter.numel() for parameter in found)
+
+    def _made_by(self, call: ModuleCall) -> list[int]:
+        """Return the vertices of a layer's outputs.
+
+        Where a view of the output was changed in place, autograd has replaced its node: what the
+        layer computed before that view stands for it.
+        """
+        places = [
+            self._by_sequence.get(maker) if isinstance(maker, int) else self.flow.place.get(maker)
+            for maker in call.outputs
+        ]
+        made = [vertex for vertex in places if vertex is not None]
+        if made or call.start == call.end:
+            return made
+        before = bisect_right(self._numbered, (call.end, -1)) - 1
+        sequence, vertex = self._numbered[before] if before >= 0 else (-1, -1)
+        return [vertex] if sequence >= call.start else []
+
+    @cached_property
+    def _by_sequence(self) -> dict[int, int]:
+        """Vertex by sequence number: a log may hold numbers, to keep no graph alive."""
+        return {sequence: vertex for sequence, vertex in self._numbered if sequence >= 0}
+
+    @cached_property
+    def _numbered(self) -> list[tuple[int, int]]:
+        """Sequence number and vertex of every autograd node that carries data."""
+        return sorted(
+            (self.flow.sequences[vertex], vertex)
+            for vertex, maker in enumerate(self.flow.vertices)
+            if not isinstance(maker, Untracked)
+        )
+
+    def _innermost(self, vertex: int) -> int:
+        """Return the number of the innermost call that made a vertex, -1 where none did."""
+        maker = self.flow.vertices[vertex]
+        if isinstance(maker, Untracked):
+            number = bisect_right(self._ticks, maker.tick - 1) - 1
+        else:
+            number = bisect_right(self._starts, self.flow.sequences[vertex]) - 1
+        while number >= 0 and not self._contains(self.log.calls[number], vertex):
+            number = self.log.calls[number].parent
+        return number
+
+    def _contains(self, call: ModuleCall, vertex: int) -> bool:
+        maker = self.flow.vertices[vertex]
+        if isinstance(maker, Untracked):
+            return call.tick < maker.tick <= call.tock
+        return call.start <= self.flow.sequences[vertex] < call.end
+
+    def _is_after_start(self, call: ModuleCall, vertex: int) -> bool:
+        maker = self.flow.vertices[vertex]
+        if isinstance(maker, Untracked):
+            return call.tick < maker.tick
+        return call.start <= self.flow.sequences[vertex]
+
+
+def _is_built_in_leaf(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.") and not module._modules
+
+
+def numbered(names: list[str]) -> list[str]:
+    """Return names made unique: those that occur more than once get ``#0``, ``#1`` and so on."""
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        number = seen.get(name, 0)
+        seen[name] = number + 1
+        result.append(name if names.count(name) == 1 else f"{name}#{number}")
+    return result
+
+
+def unseen_parts(walk: Walk, log: CallLog) -> list[tuple[str, str]]:
+    """Return the modules whose joins cannot be seen, with the reason.
+
+    Args:
+        walk: The autograd graph.
+        log: The calls of the forward that made it.
+
+    Returns:
+        Pairs of a module name and a reason, without repetition, in graph order.
+    """
+    starts = [call.start for call in log.calls]
+    found: dict[tuple[str, str], None] = {}
+    for node in walk.nodes:
+        if not isinstance(node, BackwardCFunction):
+            continue
+        name = type(node).__name__
+        sequence = int(node._sequence_nr())
+        number = bisect_right(starts, sequence) - 1
+        while number >= 0 and not log.calls[number].end > sequence:
+            number = log.calls[number].parent
+        if number >= 0:
+            reason = _REASONS.get(name, f"the custom function {name.removesuffix('Backward')}")
+            found[log.root_name(log.calls[number]), reason] = None
+    return list(found)

@@ -12,14 +12,14 @@ from heapq import heappop, heappush
 
 from analyzer.joins.graph import Dataflow
 
-__all__ = ["Meeting", "joins_of"]
+__all__ = ["JoinVertices", "joins_of"]
 
 NOWHERE = -1
 Edge = tuple[int, int, int]
 
 
 @dataclass(slots=True)
-class Meeting:
+class JoinVertices:
     """A join as vertices of a `Dataflow`.
 
     Args:
@@ -51,7 +51,7 @@ class Meeting:
     between: set[int]
 
 
-def joins_of(flow: Dataflow) -> list[Meeting]:
+def joins_of(flow: Dataflow) -> list[JoinVertices]:
     """Return the residual joins of a network, in forward order."""
     return _Search(flow).run()
 
@@ -62,8 +62,8 @@ class _Search:
         self.reads = [tuple({read for _, read, _ in reads}) for reads in flow.reads]
         self.dominator = self._dominators()
 
-    def run(self) -> list[Meeting]:
-        found: dict[int, Meeting] = {}
+    def run(self) -> list[JoinVertices]:
+        found: dict[int, JoinVertices] = {}
         for vertex, kind in enumerate(self.flow.kinds):
             if kind in ("add", "cat") and len(self.reads[vertex]) > 1:
                 meeting = self._addition(vertex) if kind == "add" else self._concatenation(vertex)
@@ -94,13 +94,13 @@ class _Search:
                 other = dominator[other]
         return one if one == other else NOWHERE
 
-    def _addition(self, join: int) -> Meeting | None:
+    def _addition(self, join: int) -> JoinVertices | None:
         operands = [(slot, read) for slot, read, _ in self.flow.reads[join]]
         if len(operands) != 2:
             return None
         # The operand made first is the shortcut nearly always; if so the other order is not tried.
         first, second = sorted(operands, key=lambda operand: operand[1])
-        best: Meeting | None = None
+        best: JoinVertices | None = None
         for shortcut, branch in ((first, second), (second, first)):
             if best is not None and best.shortcut_elements == 0:
                 break
@@ -117,7 +117,7 @@ class _Search:
             return None
         return best
 
-    def _concatenation(self, join: int) -> Meeting | None:
+    def _concatenation(self, join: int) -> JoinVertices | None:
         """Join where one operand is the fork itself: the earliest that the others read.
 
         An operand from elsewhere (a condition, another input) may be among them, but not one that
@@ -199,7 +199,7 @@ class _Search:
         fork: int,
         shortcut: tuple[int, int],
         branches: tuple[tuple[int, int], ...],
-    ) -> Meeting | None:
+    ) -> JoinVertices | None:
         """Return the join of a shortcut and branches, None where no branch is the heavier one."""
         shortcut_region = self._region((shortcut[1],), fork)
         branch_region = self._region(tuple(start for _, start in branches), fork)
@@ -211,7 +211,7 @@ class _Search:
         branch_region |= self._gates(path, fork)
         own_region = shortcut_region - branch_region
         slots = {slot for slot, _ in heavier}
-        return Meeting(
+        return JoinVertices(
             join=join,
             fork=fork,
             shortcut_slot=shortcut[0],
@@ -264,7 +264,7 @@ class _Search:
             if s == slot and read == fork
         )
 
-    def _reads_apart(self, meeting: Meeting) -> bool:
+    def _reads_apart(self, meeting: JoinVertices) -> bool:
         """Whether shortcut and branch read different parts of the fork (slices, chunks)."""
         shortcut, branch = meeting.shortcut_edges, meeting.branch_edges
         if {number for _, _, number in shortcut}.isdisjoint({number for _, _, number in branch}):
@@ -275,7 +275,7 @@ class _Search:
             kinds[vertex] == "select" for vertex in readers[0] | readers[1]
         )
 
-    def _drop_parallel_sums(self, outer: Meeting, found: dict[int, Meeting]) -> None:
+    def _drop_parallel_sums(self, outer: JoinVertices, found: dict[int, JoinVertices]) -> None:
         """Remove sums of parallel branches, ``a(x) + m(x)``, that are then added to x itself."""
         if outer.shortcut_elements or self.flow.kinds[outer.join] != "add":
             return

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._C import _current_graph_task_id
 
 from analyzer.joins.calls import clean_path, is_layer, numbered_call, tensors_in
-from analyzer.joins.untouched import untouched
+from analyzer.joins.model_state import preserve_state
 
 __all__ = [
     "LayerOutput",
@@ -109,7 +109,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     In a program that is in inference mode, gradients are possible inside.
     """
-    with torch.inference_mode(False), untouched(model):
+    with torch.inference_mode(False), preserve_state(model):
         for module in model.modules():
             module.training = False
         yield

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from analyzer.joins.untouched import unwrapped
+from analyzer.joins.model_state import unwrapped
 from analyzer.probes.activations import evaluating, layer_outputs, samples_between
 from analyzer.probes.batch import HeldBatch, Measurement
 from analyzer.probes.conductance import PathSums, path_sums

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from analyzer.joins.untouched import cloned, untouched, unwrapped
+from analyzer.joins.model_state import cloned, preserve_state, unwrapped
 from analyzer.probes.activations import main_output
 
 __all__ = ["autocorrelation", "gradient_autocorrelation", "gradient_on_line"]
@@ -67,7 +67,7 @@ def gradient_on_line(model: nn.Module, grid: Tensor) -> Tensor:
     direction = steps.mean(dim=0)
     model = unwrapped(model)
     memo: dict[int, tuple[Tensor, Tensor]] = {}
-    with torch.inference_mode(False), untouched(model), torch.enable_grad():
+    with torch.inference_mode(False), preserve_state(model), torch.enable_grad():
         main = main_output(model(cloned(grid, requires_grad=True, memo=memo)))
         (gradient,) = torch.autograd.grad(main.sum(), memo[id(grid)][0])
     slope: Tensor = gradient.double().flatten(1) @ (direction / direction.norm())

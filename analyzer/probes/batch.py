@@ -19,7 +19,7 @@ class HeldBatch:
         model: The model; a probe leaves its weights, buffers, modes, ``.grad``, hooks and the
             random state as they are.
         inputs: The arguments of one call: a tuple of positional ones, a dict of keyword arguments,
-            or one tensor (`analyzer.joins.live.call_arguments` takes them apart).
+            or one tensor (`analyzer.joins.find.call_arguments` takes them apart).
         targets: Second argument of `loss`; None where the loss holds its own targets.
         loss: ``loss(output, targets)``, the mean over the batch. For a recorded script it repeats
             the operations from the model's output to the root of the backward pass.

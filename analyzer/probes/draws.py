@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import nn
 
-from analyzer.joins.untouched import untouched
+from analyzer.joins.model_state import preserve_state
 
 __all__ = ["same_draws"]
 
@@ -28,7 +28,7 @@ def same_draws(model: nn.Module) -> Iterator[None]:
         model: Its devices are seeded, too; all generators are put back at the end.
     """
     devices = {p.device for p in (*model.parameters(), *model.buffers())}
-    with untouched(model):
+    with preserve_state(model):
         random.seed(_SEED)
         if (numpy := sys.modules.get("numpy")) is not None:
             numpy.random.seed(_SEED)

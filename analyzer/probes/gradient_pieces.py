@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from analyzer.errors import AnalyzerError
 from analyzer.joins.calls import tensors_in
-from analyzer.joins.untouched import cloned
+from analyzer.joins.model_state import cloned
 from analyzer.probes.activations import norm_over_batch, num_samples, samples_between
 from analyzer.probes.held_batches import Batch
 from analyzer.probes.hessian import Loss

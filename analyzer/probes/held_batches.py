@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from analyzer.joins.live import call_arguments
-from analyzer.joins.untouched import cloned
+from analyzer.joins.find import call_arguments
+from analyzer.joins.model_state import cloned
 
 __all__ = ["Batch", "channels_last", "held", "num_samples", "pooled", "split"]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from analyzer.errors import AnalyzerError
-from analyzer.joins.untouched import unwrapped
+from analyzer.joins.model_state import unwrapped
 from analyzer.probes.activations import evaluating
 from analyzer.probes.held_batches import Batch, held, num_samples, pooled
 from analyzer.probes.second_derivatives import num_bytes_held, refuse_if_severed

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from analyzer.errors import AnalyzerError
 from analyzer.joins.calls import CallLog, tensors_in
-from analyzer.joins.find import watched_forward
-from analyzer.joins.live import call_arguments
+from analyzer.joins.find import call_arguments, watched_forward
 from analyzer.probes.activations import main_output, norm_over_batch, num_samples
 from analyzer.probes.output_target import flattened
 

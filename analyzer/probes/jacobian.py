@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from analyzer.joins.find import output_nodes, watched_forward
-from analyzer.joins.live import call_arguments
+from analyzer.joins.find import call_arguments, output_nodes, watched_forward
+from analyzer.joins.model_state import cloned, unwrapped
 from analyzer.joins.plan import JoinSite, joins_in_graph
-from analyzer.joins.untouched import cloned, unwrapped
 from analyzer.probes.activations import evaluating, main_output, num_samples, samples_between
 from analyzer.probes.batch import HeldBatch, Measurement
 from analyzer.probes.bidiagonalization import ExtremeValues, extreme_singular_values

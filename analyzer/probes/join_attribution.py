@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from analyzer.joins.backward import SplitHooks
 from analyzer.joins.find import output_nodes
 from analyzer.joins.plan import Join, JoinSite, joins_in_graph
-from analyzer.joins.splits import attach
-from analyzer.joins.statistics import JoinGradients
+from analyzer.joins.products import JoinGradients
 from analyzer.probes.conductance import PathSums
 from analyzer.probes.input_path import InputPath
 
@@ -75,7 +75,7 @@ def join_attributions(
     def note(join: Join, found: JoinGradients) -> None:
         gradients[join.index] = found
 
-    hooks = attach(sites, note)
+    hooks = SplitHooks(sites, note)
     try:
         torch.autograd.grad(done.picked, done.points, retain_graph=True, allow_unused=True)
     finally:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from analyzer.joins import Edit, Join, Place, Rerun
+from analyzer.joins import Edit, Join, JoinOperands, Rerun
 from analyzer.joins.calls import tensors_in
-from analyzer.joins.live import call_arguments
+from analyzer.joins.find import call_arguments
 from analyzer.probes.batch import HeldBatch, Measurement
 
 __all__ = ["Score", "block_swaps", "lesion_scores", "measure", "score_of", "swap_scores"]
@@ -32,10 +32,10 @@ class _WithoutBranch:
     def __init__(self, join: int) -> None:
         self._join = join
 
-    def factor(self, place: Place, slot: int, operand: Tensor) -> float:
+    def factor(self, place: JoinOperands, slot: int, operand: Tensor) -> float:
         return 0.0 if place.join.index == self._join and slot in place.branches else 1.0
 
-    def joined(self, place: Place, result: Tensor) -> None:
+    def joined(self, place: JoinOperands, result: Tensor) -> None:
         """Do nothing with what the join gave."""
 
 

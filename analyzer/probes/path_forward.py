@@ -13,10 +13,9 @@ from torch.autograd.graph import GradientEdge, Node
 
 from analyzer.joins import JoinSite, joins_in_graph
 from analyzer.joins.calls import tensors_in
-from analyzer.joins.find import output_nodes, watched_forward
+from analyzer.joins.find import call_arguments, output_nodes, watched_forward
 from analyzer.joins.graph import Walk
-from analyzer.joins.live import call_arguments
-from analyzer.joins.untouched import cloned, untouched
+from analyzer.joins.model_state import cloned, preserve_state
 from analyzer.probes.path_samples import PathsError
 
 __all__ = ["EvaluatedBatch", "evaluate", "evaluating"]
@@ -54,7 +53,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     has_rnn = any(isinstance(module, nn.RNNBase) for module in model.modules())
     # cuDNN's recurrent kernels have no backward pass in eval mode.
     cudnn = torch.backends.cudnn.flags(enabled=False) if has_rnn else nullcontext()
-    with torch.inference_mode(False), untouched(model), torch.enable_grad(), cudnn:
+    with torch.inference_mode(False), preserve_state(model), torch.enable_grad(), cudnn:
         try:
             for module in model.modules():
                 module.training = False
@@ -74,7 +73,7 @@ def evaluate(
 
     Args:
         model: Inside of `evaluating`, outside of wrappers.
-        inputs: Its arguments, as `analyzer.joins.live.call_arguments` takes them.
+        inputs: Its arguments, as `analyzer.joins.find.call_arguments` takes them.
         targets: Second argument of `loss`.
         loss: ``loss(output, targets)``.
 

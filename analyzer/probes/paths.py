@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from analyzer.joins.untouched import unwrapped
+from analyzer.joins.model_state import unwrapped
 from analyzer.probes.batch import HeldBatch, Measurement
 from analyzer.probes.path_counts import count_paths
 from analyzer.probes.path_forward import evaluate, evaluating

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from analyzer.joins.find import output_nodes, watched_forward
-from analyzer.joins.live import call_arguments
+from analyzer.joins.find import call_arguments, output_nodes, watched_forward
+from analyzer.joins.model_state import cloned, preserve_state, unwrapped
 from analyzer.joins.plan import joins_in_graph
-from analyzer.joins.untouched import cloned, untouched, unwrapped
 from analyzer.probes.activations import LayerOutput, layer_outputs, main_output
 from analyzer.probes.batch import HeldBatch, Measurement
 from analyzer.probes.heights import is_nonlinearity, numbers_above
@@ -76,7 +75,7 @@ def gradient_correlation(model: nn.Module, inputs: Any) -> Correlations:
         Balduzzi et al. (2017), The shattered gradients problem, sections 2 and 3.
     """
     model = unwrapped(model)
-    with torch.inference_mode(False), untouched(model), torch.enable_grad():
+    with torch.inference_mode(False), preserve_state(model), torch.enable_grad():
         args, kwargs = cloned(call_arguments(inputs), requires_grad=True)
         with layer_outputs(model) as layers:
             output, log = watched_forward(model, args, kwargs)
@@ -178,7 +177,7 @@ def fixed_statistics(model: nn.Module, inputs: Any) -> Iterator[int]:
     norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.training]
     norms = [norm for norm in norms if norm.running_mean is not None]
     momenta = [norm.momentum for norm in norms]
-    with untouched(model):
+    with preserve_state(model):
         try:
             if norms:
                 for norm in norms:

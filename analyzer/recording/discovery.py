@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch._C._functorch import maybe_current_level
 
-from analyzer.joins.global_hooks import before_calls
+from analyzer.joins.calls import before_calls
 from analyzer.recording.names import container_of
 from analyzer.recording.training import Training
 

@@ -20,7 +20,7 @@ from torch import Tensor, is_grad_enabled, nn
 from torch._C._functorch import maybe_current_level
 from torch.compiler import is_compiling, is_dynamo_compiling
 
-from analyzer.joins.global_hooks import after_calls, before_calls
+from analyzer.joins.calls import after_calls, before_calls
 from analyzer.recording.depth import ForwardDepth, graph_depths
 from analyzer.recording.host_statistics import Call, Gate, Layer, none_dead
 from analyzer.recording.layers import Site, own_unit_axis

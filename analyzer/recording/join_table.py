@@ -6,8 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from analyzer.joins.names import numbered
-from analyzer.joins.plan import Join
+from analyzer.joins.plan import Join, numbered
 
 __all__ = ["JoinTable"]
 

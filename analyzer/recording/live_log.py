@@ -16,11 +16,11 @@ from analyzer.joins.calls import (
     clean_path,
     is_compiled_itself,
     is_layer,
+    keywords_of_call,
     numbered_call,
     tensors_in,
 )
-from analyzer.joins.forward import Follower
-from analyzer.joins.intercept_call import keywords_of_call
+from analyzer.joins.trace import ForwardTrace
 from analyzer.recording.names import unwrapped
 
 __all__ = ["LiveLog", "is_compiled", "token"]
@@ -47,7 +47,7 @@ class LiveLog(CallLog):
     """
 
     def __init__(self) -> None:
-        super().__init__({}, Follower())
+        super().__init__({}, ForwardTrace())
         self.is_paused = False
         self._follows = False
 
@@ -76,7 +76,7 @@ class LiveLog(CallLog):
             if len(self.calls) > _MOST_CALLS or torch.compiler.is_compiling():
                 return
             inputs = (inputs, keywords_of_call(module))
-            self.follower.__enter__()
+            self.trace.__enter__()
             self._follows = True
         super().enter(module, inputs)
 
@@ -89,14 +89,14 @@ class LiveLog(CallLog):
     def _stop_following(self) -> None:
         if self._follows:
             self._follows = False
-            self.follower.__exit__(None, None, None)
+            self.trace.__exit__(None, None, None)
 
     def _makers(self, output: object) -> list[Any]:
         """Return the sequence numbers of autograd nodes: a node would keep its graph alive."""
         makers: list[Any] = []
         for tensor in tensors_in(output):
             node = tensor.grad_fn
-            maker = node._sequence_nr() if node is not None else self.follower.flow_of(tensor)
+            maker = node._sequence_nr() if node is not None else self.trace.untracked(tensor)
             if maker is not None:
                 makers.append(maker)
         return makers

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from analyzer.joins.calls import tensors_in
-from analyzer.joins.intercept_call import keywords_of_call
+from analyzer.joins.calls import keywords_of_call, tensors_in
 from analyzer.probes import Measurement
 from analyzer.recording.accumulated_noise import AccumulatedStep, Numbers, noise_of
 from analyzer.recording.parameters import norms

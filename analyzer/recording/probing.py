@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from analyzer.errors import AnalyzerError
-from analyzer.joins.calls import tensors_in
-from analyzer.joins.intercept_call import keywords_of_call
-from analyzer.joins.untouched import cloned, untouched
+from analyzer.joins.calls import keywords_of_call, tensors_in
+from analyzer.joins.model_state import cloned, preserve_state
 from analyzer.probes import HeldBatch, Measurement, probe_named
 from analyzer.probes.replay import LossTape, ReplayError
 from analyzer.recording.names import unwrapped
@@ -344,7 +343,7 @@ def _same_world(model: nn.Module) -> Iterator[None]:
     for parameter, _ in gradients:
         parameter.grad = None  # a backward pass of the probe must not add to the program's
     try:
-        with untouched(model), torch.enable_grad():
+        with preserve_state(model), torch.enable_grad():
             yield
     finally:
         for parameter, gradient in gradients:

@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from analyzer.errors import AnalyzerError
-from analyzer.joins.intercept import Interception
-from analyzer.joins.intercept_mode import ScaledShortcuts
-from analyzer.joins.intercept_rescale import rescale_branches
+from analyzer.joins.edits import ScaledShortcuts
+from analyzer.joins.interception import Interception
+from analyzer.joins.rerun import rescale_branches
 
 __all__ = ["SkipScaling", "SkipsNotScaledError"]
 

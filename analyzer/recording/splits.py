@@ -12,10 +12,10 @@ import numpy as np
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from analyzer.joins.backward import SplitHooks
 from analyzer.joins.graph import Walk
 from analyzer.joins.plan import Join, JoinPlan, JoinSite, joins_in_graph
-from analyzer.joins.splits import SplitHooks, attach
-from analyzer.joins.statistics import (
+from analyzer.joins.products import (
     JoinGradients,
     split_products,
     split_statistics,
@@ -258,7 +258,7 @@ class Splits:
             if number is not None:
                 rows.add((number, places[join.index]), gradients, keeps=keeps_graph)
 
-        self._hooks = attach(sites, partial(_guarded, note, self._on_problem, rows))
+        self._hooks = SplitHooks(sites, partial(_guarded, note, self._on_problem, rows))
 
 
 def _guarded(

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from analyzer.joins.untouched import untouched, unwrapped
+from analyzer.joins.model_state import preserve_state, unwrapped
 from analyzer.probes.held_batches import Batch, num_samples
 from analyzer.probes.landscape.weights import Moves
 
@@ -40,7 +40,7 @@ def evaluating(model: nn.Module, moves: Moves) -> Iterator[nn.Module]:
     table of angles) would keep one that no later training can use.
     """
     inner = unwrapped(model)
-    with torch.inference_mode(False), untouched(inner), torch.no_grad():
+    with torch.inference_mode(False), preserve_state(inner), torch.no_grad():
         inner.eval()
         try:
             yield inner

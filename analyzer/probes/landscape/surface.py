@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from analyzer.joins.untouched import untouched, unwrapped
+from analyzer.joins.model_state import preserve_state, unwrapped
 from analyzer.probes.held_batches import held, num_samples
 from analyzer.probes.landscape.adaptive import Estimate, estimated_surface
 from analyzer.probes.landscape.choice import Work, chosen, method_named
@@ -111,7 +111,7 @@ def surface(
     is_fast = mode == "fast" and betas is not None
     axes, places = _distinct(wanted) if is_fast else (wanted, None)
     deadline = None if seconds is None else time.monotonic() + seconds
-    with untouched(unwrapped(model)):
+    with preserve_state(unwrapped(model)):
         data = held(batches)
     moves = moves_of(model, steps)
     with evaluating(model, moves) as module:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from analyzer.joins.calls import clean_path
-from analyzer.joins.untouched import unwrapped
+from analyzer.joins.model_state import unwrapped
 
 __all__ = [
     "Direction",

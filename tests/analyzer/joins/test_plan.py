@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from analyzer.joins import (
     CallLog,
-    Follower,
+    ForwardTrace,
     Join,
     JoinGradients,
-    attach,
+    SplitHooks,
     join_gradients,
     joins_in_graph,
     plan_joins,
@@ -39,7 +39,7 @@ def test_training_backward_delivers_what_the_live_function_gives() -> None:
     sites = plan.sites([second.grad_fn])
     assert sites is not None
     recorded: dict[int, JoinGradients] = {}
-    hooks = attach(sites, lambda join, gradients: recorded.update({join.index: gradients}))
+    hooks = SplitHooks(sites, lambda join, gradients: recorded.update({join.index: gradients}))
     second.backward()
     hooks.finish()
 
@@ -67,12 +67,12 @@ def test_splits_change_no_gradient_of_the_training() -> None:
     loss_of(model, x).backward()
     plain = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
     model.zero_grad()
-    with CallLog({"": model}, follower := Follower()).watch() as log, follower:
+    with CallLog({"": model}, trace := ForwardTrace()).watch() as log, trace:
         loss = loss_of(model, x)
     assert loss.grad_fn is not None
     plan = joins_in_graph([loss.grad_fn], log)
     delivered: list[Join] = []
-    hooks = attach(plan.sites([loss.grad_fn]) or [], lambda join, _: delivered.append(join))
+    hooks = SplitHooks(plan.sites([loss.grad_fn]) or [], lambda join, _: delivered.append(join))
     loss.backward()
     hooks.finish()
     assert {join.index for join in delivered} == {0, 1}
@@ -131,7 +131,9 @@ def test_no_graph_outlives_its_backward_pass() -> None:
     assert loss.grad_fn is not None
     plan = joins_in_graph([loss.grad_fn], log)
     held: list[JoinGradients] = []
-    hooks = attach(plan.sites([loss.grad_fn]) or [], lambda _, gradients: held.append(gradients))
+    hooks = SplitHooks(
+        plan.sites([loss.grad_fn]) or [], lambda _, gradients: held.append(gradients)
+    )
     loss.backward()
     hooks.finish()
     canary = Canary()
@@ -150,7 +152,9 @@ def test_an_input_that_requires_a_gradient_is_a_fork_of_the_training_backward() 
     assert loss.grad_fn is not None
     plan = joins_in_graph([loss.grad_fn], log)
     found: dict[int, JoinGradients] = {}
-    hooks = attach(plan.sites([loss.grad_fn]) or [], lambda join, g: found.update({join.index: g}))
+    hooks = SplitHooks(
+        plan.sites([loss.grad_fn]) or [], lambda join, g: found.update({join.index: g})
+    )
     loss.backward()
     hooks.finish()
     assert found[0].shortcut is not None

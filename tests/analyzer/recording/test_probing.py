@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 import analyzer
-from analyzer.joins.live import call_arguments
+from analyzer.joins.find import call_arguments
 from analyzer.probes import registry
 from analyzer.probes.batch import Measurement
 from analyzer.recording.schedule import ProbePlan

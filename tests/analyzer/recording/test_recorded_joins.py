@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import analyzer
 from analyzer.joins.calls import tensors_in
-from analyzer.joins.statistics import SPLIT_COLUMNS
+from analyzer.joins.products import SPLIT_COLUMNS
 from analyzer.recording.splits import pooled_split
 from analyzer.storage.schema import STAT_COLUMNS
 from tests.support.families import FAMILIES, BasicBlock, Family

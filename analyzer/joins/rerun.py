@@ -1,20 +1,104 @@
-"""Branches scaled so that a network without shortcuts has the activations' size of the original."""
+"""A model run again on held arguments with the operands of its joins changed."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from analyzer.joins.intercept_mode import ScaledShortcuts
-from analyzer.joins.intercept_plan import Place
-from analyzer.joins.intercept_rerun import Rerun
+from analyzer.errors import AnalyzerError
+from analyzer.joins.edit_plan import planned_operands
+from analyzer.joins.edits import Edit, EditingMode, JoinOperands, OperandsByToken, ScaledShortcuts
+from analyzer.joins.interception import active_edits
+from analyzer.joins.model_state import RandomStates, arguments_copied, unobserved, unwrapped
+from analyzer.joins.plan import Join
 
-__all__ = ["Rescaling", "rescale_branches"]
+__all__ = ["Rerun", "Rescaling", "rescale_branches"]
+
+
+class Rerun:
+    """Runs one call of a model again and again, each time from the same random state.
+
+    Weights, buffers, modes, ``.grad``, hooks and the random state stay as they are; what
+    `skip_scale` does to the model at this moment is done in these runs too.
+
+    Args:
+        model: Any eager model.
+        args: Arguments of the call.
+        kwargs: Its keyword arguments.
+        in_eval: Whether the runs are in eval mode; else in the mode that the model is in.
+        is_alone: Whether to run without what `skip_scale` does at this moment.
+
+    Attributes:
+        model: The model, outside of wrappers.
+        joins: Its joins in this call, forward order.
+
+    Raises:
+        AnalyzerError: If one of its joins cannot be intercepted.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        in_eval: bool = False,
+        is_alone: bool = False,
+    ) -> None:
+        self.model = unwrapped(model)
+        self._args, self._kwargs = args, kwargs
+        self._in_eval = in_eval
+        self._outer: list[Edit] = [] if is_alone else active_edits(self.model)
+        self._states = RandomStates({parameter.device for parameter in model.parameters()})
+        self._places: OperandsByToken = self._quietly(
+            lambda: planned_operands(self.model, args, kwargs, self._states)
+        )
+        found = {p.join.index: p.join for p in self._places.values() if p is not None}
+        self.joins: list[Join] = [found[index] for index in sorted(found)]
+
+    def run(
+        self,
+        edits: Sequence[Edit] = (),
+        call: Callable[..., Any] | None = None,
+    ) -> Any:
+        """Return what a function of the model's output gives, without gradient.
+
+        Args:
+            edits: What is done to the operands of the joins.
+            call: Called with the arguments in place of the model.
+        """
+        mode = EditingMode([*self._outer, *edits], self._operands_of)
+
+        def once() -> Any:
+            positional, named = arguments_copied(self._args, self._kwargs)
+            self._states.restore()
+            with mode:
+                return (call or self.model)(*positional, **named)
+
+        with torch.no_grad():
+            return self._quietly(once)
+
+    def _quietly(self, function: Callable[[], Any]) -> Any:
+        with unobserved(self.model):
+            if self._in_eval:
+                for module in self.model.modules():
+                    module.training = False
+            return function()
+
+    def _operands_of(self, token: int) -> JoinOperands | None:
+        if token not in self._places:
+            raise AnalyzerError(
+                f"'{type(self.model).__name__}' does not compute the same when a call is repeated, "
+                "so that its skips cannot be told apart; expected the same operations from the "
+                "same inputs and random states. Make it so, or leave this measurement out."
+            )
+        return self._places[token]
+
 
 _MOST_PASSES = 8
 _TOLERANCE = 0.01
@@ -39,10 +123,10 @@ class _Measured:
     def __init__(self) -> None:
         self.deviations: dict[int, float] = {}
 
-    def factor(self, place: Place, slot: int, operand: Tensor) -> float:
+    def factor(self, place: JoinOperands, slot: int, operand: Tensor) -> float:
         return 1.0
 
-    def joined(self, place: Place, result: Tensor) -> None:
+    def joined(self, place: JoinOperands, result: Tensor) -> None:
         self.deviations[place.join.index] = _deviation(result)
 
 
@@ -53,7 +137,7 @@ class _Matched:
         self._wanted = wanted
         self.factors: dict[int, float] = {}
 
-    def factor(self, place: Place, slot: int, operand: Tensor) -> float:
+    def factor(self, place: JoinOperands, slot: int, operand: Tensor) -> float:
         if slot == place.shortcut or place.join.operation != "add":
             return 1.0
         is_now = _deviation(operand)
@@ -61,7 +145,7 @@ class _Matched:
         self.factors[place.join.index] = ratio if math.isfinite(ratio) and ratio > 0 else math.nan
         return ratio if math.isfinite(ratio) else 1.0
 
-    def joined(self, place: Place, result: Tensor) -> None:
+    def joined(self, place: JoinOperands, result: Tensor) -> None:
         """Do nothing with what the join gave."""
 
 

@@ -5,15 +5,15 @@ import math
 import pytest
 import torch
 
-from analyzer.joins import host_products
-from analyzer.joins.host_products import are_in_host_memory, products, squares
+from analyzer.joins import products as products_module
+from analyzer.joins.products import are_in_host_memory, products, squares
 
 
 @pytest.fixture(params=["compiled", "numpy"], autouse=True)
 def way(request, monkeypatch):
     if request.param == "numpy":
-        monkeypatch.setattr(host_products, "_compiled", None)
-    elif host_products._compiled is None:
+        monkeypatch.setattr(products_module, "_compiled", None)
+    elif products_module._compiled is None:
         pytest.fail("the compiled pass was not built; expected a compiler at installation")
 
 

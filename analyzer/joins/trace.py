@@ -1,6 +1,6 @@
 """Tensors followed forward through one forward pass, where autograd keeps no graph of them.
 
-A *flow* stands for a tensor without gradient: a network's input, what a frozen or ``no_grad`` part
+An *untracked* tensor is one without gradient: a network's input, what a frozen or ``no_grad`` part
 makes of it, or a frozen parameter. It carries data when it was computed from the network's inputs.
 """
 
@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from analyzer.joins.calls import sequence_number
 
-__all__ = ["Flow", "Followed", "Follower"]
+__all__ = ["ForwardTrace", "TracedCall", "Untracked"]
 
 _ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "subtract"} | {
     "__sub__",
@@ -33,7 +33,7 @@ _SELECTIONS = {"__getitem__", "select", "narrow", "chunk", "split", "unbind", "t
 
 
 @dataclass(eq=False, slots=True)
-class Flow:
+class Untracked:
     """A tensor that autograd does not see, and how it was made.
 
     Args:
@@ -50,7 +50,7 @@ class Flow:
     kind: str
     carries_data: bool
     is_differentiable: bool
-    reads: tuple[Flow, ...]
+    reads: tuple[Untracked, ...]
     parameters: tuple[nn.Parameter, ...]
     sequence: int
     tick: int
@@ -58,21 +58,21 @@ class Flow:
 
 
 @dataclass(eq=False, slots=True)
-class Followed:
+class TracedCall:
     """One function call that made autograd nodes.
 
     Args:
-        kind: As for `Flow`.
+        kind: As for `Untracked`.
         start: Sequence number of its first autograd node.
         end: Sequence number after its last one.
-        operands: Per tensor argument its flow; None where autograd sees it, or it is constant.
+        operands: Per tensor argument its `Untracked`; None where autograd sees it, or a constant.
         parameters: Parameters without gradient that it read.
     """
 
     kind: str
     start: int
     end: int
-    operands: tuple[Flow | None, ...]
+    operands: tuple[Untracked | None, ...]
     parameters: tuple[nn.Parameter, ...]
 
 
@@ -96,19 +96,19 @@ def _tensor_arguments(values: Iterable[Any]) -> list[Tensor]:
     return found
 
 
-class Follower(TorchFunctionMode):
+class ForwardTrace(TorchFunctionMode):
     """Follows tensors through the functions of one forward pass; it changes no result.
 
     Attributes:
         tick: How many functions were followed so far.
-        followed: Calls that made autograd nodes from tensors that autograd does not see.
+        calls: Calls that made autograd nodes from tensors that autograd does not see.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.tick = 0
-        self.followed: list[Followed] = []
-        self._flows: dict[int, tuple[weakref.ref[Tensor], Flow]] = {}
+        self.calls: list[TracedCall] = []
+        self._untracked: dict[int, tuple[weakref.ref[Tensor], Untracked]] = {}
         self._has_inputs = False
 
     def __torch_function__(
@@ -133,19 +133,19 @@ class Follower(TorchFunctionMode):
         """Note the inputs of a root model: data from here on, where not already followed."""
         for tensor in tensors:
             self._has_inputs = True
-            if not tensor.requires_grad and self.flow_of(tensor) is None:
+            if not tensor.requires_grad and self.untracked(tensor) is None:
                 self._remember(tensor, self._source(tensor))
 
-    def flow_of(self, tensor: Tensor) -> Flow | None:
-        """Return the flow of a tensor that autograd does not see; None where it is not followed."""
-        entry = self._flows.get(id(tensor))
+    def untracked(self, tensor: Tensor) -> Untracked | None:
+        """Return how a tensor without gradient was made; None where it is not followed."""
+        entry = self._untracked.get(id(tensor))
         return entry[1] if entry is not None and entry[0]() is tensor else None
 
-    def _remember(self, tensor: Tensor, flow: Flow) -> None:
-        self._flows[id(tensor)] = (weakref.ref(tensor), flow)
+    def _remember(self, tensor: Tensor, operand: Untracked) -> None:
+        self._untracked[id(tensor)] = (weakref.ref(tensor), operand)
 
-    def _source(self, tensor: Tensor) -> Flow:
-        return Flow(
+    def _source(self, tensor: Tensor) -> Untracked:
+        return Untracked(
             kind="input",
             carries_data=True,
             is_differentiable=tensor.is_floating_point() or tensor.is_complex(),
@@ -156,15 +156,15 @@ class Follower(TorchFunctionMode):
             shape=tuple(tensor.shape),
         )
 
-    def _operand(self, tensor: Tensor) -> Flow | None:
-        flow = self.flow_of(tensor)
+    def _operand(self, tensor: Tensor) -> Untracked | None:
+        operand = self.untracked(tensor)
         # A model whose inputs could not be found in its arguments reads them from elsewhere.
-        if flow is None and not self._has_inputs and not isinstance(tensor, nn.Parameter):
+        if operand is None and not self._has_inputs and not isinstance(tensor, nn.Parameter):
             if tensor.requires_grad:
                 return None
-            flow = self._source(tensor)
-            self._remember(tensor, flow)
-        return flow
+            operand = self._source(tensor)
+            self._remember(tensor, operand)
+        return operand
 
     def _note(
         self, func: Callable[..., Any], arguments: list[Tensor], made: list[Tensor], start: int
@@ -178,7 +178,7 @@ class Follower(TorchFunctionMode):
             if any(tensor.grad_fn is not None for tensor in made):
                 frozen = self._parameters(arguments, operands, only_frozen=True)
                 if frozen or kind != "other" or any(operands):
-                    self.followed.append(Followed(kind, start, end, operands, frozen))
+                    self.calls.append(TracedCall(kind, start, end, operands, frozen))
             elif not any(tensor.is_leaf and tensor.requires_grad for tensor in made):
                 self._note_unseen(kind, arguments, operands, made, start)
 
@@ -186,12 +186,14 @@ class Follower(TorchFunctionMode):
         self,
         kind: str,
         arguments: list[Tensor],
-        operands: tuple[Flow | None, ...],
+        operands: tuple[Untracked | None, ...],
         made: list[Tensor],
         start: int,
     ) -> None:
         """Note tensors without gradient."""
-        carries_data = any(flow is not None and flow.carries_data for flow in operands) or any(
+        carries_data = any(
+            operand is not None and operand.carries_data for operand in operands
+        ) or any(
             tensor.requires_grad and not isinstance(tensor, nn.Parameter) for tensor in arguments
         )
         parameters = self._parameters(arguments, operands, only_frozen=False)
@@ -202,13 +204,15 @@ class Follower(TorchFunctionMode):
         is_cut = any(
             tensor.requires_grad and not isinstance(tensor, nn.Parameter) for tensor in arguments
         )
-        data = tuple(flow for flow in operands if flow is not None and flow.carries_data)
-        reads = tuple(flow for flow in data if flow.is_differentiable)
+        data = tuple(
+            operand for operand in operands if operand is not None and operand.carries_data
+        )
+        reads = tuple(operand for operand in data if operand.is_differentiable)
         if is_cut or len(reads) != len(data):
             kind, reads = "other", (() if is_cut else reads)
         for tensor in made:
             differentiable = tensor.is_floating_point() or tensor.is_complex()
-            flow = Flow(
+            operand = Untracked(
                 kind=kind if torch.is_grad_enabled() or kind == "select" else "other",
                 carries_data=carries_data,
                 is_differentiable=differentiable,
@@ -218,16 +222,16 @@ class Follower(TorchFunctionMode):
                 tick=self.tick,
                 shape=tuple(tensor.shape),
             )
-            self._remember(tensor, flow)
+            self._remember(tensor, operand)
 
     @staticmethod
     def _parameters(
-        arguments: list[Tensor], operands: tuple[Flow | None, ...], *, only_frozen: bool
+        arguments: list[Tensor], operands: tuple[Untracked | None, ...], *, only_frozen: bool
     ) -> tuple[nn.Parameter, ...]:
         found: dict[nn.Parameter, None] = {}
-        for tensor, flow in zip(arguments, operands, strict=True):
+        for tensor, operand in zip(arguments, operands, strict=True):
             if isinstance(tensor, nn.Parameter) and not (only_frozen and tensor.requires_grad):
                 found[tensor] = None
-            elif flow is not None and not flow.carries_data:
-                found.update(dict.fromkeys(flow.parameters))
+            elif operand is not None and not operand.carries_data:
+                found.update(dict.fromkeys(operand.parameters))
         return tuple(found)

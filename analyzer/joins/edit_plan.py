@@ -14,16 +14,16 @@ from torch.autograd.graph import Node
 
 from analyzer.errors import AnalyzerError
 from analyzer.joins.calls import CallLog, clean_path, is_compiled_itself, sequence_number
+from analyzer.joins.edits import JoinOperands, OperandsByToken, Tokens, holds_tensor
 from analyzer.joins.find import output_nodes
-from analyzer.joins.forward import Flow, Follower
 from analyzer.joins.graph import Dataflow, Walk
-from analyzer.joins.intercept_operands import Operands, Tokens, function_name, operand_slots
-from analyzer.joins.intercept_pass import RandomStates, arguments_copied, undisturbed
-from analyzer.joins.names import Scopes
-from analyzer.joins.plan import Join, joins_in_graph
-from analyzer.joins.search import Meeting, joins_of
+from analyzer.joins.model_state import RandomStates, arguments_copied, unobserved
+from analyzer.joins.operations import Operands, function_name, operand_slots
+from analyzer.joins.plan import Scopes, joins_in_graph
+from analyzer.joins.search import JoinVertices, joins_of
+from analyzer.joins.trace import ForwardTrace, Untracked
 
-__all__ = ["Place", "Places", "holds_tensor", "planned_places"]
+__all__ = ["planned_operands"]
 
 _OPAQUE = {
     "CheckpointFunctionBackward": "reentrant checkpointing hides what it computes",
@@ -35,27 +35,6 @@ _REMEDY = (
 )
 
 
-@dataclass(frozen=True)
-class Place:
-    """A join as an addition or concatenation that a forward pass calls.
-
-    Args:
-        join: The join.
-        shortcut: Number of the operand that comes from the shortcut.
-        branches: Numbers of the operands that come from the branch.
-        is_recomputed: Whether a checkpoint computes it once more in the backward pass.
-    """
-
-    join: Join
-    shortcut: int
-    branches: tuple[int, ...]
-    is_recomputed: bool
-
-
-Places = dict[int, Place | None]
-"""By the token of its operands each addition and concatenation: a join, or None."""
-
-
 @dataclass(slots=True)
 class _Traced:
     """One call of a function that could be a join."""
@@ -64,11 +43,11 @@ class _Traced:
     start: int
     end: int
     tick: int
-    flow_slots: tuple[int, ...]
+    untracked_slots: tuple[int, ...]
     is_recomputed: bool
 
 
-class _Tracer(Follower):
+class _Tracer(ForwardTrace):
     """Follows tensors, and notes each call that could be a join by the token of its operands."""
 
     def __init__(self, with_grad: bool) -> None:
@@ -89,18 +68,18 @@ class _Tracer(Follower):
         named = dict(kwargs or {})
         name = function_name(func)
         token: int | None = None
-        flow_slots: tuple[int, ...] = ()
+        untracked_slots: tuple[int, ...] = ()
         if operand_slots(name) is not None:
             operands = Operands(name, args, named)
             token = self._tokens.of_operands(name, operands)
-            flow_slots = tuple(i for i, v in enumerate(operands.values) if self._is_data(v))
+            untracked_slots = tuple(i for i, v in enumerate(operands.values) if self._is_data(v))
         self._writes_out = named.get("out") is not None
         start = sequence_number()
         result = super().__torch_function__(func, types, args, named)
         if holds_tensor(result):
             self._tokens.note(result, self._tokens.of_call(name, args, named))
             span = (start, sequence_number())
-            self.traced.append(_Traced(token, *span, self.tick, flow_slots, _is_recomputed()))
+            self.traced.append(_Traced(token, *span, self.tick, untracked_slots, _is_recomputed()))
         elif name == "__setitem__":
             self._tokens.note(args[0], self._tokens.of_call(name, args, named))
         return result
@@ -115,15 +94,8 @@ class _Tracer(Follower):
             super()._note(func, arguments, made, start)
 
     def _is_data(self, value: Any) -> bool:
-        flow = self.flow_of(value) if isinstance(value, Tensor) else None
+        flow = self.untracked(value) if isinstance(value, Tensor) else None
         return flow is not None and flow.carries_data and flow.is_differentiable
-
-
-def holds_tensor(result: Any) -> bool:
-    """Return whether a function returned a tensor, alone or in a tuple or list."""
-    if isinstance(result, tuple | list):
-        return any(holds_tensor(item) for item in result)
-    return isinstance(result, Tensor)
 
 
 def _is_recomputed() -> bool:
@@ -132,14 +104,14 @@ def _is_recomputed() -> bool:
     return hooks is not None and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint"
 
 
-def planned_places(
+def planned_operands(
     model: nn.Module,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     states: RandomStates,
     *,
     with_grad: bool = True,
-) -> Places:
+) -> OperandsByToken:
     """Run a model once on copies of its arguments; return its additions and what each is.
 
     Weights, buffers, modes, ``.grad``, hooks and the random state stay as they are.
@@ -161,7 +133,7 @@ def planned_places(
     _refuse_compiled(model)
     tracer = _Tracer(with_grad)
     log = CallLog({"": model}, tracer)
-    with undisturbed(model), torch.inference_mode(False):
+    with unobserved(model), torch.inference_mode(False):
         positional, named = arguments_copied(args, kwargs)
         states.restore()
         with torch.set_grad_enabled(with_grad), log.watch(), tracer:
@@ -171,11 +143,11 @@ def planned_places(
     return _places(walk, log, tracer.traced)
 
 
-def _places(walk: Walk, log: CallLog, traced: list[_Traced]) -> Places:
+def _places(walk: Walk, log: CallLog, traced: list[_Traced]) -> OperandsByToken:
     flow = Dataflow(walk, log)
     scopes = Scopes(flow, log)
     finder = _Finder(flow, traced)
-    found: Places = {t.token: None for t in traced if t.token is not None}
+    found: OperandsByToken = {t.token: None for t in traced if t.token is not None}
     meetings = [
         (meeting, finder.call(meeting))
         for meeting in joins_of(flow)
@@ -190,13 +162,13 @@ def _places(walk: Walk, log: CallLog, traced: list[_Traced]) -> Places:
                 f"expected +, torch.add, torch.cat or the like. To go on, {_REMEDY}."
             )
         slots = finder.slots(meeting, call)
-        found[call.token] = Place(join, slots[0], slots[1:], call.is_recomputed)
+        found[call.token] = JoinOperands(join, slots[0], slots[1:], call.is_recomputed)
     return found
 
 
 def _is_scalar(flow: Dataflow, vertex: int) -> bool:
     maker = flow.vertices[vertex]
-    shape = maker.shape if isinstance(maker, Flow) else maker._input_metadata[0].shape
+    shape = maker.shape if isinstance(maker, Untracked) else maker._input_metadata[0].shape
     return len(shape) == 0
 
 
@@ -209,10 +181,10 @@ class _Finder:
         self._by_start = [call for call in traced if call.end > call.start]
         self._starts = [call.start for call in self._by_start]
 
-    def call(self, meeting: Meeting) -> _Traced | None:
+    def call(self, meeting: JoinVertices) -> _Traced | None:
         """Return the call that adds or concatenates; None where it was not seen."""
         maker = self._flow.vertices[meeting.join]
-        if isinstance(maker, Flow):
+        if isinstance(maker, Untracked):
             return self._by_tick.get(maker.tick)
         sequence = self._flow.sequences[meeting.join]
         place = bisect_right(self._starts, sequence) - 1
@@ -220,12 +192,12 @@ class _Finder:
             return None
         return self._by_start[place]
 
-    def slots(self, meeting: Meeting, call: _Traced) -> tuple[int, ...]:
+    def slots(self, meeting: JoinVertices, call: _Traced) -> tuple[int, ...]:
         """Return the numbers of the operands, the shortcut's first."""
         slots = (meeting.shortcut_slot, *meeting.branch_slots)
-        if isinstance(self._flow.vertices[meeting.join], Flow):
+        if isinstance(self._flow.vertices[meeting.join], Untracked):
             # A flow counts only the operands that carry data.
-            return tuple(call.flow_slots[slot] for slot in slots)
+            return tuple(call.untracked_slots[slot] for slot in slots)
         return slots
 
 

@@ -7,13 +7,20 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from analyzer.joins.plan import Join, JoinSite
-from analyzer.joins.statistics import JoinGradients
+from analyzer.joins.find import call_arguments, output_nodes, watched_forward
+from analyzer.joins.model_state import cloned, preserve_state, unwrapped
+from analyzer.joins.plan import Join, JoinPlan, JoinSite, joins_in_graph
+from analyzer.joins.products import (
+    SPLIT_COLUMNS,
+    JoinGradients,
+    split_products,
+    statistics_of_products,
+)
 
-__all__ = ["SplitHooks", "attach"]
+__all__ = ["SplitHooks", "join_gradients", "splits_of_model"]
 
 Parts = tuple[Tensor, ...]
 OnGradients = Callable[[Join, JoinGradients], None]
@@ -40,11 +47,15 @@ class _Collected:
 
 
 class SplitHooks:
-    """The hooks of one backward pass on the joins of its graph.
+    """Hooks on the joins of a graph, so that its backward pass delivers their split gradients.
+
+    No gradient changes and nothing is computed twice. The tensors are the backward pass's own: they
+    must not be written to. Call `finish` after the backward pass, always.
 
     Args:
-        sites: The joins in the graph that is going to run backward.
-        on_gradients: Called with each join and its gradients as soon as both are complete.
+        sites: The joins in the graph that is going to run backward, from `JoinPlan.sites`.
+        on_gradients: Called during the backward pass with a join and its gradients, once each;
+            from `finish` for those whose fork no gradient reached.
     """
 
     def __init__(self, sites: Iterable[JoinSite], on_gradients: OnGradients) -> None:
@@ -91,23 +102,6 @@ class SplitHooks:
         self._handles.append(site.fork.register_prehook(take))
 
 
-def attach(sites: Iterable[JoinSite], on_gradients: OnGradients) -> SplitHooks:
-    """Hook the joins of a graph, so that its backward pass delivers their split gradients.
-
-    No gradient changes and nothing is computed twice. The tensors are the backward pass's own: they
-    must not be written to. Call `finish` on the result after the backward pass, always.
-
-    Args:
-        sites: The joins in the graph that is going to run backward, from `JoinPlan.sites`.
-        on_gradients: Called during the backward pass with a join and its gradients, once each;
-            from `finish` for those whose fork no gradient reached.
-
-    Returns:
-        The hooks.
-    """
-    return SplitHooks(sites, on_gradients)
-
-
 def _take_join(collected: _Collected, gradients: tuple[Tensor | None, ...]) -> None:
     collected.join = tuple(gradient for gradient in gradients if gradient is not None)
 
@@ -152,3 +146,96 @@ def _sum(gradients: list[Tensor], like: Tensor) -> Tensor:
         part = gradient if gradient.shape == like.shape else gradient.sum_to_size(like.shape)
         total = part if total is None else total + part
     return torch.zeros_like(like) if total is None else total
+
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+def splits_of_model(
+    model: nn.Module, inputs: Any, targets: Any, loss: Loss
+) -> dict[str, list[Any]]:
+    """Return the splits of the gradient at every join of a model, for one batch.
+
+    ``g_s`` and ``g_b`` are the parts of ∂L/∂x that arrive at the fork x through the shortcut and
+    through the branch, each taken at the edges by which it reads x. The model runs in the mode it
+    is in. Weights, buffers, ``.grad``, hooks and the random state stay as they are.
+
+    Args:
+        model: Any eager model.
+        inputs: Its argument; a tuple or list of positional, a mapping of keyword arguments.
+        targets: Second argument of `loss`.
+        loss: ``loss(output, target)``, the mean over the batch.
+
+    Returns:
+        Columns: ``join`` and those of `SPLIT_COLUMNS`; norms in units of the loss per unit of the
+        tensor. None where the backward pass computes nothing.
+
+    Raises:
+        ValueError: If the loss is not one number, or does not depend on the model.
+    """
+    rows: dict[int, list[Any]] = {}
+
+    def note(join: Join, gradients: JoinGradients) -> None:
+        products = split_products(gradients).tolist()
+        rows[join.index] = statistics_of_products(gradients, products)
+
+    plan = join_gradients(model, inputs, targets, loss, note)
+    columns: dict[str, list[Any]] = {"join": [join.index for join in plan.joins]}
+    for place, column in enumerate(SPLIT_COLUMNS):
+        columns[column] = [rows[join.index][place] for join in plan.joins]
+    return columns
+
+
+def join_gradients(
+    model: nn.Module,
+    inputs: Any,
+    targets: Any,
+    loss: Loss,
+    on_gradients: Callable[[Join, JoinGradients], None],
+) -> JoinPlan:
+    """Run a model forward and backward once; deliver the gradients at each of its joins.
+
+    Args:
+        model: Any eager model.
+        inputs: As for `splits_of_model`.
+        targets: Second argument of `loss`.
+        loss: ``loss(output, target)``.
+        on_gradients: Called once for each join; the tensors must not be written to.
+
+    Returns:
+        The joins of this forward pass.
+
+    Raises:
+        ValueError: If the loss is not one number, or does not depend on the model.
+    """
+    model = unwrapped(model)
+    with preserve_state(model), torch.enable_grad():
+        copies: dict[int, tuple[Tensor, Tensor]] = {}
+        args, kwargs = cloned(call_arguments(inputs), requires_grad=True, memo=copies)
+        output, log = watched_forward(model, args, kwargs)
+        value = loss(output, targets)
+        _check_loss(value)
+        roots = list(dict.fromkeys([*output_nodes(output), value.grad_fn]))
+        plan = joins_in_graph([node for node in roots if node is not None], log)
+        sites = plan.sites([node for node in roots if node is not None])
+        hooks = SplitHooks(sites or [], on_gradients)
+        leaves = [*model.parameters(), *(leaf for leaf, _ in copies.values())]
+        needed = [leaf for leaf in leaves if leaf.requires_grad]
+        try:
+            torch.autograd.grad(value, needed, allow_unused=True)
+        finally:
+            hooks.finish()
+    return plan
+
+
+def _check_loss(value: Any) -> None:
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        seen = f"shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise ValueError(
+            f"the loss has {seen}; expected one number. Let loss(output, target) return the mean."
+        )
+    if value.grad_fn is None:
+        raise ValueError(
+            "the loss has no gradient; expected one that depends on the model. Compute it from the "
+            "model's output without detach or no_grad."
+        )

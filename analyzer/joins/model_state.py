@@ -1,17 +1,27 @@
-"""Run a live model without a trace: buffers, modes and the random state are put back."""
+"""A live model run without a trace: what a pass changes is put back, and nobody sees the pass."""
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.overrides import _pop_mode_temporarily
 
-__all__ = ["cloned", "untouched", "unwrapped"]
+__all__ = [
+    "RandomStates",
+    "arguments_copied",
+    "cloned",
+    "preserve_state",
+    "unobserved",
+    "unwrapped",
+]
 
 _WRAPPERS = {
     "DistributedDataParallel": "module",
@@ -31,7 +41,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
+def preserve_state(model: nn.Module) -> Iterator[None]:
     """Put back a model's buffers, its modules' modes, and the random state, also after an error.
 
     Weights and their ``.grad`` are not copied: nothing in this package changes them. Only those of
@@ -127,3 +137,110 @@ def cloned(
     if type(value) in (tuple, list):
         return type(value)(cloned(item, requires_grad=requires_grad, memo=memo) for item in value)
     return value
+
+
+_HOOK_TABLES = ("_forward_pre_hooks", "_forward_hooks")
+
+
+class RandomStates:
+    """The states of the random generators of Python, numpy and torch at one moment.
+
+    Args:
+        devices: Devices of the model.
+    """
+
+    def __init__(self, devices: set[torch.device]) -> None:
+        self._python = random.getstate()
+        numpy = sys.modules.get("numpy")
+        self._numpy: Any = None if numpy is None else numpy.random.get_state()
+        self._torch = torch.get_rng_state()
+        self._others = [
+            (device, torch.get_device_module(device).get_rng_state(device))
+            for device in devices
+            if device.type not in ("cpu", "meta")
+        ]
+
+    def restore(self) -> None:
+        """Set all generators to these states."""
+        random.setstate(self._python)
+        if self._numpy is not None:
+            sys.modules["numpy"].random.set_state(self._numpy)
+        torch.set_rng_state(self._torch)
+        for device, state in self._others:
+            torch.get_device_module(device).set_rng_state(state, device)
+
+
+def arguments_copied(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return the arguments of a call for another one; neither can change what the other reads."""
+    positional, named = _copied(cloned((tuple(args), dict(kwargs)), requires_grad=False))
+    return positional, named
+
+
+def _copied(value: Any) -> Any:
+    """Return arguments with copies of the objects among them: a cache is written to by a pass."""
+    if type(value) is dict:
+        return {key: _copied(item) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_copied(item) for item in value)
+    if isinstance(value, Tensor | nn.Module) or not hasattr(value, "__dict__"):
+        return value
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # tensors with a graph cannot be copied: the object is read as it is
+        return value
+
+
+@contextmanager
+def unobserved(model: nn.Module) -> Iterator[None]:
+    """Let a model run once more, unseen by this package's hooks, with buffers of its own."""
+    with ExitStack() as stack:
+        stack.enter_context(preserve_state(model))
+        stack.enter_context(_without_own_modes())
+        stack.enter_context(_without_own_hooks(model))
+        copies: dict[int, Tensor] = {}
+        for module in model.modules():
+            # The pass writes into copies: the buffers' versions count in a forward that is open.
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = copies.setdefault(id(buffer), buffer.detach().clone())
+        yield
+
+
+@contextmanager
+def _without_own_modes() -> Iterator[None]:
+    """Take the modes of this package off the stack; those of others stay."""
+    with ExitStack() as stack:
+        others = []
+        while torch._C._len_torch_function_stack():
+            mode = stack.enter_context(_pop_mode_temporarily())
+            if not type(mode).__module__.startswith("analyzer."):
+                others.append(mode)
+        for mode in reversed(others):
+            stack.enter_context(mode)
+        yield
+
+
+@contextmanager
+def _without_own_hooks(model: nn.Module) -> Iterator[None]:
+    """Take the forward hooks of this package off a model and off all modules; put them back."""
+    tables = [vars(module)[name] for module in model.modules() for name in _HOOK_TABLES]
+    tables += [vars(torch_module)[f"_global{name}"] for name in _HOOK_TABLES]
+    saved = [(table, dict(table)) for table in tables if any(map(_is_own, table.values()))]
+    try:
+        for table, items in saved:
+            for key, hook in items.items():
+                if _is_own(hook):
+                    del table[key]
+        yield
+    finally:
+        for table, items in saved:
+            added = {key: hook for key, hook in table.items() if key not in items}
+            table.clear()
+            table.update({**items, **added})
+
+
+def _is_own(hook: Any) -> bool:
+    """Return whether a hook was registered by this package."""
+    while hasattr(hook, "func"):
+        hook = hook.func
+    return str(getattr(hook, "__module__", "")).startswith("analyzer.")

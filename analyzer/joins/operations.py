@@ -1,18 +1,13 @@
-"""Additions and concatenations as function calls: which arguments are the operands that are joined.
-
-An operand is known by how it was computed: its *token* is the same in two passes that compute it in
-the same way from the same sources, whatever the values are.
-"""
+"""Additions and concatenations as function calls: which arguments are the operands."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Operands", "Tokens", "function_name", "operand_slots"]
+__all__ = ["Operands", "function_name", "operand_slots"]
 
 _TWO, _LERP, _ADDCMUL = (
     ("input", "other"),
@@ -28,7 +23,6 @@ _SLOTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("cat", "concat", "concatenate", "hstack", "vstack", "dstack"), _LIST),
     **dict.fromkeys(("row_stack", "column_stack"), _LIST),
 }
-_PLAIN = (int, str, bool, type(None))
 
 
 def function_name(function: Callable[..., Any]) -> str:
@@ -89,53 +83,3 @@ class Operands:
                 else:
                     kwargs[slot] = value
         return tuple(args), kwargs
-
-
-class Tokens:
-    """Tokens of the tensors of one forward pass.
-
-    What no followed function made (an input, a parameter, a constant) is a source; sources are
-    told apart by the order in which the pass first uses them.
-    """
-
-    def __init__(self) -> None:
-        self._tokens: dict[int, tuple[weakref.ref[Tensor], int]] = {}
-        self._num_sources = 0
-
-    def of_call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-        """Return the token of a function call with these arguments, before or after it ran."""
-        return hash((name, self._of(args), tuple((k, self._of(v)) for k, v in kwargs.items())))
-
-    def of_operands(self, name: str, operands: Operands) -> int:
-        """Return the token of an addition: its name and operands, nothing else of the call."""
-        return hash((name, self._of(operands.values)))
-
-    def note(self, result: Any, token: int) -> None:
-        """Give the tensors in a result the token of the call that made them."""
-        if isinstance(result, Tensor):
-            self._tokens[id(result)] = (weakref.ref(result), token)
-        elif isinstance(result, tuple | list):
-            for number, item in enumerate(result):
-                self.note(item, hash((token, number)))
-
-    def _of(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return self.of_tensor(value)
-        if isinstance(value, _PLAIN):
-            return value
-        if isinstance(value, tuple | list):
-            return tuple([self._of(item) for item in value])
-        if isinstance(value, slice):
-            return ("slice", self._of(value.start), self._of(value.stop), self._of(value.step))
-        # Numbers may come from the data: they tell no two operands apart.
-        return type(value).__name__
-
-    def of_tensor(self, tensor: Tensor) -> int:
-        """Return the token of a tensor."""
-        entry = self._tokens.get(id(tensor))
-        if entry is not None and entry[0]() is tensor:
-            return entry[1]
-        self._num_sources += 1
-        token = hash(("source", self._num_sources))
-        self._tokens[id(tensor)] = (weakref.ref(tensor), token)
-        return token

@@ -1,0 +1,228 @@
+"""Operands of joins changed while a forward pass runs.
+
+An operand is known by how it was computed: its *token* is the same in two passes that compute it in
+the same way from the same sources, whatever the values are.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from analyzer.joins.operations import Operands, function_name, operand_slots
+from analyzer.joins.plan import Join
+
+__all__ = [
+    "Edit",
+    "EditingMode",
+    "JoinOperands",
+    "OperandsByToken",
+    "ScaledShortcuts",
+    "Tokens",
+    "holds_tensor",
+]
+
+_PLAIN = (int, str, bool, type(None))
+
+
+@dataclass(frozen=True)
+class JoinOperands:
+    """A join as an addition or concatenation that a forward pass calls.
+
+    Args:
+        join: The join.
+        shortcut: Number of the operand that comes from the shortcut.
+        branches: Numbers of the operands that come from the branch.
+        is_recomputed: Whether a checkpoint computes it once more in the backward pass.
+    """
+
+    join: Join
+    shortcut: int
+    branches: tuple[int, ...]
+    is_recomputed: bool
+
+
+OperandsByToken = dict[int, JoinOperands | None]
+"""By the token of its operands each addition and concatenation: a join, or None."""
+
+
+_RECORDING = ("analyzer.recording.", "analyzer.probes.", "analyzer.joins.")
+_MODULE_CALL = "torch.nn.modules.module"
+
+
+class Edit(Protocol):
+    """What is done to the operands of joins."""
+
+    def factor(self, place: JoinOperands, slot: int, operand: Tensor) -> float:
+        """Return the factor of one operand; 1 leaves it alone, 0 replaces it by zeros."""
+
+    def joined(self, place: JoinOperands, result: Tensor) -> None:
+        """Look at what a join gave."""
+
+
+class ScaledShortcuts:
+    """Every shortcut multiplied by a constant.
+
+    Args:
+        alpha: The factor.
+    """
+
+    def __init__(self, alpha: float) -> None:
+        self.alpha = alpha
+
+    def factor(self, place: JoinOperands, slot: int, operand: Tensor) -> float:
+        """Return α for the shortcut, 1 for the branch."""
+        return self.alpha if slot == place.shortcut else 1.0
+
+    def joined(self, place: JoinOperands, result: Tensor) -> None:
+        """Do nothing with what the join gave."""
+
+
+class EditingMode(TorchFunctionMode):
+    """Changes the operands of joins in the functions that run under it.
+
+    Args:
+        edits: What is done to the operands, in this order.
+        operands_of: Returns the join that an addition is, by the token of its operands; None for
+            other additions.
+    """
+
+    def __init__(
+        self, edits: Sequence[Edit], operands_of: Callable[[int], JoinOperands | None]
+    ) -> None:
+        super().__init__()
+        self._edits = edits
+        self._operands_of = operands_of
+        self._tokens = Tokens()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call the function, with other operands where it is a join."""
+        named = dict(kwargs or {})
+        name = function_name(func)
+        if operand_slots(name) is not None and not _is_called_by_recording():
+            result = self._add(func, name, args, named)
+        else:
+            result = func(*args, **named)
+        if name == "__setitem__":
+            self._tokens.note(args[0], self._tokens.of_call(name, args, named))
+        elif holds_tensor(result):
+            if not _is_called_by_recording():
+                self._tokens.note(result, self._tokens.of_call(name, args, named))
+            elif name == "clone":  # a probe may put a copy in the place of a layer's output
+                self._tokens.note(result, self._tokens.of_tensor(args[0]))
+        return result
+
+    def _add(
+        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], named: dict[str, Any]
+    ) -> Any:
+        operands = Operands(name, args, named)
+        place = self._operands_of(self._tokens.of_operands(name, operands))
+        if place is None:
+            return func(*args, **named)
+        for slot in (place.shortcut, *place.branches):
+            self._change(place, slot, operands)
+        args, named = operands.arguments()
+        result = func(*args, **named)
+        for edit in self._edits:
+            edit.joined(place, result)
+        return result
+
+    def _change(self, place: JoinOperands, slot: int, operands: Operands) -> None:
+        for edit in self._edits:
+            operand = operands[slot]
+            factor = edit.factor(place, slot, operand)
+            if factor == 1.0:
+                continue
+            # What is added to in place is read elsewhere afterwards: it is itself what changes.
+            in_place = operands.is_in_place and slot == 0
+            if factor == 0.0:
+                everywhere = torch.ones((), dtype=torch.bool, device=operand.device)
+                fill = operand.masked_fill_ if in_place else operand.masked_fill
+                # Not a product with zero, which is no zero where the operand is not finite.
+                operands[slot] = fill(everywhere, 0)
+            else:
+                operands[slot] = operand.mul_(factor) if in_place else operand * factor
+
+
+def _is_called_by_recording() -> bool:
+    """Return whether a function is called by a hook of this package, not by the model."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        home = str(frame.f_globals.get("__name__", ""))
+        is_passed_on = home.startswith("torch.") or frame.f_code.co_name == "__torch_function__"
+        is_call = home == _MODULE_CALL and frame.f_code.co_name in ("inner", "_call_impl")
+        if is_call or not is_passed_on:
+            return home.startswith(_RECORDING)
+        frame = frame.f_back
+    return False
+
+
+class Tokens:
+    """Tokens of the tensors of one forward pass.
+
+    What no followed function made (an input, a parameter, a constant) is a source; sources are
+    told apart by the order in which the pass first uses them.
+    """
+
+    def __init__(self) -> None:
+        self._tokens: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._num_sources = 0
+
+    def of_call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+        """Return the token of a function call with these arguments, before or after it ran."""
+        return hash((name, self._of(args), tuple((k, self._of(v)) for k, v in kwargs.items())))
+
+    def of_operands(self, name: str, operands: Operands) -> int:
+        """Return the token of an addition: its name and operands, nothing else of the call."""
+        return hash((name, self._of(operands.values)))
+
+    def note(self, result: Any, token: int) -> None:
+        """Give the tensors in a result the token of the call that made them."""
+        if isinstance(result, Tensor):
+            self._tokens[id(result)] = (weakref.ref(result), token)
+        elif isinstance(result, tuple | list):
+            for number, item in enumerate(result):
+                self.note(item, hash((token, number)))
+
+    def _of(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self.of_tensor(value)
+        if isinstance(value, _PLAIN):
+            return value
+        if isinstance(value, tuple | list):
+            return tuple([self._of(item) for item in value])
+        if isinstance(value, slice):
+            return ("slice", self._of(value.start), self._of(value.stop), self._of(value.step))
+        # Numbers may come from the data: they tell no two operands apart.
+        return type(value).__name__
+
+    def of_tensor(self, tensor: Tensor) -> int:
+        """Return the token of a tensor."""
+        entry = self._tokens.get(id(tensor))
+        if entry is not None and entry[0]() is tensor:
+            return entry[1]
+        self._num_sources += 1
+        token = hash(("source", self._num_sources))
+        self._tokens[id(tensor)] = (weakref.ref(tensor), token)
+        return token
+
+
+def holds_tensor(result: Any) -> bool:
+    """Return whether a function returned a tensor, alone or in a tuple or list."""
+    if isinstance(result, tuple | list):
+        return any(holds_tensor(item) for item in result)
+    return isinstance(result, Tensor)

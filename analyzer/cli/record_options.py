@@ -5,7 +5,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["PROBES", "ZOO", "RecordOptions", "folders_of", "plain_folder"]
+from analyzer.vocabulary import PROBE_NAMES
+
+__all__ = ["ZOO", "RecordOptions", "folders_of", "plain_folder"]
 
 ZOO = "zoo:"
 """What a target begins with that names a built-in network."""
@@ -24,18 +26,7 @@ _CHOICES = {
     "optimizer": ("sgd", "adam", "adamw"),
     "fail_on": (None, "severe"),
 }
-# The names of `analyzer.probes.registry`, which loads torch.
-PROBES = (
-    "paths",
-    "landscape",
-    "shattering",
-    "jacobian",
-    "lesion",
-    "curvature",
-    "attribution",
-    "noise",
-)
-_PROBE = re.compile(rf"({'|'.join(PROBES)})(:[1-9][0-9]*)?")
+_PROBE = re.compile(rf"({'|'.join(PROBE_NAMES)})(:[1-9][0-9]*)?")
 _DATA = re.compile(r"digits|synthetic(:.+)?|cifar10:.+", re.DOTALL)
 
 
@@ -129,7 +120,7 @@ class RecordOptions:
     def _check_probes(self) -> None:
         for text in self.probe:
             is_probe = _PROBE.fullmatch(text) is not None
-            known = f"NAME or NAME:EVERY, as paths:50, with NAME one of {', '.join(PROBES)}"
+            known = f"NAME or NAME:EVERY, as paths:50, with NAME one of {', '.join(PROBE_NAMES)}"
             _expect("probe", text, is_probe, known)
         names = [text.partition(":")[0] for text in self.probe]
         for name in names:

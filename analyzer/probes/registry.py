@@ -1,4 +1,4 @@
-"""The probes by name; a probe's module is imported when it is first asked for."""
+"""The functions that measure the probes; a probe's module is imported when it is first needed."""
 
 from __future__ import annotations
 
@@ -9,20 +9,9 @@ from importlib import import_module
 from analyzer.errors import AnalyzerError
 from analyzer.probes.batch import HeldBatch, Measurement
 from analyzer.probes.draws import same_draws
+from analyzer.vocabulary import PROBE_NAMES, PROBES
 
 __all__ = ["PROBE_NAMES", "probe_named"]
-
-_MODULES = {
-    "paths": "paths",
-    "landscape": "landscape",
-    "shattering": "shattering",
-    "jacobian": "jacobian",
-    "lesion": "lesion",
-    "curvature": "curvature",
-    "attribution": "attribution",
-    "noise": "noise",
-}
-PROBE_NAMES = tuple(_MODULES)
 
 
 def probe_named(name: str) -> Callable[[HeldBatch], Measurement]:
@@ -34,14 +23,15 @@ def probe_named(name: str) -> Callable[[HeldBatch], Measurement]:
     Raises:
         AnalyzerError: If there is no such probe.
     """
-    if name not in _MODULES:
+    row = next((probe for probe in PROBES if probe.name == name), None)
+    if row is None:
         near = get_close_matches(name, PROBE_NAMES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise AnalyzerError(
             f"there is no probe {name!r}; {hint}expected one of {', '.join(PROBE_NAMES)}"
         )
-    module = import_module(f"analyzer.probes.{_MODULES[name]}")
-    measure: Callable[[HeldBatch], Measurement] = module.measure
+    module, _, function = row.function.partition(":")
+    measure: Callable[[HeldBatch], Measurement] = getattr(import_module(module), function)
 
     def measured(batch: HeldBatch) -> Measurement:
         with same_draws(batch.model):

@@ -3,14 +3,16 @@
 Run ``python -m analyzer.storage.pages`` in the repository after a change of schema or vocabulary.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
 from analyzer.storage.manifest import CRASHED_AFTER_SECONDS
 from analyzer.storage.overview import MAX_BINS
-from analyzer.storage.schema import PROBES, SCHEMA_VERSION, STATIC_TABLES, STEP_TABLES, TABLES
-from analyzer.vocabulary import QUANTITIES
+from analyzer.storage.schema import PROBES as PROBE_SCHEMAS
+from analyzer.storage.schema import SCHEMA_VERSION, STATIC_TABLES, STEP_TABLES, TABLES
+from analyzer.vocabulary import PROBES, RULES, Quantity, quantities_of
 
 __all__ = ["PAGES", "as_markdown", "schema_page", "vocabulary_page"]
 
@@ -72,7 +74,7 @@ def as_markdown(schema: pa.Schema) -> str:
         notes = {key.decode(): value.decode() for key, value in (field.metadata or {}).items()}
         type_ = f"{field.type}{'?' if field.nullable else ''}"
         cells = (f"`{field.name}`", type_, notes.get("unit", ""), notes.get("description", ""))
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     return "\n".join(lines)
 
 
@@ -82,7 +84,7 @@ def schema_page() -> str:
     blocks += ["## run.json", _manifest_table()]
     for name in (*STATIC_TABLES, *STEP_TABLES):
         blocks += [f"## {name}", as_markdown(TABLES[name])]
-    for name, schema in PROBES.items():
+    for name, schema in PROBE_SCHEMAS.items():
         blocks += [f"## probes/{name}", as_markdown(schema)]
     return "\n\n".join(blocks) + "\n"
 
@@ -95,12 +97,27 @@ def _manifest_table() -> str:
 
 
 def vocabulary_page() -> str:
-    """Return the page that lists every quantity."""
-    lines = ["| key | label | unit | scale | definition | source |", "|---|---|---|---|---|---|"]
-    for row in QUANTITIES:
-        cells = (f"`{row.key}`", row.label, row.unit, row.scale, row.definition, row.source)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n\n".join(["# Vocabulary", _GENERATED, "\n".join(lines)]) + "\n"
+    """Return the page that lists every quantity and every probe."""
+    lines = ["# Vocabulary", _GENERATED, "How the values of parts become that of the whole step:"]
+    lines.append("\n".join(f"- *{rule}*: {meaning}." for rule, meaning in RULES.items()))
+    for table in STEP_TABLES:
+        lines += [f"## {table}", _quantity_table(quantities_of(table))]
+    lines += ["## Probes", "\n".join(f"- `{probe.name}`: {probe.sentence}" for probe in PROBES)]
+    return "\n\n".join(lines) + "\n"
+
+
+def _quantity_table(rows: Sequence[Quantity]) -> str:
+    heads = ("key", "label", "unit", "scale", "definition", "batches", "ranks", "shards", "source")
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for row in rows:
+        rules = (row.pooling.batches, row.pooling.ranks, row.pooling.shards or "")
+        cells = (f"`{row.key}`", row.label, row.unit, row.scale, row.description, *rules)
+        lines.append("| " + " | ".join(_cell(cell) for cell in (*cells, row.source)) + " |")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 PAGES = {"schema.md": schema_page, "vocabulary.md": vocabulary_page}

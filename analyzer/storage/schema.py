@@ -1,8 +1,9 @@
-"""The layout of a run folder, written once: tables, columns, types, units and meanings."""
+"""The layout of a run folder: tables, columns, types, units and meanings, from the vocabulary."""
 
 import pyarrow as pa
 
-from analyzer.vocabulary import quantity
+from analyzer.vocabulary import PROBES as PROBE_ROWS
+from analyzer.vocabulary import quantities_of
 
 __all__ = [
     "CONSTANT_COLUMNS",
@@ -27,52 +28,15 @@ def _column(
     return pa.field(name, type_, nullable, metadata={"unit": unit, "description": description})
 
 
-def _quantities(table: str, types: dict[str, pa.DataType]) -> list[pa.Field]:
-    fields = []
-    for name, type_ in types.items():
-        row = quantity(name)
-        fields.append(_column(name, type_, row.definition, row.unit))
-    return fields
+def _quantities(table: str) -> list[pa.Field]:
+    return [
+        _column(row.key, pa.type_for_alias(row.type), row.description, row.unit)
+        for row in quantities_of(table)
+    ]
 
 
 _STEP = _column("step", pa.int64(), "Attempted updates before this one.", "steps", nullable=False)
 _RANK = _column("rank", pa.int16(), "Process that wrote the row.", nullable=False)
-_SINGLE, _DOUBLE = pa.float32(), pa.float64()
-
-_LAYER_STATS = {
-    "activation_norm": _DOUBLE,
-    "activation_mean": _SINGLE,
-    "activation_std": _SINGLE,
-    "activation_min": _SINGLE,
-    "activation_max": _SINGLE,
-    "activation_zero_fraction": _SINGLE,
-    "activation_num_dead": pa.int32(),
-    "activation_num_nonfinite": pa.int64(),
-    "output_gradient_norm": _DOUBLE,
-    "output_gradient_mean_abs": _SINGLE,
-    "output_gradient_max_abs": _SINGLE,
-    "output_gradient_zero_fraction": _SINGLE,
-    "output_gradient_num_nonfinite": pa.int64(),
-}
-_PARAMETER_STATS = {
-    "gradient_norm": _DOUBLE,
-    "gradient_mean_abs": _SINGLE,
-    "gradient_max_abs": _SINGLE,
-    "gradient_num_nonfinite": pa.int64(),
-    "norm": _DOUBLE,
-    "update_norm": _DOUBLE,
-}
-_SPLITS = dict.fromkeys(
-    (
-        "join_gradient_norm",
-        "shortcut_gradient_norm",
-        "branch_gradient_norm",
-        "fork_gradient_norm",
-        "cosine",
-        "shortcut_share",
-    ),
-    _DOUBLE,
-)
 _INTEGERS, _STRINGS = pa.list_(pa.int64()), pa.list_(pa.string())
 
 _LAYERS = [
@@ -130,25 +94,14 @@ _STEPS = [
     _RANK,
     _column("attempt", pa.int16(), "Counts restarts of the same training.", nullable=False),
     _column("epoch", pa.int32(), "Epoch, where the training says it."),
-    *_quantities(
-        "steps",
-        {
-            "loss": _DOUBLE,
-            "learning_rate": _DOUBLE,
-            "gradient_norm": _DOUBLE,
-            "clip_factor": _DOUBLE,
-            "num_backward": pa.int32(),
-            "skipped": pa.bool_(),
-            "seconds": _DOUBLE,
-        },
-    ),
+    *_quantities("steps"),
     _column("time", pa.timestamp("us", tz="UTC"), "When the step ended."),
 ]
 
 
-def _step_table(key: str, meaning: str, types: dict[str, pa.DataType], name: str) -> pa.Schema:
+def _step_table(table: str, key: str, meaning: str) -> pa.Schema:
     key_field = _column(key, pa.int32(), meaning, nullable=False)
-    return _with_version([_STEP, _RANK, key_field, *_quantities(name, types)])
+    return _with_version([_STEP, _RANK, key_field, *_quantities(table)])
 
 
 def _with_version(fields: list[pa.Field]) -> pa.Schema:
@@ -156,9 +109,8 @@ def _with_version(fields: list[pa.Field]) -> pa.Schema:
 
 
 STAT_COLUMNS: dict[str, tuple[str, ...]] = {
-    "layer_stats": tuple(_LAYER_STATS),
-    "parameter_stats": tuple(_PARAMETER_STATS),
-    "splits": tuple(_SPLITS),
+    table: tuple(row.key for row in quantities_of(table))
+    for table in ("layer_stats", "parameter_stats", "splits")
 }
 CONSTANT_COLUMNS = ("step", "rank", "attempt")
 STATIC_TABLES = ("layers", "parameters", "joins")
@@ -168,61 +120,12 @@ TABLES: dict[str, pa.Schema] = {
     "parameters": _with_version(_PARAMETERS),
     "joins": _with_version(_JOINS),
     "steps": _with_version(_STEPS),
-    "layer_stats": _step_table("layer", "Row of layers.parquet.", _LAYER_STATS, "layer_stats"),
-    "parameter_stats": _step_table(
-        "parameter", "Row of parameters.parquet.", _PARAMETER_STATS, "parameter_stats"
-    ),
-    "splits": _step_table("join", "Row of joins.parquet.", _SPLITS, "splits"),
-}
-_PROBES: dict[str, tuple[tuple[str, pa.DataType, str, str], ...]] = {
-    "paths": (
-        ("length", pa.int32(), "joins", "Branches that the paths cross."),
-        ("num_paths", _DOUBLE, "paths", "Number of paths of this length."),
-        ("gradient_norm", _DOUBLE, "loss / unit of x", "Mean over samples of ‖G_k‖₂."),
-        ("share", _DOUBLE, "1", "Mean over samples of ⟨G_k, G⟩ / ‖G‖²; adds to 1."),
-    ),
-    "landscape": (
-        ("alpha", _DOUBLE, "", "Coordinate along the first direction."),
-        ("beta", _DOUBLE, "", "Coordinate along the second direction."),
-        ("loss", _DOUBLE, "loss", "Loss at this point; never repaired."),
-        ("evaluated", pa.bool_(), "", "Whether the point was evaluated."),
-    ),
-    "shattering": (
-        ("layer", pa.int32(), "", "Layer, in call order; row of layers.parquet."),
-        ("name", pa.string(), "", "Name of the layer."),
-        ("correlation", _DOUBLE, "1", "Mean cosine over all pairs of inputs of the batch."),
-    ),
-    "jacobian": (
-        ("name", pa.string(), "", "Block, or the whole network."),
-        ("rank_order", pa.int32(), "", "Place of the singular value, from the largest."),
-        ("singular_value", _DOUBLE, "unit of y / unit of x", "Of ∂(output)/∂(input)."),
-    ),
-    "lesion": (
-        ("join", pa.int32(), "", "Row of joins.parquet."),
-        ("loss", _DOUBLE, "loss", "Loss without the branch of this join."),
-        ("loss_change", _DOUBLE, "loss", "That loss minus the loss of the whole network."),
-        ("accuracy", _DOUBLE, "1", "Accuracy without the branch."),
-    ),
-    "curvature": (
-        ("quantity", pa.string(), "", "What was measured."),
-        ("value", _DOUBLE, "loss / (unit of θ)²", "Its value."),
-    ),
-    "attribution": (
-        ("layer", pa.int32(), "", "Layer, in call order; row of layers.parquet."),
-        ("name", pa.string(), "", "Name of the layer."),
-        ("method", pa.string(), "", "Attribution method."),
-        ("attribution", _DOUBLE, "unit of the target", "Attribution of the layer."),
-        ("share", _DOUBLE, "1", "Attribution over the sum of all layers."),
-    ),
-    "noise": (
-        ("gradient_noise_scale", _DOUBLE, "samples", "tr Σ / ‖G‖²."),
-        ("signal_norm", _DOUBLE, "loss / unit of θ", "‖G‖₂ of the true gradient, estimated."),
-        ("noise_trace", _DOUBLE, "(loss / unit of θ)²", "tr Σ of one sample's gradient."),
-    ),
+    "layer_stats": _step_table("layer_stats", "layer", "Row of layers.parquet."),
+    "parameter_stats": _step_table("parameter_stats", "parameter", "Row of parameters.parquet."),
+    "splits": _step_table("splits", "join", "Row of joins.parquet."),
 }
 PROBES: dict[str, pa.Schema] = {
-    name: _with_version([_column(n, type_, text, unit) for n, type_, unit, text in rows])
-    for name, rows in _PROBES.items()
+    probe.name: _with_version(_quantities(probe.table)) for probe in PROBE_ROWS
 }
 _KEYS: dict[str, str | None] = {
     "steps": None,

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from analyzer.cli.record_options import PROBES, RecordOptions
+from analyzer.cli.record_options import RecordOptions
 from analyzer.cli.twin import _decoded, _encoded
-from analyzer.probes import PROBE_NAMES
 from analyzer.storage.run import open_run
 
 SCRIPT = """
@@ -129,10 +128,6 @@ def test_options_that_do_not_fit_are_refused(tmp_path, capsys, monkeypatch, word
     monkeypatch.chdir(tmp_path)
     assert main(["record", *words, "train.py"]) == 2
     assert expected in capsys.readouterr().err
-
-
-def test_the_names_of_probes_are_those_that_there_are():
-    assert PROBES == PROBE_NAMES
 
 
 def test_options_reach_the_twins_process_as_they_are():

@@ -29,8 +29,8 @@ def test_a_statistic_has_the_type_of_the_contract(table: str, column: str) -> No
 @pytest.mark.parametrize(("table", "column"), STATISTICS)
 def test_a_statistic_carries_unit_and_meaning_of_the_vocabulary(table: str, column: str) -> None:
     metadata = TABLES[table].field(column).metadata
-    assert metadata[b"unit"].decode() == quantity(column).unit
-    assert metadata[b"description"].decode() == quantity(column).definition
+    assert metadata[b"unit"].decode() == quantity(column, table).unit
+    assert metadata[b"description"].decode() == quantity(column, table).description
 
 
 @pytest.mark.parametrize("schema", [*TABLES.values(), *PROBES.values()])

@@ -1,0 +1,160 @@
+"""The probes: heavier measurements on the live model and one held batch."""
+
+from dataclasses import dataclass
+
+from analyzer.vocabulary.quantity import Pooling, Quantity
+
+__all__ = ["PROBES", "PROBE_NAMES", "Probe"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One probe: everything that is known of it without running it.
+
+    Args:
+        name: What ``--probe`` takes.
+        sentence: What it measures, in one sentence.
+        columns: The columns of its table, ``probes/<name>``.
+        function: Where it is measured, as ``module:function``; the function takes the held batch
+            and returns a measurement. Empty for ``analyzer.probes.<name>:measure``.
+        method: How a paper would describe it; may name metadata of the measurement in braces.
+        options: Names of the options of ``analyzer probe`` that it takes.
+
+    Raises:
+        ValueError: If the sentence or the columns are missing.
+    """
+
+    name: str
+    sentence: str
+    columns: tuple[Quantity, ...]
+    function: str = ""
+    method: str = ""
+    options: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.function:
+            object.__setattr__(self, "function", f"analyzer.probes.{self.name}:measure")
+        if not (self.sentence and self.columns):
+            raise ValueError(f"probe {self.name!r} has no sentence or no columns; expected both")
+
+    @property
+    def table(self) -> str:
+        """Its folder in a run."""
+        return f"probes/{self.name}"
+
+
+# One rank measures a probe, on one batch.
+_ONCE = Pooling("first", "first")
+
+
+def _columns(probe: str, *rows: tuple[str, str, str, str]) -> tuple[Quantity, ...]:
+    """The quantities of a probe from key, type, unit and definition of each."""
+    return tuple(
+        Quantity(
+            key=key,
+            label=key.replace("_", " "),
+            unit=unit,
+            definition=definition,
+            table=f"probes/{probe}",
+            type=type_,
+            pooling=_ONCE,
+        )
+        for key, type_, unit, definition in rows
+    )
+
+
+_LAYER = ("layer", "int32", "", "Layer, in call order; row of layers.parquet.")
+_LAYER_NAME = ("name", "string", "", "Name of the layer.")
+
+PROBES = (
+    Probe(
+        name="paths",
+        sentence="How much gradient is carried by the paths that cross k residual branches.",
+        columns=_columns(
+            "paths",
+            ("length", "int32", "joins", "Branches that the paths cross."),
+            ("num_paths", "float64", "paths", "Number of paths of this length."),
+            ("gradient_norm", "float64", "loss / unit of x", "Mean over samples of ‖G_k‖₂."),
+            ("share", "float64", "1", "Mean over samples of ⟨G_k, G⟩ / ‖G‖²; adds to 1."),
+        ),
+    ),
+    Probe(
+        name="landscape",
+        sentence="The loss around the weights, over a line or a plane through them.",
+        columns=_columns(
+            "landscape",
+            ("alpha", "float64", "", "Coordinate along the first direction."),
+            ("beta", "float64", "", "Coordinate along the second direction."),
+            ("loss", "float64", "loss", "Loss at this point; never repaired."),
+            ("evaluated", "bool", "", "Whether the point was evaluated."),
+        ),
+    ),
+    Probe(
+        name="shattering",
+        sentence="How alike the gradients of different inputs are, layer by layer.",
+        columns=_columns(
+            "shattering",
+            _LAYER,
+            _LAYER_NAME,
+            ("correlation", "float64", "1", "Mean cosine over all pairs of inputs of the batch."),
+        ),
+    ),
+    Probe(
+        name="jacobian",
+        sentence="How much a block, or the whole network, stretches and squeezes its input.",
+        columns=_columns(
+            "jacobian",
+            ("name", "string", "", "Block, or the whole network."),
+            ("rank_order", "int32", "", "Place of the singular value, from the largest."),
+            ("singular_value", "float64", "unit of y / unit of x", "Of ∂(output)/∂(input)."),
+        ),
+    ),
+    Probe(
+        name="lesion",
+        sentence="What the network loses when one residual branch is left out.",
+        columns=_columns(
+            "lesion",
+            ("join", "int32", "", "Row of joins.parquet."),
+            ("loss", "float64", "loss", "Loss without the branch of this join."),
+            ("loss_change", "float64", "loss", "That loss minus the loss of the whole network."),
+            ("accuracy", "float64", "1", "Accuracy without the branch."),
+        ),
+    ),
+    Probe(
+        name="curvature",
+        sentence="Sharpness, largest eigenvalues, spectral density and trace of the Hessian.",
+        columns=_columns(
+            "curvature",
+            ("quantity", "string", "", "What was measured."),
+            ("value", "float64", "loss / (unit of θ)²", "Its value."),
+        ),
+    ),
+    Probe(
+        name="attribution",
+        sentence="How much of an output each layer and each side of a residual join carries.",
+        columns=_columns(
+            "attribution",
+            _LAYER,
+            _LAYER_NAME,
+            ("method", "string", "", "Attribution method."),
+            ("attribution", "float64", "unit of the target", "Attribution of the layer."),
+            ("share", "float64", "1", "Attribution over the sum of all layers."),
+        ),
+    ),
+    Probe(
+        name="noise",
+        sentence="How much of a batch's gradient is the sample, and how much is the loss.",
+        columns=_columns(
+            "noise",
+            ("gradient_noise_scale", "float64", "samples", "tr Σ / ‖G‖²."),
+            ("signal_norm", "float64", "loss / unit of θ", "‖G‖₂ of the true gradient, estimated."),
+            (
+                "noise_trace",
+                "float64",
+                "(loss / unit of θ)²",
+                "tr Σ of one sample's gradient.",
+            ),
+        ),
+    ),
+)
+PROBE_NAMES = tuple(probe.name for probe in PROBES)

@@ -201,8 +201,7 @@ class _Session:
     def train_model_file(self, namespace: Mapping[str, Any]) -> int:
         """Train the model that a file defines with the built-in loop."""
         from analyzer.networks.data import dataset
-        from analyzer.networks.loop import seed_everything
-        from analyzer.networks.model_file import model_of
+        from analyzer.networks.loop import model_of, seed_everything
 
         self._discard()
         seed_everything(self._seed())

@@ -1,16 +1,103 @@
-"""The blocks of residual networks: two convolutions and a shortcut, post- or pre-activation."""
+"""Building blocks of the built-in networks, each plain or residual, and their initial weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 __all__ = [
     "BasicBlock",
+    "MLPBlock",
     "PaddedShortcut",
+    "PairBlock",
     "PreactivationBlock",
+    "SimpleBlock",
     "chain",
     "convolution",
+    "initialize",
     "norm_layer",
+    "private_random_state",
+    "zero",
 ]
+
+INITIALIZATIONS = ("he", "default")
+SHORTCUT = "shortcut"  # attribute name of every shortcut that is a module
+_NORMS: dict[int, dict[str, type[nn.Module]]] = {
+    1: {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm},
+    2: {"batch": nn.BatchNorm2d},
+}
+_INITIALIZED = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
+
+
+@contextmanager
+def private_random_state(seed: int) -> Iterator[None]:
+    """Draw from a CPU generator seeded with ``seed``; afterwards the global state is as before."""
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: it would also reseed the generators of every accelerator.
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def initialize(model: nn.Module, scheme: str, seed: int) -> None:
+    """Draw all initial weights of ``model`` again.
+
+    The weights of the trunk are drawn first, in module order, and those of the shortcuts after
+    them, so that a plain net and its residual twin start from the same trunk, projections or not.
+
+    Args:
+        model: Built of convolutions, linear layers and norms; changed in place.
+        scheme: ``"he"``: ``w ~ N(0, 2 / fan_in)`` with zero biases; ``"default"``: PyTorch's own,
+            ``w ~ U(−1/√fan_in, 1/√fan_in)`` and the same for biases.
+        seed: Seed of the private generator.
+
+    Raises:
+        ValueError: If ``scheme`` is unknown.
+
+    Reference:
+        He et al. (2015), Delving deep into rectifiers, §2.2.
+    """
+    if scheme not in INITIALIZATIONS:
+        raise ValueError(
+            f"initialization {scheme!r} is unknown; choose one of {', '.join(INITIALIZATIONS)}"
+        )
+    named = [(n, m) for n, m in model.named_modules() if isinstance(m, _INITIALIZED)]
+    named.sort(key=lambda item: SHORTCUT in item[0].split("."))
+    with private_random_state(seed):
+        for _, module in named:
+            module.reset_parameters()
+            if scheme == "he" and isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+
+def zero(module: nn.Module) -> None:
+    """Set all parameters to zero, so that a branch which ends in this module starts at zero."""
+    for parameter in module.parameters(recurse=False):
+        nn.init.zeros_(parameter)
+
+
+def norm_layer(kind: str | None, width: int, dimensions: int = 2) -> nn.Module | None:
+    """Return a norm over the channels of images, or with ``dimensions=1`` over features."""
+    if kind is None:
+        return None
+    offered = _NORMS[dimensions]
+    if kind not in offered:
+        choices = ", ".join(map(repr, offered))
+        raise ValueError(f"norm {kind!r} is unknown; choose {choices} or None")
+    return offered[kind](width)
+
+
+def convolution(channels_in: int, channels: int, stride: int, norm: str | None) -> nn.Conv2d:
+    """Return a 3x3 convolution; it has a bias only where no norm would undo it."""
+    return nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=norm is None)
+
+
+def chain(*modules: nn.Module | None) -> nn.Sequential:
+    """Chain the modules that are there."""
+    return nn.Sequential(*[module for module in modules if module is not None])
 
 
 class PaddedShortcut(nn.Module):
@@ -34,25 +121,6 @@ class PaddedShortcut(nn.Module):
     def extra_repr(self) -> str:
         """Show the options in ``repr``."""
         return f"channels={self.channels}, stride={self.stride}"
-
-
-def convolution(channels_in: int, channels: int, stride: int, norm: str | None) -> nn.Conv2d:
-    """Return a 3x3 convolution; it has a bias only where no norm would undo it."""
-    return nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=norm is None)
-
-
-def norm_layer(kind: str | None, channels: int) -> nn.Module | None:
-    """Return a norm over ``channels``, or nothing."""
-    if kind is None:
-        return None
-    if kind == "batch":
-        return nn.BatchNorm2d(channels)
-    raise ValueError(f"norm {kind!r} is unknown; choose 'batch' or None")
-
-
-def chain(*modules: nn.Module | None) -> nn.Sequential:
-    """Chain the modules that are there."""
-    return nn.Sequential(*[module for module in modules if module is not None])
 
 
 def _shortcut(
@@ -154,3 +222,98 @@ class PreactivationBlock(nn.Module):
         projects = isinstance(self.shortcut, nn.Conv2d)
         added: Tensor = self.shortcut(active if projects else x)
         return y + added
+
+
+class MLPBlock(nn.Module):
+    """One or two linear layers, and ``+ x`` in the residual twin.
+
+    Post-activation: ``relu(β·F(x) + x)`` with F = linear, or linear → relu → linear;
+    pre-activation: ``β·F(x) + x`` with a ReLU before each linear layer of F. A norm follows each
+    linear layer, or precedes each ReLU. Without the shortcut the block is exactly the plain one.
+
+    Args:
+        width: Number of input and output features.
+        layers: Linear layers in the block, 1 or 2.
+        residual: Whether the input is added.
+        norm: ``"batch"``, ``"layer"`` or ``None``.
+        preactivation: Whether norm and ReLU come before the linear layers.
+        branch_scale: The factor β on the branch.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        layers: int = 1,
+        residual: bool = True,
+        norm: str | None = None,
+        preactivation: bool = False,
+        branch_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.residual = residual
+        self.branch_scale = branch_scale
+        parts: list[nn.Module | None] = []
+        for _ in range(layers):
+            linear = nn.Linear(width, width)
+            around = [norm_layer(norm, width, 1), nn.ReLU()]
+            parts += [*around, linear] if preactivation else [linear, *around]
+        # After the addition, so that the post-activation block is relu(x + F(x)).
+        self.relu = None if preactivation else parts.pop()
+        self.branch = nn.Sequential(*[part for part in parts if part is not None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[batch, width]`` to ``[batch, width]``."""
+        branch: Tensor = self.branch(x)
+        if self.branch_scale != 1.0:
+            branch = self.branch_scale * branch
+        y = branch + x if self.residual else branch
+        return y if self.relu is None else self.relu(y)
+
+
+class SimpleBlock(nn.Module):
+    """The simplest residual block, ``relu(conv(x)) + x``.
+
+    Args:
+        width: Channels of input and output.
+        residual: Whether ``x`` is added.
+        norm: ``"batch"`` or ``None``.
+    """
+
+    def __init__(self, width: int, *, residual: bool = True, norm: str | None = None) -> None:
+        super().__init__()
+        self.residual = residual
+        self._add_layers(width, norm)
+
+    def _add_layers(self, width: int, norm: str | None) -> None:
+        self.conv = _conv(width, norm)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[batch, width, h, w]`` to the same shape."""
+        y: Tensor = self.relu(self.conv(x))
+        return y + x if self.residual else y
+
+
+class PairBlock(SimpleBlock):
+    """Two convolutions under one shortcut, ``relu(conv(relu(conv(x))) + x)``."""
+
+    def _add_layers(self, width: int, norm: str | None) -> None:
+        self.conv1 = _conv(width, norm)
+        self.relu1 = nn.ReLU()
+        self.conv2 = _conv(width, norm)
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[batch, width, h, w]`` to the same shape."""
+        y: Tensor = self.conv2(self.relu1(self.conv1(x)))
+        y = y + x if self.residual else y
+        activated: Tensor = self.relu2(y)
+        return activated
+
+
+def _conv(width: int, norm: str | None) -> nn.Module:
+    """Return a 3x3 convolution that keeps the shape, followed by its norm where there is one."""
+    conv = convolution(width, width, 1, norm)
+    layer = norm_layer(norm, width)
+    return conv if layer is None else nn.Sequential(conv, layer)

@@ -1,7 +1,7 @@
-"""The built-in training loop, written as a user would write it."""
+"""The built-in training loop, written as a user would write it, and what a model file gives it."""
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils._pytree import tree_map_only
 
-from analyzer.errors import AnalyzerError
+from analyzer.errors import AnalyzerError, ScriptError
 
-__all__ = ["OPTIMIZERS", "choose_device", "optimizer", "seed_everything", "train"]
+__all__ = ["OPTIMIZERS", "choose_device", "model_of", "optimizer", "seed_everything", "train"]
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 
@@ -134,3 +134,32 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def model_of(namespace: Mapping[str, Any], target: str) -> nn.Module:
+    """Return ``model``, or what ``build_model()`` returns.
+
+    Args:
+        namespace: The globals of the file after it ran.
+        target: Its path, for the messages.
+
+    Raises:
+        ScriptError: If it defines neither, or builds something else.
+    """
+    found = ", ".join(sorted(name for name in namespace if not name.startswith("_"))) or "nothing"
+    model = namespace.get("model")
+    if isinstance(model, nn.Module):
+        return model
+    build: Callable[[], Any] | None = namespace.get("build_model")
+    if callable(build):
+        built = build()
+        if isinstance(built, nn.Module):
+            return built
+        raise ScriptError(
+            f"build_model() of '{target}' returned a {type(built).__name__}; expected a "
+            "torch.nn.Module to train"
+        )
+    raise ScriptError(
+        f"'{target}' ran no backward pass and defines {found}; expected a training script, or a "
+        "file that defines `model` (a torch.nn.Module) or `build_model()`"
+    )

@@ -23,9 +23,7 @@ from torch import nn
 
 from analyzer.errors import ScriptError
 from analyzer.networks.data import Dataset
-from analyzer.networks.mlp import MLP
-from analyzer.networks.resnet import ResNet
-from analyzer.networks.simple import ConstantWidthNet
+from analyzer.networks.models import MLP, ConstantWidthNet, ResNet
 
 __all__ = ["names", "plain_twin", "zoo", "zoo_for"]
 

@@ -81,8 +81,7 @@ def _model_file(manifest: Mapping[str, Any]) -> Held:
     from torch.nn.functional import cross_entropy
 
     from analyzer.networks.data import batches, dataset
-    from analyzer.networks.loop import seed_everything
-    from analyzer.networks.model_file import model_of
+    from analyzer.networks.loop import model_of, seed_everything
 
     seed, target = manifest["seed"], manifest["argv"][0]
     ending = run_program(target, manifest["argv"][1:])

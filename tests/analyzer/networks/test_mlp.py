@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from analyzer.networks.mlp import MLP, MLPBlock
+from analyzer.networks.blocks import MLPBlock
+from analyzer.networks.models import MLP
 
 
 @pytest.mark.parametrize("depth", [2, 5, 50])

@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from analyzer.networks.blocks import PairBlock, SimpleBlock
 from analyzer.networks.data import batches, dataset
 from analyzer.networks.loop import optimizer, train
-from analyzer.networks.simple import ConstantWidthNet, PairBlock, SimpleBlock
+from analyzer.networks.models import ConstantWidthNet
 
 
 def output_gradient_norms(model: nn.Module) -> list[float]:

@@ -16,7 +16,7 @@ help:
 	@echo "make lint      check style and types only"
 	@echo "make docs      write the generated pages of docs/ again"
 
-$(INSTALLED): pyproject.toml constraints.txt setup.py analyzer/recording/_scan.cpp analyzer/joins/_products.cpp
+$(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard analyzer/recording/_*.cpp) analyzer/recording/_scan.h analyzer/joins/_products.cpp
 	@echo "--- setting up $(VENV) (once; a few minutes)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)

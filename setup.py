@@ -27,7 +27,8 @@ setup(
     ext_modules=[
         Extension(
             "analyzer.recording._scan",
-            ["analyzer/recording/_scan.cpp"],
+            [f"analyzer/recording/_{part}.cpp" for part in ("scan", "passes", "hooks")],
+            depends=["analyzer/recording/_scan.h"],
             extra_compile_args=["-O3", "-std=c++17", "-Wno-psabi"],
             optional=True,
         ),

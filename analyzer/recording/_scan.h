@@ -1,0 +1,52 @@
+// What the three sources of `_scan` share: the passes over elements (`_passes.cpp`), tensors and their
+// rows (`_scan.cpp`), and the hooks of a training (`_hooks.cpp`).
+
+#pragma once
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <structmember.h>
+
+#include <cstdint>
+
+namespace reading {
+
+// The seven numbers of an activation: norm, mean, std, min, max, zeros, non-finite elements; false where
+// they are not safe. `size` is the bytes of an element: float32 or float64.
+bool activation_numbers(const void *x, Py_ssize_t n, Py_ssize_t size, double *out);
+
+// The five numbers of a gradient: norm, mean_abs, max_abs, zeros where they are counted, non-finite.
+bool gradient_numbers(const void *x, Py_ssize_t n, Py_ssize_t size, bool count_zeros, double *out);
+
+double sum_of_squares(const void *x, Py_ssize_t n);
+
+// Bytes: for each unit of x, seen as [before, units, after], 1 where it is zero in all.
+PyObject *zero_units_of(const void *x, const Py_ssize_t *sizes, Py_ssize_t size);
+
+// What torch needs to be asked for; set by `prepare`.
+extern PyObject *is_grad_enabled, *functorch_level, *as_mask;
+
+// The part of DLPack's exchange table that reads a tensor without making anything.
+struct DLTensor {
+    void *data;
+    int32_t device_type, device_id, ndim;
+    uint8_t code, bits;
+    uint16_t lanes;
+    int64_t *shape, *strides;
+    uint64_t byte_offset;
+};
+
+// A plain, contiguous float32 tensor with elements in host memory; false for all else.
+bool read(PyObject *tensor, DLTensor *out, Py_ssize_t *elements);
+
+// The row of a tensor's numbers; the mask of dead units where it has one.
+PyObject *row_of(Py_ssize_t elements, const double *numbers, int count, PyObject *dead);
+
+// The row of a gradient; null without an exception where Python must look.
+PyObject *gradient_row_of(PyObject *gradient, bool count_zeros);
+
+// Add the classes of the hooks to the module; false with an exception set.
+bool add_hooks(PyObject *module);
+
+inline bool is_given(PyObject *held) { return held && held != Py_None; }
+
+}  // namespace reading

@@ -55,7 +55,7 @@ class Run(storage.Run):
             Its median over at most 15 evenly spaced recorded steps, with ``decades_fallen`` from
             the last layer to the first; NaN where no step has two usable layers.
         """
-        from analyzer.analysis.run_gain import run_gain
+        from analyzer.analysis.gradient_flow import run_gain
 
         return run_gain(self)
 

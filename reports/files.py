@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analyzer.analysis.depth_profile import depth_profile
+from analyzer.analysis.gradient_flow import depth_profile
 from analyzer.errors import AnalyzerError
 from analyzer.storage.run import Run
 

@@ -4,8 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from analyzer.analysis.depth_profile import depth_profile
-from analyzer.analysis.gradient_flow import Gain, profile_gain
+from analyzer.analysis.gradient_flow import Gain, depth_profile, profile_gain
 from analyzer.analysis.numerals import counted, number
 from analyzer.analysis.training import run_training
 from analyzer.storage.run import Run

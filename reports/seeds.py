@@ -8,8 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from analyzer.analysis.depth_profile import depth_profile
-from analyzer.analysis.gradient_flow import profile_gain
+from analyzer.analysis.gradient_flow import depth_profile, profile_gain
 from analyzer.analysis.numerals import counted, number
 from analyzer.analysis.training import run_training
 from analyzer.figures.theme import Theme, labeled

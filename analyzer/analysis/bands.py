@@ -1,6 +1,7 @@
 """Series of the width of a screen: a middle line with its smallest and largest values."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,6 +38,20 @@ class Band:
     width: int
     smooth: Floats | None = None
 
+    def cells(self, middle: str) -> dict[str, Any]:
+        """Return one row per bin as cells by column.
+
+        Args:
+            middle: Name of the column of the middle.
+        """
+        return {
+            "step": self.steps,
+            "min": self.low,
+            middle: self.middle,
+            "max": self.high,
+            "num_nonfinite": self.num_nonfinite,
+        }
+
 
 def smoothed(values: ArrayLike, keep: float = _SMOOTHING) -> Floats:
     """Return an exponential moving average, divided by the sum of its weights.
@@ -58,7 +73,7 @@ def smoothed(values: ArrayLike, keep: float = _SMOOTHING) -> Floats:
 
 
 def grouped(values: Floats, size: int, how: str) -> Floats:
-    """Reduce neighbors along the last axis, so many at a time; NaN is left out.
+    """Reduce groups of neighbors along the last axis; NaN is left out.
 
     Args:
         values: ``[..., n]``.
@@ -138,12 +153,12 @@ def _chosen(cells: Floats, places: NDArray[np.int64]) -> Floats:
 
 
 def band(steps: ArrayLike, values: ArrayLike, most: int, *, smooth: bool = False) -> Band:
-    """Return recorded values in at most so many bins, the median of each in the middle.
+    """Return recorded values in a limited number of bins, the median of each in the middle.
 
     Args:
         steps: Recorded steps, ascending, ``[steps]``.
         values: Their values, ``[steps]``; NaN and infinite ones are counted.
-        most: Bins at the most.
+        most: Largest number of bins.
         smooth: Whether the middle is smoothed too.
     """
     numbers, x = np.asarray(steps, np.int64), np.asarray(values, np.float64)

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.comparison import THRESHOLDS as COMPARISON
-from analyzer.analysis.gradient_flow import MedianGain
-from analyzer.analysis.remembered import remembered
-from analyzer.analysis.run_gain import run_gain
+from analyzer.analysis.gradient_flow import MedianGain, run_gain
+from analyzer.analysis.per_run import remembered
 from analyzer.analysis.training import run_training
 from analyzer.errors import NotRecordedError
 from analyzer.storage.arrays import as_floats

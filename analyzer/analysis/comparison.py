@@ -1,17 +1,13 @@
-"""Two runs side by side: the sentence that their numbers support, and one axis of depth."""
+"""Two runs side by side: the sentence that their numbers support."""
 
 import math
 from dataclasses import dataclass
 from enum import Enum
 
-import numpy as np
-from numpy.typing import NDArray
-
-from analyzer.analysis.depth_profile import DepthProfile, relative_depth, relative_norms
 from analyzer.analysis.gradient_flow import Gain
 from analyzer.analysis.training import TrainingSummary
 
-__all__ = ["THRESHOLDS", "ComparedProfiles", "Flow", "RunFacts", "compared_profiles", "difference"]
+__all__ = ["THRESHOLDS", "Flow", "RunFacts", "difference"]
 
 # name: (value, reason)
 THRESHOLDS: dict[str, tuple[float, str]] = {
@@ -72,35 +68,8 @@ class RunFacts:
         return Flow.BETWEEN
 
 
-@dataclass(frozen=True)
-class ComparedProfiles:
-    """Two depth profiles on one axis from 0 (first layer) to 1 (last layer).
-
-    Args:
-        left_positions: Relative depth of the layers of the left run.
-        left_norms: Their norms over that of the last layer.
-        right_positions: Relative depth of the layers of the right run.
-        right_norms: Their norms over that of the last layer.
-    """
-
-    left_positions: NDArray[np.float64]
-    left_norms: NDArray[np.float64]
-    right_positions: NDArray[np.float64]
-    right_norms: NDArray[np.float64]
-
-
 def _threshold(name: str) -> float:
     return THRESHOLDS[name][0]
-
-
-def compared_profiles(left: DepthProfile, right: DepthProfile) -> ComparedProfiles:
-    """Put two profiles of any depths on a relative axis; every layer stays a point of its own."""
-    return ComparedProfiles(
-        relative_depth(left.depths),
-        relative_norms(left),
-        relative_depth(right.depths),
-        relative_norms(right),
-    )
 
 
 def difference(plain: RunFacts, residual: RunFacts) -> str:

@@ -18,8 +18,8 @@ _ENDS = 0.1
 
 def _gains(evidence: Evidence) -> list[Gain]:
     """The gain at each judged step, over layers with parameters that a gradient reached."""
-    grid, rows = evidence.layer_grid, evidence.has_parameters
-    norms, present = (x["output_gradient_norm"][:, rows] for x in (grid.values, grid.present))
+    history, rows = evidence.layer_history, evidence.has_parameters
+    norms, present = (x["output_gradient_norm"][:, rows] for x in (history.values, history.present))
     depths = evidence.depths[rows]
     return [gain(depths[p], n[p]) for n, p in zip(norms, present, strict=True)]
 
@@ -29,7 +29,7 @@ def _along_depth(
 ) -> tuple[float, float, tuple[int, int]] | None:
     """Median decades of change and gain over the longest sick piece, and its ends."""
     gains = _gains(evidence)
-    steps = evidence.layer_grid.steps
+    steps = evidence.layer_history.steps
     decades = sign * np.array([g.decades_fallen for g in gains])
     sick: NDArray[np.bool_] = decades >= limit
     ends = stretch(sick, steps, limits["sustained_share"])
@@ -119,12 +119,12 @@ def nonfinite_values(evidence: Evidence, limits: Mapping[str, float]) -> list[Fi
 
 def shrinkage(evidence: Evidence, limits: Mapping[str, float]) -> list[Finding]:
     """Output gradients shrink over time, and not because the loss does."""
-    grid, rows = evidence.layer_grid, evidence.has_parameters
-    steps = grid.steps
+    history, rows = evidence.layer_history, evidence.has_parameters
+    steps = history.steps
     loss_fall = _loss_decades(evidence, limits["shrinking_loss"])
     if len(steps) < _LEAST_STEPS_OF_A_TREND or loss_fall is None or not rows.any():
         return []
-    norms = grid.values["output_gradient_norm"][:, rows]
+    norms = history.values["output_gradient_norm"][:, rows]
     width = max(3, math.ceil(_ENDS * len(steps)))
     with np.errstate(divide="ignore", invalid="ignore"):
         early, late = (np.log10(np.median(n, axis=0)) for n in (norms[:width], norms[-width:]))

@@ -1,5 +1,6 @@
-"""What the rules of findings look at: recorded values at some steps, as arrays."""
+"""What the rules of findings read: recorded values at some steps, and the first not finite."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,19 +9,103 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from analyzer.analysis.nonfinite import NonFinite, first_nonfinite
 from analyzer.analysis.training import TrainingSummary, run_training
 from analyzer.storage.run import Run
 
-__all__ = ["Evidence", "Grid"]
+__all__ = ["Evidence", "History", "NonFinite", "first_nonfinite"]
 
 _MOST_STEPS = 40
+_NONFINITE_COUNTS = ("activation_num_nonfinite", "output_gradient_num_nonfinite")
+_BATCH_ROWS = 500_000
+_MOST_BINS = 1024
 
 Floats = NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class NonFinite:
+    """The first place where a tensor of a layer was not finite.
+
+    Args:
+        step: The first step with such a tensor.
+        layer: Row of the table of layers.
+        name: Its name.
+        what: ``activation`` or ``output gradient``.
+    """
+
+    step: int
+    layer: int
+    name: str
+    what: str
+
+
+def first_nonfinite(run: Run, ignored: NDArray[np.int64] | None = None) -> NonFinite | None:
+    """Find the first layer with NaN or infinite values, in the order in which they are computed.
+
+    Within its step that is the first activation in call order; where all activations are finite,
+    the output gradient of the last layer in call order, since backward runs from there.
+
+    Args:
+        run: An opened run.
+        ignored: Steps that do not count, such as those that a gradient scaler skipped.
+
+    Returns:
+        The place; None where every recorded value is finite.
+    """
+    for first, last in _suspects(run):
+        rows = run.read("layer_stats", _NONFINITE_COUNTS, steps=slice(first, last + 1))
+        activation, gradient = (_positive(rows, name) for name in _NONFINITE_COUNTS)
+        counts = activation | gradient
+        if ignored is not None:
+            counts &= ~np.isin(rows.column("step").to_numpy(), ignored)
+        bad = np.flatnonzero(counts)
+        if len(bad):
+            return _earliest(run, rows, activation, gradient, bad)
+    return None
+
+
+def _suspects(run: Run) -> Iterator[tuple[int, int]]:
+    """First and last step of stretches that hold whatever is not finite, in order."""
+    if run.ranks == [0]:
+        # The overview has the largest count of each bin: the rows of the others are all finite.
+        grids = [
+            run.grid(name, "max", _MOST_BINS, table="layer_stats") for name in _NONFINITE_COUNTS
+        ]
+        bad = {int(step) for grid in grids for step in grid.steps[(grid.values > 0).any(axis=0)]}
+        yield from ((step, step + grids[0].width - 1) for step in sorted(bad))
+        return
+    steps = run.layer_steps()
+    chunk = max(1, _BATCH_ROWS // max(1, len(run.layers)))
+    for start in range(0, len(steps), chunk):
+        some = steps[start : start + chunk]
+        yield int(some[0]), int(some[-1])
+
+
+def _positive(rows: pa.Table, name: str) -> NDArray[np.bool_]:
+    positive: NDArray[np.bool_] = rows.column(name).fill_null(0).to_numpy() > 0
+    return positive
+
+
+def _earliest(
+    run: Run,
+    rows: pa.Table,
+    activation: NDArray[np.bool_],
+    gradient: NDArray[np.bool_],
+    bad: NDArray[np.int64],
+) -> NonFinite:
+    """The first tensor of the first step that holds one."""
+    steps, layers = rows.column("step").to_numpy(), rows.column("layer").to_numpy()
+    step = int(steps[bad].min())
+    here = steps == step
+    forward = layers[here & activation]
+    layer = int(forward.min()) if len(forward) else int(layers[here & gradient].max())
+    names = dict(zip(run.layers["layer"], run.layers["name"], strict=True))
+    what = "activation" if len(forward) else "output gradient"
+    return NonFinite(step, layer, str(names.get(layer, layer)), what)
+
+
 @dataclass(frozen=True, eq=False)
-class Grid:
+class History:
     """Columns of one table at some steps, as ``[steps, ids]``.
 
     Args:
@@ -111,44 +196,46 @@ class Evidence:
         return steps[np.unique(places.astype(np.int64))]
 
     @cached_property
-    def layer_grid(self) -> Grid:
+    def layer_history(self) -> History:
         """Output gradients and dead units of layers."""
         columns = ("output_gradient_norm", "activation_num_dead")
-        return self._grid("layer_stats", columns, self.judged(self.run.layer_steps()), self.layers)
+        return self._history(
+            "layer_stats", columns, self.judged(self.run.layer_steps()), self.layers
+        )
 
     @cached_property
-    def parameter_grid(self) -> Grid:
+    def parameter_history(self) -> History:
         """Gradients of parameters at the judged steps of layers."""
         steps = self.judged(self.run.recorded_steps("parameter_stats"))
-        return self._grid("parameter_stats", ("gradient_norm",), steps, self.parameters)
+        return self._history("parameter_stats", ("gradient_norm",), steps, self.parameters)
 
     @cached_property
-    def update_grid(self) -> Grid:
+    def update_history(self) -> History:
         """Gradients, norms and updates of parameters at steps where updates were measured."""
         recorded = self.run.recorded_steps("parameter_stats")
         schedule = self.run.manifest.get("schedule") or {}
         every, updates = schedule.get("every") or 1, schedule.get("updates_every") or 1
         steps = self.judged(recorded[(recorded // every) % updates == 0])
         columns = ("gradient_norm", "norm", "update_norm")
-        return self._grid("parameter_stats", columns, steps, self.parameters)
+        return self._history("parameter_stats", columns, steps, self.parameters)
 
     @cached_property
-    def split_grid(self) -> Grid:
+    def split_history(self) -> History:
         """The splits at joins."""
         columns = ("shortcut_gradient_norm", "branch_gradient_norm", "cosine")
-        return self._grid(
+        return self._history(
             "splits", columns, self.judged(self.run.recorded_steps("splits")), self.joins
         )
 
-    def _grid(
+    def _history(
         self, table: str, columns: tuple[str, ...], steps: NDArray[np.int64], static: pd.DataFrame
-    ) -> Grid:
+    ) -> History:
         """Rows of some steps as arrays; ids are the places in the static table."""
         shape = (len(steps), len(static))
         values = {name: np.full(shape, np.nan) for name in columns}
         present = {name: np.zeros(shape, bool) for name in columns}
         if not len(steps) or not len(static):
-            return Grid(steps, values, present)
+            return History(steps, values, present)
         rows = self.run.read(table, columns, steps=steps)
         key = static.columns[0]
         known = static[key].to_numpy(np.int64)
@@ -159,7 +246,7 @@ class Evidence:
             column = rows.column(name)
             present[name][row, place] = column.is_valid().to_numpy()[found]
             values[name][row, place] = _floats(column)[found]
-        return Grid(steps, values, present)
+        return History(steps, values, present)
 
 
 def _floats(column: pa.ChunkedArray) -> Floats:

@@ -1,15 +1,19 @@
 """A quantity of all layers over all steps, small enough for a screen, one range for all runs."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.bands import grouped
-from analyzer.analysis.numerals import counted, number
-from analyzer.analysis.sources import for_each_run, joined_table, missing_clause, not_recorded
-from analyzer.analysis.view import RowSet, RunLabel, View, row_set
+from analyzer.analysis.gradient_flow import relative_depth
+from analyzer.analysis.numerals import counted, number, times_ten_to
+from analyzer.analysis.per_run import PerRun, RunRecord, not_recorded, read_runs
+from analyzer.analysis.profiles import over_deepest
+from analyzer.analysis.view import RowSet, RunLabel, View, row_set, run_labels
+from analyzer.errors import NotRecordedError
 from analyzer.storage.run import Run
 from analyzer.storage.views import NumberName
 from analyzer.vocabulary import quantity
@@ -17,7 +21,19 @@ from analyzer.vocabulary import quantity
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["NONFINITE", "ZERO", "FlowGrid", "GridColumn", "flow_grid", "grid_column", "value_range"]
+__all__ = [
+    "NONFINITE",
+    "ZERO",
+    "FlowGrid",
+    "GridColumn",
+    "GridDifference",
+    "UpdateColumn",
+    "flow_grid",
+    "grid_column",
+    "grid_difference",
+    "update_grid",
+    "value_range",
+]
 
 Floats = NDArray[np.float64]
 ZERO, NONFINITE = 1, 2
@@ -25,16 +41,17 @@ ZERO, NONFINITE = 1, 2
 _MOST_CELLS, _MOST_ROWS, _MOST_BINS, _FEWEST_BINS = 48_000, 240, 480, 60
 _FINE_BINS = 1024
 _LEAST_DECADES = 3.0
+_MOST_COMPARED_ROWS = 100
 # Of the finest bins that are there; median and mean are those of their means.
 _NUMBERS: dict[str, NumberName] = {"min": "min", "max": "max"}
 
 
 @dataclass(frozen=True, eq=False)
-class GridColumn:
+class GridColumn(RunRecord):
     """The grid of one run.
 
     Args:
-        label: Name and style of the run.
+        quantity: Key of what is shown.
         ids: Layer or parameter of each row, the first of a group of neighbors, ``[rows]``.
         names: Name of each row; ``first … last`` of a group.
         positions: Place along depth, ascending, ``[rows]``.
@@ -46,7 +63,7 @@ class GridColumn:
         num_rows: Layers or parameters before neighbors were put together.
     """
 
-    label: RunLabel
+    quantity: str
     ids: NDArray[np.int32]
     names: tuple[str, ...]
     positions: Floats
@@ -62,45 +79,71 @@ class GridColumn:
         positive = np.where(self.values > 0, self.values, np.nan)
         return np.log10(positive)
 
+    def sentence(self) -> str:
+        """Return how far the values reach, and where they are not finite."""
+        row = quantity(self.quantity)
+        cells = self.log10 if row.scale == "log" else self.values
+        finite = cells[np.isfinite(cells)]
+        if not len(finite):
+            return f"{self.label.text}: {row.label} is nowhere finite."
+        reach = number(float(finite.max() - finite.min()))
+        span = f"{reach} decades" if row.scale == "log" else reach
+        return f"{self.label.text}: {row.label} spans {span} over layers and steps{self._broken()}."
+
+    def _broken(self) -> str:
+        """The first bin with a value that is not finite, as a clause; empty without one."""
+        steps = np.flatnonzero((self.marks == NONFINITE).any(axis=0))
+        if not len(steps):
+            return ""
+        at = int(steps[0])
+        rows = counted(int(np.count_nonzero(self.marks[:, at] == NONFINITE)), "row")
+        return f" (NaN or infinite from step {self.steps[at]} on, first in {rows})"
+
+    def cells(self) -> Mapping[str, Any]:
+        """Return one row per row and bin."""
+        rows, bins = self.values.shape
+        return {
+            "layer": np.repeat(np.array(self.names, object), bins),
+            "step": np.tile(self.steps, rows),
+            self.quantity: self.values.ravel(),
+            "has_nonfinite": (self.marks == NONFINITE).ravel(),
+        }
+
 
 @dataclass(frozen=True, eq=False)
-class FlowGrid:
+class UpdateColumn(GridColumn):
+    """The update ratios of one run."""
+
+    def sentence(self) -> str:
+        """Return the median ratio of the last step, and where it is smallest and largest."""
+        last = self.values[:, -1]
+        known = np.flatnonzero(np.isfinite(last))
+        start = f"{self.label.text}, step {self.steps[-1]}:"
+        if not len(known):
+            return f"{start} no update ratio is finite."
+        low, high = (
+            f"{number(last[at])} ({self.names[at]})"
+            for at in (known[np.argmin(last[known])], known[np.argmax(last[known])])
+        )
+        middle = number(float(np.median(last[known])))
+        return f"{start} the update ratio is {middle} (median), from {low} to {high}."
+
+
+@dataclass(frozen=True, eq=False)
+class FlowGrid(PerRun[GridColumn]):
     """Layer × step, one grid per run.
 
     Args:
-        quantity: Its key.
         label: What the color bar says.
         is_log: Whether colors show the decimal logarithm.
-        aggregate: What a bin of several steps shows.
-        columns: One per run that has the quantity.
         low: Smallest value shown, of all runs; a logarithm where ``is_log``.
         high: Largest value shown, of all runs.
-        caption: The finding with its number.
     """
 
-    quantity: str
     label: str
     is_log: bool
-    aggregate: str
-    columns: tuple[GridColumn, ...]
     low: float
     high: float
-    caption: str
-
-    def table(self) -> "pd.DataFrame":
-        """Return one row per run, row and bin."""
-        parts = []
-        for column in self.columns:
-            shape = column.values.shape
-            cells = {
-                "run": column.label.text,
-                "layer": np.repeat(np.array(column.names, object), shape[1]),
-                "step": np.tile(column.steps, shape[0]),
-                self.quantity: column.values.ravel(),
-                "has_nonfinite": (column.marks == NONFINITE).ravel(),
-            }
-            parts.append(cells)
-        return joined_table(parts)
 
 
 def flow_grid(view: View) -> FlowGrid:
@@ -110,13 +153,30 @@ def flow_grid(view: View) -> FlowGrid:
         NotRecordedError: If no run has the quantity.
         AnalyzerError: If the pattern for layers is refused or matches nothing.
     """
-    columns, missing = for_each_run(view, lambda run, label: grid_column(view, run, label))
+    columns, missing = read_runs(view, grid_column)
     row = quantity(view.quantity)
     is_log = row.scale == "log"
-    low, high = value_range(columns, is_log)
     name = f"{row.label}, relative to the deepest layer" if view.relative else row.label
-    caption = _caption(columns, is_log, row.label) + missing_clause(missing)
-    return FlowGrid(view.quantity, name, is_log, view.aggregate, columns, low, high, caption)
+    return FlowGrid(columns, missing, name, is_log, *value_range(columns, is_log))
+
+
+def update_grid(view: View) -> FlowGrid:
+    """Read the update ratio of every run, parameter × step.
+
+    ``‖θ_after − θ_before‖₂ / ‖θ_before‖₂``; about 1e-3 is usual when training from scratch. In bins
+    of several steps it is the ratio of the two summarized norms.
+
+    Returns:
+        The grid; steps at which no update was measured are left out, and a parameter that is all
+        zeros has no number.
+
+    Raises:
+        NotRecordedError: If no run measured updates.
+        AnalyzerError: If the pattern for parameters is refused or matches nothing.
+    """
+    columns, missing = read_runs(view, _update_column)
+    label = "update ratio ‖Δθ‖ / ‖θ‖"
+    return FlowGrid(columns, missing, label, True, *value_range(columns, is_log=True))
 
 
 def grid_column(
@@ -141,8 +201,7 @@ def grid_column(
     at = np.searchsorted(found.ids, rows.ids[kept])
     source = found.values[at]
     if view.relative:
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            source = source / source[-1]
+        source = over_deepest(source)
         # A deepest layer of exactly zero has no ratio to it.
         source[~np.isfinite(source)] = np.nan
     share = most_cells // max(1, len(view.runs))
@@ -150,7 +209,9 @@ def grid_column(
     size = -(-len(found.steps) // bins)
     values = grouped(source, size, view.aggregate)
     bad = _summed(found.num_nonfinite[at], size)
-    return _thinned(label, rows, kept, found.steps[::size], values, bad, found.width * size)
+    return _thinned(
+        view.quantity, label, rows, kept, found.steps[::size], values, bad, found.width * size
+    )
 
 
 def _summed(counts: NDArray[np.int64], size: int) -> NDArray[np.int64]:
@@ -161,6 +222,7 @@ def _summed(counts: NDArray[np.int64], size: int) -> NDArray[np.int64]:
 
 
 def _thinned(
+    name: str,
     label: RunLabel,
     rows: RowSet,
     kept: NDArray[np.int64],
@@ -182,7 +244,7 @@ def _thinned(
     marks = np.where(values == 0, ZERO, 0).astype(np.uint8)
     marks[_summed(bad.T, size).T > 0] = NONFINITE
     return GridColumn(
-        label, rows.ids[kept[firsts]], names, middle, steps, values, marks, width, len(kept)
+        label, name, rows.ids[kept[firsts]], names, middle, steps, values, marks, width, len(kept)
     )
 
 
@@ -202,26 +264,132 @@ def value_range(columns: tuple[GridColumn, ...], is_log: bool) -> tuple[float, f
     return low - short / 2, high + short / 2
 
 
-def _caption(columns: tuple[GridColumn, ...], is_log: bool, what: str) -> str:
-    """How far the values of each run reach, and where they are not finite."""
-    parts = []
-    for column in columns:
-        cells = column.log10 if is_log else column.values
-        finite = cells[np.isfinite(cells)]
-        if not len(finite):
-            parts.append(f"no finite value in {column.label.text}")
-            continue
-        reach = float(finite.max() - finite.min())
-        span = f"{number(reach)} decades" if is_log else number(reach)
-        parts.append(f"{span} in {column.label.text}{_broken(column)}")
-    return f"Over layers and steps, {what} spans {'; '.join(parts)}."
+def _update_column(view: View, run: Run, label: RunLabel) -> UpdateColumn:
+    asked = replace(view, relative=False)
+    update = grid_column(replace(asked, quantity="update_norm"), run, label)
+    norm = grid_column(replace(asked, quantity="norm"), run, label)
+    shared, ours, theirs = np.intersect1d(update.steps, norm.steps, return_indices=True)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        ratio = update.values[:, ours] / norm.values[:, theirs]
+    # A bias of zeros gives x / 0, which is no number to compare.
+    ratio = np.where(norm.values[:, theirs] == 0, np.nan, ratio)
+    marks = update.marks[:, ours]
+    measured = np.isfinite(ratio).any(axis=0) | (marks > 0).any(axis=0)
+    if not measured.any():
+        remedy = "add `--updates-every 10`; the manifest says where memory did not allow it"
+        raise not_recorded("updates were", run, remedy)
+    kept = {"steps": shared[measured], "values": ratio[:, measured], "marks": marks[:, measured]}
+    return UpdateColumn(**vars(update) | kept | {"quantity": "update_ratio"})
 
 
-def _broken(column: GridColumn) -> str:
-    """The first bin with a value that is not finite, as a clause; empty without one."""
-    steps = np.flatnonzero((column.marks == NONFINITE).any(axis=0))
+@dataclass(frozen=True, eq=False)
+class GridDifference:
+    """Second run over first, or minus it where the quantity is not shown by its logarithm.
+
+    Args:
+        label: What the color bar says.
+        is_log: Whether differences are of decimal logarithms.
+        runs: Labels of the first and the second run.
+        positions: Relative depth, 0 for the first layer and 1 for the last, ``[rows]``.
+        steps: First step of each bin that both runs have, ``[bins]``.
+        values: Second minus first, ``[rows, bins]``; NaN where one has no finite number.
+        reach: Largest absolute difference; the color range goes from minus to plus that.
+        caption: The finding with its number.
+    """
+
+    label: str
+    is_log: bool
+    runs: tuple[RunLabel, RunLabel]
+    positions: Floats
+    steps: NDArray[np.int64]
+    values: Floats
+    reach: float
+    caption: str
+
+    def table(self) -> "pd.DataFrame":
+        """Return one row per relative depth and step."""
+        import pandas as pd
+
+        rows, bins = self.values.shape
+        return pd.DataFrame(
+            {
+                "relative_depth": np.repeat(self.positions, bins),
+                "step": np.tile(self.steps, rows),
+                "log10_ratio" if self.is_log else "difference": self.values.ravel(),
+            }
+        )
+
+
+def grid_difference(view: View) -> GridDifference:
+    """Compare the second run of a view with the first.
+
+    Rows are the nearest layers on the relative axis, bins the nearest in steps, over the steps that
+    both runs reached.
+
+    Raises:
+        NotRecordedError: If there are not two runs with the quantity, or no step in common.
+    """
+    if len(view.runs) < 2:
+        raise NotRecordedError(
+            f"a difference of {len(view.runs)} run; expected 2. Choose a second run"
+        )
+    first, second = (
+        grid_column(view, run, label)
+        for run, label in zip(view.runs[:2], run_labels(view.runs)[:2], strict=True)
+    )
+    row = quantity(view.quantity)
+    is_log = row.scale == "log"
+    steps = _common_steps(first, second)
     if not len(steps):
-        return ""
-    at = int(steps[0])
-    layers = int(np.count_nonzero(column.marks[:, at] == NONFINITE))
-    return f" (NaN or infinite from step {column.steps[at]} on, first in {counted(layers, 'row')})"
+        raise NotRecordedError(
+            f"runs '{first.label.text}' and '{second.label.text}' have no step in common; "
+            "expected overlapping steps. Choose runs of one training length"
+        )
+    count = min(_MOST_COMPARED_ROWS, max(len(first.positions), len(second.positions)))
+    positions = np.linspace(0.0, 1.0, count)
+    left, right = (_resampled(c, positions, steps, is_log=is_log) for c in (first, second))
+    values = right - left
+    finite = np.abs(values[np.isfinite(values)])
+    reach = float(finite.max()) if len(finite) else 1.0
+    names = (first.label, second.label)
+    label = f"{row.label}: {second.label.text} {'over' if is_log else 'minus'} {first.label.text}"
+    caption = _largest_difference(values, positions, names, is_log)
+    return GridDifference(label, is_log, names, positions, steps, values, max(reach, 0.1), caption)
+
+
+def _common_steps(first: GridColumn, second: GridColumn) -> NDArray[np.int64]:
+    """Bins of the coarser run within the steps of both."""
+    coarse = max((first, second), key=lambda column: column.width).steps
+    last = min(column.steps[-1] + column.width - 1 for column in (first, second))
+    shared = (coarse >= max(first.steps[0], second.steps[0])) & (coarse <= last)
+    return np.asarray(coarse[shared], np.int64)
+
+
+def _resampled(
+    column: GridColumn, positions: Floats, steps: NDArray[np.int64], *, is_log: bool
+) -> Floats:
+    """The nearest row of each place, the bin of each step."""
+    own = relative_depth(column.positions)
+    rows = np.abs(own[None, :] - positions[:, None]).argmin(axis=1)
+    bins = np.maximum(np.searchsorted(column.steps, steps, side="right") - 1, 0)
+    cells = column.log10 if is_log else column.values
+    return np.asarray(cells[np.ix_(rows, bins)], np.float64)
+
+
+def _largest_difference(
+    values: Floats, positions: Floats, runs: tuple[RunLabel, RunLabel], is_log: bool
+) -> str:
+    """What separates the runs most, over all steps."""
+    first, second = (label.text for label in runs)
+    known = np.isfinite(values)
+    if not known.any():
+        return f"{first} and {second} have no finite value to compare."
+    middle = np.array(
+        [np.median(r[k]) if k.any() else 0.0 for r, k in zip(values, known, strict=True)]
+    )
+    at = int(np.abs(middle).argmax())
+    where = f"at relative depth {number(positions[at])} (0 is the first layer)"
+    if is_log:
+        factor = times_ten_to(float(middle[at]))
+        return f"The runs differ most {where}: {second} has {factor} times the value of {first}."
+    return f"The runs differ most {where}: {second} minus {first} is {number(middle[at])}."

@@ -1,4 +1,7 @@
-"""The gain of the output gradient per layer of depth, going backward."""
+"""The output gradient along the depth of a network, and its gain per layer going backward.
+
+Output gradients are those of the loss as the script computes it, usually the mean over the batch.
+"""
 
 import math
 from collections.abc import Sequence
@@ -7,14 +10,125 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analyzer.analysis.depth_profile import DepthProfile
+from analyzer.storage.arrays import as_floats, as_numpy, is_present
+from analyzer.storage.run import Run
 
-__all__ = ["Gain", "MedianGain", "gain", "median_gain", "profile_gain"]
+__all__ = [
+    "DepthProfile",
+    "Gain",
+    "MedianGain",
+    "depth_profile",
+    "gain",
+    "median_gain",
+    "profile_gain",
+    "relative_depth",
+    "run_gain",
+    "spaced_steps",
+    "span_decades",
+]
 
 _MAX_DENSE_LAYERS = 500
 _MAX_PAIRS = _MAX_DENSE_LAYERS * (_MAX_DENSE_LAYERS - 1) // 2
+_MOST_STEPS = 15
 
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class DepthProfile:
+    """Output gradient norms of one step, one row per layer in call order.
+
+    Args:
+        step: The step that the norms belong to.
+        names: Layer names.
+        kinds: Class names of the modules.
+        depths: Layers on the longest path from the input, counted from the first.
+        norms: ``‖∂L/∂y‖₂``, in units of loss per unit of y; NaN also where nothing was recorded.
+        measured: Whether the backward pass reached the layer; False is a null in the table.
+        has_parameters: Whether the layer owns parameters.
+    """
+
+    step: int
+    names: list[str]
+    kinds: list[str]
+    depths: Floats
+    norms: Floats
+    measured: NDArray[np.bool_]
+    has_parameters: NDArray[np.bool_]
+
+    @property
+    def usable(self) -> NDArray[np.bool_]:
+        """Layers with a finite gradient above zero: those that a logarithm can show."""
+        return self.measured & np.isfinite(self.norms) & (self.norms > 0)
+
+    @property
+    def is_zero(self) -> NDArray[np.bool_]:
+        """Layers whose output gradient is exactly zero."""
+        zero: NDArray[np.bool_] = self.measured & (self.norms == 0)
+        return zero
+
+    @property
+    def is_nonfinite(self) -> NDArray[np.bool_]:
+        """Layers whose output gradient holds NaN or is infinite."""
+        nonfinite: NDArray[np.bool_] = self.measured & ~np.isfinite(self.norms)
+        return nonfinite
+
+
+def span_decades(profile: DepthProfile) -> float:
+    """Return ``log10(max ‖∂L/∂y‖ / min ‖∂L/∂y‖)`` over layers with parameters and a gradient.
+
+    Returns:
+        Decades between the largest and the smallest norm, 0 or more; NaN without such a layer.
+    """
+    norms = profile.norms[profile.has_parameters & profile.usable]
+    if not len(norms):
+        return math.nan
+    return float(np.log10(norms.max()) - np.log10(norms.min()))
+
+
+def relative_depth(depths: ArrayLike) -> Floats:
+    """Return depth mapped to [0, 1], first layer to last, so that networks of any depth compare.
+
+    Returns:
+        ``(d − d_min) / (d_max − d_min)``; zeros where all depths are equal.
+    """
+    x = np.asarray(depths, np.float64)
+    if not len(x):
+        return x
+    reach = x.max() - x.min()
+    relative: Floats = (x - x.min()) / (reach if reach > 0 else 1.0)
+    return relative
+
+
+def depth_profile(run: Run, step: int) -> DepthProfile:
+    """Read the profile of one step.
+
+    Args:
+        run: An opened run.
+        step: A step number; one without layer statistics gives a profile without a measured layer.
+
+    Returns:
+        Every layer of the run in call order. A null, from a layer that no gradient reached, is not
+        measured; NaN is.
+    """
+    layers = run.static_rows("layers")
+    rows = run.read("layer_stats", "output_gradient_norm", steps=step)
+    column = rows.column("output_gradient_norm")
+    known, ids = as_numpy(layers.column("layer")), as_numpy(rows.column("layer"))
+    found = np.isin(ids, known)
+    place = np.searchsorted(known, ids[found])
+    norms, measured = np.full(len(known), np.nan), np.zeros(len(known), bool)
+    norms[place] = as_floats(column)[found]
+    measured[place] = is_present(column)[found]
+    return DepthProfile(
+        step=step,
+        names=layers.column("name").to_pylist(),
+        kinds=layers.column("kind").to_pylist(),
+        depths=as_floats(layers.column("depth")),
+        norms=norms,
+        measured=measured,
+        has_parameters=as_floats(layers.column("num_parameters")) > 0,
+    )
 
 
 @dataclass(frozen=True)
@@ -103,13 +217,13 @@ def _theil_sen_slope(x: Floats, y: Floats) -> float:
 def gain(depths: ArrayLike, norms: ArrayLike) -> Gain:
     """Fit the gain of the output gradient per layer, going backward.
 
-    ``gain = exp(−slope)`` with the Theil–Sen slope of ``ln ‖δ‖`` against depth: the median over
+    ``gain = exp(−slope)`` with the Theil–Sen slope of ``ln ‖∂L/∂y‖`` against depth: the median over
     pairs of layers, pairs of equal depth skipped, evenly spaced pairs above 500 layers. The total
     is ``exp(−slope · (d_last − d_first))`` over the depths of all layers given, left out or not.
 
     Args:
         depths: Depth of each layer, ``[layers]``; callers give layers with parameters only.
-        norms: ``‖δ‖₂`` of each layer's output gradient, ``[layers]``. Zero and non-finite norms
+        norms: ``‖∂L/∂y‖₂`` of each layer's output gradient, ``[layers]``. Zero and non-finite norms
             are left out of the fit and counted.
 
     Returns:
@@ -169,3 +283,24 @@ def median_gain(gains: Sequence[Gain]) -> MedianGain:
         num_steps=len(defined),
         num_undefined=len(gains) - len(defined),
     )
+
+
+def spaced_steps(steps: NDArray[np.int64], most: int = _MOST_STEPS) -> NDArray[np.int64]:
+    """Return a limited number of evenly spaced steps, both ends included."""
+    places = np.unique(np.linspace(0, len(steps) - 1, most).round().astype(int))
+    return steps[places] if len(steps) else steps
+
+
+def run_gain(run: Run, steps: NDArray[np.int64] | None = None) -> MedianGain:
+    """Return the median gain over evenly spaced steps.
+
+    Args:
+        run: An opened run.
+        steps: Steps to choose from; all with layer statistics when None.
+
+    Returns:
+        Medians over at most 15 steps; NaN where none of them has a gain.
+    """
+    recorded = run.layer_steps() if steps is None else steps
+    chosen = spaced_steps(recorded)
+    return median_gain([profile_gain(depth_profile(run, int(step))) for step in chosen])

@@ -1,26 +1,24 @@
 """The loss on a plane or a line through the weights, with one range for all runs."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.numerals import counted, number, percent
-from analyzer.analysis.sources import (
-    for_each_run,
-    joined_table,
-    missing_clause,
+from analyzer.analysis.per_run import (
+    PerRun,
+    RunAtStep,
     not_recorded,
     probe_rows_at,
+    read_runs,
+    shown_range,
 )
 from analyzer.analysis.view import RunLabel, View
 from analyzer.storage.run import Run
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = ["Landscape", "Landscapes", "Trajectory", "landscapes", "trajectories"]
 
@@ -50,25 +48,21 @@ class Trajectory:
 
 
 @dataclass(frozen=True, eq=False)
-class Landscape:
+class Landscape(RunAtStep):
     """The loss of one run around its weights at one step.
 
     Args:
-        label: Name and style of the run.
-        step: Step of the probe.
         alphas: Coordinates along the first direction, ascending, ``[m]``.
         betas: Coordinates along the second, ``[n]``; none for a line.
         losses: ``[n, m]``, or ``[1, m]`` for a line, as the probe gives them: interpolated where
             not evaluated, never repaired; NaN also where the table has no such point.
         evaluated: Where the loss was evaluated rather than interpolated, in the same shape.
-        center: Loss at (0, 0); NaN where that is no point of the grid.
+        center: Loss at (0, 0); NaN where that is not a point of the grid.
         num_nonfinite: Evaluated points whose loss is NaN or infinite.
         trajectory: Checkpoints in this plane; None where the probe noted none.
         notes: What the probe noted.
     """
 
-    label: RunLabel
-    step: int
     alphas: Floats
     betas: Floats
     losses: Floats
@@ -78,47 +72,78 @@ class Landscape:
     trajectory: Trajectory | None
     notes: Mapping[str, str]
 
+    def sentence(self) -> str:
+        """Return the loss at the weights and the largest one, and what was not evaluated."""
+        finite = self.losses[np.isfinite(self.losses)]
+        if not len(finite):
+            return f"{self.where}: no loss on the grid is finite."
+        text = (
+            f"{self.where}: the loss is {number(self.center)} at the weights and reaches "
+            f"{number(float(finite.max()))} at distance {number(float(np.abs(self.alphas).max()))}"
+        )
+        if not self.evaluated.all():
+            share = percent(1 - float(self.evaluated.mean()))
+            text += f"; {share} of the points are interpolated or missing"
+        if self.num_nonfinite:
+            verb = "is" if self.num_nonfinite == 1 else "are"
+            text += f"; {counted(self.num_nonfinite, 'point')} {verb} not finite"
+        return f"{text}."
+
+    def cells(self) -> Mapping[str, Any]:
+        """Return one row per point of the grid."""
+        betas = self.betas if len(self.betas) else np.array([np.nan])
+        return {
+            "step": self.step,
+            "alpha": np.tile(self.alphas, len(betas)),
+            "beta": np.repeat(betas, len(self.alphas)),
+            "loss": self.losses.ravel(),
+            "evaluated": self.evaluated.ravel(),
+        }
+
 
 @dataclass(frozen=True, eq=False)
-class Landscapes:
+class CrossedLandscape(Landscape):
+    """The landscape of one run, seen for the path of its training."""
+
+    def sentence(self) -> str:
+        """Return the checkpoints, and how much of their distances the plane shows."""
+        path = self.trajectory
+        if path is None or not len(path.steps):
+            return f"{self.where}: no checkpoint lies in the plane."
+        count = counted(len(path.steps), "checkpoint")
+        text = f"{self.where}: the path of {count} from step {path.steps[0]:,}"
+        if np.isfinite(path.explained):
+            text += f"; the plane explains {percent(path.explained)} of their squared distances"
+        outside = path.residuals[np.isfinite(path.residuals)]
+        if len(outside):
+            worst = int(np.nanargmax(path.residuals))
+            text += (
+                f"; at most {percent(float(outside.max()))} of a distance lies outside of it "
+                f"(step {path.steps[worst]:,})"
+            )
+        return f"{text}."
+
+
+@dataclass(frozen=True, eq=False)
+class Landscapes(PerRun[Landscape]):
     """Landscapes of all runs with the probe.
 
     Args:
-        runs: One per run.
         is_log: Whether losses are shown by their logarithm.
         low: Smallest loss shown, of all runs; a decimal logarithm where ``is_log``.
         high: Largest loss shown.
-        caption: The finding with its number.
     """
 
-    runs: tuple[Landscape, ...]
     is_log: bool
     low: float
     high: float
-    caption: str
 
     def shown(self, run: Landscape) -> Floats:
-        """Return the losses of a run as they are drawn; NaN where there is no place for one."""
+        """Return the losses of a run as they are drawn; NaN where the scale has none."""
         finite = np.where(np.isfinite(run.losses), run.losses, np.nan)
         if not self.is_log:
             return finite
         return np.log10(np.where(finite > 0, finite, np.nan))
-
-    def table(self) -> "pd.DataFrame":
-        """Return one row per run and point of the grid."""
-        parts = []
-        for run in self.runs:
-            betas = run.betas if len(run.betas) else np.array([np.nan])
-            cells = {
-                "run": run.label.text,
-                "step": run.step,
-                "alpha": np.tile(run.alphas, len(betas)),
-                "beta": np.repeat(betas, len(run.alphas)),
-                "loss": run.losses.ravel(),
-                "evaluated": run.evaluated.ravel(),
-            }
-            parts.append(cells)
-        return joined_table(parts)
 
 
 def landscapes(view: View) -> Landscapes:
@@ -130,7 +155,7 @@ def landscapes(view: View) -> Landscapes:
     Reference:
         Li et al. (2018), Visualizing the loss landscape of neural nets.
     """
-    return _gathered(view, needs_trajectory=False)
+    return _in_one_range(*read_runs(view, _landscape))
 
 
 def trajectories(view: View) -> Landscapes:
@@ -139,38 +164,34 @@ def trajectories(view: View) -> Landscapes:
     Raises:
         NotRecordedError: If no run has one.
     """
-    return _gathered(view, needs_trajectory=True)
+    return _in_one_range(*read_runs(view, _crossed))
 
 
-def _gathered(view: View, *, needs_trajectory: bool) -> Landscapes:
-    def read(run: Run, label: RunLabel) -> Landscape:
-        found = _landscape(view, run, label)
-        if needs_trajectory and found.trajectory is None:
-            remedy = (
-                "record with `--checkpoint-every N`, then "
-                f"`analyzer probe {run.name} landscape --plane trajectory`"
-            )
-            raise not_recorded("a trajectory was", run, remedy)
-        return found
-
-    runs, missing = for_each_run(view, read)
-    losses = np.concatenate([run.losses.ravel() for run in runs])
-    finite = losses[np.isfinite(losses)]
-    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+def _in_one_range(runs: Sequence[Landscape], missing: tuple[str, ...]) -> Landscapes:
+    low, high = shown_range((run.losses for run in runs), is_log=False)
+    if np.isnan(low):
+        low, high = 0.0, 1.0
     is_log = low > 0 and high / low > _LOG_RATIO
     if is_log:
         low, high = float(np.log10(low)), float(np.log10(high))
-    sentence = _path_sentence if needs_trajectory else _sentence
-    caption = " ".join(map(sentence, runs)) + missing_clause(missing)
-    return Landscapes(runs, is_log, low, high if high > low else low + 1e-6, caption)
+    return Landscapes(tuple(runs), missing, is_log, low, high if high > low else low + 1e-6)
+
+
+def _crossed(view: View, run: Run, label: RunLabel) -> CrossedLandscape:
+    found = _landscape(view, run, label)
+    if found.trajectory is None:
+        remedy = (
+            "record with `--checkpoint-every N`, then "
+            f"`analyzer probe {run.name} landscape --plane trajectory`"
+        )
+        raise not_recorded("a trajectory was", run, remedy)
+    return CrossedLandscape(**vars(found))
 
 
 def _landscape(view: View, run: Run, label: RunLabel) -> Landscape:
     step, rows = probe_rows_at(run, "landscape", view.step)
     notes = run.probe_metadata("landscape").get(step, {})
     alpha, beta = (rows[name].to_numpy(np.float64) for name in ("alpha", "beta"))
-    if not len(alpha):
-        raise not_recorded("probe landscape has no point:", run, "add `--probe landscape`")
     alphas, column = np.unique(alpha, return_inverse=True)
     betas, line = np.unique(np.where(np.isnan(beta), 0.0, beta), return_inverse=True)
     shape = (len(betas), len(alphas))
@@ -212,39 +233,3 @@ def _noted(notes: Mapping[str, str], name: str) -> Floats:
         return np.asarray(json.loads(notes.get(name, "[]")), np.float64)
     except (ValueError, TypeError, RecursionError):
         return np.zeros(0)
-
-
-def _path_sentence(run: Landscape) -> str:
-    path = run.trajectory
-    if path is None or not len(path.steps):
-        return f"{run.label.text}, step {run.step}: no checkpoint lies in the plane."
-    counted_ = counted(len(path.steps), "checkpoint")
-    text = f"{run.label.text}, step {run.step}: the path of {counted_} from step {path.steps[0]:,}"
-    if np.isfinite(path.explained):
-        text += f"; the plane explains {percent(path.explained)} of their squared distances"
-    rest = path.residuals[np.isfinite(path.residuals)]
-    if len(rest):
-        worst = int(np.nanargmax(path.residuals))
-        text += (
-            f"; at most {percent(float(rest.max()))} of a distance lies outside of it "
-            f"(step {path.steps[worst]:,})"
-        )
-    return f"{text}."
-
-
-def _sentence(run: Landscape) -> str:
-    start = f"{run.label.text}, step {run.step}:"
-    finite = run.losses[np.isfinite(run.losses)]
-    if not len(finite):
-        return f"{start} no loss on the grid is finite."
-    text = (
-        f"{start} the loss is {number(run.center)} at the weights and reaches "
-        f"{number(float(finite.max()))} at distance {number(float(np.abs(run.alphas).max()))}"
-    )
-    if not run.evaluated.all():
-        share = percent(1 - float(run.evaluated.mean()))
-        text += f"; {share} of the points are interpolated or missing"
-    if run.num_nonfinite:
-        verb = "is" if run.num_nonfinite == 1 else "are"
-        text += f"; {counted(run.num_nonfinite, 'point')} {verb} not finite"
-    return f"{text}."

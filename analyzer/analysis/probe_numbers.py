@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analyzer.analysis.claim_numbers import Numbers, both, limit
-from analyzer.analysis.sources import not_recorded, probe_rows
+from analyzer.analysis.per_run import not_recorded, probe_rows
 from analyzer.analysis.training import run_training
 from analyzer.storage.run import Run
 

@@ -7,15 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.comparison import RunFacts, difference
-from analyzer.analysis.depth_profile import (
+from analyzer.analysis.finding import short
+from analyzer.analysis.findings import findings
+from analyzer.analysis.gradient_flow import (
     DepthProfile,
     depth_profile,
+    profile_gain,
     relative_depth,
     span_decades,
 )
-from analyzer.analysis.finding import short
-from analyzer.analysis.findings import findings
-from analyzer.analysis.gradient_flow import profile_gain
 from analyzer.analysis.training import run_training
 from analyzer.errors import NotRecordedError
 from analyzer.storage.run import Run

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from analyzer.analysis.dead_units import num_units
+from analyzer.analysis.activations import num_units
 from analyzer.analysis.evidence import Evidence
 from analyzer.analysis.finding import Finding, named
 
@@ -18,7 +18,7 @@ _SILENT_BY_DESIGN = "Dropout|Pad"
 
 def _has_gradient(evidence: Evidence) -> NDArray[np.bool_]:
     """Whether each parameter received a gradient at any judged step, zeros included."""
-    seen: NDArray[np.bool_] = evidence.parameter_grid.present["gradient_norm"].sum(axis=0) > 0
+    seen: NDArray[np.bool_] = evidence.parameter_history.present["gradient_norm"].sum(axis=0) > 0
     return seen
 
 
@@ -61,7 +61,7 @@ def frozen(evidence: Evidence, limits: Mapping[str, float]) -> list[Finding]:
             "frozen",
             "note",
             names,
-            _span(evidence.parameter_grid.steps),
+            _span(evidence.parameter_history.steps),
             float(count),
             None,
             f"{count:,} parameter elements are frozen, in {named(names)}: they want no gradient, "
@@ -84,7 +84,7 @@ def unused(evidence: Evidence, limits: Mapping[str, float]) -> list[Finding]:
             "unused",
             "warning",
             names,
-            _span(evidence.parameter_grid.steps),
+            _span(evidence.parameter_history.steps),
             float(count),
             None,
             f"{count:,} trained parameter elements are never used: no forward pass called the "
@@ -97,9 +97,9 @@ def unused(evidence: Evidence, limits: Mapping[str, float]) -> list[Finding]:
 
 def detached(evidence: Evidence, limits: Mapping[str, float]) -> list[Finding]:
     """Trained parameters of called modules that no gradient ever reaches."""
-    grid = evidence.parameter_grid
+    history = evidence.parameter_history
     chosen = _trained(evidence) & _has_layer(evidence) & ~_has_gradient(evidence)
-    if not chosen.any() or not len(grid.steps) or not grid.present["gradient_norm"].any():
+    if not chosen.any() or not len(history.steps) or not history.present["gradient_norm"].any():
         return []
     names, count = _layers_of(evidence, chosen), _elements(evidence, chosen)
     return [
@@ -107,7 +107,7 @@ def detached(evidence: Evidence, limits: Mapping[str, float]) -> list[Finding]:
             "detached",
             "warning",
             names,
-            _span(grid.steps),
+            _span(history.steps),
             float(count),
             None,
             f"{count:,} trained parameter elements get no gradient although their layers are "
@@ -120,16 +120,16 @@ def detached(evidence: Evidence, limits: Mapping[str, float]) -> list[Finding]:
 
 def dead_layers(evidence: Evidence, limits: Mapping[str, float]) -> list[Finding]:
     """Layers whose output gradient is exactly zero up to the last judged step."""
-    grid = evidence.layer_grid
-    norms = grid.values["output_gradient_norm"]
+    history = evidence.layer_history
+    norms = history.values["output_gradient_norm"]
     start = _silent_since(norms == 0)
-    chosen = evidence.has_parameters & (len(grid.steps) - start >= _LEAST_STEPS)
+    chosen = evidence.has_parameters & (len(history.steps) - start >= _LEAST_STEPS)
     if not chosen.any():
         return []
     blocked = _dead_share(evidence)[-1] >= 1
     names = tuple(n for n, yes in zip(evidence.names, chosen | blocked, strict=True) if yes)
     silent = [n for n, yes in zip(evidence.names, chosen, strict=True) if yes]
-    first = int(grid.steps[start[chosen].min()])
+    first = int(history.steps[start[chosen].min()])
     block = next((n for n, yes in zip(evidence.names, blocked, strict=True) if yes), None)
     because = f", because every unit of {block} is zero for every sample" if block else ""
     return [
@@ -137,7 +137,7 @@ def dead_layers(evidence: Evidence, limits: Mapping[str, float]) -> list[Finding
             "dead",
             "severe",
             names,
-            (first, int(grid.steps[-1])),
+            (first, int(history.steps[-1])),
             float(chosen.sum()),
             None,
             f"The gradient is exactly zero in {int(chosen.sum())} of "
@@ -164,13 +164,13 @@ def _dead_share(evidence: Evidence) -> NDArray[np.float64]:
     """Dead units over units, ``[steps, layers]``; NaN where there is no unit axis."""
     rows = zip(evidence.layers["kind"], evidence.layers["output_shape"], strict=True)
     units = np.array([num_units(str(kind), shape) or np.nan for kind, shape in rows])
-    share: NDArray[np.float64] = evidence.layer_grid.values["activation_num_dead"] / units
+    share: NDArray[np.float64] = evidence.layer_history.values["activation_num_dead"] / units
     return share if len(share) else np.zeros((1, len(units)))
 
 
 def dead_unit_layers(evidence: Evidence, limits: Mapping[str, float]) -> list[Finding]:
     """Layers in which a large part of the units is zero for every sample, to the end."""
-    limit, steps = limits["dead_unit_share"], evidence.layer_grid.steps
+    limit, steps = limits["dead_unit_share"], evidence.layer_history.steps
     share = _dead_share(evidence)
     start = _silent_since(share >= limit)
     kinds, roles = evidence.layers["kind"].astype(str), evidence.layers["role"]

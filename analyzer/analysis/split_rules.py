@@ -38,13 +38,13 @@ def remaining_share(shortcut: Floats, branch: Floats, cosine: Floats) -> Floats:
 
 def cancellation(evidence: Evidence, limits: Mapping[str, float]) -> list[Finding]:
     """Joins at which the two gradients cancel, sustained over steps."""
-    grid, limit = evidence.split_grid, limits["cancellation_ratio"]
+    history, limit = evidence.split_history, limits["cancellation_ratio"]
     left = remaining_share(
-        grid.values["shortcut_gradient_norm"],
-        grid.values["branch_gradient_norm"],
-        grid.values["cosine"],
+        history.values["shortcut_gradient_norm"],
+        history.values["branch_gradient_norm"],
+        history.values["cosine"],
     )
-    pieces = [stretch(x < limit, grid.steps, limits["sustained_share"]) for x in left.T]
+    pieces = [stretch(x < limit, history.steps, limits["sustained_share"]) for x in left.T]
     chosen = [place for place, piece in enumerate(pieces) if piece is not None]
     if not chosen:
         return []
@@ -70,10 +70,10 @@ def cancellation(evidence: Evidence, limits: Mapping[str, float]) -> list[Findin
 
 def sleeping_branches(evidence: Evidence, limits: Mapping[str, float]) -> list[Finding]:
     """Joins whose branch gradient stays next to nothing from the first step to the last."""
-    grid, limit = evidence.split_grid, limits["sleeping_ratio"]
-    if len(grid.steps) < 2 or grid.steps[-1] - grid.steps[0] < limits["sleeping_steps"]:
+    history, limit = evidence.split_history, limits["sleeping_ratio"]
+    if len(history.steps) < 2 or history.steps[-1] - history.steps[0] < limits["sleeping_steps"]:
         return []
-    shortcut, branch = (grid.values[f"{side}_gradient_norm"] for side in ("shortcut", "branch"))
+    shortcut, branch = (history.values[f"{side}_gradient_norm"] for side in ("shortcut", "branch"))
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(shortcut > 0, branch / shortcut, np.nan)
     largest = np.where(np.isnan(ratio), -math.inf, ratio).max(axis=0)
@@ -88,12 +88,12 @@ def sleeping_branches(evidence: Evidence, limits: Mapping[str, float]) -> list[F
             "sleeping_branch",
             "warning",
             _layers(evidence, chosen, "branch_layers"),
-            (int(grid.steps[0]), int(grid.steps[-1])),
+            (int(history.steps[0]), int(history.steps[-1])),
             worst,
             limit,
             f"The branch never wakes up at {len(chosen)} of {len(largest)} joins "
             f"({named(names)}): its gradient stays at or below {short(worst)} of the "
-            f"shortcut's to step {grid.steps[-1]}.",
+            f"shortcut's to step {history.steps[-1]}.",
             "Let the scale of the branch be trained (with a larger learning rate), and start only "
             "one factor of the branch at zero: two zeros get no gradient.",
         )

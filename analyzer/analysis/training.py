@@ -1,20 +1,48 @@
-"""How a training went: losses, steps and time."""
+"""How a training went: losses, learning rate, gradient norm, noise scale and time."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
 from analyzer.analysis.bands import Band, band, series_band
-from analyzer.analysis.remembered import remembered
+from analyzer.analysis.numerals import counted, number, percent
+from analyzer.analysis.per_run import (
+    PerRun,
+    RunRecord,
+    not_recorded,
+    probe_rows,
+    read_runs,
+    remembered,
+    shown_range,
+)
+from analyzer.analysis.view import RunLabel, View
+from analyzer.errors import NotRecordedError
+from analyzer.storage.arrays import as_floats
 from analyzer.storage.run import Run
 
-__all__ = ["TrainingSummary", "loss_band", "run_training", "smoothed_final", "training_summary"]
+__all__ = [
+    "StepCurve",
+    "StepCurves",
+    "TrainingSummary",
+    "gradient_norm_curves",
+    "learning_rate_curves",
+    "loss_band",
+    "loss_curves",
+    "noise_curves",
+    "run_training",
+    "smoothed_final",
+    "training_summary",
+]
 
+Floats = NDArray[np.float64]
 _FINAL_SHARE = 0.05
 _LONG = 200_000
+_MOST_POINTS = 600
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,14 +149,14 @@ def run_training(run: Run) -> TrainingSummary:
 
 @remembered("steps")
 def loss_band(run: Run, most: int, smooth: bool) -> Band:
-    """Return the loss over the steps that have one, in at most so many bins.
+    """Return the loss over the steps that have one, in a limited number of bins.
 
     Its middle is the median of each bin; in a run of more than 200,000 steps the mean, since then
     the bins are those of the overview.
 
     Args:
         run: An opened run.
-        most: Bins at the most.
+        most: Largest number of bins.
         smooth: Whether the middle is smoothed too.
     """
     if run.ranks == [0] and (run.nearest_step(None) or 0) > _LONG:
@@ -137,3 +165,188 @@ def loss_band(run: Run, most: int, smooth: bool) -> Band:
     known = rows.column("loss").is_valid().to_numpy()
     steps, losses = rows.column("step").to_numpy()[known], rows.column("loss").to_numpy()[known]
     return band(steps, losses, most, smooth=smooth)
+
+
+@dataclass(frozen=True, eq=False)
+class StepCurve(RunRecord):
+    """One number of one run over its steps.
+
+    Args:
+        quantity: What it is.
+        name: What tells it from other curves of the run; empty where it is the only one.
+        band: The number.
+        text: The finding with its number.
+        is_behind: Whether it stands behind another of the same run.
+    """
+
+    quantity: str
+    name: str
+    band: Band
+    text: str = ""
+    is_behind: bool = False
+
+    def sentence(self) -> str:
+        """Return the finding about this run with its number; empty for a curve behind another."""
+        return self.text
+
+    def cells(self) -> Mapping[str, Any]:
+        """Return one row per bin of steps."""
+        return {"quantity": self.name or self.quantity, **self.band.cells("median")}
+
+
+@dataclass(frozen=True, eq=False)
+class StepCurves(PerRun[StepCurve]):
+    """One kind of number over the steps of all runs; a run may have several curves.
+
+    Args:
+        label: What the axis says.
+        is_log: Whether the axis is logarithmic.
+        low: Smallest finite value that the axis can show; NaN without one.
+        high: Largest one.
+    """
+
+    label: str
+    is_log: bool
+    low: float
+    high: float
+
+
+def loss_curves(view: View) -> StepCurves:
+    """Read the loss of every run.
+
+    Raises:
+        NotRecordedError: If no run has a scalar loss.
+    """
+    return _curves(view, _loss, "loss", is_log=False)
+
+
+def learning_rate_curves(view: View) -> StepCurves:
+    """Read the learning rate of every run: first group of the first optimizer.
+
+    Raises:
+        NotRecordedError: If no run has one.
+    """
+    return _curves(view, _learning_rate, "learning rate", is_log=True)
+
+
+def gradient_norm_curves(view: View) -> StepCurves:
+    """Read the global gradient norm of every run, before clipping and as the optimizer received it.
+
+    ``received = gradient_norm · clip_factor``.
+
+    Raises:
+        NotRecordedError: If no run has one.
+    """
+    return _curves(view, _gradient_norm, "global gradient norm", is_log=True)
+
+
+def noise_curves(view: View) -> StepCurves:
+    """Read the gradient noise scale of every run, in samples, at the steps of the probe.
+
+    Raises:
+        NotRecordedError: If no run has it.
+
+    Reference:
+        McCandlish et al. (2018), An empirical model of large-batch training.
+    """
+    return _curves(view, _noise, "gradient noise scale, in samples", is_log=True)
+
+
+def _curves(
+    view: View,
+    read: Callable[[View, Run, RunLabel], list[StepCurve]],
+    label: str,
+    *,
+    is_log: bool,
+) -> StepCurves:
+    found, missing = read_runs(view, read)
+    curves = tuple(curve for of_run in found for curve in of_run)
+    edges = (edge for curve in curves for edge in (curve.band.low, curve.band.high))
+    return StepCurves(curves, missing, label, is_log, *shown_range(edges, is_log=is_log))
+
+
+def _column(run: Run, name: str) -> tuple[NDArray[np.int64], Floats]:
+    """Steps at which a column of ``steps`` is not null, and its values."""
+    if not _is_measured(run, name):
+        raise _without(name, run)
+    rows = run.read("steps", name)
+    known = rows.column(name).is_valid().to_numpy()
+    return rows.column("step").to_numpy()[known], as_floats(rows.column(name))[known]
+
+
+@remembered("steps")
+def _is_measured(run: Run, name: str) -> bool:
+    """Whether a column of ``steps`` has a value at any step."""
+    column = run.read("steps", name).column(name)
+    return bool(column.null_count < len(column))
+
+
+def _without(name: str, run: Run) -> NotRecordedError:
+    remedy = "the training showed none; wait for the first step, or see `analyzer show`"
+    return not_recorded(f"{name} was", run, remedy)
+
+
+def _loss(view: View, run: Run, label: RunLabel) -> list[StepCurve]:
+    facts, curve = run_training(run), loss_band(run, _MOST_POINTS, view.smooth)
+    if not facts.num_losses:
+        raise _without("loss", run)
+    text = f"{label.text}: loss {number(facts.first_loss)} at step {curve.steps[0]}"
+    if facts.nonfinite_step is not None:
+        text += f", NaN or infinite from step {facts.nonfinite_step} on."
+    else:
+        text += f", {number(facts.final_loss)} after {counted(facts.num_losses, 'step')}."
+    return [StepCurve(label, "loss", "", curve, text)]
+
+
+def _learning_rate(_view: View, run: Run, label: RunLabel) -> list[StepCurve]:
+    text, shown = _learning_rate_band(run)
+    return [StepCurve(label, "learning rate", "", shown, f"{label.text}: {text}.")]
+
+
+@remembered("steps")
+def _learning_rate_band(run: Run) -> tuple[str, Band]:
+    steps, rates = _column(run, "learning_rate")
+    text = f"learning rate {number(rates[0])}"
+    if not np.all(rates == rates[0]):
+        text += f" at step {steps[0]}, {number(rates[-1])} at step {steps[-1]}"
+    return text, band(steps, rates, _MOST_POINTS)
+
+
+def _gradient_norm(view: View, run: Run, label: RunLabel) -> list[StepCurve]:
+    what = "global gradient norm"
+    text, before, received = _gradient_norm_bands(run, view.smooth)
+    text = f"{label.text}: {what} {text}"
+    if received is None:
+        return [StepCurve(label, what, "before clipping", before, text)]
+    behind = StepCurve(label, what, "before clipping", before, is_behind=True)
+    return [behind, StepCurve(label, what, "after clipping", received, text)]
+
+
+@remembered("steps")
+def _gradient_norm_bands(run: Run, smooth: bool) -> tuple[str, Band, Band | None]:
+    """The sentence about the norm, the norm, and what is left of it where any is clipped."""
+    steps, norms = _column(run, "gradient_norm")
+    rows = run.read("steps", ["gradient_norm", "clip_factor"])
+    known = rows.column("gradient_norm").is_valid().to_numpy()
+    factors = as_floats(rows.column("clip_factor"))[known]
+    before = band(steps, norms, _MOST_POINTS, smooth=smooth)
+    finite = norms[np.isfinite(norms)]
+    text = f"{number(float(np.median(finite))) if len(finite) else 'not finite'} (median)"
+    clipped = factors < 1
+    if not clipped.any():
+        return f"{text}, never clipped.", before, None
+    received = band(steps, norms * factors, _MOST_POINTS, smooth=smooth)
+    share = percent(float(np.mean(clipped)))
+    return f"{text}, clipped in {share} of {counted(len(steps), 'step')}.", before, received
+
+
+def _noise(_view: View, run: Run, label: RunLabel) -> list[StepCurve]:
+    rows = probe_rows(run, "noise").sort_values("step")
+    steps = rows["step"].to_numpy(np.int64)
+    scales = rows["gradient_noise_scale"].to_numpy(np.float64)
+    text = (
+        f"{label.text}: gradient noise scale {number(scales[0])} samples at step {steps[0]}, "
+        f"{number(scales[-1])} at step {steps[-1]}."
+    )
+    curve = band(steps, scales, _MOST_POINTS)
+    return [StepCurve(label, "gradient noise scale, in samples", "", curve, text)]

@@ -25,10 +25,10 @@ def median_update_ratios(evidence: Evidence) -> NDArray[np.float64]:
         trained, and for those with fewer than two axes: a bias or a gain that starts at zero moves
         by any ratio.
     """
-    grid = evidence.update_grid
-    norms, moved = grid.values["norm"], grid.values["update_norm"]
-    counts = (norms > 0) & (grid.values["gradient_norm"] > 0) & np.isfinite(moved)
-    counts &= _at_full_rate(evidence, grid.steps)[:, None]
+    history = evidence.update_history
+    norms, moved = history.values["norm"], history.values["update_norm"]
+    counts = (norms > 0) & (history.values["gradient_norm"] > 0) & np.isfinite(moved)
+    counts &= _at_full_rate(evidence, history.steps)[:, None]
     is_weight = np.array([len(shape) > 1 for shape in evidence.parameters["shape"]], bool)
     counts &= is_weight & evidence.parameters["trained"].to_numpy(bool)
     ratios = np.full(len(is_weight), np.nan)
@@ -65,7 +65,7 @@ def _finding(
     """The finding about the chosen weights."""
     if not chosen.any():
         return []
-    steps = evidence.update_grid.steps
+    steps = evidence.update_history.steps
     weights = [str(n) for n, yes in zip(evidence.parameters["name"], chosen, strict=True) if yes]
     ids = set(evidence.parameters["layer"][chosen].dropna().astype(int))
     pairs = zip(evidence.layers["layer"], evidence.names, strict=True)

@@ -1,4 +1,4 @@
-"""What a figure is asked to show: runs, a step, a quantity, and the rows that a pattern picks."""
+"""What a figure shows: runs, a step, a quantity, and the rows that a pattern picks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +22,12 @@ __all__ = [
     "nearest_step",
     "row_set",
     "run_labels",
+    "stage_borders",
 ]
 
 AGGREGATES = ("median", "mean", "min", "max")
 _MOST_PATTERN = 200
+_MOST_STAGES = 6
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def matching(pattern: str, names: Sequence[str]) -> NDArray[np.bool_]:
         names: Names of layers or parameters.
 
     Raises:
-        AnalyzerError: If the pattern is too long or no regular expression.
+        AnalyzerError: If the pattern is too long or not a regular expression.
     """
     shown = pattern[:_MOST_PATTERN]
     if len(pattern) > _MOST_PATTERN:
@@ -151,7 +153,7 @@ def matching(pattern: str, names: Sequence[str]) -> NDArray[np.bool_]:
         reason = str(error).removeprefix("Invalid regular expression: ")
         raise AnalyzerError(
             f"layers is {shown!r}; expected a regular expression ({reason}; look-around and back "
-            "references are not known here). Mend it, or leave it empty for all layers"
+            "references are not known here). Correct it, or leave it empty for all layers"
         ) from error
     return np.array(found.to_pylist(), bool)
 
@@ -186,13 +188,32 @@ def row_set(run: Run, quantity: str, pattern: str | None = None, *, every: bool 
     return RowSet(table, ids[order], shown, depths[order], positions, owns[order])
 
 
+def stage_borders(
+    names: tuple[str, ...], positions: NDArray[np.float64]
+) -> tuple[tuple[float, str], ...]:
+    """Return where a stage begins: where the first part of the layer names changes.
+
+    Where every layer would be a stage of its own, or all are one, the parts that follow are looked
+    at too. At most six are returned, evenly chosen.
+    """
+    for parts in (1, 2, 3):
+        stages = [".".join(name.partition(" … ")[0].split(".")[:parts]) for name in names]
+        borders = [at for at, stage in enumerate(stages) if not at or stage != stages[at - 1]]
+        if len(borders) > 2:
+            break
+    if not borders:
+        return ()
+    chosen = np.unique(np.linspace(0, len(borders) - 1, min(_MOST_STAGES, len(borders))).round())
+    return tuple((float(positions[borders[int(k)]]), stages[borders[int(k)]]) for k in chosen)
+
+
 def _table_of(quantity: str) -> str:
     for table in ("layer_stats", "parameter_stats"):
         if quantity in STAT_COLUMNS[table]:
             return table
     known = ", ".join((*STAT_COLUMNS["layer_stats"][:3], *STAT_COLUMNS["parameter_stats"][:2]))
     raise NotRecordedError(
-        f"quantity {quantity!r} is no statistic of a layer or a parameter; "
+        f"quantity {quantity!r} is not a statistic of a layer or a parameter; "
         f"expected one of {known}, …: see docs/schema.md"
     )
 

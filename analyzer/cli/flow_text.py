@@ -6,9 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.comparison import Flow, RunFacts
-from analyzer.analysis.depth_profile import DepthProfile, depth_profile, span_decades
-from analyzer.analysis.gradient_flow import MedianGain, median_gain, profile_gain
-from analyzer.analysis.nonfinite import NonFinite
+from analyzer.analysis.evidence import NonFinite
+from analyzer.analysis.gradient_flow import (
+    DepthProfile,
+    MedianGain,
+    depth_profile,
+    median_gain,
+    profile_gain,
+    span_decades,
+)
 from analyzer.analysis.training import TrainingSummary
 from analyzer.cli.terminal import printable
 from analyzer.storage.run import Run

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from analyzer.analysis.depth_profile import DepthProfile, depth_profile
+from analyzer.analysis.evidence import first_nonfinite
 from analyzer.analysis.findings import findings
-from analyzer.analysis.nonfinite import first_nonfinite
+from analyzer.analysis.gradient_flow import DepthProfile, depth_profile
 from analyzer.analysis.training import TrainingSummary, run_training
 from analyzer.cli.chart import depth_chart, sparkline
 from analyzer.cli.findings_text import finding_lines, findings_summary

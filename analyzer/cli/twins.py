@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from analyzer.analysis.depth_profile import depth_profile
+from analyzer.analysis.gradient_flow import depth_profile
 from analyzer.analysis.training import run_training
 from analyzer.analysis.verdict import verdict
 from analyzer.cli.chart import depth_chart, shared_decades, side_by_side

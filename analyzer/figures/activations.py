@@ -3,9 +3,8 @@
 import numpy as np
 import plotly.graph_objects as go
 
-from analyzer.analysis.activation_profile import ActivationProfiles
-from analyzer.analysis.attribution_shares import AttributionShares
-from analyzer.analysis.dead_unit_profile import DeadUnitProfiles
+from analyzer.analysis.activations import ActivationProfile, AttributionShares, DeadUnitProfile
+from analyzer.analysis.per_run import PerRun
 from analyzer.figures.gradients import depth_colors, panes, row_ticks
 from analyzer.figures.marks import run_line, translucent
 from analyzer.figures.theme import Theme, labeled
@@ -15,10 +14,10 @@ __all__ = ["activation_figure", "attribution_figure", "dead_unit_figure"]
 _DASHES = ("dot", "dash", "dashdot", "longdash", "longdashdot", "solid")
 
 
-def activation_figure(info: ActivationProfiles, theme: Theme) -> go.Figure:
+def activation_figure(info: PerRun[ActivationProfile], theme: Theme) -> go.Figure:
     """Draw the mean of the activations with one standard deviation around it, a pane per run."""
-    figure = panes([profile.label.text for profile in info.profiles], theme, height=400)
-    for place, profile in enumerate(info.profiles, start=1):
+    figure = panes([profile.label.text for profile in info.runs], theme, height=400)
+    for place, profile in enumerate(info.runs, start=1):
         color = theme.style(profile.label.style).color
         known = np.isfinite(profile.means) & np.isfinite(profile.stds)
         x, mean, std = (a[known] for a in (profile.positions, profile.means, profile.stds))
@@ -61,10 +60,10 @@ def _marks(places: np.ndarray, names: np.ndarray, theme: Theme) -> go.Scatter:
     )
 
 
-def dead_unit_figure(info: DeadUnitProfiles, theme: Theme) -> go.Figure:
+def dead_unit_figure(info: PerRun[DeadUnitProfile], theme: Theme) -> go.Figure:
     """Draw the share of dead units along depth."""
     figure = theme.figure(height=360)
-    for profile in info.profiles:
+    for profile in info.runs:
         hover = {
             "text": [labeled(name) for name in profile.names],
             "customdata": profile.counts,
@@ -78,7 +77,7 @@ def dead_unit_figure(info: DeadUnitProfiles, theme: Theme) -> go.Figure:
     return figure
 
 
-def attribution_figure(info: AttributionShares, theme: Theme) -> go.Figure:
+def attribution_figure(info: PerRun[AttributionShares], theme: Theme) -> go.Figure:
     """Draw the share of each layer, a line per checkpoint, a pane per run."""
     figure = panes([run.label.text for run in info.runs], theme, height=440)
     for place, run in enumerate(info.runs, start=1):

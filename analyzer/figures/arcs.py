@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from analyzer.analysis.join_arcs import SHARE_LEVELS, JoinArcs, share_level
 from analyzer.analysis.numerals import percent
+from analyzer.analysis.shortcuts import SHARE_LEVELS, JoinArcs, share_level
 from analyzer.figures.sketch import Trace, scatter
 from analyzer.figures.theme import Theme, labeled
 

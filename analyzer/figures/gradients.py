@@ -9,10 +9,8 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-from analyzer.analysis.flow_grid import FlowGrid
-from analyzer.analysis.grid_difference import GridDifference
-from analyzer.analysis.layer_series import LayerSeries
-from analyzer.analysis.profile_curve import ProfileCurves
+from analyzer.analysis.flow_grid import FlowGrid, GridDifference
+from analyzer.analysis.profiles import LayerSeries, ProfileCurves
 from analyzer.figures.marks import (
     band_traces,
     color_bar,
@@ -151,7 +149,7 @@ def grid_figure(info: FlowGrid, theme: Theme) -> go.Figure:
 
 def grid_sketch(info: FlowGrid, theme: Theme) -> Sketch:
     """Return the traces and the layout of ``grid_figure``."""
-    columns = info.columns
+    columns = info.runs
     rows = max(len(column.names) for column in columns)
     gap = name_gap([column.names for column in columns])
     height = int(np.clip(160 + 16 * rows, 340, 620))
@@ -179,7 +177,7 @@ def profile_figure(info: ProfileCurves, theme: Theme) -> go.Figure:
 
 def profile_sketch(info: ProfileCurves, theme: Theme) -> Sketch:
     """Return the traces and the layout of ``profile_figure``."""
-    values = np.concatenate([curve.values for curve in info.curves])
+    values = np.concatenate([curve.values for curve in info.runs])
     shown = values[np.isfinite(values) & ((values > 0) | (not info.is_log))]
     # Where nothing has a place, the marks of NaN and of zero still need edges to stand at.
     low, high = (float(shown.min()), float(shown.max())) if len(shown) else (0.1, 1.0)
@@ -187,7 +185,7 @@ def profile_sketch(info: ProfileCurves, theme: Theme) -> Sketch:
         info.label, is_log=info.is_log, low=low, high=high, least_decades=_LEAST_DECADES
     )
     traces: list[Trace] = []
-    for curve in info.curves:
+    for curve in info.runs:
         names = [labeled(name) for name in curve.names]
         line = {"x": curve.positions, "y": curve.values, "text": names}
         hover = {"hovertemplate": "%{text}: %{y:.3e}"}

@@ -1,13 +1,14 @@
 """Panels of skips and probes: splits, paths, lesions, spectra, landscape, attribution."""
 
-from analyzer.analysis.attribution_shares import attribution_shares
-from analyzer.analysis.block_spectra import block_spectra
-from analyzer.analysis.join_lesions import join_lesions
+from analyzer.analysis.activations import attribution_shares
+from analyzer.analysis.block_probes import (
+    block_spectra,
+    join_lesions,
+    path_lengths,
+    shattering_curves,
+)
 from analyzer.analysis.loss_landscape import landscapes, trajectories
-from analyzer.analysis.path_lengths import path_lengths
-from analyzer.analysis.shattering_curve import shattering_curves
-from analyzer.analysis.skip_strip import skip_strip
-from analyzer.analysis.split_series import split_series
+from analyzer.analysis.shortcuts import shortcut_strip, split_series
 from analyzer.figures.activations import attribution_figure
 from analyzer.figures.landscape import contour_figure, surface_figure, trajectory_figure
 from analyzer.figures.panels import Panel
@@ -25,7 +26,7 @@ SKIPS_PANELS = (
         "gradient; dotted arcs have parameters on their shortcut. A band of boxes stands for many "
         "joins, each box for the median of neighbors.",
         ("joins",),
-        skip_strip,
+        shortcut_strip,
         strip_figure,
     ),
     Panel(

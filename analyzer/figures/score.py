@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from analyzer.analysis.score import Score, ScoreColumn
+from analyzer.analysis.overview import Overview as Score
+from analyzer.analysis.overview import OverviewColumn as ScoreColumn
 from analyzer.figures.arcs import arc_traces
 from analyzer.figures.marks import (
     band_traces,
@@ -37,7 +38,7 @@ def score_figure(info: Score, theme: Theme) -> go.Figure:
     """Draw the score of one to three runs.
 
     Args:
-        info: The record; see ``analyzer.analysis.score``.
+        info: The record; see ``analyzer.analysis.overview``.
         theme: Colors and fonts.
     """
     return score_sketch(info, theme).figure()
@@ -45,7 +46,7 @@ def score_figure(info: Score, theme: Theme) -> go.Figure:
 
 def score_sketch(info: Score, theme: Theme) -> Sketch:
     """Return the traces and the layout of ``score_figure``."""
-    has_joins = any(len(column.arcs.joins) for column in info.columns)
+    has_joins = any(len(column.arcs.joins) for column in info.runs)
     bar = {"len": 0.38, "x": 1.03, "y": ROWS["grid"][1], "yanchor": "top"}
     layout = merged(
         theme.layout(SCORE_HEIGHT),
@@ -53,7 +54,7 @@ def score_sketch(info: Score, theme: Theme) -> Sketch:
             "shapes": step_shapes(info, theme),
             "annotations": [
                 note
-                for place, column in enumerate(info.columns)
+                for place, column in enumerate(info.runs)
                 for note in _words(column, place, theme)
             ],
             "coloraxis": {
@@ -74,7 +75,7 @@ def score_sketch(info: Score, theme: Theme) -> Sketch:
             "margin": {"l": 84, "r": 24, "t": 48, "b": 96},
         },
     )
-    for place, column in enumerate(info.columns):
+    for place, column in enumerate(info.runs):
         layout = layout | axes_of_column(info, column, place, theme)
     return Sketch([trace for _, _, trace in drawn_parts(info, theme)], layout)
 
@@ -86,16 +87,16 @@ def drawn_parts(info: Score, theme: Theme) -> Iterator[tuple[int, str, Trace]]:
         Place of the run, ``arcs``, ``dots``, ``behind``, ``profile``, ``marks``, ``grid``, ``loss``
         or ``legend``, and the trace. Another step changes arcs, behind, profile and marks.
     """
-    highest = max([int(level) for c in info.columns for level in c.arcs.levels], default=1)
-    legend = next((k for k, c in enumerate(info.columns) if len(c.arcs.joins)), None)
+    highest = max([int(level) for c in info.runs for level in c.arcs.levels], default=1)
+    legend = next((k for k, c in enumerate(info.runs) if len(c.arcs.joins)), None)
     bounds = profile_bounds(info)
-    for place, column in enumerate(info.columns):
+    for place, column in enumerate(info.runs):
         top, grid, below = (axis_names(place, row) for row in ("network", "grid", "loss"))
         for arc in arc_traces(column.arcs, theme, highest, top, in_legend=place == legend):
             yield place, "arcs", arc
         yield place, "dots", _dots(column, theme, top)
         middle = axis_names(place, "profile")
-        for other, behind in enumerate(info.columns):
+        for other, behind in enumerate(info.runs):
             if other != place:
                 yield other, "behind", _behind(behind, theme, middle)
         yield place, "profile", _profile(column, theme, middle)
@@ -110,14 +111,14 @@ def drawn_parts(info: Score, theme: Theme) -> Iterator[tuple[int, str, Trace]]:
         loss = band_traces(column.loss, column.label, theme, top=edge, showlegend=False, **below)
         for line in loss:
             yield place, "loss", line
-    for entry in mark_legend([column.grid for column in info.columns], theme, is_log=True):
+    for entry in mark_legend([column.grid for column in info.runs], theme, is_log=True):
         yield 0, "legend", entry
 
 
 def note_places(info: Score) -> list[int]:
     """Return the place of each run's note among the annotations: each run has its title before."""
     places, at = [], 0
-    for column in info.columns:
+    for column in info.runs:
         places.append(at + 1)
         at += 2 + (not len(column.arcs.joins))
     return places
@@ -126,7 +127,7 @@ def note_places(info: Score) -> list[int]:
 def step_shapes(info: Score, theme: Theme) -> list[dict[str, Any]]:
     """Return the lines that mark the step: for each run one in row 3, then one in row 4."""
     shapes = []
-    for place, column in enumerate(info.columns):
+    for place, column in enumerate(info.runs):
         grid, loss = axis_names(place, "grid"), axis_names(place, "loss")
         line = {"type": "line", "x0": 0, "x1": 1, "y0": column.step, "y1": column.step}
         look = {"line": {"color": "#ffffff", "width": 2, "dash": "dot"}}

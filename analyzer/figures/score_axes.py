@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from analyzer.analysis.score import Score, ScoreColumn
+from analyzer.analysis.overview import Overview as Score
+from analyzer.analysis.overview import OverviewColumn as ScoreColumn
 from analyzer.figures.marks import log_range
 from analyzer.figures.sketch import Layout
 from analyzer.figures.stages import stage_ticks
@@ -53,7 +54,7 @@ def axes_of_column(info: Score, column: ScoreColumn, place: int, theme: Theme) -
         place: Its place from the left.
         theme: Colors.
     """
-    count = len(info.columns)
+    count = len(info.runs)
     width = (1 - _GAP * (count - 1)) / count
     across = [place * (width + _GAP), place * (width + _GAP) + width]
     names = {row: axis_names(place, row) for row in ROWS}
@@ -108,7 +109,7 @@ def _decades_per_tick(info: Score) -> int:
 
 def _titles(info: Score) -> dict[str, str]:
     """Titles of the rows, at the left of the first column."""
-    steps = {column.step for column in info.columns}
+    steps = {column.step for column in info.runs}
     when = f"at step {steps.pop()}" if len(steps) == 1 else "at the step"
     return {"network": "", "profile": f"‖δ‖₂ {when}", "grid": "step", "loss": "loss"}
 
@@ -128,8 +129,8 @@ def _ranges(info: Score) -> dict[str, list[float]]:
 
 def _step_range(info: Score) -> list[float]:
     """First and last step of all runs, with half a bin at each end."""
-    first = min(float(column.grid.steps[0]) for column in info.columns)
-    last = max(float(column.grid.steps[-1] + column.grid.width - 1) for column in info.columns)
+    first = min(float(column.grid.steps[0]) for column in info.runs)
+    last = max(float(column.grid.steps[-1] + column.grid.width - 1) for column in info.runs)
     room = max(0.5, 0.004 * (last - first))
     return [first - room, last + room]
 

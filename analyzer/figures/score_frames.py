@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.flow_grid import NONFINITE
-from analyzer.analysis.join_arcs import SHARE_LEVELS
-from analyzer.analysis.score import Score, ScoreColumn
+from analyzer.analysis.overview import Overview as Score
+from analyzer.analysis.overview import OverviewColumn as ScoreColumn
+from analyzer.analysis.shortcuts import SHARE_LEVELS
 from analyzer.figures.arcs import arc_words, outline
 from analyzer.figures.score import drawn_parts, note_places
 from analyzer.figures.score_axes import axis_names, layout_name
@@ -41,9 +42,9 @@ def score_frames(info: Score) -> dict[str, Any]:
         the step).
     """
     order = [(place, part) for place, part, _ in drawn_parts(info, LIGHT)]
-    highest = max([int(level) for c in info.columns for level in c.arcs.levels], default=1)
+    highest = max([int(level) for c in info.runs for level in c.arcs.levels], default=1)
     notes = note_places(info)
-    runs = [_run(info, column, highest) for column in info.columns]
+    runs = [_run(info, column, highest) for column in info.runs]
     for place, run in enumerate(runs):
         at = {
             part: [k for k, one in enumerate(order) if one == (place, part)]

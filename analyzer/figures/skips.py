@@ -6,11 +6,10 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from analyzer.analysis.join_lesions import JoinLesions
+from analyzer.analysis.block_probes import Lesions, PathSpectrum
 from analyzer.analysis.numerals import number
-from analyzer.analysis.path_lengths import PathLengths, PathSpectrum
-from analyzer.analysis.skip_strip import SkipRow, SkipStrip
-from analyzer.analysis.split_series import SplitCurves, SplitSeries
+from analyzer.analysis.per_run import PerRun
+from analyzer.analysis.shortcuts import ShortcutStrip, SplitCurves
 from analyzer.figures.arcs import arc_traces
 from analyzer.figures.gradients import panes
 from analyzer.figures.marks import run_line, translucent
@@ -22,19 +21,19 @@ __all__ = ["lesion_figure", "path_figure", "split_figure", "strip_figure"]
 _MOST_DOTS, _MOST_NAMES = 150, 24
 
 
-def strip_figure(info: SkipStrip, theme: Theme) -> go.Figure:
+def strip_figure(info: PerRun[ShortcutStrip], theme: Theme) -> go.Figure:
     """Draw the network of each run as a strip with one arc per join."""
-    count = len(info.rows)
+    count = len(info.runs)
     figure = make_subplots(
         count,
         1,
         vertical_spacing=0.32 / count,
-        subplot_titles=[labeled(row.label.text, 48) for row in info.rows],
+        subplot_titles=[labeled(row.label.text, 48) for row in info.runs],
     )
     theme.apply(figure, 110 + 220 * count)
     figure.update_annotations(font={"size": 14, "color": theme.text})
-    highest = max([int(level) for row in info.rows for level in row.arcs.levels], default=1)
-    for place, row in enumerate(info.rows, start=1):
+    highest = max([int(level) for row in info.runs for level in row.arcs.levels], default=1)
+    for place, row in enumerate(info.runs, start=1):
         _strip(figure, row, place, theme, highest)
     figure.update_yaxes(visible=False, range=[-0.15, 1.1])
     figure.update_xaxes(showgrid=False)
@@ -45,7 +44,7 @@ def strip_figure(info: SkipStrip, theme: Theme) -> go.Figure:
     return figure
 
 
-def _strip(figure: go.Figure, row: SkipRow, place: int, theme: Theme, highest: int) -> None:
+def _strip(figure: go.Figure, row: ShortcutStrip, place: int, theme: Theme, highest: int) -> None:
     for trace in arc_traces(row.arcs, theme, highest, {}, in_legend=place == 1):
         figure.add_trace(trace, row=place, col=1)
     color, few = theme.style(row.label.style).color, len(row.positions) <= _MOST_DOTS
@@ -64,7 +63,7 @@ def _strip(figure: go.Figure, row: SkipRow, place: int, theme: Theme, highest: i
     figure.update_xaxes(row=place, col=1, **stage_ticks(row.stages, ends))
 
 
-def split_figure(info: SplitSeries, theme: Theme) -> go.Figure:
+def split_figure(info: PerRun[SplitCurves], theme: Theme) -> go.Figure:
     """Draw the shortcut shares over the steps: the median, and all joins around it."""
     figure = theme.figure(height=400)
     for run in info.runs:
@@ -108,7 +107,7 @@ def _split_traces(run: SplitCurves, theme: Theme) -> list[go.Scatter]:
     return [around, *single, run_line(run.label, theme, x=run.steps, y=middle, **name, **hover)]
 
 
-def path_figure(info: PathLengths, theme: Theme) -> go.Figure:
+def path_figure(info: PerRun[PathSpectrum], theme: Theme) -> go.Figure:
     """Draw the share of the gradient by path length, with the share of the paths behind it."""
     figure = panes([run.label.text for run in info.runs], theme, height=420)
     empty: list[int] = []
@@ -169,7 +168,7 @@ def _path_traces(run: PathSpectrum, theme: Theme) -> list[Any]:
     return [bars, paths]
 
 
-def lesion_figure(info: JoinLesions, theme: Theme) -> go.Figure:
+def lesion_figure(info: PerRun[Lesions], theme: Theme) -> go.Figure:
     """Draw how the loss changes without each branch."""
     figure = panes([run.label.text for run in info.runs], theme, height=400)
     for place, run in enumerate(info.runs, start=1):

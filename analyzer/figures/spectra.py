@@ -4,8 +4,8 @@ import math
 
 import plotly.graph_objects as go
 
-from analyzer.analysis.block_spectra import BlockSpectra
-from analyzer.analysis.shattering_curve import ShatteringCurves
+from analyzer.analysis.block_probes import BlockSpectra, Shattering
+from analyzer.analysis.per_run import PerRun
 from analyzer.figures.gradients import panes, value_axis
 from analyzer.figures.marks import edge_marks, run_line
 from analyzer.figures.stages import name_ticks
@@ -52,10 +52,10 @@ def jacobian_figure(info: BlockSpectra, theme: Theme) -> go.Figure:
     return figure
 
 
-def shattering_figure(info: ShatteringCurves, theme: Theme) -> go.Figure:
+def shattering_figure(info: PerRun[Shattering], theme: Theme) -> go.Figure:
     """Draw the correlation along depth, a pane per run, with the curves of theory behind it."""
-    figure = panes([curve.label.text for curve in info.curves], theme, height=420)
-    for place, curve in enumerate(info.curves, start=1):
+    figure = panes([curve.label.text for curve in info.runs], theme, height=420)
+    for place, curve in enumerate(info.runs, start=1):
         for dash, (name, values) in zip(_REFERENCE_DASHES, curve.references.items(), strict=False):
             reference = go.Scatter(
                 x=curve.positions,
@@ -75,7 +75,7 @@ def shattering_figure(info: ShatteringCurves, theme: Theme) -> go.Figure:
         top = edge_marks(curve.positions, curve.correlations, (0.0, 1.0), theme, is_log=False)
         figure.add_trace(top, row=1, col=place)
     figure.update_xaxes(title={"text": "depth: input → output", "standoff": 6})
-    low = min([0.0, *[float(v) for c in info.curves for v in c.correlations if math.isfinite(v)]])
+    low = min([0.0, *[float(v) for c in info.runs for v in c.correlations if math.isfinite(v)]])
     figure.update_yaxes(range=[low - 0.05, 1.05])
     figure.update_yaxes(title={"text": "correlation (mean cosine)"}, row=1, col=1)
     return figure

@@ -2,7 +2,7 @@
 
 import plotly.graph_objects as go
 
-from analyzer.analysis.training_curves import StepCurve, StepCurves
+from analyzer.analysis.training import StepCurve, StepCurves
 from analyzer.figures.gradients import value_axis
 from analyzer.figures.marks import band_traces, translucent
 from analyzer.figures.sketch import Trace
@@ -14,7 +14,7 @@ __all__ = ["step_curve_figure"]
 def step_curve_figure(info: StepCurves, theme: Theme) -> go.Figure:
     """Draw one number over the steps of all runs; what stands behind is faint."""
     figure = theme.figure(height=380)
-    for curve in info.curves:
+    for curve in info.runs:
         figure.add_traces(_traces(info, curve, theme))
     figure.update_xaxes(title={"text": "step", "standoff": 4})
     figure.update_yaxes(**value_axis(info.label, is_log=info.is_log, low=info.low, high=info.high))

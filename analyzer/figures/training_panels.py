@@ -1,19 +1,15 @@
 """Panels of what every run holds: score, gradients, activations, updates, training."""
 
-from analyzer.analysis.activation_profile import activation_profiles
-from analyzer.analysis.dead_unit_profile import dead_unit_profiles
-from analyzer.analysis.flow_grid import flow_grid
-from analyzer.analysis.grid_difference import grid_difference
-from analyzer.analysis.layer_series import layer_series
-from analyzer.analysis.profile_curve import profile_curves, profile_overlay
-from analyzer.analysis.score import score
-from analyzer.analysis.training_curves import (
+from analyzer.analysis.activations import activation_profiles, dead_unit_profiles
+from analyzer.analysis.flow_grid import flow_grid, grid_difference, update_grid
+from analyzer.analysis.overview import overview
+from analyzer.analysis.profiles import layer_series, profile_curves, profile_overlay
+from analyzer.analysis.training import (
     gradient_norm_curves,
     learning_rate_curves,
     loss_curves,
     noise_curves,
 )
-from analyzer.analysis.update_grid import update_grid
 from analyzer.figures.activations import activation_figure, dead_unit_figure
 from analyzer.figures.gradients import (
     difference_figure,
@@ -47,7 +43,7 @@ SCORE_PANELS = (
         "network with an arc per skip, the gradient along depth at the chosen step, the same over "
         "the whole training, and the loss.",
         ("output_gradient_norm",),
-        score,
+        overview,
         score_figure,
         score_sketch,
     ),

@@ -1,10 +1,8 @@
 import math
 
-import numpy as np
 import pytest
 
-from analyzer.analysis.comparison import Flow, RunFacts, compared_profiles, difference
-from analyzer.analysis.depth_profile import DepthProfile
+from analyzer.analysis.comparison import Flow, RunFacts, difference
 from analyzer.analysis.gradient_flow import Gain
 from analyzer.analysis.training import training_summary
 
@@ -77,14 +75,3 @@ def test_a_missing_gain_is_told() -> None:
     sentence = difference(facts(math.nan, math.nan, []), facts(1.0, 0.0, [2.0, 1.0]))
     assert "Without shortcuts no gain can be fitted (15 usable layers" in sentence
     assert "and no loss was recorded; with them" in sentence
-
-
-def test_profiles_of_any_depth_share_one_axis() -> None:
-    def profile(n: int) -> DepthProfile:
-        norms, yes = np.arange(1.0, n + 1), np.ones(n, bool)
-        return DepthProfile(0, [""] * n, [""] * n, np.arange(n) + 3.0, norms, yes, yes)
-
-    seen = compared_profiles(profile(3), profile(5))
-    assert seen.left_positions.tolist() == [0, 0.5, 1]
-    assert seen.right_positions.tolist() == [0, 0.25, 0.5, 0.75, 1]
-    assert seen.left_norms.tolist() == pytest.approx([1 / 3, 2 / 3, 1])

@@ -3,9 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analyzer.analysis.flow_grid import NONFINITE, ZERO, flow_grid
-from analyzer.analysis.grid_difference import grid_difference
-from analyzer.analysis.update_grid import update_grid
+from analyzer.analysis.flow_grid import NONFINITE, ZERO, flow_grid, grid_difference, update_grid
 from analyzer.analysis.view import View
 from analyzer.errors import NotRecordedError
 from analyzer.storage.run import Run, open_run
@@ -19,7 +17,7 @@ def pair(tmp_path: Path) -> tuple[Run, ...]:
 
 
 def test_the_grid_holds_the_recorded_values_by_depth(pair: tuple[Run, ...]) -> None:
-    column = flow_grid(View(pair)).columns[1]
+    column = flow_grid(View(pair)).runs[1]
     rows = (
         pair[1]
         .layer_stats("output_gradient_norm")
@@ -33,8 +31,8 @@ def test_all_runs_share_one_range(pair: tuple[Run, ...]) -> None:
     grid = flow_grid(View(pair))
     norms = [r.layer_stats("output_gradient_norm")["output_gradient_norm"] for r in pair]
     assert grid.low == pytest.approx(np.log10(min(n.min() for n in norms)))
-    assert grid.high >= np.log10(max(c.values.max() for c in grid.columns))
-    assert "6.65 decades in plain" in grid.caption
+    assert grid.high >= np.log10(max(c.values.max() for c in grid.runs))
+    assert "spans 6.65 decades" in grid.caption
 
 
 def test_a_healthy_run_does_not_fill_the_range_alone(pair: tuple[Run, ...]) -> None:
@@ -45,7 +43,7 @@ def test_a_healthy_run_does_not_fill_the_range_alone(pair: tuple[Run, ...]) -> N
 def test_zero_and_nonfinite_cells_are_marked(tmp_path: Path) -> None:
     norms = [[0.0, 1.0], [1.0, np.nan], [np.inf, 0.5]]
     grid = flow_grid(View((open_run(write_run(tmp_path / "a", [1.0, 1.0, 1.0], norms)),)))
-    assert grid.columns[0].marks.tolist() == [[ZERO, 0, NONFINITE], [0, NONFINITE, 0]]
+    assert grid.runs[0].marks.tolist() == [[ZERO, 0, NONFINITE], [0, NONFINITE, 0]]
     assert "NaN or infinite from step 1 on, first in 1 row" in grid.caption
 
 
@@ -53,7 +51,7 @@ def test_zero_and_nonfinite_cells_are_marked(tmp_path: Path) -> None:
 def test_bins_of_a_long_run_show_the_aggregate(tmp_path: Path, aggregate: str) -> None:
     values = np.random.default_rng(1).lognormal(size=(1000, 1))
     run = open_run(write_run(tmp_path / "a", [1.0] * 1000, values.tolist()))
-    column = flow_grid(View((run,), aggregate=aggregate)).columns[0]
+    column = flow_grid(View((run,), aggregate=aggregate)).runs[0]
     size = -(-1000 // len(column.steps))
     expected = [getattr(np, aggregate)(values[k : k + size]) for k in range(0, 1000, size)]
     assert len(column.steps) <= 480 and column.width == size
@@ -62,7 +60,7 @@ def test_bins_of_a_long_run_show_the_aggregate(tmp_path: Path, aggregate: str) -
 
 def test_a_thousand_layers_are_put_together_for_a_screen(tmp_path: Path) -> None:
     path = write_network_run(tmp_path / "deep", has_shortcuts=False, blocks=500, steps=4)
-    column = flow_grid(View((open_run(path),))).columns[0]
+    column = flow_grid(View((open_run(path),))).runs[0]
     assert column.num_rows == 1002 and len(column.names) <= 240
     assert column.names[0] == "stem … layer1.1.fc2"
     shown = np.isfinite(column.log10[:, 0])
@@ -72,14 +70,14 @@ def test_a_thousand_layers_are_put_together_for_a_screen(tmp_path: Path) -> None
 
 
 def test_relative_values_are_over_the_deepest_layer(pair: tuple[Run, ...]) -> None:
-    column = flow_grid(View(pair, relative=True)).columns[0]
+    column = flow_grid(View(pair, relative=True)).runs[0]
     assert column.values[-1] == pytest.approx(np.ones(60))
     assert column.values[0, 0] < 1e-6
 
 
 def test_there_is_no_ratio_to_a_deepest_layer_of_zero(tmp_path: Path) -> None:
     run = open_run(write_run(tmp_path / "a", [1.0, 1.0], [[1.0, 0.0], [1.0, 2.0]]))
-    column = flow_grid(View((run,), relative=True)).columns[0]
+    column = flow_grid(View((run,), relative=True)).runs[0]
     assert np.isnan(column.values[:, 0]).all() and column.values[:, 1].tolist() == [0.5, 1]
     assert np.isnan(grid_difference(View((run, run), relative=True)).values[:, 0]).all()
 
@@ -93,7 +91,7 @@ def test_the_table_holds_every_cell(pair: tuple[Run, ...]) -> None:
 
 def test_the_difference_is_the_ratio_of_the_second_run_to_the_first(pair: tuple[Run, ...]) -> None:
     found = grid_difference(View(pair))
-    columns = flow_grid(View(pair)).columns
+    columns = flow_grid(View(pair)).runs
     first = columns[1].log10[0] - columns[0].log10[0]
     assert found.values[0] == pytest.approx(first)
     assert found.positions[[0, -1]].tolist() == [0, 1]
@@ -102,7 +100,7 @@ def test_the_difference_is_the_ratio_of_the_second_run_to_the_first(pair: tuple[
 
 
 def test_a_difference_needs_two_runs(pair: tuple[Run, ...]) -> None:
-    with pytest.raises(NotRecordedError, match="a difference was asked of 1 run; expected 2"):
+    with pytest.raises(NotRecordedError, match="a difference of 1 run; expected 2"):
         grid_difference(View(pair[:1]))
 
 
@@ -110,7 +108,7 @@ def test_update_ratios_are_update_over_norm_where_measured(pair: tuple[Run, ...]
     grid = update_grid(View(pair))
     rows = pair[1].parameter_stats(["update_norm", "norm"], steps=40)
     expected = rows["update_norm"] / rows["norm"]
-    column = grid.columns[1]
+    column = grid.runs[1]
     at = column.steps.tolist().index(40)
     assert column.values[:, at] == pytest.approx(expected[column.ids].to_numpy())
     assert column.steps.tolist() == [s for s in range(60) if s % 10 in (0, 9)]

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 from scipy.stats import theilslopes
 
-from analyzer.analysis.depth_profile import (
+from analyzer.analysis.gradient_flow import (
     DepthProfile,
+    Gain,
+    gain,
+    median_gain,
+    profile_gain,
     relative_depth,
-    relative_norms,
     span_decades,
 )
-from analyzer.analysis.gradient_flow import Gain, gain, median_gain, profile_gain
 
 
 def profile(
@@ -114,12 +116,6 @@ def test_the_span_ignores_layers_without_parameters() -> None:
     seen = profile([1e-3, 1e9, 1.0, 0.0], owns=[True, False, True, True])
     assert span_decades(seen) == pytest.approx(3)
     assert math.isnan(span_decades(profile([0.0, math.nan])))
-
-
-def test_relative_norms_divide_by_the_deepest_measured_layer() -> None:
-    seen = profile([1.0, 4.0, 2.0, math.nan], measured=[True, True, True, False])
-    assert relative_norms(seen)[:3].tolist() == [0.5, 2.0, 1.0]
-    assert np.isnan(relative_norms(profile([1.0], measured=[False]))).all()
 
 
 def test_a_profile_tells_zero_nonfinite_and_missing_apart() -> None:

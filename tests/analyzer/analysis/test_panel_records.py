@@ -8,19 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analyzer.analysis.activation_profile import activation_profiles
-from analyzer.analysis.attribution_shares import attribution_shares
-from analyzer.analysis.block_spectra import block_spectra
-from analyzer.analysis.dead_unit_profile import dead_unit_profiles
-from analyzer.analysis.join_lesions import join_lesions
-from analyzer.analysis.layer_series import layer_series
+from analyzer.analysis.activations import (
+    activation_profiles,
+    attribution_shares,
+    dead_unit_profiles,
+)
+from analyzer.analysis.block_probes import (
+    block_spectra,
+    join_lesions,
+    path_lengths,
+    shattering_curves,
+)
 from analyzer.analysis.loss_landscape import landscapes, trajectories
-from analyzer.analysis.path_lengths import path_lengths
-from analyzer.analysis.profile_curve import profile_curves, profile_overlay
-from analyzer.analysis.shattering_curve import shattering_curves
-from analyzer.analysis.skip_strip import skip_strip
-from analyzer.analysis.split_series import split_series
-from analyzer.analysis.training_curves import (
+from analyzer.analysis.profiles import layer_series, profile_curves, profile_overlay
+from analyzer.analysis.shortcuts import shortcut_strip, split_series
+from analyzer.analysis.training import (
     gradient_norm_curves,
     learning_rate_curves,
     loss_curves,
@@ -49,8 +51,8 @@ def probed(path: Path, name: str, columns: dict[str, Any], **notes: str) -> Run:
 def test_profiles_state_the_gain_of_the_step(pair: tuple[Run, ...]) -> None:
     found = profile_curves(View(pair, step=0))
     assert "plain, step 0: gain 0.63" in found.caption
-    assert found.curves[0].gain is not None
-    assert found.curves[0].values[-1] == pytest.approx(0.1 * (1 + 0.1 * np.sin(33)))
+    assert found.runs[0].gain is not None
+    assert found.runs[0].values[-1] == pytest.approx(0.1 * (1 + 0.1 * np.sin(33)))
 
 
 def test_profiles_of_another_quantity_state_its_reach(pair: tuple[Run, ...]) -> None:
@@ -59,7 +61,7 @@ def test_profiles_of_another_quantity_state_its_reach(pair: tuple[Run, ...]) -> 
 
 
 def test_an_overlay_runs_from_0_to_1_in_every_run(pair: tuple[Run, ...]) -> None:
-    for curve in profile_overlay(View(pair, relative=True)).curves:
+    for curve in profile_overlay(View(pair, relative=True)).runs:
         assert curve.positions[[0, -1]].tolist() == [0, 1]
         assert curve.values[-1] == 1
 
@@ -73,8 +75,8 @@ def test_series_are_of_layers_from_the_first_to_the_last(pair: tuple[Run, ...]) 
 
 
 def test_the_strip_names_the_least_and_the_most(pair: tuple[Run, ...]) -> None:
-    found = skip_strip(View(pair, step=0))
-    assert len(found.rows) == 1 and "8 joins carry 60 % of the gradient" in found.caption
+    found = shortcut_strip(View(pair, step=0))
+    assert len(found.runs) == 1 and "8 joins carry 60 % of the gradient" in found.caption
     assert found.caption.endswith("Not recorded in plain.")
 
 
@@ -110,7 +112,7 @@ def test_spectra_state_the_condition_number_of_the_network(pair: tuple[Run, ...]
 
 
 def test_correlations_stand_beside_the_curves_that_the_probe_noted(pair: tuple[Run, ...]) -> None:
-    curve = shattering_curves(View(pair)).curves[0]
+    curve = shattering_curves(View(pair)).runs[0]
     assert curve.correlations[[0, -1]] == pytest.approx([0.8**17, 1])
     assert curve.references["plain, 1/2ᴸ"][:2] == pytest.approx([0.5**17, 0.5**16])
 
@@ -122,12 +124,12 @@ def test_curves_that_do_not_fit_are_left_out(tmp_path: Path, stored: str) -> Non
     columns = {"layer": [0, 33], "name": ["stem", "head"], "correlation": [0.1, 1.0]}
     writer.write_probe("shattering", 0, columns, {"references": stored})
     writer.close("finished")
-    curve = shattering_curves(View((open_run(path),))).curves[0]
+    curve = shattering_curves(View((open_run(path),))).runs[0]
     assert curve.names == ("stem", "head") and not curve.references
 
 
 def test_activations_hold_mean_and_spread_of_every_layer(pair: tuple[Run, ...]) -> None:
-    profile = activation_profiles(View(pair)).profiles[0]
+    profile = activation_profiles(View(pair)).runs[0]
     assert len(profile.names) == 34
     assert profile.stds[0] == 1 and profile.means[2] == pytest.approx(0.2)
 
@@ -135,13 +137,13 @@ def test_activations_hold_mean_and_spread_of_every_layer(pair: tuple[Run, ...]) 
 def test_dead_units_are_counted_over_layers(pair: tuple[Run, ...]) -> None:
     found = dead_unit_profiles(View(pair))
     dead = pair[0].layer_stats("activation_num_dead", steps=59)["activation_num_dead"]
-    assert found.profiles[0].counts.sum() == dead.sum()
-    assert found.profiles[0].shares.max() == dead.max() / 16
+    assert found.runs[0].counts.sum() == dead.sum()
+    assert found.runs[0].shares.max() == dead.max() / 16
 
 
 def test_the_loss_is_stated_first_and_last(pair: tuple[Run, ...]) -> None:
     found = loss_curves(View(pair))
-    assert found.curves[1].band.middle[[0, -1]] == pytest.approx([2.3, 0.44])
+    assert found.runs[1].band.middle[[0, -1]] == pytest.approx([2.3, 0.44])
     assert "residual: loss 2.30 at step 0, 0.472 after 60 steps." in found.caption
 
 
@@ -149,7 +151,7 @@ def test_a_loss_that_breaks_is_marked_not_dropped(tmp_path: Path) -> None:
     path = write_network_run(tmp_path / "a", has_shortcuts=True, steps=8, nan_from=6, probes=False)
     found = loss_curves(View((open_run(path),)))
     assert "NaN or infinite from step 6 on" in found.caption
-    assert found.curves[0].band.num_nonfinite.tolist() == [0] * 6 + [1, 1]
+    assert found.runs[0].band.num_nonfinite.tolist() == [0] * 6 + [1, 1]
 
 
 def test_a_learning_rate_that_changes_is_stated_twice(pair: tuple[Run, ...]) -> None:
@@ -159,14 +161,14 @@ def test_a_learning_rate_that_changes_is_stated_twice(pair: tuple[Run, ...]) -> 
 
 def test_the_norm_after_clipping_is_what_the_optimizer_received(pair: tuple[Run, ...]) -> None:
     found = gradient_norm_curves(View(pair[:1]))
-    before, after = (curve.band.middle for curve in found.curves)
+    before, after = (curve.band.middle for curve in found.runs)
     assert after == pytest.approx(np.minimum(before, 2.5))
     share = np.mean(3 + np.sin(np.arange(60)) > 2.5)
     assert f"clipped in {100 * share:.0f} % of 60 steps" in found.caption
 
 
 def test_the_noise_scale_is_shown_at_its_probes(pair: tuple[Run, ...]) -> None:
-    band = noise_curves(View(pair[:1])).curves[0].band
+    band = noise_curves(View(pair[:1])).runs[0].band
     assert (band.steps.tolist(), band.middle.tolist()) == ([0, 59], [40, 99])
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from analyzer.analysis.claim_numbers import _reached, _relative
-from analyzer.analysis.nonfinite import NonFinite, first_nonfinite
-from analyzer.analysis.remembered import remembered
+from analyzer.analysis.evidence import NonFinite, first_nonfinite
+from analyzer.analysis.per_run import remembered
 from analyzer.analysis.training import loss_band
 from analyzer.storage.run import Run, open_run
 from tests.support.runs import write_run

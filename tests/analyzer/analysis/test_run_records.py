@@ -3,10 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from analyzer.analysis.dead_units import dead_units, num_units
-from analyzer.analysis.depth_profile import depth_profile
-from analyzer.analysis.gradient_flow import profile_gain
-from analyzer.analysis.nonfinite import first_nonfinite
+from analyzer.analysis.activations import dead_units, num_units
+from analyzer.analysis.evidence import first_nonfinite
+from analyzer.analysis.gradient_flow import depth_profile, profile_gain
 from analyzer.analysis.training import run_training
 from analyzer.storage.run import open_run
 from tests.support.runs import layer_row, write_run

@@ -88,7 +88,7 @@ def test_parameters_stand_at_the_depth_of_their_layer(tmp_path: Path) -> None:
 
 def test_an_unknown_quantity_or_layer_is_named(tmp_path: Path) -> None:
     run = open_run(write_full_pair(tmp_path)[0])
-    with pytest.raises(NotRecordedError, match="quantity 'shortcut_share' is no statistic"):
+    with pytest.raises(NotRecordedError, match="quantity 'shortcut_share' is not a statistic"):
         row_set(run, "shortcut_share")
     with pytest.raises(AnalyzerError, match="layers is 'conv'; none of 34 names matches"):
         row_set(run, "output_gradient_norm", "conv")

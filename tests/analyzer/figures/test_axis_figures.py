@@ -3,7 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from analyzer.analysis.path_lengths import PathLengths, PathSpectrum
+from analyzer.analysis.block_probes import PathSpectrum
+from analyzer.analysis.per_run import PerRun
 from analyzer.analysis.view import RunLabel
 from analyzer.figures.gradients import value_axis
 from analyzer.figures.landscape import contour_levels
@@ -63,7 +64,7 @@ def test_contour_lines_lie_at_round_numbers(low: float, high: float) -> None:
 
 
 def test_a_run_without_joins_has_a_sentence_where_others_have_bars() -> None:
-    info = PathLengths((spectrum("plain", [1]), spectrum("residual", [1, 2, 1])), "")
+    info = PerRun((spectrum("plain", [1]), spectrum("residual", [1, 2, 1])), ())
     figure = path_figure(info, LIGHT)
     bars = [trace for trace in figure.data if trace.type == "bar" and trace.visible is not False]
     assert [list(trace.x) for trace in bars] == [[0, 1, 2]]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analyzer.analysis.score import Score, score
+from analyzer.analysis.overview import Overview, overview
 from analyzer.analysis.view import View
 from analyzer.figures.score import score_figure
 from analyzer.figures.score_frames import score_frames
@@ -21,8 +21,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, ...]:
 
 
 @pytest.fixture
-def info(pair: tuple[Run, ...]) -> Score:
-    return score(View(pair, step=30))
+def info(pair: tuple[Run, ...]) -> Overview:
+    return overview(View(pair, step=30))
 
 
 def numbers(packed: dict[str, Any]) -> Any:
@@ -31,7 +31,7 @@ def numbers(packed: dict[str, Any]) -> Any:
     return (packed["offset"] + packed["scale"] * whole).reshape(packed["shape"])
 
 
-def test_rows_one_to_three_of_a_run_share_the_axis_of_depth(info: Score) -> None:
+def test_rows_one_to_three_of_a_run_share_the_axis_of_depth(info: Overview) -> None:
     figure = score_figure(info, LIGHT)
     assert {trace.xaxis for trace in figure.data if trace.xaxis} == {"x", "x2", "x3", "x4"}
     depth = {a for a in ("xaxis", "xaxis3") if "depth" in figure.layout[a].title.text}
@@ -41,28 +41,28 @@ def test_rows_one_to_three_of_a_run_share_the_axis_of_depth(info: Score) -> None
     assert [trace.coloraxis for trace in heat] == ["coloraxis"] * 2
 
 
-def test_outcomes_and_numbers_are_written_into_the_figure(info: Score) -> None:
+def test_outcomes_and_numbers_are_written_into_the_figure(info: Overview) -> None:
     texts = [note.text for note in score_figure(info, LIGHT).layout.annotations]
     assert "<b>plain</b>  loss 2.30 after 60 steps" in texts
-    assert any("‖δ‖ falls 6.58 decades" in text for text in texts)
+    assert any("‖∂L/∂y‖ falls 6.58 decades" in text for text in texts)
     assert "no joins: no shortcut carries gradient" in texts
 
 
-def test_the_levels_of_the_arcs_stand_once_in_the_legend(info: Score) -> None:
+def test_the_levels_of_the_arcs_stand_once_in_the_legend(info: Overview) -> None:
     names = [trace.name for trace in score_figure(info, LIGHT).data if trace.showlegend]
     assert names == ["0 to 20 %", "20 to 40 %", "40 to 60 %", "60 to 80 %", "80 % and more"]
 
 
 def test_cells_that_are_not_finite_are_marked_in_a_color_of_their_own(tmp_path: Path) -> None:
     path = write_network_run(tmp_path / "nan", has_shortcuts=False, steps=6, nan_from=3)
-    figure = score_figure(score(View((open_run(path),))), LIGHT)
+    figure = score_figure(overview(View((open_run(path),))), LIGHT)
     heat = [trace for trace in figure.data if trace.type == "heatmap"]
     assert np.isfinite(heat[1].z).any(axis=1).tolist() == [False] * 3 + [True] * 3
     assert heat[1].colorscale[0][1] == LIGHT.mark
     assert "NaN or infinite" in [trace.name for trace in figure.data if trace.showlegend]
 
 
-def test_frames_hold_the_profile_of_every_step(pair: tuple[Run, ...], info: Score) -> None:
+def test_frames_hold_the_profile_of_every_step(pair: tuple[Run, ...], info: Overview) -> None:
     run = score_frames(info)["runs"][0]
     norms = numbers(run["norms"])
     rows = (
@@ -70,14 +70,14 @@ def test_frames_hold_the_profile_of_every_step(pair: tuple[Run, ...], info: Scor
         .layer_stats("output_gradient_norm")
         .pivot(index="step", columns="layer", values="output_gradient_norm")
     )
-    expected = np.log10(rows[info.columns[0].grid.ids].to_numpy())
+    expected = np.log10(rows[info.runs[0].grid.ids].to_numpy())
     assert norms == pytest.approx(expected, abs=1e-3)
     assert run["steps"] == list(range(60)) and run["layers"][0] == "stem"
 
 
-def test_frames_point_at_the_traces_that_a_step_changes(info: Score) -> None:
+def test_frames_point_at_the_traces_that_a_step_changes(info: Overview) -> None:
     figure, frames = score_figure(info, LIGHT), score_frames(info)
-    for column, run in zip(info.columns, frames["runs"], strict=True):
+    for column, run in zip(info.runs, frames["runs"], strict=True):
         drawn = figure.data[run["profile_trace"]]
         assert np.asarray(drawn.y).tolist() == column.profile.tolist()
         behind = [figure.data[k] for k in run["behind_traces"]]
@@ -94,7 +94,7 @@ def test_frames_point_at_the_traces_that_a_step_changes(info: Score) -> None:
 
 def test_a_browser_that_follows_the_frames_draws_the_same_arcs(pair: tuple[Run, ...]) -> None:
     """Arcs put together from the frames at step 30 equal those drawn by the server."""
-    info = score(View(pair, step=30))
+    info = overview(View(pair, step=30))
     run, levels = score_frames(info)["runs"][1], score_frames(info)["levels"]
     shares = run["shares"][run["share_steps"].index(30)]
     drawn = score_figure(info, LIGHT)
@@ -108,7 +108,7 @@ def test_a_browser_that_follows_the_frames_draws_the_same_arcs(pair: tuple[Run, 
 
 def test_frames_of_a_broken_run_are_json_with_marks(tmp_path: Path) -> None:
     path = write_network_run(tmp_path / "nan", has_shortcuts=True, steps=6, nan_from=3)
-    frames = score_frames(score(View((open_run(path),))))
+    frames = score_frames(overview(View((open_run(path),))))
     json.dumps(frames, allow_nan=False)
     packed = frames["runs"][0]["norms"]
     whole = np.frombuffer(base64.b64decode(packed["bdata"]), "<i2").reshape(packed["shape"])
@@ -121,6 +121,6 @@ def test_figure_and_frames_of_two_deep_runs_fit_a_reply(tmp_path: Path) -> None:
         write_network_run(tmp_path / name, has_shortcuts=True, blocks=500, steps=400, probes=False)
         for name in ("a", "b")
     ]
-    info = score(View(tuple(map(open_run, paths))))
+    info = overview(View(tuple(map(open_run, paths))))
     assert len(score_figure(info, LIGHT).to_json()) < 400_000
     assert len(json.dumps(score_frames(info))) < 200_000

@@ -1,4 +1,4 @@
-"""Joins as arcs over the axis of depth, from fork to join, with their shortcut shares."""
+"""What shortcuts carry: joins as arcs over the axis of depth, with their shares over the steps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analyzer.analysis.bands import grouped
+from analyzer.analysis.bands import grouped, smoothed
+from analyzer.analysis.numerals import counted, percent
+from analyzer.analysis.per_run import (
+    PerRun,
+    RunRecord,
+    not_recorded,
+    profile_values,
+    read_runs,
+)
+from analyzer.analysis.view import RunLabel, View, row_set, stage_borders
 from analyzer.storage.arrays import as_floats
 from analyzer.storage.run import Run
 
@@ -15,16 +24,22 @@ __all__ = [
     "MOST_ARCS",
     "SHARE_LEVELS",
     "JoinArcs",
+    "ShortcutStrip",
+    "SplitCurves",
     "join_arcs",
     "nesting",
     "share_grid",
     "share_level",
+    "shortcut_strip",
+    "split_series",
 ]
 
 Floats = NDArray[np.float64]
 # Upper bounds of the levels in which arcs are drawn; a share can exceed 1 where parts cancel.
 SHARE_LEVELS = (0.2, 0.4, 0.6, 0.8, float("inf"))
 MOST_ARCS = 64
+_MOST_STRIP_ARCS = 110
+_MOST_POINTS, _MOST_LINES = 300, 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +150,7 @@ def join_arcs(run: Run, step: int | None) -> JoinArcs:
         starts,
         ends,
         nesting(starts, ends),
-        _shares(run, ids, at),
+        np.full(len(ids), np.nan) if at is None else profile_values(run, "shortcut_share", at, ids),
         at,
         len(joins) - len(placed),
     )
@@ -156,14 +171,6 @@ def _names(cell: object) -> list[str]:
     return [str(name) for name in cell] if isinstance(cell, list) else []
 
 
-def _shares(run: Run, ids: NDArray[np.int32], step: int | None) -> Floats:
-    if step is None:
-        return np.full(len(ids), np.nan)
-    found, values = run.profile("shortcut_share", step)
-    share_of = dict(zip(found.tolist(), values.tolist(), strict=True))
-    return np.array([share_of.get(int(join), np.nan) for join in ids], np.float64)
-
-
 def share_grid(run: Run, arcs: JoinArcs, most: int = 200) -> tuple[NDArray[np.int64], Floats]:
     """Return the shortcut shares over steps, means of the bins of the overview.
 
@@ -179,3 +186,139 @@ def share_grid(run: Run, arcs: JoinArcs, most: int = 200) -> tuple[NDArray[np.in
         if int(join) in place:
             shares[:, arc] = found.values[place[int(join)]]
     return found.steps, shares
+
+
+@dataclass(frozen=True, eq=False)
+class ShortcutStrip(RunRecord):
+    """The network of one run as a strip in depth order, with one arc per join.
+
+    Args:
+        positions: Place of each layer along depth.
+        names: Their names.
+        arcs: The joins; a band of groups where there are many.
+        stages: Depth and name at which a stage begins.
+        num_joins: Joins of the run.
+    """
+
+    positions: Floats
+    names: tuple[str, ...]
+    arcs: JoinArcs
+    stages: tuple[tuple[float, str], ...]
+    num_joins: int
+
+    def sentence(self) -> str:
+        """Return the median share of the shortcuts, and the joins with the least and the most."""
+        joins = counted(self.num_joins, "join")
+        if self.arcs.step is None or not np.isfinite(self.arcs.median_share):
+            return (
+                f"{self.label.text}: {joins}; shares were not recorded (add `--splits-every 10`)."
+            )
+        shares = self.arcs.shares
+        low, high = (int(pick(shares)) for pick in (np.nanargmin, np.nanargmax))
+        least, most = (f"{self.arcs.names[k]} ({percent(shares[k])})" for k in (low, high))
+        return (
+            f"{self.label.text}: at step {self.arcs.step}, {joins} carry "
+            f"{percent(self.arcs.median_share)} of the gradient through their shortcuts (median), "
+            f"least at {least}, most at {most}."
+        )
+
+    def cells(self) -> Mapping[str, Any]:
+        """Return one row per join, or group of joins."""
+        return {
+            "step": self.arcs.step,
+            "join": self.arcs.joins,
+            "name": self.arcs.names,
+            "shortcut": self.arcs.shortcuts,
+            "fork_depth": self.arcs.starts,
+            "join_depth": self.arcs.ends,
+            "shortcut_share": self.arcs.shares,
+        }
+
+
+def shortcut_strip(view: View) -> PerRun[ShortcutStrip]:
+    """Read the joins of every run with their shares at the step of the view.
+
+    Raises:
+        NotRecordedError: If no run has joins.
+    """
+    return PerRun(*read_runs(view, _strip))
+
+
+def _strip(view: View, run: Run, label: RunLabel) -> ShortcutStrip:
+    arcs = join_arcs(run, view.step)
+    if not len(arcs.joins):
+        reason = "the recorder saw no join in its network; the manifest names hidden ones"
+        raise not_recorded("joins were", run, reason)
+    layers = row_set(run, "output_gradient_norm")
+    stages = stage_borders(layers.names, layers.positions)
+    drawn = arcs.thinned(_MOST_STRIP_ARCS)
+    return ShortcutStrip(label, layers.positions, layers.names, drawn, stages, len(run.joins))
+
+
+@dataclass(frozen=True, eq=False)
+class SplitCurves(RunRecord):
+    """Shortcut shares of one run over the steps: the median over joins, and how far they differ.
+
+    Args:
+        steps: First step of each bin, ``[points]``.
+        median: Median over joins, ``[points]``.
+        low: Smallest over joins.
+        high: Largest over joins.
+        names: Joins drawn one by one; none where there are more than twelve.
+        shares: Their shares, ``[points, names]``.
+        smooth: The median smoothed; None where that was not asked for.
+    """
+
+    steps: NDArray[np.int64]
+    median: Floats
+    low: Floats
+    high: Floats
+    names: tuple[str, ...]
+    shares: Floats
+    smooth: Floats | None
+
+    def sentence(self) -> str:
+        """Return the median share at the first and at the last step."""
+        known = np.flatnonzero(np.isfinite(self.median))
+        if not len(known):
+            return f"{self.label.text}: no shortcut share is finite."
+        start, end = (
+            f"{percent(self.median[at])} at step {self.steps[at]}" for at in known[[0, -1]]
+        )
+        if len(known) == 1:
+            return f"{self.label.text}: the median shortcut share is {start}."
+        return f"{self.label.text}: the median shortcut share goes from {start} to {end}."
+
+    def cells(self) -> Mapping[str, Any]:
+        """Return one row per step."""
+        return {
+            "step": self.steps,
+            "min_shortcut_share": self.low,
+            "median_shortcut_share": self.median,
+            "max_shortcut_share": self.high,
+            **dict(zip(self.names, self.shares.T, strict=True)),
+        }
+
+
+def split_series(view: View) -> PerRun[SplitCurves]:
+    """Read the shortcut shares of every run over its steps.
+
+    Raises:
+        NotRecordedError: If no run has splits.
+    """
+    return PerRun(*read_runs(view, _splits))
+
+
+def _splits(view: View, run: Run, label: RunLabel) -> SplitCurves:
+    arcs = join_arcs(run, view.step)
+    steps, shares = share_grid(run, arcs, _MOST_POINTS)
+    if not len(steps):
+        remedy = "a net without joins has none; else add `--splits-every 10`"
+        raise not_recorded("splits were", run, remedy)
+    count = shares.shape[1]
+    low, median, high = (grouped(shares, count, how)[:, 0] for how in ("min", "median", "max"))
+    few = count <= _MOST_LINES
+    names = arcs.names if few else ()
+    smooth = smoothed(median) if view.smooth else None
+    lines = shares if few else shares[:, :0]
+    return SplitCurves(label, steps, median, low, high, names, lines, smooth)

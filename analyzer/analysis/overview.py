@@ -1,28 +1,31 @@
-"""The score: network, depth profile, depth × step grid and loss of each run, all on one depth."""
+"""The overview: network, profile along depth, depth × step grid and loss of each run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.bands import Band, grouped
-from analyzer.analysis.depth_profile import depth_profile
 from analyzer.analysis.flow_grid import GridColumn, grid_column, value_range
-from analyzer.analysis.gradient_flow import Gain, profile_gain
-from analyzer.analysis.join_arcs import JoinArcs, join_arcs, share_grid
+from analyzer.analysis.gradient_flow import Gain, depth_profile, profile_gain
 from analyzer.analysis.numerals import counted, number, percent
-from analyzer.analysis.profile_curve import flow_sentence
-from analyzer.analysis.sources import for_each_run, joined_table, missing_clause, recorded_step
-from analyzer.analysis.stages import stage_borders
+from analyzer.analysis.per_run import (
+    PerRun,
+    RunAtStep,
+    profile_values,
+    read_runs,
+    recorded_step,
+    shown_range,
+)
+from analyzer.analysis.profiles import flow_sentence, over_deepest
+from analyzer.analysis.shortcuts import JoinArcs, join_arcs, share_grid
 from analyzer.analysis.training import TrainingSummary, loss_band, run_training
-from analyzer.analysis.view import RunLabel, View
+from analyzer.analysis.view import RunLabel, View, stage_borders
 from analyzer.storage.run import Run
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = ["Score", "ScoreColumn", "score", "step_gains"]
+__all__ = ["Overview", "OverviewColumn", "overview", "step_gains"]
 
 Floats = NDArray[np.float64]
 _CELLS = 40_000
@@ -33,12 +36,10 @@ _ARCS_ACROSS, _FEWEST_ARCS = 112, 6
 
 
 @dataclass(frozen=True, eq=False)
-class ScoreColumn:
-    """One run of the score.
+class OverviewColumn(RunAtStep):
+    """One run of the overview.
 
     Args:
-        label: Name and style of the run.
-        step: The recorded step of rows 1 and 2.
         grid: Output gradient norms over depth and steps.
         profile: Norms of the same rows at the step, ``[rows]``.
         gain: The fit at the step, over all layers with parameters.
@@ -54,8 +55,6 @@ class ScoreColumn:
         note: The number of the profile.
     """
 
-    label: RunLabel
-    step: int
     grid: GridColumn
     profile: Floats
     gain: Gain
@@ -69,69 +68,64 @@ class ScoreColumn:
     title: str
     note: str
 
+    def sentence(self) -> str:
+        """Return the outcome, and what the profile shows at the step."""
+        return f"{self.label.text}: {self.title}; at step {self.step}, {self.note}."
+
+    def cells(self) -> Mapping[str, Any]:
+        """Return one row per layer (or group of layers) at the step."""
+        return {
+            "step": self.step,
+            "layer": self.grid.names,
+            "depth": self.grid.positions,
+            "output_gradient_norm": self.profile,
+        }
+
 
 @dataclass(frozen=True, eq=False)
-class Score:
+class Overview(PerRun[OverviewColumn]):
     """One to three runs, with the ranges that they share.
 
     Args:
-        columns: The runs.
         low: Smallest decimal logarithm of a norm.
         high: Largest decimal logarithm of a norm.
         depth: First and last place along depth.
         loss_range: Smallest and largest finite loss.
-        caption: The finding with its number.
     """
 
-    columns: tuple[ScoreColumn, ...]
     low: float
     high: float
     depth: tuple[float, float]
     loss_range: tuple[float, float]
-    caption: str
 
-    def alone(self) -> "tuple[Score, ...]":
-        """Return each run as a score of its own in the same ranges, for a narrow screen."""
-        return tuple(replace(self, columns=(column,)) for column in self.columns)
-
-    def table(self) -> "pd.DataFrame":
-        """Return one row per run and layer (or group of layers) at the step."""
-        return joined_table(
-            {
-                "run": column.label.text,
-                "step": column.step,
-                "layer": column.grid.names,
-                "depth": column.grid.positions,
-                "output_gradient_norm": column.profile,
-            }
-            for column in self.columns
-        )
+    def alone(self) -> "tuple[Overview, ...]":
+        """Return an overview of each run alone in the same ranges, for a narrow screen."""
+        return tuple(replace(self, runs=(column,)) for column in self.runs)
 
 
-def score(view: View) -> Score:
-    """Read the score; its quantity is the output gradient norm whatever the view says.
+def overview(view: View) -> Overview:
+    """Read the overview; its quantity is the output gradient norm whatever the view says.
 
     Raises:
         NotRecordedError: If no run has output gradients.
     """
-    seen = replace(view, quantity="output_gradient_norm")
-    found, missing = for_each_run(seen, lambda run, label: _column(seen, run, label))
+    found, missing = read_runs(replace(view, quantity="output_gradient_norm"), _column)
     low, high = value_range(tuple(column.grid for column in found), is_log=True)
     places = np.concatenate([column.grid.positions for column in found])
     columns = tuple(_with_legible_arcs(column, places, len(found)) for column in found)
-    losses = np.concatenate([np.r_[c.loss.low, c.loss.high] for c in columns])
-    finite = losses[np.isfinite(losses)]
-    return Score(
+    edges = (edge for column in columns for edge in (column.loss.low, column.loss.high))
+    losses = shown_range(edges, is_log=False)
+    return Overview(
         columns,
+        missing,
         low,
         high,
         (float(places.min()), float(places.max())),
-        (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0),
-        " ".join(_sentence(column) for column in columns) + missing_clause(missing),
+        losses if np.isfinite(losses[0]) else (0.0, 1.0),
     )
 
 
-def _with_legible_arcs(column: ScoreColumn, places: Floats, count: int) -> ScoreColumn:
+def _with_legible_arcs(column: OverviewColumn, places: Floats, count: int) -> OverviewColumn:
     """Put joins together until an arc has room for its lines in its part of the screen."""
     mine = column.grid.positions
     part = (mine[-1] - mine[0] + 1) / (places.max() - places.min() + 1) / count
@@ -139,18 +133,20 @@ def _with_legible_arcs(column: ScoreColumn, places: Floats, count: int) -> Score
     return replace(column, arcs=arcs, shares=grouped(column.shares, arcs.size, "median"))
 
 
-def _column(view: View, run: Run, label: RunLabel) -> ScoreColumn:
+def _column(view: View, run: Run, label: RunLabel) -> OverviewColumn:
     step = recorded_step(run, view.step)
     grid = grid_column(view, run, label, most_cells=_CELLS)
     fit = profile_gain(depth_profile(run, step))
     arcs = join_arcs(run, step)
     share_steps, shares = share_grid(run, arcs)
     training = run_training(run)
-    return ScoreColumn(
+    # A group of neighbors is shown by its first.
+    norms = profile_values(run, "output_gradient_norm", step, grid.ids)
+    return OverviewColumn(
         label=label,
         step=step,
         grid=grid,
-        profile=_profile(run, grid, step, relative=view.relative),
+        profile=over_deepest(norms) if view.relative else norms,
         gain=fit,
         gains=step_gains(grid),
         arcs=arcs,
@@ -167,8 +163,8 @@ def _column(view: View, run: Run, label: RunLabel) -> ScoreColumn:
 def step_gains(grid: GridColumn) -> Floats:
     """Return the gain per layer, going backward, of every bin of a grid.
 
-    ``exp(−slope)`` with the median slope of ``ln ‖δ‖`` over pairs of rows of different depth, as in
-    ``analyzer.analysis.gradient_flow``; of more than 2,000 pairs evenly spaced ones.
+    ``exp(−slope)`` with the median slope of ``ln ‖∂L/∂y‖`` over pairs of rows of different depth,
+    as in ``analyzer.analysis.gradient_flow``; of more than 2,000 pairs evenly spaced ones.
 
     Returns:
         One gain per bin; NaN where no pair of rows has two finite norms above 0.
@@ -185,17 +181,6 @@ def step_gains(grid: GridColumn) -> Floats:
         return np.asarray(np.power(10.0, -flat), np.float64)
 
 
-def _profile(run: Run, grid: GridColumn, step: int, *, relative: bool) -> Floats:
-    """Norms at the step; a group of neighbors is shown by its first."""
-    ids, values = run.profile("output_gradient_norm", step)
-    value_of = dict(zip(ids.tolist(), values.tolist(), strict=True))
-    norms = np.array([value_of.get(int(id_), np.nan) for id_ in grid.ids], np.float64)
-    if not relative:
-        return norms
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return np.asarray(norms / norms[-1], np.float64)
-
-
 def _outcome(training: TrainingSummary) -> str:
     if not training.num_losses:
         return f"no loss in {counted(training.num_steps, 'step')}"
@@ -209,7 +194,3 @@ def _note(gain: Gain, arcs: JoinArcs) -> str:
     if np.isfinite(arcs.median_share):
         text += f"; shortcuts carry {percent(arcs.median_share)} of the gradient (median)"
     return text
-
-
-def _sentence(column: ScoreColumn) -> str:
-    return f"{column.label.text}: {column.title}; at step {column.step}, {column.note}."

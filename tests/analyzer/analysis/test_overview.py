@@ -3,11 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analyzer.analysis.depth_profile import depth_profile
-from analyzer.analysis.gradient_flow import profile_gain
-from analyzer.analysis.score import Score, score
-from analyzer.analysis.stages import stage_borders
-from analyzer.analysis.view import View
+from analyzer.analysis.gradient_flow import depth_profile, profile_gain
+from analyzer.analysis.overview import Overview, overview
+from analyzer.analysis.view import View, stage_borders
 from analyzer.errors import NotRecordedError
 from analyzer.storage.run import Run, open_run
 from tests.support.full_run import share_of, write_empty_run, write_full_pair, write_network_run
@@ -19,54 +17,58 @@ def pair(tmp_path: Path) -> tuple[Run, ...]:
 
 
 @pytest.fixture
-def both(pair: tuple[Run, ...]) -> Score:
-    return score(View(pair, step=30, quantity="activation_std"))
+def both(pair: tuple[Run, ...]) -> Overview:
+    return overview(View(pair, step=30, quantity="activation_std"))
 
 
-def test_the_titles_state_the_outcome(both: Score) -> None:
-    assert [column.title for column in both.columns] == [
+def test_the_titles_state_the_outcome(both: Overview) -> None:
+    assert [column.title for column in both.runs] == [
         "loss 2.30 after 60 steps",
         "loss 0.472 after 60 steps",
     ]
 
 
-def test_the_notes_state_gain_and_share(both: Score) -> None:
+def test_the_notes_state_gain_and_share(both: Overview) -> None:
     # 0.4 per two units of depth; the shares rise by 0.2 over 59 steps.
-    assert both.columns[0].gain.gain == pytest.approx(0.4**0.5, rel=0.01)
-    assert "falls 6.58 decades" in both.columns[0].note
+    assert both.runs[0].gain.gain == pytest.approx(0.4**0.5, rel=0.01)
+    assert "falls 6.58 decades" in both.runs[0].note
     median = np.median([share_of(join, 30, 60) for join in range(8)])
-    assert f"shortcuts carry {100 * median:.0f} % of the gradient" in both.columns[1].note
+    assert f"shortcuts carry {100 * median:.0f} % of the gradient" in both.runs[1].note
 
 
-def test_rows_one_and_two_are_of_the_chosen_step(pair: tuple[Run, ...], both: Score) -> None:
-    column = both.columns[0]
+def test_rows_one_and_two_are_of_the_chosen_step(pair: tuple[Run, ...], both: Overview) -> None:
+    column = both.runs[0]
     rows = pair[0].layer_stats("output_gradient_norm", steps=30).set_index("layer")
     assert column.profile == pytest.approx(
         rows.loc[column.grid.ids, "output_gradient_norm"].to_numpy()
     )
-    assert column.step == both.columns[1].arcs.step == 30
+    assert column.step == both.runs[1].arcs.step == 30
 
 
-def test_the_gain_of_every_step_is_the_fit_of_that_step(pair: tuple[Run, ...], both: Score) -> None:
-    column = both.columns[0]
+def test_the_gain_of_every_step_is_the_fit_of_that_step(
+    pair: tuple[Run, ...], both: Overview
+) -> None:
+    column = both.runs[0]
     fits = [profile_gain(depth_profile(pair[0], step)).gain for step in (0, 17, 59)]
     assert column.gains[[0, 17, 59]] == pytest.approx(fits)
     path = write_network_run(pair[0].path.parent / "nan", has_shortcuts=True, steps=4, nan_from=2)
-    gains = score(View((open_run(path),))).columns[0].gains
+    gains = overview(View((open_run(path),))).runs[0].gains
     assert np.isnan(gains).tolist() == [False, False, True, True]
 
 
-def test_ranges_are_shared_and_kept_by_each_run_alone(both: Score) -> None:
+def test_ranges_are_shared_and_kept_by_each_run_alone(both: Overview) -> None:
     assert both.depth == (0, 33)
     assert both.loss_range == pytest.approx((0.44, 2.30))
     assert both.high - both.low > 6
     alone = both.alone()
-    assert [len(one.columns) for one in alone] == [1, 1]
+    assert [len(one.runs) for one in alone] == [1, 1]
     assert {(one.low, one.high, one.depth) for one in alone} == {(both.low, both.high, both.depth)}
 
 
-def test_the_shares_over_time_are_those_of_the_splits(pair: tuple[Run, ...], both: Score) -> None:
-    column = both.columns[1]
+def test_the_shares_over_time_are_those_of_the_splits(
+    pair: tuple[Run, ...], both: Overview
+) -> None:
+    column = both.runs[1]
     splits = pair[1].splits(columns="shortcut_share")
     expected = splits.pivot(index="step", columns="join", values="shortcut_share")
     assert column.shares == pytest.approx(expected.to_numpy())
@@ -75,7 +77,7 @@ def test_the_shares_over_time_are_those_of_the_splits(pair: tuple[Run, ...], bot
 
 def test_a_thousand_layers_become_a_band(tmp_path: Path) -> None:
     deep = open_run(write_network_run(tmp_path / "deep", has_shortcuts=True, blocks=500, steps=3))
-    column = score(View((deep,))).columns[0]
+    column = overview(View((deep,))).runs[0]
     assert len(column.grid.positions) <= 240
     assert len(column.arcs.joins) <= 112 and column.arcs.size == 5
     assert column.shares.shape == (1, len(column.arcs.joins))
@@ -83,7 +85,7 @@ def test_a_thousand_layers_become_a_band(tmp_path: Path) -> None:
 
 def test_a_loss_that_breaks_is_the_outcome(tmp_path: Path) -> None:
     path = write_network_run(tmp_path / "nan", has_shortcuts=True, steps=9, nan_from=5)
-    column = score(View((open_run(path),))).columns[0]
+    column = overview(View((open_run(path),))).runs[0]
     assert column.title == "loss not finite from step 5 on"
     assert column.note.startswith("no gain can be fitted")
     assert column.loss.num_nonfinite.sum() == 4
@@ -109,13 +111,13 @@ def test_a_run_that_lacks_gradients_is_left_out_and_named(
     pair: tuple[Run, ...], tmp_path: Path
 ) -> None:
     empty = open_run(write_empty_run(tmp_path / "empty"))
-    found = score(View((pair[0], empty)))
-    assert len(found.columns) == 1 and found.caption.endswith("Not recorded in empty.")
+    found = overview(View((pair[0], empty)))
+    assert len(found.runs) == 1 and found.caption.endswith("Not recorded in empty.")
     with pytest.raises(NotRecordedError, match="layer_stats were not recorded in run 'empty'"):
-        score(View((empty,)))
+        overview(View((empty,)))
 
 
-def test_the_table_holds_the_profile(both: Score) -> None:
+def test_the_table_holds_the_profile(both: Overview) -> None:
     table = both.table()
     assert len(table) == 18 + 19
-    assert table["output_gradient_norm"].min() == both.columns[0].profile.min()
+    assert table["output_gradient_norm"].min() == both.runs[0].profile.min()

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analyzer.analysis.join_arcs import join_arcs, nesting, share_level
+from analyzer.analysis.shortcuts import join_arcs, nesting, share_level
 from analyzer.storage.run import open_run
 from tests.support.full_run import share_of, write_full_pair, write_network_run
 from tests.support.runs import layer_row, write_run

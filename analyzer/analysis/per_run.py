@@ -1,0 +1,255 @@
+"""Reads what a figure shows of each run, and says what to record where it is missing."""
+
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyzer.analysis.view import RunLabel, View, nearest_step, run_labels
+from analyzer.errors import NotRecordedError
+from analyzer.storage.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "PerRun",
+    "RunAtStep",
+    "RunRecord",
+    "joined_table",
+    "missing_clause",
+    "not_recorded",
+    "probe_rows",
+    "probe_rows_at",
+    "profile_values",
+    "read_runs",
+    "recorded_step",
+    "remembered",
+    "shown_range",
+]
+
+T = TypeVar("T")
+R = TypeVar("R", bound="RunRecord")
+Floats = NDArray[np.float64]
+_MOST_REMEMBERED = 8
+
+
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """What a figure shows of one run.
+
+    Args:
+        label: Name and style of the run.
+    """
+
+    label: RunLabel
+
+    def sentence(self) -> str:
+        """Return the finding about this run with its number."""
+        raise NotImplementedError
+
+    def cells(self) -> Mapping[str, Any]:
+        """Return its rows in the data behind the figure, as cells by column."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class RunAtStep(RunRecord):
+    """What a figure shows of one run at one step.
+
+    Args:
+        step: The recorded step shown.
+    """
+
+    step: int
+
+    @property
+    def where(self) -> str:
+        """How a sentence about it begins: run and step."""
+        return f"{self.label.text}, step {self.step}"
+
+
+@dataclass(frozen=True, eq=False)
+class PerRun(Generic[R]):
+    """One record of each run of a view: what most figures draw.
+
+    Args:
+        runs: Records of the runs that have the data, in the order of the view.
+        missing: Names of the runs that lack it.
+    """
+
+    runs: tuple[R, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def caption(self) -> str:
+        """The findings with their numbers, and which runs lack the data."""
+        sentences = filter(None, (run.sentence() for run in self.runs))
+        return " ".join(sentences) + missing_clause(self.missing)
+
+    def table(self) -> "pd.DataFrame":
+        """Return the data behind the figure; its first column names the run."""
+        return joined_table({"run": run.label.text, **run.cells()} for run in self.runs)
+
+
+def read_runs(
+    view: View, read: Callable[[View, Run, RunLabel], T]
+) -> tuple[tuple[T, ...], tuple[str, ...]]:
+    """Read something of each run of a view.
+
+    Args:
+        view: What to show.
+        read: Reads one run; raises NotRecordedError where it lacks the data.
+
+    Returns:
+        What was read, and the names of the runs that lack it.
+
+    Raises:
+        NotRecordedError: If every run lacks it.
+        ValueError: If the view has no run.
+    """
+    if not view.runs:
+        raise ValueError("a view has 0 runs; expected at least one. Choose a run to show")
+    found: list[T] = []
+    missing: list[str] = []
+    errors: list[NotRecordedError] = []
+    for run, label in zip(view.runs, run_labels(view.runs), strict=True):
+        try:
+            found.append(read(view, run, label))
+        except NotRecordedError as error:
+            errors.append(error)
+            missing.append(label.text)
+    if not found:
+        raise errors[0]
+    return tuple(found), tuple(missing)
+
+
+def not_recorded(what: str, run: Run, remedy: str) -> NotRecordedError:
+    """Return the error that says what a run lacks and how to record it."""
+    return NotRecordedError(f"{what} not recorded in run '{run.name}'; {remedy}")
+
+
+def joined_table(parts: Iterable[Mapping[str, Any]]) -> "pd.DataFrame":
+    """Return the data behind a figure as one table, the parts (of runs, curves) below one another.
+
+    Args:
+        parts: Cells by column; a single value fills its column.
+    """
+    import pandas as pd
+
+    return pd.concat([pd.DataFrame(cells) for cells in parts], ignore_index=True)
+
+
+def missing_clause(missing: tuple[str, ...]) -> str:
+    """Return the end of a caption that names runs without the data; empty where none lacks it."""
+    return f" Not recorded in {', '.join(missing)}." if missing else ""
+
+
+def shown_range(parts: Iterable[Floats], *, is_log: bool) -> tuple[float, float]:
+    """Return the smallest and the largest value that an axis can show; NaN without one.
+
+    Args:
+        parts: Arrays of values, those of all runs.
+        is_log: Whether the axis is logarithmic, and has no place for zero and less.
+    """
+    values = np.concatenate([np.ravel(part) for part in parts])
+    shown = values[np.isfinite(values) & ((values > 0) | (not is_log))]
+    return (float(shown.min()), float(shown.max())) if len(shown) else (np.nan, np.nan)
+
+
+def profile_values(
+    run: Run, quantity: str, step: int, ids: NDArray[np.int32], table: str | None = None
+) -> Floats:
+    """Return a quantity of some layers, parameters or joins at a step; NaN where there is none.
+
+    Args:
+        run: An opened run.
+        quantity: A recorded column.
+        step: A recorded step.
+        ids: Layers, parameters or joins, ``[rows]``.
+        table: Table of the column; needed where several have one of this name.
+    """
+    found, values = run.profile(quantity, step, table=table)
+    value_of = dict(zip(found.tolist(), values.tolist(), strict=True))
+    return np.array([value_of.get(int(id_), np.nan) for id_ in ids], np.float64)
+
+
+def recorded_step(run: Run, step: int | None, table: str = "layer_stats") -> int:
+    """Return the recorded step of a table that is nearest to one; None asks for the last.
+
+    Raises:
+        NotRecordedError: If the table has no row.
+    """
+    found = run.nearest_step(step, table)
+    if found is None:
+        remedy = {
+            "splits": "a net without joins has none; else add `--splits-every 10`",
+            "parameter_stats": "record with `--columns all`",
+        }.get(table, "the run has no step yet; wait for its first step, or record it again")
+        raise not_recorded(f"{table} were", run, remedy)
+    return found
+
+
+def probe_rows(run: Run, name: str) -> "pd.DataFrame":
+    """Return what a probe measured at all steps, at least one row.
+
+    Raises:
+        NotRecordedError: If the probe measured nothing: it was not asked for, or the network has
+            nothing that it measures, such as a join.
+    """
+    if name not in run.probes:
+        raise not_recorded(f"probe {name} was", run, f"add `--probe {name}`")
+    rows = run.probe(name)
+    if not len(rows):
+        remedy = "the probe found nothing in this network that it measures"
+        raise not_recorded(f"numbers of probe {name} were", run, remedy)
+    return rows
+
+
+def probe_rows_at(run: Run, name: str, step: int | None) -> "tuple[int, pd.DataFrame]":
+    """Return what a probe measured at the step nearest to one; None asks for the last.
+
+    Returns:
+        The step and its rows, without the ``step`` column.
+
+    Raises:
+        NotRecordedError: If the probe measured nothing.
+    """
+    rows = probe_rows(run, name)
+    found = nearest_step(np.unique(rows["step"].to_numpy(np.int64)), step)
+    assert found is not None  # there is at least one row
+    here = rows[rows["step"] == found].drop(columns="step")
+    return found, here.reset_index(drop=True)
+
+
+def remembered(table: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Return a decorator: a function of a run is computed once until a table of the run grows.
+
+    What it returns is shared by all who ask, and must not be changed.
+
+    Args:
+        table: The table that the function reads.
+    """
+
+    def decorated(function: Callable[..., T]) -> Callable[..., T]:
+        kept: WeakKeyDictionary[Run, tuple[object, dict[Hashable, Any]]] = WeakKeyDictionary()
+
+        @wraps(function)
+        def answer(run: Run, *asked: Hashable) -> T:
+            mark = run.written(table)
+            known_mark, answers = kept.get(run, (None, {}))
+            if known_mark != mark or len(answers) >= _MOST_REMEMBERED:
+                answers = {}
+            if asked not in answers:
+                answers[asked] = function(run, *asked)
+                kept[run] = (mark, answers)
+            found: T = answers[asked]
+            return found
+
+        return answer
+
+    return decorated

@@ -1,0 +1,252 @@
+"""A quantity along depth at one step, and of chosen layers over the steps."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyzer.analysis.bands import Band, series_band
+from analyzer.analysis.gradient_flow import Gain, depth_profile, profile_gain, relative_depth
+from analyzer.analysis.numerals import number
+from analyzer.analysis.per_run import (
+    PerRun,
+    RunAtStep,
+    RunRecord,
+    joined_table,
+    not_recorded,
+    profile_values,
+    read_runs,
+    recorded_step,
+    shown_range,
+)
+from analyzer.analysis.view import RunLabel, View, row_set
+from analyzer.storage.run import Run
+from analyzer.vocabulary import quantity
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "LayerSeries",
+    "ProfileCurve",
+    "ProfileCurves",
+    "RunSeries",
+    "flow_sentence",
+    "layer_series",
+    "over_deepest",
+    "profile_curves",
+    "profile_overlay",
+]
+
+Floats = NDArray[np.float64]
+_MOST_LAYERS, _MOST_POINTS = 5, 500
+
+
+@dataclass(frozen=True, eq=False)
+class ProfileCurve(RunAtStep):
+    """A quantity along the depth of one run.
+
+    Args:
+        quantity: Its key.
+        names: Layers or parameters, by depth.
+        positions: Place of each on the axis, ``[rows]``.
+        values: Recorded values, ``[rows]``; NaN also where the value is null.
+        gain: The fit of the output gradient at this step; None for another quantity.
+    """
+
+    quantity: str
+    names: tuple[str, ...]
+    positions: Floats
+    values: Floats
+    gain: Gain | None
+
+    def sentence(self) -> str:
+        """Return the gain, or for another quantity its smallest and largest value."""
+        if self.gain is not None:
+            route = " from the last layer to the first" if self.gain.is_defined else ""
+            return f"{self.where}: {flow_sentence(self.gain)}{route}."
+        what, finite = quantity(self.quantity).label, np.isfinite(self.values)
+        if not finite.any():
+            return f"{self.where}: {what} is nowhere finite."
+        shown = np.where(finite, self.values, np.nan)
+        low, high = (
+            f"{number(self.values[at])} ({self.names[at]})"
+            for at in (np.nanargmin(shown), np.nanargmax(shown))
+        )
+        return f"{self.where}: {what} reaches from {low} to {high}."
+
+    def cells(self) -> Mapping[str, Any]:
+        """Return one row per layer."""
+        return {
+            "step": self.step,
+            "layer": self.names,
+            "position": self.positions,
+            self.quantity: self.values,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class ProfileCurves(PerRun[ProfileCurve]):
+    """Profiles of one step.
+
+    Args:
+        label: What the axis says.
+        is_log: Whether the axis is logarithmic.
+        is_relative_depth: Whether positions run from 0 (first layer) to 1 (last).
+    """
+
+    label: str
+    is_log: bool
+    is_relative_depth: bool
+
+
+def profile_curves(view: View) -> ProfileCurves:
+    """Read the profile of every run at the step of the view, layers at their depth.
+
+    Raises:
+        NotRecordedError: If no run has the quantity.
+        AnalyzerError: If the pattern for layers is refused or matches nothing.
+    """
+    return _curves(view, is_relative_depth=False)
+
+
+def profile_overlay(view: View) -> ProfileCurves:
+    """Read the profiles of all runs on one axis from the first layer, 0, to the last, 1.
+
+    Raises:
+        NotRecordedError: If no run has the quantity.
+        AnalyzerError: If the pattern for layers is refused or matches nothing.
+    """
+    return _curves(view, is_relative_depth=True)
+
+
+def _curves(view: View, *, is_relative_depth: bool) -> ProfileCurves:
+    runs, missing = read_runs(view, partial(_curve, is_relative_depth))
+    row = quantity(view.quantity)
+    label = f"{row.label} / that of the deepest" if view.relative else row.label
+    return ProfileCurves(runs, missing, label, row.scale == "log", is_relative_depth)
+
+
+def _curve(is_relative_depth: bool, view: View, run: Run, label: RunLabel) -> ProfileCurve:
+    rows = row_set(run, view.quantity, view.layers)
+    step = recorded_step(run, view.step, rows.table)
+    values = profile_values(run, view.quantity, step, rows.ids, rows.table)
+    if np.isnan(values).all() and not _has_rows(run, view.quantity, step, rows.ids, rows.table):
+        raise not_recorded(f"{view.quantity} at step {step} was", run, "choose another step")
+    if view.relative:
+        values = over_deepest(values)
+    is_flow = view.quantity == "output_gradient_norm"
+    fit = profile_gain(depth_profile(run, step)) if is_flow else None
+    positions = relative_depth(rows.positions) if is_relative_depth else rows.positions
+    return ProfileCurve(label, step, view.quantity, rows.names, positions, values, fit)
+
+
+def _has_rows(run: Run, name: str, step: int, ids: NDArray[np.int32], table: str) -> bool:
+    """Whether one of these layers or parameters has a row at the step, if only a NaN."""
+    return bool(np.isin(ids, run.profile(name, step, table=table)[0]).any())
+
+
+def over_deepest(values: Floats) -> Floats:
+    """Return values by depth over that of the last, ``[rows, …]``; NaN or infinite over zero."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return np.asarray(values / values[-1], np.float64)
+
+
+def flow_sentence(gain: Gain) -> str:
+    """Return what a fitted gain says, as a clause: how far the gradient falls, and the gain."""
+    if not gain.is_defined:
+        lost = gain.num_zero + gain.num_nonfinite
+        return f"no gain can be fitted ({gain.num_layers} usable layers, {lost} zero or non-finite)"
+    fallen = gain.decades_fallen
+    factor = f"gain {number(gain.gain)} per layer"
+    return f"{factor}: ‖∂L/∂y‖ {'falls' if fallen > 0 else 'grows'} {number(abs(fallen))} decades"
+
+
+@dataclass(frozen=True, eq=False)
+class RunSeries(RunRecord):
+    """A quantity of chosen layers of one run over the steps, with its min–max band.
+
+    Args:
+        quantity: Its key.
+        names: Layers or parameters, by depth; at most five.
+        bands: The series of each.
+        num_matching: Layers or parameters that the view selects.
+    """
+
+    quantity: str
+    names: tuple[str, ...]
+    bands: tuple[Band, ...]
+    num_matching: int
+
+    def sentence(self) -> str:
+        """Return where the first of the layers began and where it ended."""
+        band, what = self.bands[0], quantity(self.quantity).label
+        start = f"{self.label.text}: {what} of {self.names[0]}"
+        known = np.flatnonzero(np.isfinite(band.middle))
+        if not len(known):
+            return f"{start} is nowhere finite."
+        first, last = (
+            f"{number(band.middle[at])} at step {band.steps[at]}" for at in known[[0, -1]]
+        )
+        return f"{start} goes from {first} to {last}."
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSeries(PerRun[RunSeries]):
+    """Series of the same quantity in every run.
+
+    Args:
+        label: What the axis says.
+        is_log: Whether the axis is logarithmic.
+        low: Smallest finite value that the axis can show, of all runs; NaN without one.
+        high: Largest one.
+    """
+
+    label: str
+    is_log: bool
+    low: float
+    high: float
+
+    def table(self) -> "pd.DataFrame":
+        """Return one row per run, layer and bin of steps."""
+        return joined_table(
+            {"run": run.label.text, "layer": name, **band.cells(run.quantity)}
+            for run in self.runs
+            for name, band in zip(run.names, run.bands, strict=True)
+        )
+
+
+def layer_series(view: View) -> LayerSeries:
+    """Read the series of the layers that the view picks, or of five from the first to the last.
+
+    Raises:
+        NotRecordedError: If no run has the quantity.
+        AnalyzerError: If the pattern for layers is refused or matches nothing.
+    """
+    runs, missing = read_runs(view, _series)
+    row = quantity(view.quantity)
+    is_log = row.scale == "log"
+    edges = (edge for run in runs for band in run.bands for edge in (band.low, band.high))
+    return LayerSeries(runs, missing, row.label, is_log, *shown_range(edges, is_log=is_log))
+
+
+def _series(view: View, run: Run, label: RunLabel) -> RunSeries:
+    rows = row_set(run, view.quantity, view.layers)
+    if not len(rows.ids):
+        raise not_recorded("layers were", run, "wait for the first step, or record it again")
+    places = np.linspace(0, len(rows.ids) - 1, min(_MOST_LAYERS, len(rows.ids))).round()
+    chosen = np.unique(places.astype(int))
+    bands = tuple(
+        series_band(
+            run.series(view.quantity, int(rows.ids[k]), _MOST_POINTS, table=rows.table),
+            smooth=view.smooth,
+        )
+        for k in chosen
+    )
+    if not any(len(band.steps) for band in bands):
+        raise not_recorded(f"{view.quantity} was", run, "record with `--columns all`")
+    names = tuple(rows.names[k] for k in chosen)
+    return RunSeries(label, view.quantity, names, bands, len(rows.ids))

@@ -15,10 +15,11 @@ from analyzer.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 
-EVERYONE = {"analyzer.errors", "analyzer.vocabulary", "analyzer"}
+EVERYONE = {"analyzer.errors", "analyzer.vocabulary", "analyzer.pooling", "analyzer"}
 MAY_IMPORT: dict[str, set[str]] = {
     "analyzer.errors": set(),
     "analyzer.vocabulary": set(),
+    "analyzer.pooling": set(),
     "analyzer.storage": set(),
     "analyzer.joins": set(),
     "analyzer.probes": {"analyzer.joins"},
@@ -47,6 +48,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 MUST_NOT_LOAD = {
     "analyzer": {"torch", "numpy", "pandas", "pyarrow", "plotly", "dash"},
+    "analyzer.vocabulary": {"torch", "numpy", "pandas", "pyarrow", "plotly", "dash"},
+    "analyzer.pooling": {"torch", "pandas", "pyarrow", "plotly", "dash"},
     "analyzer.storage": {"torch", "plotly", "dash"},
     "analyzer.joins": {"pandas", "plotly", "dash"},
     "analyzer.probes": {"pandas", "plotly", "dash"},

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from analyzer.errors import NotRecordedError
-from analyzer.storage.pooling import needed_columns, pooled
+from analyzer.pooling import needed_columns
+from analyzer.storage.ranks import pooled
 from analyzer.storage.schema import STAT_COLUMNS, STEP_TABLES
 from analyzer.storage.selection import StepsLike, nearest, selected_ids, selected_steps
 from analyzer.storage.static import StaticTable
@@ -74,7 +75,7 @@ class RunRows:
         if len(source.ranks) < 2:
             keys.remove("rank")
             return source.read([*keys, *names], wanted, chosen)
-        rows = source.read([*keys, *needed_columns(names)], wanted, chosen)
+        rows = source.read([*keys, *needed_columns(table, names)], wanted, chosen)
         sharded = self._sharded() if table == "parameter_stats" else []
         whole = pooled(table, rows, source.key, self._num_ranks(source), sharded)
         keys.remove("rank")

@@ -186,6 +186,11 @@ class CallLog:
             for handle in handles:
                 handle.remove()
 
+    def innermost(self, sequence: int) -> ModuleCall | None:
+        """Return the innermost call in which the autograd node of a sequence number was made."""
+        around = (call for call in reversed(self.calls) if call.start <= sequence < call.end)
+        return next(around, None)
+
     def root_name(self, call: ModuleCall) -> str:
         """Return the name of a call's module: its path, for the one root its class name."""
         return call.path or type(call.module).__name__

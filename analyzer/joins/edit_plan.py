@@ -18,17 +18,13 @@ from analyzer.joins.edits import JoinOperands, OperandsByToken, Tokens, holds_te
 from analyzer.joins.find import output_nodes
 from analyzer.joins.graph import Dataflow, Walk
 from analyzer.joins.model_state import RandomStates, arguments_copied, unobserved
-from analyzer.joins.operations import Operands, function_name, operand_slots
-from analyzer.joins.plan import Scopes, joins_in_graph
-from analyzer.joins.search import JoinVertices, joins_of
+from analyzer.joins.operations import OPERANDS, Operands, function_name
+from analyzer.joins.plan import HIDDEN, hiding_reason, joins_of_model
+from analyzer.joins.search import JoinVertices
 from analyzer.joins.trace import ForwardTrace, Untracked
 
 __all__ = ["planned_operands"]
 
-_OPAQUE = {
-    "CheckpointFunctionBackward": "reentrant checkpointing hides what it computes",
-    "CompiledFunctionBackward": "compiled code hides what it computes",
-}
 _REMEDY = (
     "write that part in plain eager operations (no torch.compile, no scripting, no reentrant "
     "checkpointing, no custom function) while its skips are scaled"
@@ -69,7 +65,7 @@ class _Tracer(ForwardTrace):
         name = function_name(func)
         token: int | None = None
         untracked_slots: tuple[int, ...] = ()
-        if operand_slots(name) is not None:
+        if name in OPERANDS:
             operands = Operands(name, args, named)
             token = self._tokens.of_operands(name, operands)
             untracked_slots = tuple(i for i, v in enumerate(operands.values) if self._is_data(v))
@@ -140,36 +136,23 @@ def planned_operands(
             output = model(*positional, **named)
     walk = Walk(output_nodes(output))
     _refuse_opaque(walk, log)
-    return _places(walk, log, tracer.traced)
+    return _operands_by_token(walk, log, tracer.traced)
 
 
-def _places(walk: Walk, log: CallLog, traced: list[_Traced]) -> OperandsByToken:
+def _operands_by_token(walk: Walk, log: CallLog, traced: list[_Traced]) -> OperandsByToken:
     flow = Dataflow(walk, log)
-    scopes = Scopes(flow, log)
     finder = _Finder(flow, traced)
-    found: OperandsByToken = {t.token: None for t in traced if t.token is not None}
-    meetings = [
-        (meeting, finder.call(meeting))
-        for meeting in joins_of(flow)
-        if scopes.owner(meeting) is not None
-    ]
-    # What joins_in_graph leaves out of them are sums of scalars.
-    meetings = [(m, call) for m, call in meetings if not _is_scalar(flow, m.join)]
-    for join, (meeting, call) in zip(joins_in_graph(walk, log).joins, meetings, strict=True):
+    found: OperandsByToken = {call.token: None for call in traced if call.token is not None}
+    for join, vertices in joins_of_model(flow, log):
+        call = finder.call(vertices)
         if call is None or call.token is None:
             raise AnalyzerError(
                 f"the skip of '{join.name}' is added by code that shows no addition of its own; "
                 f"expected +, torch.add, torch.cat or the like. To go on, {_REMEDY}."
             )
-        slots = finder.slots(meeting, call)
+        slots = finder.slots(vertices, call)
         found[call.token] = JoinOperands(join, slots[0], slots[1:], call.is_recomputed)
     return found
-
-
-def _is_scalar(flow: Dataflow, vertex: int) -> bool:
-    maker = flow.vertices[vertex]
-    shape = maker.shape if isinstance(maker, Untracked) else maker._input_metadata[0].shape
-    return len(shape) == 0
 
 
 class _Finder:
@@ -181,21 +164,21 @@ class _Finder:
         self._by_start = [call for call in traced if call.end > call.start]
         self._starts = [call.start for call in self._by_start]
 
-    def call(self, meeting: JoinVertices) -> _Traced | None:
+    def call(self, vertices: JoinVertices) -> _Traced | None:
         """Return the call that adds or concatenates; None where it was not seen."""
-        maker = self._flow.vertices[meeting.join]
+        maker = self._flow.vertices[vertices.join]
         if isinstance(maker, Untracked):
             return self._by_tick.get(maker.tick)
-        sequence = self._flow.sequences[meeting.join]
+        sequence = self._flow.sequences[vertices.join]
         place = bisect_right(self._starts, sequence) - 1
         if place < 0 or self._by_start[place].end <= sequence:
             return None
         return self._by_start[place]
 
-    def slots(self, meeting: JoinVertices, call: _Traced) -> tuple[int, ...]:
+    def slots(self, vertices: JoinVertices, call: _Traced) -> tuple[int, ...]:
         """Return the numbers of the operands, the shortcut's first."""
-        slots = (meeting.shortcut_slot, *meeting.branch_slots)
-        if isinstance(self._flow.vertices[meeting.join], Untracked):
+        slots = (vertices.shortcut_slot, *vertices.branch_slots)
+        if isinstance(self._flow.vertices[vertices.join], Untracked):
             # A flow counts only the operands that carry data.
             return tuple(call.untracked_slots[slot] for slot in slots)
         return slots
@@ -216,17 +199,17 @@ def _refuse_opaque(walk: Walk, log: CallLog) -> None:
     for node in walk.nodes:
         reason = _what_hides(node)
         if reason:
+            call = log.innermost(node._sequence_nr())
+            part = type(log.roots[""]).__name__ if call is None else log.root_name(call)
             raise AnalyzerError(
-                f"'{_innermost(log, int(node._sequence_nr()))}' may hold skips that cannot be seen "
-                f"({reason}); expected operations that autograd shows. To go on, {_REMEDY}."
+                f"'{part}' may hold skips that cannot be seen ({reason}); expected operations that "
+                f"autograd shows. To go on, {_REMEDY}."
             )
 
 
 def _what_hides(node: Node) -> str | None:
     """Return why a node may stand for a join among other things; None where it does not."""
     kind = type(node).__name__
-    if kind in _OPAQUE:
-        return _OPAQUE[kind]
     # Functions in C++ have one type; what a script was optimized to is one of them.
     name = node.name() if kind == "CppFunction" else kind
     if name == kind and not isinstance(node, BackwardCFunction):
@@ -235,11 +218,4 @@ def _what_hides(node: Node) -> str | None:
         isinstance(getattr(child, "variable", None), nn.Parameter)
         for child, _ in node.next_functions
     )
-    if not reads_parameters:
-        return None
-    return f"the custom function {name.rpartition('::')[2].removesuffix('Backward')}"
-
-
-def _innermost(log: CallLog, sequence: int) -> str:
-    around = [call for call in log.calls if call.start <= sequence < call.end]
-    return log.root_name(around[-1]) if around else type(log.roots[""]).__name__
+    return hiding_reason(name) if reads_parameters or name in HIDDEN else None

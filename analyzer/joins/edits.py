@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from analyzer.joins.operations import Operands, function_name, operand_slots
+from analyzer.joins.operations import OPERANDS, Operands, function_name
 from analyzer.joins.plan import Join
 
 __all__ = [
@@ -113,7 +113,7 @@ class EditingMode(TorchFunctionMode):
         """Call the function, with other operands where it is a join."""
         named = dict(kwargs or {})
         name = function_name(func)
-        if operand_slots(name) is not None and not _is_called_by_recording():
+        if name in OPERANDS and not _is_called_by_recording():
             result = self._add(func, name, args, named)
         else:
             result = func(*args, **named)

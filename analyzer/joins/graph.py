@@ -13,38 +13,11 @@ from torch import nn
 from torch.autograd.graph import Node
 
 from analyzer.joins.calls import CallLog, ModuleCall
+from analyzer.joins.operations import NODE_KINDS
 from analyzer.joins.trace import TracedCall, Untracked
 
 __all__ = ["Dataflow", "Walk"]
 
-_KINDS = {
-    "AddBackward0": "add",
-    "SubBackward0": "add",
-    "AddcmulBackward0": "add",
-    "LerpBackward0": "add",
-    "LerpBackward1": "add",
-    "CatBackward0": "cat",
-    "SelectBackward0": "select",
-    "SliceBackward0": "select",
-    "SplitBackward0": "select",
-    "SplitWithSizesBackward0": "select",
-    "UnbindBackward0": "select",
-    "IndexSelectBackward0": "select",
-    "ViewBackward0": "view",
-    "UnsafeViewBackward0": "view",
-    "ReshapeAliasBackward0": "view",
-    "AliasBackward0": "view",
-    "AsStridedBackward0": "view",
-    "CloneBackward0": "view",
-    "ToCopyBackward0": "view",
-    "TransposeBackward0": "view",
-    "PermuteBackward0": "view",
-    "SqueezeBackward0": "view",
-    "SqueezeBackward1": "view",
-    "UnsqueezeBackward0": "view",
-    "ExpandBackward0": "view",
-    "ConstantPadNdBackward0": "view",
-}
 Edge = tuple[Node | None, int]
 Read = tuple[int, int, int]
 Item = tuple[int, int, int, Any, Any]
@@ -103,7 +76,8 @@ class Dataflow:
 
     Attributes:
         vertices: Autograd nodes, and `Untracked` where autograd has none.
-        kinds: Per vertex ``add`` | ``cat`` | ``select`` | ``view`` | ``input`` | ``other``.
+        kinds: Per vertex ``add`` | ``cat`` | ``product`` | ``select`` | ``view`` |
+            ``input`` | ``other``.
         sequences: Per vertex the number of its autograd node; for an untracked tensor of the next.
         reads: Per vertex its data reads: (input slot, vertex read, output number of that vertex);
             the slot is -1 where autograd has no edge.
@@ -221,7 +195,7 @@ class Dataflow:
             else:
                 parameters += self._weights[child]
         name = type(node).__name__
-        kind = _KINDS.get(name, "other")
+        kind = NODE_KINDS.get(name, "other")
         is_data = bool(reads)
         note = self._notes.get(sequence)
         if note is not None:

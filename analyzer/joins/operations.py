@@ -1,28 +1,68 @@
-"""Additions and concatenations as function calls: which arguments are the operands."""
+"""What each operation is: one table for graphs, for traced functions, and for changed operands.
+
+Autograd shows an operation as a node, a trace as a function; `Operands` are what a function joins.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Operands", "function_name", "operand_slots"]
+__all__ = ["FUNCTION_KINDS", "NODE_KINDS", "OPERANDS", "Operands", "function_name"]
 
-_TWO, _LERP, _ADDCMUL = (
-    ("input", "other"),
-    ("input", "end", "weight"),
-    ("input", "tensor1", "tensor2"),
-)
+
+@dataclass(frozen=True)
+class _Operation:
+    """One row.
+
+    Args:
+        kind: ``add`` | ``cat`` | ``product`` (element by element) | ``select`` (of a part) |
+            ``view``; everything that is not in the table is ``other``.
+        nodes: Names of its autograd nodes.
+        functions: Names of its functions; operators and in-place forms are functions too.
+        operands: Their parameters that are joined; empty where no join can be changed.
+    """
+
+    kind: str
+    nodes: str
+    functions: str = ""
+    operands: tuple[str, ...] = ()
+
+
 _LIST = ("tensors",)
-_SLOTS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("add", "add_", "__add__", "__iadd__", "__radd__"), _TWO),
-    **dict.fromkeys(("sub", "sub_", "subtract", "subtract_", "__sub__", "__isub__"), _TWO),
-    **dict.fromkeys(("lerp", "lerp_"), _LERP),
-    **dict.fromkeys(("addcmul", "addcmul_"), _ADDCMUL),
-    **dict.fromkeys(("cat", "concat", "concatenate", "hstack", "vstack", "dstack"), _LIST),
-    **dict.fromkeys(("row_stack", "column_stack"), _LIST),
-}
+_TWO = ("input", "other")
+_TABLE = (
+    _Operation("add", "AddBackward0", "add add_ __add__ __iadd__ __radd__", _TWO),
+    _Operation("add", "SubBackward0", "sub sub_ subtract subtract_ __sub__ __isub__", _TWO),
+    # Of two tensors the first one's `__sub__` is called: this one has a number on the left.
+    _Operation("add", "", "__rsub__"),
+    _Operation("add", "AddcmulBackward0", "addcmul addcmul_", ("input", "tensor1", "tensor2")),
+    _Operation("add", "LerpBackward0 LerpBackward1", "lerp lerp_", ("input", "end", "weight")),
+    _Operation("cat", "CatBackward0", "cat concat concatenate hstack vstack dstack", _LIST),
+    _Operation("cat", "", "row_stack column_stack", _LIST),
+    # Only nodes: a trace calls these ``other``, so that a gate, or a shortcut of a concatenation
+    # through a view, is not found where autograd has no graph.
+    _Operation("product", "MulBackward0"),
+    _Operation(
+        "view",
+        "ViewBackward0 UnsafeViewBackward0 ReshapeAliasBackward0 AliasBackward0 "
+        "AsStridedBackward0 CloneBackward0 ToCopyBackward0 TransposeBackward0 PermuteBackward0 "
+        "SqueezeBackward0 SqueezeBackward1 UnsqueezeBackward0 ExpandBackward0 "
+        "ConstantPadNdBackward0",
+    ),
+    _Operation(
+        "select",
+        "SelectBackward0 SliceBackward0 SplitBackward0 SplitWithSizesBackward0 UnbindBackward0 "
+        "IndexSelectBackward0",
+        "__getitem__ select narrow chunk split unbind tensor_split",
+    ),
+)
+NODE_KINDS = {name: row.kind for row in _TABLE for name in row.nodes.split()}
+FUNCTION_KINDS = {name: row.kind for row in _TABLE for name in row.functions.split()}
+OPERANDS = {name: row.operands for row in _TABLE if row.operands for name in row.functions.split()}
 
 
 def function_name(function: Callable[..., Any]) -> str:
@@ -34,22 +74,17 @@ def function_name(function: Callable[..., Any]) -> str:
     return name.partition(".")[0]
 
 
-def operand_slots(name: str) -> tuple[str, ...] | None:
-    """Return the parameters that hold the operands of an addition; None for other functions."""
-    return _SLOTS.get(name)
-
-
 class Operands:
     """The operands of one call of an addition or a concatenation.
 
     Args:
-        name: Name of the function, one that `operand_slots` knows.
+        name: Name of the function, a key of `OPERANDS`.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
     """
 
     def __init__(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        slots = _SLOTS[name]
+        slots = OPERANDS[name]
         self.is_in_place = (name.endswith("_") and not name.endswith("__")) or name == "__iadd__"
         self.is_in_place |= name == "__isub__"
         self._args, self._kwargs = list(args), dict(kwargs)

@@ -17,7 +17,22 @@ from analyzer.joins.graph import Dataflow, Walk
 from analyzer.joins.search import Edge, JoinVertices, joins_of
 from analyzer.joins.trace import Untracked
 
-__all__ = ["Join", "JoinPlan", "JoinSite", "Scopes", "joins_in_graph", "numbered"]
+__all__ = [
+    "HIDDEN",
+    "Join",
+    "JoinPlan",
+    "JoinSite",
+    "hiding_reason",
+    "joins_in_graph",
+    "joins_of_model",
+    "numbered",
+]
+
+
+HIDDEN = {
+    "CheckpointFunctionBackward": "reentrant checkpointing hides what it computes",
+    "CompiledFunctionBackward": "compiled code hides what it computes",
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +73,8 @@ class JoinSite:
         shortcut_edges: Reads of the fork by the shortcut: (reader, its input slot, output number
             of the fork); None where autograd does not see one of them.
         branch_edges: Reads of the fork by the branch, likewise.
+        gate_edges: Reads, by products on the shortcut, of what only scales it there: a gate, which
+            belongs to the branch.
     """
 
     join: Join
@@ -67,11 +84,12 @@ class JoinSite:
     branch_slots: tuple[int, ...]
     shortcut_edges: tuple[tuple[Node, int, int], ...] | None
     branch_edges: tuple[tuple[Node, int, int], ...] | None
+    gate_edges: tuple[tuple[Node, int, int], ...]
 
 
 @dataclass(frozen=True)
 class _Location:
-    """A `JoinSite` as places in a `Walk`."""
+    """A `JoinSite` by the numbers of the nodes in a `Walk`."""
 
     node: int | None
     fork: int | None
@@ -79,6 +97,7 @@ class _Location:
     branch_slots: tuple[int, ...]
     shortcut_edges: tuple[Edge, ...] | None
     branch_edges: tuple[Edge, ...] | None
+    gate_edges: tuple[Edge, ...]
 
 
 class JoinPlan:
@@ -88,21 +107,21 @@ class JoinPlan:
 
     Args:
         joins: The joins, forward order.
-        places: Where each is in the walk of the graph.
-        structure: What a graph must look like for the places to hold.
+        locations: Where each is in the walk of the graph.
+        structure: What a graph must look like for the locations to hold.
         unseen: Modules whose joins cannot be seen, with the reason.
     """
 
     def __init__(
         self,
         joins: list[Join],
-        places: list[_Location],
+        locations: list[_Location],
         structure: list[tuple[object, ...]],
         unseen: list[tuple[str, str]],
     ) -> None:
         self.joins = joins
         self.unseen = unseen
-        self._places = places
+        self._locations = locations
         self._structure = structure
 
     def sites(self, roots: Iterable[Node]) -> list[JoinSite] | None:
@@ -120,14 +139,15 @@ class JoinPlan:
         return [
             JoinSite(
                 join=join,
-                node=_node(walk, place.node),
-                fork=_node(walk, place.fork),
-                shortcut_slot=place.shortcut_slot,
-                branch_slots=place.branch_slots,
-                shortcut_edges=_nodes(walk, place.shortcut_edges),
-                branch_edges=_nodes(walk, place.branch_edges),
+                node=None if at.node is None else walk.nodes[at.node],
+                fork=None if at.fork is None else walk.nodes[at.fork],
+                shortcut_slot=at.shortcut_slot,
+                branch_slots=at.branch_slots,
+                shortcut_edges=_nodes(walk, at.shortcut_edges),
+                branch_edges=_nodes(walk, at.branch_edges),
+                gate_edges=_nodes(walk, at.gate_edges),
             )
-            for join, place in zip(self.joins, self._places, strict=True)
+            for join, at in zip(self.joins, self._locations, strict=True)
         ]
 
 
@@ -144,34 +164,41 @@ def joins_in_graph(roots: Iterable[Node] | Walk, log: CallLog) -> JoinPlan:
     """
     walk = roots if isinstance(roots, Walk) else Walk(roots)
     flow = Dataflow(walk, log)
+    found = joins_of_model(flow, log)
+    locations = [_location(walk, flow, vertices) for _, vertices in found]
+    hidden = hidden_parts(walk, log)
+    return JoinPlan([join for join, _ in found], locations, walk.structure(), hidden)
+
+
+def joins_of_model(flow: Dataflow, log: CallLog) -> list[tuple[Join, JoinVertices]]:
+    """Return the joins inside of a model's calls, each with its vertices, forward order."""
     scopes = Scopes(flow, log)
     owned = [
-        (meeting, owner)
-        for meeting in joins_of(flow)
-        if (owner := scopes.owner(meeting)) is not None and not _is_scalar(flow, meeting.join)
+        (vertices, owner)
+        for vertices in joins_of(flow)
+        if not _is_scalar(flow, vertices.join) and (owner := scopes.owner(vertices)) is not None
     ]
     names = numbered([log.root_name(owner) for _, owner in owned])
     joins = [
         Join(
             index=index,
             name=name,
-            operation=flow.kinds[meeting.join],
-            shortcut=_shortcut_kind(flow, meeting),
-            branch_layers=scopes.layers(meeting.branch_region, owner, meeting.join),
-            shortcut_layers=scopes.layers(meeting.shortcut_path, owner, meeting.join),
-            branch_parameters=scopes.parameters(meeting.branch_region, owner),
-            shortcut_parameters=scopes.parameters(meeting.shortcut_path, owner),
+            operation=flow.kinds[vertices.join],
+            shortcut=_shortcut_kind(flow, vertices),
+            branch_layers=scopes.layers(vertices.branch_region, owner, vertices.join),
+            shortcut_layers=scopes.layers(vertices.shortcut_path, owner, vertices.join),
+            branch_parameters=scopes.parameters(vertices.branch_region, owner),
+            shortcut_parameters=scopes.parameters(vertices.shortcut_path, owner),
         )
-        for index, (name, (meeting, owner)) in enumerate(zip(names, owned, strict=True))
+        for index, (name, (vertices, owner)) in enumerate(zip(names, owned, strict=True))
     ]
-    places = [_place(walk, flow, meeting) for meeting, _ in owned]
-    return JoinPlan(joins, places, walk.structure(), unseen_parts(walk, log))
+    return [(join, vertices) for join, (vertices, _) in zip(joins, owned, strict=True)]
 
 
-def _shortcut_kind(flow: Dataflow, meeting: JoinVertices) -> str:
-    if flow.kinds[meeting.join] == "cat":
+def _shortcut_kind(flow: Dataflow, vertices: JoinVertices) -> str:
+    if flow.kinds[vertices.join] == "cat":
         return "concat"
-    return "projection" if meeting.shortcut_elements else "identity"
+    return "projection" if vertices.shortcut_elements else "identity"
 
 
 def _is_scalar(flow: Dataflow, vertex: int) -> bool:
@@ -180,36 +207,29 @@ def _is_scalar(flow: Dataflow, vertex: int) -> bool:
     return len(shape) == 0
 
 
-def _place(walk: Walk, flow: Dataflow, meeting: JoinVertices) -> _Location:
+def _location(walk: Walk, flow: Dataflow, vertices: JoinVertices) -> _Location:
     def edges(reads: tuple[Edge, ...]) -> tuple[Edge, ...] | None:
         found = [(walk.place.get(flow.vertices[v]), slot, number) for v, slot, number in reads]
-        if any(place is None or slot < 0 for place, slot, _ in found):
-            return None
-        return tuple((place, slot, number) for place, slot, number in found if place is not None)
+        seen = tuple((at, slot, number) for at, slot, number in found if at is not None)
+        return seen if len(seen) == len(reads) and all(slot >= 0 for _, slot, _ in seen) else None
 
-    fork = walk.place.get(flow.vertices[meeting.fork])
+    fork = walk.place.get(flow.vertices[vertices.fork])
+    shortcut = None if fork is None else edges(vertices.shortcut_edges)
+    branch = None if fork is None else edges(vertices.branch_edges)
+    gates = (edges((gate,)) or () for gate in vertices.gate_edges if shortcut and branch)
     return _Location(
-        node=walk.place.get(flow.vertices[meeting.join]),
+        node=walk.place.get(flow.vertices[vertices.join]),
         fork=fork,
-        shortcut_slot=meeting.shortcut_slot,
-        branch_slots=meeting.branch_slots,
-        shortcut_edges=edges(meeting.shortcut_edges) if fork is not None else None,
-        branch_edges=edges(meeting.branch_edges) if fork is not None else None,
+        shortcut_slot=vertices.shortcut_slot,
+        branch_slots=vertices.branch_slots,
+        shortcut_edges=shortcut,
+        branch_edges=branch,
+        gate_edges=tuple(edge for found in gates for edge in found),
     )
 
 
-def _node(walk: Walk, place: int | None) -> Any:
-    return None if place is None else walk.nodes[place]
-
-
 def _nodes(walk: Walk, edges: tuple[Edge, ...] | None) -> Any:
-    return edges and tuple((walk.nodes[place], slot, number) for place, slot, number in edges)
-
-
-_REASONS = {
-    "CheckpointFunctionBackward": "reentrant checkpointing hides what it computes",
-    "CompiledFunctionBackward": "compiled code hides what it computes",
-}
+    return edges and tuple((walk.nodes[at], slot, number) for at, slot, number in edges)
 
 
 class Scopes:
@@ -231,18 +251,18 @@ class Scopes:
                 for vertex in self._made_by(call):
                     self._layers.setdefault(vertex, []).append(number)
 
-    def owner(self, meeting: JoinVertices) -> ModuleCall | None:
+    def owner(self, vertices: JoinVertices) -> ModuleCall | None:
         """Return the innermost call that contains a join and all that reads its fork.
 
         None where there is no such call, as for a sum of losses outside of the model, and where
         the join is inside of one of torch's own leaf modules (the cell of an LSTM).
         """
-        number = self._innermost(meeting.join)
+        number = self._innermost(vertices.join)
         if number < 0 or _is_built_in_leaf(self.log.calls[number].module):
             return None
         while number >= 0:
             call = self.log.calls[number]
-            if all(self._is_after_start(call, vertex) for vertex in meeting.between):
+            if all(self._is_after_start(call, vertex) for vertex in vertices.between):
                 return call
             number = call.parent
         return None
@@ -337,27 +357,18 @@ def numbered(names: list[str]) -> list[str]:
     return result
 
 
-def unseen_parts(walk: Walk, log: CallLog) -> list[tuple[str, str]]:
-    """Return the modules whose joins cannot be seen, with the reason.
-
-    Args:
-        walk: The autograd graph.
-        log: The calls of the forward that made it.
-
-    Returns:
-        Pairs of a module name and a reason, without repetition, in graph order.
-    """
-    starts = [call.start for call in log.calls]
+def hidden_parts(walk: Walk, log: CallLog) -> list[tuple[str, str]]:
+    """Return the modules whose joins cannot be seen, with the reason, in graph order."""
     found: dict[tuple[str, str], None] = {}
     for node in walk.nodes:
-        if not isinstance(node, BackwardCFunction):
-            continue
-        name = type(node).__name__
-        sequence = int(node._sequence_nr())
-        number = bisect_right(starts, sequence) - 1
-        while number >= 0 and not log.calls[number].end > sequence:
-            number = log.calls[number].parent
-        if number >= 0:
-            reason = _REASONS.get(name, f"the custom function {name.removesuffix('Backward')}")
-            found[log.root_name(log.calls[number]), reason] = None
+        if isinstance(node, BackwardCFunction):
+            call = log.innermost(node._sequence_nr())
+            if call is not None:
+                found[log.root_name(call), hiding_reason(type(node).__name__)] = None
     return list(found)
+
+
+def hiding_reason(function: str) -> str:
+    """Return why the joins behind a custom autograd function cannot be seen."""
+    name = function.rpartition("::")[2].removesuffix("Backward")
+    return HIDDEN.get(function, f"the custom function {name}")

@@ -34,6 +34,7 @@ class JoinVertices:
         branch_region: All vertices of the branch after the fork, a gate's included.
         shortcut_edges: Reads of the fork by the shortcut: (reader, its slot, output of the fork).
         branch_edges: Reads of the fork by the branch.
+        gate_edges: Reads, by products on the shortcut, of what only scales it there.
         between: The vertices of both that lie on a path to the fork.
     """
 
@@ -48,6 +49,7 @@ class JoinVertices:
     branch_region: set[int]
     shortcut_edges: tuple[Edge, ...]
     branch_edges: tuple[Edge, ...]
+    gate_edges: tuple[Edge, ...]
     between: set[int]
 
 
@@ -66,11 +68,11 @@ class _Search:
         found: dict[int, JoinVertices] = {}
         for vertex, kind in enumerate(self.flow.kinds):
             if kind in ("add", "cat") and len(self.reads[vertex]) > 1:
-                meeting = self._addition(vertex) if kind == "add" else self._concatenation(vertex)
-                if meeting is not None:
-                    found[vertex] = meeting
-        for meeting in list(found.values()):
-            self._drop_parallel_sums(meeting, found)
+                vertices = self._addition(vertex) if kind == "add" else self._concatenation(vertex)
+                if vertices is not None:
+                    found[vertex] = vertices
+        for vertices in list(found.values()):
+            self._drop_parallel_sums(vertices, found)
         return list(found.values())
 
     def _dominators(self) -> list[int]:
@@ -107,11 +109,11 @@ class _Search:
             fork = self._fork(shortcut[1], branch[1])
             if fork == NOWHERE:
                 continue
-            meeting = self._meeting(join, fork, shortcut, (branch,))
-            if meeting is not None and (
-                best is None or meeting.shortcut_elements < best.shortcut_elements
+            vertices = self._vertices(join, fork, shortcut, (branch,))
+            if vertices is not None and (
+                best is None or vertices.shortcut_elements < best.shortcut_elements
             ):
-                best = meeting
+                best = vertices
         if best is not None and best.shortcut_elements and self._reads_apart(best):
             # Two projections of two slices, as in a recurrent cell, left different tensors.
             return None
@@ -133,9 +135,9 @@ class _Search:
                 for other in others
             ):
                 continue
-            meeting = self._meeting(join, fork, shortcut, branches)
-            if meeting is not None and not self._reads_apart(meeting):
-                return meeting
+            vertices = self._vertices(join, fork, shortcut, branches)
+            if vertices is not None and not self._reads_apart(vertices):
+                return vertices
         return None
 
     def _unviewed(self, vertex: int) -> int:
@@ -193,7 +195,7 @@ class _Search:
                 cost[vertex] = elements[vertex] + min(below)
         return cost
 
-    def _meeting(
+    def _vertices(
         self,
         join: int,
         fork: int,
@@ -208,7 +210,9 @@ class _Search:
         if not heavier:
             return None
         path = self._lightest_path(shortcut[1], fork, cost)
-        branch_region |= self._gates(path, fork)
+        gates = self._gates(path, fork)
+        gate_region = self._region(tuple(gates.values()), fork) - path if gates else set()
+        branch_region |= gate_region
         own_region = shortcut_region - branch_region
         slots = {slot for slot, _ in heavier}
         return JoinVertices(
@@ -223,6 +227,7 @@ class _Search:
             branch_region=branch_region,
             shortcut_edges=self._edges(own_region, fork) + self._direct(join, shortcut[0], fork),
             branch_edges=self._edges(branch_region, fork),
+            gate_edges=tuple(edge for edge, read in gates.items() if read in cost),
             between=(shortcut_region | branch_region) & cost.keys(),
         )
 
@@ -238,16 +243,18 @@ class _Search:
                     stack.append(read)
         return path
 
-    def _gates(self, path: set[int], fork: int) -> set[int]:
-        """Return what only scales the shortcut: by the contract it belongs to the branch."""
-        starts = tuple(
-            read
+    def _gates(self, path: set[int], fork: int) -> dict[Edge, int]:
+        """Return the edges from products on the shortcut to what only scales it, and that.
+
+        ``s = (1 − g(x)) · x``: by the contract g belongs to the branch.
+        """
+        return {
+            (vertex, slot, number): read
             for vertex in path
-            if type(self.flow.vertices[vertex]).__name__ == "MulBackward0"
-            for read in self.reads[vertex]
+            if self.flow.kinds[vertex] == "product"
+            for slot, read, number in self.flow.reads[vertex]
             if read != fork and read not in path
-        )
-        return self._region(starts, fork) - path if starts else set()
+        }
 
     def _edges(self, region: set[int], fork: int) -> tuple[Edge, ...]:
         return tuple(
@@ -264,9 +271,9 @@ class _Search:
             if s == slot and read == fork
         )
 
-    def _reads_apart(self, meeting: JoinVertices) -> bool:
+    def _reads_apart(self, vertices: JoinVertices) -> bool:
         """Whether shortcut and branch read different parts of the fork (slices, chunks)."""
-        shortcut, branch = meeting.shortcut_edges, meeting.branch_edges
+        shortcut, branch = vertices.shortcut_edges, vertices.branch_edges
         if {number for _, _, number in shortcut}.isdisjoint({number for _, _, number in branch}):
             return True
         kinds = self.flow.kinds

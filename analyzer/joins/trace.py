@@ -16,20 +16,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from analyzer.joins.calls import sequence_number
+from analyzer.joins.operations import FUNCTION_KINDS, function_name
 
 __all__ = ["ForwardTrace", "TracedCall", "Untracked"]
-
-_ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "subtract"} | {
-    "__sub__",
-    "__isub__",
-    "__rsub__",
-    "addcmul",
-    "addcmul_",
-    "lerp",
-    "lerp_",
-}
-_CONCATENATIONS = {"cat", "concat", "concatenate"}
-_SELECTIONS = {"__getitem__", "select", "narrow", "chunk", "split", "unbind", "tensor_split"}
 
 
 @dataclass(eq=False, slots=True)
@@ -74,15 +63,6 @@ class TracedCall:
     end: int
     operands: tuple[Untracked | None, ...]
     parameters: tuple[nn.Parameter, ...]
-
-
-def _function_kind(function: Callable[..., Any]) -> str:
-    name = getattr(function, "__name__", "")
-    if name in _ADDITIONS:
-        return "add"
-    if name in _CONCATENATIONS:
-        return "cat"
-    return "select" if name in _SELECTIONS else "other"
 
 
 def _tensor_arguments(values: Iterable[Any]) -> list[Tensor]:
@@ -173,7 +153,7 @@ class ForwardTrace(TorchFunctionMode):
         # While the functions of a mode run it is off; the tensors' own fields are read plainly.
         with torch._C.DisableTorchFunction():
             operands = tuple(self._operand(tensor) for tensor in arguments)
-            kind = _function_kind(func)
+            kind = FUNCTION_KINDS.get(function_name(func), "other")
             end = sequence_number()
             if any(tensor.grad_fn is not None for tensor in made):
                 frozen = self._parameters(arguments, operands, only_frozen=True)

@@ -62,7 +62,7 @@ def crossings_of(sites: Sequence[JoinSite]) -> list[Crossing]:
     for site in sites:
         if site.node is None:
             continue
-        gates = [edge for edge in _gate_edges(site) if edge not in taken]
+        gates = [edge[:2] for edge in site.gate_edges if edge[:2] not in taken]
         taken.update(gates)
         own = [(site.node, slot) for slot in site.branch_slots]
         crossings.append(Crossing(site.node, (*own, *gates)))
@@ -129,48 +129,3 @@ def _outputs_read(site: JoinSite, fork: Node) -> set[int]:
     if site.shortcut_edges is None or site.branch_edges is None:
         return set(range(len(fork._input_metadata)))
     return {number for _, _, number in (*site.shortcut_edges, *site.branch_edges)}
-
-
-def _gate_edges(site: JoinSite) -> list[Slot]:
-    """Return the edges from products on the shortcut to what only scales them there.
-
-    ``s = (1 − g(x)) · x``: the split of a join counts g's reads of the fork with the branch.
-    """
-    operand = site.node.next_functions[site.shortcut_slot][0] if site.node else None
-    if operand is None or operand is site.fork or not site.shortcut_edges or not site.branch_edges:
-        return []
-    shortcut = {edge[:2] for edge in site.shortcut_edges}
-    branch = {edge[:2] for edge in site.branch_edges}
-    by_shortcut, by_branch = set[Node](), set[Node]()
-    order = _inputs_first(operand, site.fork)
-    for node in order:
-        for slot, (child, _) in enumerate(node.next_functions):
-            if (node, slot) in shortcut or child in by_shortcut:
-                by_shortcut.add(node)
-            if (node, slot) in branch or child in by_branch:
-                by_branch.add(node)
-    return [
-        (node, slot)
-        for node in order
-        if node in by_shortcut and type(node).__name__ == "MulBackward0"
-        for slot, (child, _) in enumerate(node.next_functions)
-        if child not in by_shortcut
-        and (node, slot) not in shortcut
-        and ((node, slot) in branch or child in by_branch)
-    ]
-
-
-def _inputs_first(start: Node, stop: Node | None) -> list[Node]:
-    """Return the nodes below one, each after all that it reads, without passing another one."""
-    order: list[Node] = []
-    seen: set[Node] = set()
-    stack: list[tuple[Node, bool]] = [(start, False)]
-    while stack:
-        node, is_expanded = stack.pop()
-        if is_expanded:
-            order.append(node)
-        elif node not in seen and node is not stop:
-            seen.add(node)
-            stack.append((node, True))
-            stack.extend((child, False) for child, _ in node.next_functions if child is not None)
-    return order

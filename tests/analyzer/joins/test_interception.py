@@ -111,6 +111,39 @@ def test_a_scale_of_one_changes_no_bit(add: Add) -> None:
     assert are_equal(output_and_gradients(model, x), expected)
 
 
+@pytest.mark.parametrize(
+    "together",
+    [
+        torch.cat,
+        torch.hstack,
+        torch.vstack,
+        torch.column_stack,
+        lambda parts: parts[1].subtract_(parts[0]),
+    ],
+    ids=["cat", "hstack", "vstack", "column_stack", "subtract_"],
+)
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_a_join_at_the_networks_input_is_found_and_scaled_however_it_is_written(
+    together: Callable[[list[Tensor]], Tensor], is_trained: bool
+) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.branch = nn.Linear(4, 4).requires_grad_(is_trained)
+            self.output = nn.Linear(1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.output(together([x, self.branch(x)]).reshape(-1, 1))
+
+    model, x = Net(), torch.randn(3, 4)
+    (join,) = analyzer.find_joins(model, x)
+    assert join.branch_layers == ["branch"]
+    with analyzer.skip_scale(model, 0):
+        found = model(x)
+    expected = together([torch.zeros_like(x), model.branch(x)]).reshape(-1, 1)
+    assert torch.equal(found, model.output(expected))
+
+
 def test_an_addition_is_known_by_its_operands_not_by_its_place() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

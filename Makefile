@@ -5,8 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Tests run in so many processes, one thread each.
+JOBS ?= 2
 
-.PHONY: help demo test test-all browser paper bench lint format docs clean
+.PHONY: help demo test test-all browser paper bench lint format docs docs-serve clean
 
 help:
 	@echo "make demo      set up, train a plain and a residual net, show what differs"
@@ -14,7 +16,7 @@ help:
 	@echo "make test-all  the same with the slow tests"
 	@echo "make bench     run the benchmarks (ratios side by side)"
 	@echo "make lint      check style and types only"
-	@echo "make docs      write the generated pages of docs/ again"
+	@echo "make docs      write the site into site/; a broken link fails"
 
 $(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard analyzer/recording/_*.cpp) analyzer/recording/_scan.h analyzer/joins/_products.cpp
 	@echo "--- setting up $(VENV) (once; a few minutes)"
@@ -43,7 +45,7 @@ paper:
 
 test: lint browser
 	@echo "--- tests"
-	$(BIN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n $(JOBS) --dist worksteal --cov --cov-report=json:.coverage.json
 
 test-all: lint browser paper
 	@echo "--- all tests"
@@ -64,7 +66,11 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 docs: $(INSTALLED)
-	$(BIN)/python -m analyzer.storage.pages
+	$(BIN)/mkdocs build --strict
+	@echo "--- open site/index.html"
+
+docs-serve: $(INSTALLED)
+	$(BIN)/mkdocs serve
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis

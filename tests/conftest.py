@@ -1,5 +1,8 @@
-"""Fixtures that every test shares."""
+"""What every test shares: nothing is left behind, time is measured alone, coverage has a floor."""
 
+import fcntl
+import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -9,6 +12,9 @@ import pytest
 # Torch counts its devices at the first backward pass of a process; a device that registers itself
 # later has no queue in the engine. So it must be there before any test.
 from tests.support import simulated_accelerator  # noqa: F401
+
+# Percent of the lines of analyzer, dashboard and reports that `make test` must run.
+LEAST_LINES = 90
 
 # Where the tests run in the background of a shell, interrupts are ignored, and so they would be in
 # every program that the tests start and interrupt.
@@ -48,3 +54,51 @@ def no_hooks_left() -> Iterator[None]:
     assert _left_behind() == []
     yield
     assert _left_behind() == []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Give a test marked ``alone`` the machine for itself, where several workers share it.
+
+    Each test holds the lock ``machine``, a marked one exclusively. Both pass the lock ``door``
+    first: otherwise a marked test would wait until the other workers have run out of tests.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    folder = item.config.cache.mkdir("alone")
+    how = fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH
+    with (folder / "machine").open("w") as machine:
+        with (folder / "door").open("w") as door:
+            fcntl.flock(door, fcntl.LOCK_EX)
+            fcntl.flock(machine, how)
+        try:
+            return (yield)
+        finally:
+            # A process that a test forked may still hold the file open, and with it the lock.
+            fcntl.flock(machine, fcntl.LOCK_UN)
+
+
+def _coverage(config: pytest.Config) -> dict[str, float]:
+    """What `make test` measured, in percent; nothing in a worker and where it was not asked for."""
+    asked = "json" in (config.getoption("cov_report", None) or {})
+    if not asked or hasattr(config, "workerinput"):
+        return {}
+    file = config.rootpath / config.option.cov_report["json"]
+    totals = json.loads(file.read_text())["totals"]
+    return {what: totals[f"percent_{what}_covered"] for what in ("statements", "branches")}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the coverage."""
+    if found := _coverage(terminalreporter.config):
+        lines, branches = found["statements"], found["branches"]
+        terminalreporter.section("coverage")
+        terminalreporter.line(
+            f"{lines:.1f} % of lines (the floor is {LEAST_LINES} %), {branches:.1f} % of branches"
+        )
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail where fewer lines than the floor were run."""
+    if _coverage(session.config).get("statements", 100.0) < LEAST_LINES:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -49,6 +49,7 @@ def recorded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     return call
 
 
+@pytest.mark.alone
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
     heavy = {"torch", "dash", "pandas", "numpy", "pyarrow", "plotly", "rich"}
     code = (

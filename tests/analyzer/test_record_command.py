@@ -305,6 +305,7 @@ while True:
 """
 
 
+@pytest.mark.alone
 def test_an_interrupt_is_kept_as_interrupted(tmp_path):
     (tmp_path / "train.py").write_text(FOREVER)
     process = subprocess.Popen(
@@ -346,6 +347,7 @@ with analyzer.Recorder(model, sys.argv[2], updates_every=1):
 """
 
 
+@pytest.mark.alone
 def test_twenty_kills_lose_two_seconds_at_the_most(tmp_path):
     (tmp_path / "killed.py").write_text(KILLED)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

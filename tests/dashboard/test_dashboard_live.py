@@ -86,6 +86,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[], Recording]]:
         recording.kill()
 
 
+@pytest.mark.alone
 def test_a_run_of_another_process_appears_grows_and_finishes(
     visit: Open, tmp_path: Path, start: Callable[[], Recording]
 ) -> None:

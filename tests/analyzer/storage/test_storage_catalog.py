@@ -73,6 +73,7 @@ def test_a_folder_that_does_not_exist_has_no_runs(tmp_path: Path) -> None:
     assert runs_in(tmp_path / "no") == []
 
 
+@pytest.mark.alone
 def test_five_hundred_runs_are_listed_within_a_second(tmp_path: Path) -> None:
     for k in range(500):
         manifest(tmp_path / f"run-{k}", status="running", heartbeat="2024-01-01T00:00:00+00:00")

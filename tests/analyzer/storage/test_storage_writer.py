@@ -156,6 +156,7 @@ def test_the_queue_is_bounded_and_loses_nothing(tmp_path: Path) -> None:
     assert open_run(tmp_path / "a").steps["step"].tolist() == list(range(50))
 
 
+@pytest.mark.alone
 def test_add_costs_little(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path / "a", {}, queue_steps=4096, warn=refuse_warnings)
     costs = []

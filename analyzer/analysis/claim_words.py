@@ -2,11 +2,14 @@
 
 import math
 
-from analyzer.analysis.finding import short
-
-__all__ = ["decades_fallen", "decades_grown", "with_range"]
+__all__ = ["decades_fallen", "decades_grown", "short", "with_range"]
 
 Spread = tuple[float, float] | None
+
+
+def short(value: float) -> str:
+    """Return three digits, or ``NaN`` or ``inf``."""
+    return "NaN" if math.isnan(value) else f"{value:.3g}"
 
 
 def with_range(value: float | None, spread: Spread) -> str:

@@ -1,6 +1,6 @@
 """What the rules of findings read: recorded values at some steps, and the first not finite."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,9 +10,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from analyzer.analysis.training import TrainingSummary, run_training
+from analyzer.storage.arrays import as_floats, is_present
 from analyzer.storage.run import Run
 
-__all__ = ["Evidence", "History", "NonFinite", "first_nonfinite"]
+__all__ = ["HISTORIES", "Evidence", "History", "NonFinite", "first_nonfinite"]
 
 _MOST_STEPS = 40
 _NONFINITE_COUNTS = ("activation_num_nonfinite", "output_gradient_num_nonfinite")
@@ -119,6 +120,18 @@ class History:
     present: dict[str, NDArray[np.bool_]]
 
 
+HISTORIES = {
+    "layers": "layer_stats",
+    "parameters": "parameter_stats",
+    "updates": "parameter_stats",
+    "splits": "splits",
+    "nonfinite": "layer_stats",
+    "steps": "steps",
+}
+"""The table of each history: ``updates`` has only the steps at which updates were measured, and
+``nonfinite`` is searched for its first step, not read."""
+
+
 class Evidence:
     """Recorded values of one run, read when a rule first asks.
 
@@ -127,10 +140,15 @@ class Evidence:
 
     Args:
         run: An opened run.
+        reads: Columns by history that the rules look at; each history is read once, with all.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, reads: Iterable[Mapping[str, tuple[str, ...]]]) -> None:
         self.run = run
+        self._columns: dict[str, dict[str, None]] = {name: {} for name in HISTORIES}
+        for one in reads:
+            for history, columns in one.items():
+                self._columns[history] |= dict.fromkeys(columns)
 
     @cached_property
     def layers(self) -> pd.DataFrame:
@@ -152,6 +170,20 @@ class Evidence:
         """Whether each layer owns parameters."""
         owns: NDArray[np.bool_] = self.layers["num_parameters"].to_numpy() > 0
         return owns
+
+    @cached_property
+    def owners(self) -> tuple[str, ...]:
+        """Names of the layers that own parameters, in call order."""
+        return self.chosen(self.has_parameters)
+
+    def chosen(self, which: NDArray[np.bool_]) -> tuple[str, ...]:
+        """Return the names of the chosen layers, in call order."""
+        return tuple(name for name, yes in zip(self.names, which, strict=True) if yes)
+
+    def layers_of(self, parameters: NDArray[np.bool_]) -> tuple[str, ...]:
+        """Return the names of the layers of the chosen parameters, in call order."""
+        ids = set(self.parameters["layer"][parameters].dropna().astype(int))
+        return self.chosen(np.array([layer in ids for layer in self.layers["layer"]], bool))
 
     @cached_property
     def parameters(self) -> pd.DataFrame:
@@ -197,59 +229,44 @@ class Evidence:
 
     @cached_property
     def layer_history(self) -> History:
-        """Output gradients and dead units of layers."""
-        columns = ("output_gradient_norm", "activation_num_dead")
-        return self._history(
-            "layer_stats", columns, self.judged(self.run.layer_steps()), self.layers
-        )
+        """What was recorded of layers, over the judged steps."""
+        return self._history("layers", self.judged(self.run.layer_steps()), self.layers)
 
     @cached_property
     def parameter_history(self) -> History:
-        """Gradients of parameters at the judged steps of layers."""
+        """What was recorded of parameters, over the judged steps."""
         steps = self.judged(self.run.recorded_steps("parameter_stats"))
-        return self._history("parameter_stats", ("gradient_norm",), steps, self.parameters)
+        return self._history("parameters", steps, self.parameters)
 
     @cached_property
     def update_history(self) -> History:
-        """Gradients, norms and updates of parameters at steps where updates were measured."""
+        """What was recorded of parameters, over steps at which updates were measured."""
         recorded = self.run.recorded_steps("parameter_stats")
         schedule = self.run.manifest.get("schedule") or {}
         every, updates = schedule.get("every") or 1, schedule.get("updates_every") or 1
         steps = self.judged(recorded[(recorded // every) % updates == 0])
-        columns = ("gradient_norm", "norm", "update_norm")
-        return self._history("parameter_stats", columns, steps, self.parameters)
+        return self._history("updates", steps, self.parameters)
 
     @cached_property
     def split_history(self) -> History:
-        """The splits at joins."""
-        columns = ("shortcut_gradient_norm", "branch_gradient_norm", "cosine")
-        return self._history(
-            "splits", columns, self.judged(self.run.recorded_steps("splits")), self.joins
-        )
+        """The splits at joins, over the judged steps."""
+        return self._history("splits", self.judged(self.run.recorded_steps("splits")), self.joins)
 
-    def _history(
-        self, table: str, columns: tuple[str, ...], steps: NDArray[np.int64], static: pd.DataFrame
-    ) -> History:
+    def _history(self, name: str, steps: NDArray[np.int64], static: pd.DataFrame) -> History:
         """Rows of some steps as arrays; ids are the places in the static table."""
+        columns = tuple(self._columns[name])
         shape = (len(steps), len(static))
-        values = {name: np.full(shape, np.nan) for name in columns}
-        present = {name: np.zeros(shape, bool) for name in columns}
+        values = {column: np.full(shape, np.nan) for column in columns}
+        present = {column: np.zeros(shape, bool) for column in columns}
         if not len(steps) or not len(static):
             return History(steps, values, present)
-        rows = self.run.read(table, columns, steps=steps)
+        rows = self.run.read(HISTORIES[name], columns, steps=steps)
         key = static.columns[0]
         known = static[key].to_numpy(np.int64)
         found = np.isin(rows.column(key).to_numpy(), known)
         row = np.searchsorted(steps, rows.column("step").to_numpy()[found])
         place = np.searchsorted(known, rows.column(key).to_numpy()[found])
-        for name in columns:
-            column = rows.column(name)
-            present[name][row, place] = column.is_valid().to_numpy()[found]
-            values[name][row, place] = _floats(column)[found]
+        for column in columns:
+            present[column][row, place] = is_present(rows.column(column))[found]
+            values[column][row, place] = as_floats(rows.column(column))[found]
         return History(steps, values, present)
-
-
-def _floats(column: pa.ChunkedArray) -> Floats:
-    """A column as float64; null as NaN."""
-    floats: Floats = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    return floats

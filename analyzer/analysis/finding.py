@@ -1,64 +1,37 @@
-"""One finding about a run: its record, its thresholds, and the words that all rules share."""
+"""What a finding is, what a rule that finds it is, and the words and tests that rules share."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from string import Formatter
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SEVERITIES", "THRESHOLDS", "Finding", "named", "short", "stretch", "thresholds_with"]
+from analyzer.analysis.evidence import HISTORIES, Evidence
+from analyzer.analysis.numerals import number
+from analyzer.vocabulary import quantity
+
+__all__ = [
+    "SEVERITIES",
+    "SUSTAINED_SHARE",
+    "Finding",
+    "Limits",
+    "Rule",
+    "Seen",
+    "Threshold",
+    "checked_rules",
+    "named",
+    "stretch",
+]
 
 SEVERITIES = ("severe", "warning", "note")
 """From the worst to the mildest."""
 
 _NAMED = 3
 
-# name: (value, meaning and reason)
-THRESHOLDS: dict[str, tuple[float, str]] = {
-    "vanishing_decades": (
-        3.0,
-        "decades that the fitted output gradient falls from the last layer to the first; one "
-        "learning rate then serves layers whose gradients differ a thousandfold",
-    ),
-    "exploding_decades": (3.0, "decades that it grows on that way; same reason"),
-    "sustained_share": (
-        0.25,
-        "share of the judged steps, in one piece, that a state along depth must last; a spike is "
-        "no finding",
-    ),
-    "dead_unit_share": (
-        0.5,
-        "dead units over units of a layer; half of a layer's width then does nothing",
-    ),
-    "update_ratio_low": (
-        1e-6,
-        "median ‖Δθ‖ / ‖θ‖ of a weight; a million steps would then move it by its own size",
-    ),
-    "update_ratio_high": (
-        0.1,
-        "median ‖Δθ‖ / ‖θ‖ of a weight; ten steps then replace it",
-    ),
-    "shrinking_decades": (
-        2.0,
-        "decades that the output gradients fall from the first tenth of the steps to the last, "
-        "beyond two for each decade that the loss falls",
-    ),
-    "shrinking_loss": (
-        0.5,
-        "final loss over first loss; below it the gradients shrink because the training succeeds",
-    ),
-    "cancellation_ratio": (
-        0.25,
-        "‖g_s + g_b‖ / (‖g_s‖ + ‖g_b‖) at a join; about 0.7 where the two are independent",
-    ),
-    "sleeping_ratio": (
-        1e-4,
-        "largest ‖g_b‖ / ‖g_s‖ at a join, where it does not grow; the branch then takes no part "
-        "in the training",
-    ),
-    "sleeping_steps": (10.0, "steps that a branch which starts at zero has to wake up"),
-}
+Limits = Mapping[str, float]
+"""Values of thresholds by name."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +39,7 @@ class Finding:
     """One sentence about a run with its number, its threshold and a remedy.
 
     Args:
-        code: What it is, for programs: ``vanishing``, ``exploding``, ``nonfinite``, ``dead``,
-            ``detached``, ``unused``, ``frozen``, ``dead_units``, ``update_too_small``,
-            ``update_too_large``, ``shrinking``, ``cancellation`` or ``sleeping_branch``.
+        code: What it is, for programs: the code of its rule.
         severity: ``severe``, ``warning`` or ``note``.
         layers: Names of the layers (of parameters, where they belong to no layer) in call order.
         steps: First and last step of the evidence.
@@ -88,23 +59,148 @@ class Finding:
     remedy: str
 
 
-def thresholds_with(overrides: Mapping[str, float] | None = None) -> dict[str, float]:
-    """Return the table of thresholds with some of them replaced.
+@dataclass(frozen=True)
+class Threshold:
+    """A number that a measured one is compared with; users may override it by its name.
 
     Args:
-        overrides: Values by name.
+        name: Its name.
+        value: The number.
+        reason: What it means, and why it is this number and not another.
+    """
+
+    name: str
+    value: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a rule saw in a run.
+
+    Args:
+        value: The measured number.
+        layers: Names of the layers (or parameters) concerned, in call order.
+        steps: First and last step of the evidence.
+        words: Texts for the places in the sentence of the rule.
+        threshold: What the value was compared with, where that is not the rule's first threshold.
+    """
+
+    value: float
+    layers: tuple[str, ...]
+    steps: tuple[int, int]
+    words: Mapping[str, str] = field(default_factory=dict)
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One kind of finding: the only place that knows when it is found and what is said of it.
+
+    Args:
+        code: Its name, for programs.
+        severity: ``severe``, ``warning`` or ``note``.
+        seen_when: When it is found, as a clause.
+        value: What the number of such a finding is.
+        reads: Columns of each history that it looks at; see ``Evidence``.
+        look: Looks at the evidence, given the thresholds by name; None where nothing is found.
+        sentence: What is said: a format string with the words of ``Seen``, ``value``, and the
+            ``first`` and ``last`` step.
+        remedy: What to do: a format string with the same words.
+        thresholds: What it compares with, the threshold of ``value`` first; empty where the state
+            itself is the finding.
+        hides: Codes of findings that are left out in the layers of this one, as its consequences.
+        hides_everywhere: Whether they are left out in all layers, whatever layers this one names.
+        panel: Key of the panel that shows the evidence.
+    """
+
+    code: str
+    severity: str
+    seen_when: str
+    value: str
+    reads: Mapping[str, tuple[str, ...]]
+    look: Callable[[Evidence, Limits], Seen | None]
+    sentence: str
+    remedy: str
+    thresholds: tuple[Threshold, ...] = ()
+    hides: tuple[str, ...] = ()
+    hides_everywhere: bool = False
+    panel: str = "gradient_heatmap"
+
+    def judged(self, evidence: Evidence, limits: Limits) -> Finding | None:
+        """Return what is found in a run; None where there is nothing."""
+        seen = self.look(evidence, limits)
+        if seen is None:
+            return None
+        threshold = seen.threshold
+        if threshold is None and self.thresholds:
+            threshold = limits[self.thresholds[0].name]
+        first, last = seen.steps
+        words = {"value": number(seen.value), "first": first, "last": last, **seen.words}
+        return Finding(
+            self.code,
+            self.severity,
+            seen.layers,
+            seen.steps,
+            seen.value,
+            threshold,
+            self.sentence.format(**words),
+            self.remedy.format(**words),
+        )
+
+
+def checked_rules(rules: Sequence[Rule]) -> tuple[Rule, ...]:
+    """Return rules that are whole and fit together.
 
     Raises:
-        ValueError: If a name is not in the table, or a value is NaN.
+        ValueError: If a rule lacks a field, two have one code, one hides an unknown code or reads
+            an unknown column, or a threshold has no reason or two values.
     """
-    values = {name: value for name, (value, _) in THRESHOLDS.items()}
-    for name, value in (overrides or {}).items():
-        if name not in values:
-            raise ValueError(f"there is no threshold {name!r}; expected one of {', '.join(values)}")
-        if math.isnan(value):
-            raise ValueError(f"threshold {name!r} is NaN; expected a number")
-        values[name] = float(value)
-    return values
+    codes = [rule.code for rule in rules]
+    by_name: dict[str, Threshold] = {}
+    for rule in rules:
+        wrong = _complaint(rule, codes)
+        for threshold in rule.thresholds:
+            known = by_name.setdefault(threshold.name, threshold)
+            if known != threshold:
+                wrong = f"threshold {threshold.name!r} has a second value or reason"
+            if not (math.isfinite(threshold.value) and len(threshold.reason) > 15):
+                wrong = f"threshold {threshold.name!r} has no finite value or no reason"
+        if wrong:
+            raise ValueError(f"rule {rule.code!r}: {wrong}; see analyzer.analysis.finding.Rule")
+    return tuple(rules)
+
+
+def _complaint(rule: Rule, codes: Sequence[str]) -> str:
+    """What is wrong with a rule as a clause; empty for a rule without fault."""
+    texts = {name: getattr(rule, name) for name in ("code", "seen_when", "value", "panel")}
+    missing = [name for name, text in texts.items() if not text]
+    missing += [name for name in ("sentence", "remedy") if not getattr(rule, name).endswith(".")]
+    if missing:
+        return f"no {' and no '.join(missing)}"
+    if codes.count(rule.code) > 1:
+        return "another rule has this code"
+    if rule.severity not in SEVERITIES:
+        return f"severity {rule.severity!r} is not one of {', '.join(SEVERITIES)}"
+    unknown = [code for code in rule.hides if code not in codes or code == rule.code]
+    if unknown:
+        return f"hides {unknown[0]!r}, which is not the code of another rule"
+    if any(not name and name is not None for _, name, _, _ in Formatter().parse(rule.sentence)):
+        return "a place in its sentence has no name"
+    for history, columns in rule.reads.items():
+        for column in columns:
+            try:
+                quantity(column, HISTORIES[history])
+            except KeyError:
+                return f"reads {history}.{column}, which is not recorded"
+    return "" if rule.reads else "it reads nothing"
+
+
+SUSTAINED_SHARE = Threshold(
+    "sustained_share",
+    0.25,
+    "share of the judged steps, in one piece, that a state must last; a spike is not a finding",
+)
 
 
 def stretch(
@@ -130,11 +226,6 @@ def stretch(
     if stops[longest] - starts[longest] < least:
         return None
     return int(steps[starts[longest]]), int(steps[stops[longest] - 1])
-
-
-def short(value: float) -> str:
-    """Return three digits, or ``NaN`` or ``inf``."""
-    return "NaN" if math.isnan(value) else f"{value:.3g}"
 
 
 def named(names: Sequence[str]) -> str:

@@ -1,51 +1,61 @@
 """The findings of a run: every rule, the worst first, consequences under their cause."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
-from analyzer.analysis.depth_rules import explosion, nonfinite_values, shrinkage, vanishing
+from analyzer.analysis import depth_rules, ratio_rules, silence_rules
 from analyzer.analysis.evidence import Evidence
-from analyzer.analysis.finding import SEVERITIES, THRESHOLDS, Finding, thresholds_with
-from analyzer.analysis.silence_rules import (
-    dead_layers,
-    dead_unit_layers,
-    detached,
-    frozen,
-    unused,
-)
-from analyzer.analysis.split_rules import cancellation, sleeping_branches
-from analyzer.analysis.update_rules import large_updates, small_updates
+from analyzer.analysis.finding import SEVERITIES, Finding, Rule, Threshold, checked_rules
 from analyzer.storage.run import Run
 
-__all__ = ["SEVERITIES", "THRESHOLDS", "Finding", "findings", "health"]
+__all__ = [
+    "RULES",
+    "SEVERITIES",
+    "THRESHOLDS",
+    "Finding",
+    "Rule",
+    "Threshold",
+    "findings",
+    "health",
+    "rules_table",
+    "thresholds_table",
+    "thresholds_with",
+]
 
-Rule = Callable[[Evidence, Mapping[str, float]], list[Finding]]
-
-_RULES: tuple[Rule, ...] = (
-    nonfinite_values,
-    vanishing,
-    explosion,
-    dead_layers,
-    detached,
-    unused,
-    frozen,
-    dead_unit_layers,
-    small_updates,
-    large_updates,
-    shrinkage,
-    cancellation,
-    sleeping_branches,
+# A rule counts by standing in its module: there is no second list to keep.
+RULES: tuple[Rule, ...] = checked_rules(
+    [
+        rule
+        for module in (depth_rules, silence_rules, ratio_rules)
+        for rule in vars(module).values()
+        if isinstance(rule, Rule)
+    ]
 )
+"""Every kind of finding."""
 
-# A finding is left out where causes that are found too cover all of its layers; what a net does
-# along its whole depth, and updates that throw it about, cover every layer.
-_CAUSES: dict[str, tuple[str, ...]] = {
-    "dead": ("vanishing", "sleeping_branch"),
-    "dead_units": ("vanishing", "dead", "sleeping_branch", "update_too_large"),
-    "update_too_small": ("vanishing", "sleeping_branch"),
-    "update_too_large": ("exploding",),
-    "shrinking": ("vanishing", "dead", "update_too_large"),
+THRESHOLDS: dict[str, Threshold] = {
+    threshold.name: threshold for rule in RULES for threshold in rule.thresholds
 }
-_EVERYWHERE = ("vanishing", "exploding", "update_too_large")
+"""Every threshold by its name."""
+
+
+def thresholds_with(overrides: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Return the values of the thresholds with some of them replaced.
+
+    Args:
+        overrides: Values by name.
+
+    Raises:
+        ValueError: If there is no threshold of a name, or a value is NaN.
+    """
+    values = {name: threshold.value for name, threshold in THRESHOLDS.items()}
+    for name, value in (overrides or {}).items():
+        if name not in values:
+            raise ValueError(f"there is no threshold {name!r}; expected one of {', '.join(values)}")
+        if math.isnan(value):
+            raise ValueError(f"threshold {name!r} is NaN; expected a number")
+        values[name] = float(value)
+    return values
 
 
 def findings(run: Run, thresholds: Mapping[str, float] | None = None) -> list[Finding]:
@@ -65,25 +75,55 @@ def findings(run: Run, thresholds: Mapping[str, float] | None = None) -> list[Fi
     limits = thresholds_with(thresholds)
     if not len(run.layers):
         return []
-    evidence = Evidence(run)
-    found = [finding for rule in _RULES for finding in rule(evidence, limits)]
-    kept = [finding for finding in found if not _is_explained(finding, found)]
+    evidence = Evidence(run, [rule.reads for rule in RULES])
+    judged = [(rule, rule.judged(evidence, limits)) for rule in RULES]
+    found = [(rule, finding) for rule, finding in judged if finding is not None]
+    kept = [finding for _, finding in found if not _is_explained(finding, found)]
     return sorted(kept, key=lambda f: (SEVERITIES.index(f.severity), f.steps[0], f.code))
 
 
-def _is_explained(finding: Finding, found: list[Finding]) -> bool:
+def _is_explained(finding: Finding, found: Sequence[tuple[Rule, Finding]]) -> bool:
     """Whether causes that were found cover the layers of a finding."""
-    causes = [f for f in found if f.code in _CAUSES.get(finding.code, ())]
-    if any(cause.code in _EVERYWHERE for cause in causes):
+    causes = [(rule, cause) for rule, cause in found if finding.code in rule.hides]
+    if any(rule.hides_everywhere for rule, _ in causes):
         return True
-    covered = {name for cause in causes for name in cause.layers}
+    covered = {name for _, cause in causes for name in cause.layers}
     return bool(causes) and set(finding.layers) <= covered
 
 
-def health(found: list[Finding]) -> str:
-    """Return a run's state in a word: the code of its worst finding that is no note.
+def health(found: Sequence[Finding]) -> str:
+    """Return a run's state in a word: the code of its worst finding that is not a note.
 
     Returns:
         ``healthy`` where there is none.
     """
     return next((f.code for f in found if f.severity != "note"), "healthy")
+
+
+def rules_table() -> str:
+    """Return every rule as a Markdown table: code, severity, when it is found, and its number."""
+    rows = (
+        (f"`{r.code}`", r.severity, r.seen_when, r.value, ", ".join(f"`{c}`" for c in r.hides))
+        for r in RULES
+    )
+    return _markdown(("code", "severity", "found when", "value", "hides"), rows)
+
+
+def thresholds_table(thresholds: Iterable[Threshold] | None = None) -> str:
+    """Return thresholds as a Markdown table: name, value, meaning and reason.
+
+    Args:
+        thresholds: Which ones; all of findings when None.
+    """
+    rows = (
+        (f"`{one.name}`", f"{one.value:g}", one.reason)
+        for one in (THRESHOLDS.values() if thresholds is None else thresholds)
+    )
+    return _markdown(("name", "value", "meaning and reason"), rows)
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        f"| {' | '.join(c.replace('|', chr(92) + '|') for c in cells)} |" for cells in lines
+    )

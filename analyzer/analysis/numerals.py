@@ -2,7 +2,7 @@
 
 import math
 
-__all__ = ["counted", "number", "percent", "power", "times_ten_to"]
+__all__ = ["counted", "decades", "number", "percent", "power", "times_ten_to"]
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -67,3 +67,9 @@ def percent(share: float) -> str:
 def counted(count: int, noun: str) -> str:
     """Return a count with its noun, as in ``1 layer`` and ``1,000 layers``."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def decades(size: float) -> str:
+    """Return a size in decades, as in ``12.2 decades`` and ``1 decade``; its sign is left out."""
+    text = number(abs(size)) if not math.isfinite(size) else f"{abs(size):.3g}"
+    return f"{text} decade" if text == "1" else f"{text} decades"

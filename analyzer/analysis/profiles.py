@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from analyzer.analysis.bands import Band, series_band
 from analyzer.analysis.gradient_flow import Gain, depth_profile, profile_gain, relative_depth
-from analyzer.analysis.numerals import number
+from analyzer.analysis.numerals import decades, number
 from analyzer.analysis.per_run import (
     PerRun,
     RunAtStep,
@@ -162,7 +162,7 @@ def flow_sentence(gain: Gain) -> str:
         return f"no gain can be fitted ({gain.num_layers} usable layers, {lost} zero or non-finite)"
     fallen = gain.decades_fallen
     factor = f"gain {number(gain.gain)} per layer"
-    return f"{factor}: ‖∂L/∂y‖ {'falls' if fallen > 0 else 'grows'} {number(abs(fallen))} decades"
+    return f"{factor}: ‖∂L/∂y‖ {'falls' if fallen > 0 else 'grows'} {decades(fallen)}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from analyzer.analysis.claim_words import short
 from analyzer.analysis.comparison import RunFacts, difference
-from analyzer.analysis.finding import short
 from analyzer.analysis.findings import findings
 from analyzer.analysis.gradient_flow import (
     DepthProfile,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
-from analyzer.analysis.finding import THRESHOLDS, Finding, thresholds_with
+from analyzer.analysis.findings import THRESHOLDS, Finding, thresholds_with
 from analyzer.cli.findings_text import finding_lines, findings_summary
 from analyzer.cli.terminal import printable
 from analyzer.errors import AnalyzerError
@@ -37,8 +37,8 @@ def overrides(given: Sequence[str]) -> dict[str, float]:
 def print_thresholds(limits: Mapping[str, float], console: Console) -> None:
     """Print every threshold with its value and its reason."""
     values = thresholds_with(limits)
-    for name, (_, reason) in THRESHOLDS.items():
-        line = f"{name} = {values[name]:g}: {reason}."
+    for name, threshold in THRESHOLDS.items():
+        line = f"{name} = {values[name]:g}: {threshold.reason}."
         console.print(
             "\n".join(textwrap.wrap(line, console.width, subsequent_indent="    ")), soft_wrap=True
         )

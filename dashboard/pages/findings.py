@@ -7,8 +7,9 @@ from typing import Any
 import dash_mantine_components as dmc
 from dash import dcc, html
 
-from analyzer.analysis.findings import Finding, findings
+from analyzer.analysis.findings import RULES, Finding, findings
 from analyzer.errors import AnalyzerError
+from analyzer.figures.catalog import panel
 from analyzer.storage.run import Run
 
 from ..address import query
@@ -86,17 +87,8 @@ def _layers(names: Sequence[str]) -> str:
     return f"{shown} and {more:,} more" if more > 0 else shown
 
 
-_PAGES = {
-    "dead": "/activations",
-    "dead_units": "/activations",
-    "update_too_small": "/updates",
-    "update_too_large": "/updates",
-    "cancellation": "/skips",
-    "sleeping_branch": "/skips",
-}
-
-
 def _evidence(context: Context, one: Finding) -> str:
     """The address of the view that shows a finding, at its first step and layer."""
     shown = replace(context.address, step=one.steps[0], chosen=one.layers[:1])
-    return _PAGES.get(one.code, "/flow") + query(shown)
+    key = next(rule.panel for rule in RULES if rule.code == one.code)
+    return f"/{panel(key).page}{query(shown)}"

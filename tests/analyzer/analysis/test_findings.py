@@ -1,13 +1,24 @@
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import analyzer
-from analyzer.analysis.finding import THRESHOLDS, stretch, thresholds_with
-from analyzer.analysis.findings import findings, health
-from analyzer.analysis.split_rules import remaining_share
+from analyzer.analysis.finding import Rule, Threshold, checked_rules, stretch
+from analyzer.analysis.findings import (
+    RULES,
+    THRESHOLDS,
+    findings,
+    health,
+    rules_table,
+    thresholds_table,
+    thresholds_with,
+)
+from analyzer.analysis.ratio_rules import remaining_share
+from analyzer.figures.catalog import PANELS
 from analyzer.storage.records import Block, StepRecord
 from analyzer.storage.run import open_run
 from analyzer.storage.writer import RunWriter
@@ -108,10 +119,52 @@ def test_an_unknown_threshold_is_refused() -> None:
         thresholds_with({"sleeping_steps": math.nan})
 
 
-def test_every_threshold_has_a_finite_value_and_a_reason() -> None:
-    for name, (value, reason) in THRESHOLDS.items():
-        assert math.isfinite(value), name
-        assert len(reason) > 15, name
+EACH = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
+
+
+@EACH
+def test_every_rule_is_whole_and_documented(rule: Rule) -> None:
+    for text in (rule.seen_when, rule.value, rule.sentence, rule.remedy):
+        assert text
+    assert rule.reads and rule.panel in {panel.key for panel in PANELS}
+    assert f"| `{rule.code}` | {rule.severity} | {rule.seen_when} |" in rules_table()
+    for threshold in rule.thresholds:
+        assert math.isfinite(threshold.value) and len(threshold.reason) > 15
+        assert threshold is THRESHOLDS[threshold.name]
+        row = f"| `{threshold.name}` | {threshold.value:g} | {threshold.reason} |"
+        assert row in thresholds_table()
+
+
+def test_the_tables_list_every_rule_and_threshold_once() -> None:
+    assert rules_table().count("\n") == len(RULES) + 1 == 14
+    assert thresholds_table().count("\n") == len(THRESHOLDS) + 1 == 12
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"code": "exploding"}, "another rule has this code"),
+        ({"code": ""}, "no code"),
+        ({"seen_when": "", "remedy": ""}, "no seen_when and no remedy"),
+        ({"severity": "fatal"}, "severity 'fatal' is not one of severe, warning, note"),
+        ({"hides": ("nosuch",)}, "hides 'nosuch', which is not the code of another rule"),
+        ({"hides": ("vanishing",)}, "hides 'vanishing'"),
+        ({"reads": {}}, "it reads nothing"),
+        ({"reads": {"layers": ("nosuch",)}}, "reads layers.nosuch, which is not recorded"),
+        ({"sentence": "It falls {} decades."}, "a place in its sentence has no name"),
+        ({"thresholds": (Threshold("x", 1.0, ""),)}, "threshold 'x' has no finite value or no"),
+        ({"thresholds": (Threshold("x", math.nan, "r" * 20),)}, "'x' has no finite value"),
+        (
+            {"thresholds": (Threshold("sustained_share", 0.5, "r" * 20),)},
+            "threshold 'sustained_share' has a second value or reason",
+        ),
+    ],
+)
+def test_a_rule_that_is_broken_is_refused(change: dict[str, Any], complaint: str) -> None:
+    others = [rule for rule in RULES if rule.code != "vanishing"]
+    broken = replace(next(rule for rule in RULES if rule.code == "vanishing"), **change)
+    with pytest.raises(ValueError, match=f"rule '.*': .*{complaint}"):
+        checked_rules([*others, broken])
 
 
 def test_the_first_nonfinite_layer_and_step_are_named(tmp_path: Path) -> None:

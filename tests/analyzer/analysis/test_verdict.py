@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import analyzer
 from analyzer.analysis.claim_numbers import THRESHOLDS as CLAIM_THRESHOLDS
+from analyzer.analysis.claim_words import short
 from analyzer.analysis.claims import Claim
-from analyzer.analysis.finding import THRESHOLDS, short
 from analyzer.analysis.verdict import Verdict, verdict
 from analyzer.figures.catalog import PANELS
 from analyzer.opened import Run
@@ -314,11 +314,8 @@ def test_every_claim_names_a_panel_of_the_catalog(tmp_path: Path) -> None:
         assert claim.panel in panels, claim.key
 
 
-def test_the_pages_of_findings_and_verdicts_list_every_threshold_and_claim(tmp_path: Path) -> None:
+def test_the_page_of_verdicts_lists_every_threshold_and_claim(tmp_path: Path) -> None:
     docs = Path(__file__).parents[3] / "docs"
-    page = (docs / "findings.md").read_text()
-    for name, (value, reason) in THRESHOLDS.items():
-        assert f"| `{name}` | {value:g} | {reason} |" in page
     page = (docs / "verdict.md").read_text()
     for name, (value, reason) in CLAIM_THRESHOLDS.items():
         assert f"| `{name}` | {value:g} | {reason} |" in page

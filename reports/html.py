@@ -1,8 +1,13 @@
 """Writes a story as one self-contained HTML file that asks for nothing from the network."""
 
+import gzip
+import hashlib
+import json
 import re
-from base64 import b64encode
-from collections.abc import Iterator
+from base64 import b64decode, b64encode
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +18,32 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader, StrictUndefined,
 import analyzer
 from analyzer.analysis.numerals import counted, number
 from analyzer.errors import AnalyzerError
+from analyzer.figures.theme import DARK
 
 from .methods import bibtex, methods_for
-from .overview import claim_rows, lead_of, note_of, overview, title_of
-from .packing import packed_figures, packed_tables
-from .plotly_bundle import plotly_bundle, sha256_source
-from .reproducibility import reproducibility
-from .screen import screen_figure
-from .story import Figure, Story
-from .tables import cell_rows
-from .twin import svg_address, twin_svg
+from .paper import static_svg, svg_address
+from .run_facts import reproducibility, run_table
+from .story import Figure, Story, claim_rows, lead_of, note_of, title_of
+from .tables import cell_rows, csv_cells, heading
 
-__all__ = ["report_html", "write_report"]
+__all__ = [
+    "BUNDLE",
+    "packed",
+    "packed_figures",
+    "packed_tables",
+    "plotly_bundle",
+    "report_html",
+    "screen_figure",
+    "what_differs",
+    "write_report",
+]
 
 TEMPLATES = Path(__file__).parent / "templates"
+BUNDLE = Path(__file__).parent / "bundle"
+Place = list[str | int]
 _MOST_ROWS = 30
+_DIGITS = 7
+_TOLERANCE = 1e-6
 
 
 def write_report(story: Story, path: Path, *, template: Path | None = None) -> None:
@@ -39,7 +55,7 @@ def write_report(story: Story, path: Path, *, template: Path | None = None) -> N
         template: A folder whose files replace those of ``reports/templates``, by name.
 
     Raises:
-        AnalyzerError: If the folder is none, or a template in it is wrong.
+        AnalyzerError: If the folder is not a directory, or a template in it is wrong.
     """
     text = report_html(story, template=template)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +88,7 @@ def _environment(template: Path | None) -> Environment:
     """The templates, those of the user's folder first."""
     if template is not None and not template.is_dir():
         raise AnalyzerError(
-            f"--template '{template}' is no folder; expected one with files such as "
+            f"--template '{template}' is not a directory; expected one with files such as "
             "introduction.html.j2 and logo.svg. Check the path."
         )
     folders = ([template] if template else []) + [TEMPLATES]
@@ -88,7 +104,6 @@ def _content(story: Story, environment: Environment) -> dict[str, Any]:
     bundle = plotly_bundle()
     figures = list(story.figures)
     methods = methods_for(story.recorded)
-    sections = list(_sections(story))
     return {
         "version": analyzer.__version__,
         "policy": _policy(css, js, bundle.sha256),
@@ -102,12 +117,10 @@ def _content(story: Story, environment: Environment) -> dict[str, Any]:
         "lead": lead_of(story),
         "note": note_of(story),
         "num_runs": len(story.runs),
-        "overview": _table(overview(story)),
+        "run_table": _table(run_table(story.runs)),
         "verdict": story.verdict,
         "claims": claim_rows(story),
-        "sections": sections,
-        # The score comes before everything, then what it means, then what was run.
-        "num_first": sum(section.key == "score" for section in story.sections),
+        "sections": list(_sections(story)),
         "findings": [(run.name, found) for run, found in story.findings],
         "methods": methods,
         "bibtex": bibtex([method for method, _ in methods]),
@@ -143,17 +156,15 @@ def _policy(css: str, js: str, plotly: str) -> str:
 
 
 def _contents(story: Story) -> Iterator[tuple[str, str]]:
-    """Anchor and heading of every section."""
-    yield from ((s.key, s.title) for s in story.sections if s.key == "score")
+    """Anchor and heading of every section, in the order of ``report.html.j2``."""
+    pages = [(section.key, section.title) for section in story.sections]
+    yield from pages[:1]
     if story.verdict is not None:
         yield "verdict", "Verdict"
     yield "runs", "The runs"
-    yield from ((s.key, s.title) for s in story.sections if s.key != "score")
-    yield from (
-        ("findings", "Findings"),
-        ("methods", "Methods"),
-        ("reproducibility", "Reproducibility"),
-    )
+    yield from pages[1:]
+    for title in ("Findings", "Methods", "Reproducibility"):
+        yield title.lower(), title
 
 
 def _sections(story: Story) -> Iterator[dict[str, Any]]:
@@ -173,8 +184,7 @@ def _sections(story: Story) -> Iterator[dict[str, Any]]:
 
 
 def _figure(figure: Figure, place: int) -> dict[str, Any]:
-    twin = twin_svg(figure.drawn)
-    width, height = _points(twin)
+    image = static_svg(figure.drawn)
     rows = figure.table
     return {
         "key": figure.key,
@@ -183,9 +193,8 @@ def _figure(figure: Figure, place: int) -> dict[str, Any]:
         "caption": figure.caption,
         "how_to_read": figure.how_to_read,
         "height": figure.drawn.layout.height or 450,
-        "twin": svg_address(twin),
-        "width": width,
-        "twin_height": height,
+        "static": svg_address(image),
+        "static_size": _points(image),
         "table": _table(rows.head(_MOST_ROWS)),
         "num_rows": counted(len(rows), "row"),
         "is_cut": len(rows) > _MOST_ROWS,
@@ -205,13 +214,13 @@ def _data_uri(svg: bytes) -> str:
 def _table(rows: pd.DataFrame) -> dict[str, Any]:
     """A table as the template reads it: cells with text, numbers at the right."""
     return {
-        "columns": [str(name).replace("_", " ") for name in rows.columns],
+        "columns": [heading(name) for name in rows.columns],
         "rows": [[_cell(value) for value in row] for row in cell_rows(rows)],
     }
 
 
 def _cell(value: Any) -> dict[str, Any]:
-    if value is None or value is pd.NA:
+    if value is None:
         return {"text": "–", "is_number": False}
     if isinstance(value, bool | np.bool_):
         return {"text": "yes" if value else "no", "is_number": False}
@@ -220,3 +229,145 @@ def _cell(value: Any) -> dict[str, Any]:
     if isinstance(value, float | np.floating):
         return {"text": number(float(value)), "is_number": True}
     return {"text": str(value), "is_number": False}
+
+
+def packed(values: Any) -> str:
+    """Return JSON values as text of a page: gzip in base64; equal values give equal text."""
+    text = json.dumps(values, separators=(",", ":")).encode()
+    return b64encode(gzip.compress(text, compresslevel=9, mtime=0)).decode()
+
+
+def packed_figures(figures: Mapping[str, Any]) -> str:
+    """Return figures as text of a page, which ``report.js`` reads.
+
+    Args:
+        figures: JSON values by the name of the figure, arrays as plotly writes them.
+
+    Returns:
+        ``packed`` of ``{"figures": …, "arrays": …}``. Where an array stood there is its place in
+        ``arrays``: base64 of all first bytes, then all second bytes, and so on. Numbers of eight
+        bytes are rounded to four where that changes none by more than a millionth of itself.
+    """
+    places: dict[str, int] = {}
+    shared = _with_places(figures, places)
+    return packed({"figures": shared, "arrays": list(places)})
+
+
+def _with_places(value: Any, places: dict[str, int]) -> Any:
+    """A value whose arrays are places in a list of all."""
+    if isinstance(value, list):
+        return [_with_places(item, places) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    if not {"bdata", "dtype"} <= value.keys():
+        return {key: _with_places(item, places) for key, item in value.items()}
+    array = _narrowed(np.frombuffer(b64decode(value["bdata"]), value["dtype"]))
+    # The first bytes of neighbors are alike, the last ones are noise: apart they compress better.
+    planes = np.ascontiguousarray(array.view(np.uint8).reshape(-1, array.itemsize).T)
+    place = places.setdefault(b64encode(planes.tobytes()).decode(), len(places))
+    return {**value, "dtype": array.dtype.str.lstrip("<|"), "bdata": place}
+
+
+def _narrowed(array: Any) -> Any:
+    """The numbers in four bytes each where that is as good on a screen."""
+    if array.dtype != np.float64:
+        return array
+    with np.errstate(over="ignore", under="ignore"):
+        narrow = array.astype(np.float32)
+    return narrow if np.allclose(narrow, array, _TOLERANCE, 0, equal_nan=True) else array
+
+
+def packed_tables(tables: Mapping[str, pd.DataFrame]) -> str:
+    """Return tables as text of a page, from which ``report.js`` makes CSV files.
+
+    Args:
+        tables: Tables by the name of their figure.
+
+    Returns:
+        ``packed`` of ``{"columns": …, "tables": …}``: each different column once, as its cells
+        in CSV with seven digits, and for each table the places of its columns.
+    """
+    places: dict[tuple[str, ...], int] = {}
+    held = {
+        key: [places.setdefault(tuple(column), len(places)) for column in csv_cells(rows, _DIGITS)]
+        for key, rows in tables.items()
+    }
+    return packed({"columns": list(places), "tables": held})
+
+
+def screen_figure(figure: Figure) -> dict[str, Any]:
+    """Return a figure as JSON values.
+
+    Args:
+        figure: A figure of a story.
+
+    Returns:
+        ``light``: the figure on white; ``dark``: places in it, each with its value on a dark page.
+    """
+    light = json.loads(figure.drawn.to_json())
+    dark = json.loads(figure.draw(figure.info, DARK).to_json())
+    return {"light": light, "dark": list(what_differs(light, dark))}
+
+
+def what_differs(light: Any, dark: Any, at: Place | None = None) -> Iterator[tuple[Place, Any]]:
+    """Yield the places at which two JSON values differ, each with the value of the second.
+
+    Args:
+        light: The first value.
+        dark: The second.
+        at: Where they stand.
+    """
+    place = at or []
+    if isinstance(light, dict) and isinstance(dark, dict) and light.keys() == dark.keys():
+        for key in light:
+            yield from what_differs(light[key], dark[key], [*place, key])
+    elif isinstance(light, list) and isinstance(dark, list) and len(light) == len(dark):
+        for index, pair in enumerate(zip(light, dark, strict=True)):
+            yield from what_differs(*pair, [*place, index])
+    elif light != dark:
+        yield place, dark
+
+
+@dataclass(frozen=True)
+class PlotlyBundle:
+    """A script that defines ``Plotly``.
+
+    Args:
+        version: Version of plotly.js.
+        data: Its source, gzip in base64.
+        sha256: Hash of the source, as a content security policy names it.
+    """
+
+    version: str
+    data: str
+    sha256: str
+
+
+@cache
+def plotly_bundle(folder: Path = BUNDLE) -> PlotlyBundle:
+    """Return the bundle; all of plotly.js where none of the installed plotly's version is there.
+
+    A figure is written for one version of plotly.js, so a bundle of another version is not used.
+
+    Args:
+        folder: Where ``bundle/build.py`` has put it.
+
+    Returns:
+        The bundle, 0.8 MB as text; 2 MB where it is all of plotly.js.
+    """
+    from plotly.offline import get_plotlyjs, get_plotlyjs_version
+
+    version = str(get_plotlyjs_version())
+    path = folder / f"plotly-{version}.min.js.gz"
+    if path.is_file():
+        compressed = path.read_bytes()
+        source = gzip.decompress(compressed)
+    else:
+        source = str(get_plotlyjs()).encode()
+        compressed = gzip.compress(source, compresslevel=9, mtime=0)
+    return PlotlyBundle(version, b64encode(compressed).decode(), sha256_source(source))
+
+
+def sha256_source(source: bytes) -> str:
+    """Return the hash of a script as a content security policy names it."""
+    return f"'sha256-{b64encode(hashlib.sha256(source).digest()).decode()}'"

@@ -1,37 +1,246 @@
-"""The matplotlib twin of a figure, drawn from the figure itself."""
+"""A plotly figure drawn by matplotlib: for a paper, and as the static figure of a report."""
 
 import io
+import logging
+import re
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
-from .paper_axes import finish_axes
-from .paper_keys import draw_color_bars, draw_legend
-from .paper_marks import draw_annotations, draw_shapes
-from .paper_panes import Panes, layout_axis, panes
-from .paper_style import FORMATS, METADATA, paper_style
+from analyzer.analysis.numerals import power
+from analyzer.errors import AnalyzerError
+
+from .paper_axes import Panes, finish_axes, layout_axis, panes
+from .paper_marks import draw_annotations, draw_color_bars, draw_legend, draw_shapes
 from .paper_traces import DRAWERS
 from .paper_values import values_of
+from .story import Story
+from .tables import csv_text
 
-__all__ = ["drawn_figure", "figure_bytes"]
+__all__ = [
+    "FORMATS",
+    "WIDTHS",
+    "drawn_figure",
+    "figure_bytes",
+    "formats_in",
+    "paper_style",
+    "static_svg",
+    "svg_address",
+    "width_in_inches",
+    "write_figures",
+]
+
+WIDTHS = {"acl": 3.03, "cvpr": 3.25, "icml": 3.25, "ieee": 3.5, "neurips": 5.5}
+"""Width of a column (of the text, where there is one column) in inches, by the style files."""
+
+FORMATS = ("pdf", "svg", "png")
+
+# No time, no host: equal figures are equal files.
+_METADATA: dict[str, dict[str, None]] = {
+    "pdf": {"CreationDate": None},
+    "svg": {"Date": None},
+    "png": {},
+}
+_UNITS = {"in": 1.0, "cm": 1 / 2.54, "mm": 1 / 25.4, "pt": 1 / 72.27}
+_LENGTH = re.compile(r"(\d+(?:\.\d+)?)\s*(in|cm|mm|pt)")
+
+# What differs from matplotlib's own defaults.
+_PAPER: dict[str, Any] = {
+    "axes.edgecolor": "#555555",
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 8,
+    "figure.constrained_layout.use": True,
+    "font.family": ["STIXGeneral", "DejaVu Sans"],
+    "font.size": 8,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "lines.linewidth": 1.0,
+    "lines.markersize": 3,
+    "mathtext.fontset": "stix",
+    # Type 3, the default, is refused by several venues.
+    "pdf.fonttype": 42,
+    "savefig.dpi": 300,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "gradient-flow-analyzer",
+    "xtick.labelsize": 7,
+    "xtick.major.width": 0.6,
+    "ytick.labelsize": 7,
+    "ytick.major.width": 0.6,
+}
+_SCREEN: dict[str, Any] = {
+    "figure.dpi": 160,
+    "font.family": ["DejaVu Sans"],
+    "mathtext.fontset": "dejavusans",
+}
 
 _PIXELS_WIDE = 900
 _MOST_VECTORS = 10_000
 _MOST_HIGH = 9.0
 
+# A static figure is as wide as a page prints it, and leaves room for its words below.
+_STATIC_INCHES, _STATIC_MOST_HIGH = 7.2, 5.0
+_STATIC_CELLS = 300
+_DECADE = re.compile(r"\$\\mathdefault\{(-?)(?:([\d.]+)\\times)?10\^\{(-?\d+)\}\}\$")
+# A reader's machine has one of these; the first is the widest, so that words keep their room.
+_FONTS = "DejaVu Sans,Verdana,Arial,sans-serif"
+# What a browser does not need: where the file comes from, names of groups, rotations by nothing.
+_NEEDLESS = (
+    re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<!--.*?-->|<metadata>.*?</metadata>", re.DOTALL),
+    re.compile(r' id="[\w.]+_\d+"'),
+    re.compile(r' transform="rotate\(-?0(?:\.0)? [^)]*\)"'),
+    re.compile(r"font-family: [^;\"]*;? ?"),
+    re.compile(r"(?<=>)\s+(?=<)"),
+)
+_PATH = re.compile(r'(?<= d=")[^"]+')
+_PLACE = re.compile(r'(?<= [xy]=")-?\d+\.\d+')
+_STYLE = re.compile(r'(?<=style=")[^"]+')
+_DIGITS = re.compile(r"(\.\d)\d+")
+# What an address may hold unescaped, except for the ampersand.
+_PLAIN = "!*'();:@=+$,/?-_.~"
+_TAG = re.compile(r"<[^>']*>")
+
+
+def width_in_inches(text: str) -> float:
+    """Return the width that a venue or a length names.
+
+    Args:
+        text: A key of ``WIDTHS``, or a length such as ``3.25in``, ``84mm``, ``8.4cm``, ``240pt``.
+
+    Returns:
+        Inches, from 1 to 20.
+
+    Raises:
+        AnalyzerError: If it is neither.
+    """
+    known = WIDTHS.get(text.strip().lower())
+    if known is not None:
+        return known
+    length = _LENGTH.fullmatch(text.strip().lower())
+    inches = float(length[1]) * _UNITS[length[2]] if length else 0.0
+    if not 1 <= inches <= 20:
+        venues = ", ".join(WIDTHS)
+        raise AnalyzerError(
+            f"--width is {text!r}; expected {venues}, or a length from 1in to 20in such as 3.25in. "
+            "Try --width icml."
+        )
+    return inches
+
+
+def formats_in(text: str) -> tuple[str, ...]:
+    """Return the formats that an option names.
+
+    Args:
+        text: Some of ``pdf``, ``svg`` and ``png``, with commas between them.
+
+    Raises:
+        AnalyzerError: If another one is named, or none.
+    """
+    names = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",") if name.strip()))
+    unknown = [name for name in names if name not in FORMATS]
+    if unknown or not names:
+        raise AnalyzerError(
+            f"--format is {text!r}; expected some of {', '.join(FORMATS)}, with commas between "
+            "them. Try --format pdf,svg."
+        )
+    return names
+
+
+@contextmanager
+def paper_style(extra: dict[str, Any] | None = None, file: Path | None = None) -> Iterator[None]:
+    """Draw in the house style, whatever the user's matplotlib is set to.
+
+    Args:
+        extra: Settings over those of the house.
+        file: A matplotlib style file over both.
+
+    Raises:
+        AnalyzerError: If the file cannot be read as a style.
+    """
+    import matplotlib as mpl
+
+    settings = {**_PAPER, **(extra or {}), **(_settings_in(file) if file else {})}
+    with mpl.rc_context(), warnings.catch_warnings():
+        # A letter that no font has is drawn as a box; the data beside the figure has it.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        # Two hundred panes in a column of a page do not fit; they are drawn nevertheless.
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")
+        mpl.rcdefaults()
+        for key, value in settings.items():
+            mpl.rcParams[key] = value  # type: ignore[index,unused-ignore]
+        yield
+
+
+def _settings_in(file: Path) -> dict[str, Any]:
+    """The settings of a style file; matplotlib logs some mistakes in it where it does not raise."""
+    import matplotlib as mpl
+
+    complaints: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: complaints.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("matplotlib")
+    was, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        with mpl.rc_context():
+            found = mpl.rc_params_from_file(file, use_default_template=False)
+        if complaints:
+            raise ValueError(complaints[0])
+        return {key: found[key] for key in found if key != "backend"}
+    except (OSError, ValueError, KeyError, UnicodeDecodeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise AnalyzerError(
+            f"--style '{file}' cannot be read ({reason}); expected a matplotlib style file with "
+            "lines such as 'font.size: 8'. Check the path and its lines."
+        ) from error
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = was
+
+
+def write_figures(
+    story: Story,
+    folder: Path,
+    *,
+    width: float = 3.25,
+    formats: Sequence[str] = ("pdf",),
+    style: Path | None = None,
+) -> list[Path]:
+    """Write every figure of a story, each with the CSV behind it.
+
+    Args:
+        story: What is told.
+        folder: Where the files go, as ``<key>.<format>`` and ``<key>.csv``; those are replaced.
+        width: Width in inches.
+        formats: Some of ``pdf``, ``svg`` and ``png``.
+        style: A matplotlib style file over the house style.
+
+    Returns:
+        The figures in reading order, without their CSV files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for figure in story.figures:
+        for kind in formats:
+            path = folder / f"{figure.key}.{kind}"
+            path.write_bytes(figure_bytes(figure.drawn, kind, width, style=style))
+            written.append(path)
+        text = csv_text(figure.table)
+        (folder / f"{figure.key}.csv").write_text(text, encoding="utf-8", newline="\n")
+    return written
+
 
 def figure_bytes(
-    figure: Any,
-    kind: str,
-    width: float = 3.25,
-    *,
-    style: Path | None = None,
-    extra: dict[str, Any] | None = None,
-    most_vectors: int = _MOST_VECTORS,
+    figure: Any, kind: str, width: float = 3.25, *, style: Path | None = None
 ) -> bytes:
-    """Return the twin of a plotly figure as a file: the same numbers, as vectors.
+    """Return a plotly figure as a file for a paper: the same numbers, as vectors.
 
     Nothing is read or computed again. Equal figures give equal bytes; fonts are embedded as
     TrueType; dashes and markers tell lines apart where there is no color.
@@ -41,8 +250,6 @@ def figure_bytes(
         kind: ``pdf``, ``svg`` or ``png``.
         width: Width in inches; the height follows from that of the figure.
         style: A matplotlib style file over the house style.
-        extra: Settings between the two.
-        most_vectors: Heatmaps and surfaces of more cells become an image within the file.
 
     Raises:
         ValueError: If the figure has another kind of trace, or ``kind`` is not one of those.
@@ -50,13 +257,8 @@ def figure_bytes(
     if kind not in FORMATS:
         raise ValueError(f"format is {kind!r}; expected one of {', '.join(FORMATS)}")
     buffer = io.BytesIO()
-    with paper_style(extra, style), warnings.catch_warnings():
-        # A letter that no font has is drawn as a box; the data beside the figure has it.
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
-        # Two hundred panes in a column of a page do not fit; they are drawn nevertheless.
-        warnings.filterwarnings("ignore", message="constrained_layout not applied")
-        drawn = drawn_figure(figure, width, most_vectors)
-        drawn.savefig(buffer, format=kind, metadata=METADATA[kind])
+    with paper_style(file=style):
+        drawn_figure(figure, width).savefig(buffer, format=kind, metadata=_METADATA[kind])
     return buffer.getvalue()
 
 
@@ -71,8 +273,8 @@ def drawn_figure(
     Args:
         figure: As in ``figure_bytes``.
         width: Width in inches.
-        most_vectors: As in ``figure_bytes``.
-        most_high: Height in inches at the most, where its rows do not need more.
+        most_vectors: Heatmaps and surfaces of more cells become an image within the file.
+        most_high: The maximum height in inches, where its rows do not need more.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -117,15 +319,78 @@ def _draw(trace: Any, made: Panes) -> list[tuple[Any, Any, Any]]:
         axes = made.flat[names]
         x = values_of(trace.x, made.categories.get(names[0]))
         y = values_of(trace.y, made.categories.get(names[1]))
-        x, y = _counted(x, y, trace)
+        if not len(x) and len(y) and trace.type not in ("heatmap", "contour", "histogram"):
+            # Plotly counts where a trace has no x.
+            x = np.asarray((trace.x0 or 0) + (trace.dx or 1) * np.arange(len(y)), np.float64)
     drawn = DRAWERS[trace.type](axes, trace, x, y)
     return [] if drawn is None else [(axes, *drawn)]
 
 
-def _counted(x: Any, y: Any, trace: Any) -> tuple[Any, Any]:
-    """Coordinates where plotly counts from ``x0`` or ``y0``."""
-    if trace.type in ("heatmap", "contour"):
-        return x, y
-    if not len(x) and len(y) and trace.type != "histogram":
-        x = (trace.x0 or 0) + (trace.dx or 1) * np.arange(len(y))
-    return x, y
+def static_svg(figure: Any, width: float = _STATIC_INCHES) -> str:
+    """Return the static figure that a report shows in print and without scripts.
+
+    Args:
+        figure: A plotly figure of the traces in ``paper_traces.DRAWERS``.
+        width: Width in inches.
+
+    Returns:
+        SVG with words as text; places in it are right to a tenth of a point. Equal figures give
+        equal text.
+    """
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    buffer = io.BytesIO()
+    with paper_style(_SCREEN):
+        drawn = drawn_figure(figure, width, _STATIC_CELLS, _STATIC_MOST_HIGH)
+        _write_decades(drawn)
+        # The same as `savefig`, which would draw everything a second time to lay it out.
+        drawn.get_layout_engine().execute(drawn)
+        drawn.set_layout_engine("none")
+        canvas: Any = FigureCanvasSVG(drawn)
+        canvas.print_svg(buffer, metadata=_METADATA["svg"])
+    return _small(buffer.getvalue().decode())
+
+
+def _write_decades(drawn: Any) -> None:
+    """Write powers of ten as text: typesetting them as formulas takes most of the time."""
+    from matplotlib.ticker import LogFormatter, LogFormatterSciNotation
+
+    class Decades(LogFormatterSciNotation):
+        """``10⁻³`` where matplotlib has a formula."""
+
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return _DECADE.sub(_as_text, super().__call__(x, pos))
+
+    for axes in drawn.axes:
+        for side in (axes.xaxis, axes.yaxis):
+            if isinstance(side.get_major_formatter(), LogFormatter):
+                side.set_major_formatter(Decades())
+                side.set_minor_formatter(Decades(labelOnlyBase=False))
+
+
+def _as_text(found: re.Match[str]) -> str:
+    sign, factor, exponent = found.groups()
+    return f"{sign}{f'{factor}×' if factor else ''}{power(int(exponent))}"
+
+
+def _small(svg: str) -> str:
+    """The same image in a quarter of the letters."""
+    for needless in _NEEDLESS:
+        svg = needless.sub("", svg)
+    svg = _PATH.sub(lambda path: _short_path(path[0]), svg)
+    svg = _PLACE.sub(lambda place: f"{float(place[0]):.1f}", svg)
+    svg = _STYLE.sub(lambda style: style[0].replace(": ", ":").replace("; ", ";"), svg)
+    return svg.replace("<svg ", f'<svg font-family="{_FONTS}" ', 1).strip()
+
+
+def _short_path(path: str) -> str:
+    """Tenths of a point, which is less than a printer shows, and no needless spaces."""
+    path = _DIGITS.sub(r"\1", " ".join(path.split()))
+    return re.sub(r"(?<=\d) (?=[-\d])", ",", re.sub(r" ?([A-Za-z]) ?", r"\1", path))
+
+
+def svg_address(svg: str) -> str:
+    """Return an image as an address within a page, without a letter that HTML must escape."""
+    # Most of it is plain letters, which base64 would make a third longer.
+    turned = _TAG.sub(lambda tag: tag[0].replace('"', "'"), svg)
+    return f"data:image/svg+xml,{quote(turned, safe=_PLAIN)}"

@@ -1,14 +1,24 @@
-"""Numbers, dashes, markers and colors of plotly as matplotlib takes them."""
+"""Numbers, text, colors, dashes and markers of plotly as matplotlib takes them."""
 
+import html
+import re
 from typing import Any
 
 import numpy as np
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from numpy.typing import NDArray
 
-from .paper_words import matplotlib_color
-
-__all__ = ["Drawn", "Floats", "colormap", "dashes_of", "limits_of", "marker_of", "values_of"]
+__all__ = [
+    "Drawn",
+    "Floats",
+    "colormap",
+    "dashes_of",
+    "limits_of",
+    "marker_of",
+    "matplotlib_color",
+    "plain_text",
+    "values_of",
+]
 
 Floats = NDArray[np.float64]
 Drawn = tuple[Any, Any] | None
@@ -40,6 +50,9 @@ _MARKERS = {
     "x-thin": "x",
     "cross-thin": "+",
 }
+_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
+_TAG = re.compile(r"</?(?:b|i|em|strong|span|sub|sup|u|s|a)(?:\s[^<>]*)?>", re.IGNORECASE)
+_RGB = re.compile(r"rgba?\(([^)]*)\)")
 
 
 def dashes_of(dash: str | None) -> Any:
@@ -102,3 +115,24 @@ def limits_of(low: Any, high: Any, values: Floats, holder: Any, figure: Any) -> 
     if high is None:
         high = float(finite.max()) if len(finite) else 1.0
     return Normalize(low, high)
+
+
+def plain_text(text: Any) -> str:
+    """Return the text of a plotly title without its markup, and safe from mathtext.
+
+    Only the tags that plotly itself reads are markup; anything else is text, layer names included.
+    """
+    words = _TAG.sub("", _BREAK.sub("\n", str(text or "")))
+    # A lone dollar is text for matplotlib, two would begin a formula.
+    return html.unescape(words).replace("$", r"\$")
+
+
+def matplotlib_color(color: Any, default: str = "#000000") -> Any:
+    """Return a CSS color as matplotlib reads it."""
+    if color is None:
+        return default
+    found = _RGB.fullmatch(str(color).replace(" ", ""))
+    if not found:
+        return "none" if str(color) == "transparent" else str(color)
+    parts = [float(part) for part in found[1].split(",")]
+    return (*(value / 255 for value in parts[:3]), *parts[3:4])

@@ -10,17 +10,35 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyzer.analysis.findings import findings
+from analyzer.analysis.numerals import counted, number
 from analyzer.analysis.verdict import verdict
 from analyzer.analysis.view import View
 from analyzer.errors import AnalyzerError
 from analyzer.figures.theme import LIGHT, Theme
 from analyzer.storage.run import Run, open_run
 
-from .anonymous import AnonymousRun
-from .grouping import Group, grouped, pairs_of, representatives
-from .seeds import seed_figure, seed_spread
+from .groups import (
+    Group,
+    grouped,
+    pairs_of,
+    representatives,
+    seed_figure,
+    seed_of,
+    seed_spread,
+)
+from .run_facts import AnonymousRun, last_gain
 
-__all__ = ["Figure", "Missing", "Section", "Story", "story_of"]
+__all__ = [
+    "Figure",
+    "Missing",
+    "Section",
+    "Story",
+    "claim_rows",
+    "lead_of",
+    "note_of",
+    "story_of",
+    "title_of",
+]
 
 TITLES = {
     "score": "The score",
@@ -215,3 +233,75 @@ def _verdict(groups: Sequence[Group]) -> Any:
     if not pairs:
         return None
     return verdict([left for left, _ in pairs], [right for _, right in pairs])
+
+
+def title_of(story: Story) -> str:
+    """Return the title: the runs by name, or the groups where there are several seeds."""
+    names = [group.label for group in story.groups]
+    if len(names) > 3:
+        names = [*names[:2], f"{len(names) - 2} more"]
+    joined = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"Gradient flow of {joined}"
+
+
+def lead_of(story: Story) -> str:
+    """Return one sentence: the verdict on a pair, else the worst finding, else the gain."""
+    if story.verdict is not None:
+        return str(story.verdict.sentence)
+    found = [one for _, of_run in story.findings for one in of_run]
+    if found:
+        # A training that broke says so in the first line, also where something else came first.
+        first = [one for one in found if one.code == "nonfinite"] or found
+        return str(first[0].sentence)
+    return "; ".join(_gain_words(run) for run in story.shown)
+
+
+def note_of(story: Story) -> str:
+    """Return which runs the figures show, where that is not all of them."""
+    if len(story.shown) == len(story.runs):
+        return ""
+    names = ", ".join(f"{run.name} (seed {seed_of(run.manifest)})" for run in story.shown)
+    return (
+        f"Figures show {counted(len(story.shown), 'run')} of {len(story.runs)}: {names}. Mean and "
+        "spread over seeds have a section of their own."
+    )
+
+
+def _gain_words(run: Run) -> str:
+    gain = last_gain(run)
+    if gain is None or not gain.is_defined:
+        return f"{run.name}: no gain can be fitted"
+    return f"{run.name}: gain {number(gain.gain)} per layer at the last recorded step"
+
+
+def claim_rows(story: Story) -> list[dict[str, str]]:
+    """Return the claims of the verdict as text, with a word for their color.
+
+    A claim that no figure of the report shows has no ``panel``.
+    """
+    if story.verdict is None:
+        return []
+    keys = {figure.key for figure in story.figures}
+    return [
+        {
+            "key": claim.key,
+            "text": claim.text,
+            "status": claim.status,
+            "mark": claim.status if claim.status in ("holds", "fails") else "unknown",
+            "plain": _value(claim.plain, claim.plain_spread),
+            "residual": _value(claim.residual, claim.residual_spread),
+            "reference": claim.reference,
+            "query": claim.query,
+            "panel": f"figure-{claim.panel}" if claim.panel in keys else "",
+        }
+        for claim in story.verdict.claims
+    ]
+
+
+def _value(value: float | None, spread: tuple[float, float] | None) -> str:
+    """A number, with its range over seeds."""
+    if value is None:
+        return "–"
+    if spread is None:
+        return number(value)
+    return f"{number(value)} ({number(spread[0])} to {number(spread[1])})"

@@ -68,9 +68,10 @@ def report(
     _check_file(output)
     inches, formats = _figure_options(width, format_, style)
 
-    from analyzer.reports.files import write_figures, write_tables
     from analyzer.reports.html import write_report
+    from analyzer.reports.paper import write_figures
     from analyzer.reports.story import story_of
+    from analyzer.reports.tables import write_tables
 
     story = story_of(paths, anonymous=anonymous)
     target = output or Path(f"{paths[0].resolve().name}-report.html")
@@ -94,8 +95,7 @@ def _counted(count: int, noun: str) -> str:
 
 def _figure_options(width: str, formats: str, style: Path | None) -> tuple[float, tuple[str, ...]]:
     """The options of figures, refused before anything slow."""
-    from analyzer.reports.files import formats_in
-    from analyzer.reports.paper_style import paper_style, width_in_inches
+    from analyzer.reports.paper import formats_in, paper_style, width_in_inches
 
     if style is not None:
         with paper_style(file=style):

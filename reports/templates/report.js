@@ -1,6 +1,6 @@
 'use strict';
 (async () => {
-  // Without this, the static twins, the captions and the tables are the whole report.
+  // Without this, the static figures, the captions and the tables are the whole report.
   if (typeof DecompressionStream === 'undefined') return;
   const text = (id) => document.getElementById(id).textContent.trim();
   const bytesOf = (coded) => Uint8Array.from(atob(coded), (letter) => letter.charCodeAt(0));

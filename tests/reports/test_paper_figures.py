@@ -12,13 +12,19 @@ import pytest
 from plotly.subplots import make_subplots
 
 from analyzer.errors import AnalyzerError
-from analyzer.reports.files import formats_in, write_figures
-from analyzer.reports.paper import drawn_figure, figure_bytes
-from analyzer.reports.paper_style import WIDTHS, paper_style, width_in_inches
+from analyzer.reports.paper import (
+    WIDTHS,
+    drawn_figure,
+    figure_bytes,
+    formats_in,
+    paper_style,
+    static_svg,
+    width_in_inches,
+    write_figures,
+)
 from analyzer.reports.paper_traces import DRAWERS
-from analyzer.reports.paper_words import plain_text
+from analyzer.reports.paper_values import plain_text
 from analyzer.reports.story import Story
-from analyzer.reports.twin import twin_svg
 
 
 def profile(*, log: bool = True) -> go.Figure:
@@ -199,10 +205,10 @@ def test_a_figure_is_as_wide_as_its_venue(venue: str) -> None:
     assert found is not None and float(found[1]) == pytest.approx(72 * WIDTHS[venue], abs=0.01)
 
 
-def test_every_panel_has_a_twin_with_ink_in_it(story: Story) -> None:
+def test_every_panel_has_a_static_figure_with_ink_in_it(story: Story) -> None:
     for figure in story.figures:
         assert {trace.type for trace in figure.drawn.data} <= set(DRAWERS)
-        svg = twin_svg(figure.drawn)
+        svg = static_svg(figure.drawn)
         assert len(svg) > 4_000, figure.key
         assert not re.search(r"nan(?=[ \",])", svg), figure.key
 

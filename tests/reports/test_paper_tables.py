@@ -9,10 +9,18 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analyzer.reports.files import paper_tables, write_figures, write_tables
-from analyzer.reports.latex import latex_escaped, latex_number, latex_text
+from analyzer.reports.paper import write_figures
 from analyzer.reports.story import Story, story_of
-from analyzer.reports.tables import PaperTable, csv_text, markdown_text
+from analyzer.reports.tables import (
+    PaperTable,
+    csv_text,
+    latex_escaped,
+    latex_number,
+    latex_text,
+    markdown_text,
+    paper_tables,
+    write_tables,
+)
 
 HOSTILE = "a_1 & 50% $x$ #{}~^\\ <b>|=2"
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
+from analyzer.reports.html import BUNDLE, plotly_bundle
 from analyzer.reports.paper_traces import DRAWERS
-from analyzer.reports.plotly_bundle import BUNDLE, plotly_bundle
 
 
 def test_the_bundle_is_of_the_version_that_plotly_writes_figures_for() -> None:

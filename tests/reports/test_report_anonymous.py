@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from analyzer.reports.anonymous import without_paths
-from analyzer.reports.files import write_tables
 from analyzer.reports.html import report_html
+from analyzer.reports.run_facts import without_paths
 from analyzer.reports.story import story_of
+from analyzer.reports.tables import write_tables
 from tests.support.full_run import write_network_run
 
 

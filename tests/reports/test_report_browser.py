@@ -89,13 +89,15 @@ def test_the_data_of_a_figure_can_be_saved(browser: Any, file: Path, story: Stor
     tab.close()
 
 
-def test_without_scripts_every_figure_is_its_twin(browser: Any, file: Path, story: Story) -> None:
+def test_without_scripts_every_figure_is_its_static_figure(
+    browser: Any, file: Path, story: Story
+) -> None:
     context = browser.new_context(java_script_enabled=False)
     tab = context.new_page()
     tab.goto(f"file://{file}")
-    twins = tab.locator("img.twin")
-    assert twins.count() == len(list(story.figures))
-    assert all(twin.is_visible() for twin in twins.all())
+    images = tab.locator("img.static")
+    assert images.count() == len(list(story.figures))
+    assert all(image.is_visible() for image in images.all())
     context.close()
 
 
@@ -112,7 +114,7 @@ def test_no_figure_is_blank_in_print(browser: Any, file: Path, story: Story, dra
 def check_print(tab: Any, story: Story) -> None:
     """Every figure of a report is there in print, with marks inside of its axes."""
     tab.emulate_media(media="print")
-    pictures = tab.locator("img.twin")
+    pictures = tab.locator("img.static")
     assert pictures.count() == len(list(story.figures)) > 0
     for place, figure in enumerate(story.figures):
         pixels = pixels_of(pictures.nth(place).screenshot())

@@ -4,8 +4,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analyzer.reports.grouping import grouped, pairs_of, program, representatives, seed_of
-from analyzer.reports.seeds import seed_spread, spread
+from analyzer.reports.groups import (
+    grouped,
+    pairs_of,
+    program,
+    representatives,
+    seed_of,
+    seed_spread,
+    spread,
+)
 from analyzer.reports.story import story_of
 from analyzer.storage.run import Run, open_run
 from tests.support.runs import layer_row, write_run

@@ -11,10 +11,10 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from analyzer.reports.packing import packed, packed_figures, packed_tables
+from analyzer.reports.html import packed, packed_figures, packed_tables
+from analyzer.reports.paper import static_svg, svg_address
 from analyzer.reports.story import Story
 from analyzer.reports.tables import csv_text
-from analyzer.reports.twin import svg_address, twin_svg
 
 
 def unpacked(text: str) -> Any:
@@ -87,25 +87,25 @@ def test_equal_values_are_packed_alike() -> None:
     assert packed({"a": [1, 2]}) == packed({"a": [1, 2]}) != packed({"a": [2, 1]})
 
 
-def test_a_twin_is_an_address_that_holds_the_whole_image(story: Story) -> None:
+def test_a_static_figure_is_an_address_that_holds_the_whole_image(story: Story) -> None:
     for figure in story.figures:
-        svg = twin_svg(figure.drawn)
+        svg = static_svg(figure.drawn)
         address = str(svg_address(svg))
         assert not set(address) & set('"<>& \n#') and address.isascii()
         decoded = unquote(address.removeprefix("data:image/svg+xml,"))
         assert ElementTree.canonicalize(decoded) == ElementTree.canonicalize(svg)
-        assert twin_svg(figure.drawn) == svg
+        assert static_svg(figure.drawn) == svg
 
 
-def test_a_twin_writes_words_as_text_and_powers_without_formulas() -> None:
+def test_a_static_figure_writes_words_as_text_and_powers_without_formulas() -> None:
     figure = go.Figure(go.Scatter(y=[1e-9, 1e-3], name="<c> & $b$"))
     figure.update_layout(yaxis={"type": "log", "title": {"text": "norm"}}, showlegend=True)
-    texts = [node.text for node in ElementTree.fromstring(twin_svg(figure)).iter() if node.text]
+    texts = [node.text for node in ElementTree.fromstring(static_svg(figure)).iter() if node.text]
     assert {"10⁻⁹", "10⁻³", "norm", "<c> & $b$"} <= set(texts)
 
 
 def test_a_short_path_goes_where_the_long_one_went() -> None:
-    svg = twin_svg(go.Figure(go.Scatter(x=[0, 1], y=[0, 1], mode="lines")))
+    svg = static_svg(go.Figure(go.Scatter(x=[0, 1], y=[0, 1], mode="lines")))
     paths = [node.get("d") or "" for node in ElementTree.fromstring(svg).iter()]
     ends = [
         [float(n) for n in d[1:].replace("L", ",").split(",")]

@@ -13,8 +13,7 @@ import pytest
 
 from analyzer.errors import AnalyzerError
 from analyzer.figures.theme import DARK, LIGHT
-from analyzer.reports.html import report_html, write_report
-from analyzer.reports.screen import screen_figure, what_differs
+from analyzer.reports.html import report_html, screen_figure, what_differs, write_report
 from analyzer.reports.story import Story, story_of
 from tests.support.full_run import write_empty_run, write_network_run
 from tests.support.runs import layer_row, write_run
@@ -88,16 +87,16 @@ def test_the_report_of_a_pair_is_small(page: str, story: Story) -> None:
     assert count > 20 and len(page.encode()) <= 2e6
 
 
-def test_every_figure_has_words_a_twin_a_table_and_a_name(page: str, story: Story) -> None:
+def test_every_figure_has_words_a_static_figure_a_table_and_a_name(page: str, story: Story) -> None:
     read = Page(page)
     count = len(list(story.figures))
     tags = [tag for tag, _ in read.tags]
     assert tags.count("figure") == tags.count("figcaption") == count
-    twins = [attributes for tag, attributes in read.tags if tag == "img" and attributes["alt"]]
+    images = [attributes for tag, attributes in read.tags if tag == "img" and attributes["alt"]]
     plots = [attributes for _, attributes in read.tags if attributes.get("role") == "group"]
-    assert len(twins) == len(plots) == count
-    for figure, twin, plot in zip(story.figures, twins, plots, strict=True):
-        assert plot["aria-label"] == twin["alt"] == f"{figure.title}: {figure.caption}"
+    assert len(images) == len(plots) == count
+    for figure, image, plot in zip(story.figures, images, plots, strict=True):
+        assert plot["aria-label"] == image["alt"] == f"{figure.title}: {figure.caption}"
         assert " ".join(figure.caption.split()) in read.text
         assert " ".join(figure.how_to_read.split()) in read.text
 

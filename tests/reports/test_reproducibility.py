@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from analyzer.reports.reproducibility import reproducibility
+from analyzer.reports.run_facts import reproducibility
 from analyzer.storage.run import open_run
 from tests.support.full_run import write_network_run
 

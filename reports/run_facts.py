@@ -1,17 +1,73 @@
-"""What another group needs to make a run again, as rows of a table."""
+"""What a report says of each run: size and loss, what repeats it, what would name its author."""
 
+import re
 import shlex
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from analyzer.analysis.gradient_flow import Gain, depth_profile, profile_gain
 from analyzer.analysis.numerals import number, percent
+from analyzer.analysis.training import run_training
 from analyzer.storage.run import Run
 
-from .grouping import seed_of
+from .groups import has_shortcuts, seed_of
 
-__all__ = ["reproducibility"]
+__all__ = ["AnonymousRun", "last_gain", "reproducibility", "run_table", "without_paths"]
+
+# What says where, when or by whom; argv keeps its flags and loses its paths.
+_DROPPED = ("created", "heartbeat", "git", "name", "platform", "host", "user", "target", "log_dir")
+_PATH = re.compile(r"(?:[A-Za-z]:)?(?:~?[\\/]|\.{1,2}[\\/])[^\s'\",:;()<>|]+|\w+(?:[\\/][\w.-]+)+")
+_ADDRESS = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+|\bhttps?://\S+")
+
+
+def without_paths(text: str) -> str:
+    """Return a text with paths, mail and web addresses replaced by what they are."""
+    return _PATH.sub("<path>", _ADDRESS.sub("<address>", text))
+
+
+def anonymous_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest without commit, time, machine and paths; numbers and flags stay."""
+    return {key: _cleaned(value) for key, value in manifest.items() if key not in _DROPPED}
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, str):
+        return without_paths(value)
+    if isinstance(value, dict):
+        return {key: _cleaned(item) for key, item in value.items()}
+    return [_cleaned(item) for item in value] if isinstance(value, list) else value
+
+
+class AnonymousRun(Run):
+    """A run under a name that says nothing.
+
+    Args:
+        path: Folder of the run.
+        alias: The name that it is shown under.
+
+    Raises:
+        RunNotFoundError: If there is no run at this place.
+        SchemaError: If ``run.json`` is damaged, foreign, or of a newer version.
+    """
+
+    def __init__(self, path: Path, alias: str) -> None:
+        super().__init__(path)
+        self._alias, self._known_status = alias, super().status
+        self.manifest = anonymous_manifest(self.manifest)
+
+    @property
+    def name(self) -> str:
+        """The name that it is shown under."""
+        return self._alias
+
+    @property
+    def status(self) -> str:
+        """The status at the time of opening."""
+        return self._known_status
+
 
 _UNKNOWN = "not recorded"
 
@@ -125,3 +181,30 @@ _FACTS: dict[str, Callable[[Run], str]] = {
     "sampling": _sampling,
     "schema version": _key("schema_version"),
 }
+
+
+def last_gain(run: Run) -> Gain | None:
+    """Return the fitted gain at the last recorded step; None without one."""
+    steps = run.layer_steps()
+    return profile_gain(depth_profile(run, int(steps[-1]))) if len(steps) else None
+
+
+def run_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return one row for each run: kind, status, size, loss and gain."""
+    return pd.DataFrame([_row(run) for run in runs])
+
+
+def _row(run: Run) -> dict[str, Any]:
+    gain, training = last_gain(run), run_training(run)
+    return {
+        "run": run.name,
+        "kind": "residual" if has_shortcuts(run) else "plain",
+        "seed": seed_of(run.manifest),
+        "status": run.status,
+        "steps": training.num_steps,
+        "layers": len(run.layers),
+        "joins": len(run.joins),
+        "first loss": training.first_loss,
+        "final loss": training.final_loss,
+        "gain per layer": float("nan") if gain is None else gain.gain,
+    }

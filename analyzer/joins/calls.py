@@ -1,4 +1,4 @@
-"""The calls of modules: hooks common to all of them, the log of one forward, running calls."""
+"""The calls of modules: the log of one forward pass, running calls, hooks common to all modules."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from analyzer.joins.trace import ForwardTrace, sequence_number
+
 __all__ = [
     "CallLog",
     "GlobalHook",
@@ -27,18 +29,20 @@ __all__ = [
     "keywords_of_call",
     "num_running",
     "numbered_call",
-    "sequence_number",
     "tensors_in",
 ]
 
 _WRAPPER_PARTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _MAX_NESTING = 6
-
-
-def sequence_number() -> int:
-    """Return the sequence number that the next autograd node of this thread will get."""
-    number: int = torch._C._autograd._get_sequence_nr()
-    return number
+_TABLES = (
+    "_global_backward_pre_hooks",
+    "_global_backward_hooks",
+    "_global_forward_pre_hooks",
+    "_global_forward_hooks",
+)
+_ours: set[int] = set()
+_torch: Any = torch_module
+_original: Any = None
 
 
 def clean_path(path: str) -> str:
@@ -102,8 +106,8 @@ class ModuleCall:
         tick: First count of followed functions inside the call.
         end: Sequence number after the call.
         tock: Count of followed functions after the call.
-        outputs: The autograd nodes, or their sequence numbers, (or flows, where there is none) that
-            made the outputs of a layer or a root.
+        outputs: What made the outputs of a layer or a root: autograd nodes, or their sequence
+            numbers; `Untracked` where there is none.
     """
 
     path: str
@@ -126,12 +130,12 @@ class CallLog:
     Args:
         roots: Root modules, outside of wrappers such as DDP, by the prefix of their paths; one
             root has the prefix ``""``.
-        trace: Follows tensors that autograd does not see; see `analyzer.joins.trace`.
+        trace: Follows the tensors that autograd does not track; where not given, a new one.
     """
 
-    def __init__(self, roots: Mapping[str, nn.Module], trace: Any = None) -> None:
+    def __init__(self, roots: Mapping[str, nn.Module], trace: ForwardTrace | None = None) -> None:
         self.roots = dict(roots)
-        self.trace = trace
+        self.trace = ForwardTrace() if trace is None else trace
         self.calls: list[ModuleCall] = []
         self.paths: dict[nn.Module, str] = {}
         for prefix, root in roots.items():
@@ -144,7 +148,7 @@ class CallLog:
 
     def enter(self, module: nn.Module, inputs: object = ()) -> None:
         """Note that a module's call begins; `inputs` are its arguments, needed for roots only."""
-        if not self._open and self.trace is not None:
+        if not self._open:
             self.trace.add_inputs(tensors_in(inputs))
         path = self.paths[module]
         call = ModuleCall(
@@ -153,7 +157,7 @@ class CallLog:
             layer=self._layer_name(module, path),
             parent=self._open[-1] if self._open else -1,
             start=sequence_number(),
-            tick=self._tick(),
+            tick=self.trace.tick,
         )
         self._open.append(len(self.calls))
         self.calls.append(call)
@@ -162,7 +166,7 @@ class CallLog:
         """Note that the innermost open call of a module ends with this output."""
         while self._open:
             call = self.calls[self._open.pop()]
-            call.end, call.tock = sequence_number(), self._tick()
+            call.end, call.tock = sequence_number(), self.trace.tick
             # A call that raised inside its parent never left by itself.
             if call.module is module:
                 is_needed = call.layer is not None or call.parent < 0
@@ -171,7 +175,7 @@ class CallLog:
 
     @contextmanager
     def watch(self) -> Iterator[CallLog]:
-        """Feed the log by temporary forward hooks on every module of the roots."""
+        """Log and trace what is computed inside, by temporary hooks on every module."""
         handles = []
         try:
             for module in self.paths:
@@ -181,7 +185,8 @@ class CallLog:
                     module.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True)
                 )
                 handles.append(module.register_forward_hook(self._after))
-            yield self
+            with self.trace:
+                yield self
         finally:
             for handle in handles:
                 handle.remove()
@@ -207,16 +212,11 @@ class CallLog:
             return None
         return numbered_call(path or type(module).__name__, self._times_called)
 
-    def _tick(self) -> int:
-        return self.trace.tick if self.trace is not None else 0
-
     def _makers(self, output: object) -> list[Any]:
-        """Return what made the tensors of an output: autograd nodes, or flows without them."""
+        """Return what made the tensors of an output: autograd nodes, else `Untracked`."""
         makers: list[Any] = []
         for tensor in tensors_in(output):
-            maker = tensor.grad_fn
-            if maker is None and self.trace is not None:
-                maker = self.trace.untracked(tensor)
+            maker = tensor.grad_fn or self.trace.untracked(tensor)
             if maker is not None:
                 makers.append(maker)
         return makers
@@ -232,12 +232,8 @@ def _calls_of(module: nn.Module) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def call_arguments_of(
-    module: nn.Module, level: int = 0
-) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """Return the arguments of a call of a module that is running.
-
-    A hook for all modules does not get the keyword arguments.
+def call_arguments_of(module: nn.Module, level: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a running call; a hook for all modules does not get the keywords.
 
     Args:
         module: The module.
@@ -258,22 +254,11 @@ def num_running(module: nn.Module) -> int:
     return sum(1 for _ in _calls_of(module))
 
 
-_TABLES = (
-    "_global_backward_pre_hooks",
-    "_global_backward_hooks",
-    "_global_forward_pre_hooks",
-    "_global_forward_hooks",
-)
-_ours: set[int] = set()
-_torch: Any = torch_module
-_original: Any = None
-
-
 class GlobalHook:
-    """A hook that is there until `remove`.
+    """A hook common to all modules, until `remove`, of which torch itself takes no notice.
 
-    Args:
-        handle: What torch returned for it.
+    With such hooks `torch.compile` warns, in the user's process, about what they would do there;
+    ours do nothing in compiled modules. The check before that warning passes over them.
     """
 
     def __init__(self, handle: Any) -> None:

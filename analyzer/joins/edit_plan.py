@@ -13,21 +13,20 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
 from analyzer.errors import AnalyzerError
-from analyzer.joins.calls import CallLog, clean_path, is_compiled_itself, sequence_number
+from analyzer.joins.calls import CallLog, clean_path, is_compiled_itself
 from analyzer.joins.edits import JoinOperands, OperandsByToken, Tokens, holds_tensor
 from analyzer.joins.find import output_nodes
 from analyzer.joins.graph import Dataflow, Walk
 from analyzer.joins.model_state import RandomStates, arguments_copied, unobserved
 from analyzer.joins.operations import OPERANDS, Operands, function_name
 from analyzer.joins.plan import HIDDEN, hiding_reason, joins_of_model
-from analyzer.joins.search import JoinVertices
-from analyzer.joins.trace import ForwardTrace, Untracked
+from analyzer.joins.trace import ForwardTrace, Untracked, sequence_number
 
 __all__ = ["planned_operands"]
 
 _REMEDY = (
     "write that part in plain eager operations (no torch.compile, no scripting, no reentrant "
-    "checkpointing, no custom function) while its skips are scaled"
+    "checkpointing, no custom function) while its shortcuts are scaled"
 )
 
 
@@ -72,12 +71,10 @@ class _Tracer(ForwardTrace):
         self._writes_out = named.get("out") is not None
         start = sequence_number()
         result = super().__torch_function__(func, types, args, named)
+        self._tokens.note_call(name, args, named, result)
         if holds_tensor(result):
-            self._tokens.note(result, self._tokens.of_call(name, args, named))
             span = (start, sequence_number())
             self.traced.append(_Traced(token, *span, self.tick, untracked_slots, _is_recomputed()))
-        elif name == "__setitem__":
-            self._tokens.note(args[0], self._tokens.of_call(name, args, named))
         return result
 
     def _note(
@@ -114,14 +111,10 @@ def planned_operands(
 
     Args:
         model: The model, outside of wrappers.
-        args: Arguments of the call that is to be planned for.
+        args: Arguments of the call that is planned for.
         kwargs: Its keyword arguments.
         states: The random states with which that call began.
-        with_grad: Whether the run is with gradient, as for `find_joins`; without it a model may
-            compute otherwise.
-
-    Returns:
-        By the token of its operands each addition and concatenation: a join, or None.
+        with_grad: Whether to run with gradient; without it a model may compute otherwise.
 
     Raises:
         AnalyzerError: If a join, or a part that may hide one, cannot be intercepted.
@@ -132,7 +125,7 @@ def planned_operands(
     with unobserved(model), torch.inference_mode(False):
         positional, named = arguments_copied(args, kwargs)
         states.restore()
-        with torch.set_grad_enabled(with_grad), log.watch(), tracer:
+        with torch.set_grad_enabled(with_grad), log.watch():
             output = model(*positional, **named)
     walk = Walk(output_nodes(output))
     _refuse_opaque(walk, log)
@@ -141,47 +134,29 @@ def planned_operands(
 
 def _operands_by_token(walk: Walk, log: CallLog, traced: list[_Traced]) -> OperandsByToken:
     flow = Dataflow(walk, log)
-    finder = _Finder(flow, traced)
     found: OperandsByToken = {call.token: None for call in traced if call.token is not None}
+    by_tick = {call.tick: call for call in traced}
+    with_nodes = [call for call in traced if call.end > call.start]
+    starts = [call.start for call in with_nodes]
     for join, vertices in joins_of_model(flow, log):
-        call = finder.call(vertices)
+        slots = (vertices.shortcut_slot, *vertices.branch_slots)
+        maker, call = flow.vertices[vertices.join], None
+        if isinstance(maker, Untracked):
+            call = by_tick.get(maker.tick)
+        else:
+            sequence = flow.sequences[vertices.join]
+            at = bisect_right(starts, sequence) - 1
+            if at >= 0 and sequence < with_nodes[at].end:
+                call = with_nodes[at]
         if call is None or call.token is None:
             raise AnalyzerError(
-                f"the skip of '{join.name}' is added by code that shows no addition of its own; "
-                f"expected +, torch.add, torch.cat or the like. To go on, {_REMEDY}."
+                f"the shortcut of '{join.name}' is added by code that shows no addition of its "
+                f"own; expected +, torch.add, torch.cat or the like. Otherwise, {_REMEDY}."
             )
-        slots = finder.slots(vertices, call)
+        if isinstance(maker, Untracked):  # its reads count only the operands that carry data
+            slots = tuple(call.untracked_slots[slot] for slot in slots)
         found[call.token] = JoinOperands(join, slots[0], slots[1:], call.is_recomputed)
     return found
-
-
-class _Finder:
-    """Finds the traced call that made a vertex of the graph."""
-
-    def __init__(self, flow: Dataflow, traced: list[_Traced]) -> None:
-        self._flow = flow
-        self._by_tick = {call.tick: call for call in traced}
-        self._by_start = [call for call in traced if call.end > call.start]
-        self._starts = [call.start for call in self._by_start]
-
-    def call(self, vertices: JoinVertices) -> _Traced | None:
-        """Return the call that adds or concatenates; None where it was not seen."""
-        maker = self._flow.vertices[vertices.join]
-        if isinstance(maker, Untracked):
-            return self._by_tick.get(maker.tick)
-        sequence = self._flow.sequences[vertices.join]
-        place = bisect_right(self._starts, sequence) - 1
-        if place < 0 or self._by_start[place].end <= sequence:
-            return None
-        return self._by_start[place]
-
-    def slots(self, vertices: JoinVertices, call: _Traced) -> tuple[int, ...]:
-        """Return the numbers of the operands, the shortcut's first."""
-        slots = (vertices.shortcut_slot, *vertices.branch_slots)
-        if isinstance(self._flow.vertices[vertices.join], Untracked):
-            # A flow counts only the operands that carry data.
-            return tuple(call.untracked_slots[slot] for slot in slots)
-        return slots
 
 
 def _refuse_compiled(model: nn.Module) -> None:
@@ -189,8 +164,8 @@ def _refuse_compiled(model: nn.Module) -> None:
         if is_compiled_itself(module):
             name = clean_path(path) or type(module).__name__
             raise AnalyzerError(
-                f"'{name}' is compiled, which hides its skips; expected eager modules. "
-                f"To go on, {_REMEDY}."
+                f"'{name}' is compiled, which hides its shortcuts; expected eager modules. "
+                f"Otherwise, {_REMEDY}."
             )
 
 
@@ -202,8 +177,8 @@ def _refuse_opaque(walk: Walk, log: CallLog) -> None:
             call = log.innermost(node._sequence_nr())
             part = type(log.roots[""]).__name__ if call is None else log.root_name(call)
             raise AnalyzerError(
-                f"'{part}' may hold skips that cannot be seen ({reason}); expected operations that "
-                f"autograd shows. To go on, {_REMEDY}."
+                f"'{part}' may hold shortcuts that cannot be seen ({reason}); expected operations "
+                f"that autograd shows. Otherwise, {_REMEDY}."
             )
 
 

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,38 +52,30 @@ class JoinOperands:
 
 OperandsByToken = dict[int, JoinOperands | None]
 """By the token of its operands each addition and concatenation: a join, or None."""
-
-
 _RECORDING = ("analyzer.recording.", "analyzer.probes.", "analyzer.joins.")
 _MODULE_CALL = "torch.nn.modules.module"
 
 
-class Edit(Protocol):
-    """What is done to the operands of joins."""
+class Edit:
+    """What is done to the operands of joins: nothing, where a subclass does not say otherwise."""
 
-    def factor(self, place: JoinOperands, slot: int, operand: Tensor) -> float:
+    def factor(self, which: JoinOperands, slot: int, operand: Tensor) -> float:
         """Return the factor of one operand; 1 leaves it alone, 0 replaces it by zeros."""
+        return 1.0
 
-    def joined(self, place: JoinOperands, result: Tensor) -> None:
+    def joined(self, which: JoinOperands, result: Tensor) -> None:
         """Look at what a join gave."""
 
 
-class ScaledShortcuts:
-    """Every shortcut multiplied by a constant.
-
-    Args:
-        alpha: The factor.
-    """
+class ScaledShortcuts(Edit):
+    """Every shortcut multiplied by α."""
 
     def __init__(self, alpha: float) -> None:
         self.alpha = alpha
 
-    def factor(self, place: JoinOperands, slot: int, operand: Tensor) -> float:
+    def factor(self, which: JoinOperands, slot: int, operand: Tensor) -> float:
         """Return α for the shortcut, 1 for the branch."""
-        return self.alpha if slot == place.shortcut else 1.0
-
-    def joined(self, place: JoinOperands, result: Tensor) -> None:
-        """Do nothing with what the join gave."""
+        return self.alpha if slot == which.shortcut else 1.0
 
 
 class EditingMode(TorchFunctionMode):
@@ -91,8 +83,7 @@ class EditingMode(TorchFunctionMode):
 
     Args:
         edits: What is done to the operands, in this order.
-        operands_of: Returns the join that an addition is, by the token of its operands; None for
-            other additions.
+        operands_of: Returns by the token of its operands the join that an addition is, if it is.
     """
 
     def __init__(
@@ -117,34 +108,31 @@ class EditingMode(TorchFunctionMode):
             result = self._add(func, name, args, named)
         else:
             result = func(*args, **named)
-        if name == "__setitem__":
-            self._tokens.note(args[0], self._tokens.of_call(name, args, named))
-        elif holds_tensor(result):
-            if not _is_called_by_recording():
-                self._tokens.note(result, self._tokens.of_call(name, args, named))
-            elif name == "clone":  # a probe may put a copy in the place of a layer's output
-                self._tokens.note(result, self._tokens.of_tensor(args[0]))
+        if not holds_tensor(result) or not _is_called_by_recording():
+            self._tokens.note_call(name, args, named, result)
+        elif name == "clone":  # a probe may put a copy in the place of a layer's output
+            self._tokens.note(result, self._tokens.of_tensor(args[0]))
         return result
 
     def _add(
         self, func: Callable[..., Any], name: str, args: tuple[Any, ...], named: dict[str, Any]
     ) -> Any:
         operands = Operands(name, args, named)
-        place = self._operands_of(self._tokens.of_operands(name, operands))
-        if place is None:
+        which = self._operands_of(self._tokens.of_operands(name, operands))
+        if which is None:
             return func(*args, **named)
-        for slot in (place.shortcut, *place.branches):
-            self._change(place, slot, operands)
+        for slot in (which.shortcut, *which.branches):
+            self._change(which, slot, operands)
         args, named = operands.arguments()
         result = func(*args, **named)
         for edit in self._edits:
-            edit.joined(place, result)
+            edit.joined(which, result)
         return result
 
-    def _change(self, place: JoinOperands, slot: int, operands: Operands) -> None:
+    def _change(self, which: JoinOperands, slot: int, operands: Operands) -> None:
         for edit in self._edits:
             operand = operands[slot]
-            factor = edit.factor(place, slot, operand)
+            factor = edit.factor(which, slot, operand)
             if factor == 1.0:
                 continue
             # What is added to in place is read elsewhere afterwards: it is itself what changes.
@@ -152,7 +140,7 @@ class EditingMode(TorchFunctionMode):
             if factor == 0.0:
                 everywhere = torch.ones((), dtype=torch.bool, device=operand.device)
                 fill = operand.masked_fill_ if in_place else operand.masked_fill
-                # Not a product with zero, which is no zero where the operand is not finite.
+                # Not a product with zero, which is NaN where the operand is not finite.
                 operands[slot] = fill(everywhere, 0)
             else:
                 operands[slot] = operand.mul_(factor) if in_place else operand * factor
@@ -189,6 +177,15 @@ class Tokens:
     def of_operands(self, name: str, operands: Operands) -> int:
         """Return the token of an addition: its name and operands, nothing else of the call."""
         return hash((name, self._of(operands.values)))
+
+    def note_call(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
+    ) -> None:
+        """Note what a function call made, or wrote to."""
+        if name == "__setitem__":
+            self.note(args[0], self.of_call(name, args, kwargs))
+        elif holds_tensor(result):
+            self.note(result, self.of_call(name, args, kwargs))
 
     def note(self, result: Any, token: int) -> None:
         """Give the tensors in a result the token of the call that made them."""

@@ -1,9 +1,8 @@
-"""Find the residual joins of a live model by one forward pass of its own."""
+"""Find the residual joins of a live model by a forward pass on copies of its arguments."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch.autograd.graph import Node
 from analyzer.joins.calls import CallLog, tensors_in
 from analyzer.joins.model_state import cloned, preserve_state, unwrapped
 from analyzer.joins.plan import Join, JoinPlan, joins_in_graph
-from analyzer.joins.trace import ForwardTrace
 
 __all__ = ["call_arguments", "find_joins", "output_nodes", "plan_joins", "watched_forward"]
 
@@ -21,10 +19,9 @@ __all__ = ["call_arguments", "find_joins", "output_nodes", "plan_joins", "watche
 def find_joins(model: nn.Module, *args: Any, **kwargs: Any) -> list[Join]:
     """Return the residual joins of a model: where a shortcut and a branch meet again.
 
-    The model runs once on copies of the arguments, in the mode it is in, and once more in eval mode
-    if it is training: the run that shows more joins counts, because stochastic depth may have left
-    out some blocks.
-    Weights, buffers, modes, ``.grad``, hooks and the random state stay as they are.
+    The model runs once in the mode it is in, and once more in eval mode if it is training: the run
+    that shows more joins counts, because stochastic depth may have left out some blocks. Weights,
+    buffers, modes, ``.grad``, hooks and the random state stay as they are.
 
     Args:
         model: Any eager model.
@@ -37,9 +34,7 @@ def find_joins(model: nn.Module, *args: Any, **kwargs: Any) -> list[Join]:
     joins = plan_joins(model, args, kwargs).joins
     model = unwrapped(model)
     if any(module.training for module in model.modules()):
-        with preserve_state(model):
-            for module in model.modules():
-                module.training = False
+        with preserve_state(model, in_eval=True):
             try:
                 in_eval = plan_joins(model, args, kwargs).joins
             except Exception:  # a model that only trains: what its own mode shows is all there is
@@ -50,16 +45,7 @@ def find_joins(model: nn.Module, *args: Any, **kwargs: Any) -> list[Join]:
 
 
 def plan_joins(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> JoinPlan:
-    """Return the joins of a model in the mode it is in, as `find_joins` does.
-
-    Args:
-        model: Any eager model.
-        args: Arguments of one call of the model.
-        kwargs: Keyword arguments of that call.
-
-    Returns:
-        The plan, with the modules whose joins cannot be seen.
-    """
+    """Return the joins of a model in the mode it is in, and the modules that may hide some."""
     model = unwrapped(model)
     with preserve_state(model):
         output, log = watched_forward(model, *cloned((args, kwargs), requires_grad=False))
@@ -67,22 +53,11 @@ def plan_joins(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def watched_forward(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, follow: bool = True
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, CallLog]:
-    """Run a model with gradient; return its output and the log of its module calls.
-
-    Args:
-        model: The model, outside of wrappers.
-        args: Its arguments.
-        kwargs: Its keyword arguments.
-        follow: Whether to follow tensors that autograd does not see.
-
-    Returns:
-        The output, and the log.
-    """
-    trace = ForwardTrace() if follow else None
-    log = CallLog({"": model}, trace)
-    with torch.enable_grad(), log.watch(), trace or nullcontext():
+    """Run a model without its wrappers, with gradient; return its output and the log."""
+    log = CallLog({"": model})
+    with torch.enable_grad(), log.watch():
         output = model(*args, **kwargs)
     return output, log
 
@@ -96,11 +71,7 @@ def output_nodes(output: object) -> list[Node]:
 def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return positional and keyword arguments of a model call from one value.
 
-    Args:
-        inputs: A tuple or list of arguments, a mapping of keyword arguments, or one argument.
-
-    Returns:
-        The two.
+    A tuple or list holds arguments, a mapping keyword arguments; anything else is one argument.
     """
     if isinstance(inputs, tuple | list):
         return tuple(inputs), {}

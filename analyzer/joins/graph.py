@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 from torch.autograd.graph import Node
 
-from analyzer.joins.calls import CallLog, ModuleCall
+from analyzer.joins.calls import CallLog
 from analyzer.joins.operations import NODE_KINDS
 from analyzer.joins.trace import TracedCall, Untracked
 
@@ -88,7 +88,6 @@ class Dataflow:
 
     def __init__(self, walk: Walk, log: CallLog) -> None:
         self._notes = self._followed(log)
-        self._spans = self._layer_spans(log) if log.trace is None else {}
         leaves: list[Node] = []
         items: list[Item] = [(f.sequence, 0, f.tick, f, None) for f in self._untracked(log)]
         for place, (node, edges) in enumerate(zip(walk.nodes, walk.edges, strict=True)):
@@ -126,28 +125,13 @@ class Dataflow:
 
     @staticmethod
     def _followed(log: CallLog) -> dict[int, TracedCall]:
-        """Return the followed function calls by the sequence numbers of their nodes."""
-        if log.trace is None:
-            return {}
+        """Return the traced function calls by the sequence numbers of their nodes."""
         return {number: call for call in log.trace.calls for number in range(call.start, call.end)}
-
-    @staticmethod
-    def _layer_spans(log: CallLog) -> dict[int, ModuleCall]:
-        """Return the innermost layer call by sequence number: all that hooks alone can tell."""
-        return {
-            number: call
-            for call in log.calls
-            if call.layer is not None
-            for number in range(call.start, call.end)
-        }
 
     def _untracked(self, log: CallLog) -> list[Untracked]:
         """Return the untracked tensors that carry data into the graph, or past it."""
         stack: list[Untracked] = [
-            read
-            for call in (log.trace.calls if log.trace is not None else ())
-            for read in call.operands
-            if read is not None
+            read for call in log.trace.calls for read in call.operands if read is not None
         ]
         stack += [
             made for call in log.calls for made in call.outputs if isinstance(made, Untracked)
@@ -206,11 +190,6 @@ class Dataflow:
             is_data |= carries_data
             if has_gap or note.end - note.start == 1:
                 parameters += note.parameters
-        elif (call := self._spans.get(sequence)) is not None:
-            is_data |= has_gap or name.startswith("Embedding")
-            if has_gap:
-                own = call.module.parameters(recurse=False)
-                parameters += tuple(p for p in own if not p.requires_grad)
         if is_data:
             self._append(node, sequence, kind, tuple(reads), parameters)
         else:

@@ -29,7 +29,9 @@ from analyzer.joins.model_state import RandomStates, unwrapped
 
 __all__ = ["Interception", "active_edits", "skip_scale"]
 
+_MAX_KNOWN = 100_000
 Prepare = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
+Refuse = Callable[[AnalyzerError], BaseException]
 
 
 @contextmanager
@@ -37,7 +39,7 @@ def skip_scale(model: nn.Module, alpha: float) -> Iterator[None]:
     """Multiply the shortcut at every join of a model by a constant, in every call inside.
 
     ``z = s + b`` becomes ``z = α·s + b``, and the gradient through the shortcut is multiplied by α
-    with it. α = 0 replaces s by zeros, also where s is not finite; parameters on a shortcut then
+    with it. α = 0 reoperands s by zeros, also where s is not finite; parameters on a shortcut then
     get gradients of zero. α = 1 changes no bit. Of a concatenation the slice of the fork is scaled.
 
     An addition is known by what its operands were computed from. The model runs once more, on
@@ -99,12 +101,7 @@ class Interception:
         self._prepared: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
     def start(self) -> None:
-        """Edit the calls that begin from now on.
-
-        Raises:
-            AnalyzerError: If calls of a part of this model, or of a model that it is a part of,
-                are edited already.
-        """
+        """Edit the calls that begin from now on; refuse to where a part of the model is edited."""
         _watch.add(self)
 
     def stop(self) -> None:
@@ -112,17 +109,17 @@ class Interception:
         _watch.remove(self)
 
     def applies_to(self, module: nn.Module) -> bool:
-        """Return whether the calls of an outermost module are edited."""
+        """Whether the calls of an outermost module are edited."""
         if self.model is not None:
             return module is self.model
         return any(parameter.requires_grad for parameter in module.parameters())
 
-    def prepare(self, module: nn.Module, arguments: Callable[[], Any]) -> None:
+    def prepare(self, module: nn.Module) -> None:
         """Get a model ready, once, before its first call with gradient."""
         if self._prepare is None or module in self._prepared or not torch.is_grad_enabled():
             return
         self._prepared.add(module)
-        self._prepare(module, *arguments())
+        self._prepare(module, *call_arguments_of(module))
 
 
 def active_edits(model: nn.Module) -> list[Edit]:
@@ -131,9 +128,7 @@ def active_edits(model: nn.Module) -> list[Edit]:
 
 
 class _OfThread(threading.local):
-    """The open call of each thread."""
-
-    call: OpenCall | None = None
+    call: _OpenCall | None = None
     is_opening = False
 
 
@@ -143,11 +138,10 @@ class _Watch:
     def __init__(self) -> None:
         self.interceptions: list[Interception] = []
         self._handles: list[Any] = []
-        self._known: weakref.WeakKeyDictionary[nn.Module, KnownCalls] = weakref.WeakKeyDictionary()
+        self._known: weakref.WeakKeyDictionary[nn.Module, _KnownCalls] = weakref.WeakKeyDictionary()
         self._thread = _OfThread()
 
     def add(self, interception: Interception) -> None:
-        """Edit as this interception says."""
         _refuse_overlap(interception, self.interceptions)
         if not self.interceptions:
             self._handles = [
@@ -157,7 +151,6 @@ class _Watch:
         self.interceptions.append(interception)
 
     def remove(self, interception: Interception) -> None:
-        """Edit so no more."""
         if interception in self.interceptions:
             self.interceptions.remove(interception)
         if not self.interceptions:
@@ -183,7 +176,7 @@ class _Watch:
             finally:
                 self._thread.is_opening = False
 
-    def _is_nested(self, call: OpenCall, module: nn.Module) -> bool:
+    def _is_nested(self, call: _OpenCall, module: nn.Module) -> bool:
         """Return whether a module is called inside of an open call; else forget that one."""
         if module is not call.root and module in call.modules:
             return True
@@ -197,9 +190,9 @@ class _Watch:
 
     def _begin(self, root: nn.Module, chosen: list[Interception]) -> None:
         for interception in chosen:
-            interception.prepare(root, lambda: call_arguments_of(root))
+            interception.prepare(root)
         edits = [interception.edit for interception in chosen]
-        call = OpenCall(root, edits, self._known.setdefault(root, KnownCalls()), chosen[0].refuse)
+        call = _OpenCall(root, edits, self._known.setdefault(root, _KnownCalls()), chosen[0].refuse)
         call.plan_if_new()
         self._thread.call = call
         call.mode.__enter__()  # type: ignore[no-untyped-call]
@@ -230,49 +223,29 @@ def _refuse_overlap(new: Interception, others: Sequence[Interception]) -> None:
             continue
         if other.model in modules or new.model in set(other.model.modules()):
             raise AnalyzerError(
-                f"the skips of '{type(new.model).__name__}' cannot be changed while those of "
-                f"'{type(other.model).__name__}' are, for one is a part of the other; expected "
+                f"the shortcuts of '{type(new.model).__name__}' cannot be changed while those of "
+                f"'{type(other.model).__name__}' are, because one is part of the other; expected "
                 "one of them, or models apart. Leave the other context first."
             )
 
 
-_MOST_KNOWN = 100_000
-Refuse = Callable[[AnalyzerError], BaseException]
-
-
-class KnownCalls:
-    """What is known of the calls of one model.
-
-    Attributes:
-        places: Its additions, each a join or none, from all passes that were planned.
-        kinds: The kinds of calls that were planned: modes of the modules, shapes of the inputs.
-    """
+class _KnownCalls:
+    """What earlier calls of one model showed."""
 
     def __init__(self) -> None:
-        self.places: OperandsByToken = {}
+        self.operands: OperandsByToken = {}
+        # Kinds of calls that were planned: modes of the modules, shapes of the inputs.
         self.kinds: set[int] = set()
 
 
-class OpenCall:
-    """A call of a model that is running with its joins edited.
-
-    Args:
-        root: The model.
-        edits: What is done to the operands of its joins.
-        known: What earlier calls showed; added to.
-        refuse: Makes of an error what is raised.
-
-    Attributes:
-        depth: How many calls of the model are inside of each other.
-        modules: The modules of the model.
-        mode: The mode under which the call is to run.
-    """
+class _OpenCall:
+    """A call of a model that is running with its joins edited."""
 
     def __init__(
-        self, root: nn.Module, edits: Sequence[Edit], known: KnownCalls, refuse: Refuse
+        self, root: nn.Module, edits: Sequence[Edit], known: _KnownCalls, refuse: Refuse
     ) -> None:
         self.root = root
-        self.depth = 1
+        self.depth = 1  # how many calls of the model are inside of each other
         # A probe may call a model before the forward of a call that has begun: that one is outside.
         self.level = num_running(root)
         self.modules = set(root.modules())
@@ -298,48 +271,47 @@ class OpenCall:
         self._known.kinds.add(kind)
 
     def _plan(self, *, with_grad: bool = True) -> None:
-        """Find the joins of this call by a run on copies of its arguments."""
-        places = self._known.places
-        if len(places) > _MOST_KNOWN:
-            places.clear()
+        operands = self._known.operands
+        if len(operands) > _MAX_KNOWN:
+            operands.clear()
         args, kwargs = call_arguments_of(self.root, self.level)
         try:
             found = planned_operands(self.root, args, kwargs, self._states, with_grad=with_grad)
         except AnalyzerError as error:
             raise self._refuse(error) from None
-        places.update(found)
+        operands.update(found)
 
     def _operands_of(self, token: int) -> JoinOperands | None:
         """Return the join that an addition is; None for another one."""
-        places = self._known.places
-        if token not in places:
+        operands = self._known.operands
+        if token not in operands:
             if num_running(self.root) < self.level:
                 return None  # an interrupt left this mode behind: this is no part of the call
             # The call takes another way than those that were planned: stochastic depth.
             self._plan()
-        if token not in places and not torch.is_grad_enabled():
+        if token not in operands and not torch.is_grad_enabled():
             self._plan(with_grad=False)
-        if token not in places:
+        if token not in operands:
             raise self._refuse(_not_repeated(_innermost_module(self.root)))
-        place = places[token]
-        if place is not None and place.is_recomputed and torch.is_grad_enabled():
-            raise self._refuse(_recomputed(place))
-        return place
+        which = operands[token]
+        if which is not None and which.is_recomputed and torch.is_grad_enabled():
+            raise self._refuse(_recomputed(which))
+        return which
 
 
 def _not_repeated(module: str) -> AnalyzerError:
     return AnalyzerError(
         f"an addition in '{module}' is not there when the same call is repeated, so that it cannot "
-        "be told whether it is a skip; expected a model that computes the same from the same "
-        "inputs and random states. Make it so, or do not scale its skips."
+        "be told whether it joins a shortcut; expected a model that computes the same from the "
+        "same inputs and random states. Do not scale its shortcuts otherwise."
     )
 
 
-def _recomputed(place: JoinOperands) -> AnalyzerError:
+def _recomputed(which: JoinOperands) -> AnalyzerError:
     return AnalyzerError(
-        f"the skip of '{place.join.name}' is inside of a checkpoint, which computes it again in "
-        "the backward pass, without the change made here; expected activations that are kept. "
-        "Turn checkpointing off while skips are scaled."
+        f"the shortcut of '{which.join.name}' is inside of a checkpoint, which computes it again "
+        "in the backward pass, without the change made here; expected activations that are kept. "
+        "Turn checkpointing off while shortcuts are scaled."
     )
 
 

@@ -41,8 +41,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def preserve_state(model: nn.Module) -> Iterator[None]:
+def preserve_state(model: nn.Module, *, in_eval: bool = False) -> Iterator[None]:
     """Put back a model's buffers, its modules' modes, and the random state, also after an error.
+
+    With ``in_eval`` all modules are in eval mode inside.
 
     Weights and their ``.grad`` are not copied: nothing in this package changes them. Only those of
     embeddings with ``max_norm`` are, because a forward pass writes to them.
@@ -58,35 +60,18 @@ def preserve_state(model: nn.Module) -> Iterator[None]:
         for name, buffer in module._buffers.items()
     ]
     modes = [(module, module.training) for module in model.modules()]
-    devices = {t.device for t in (*model.parameters(), *model.buffers())}
-    with ExitStack() as stack:
-        stack.enter_context(_same_random_states())
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        for kind in {device.type for device in devices} - {"cpu", "meta"}:
-            indices = [device.index or 0 for device in devices if device.type == kind]
-            stack.enter_context(torch.random.fork_rng(devices=indices, device_type=kind))
-        try:
-            yield
-        finally:
-            for weight, saved in written:
-                weight.copy_(saved)
-            _restore_buffers(buffers)
-            for module, mode in modes:
-                module.training = mode
-
-
-@contextmanager
-def _same_random_states() -> Iterator[None]:
-    """Put back the generators of Python, and of numpy where the program has it."""
-    numpy = sys.modules.get("numpy")
-    python = random.getstate()
-    state = None if numpy is None else numpy.random.get_state()
+    states = RandomStates({t.device for t in (*model.parameters(), *model.buffers())})
     try:
+        for module, _ in modes if in_eval else ():
+            module.training = False
         yield
     finally:
-        random.setstate(python)
-        if numpy is not None:
-            numpy.random.set_state(state)
+        for weight, saved in written:
+            weight.copy_(saved)
+        _restore_buffers(buffers)
+        for module, mode in modes:
+            module.training = mode
+        states.restore()
 
 
 def _restore_buffers(buffers: list[tuple[nn.Module, str, Tensor | None, Tensor | None]]) -> None:
@@ -98,27 +83,20 @@ def _restore_buffers(buffers: list[tuple[nn.Module, str, Tensor | None, Tensor |
                 continue
             if buffer.shape != saved.shape:
                 buffer.resize_(saved.shape)
-            if not _is_same(buffer, saved):
+            if not (buffer.is_meta or bool(torch.eq(buffer, saved).all())):
                 buffer.copy_(saved)
-
-
-def _is_same(one: Tensor, other: Tensor) -> bool:
-    return one.is_meta or bool(torch.eq(one, other).all())
 
 
 def cloned(
     value: Any, *, requires_grad: bool, memo: dict[int, tuple[Tensor, Tensor]] | None = None
 ) -> Any:
-    """Return nested tuples, lists and dicts with their tensors copied, one tensor only once.
+    """Return nested tuples, lists and dicts with their tensors copied, each tensor only once.
 
     Args:
-        value: The inputs of a model.
-        requires_grad: Whether floating copies get a gradient. They are no leaves then, so that a
+        value: The inputs of a model; anything else in them is passed on as it is.
+        requires_grad: Whether floating copies get a gradient. They are not leaves then, so that a
             model may change its inputs in place.
         memo: Filled with pairs of leaf and copy by the ``id`` of what was copied.
-
-    Returns:
-        The same structure; what is no tensor, tuple, list or dict is passed on as it is.
     """
     memo = {} if memo is None else memo
     if isinstance(value, Tensor):
@@ -191,10 +169,10 @@ def _copied(value: Any) -> Any:
 
 
 @contextmanager
-def unobserved(model: nn.Module) -> Iterator[None]:
+def unobserved(model: nn.Module, *, in_eval: bool = False) -> Iterator[None]:
     """Let a model run once more, unseen by this package's hooks, with buffers of its own."""
     with ExitStack() as stack:
-        stack.enter_context(preserve_state(model))
+        stack.enter_context(preserve_state(model, in_eval=in_eval))
         stack.enter_context(_without_own_modes())
         stack.enter_context(_without_own_hooks(model))
         copies: dict[int, Tensor] = {}

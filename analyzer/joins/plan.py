@@ -124,16 +124,14 @@ class JoinPlan:
         self._locations = locations
         self._structure = structure
 
-    def sites(self, roots: Iterable[Node]) -> list[JoinSite] | None:
+    def sites(self, roots: Iterable[Node] | Walk) -> list[JoinSite] | None:
         """Return the joins in another graph of the same network; None where it differs.
 
         Args:
-            roots: The nodes that correspond to those in which the joins were found, same order.
+            roots: The nodes that correspond to those in which the joins were found, same order; or
+                the walk from them.
         """
-        return self.sites_in(Walk(roots))
-
-    def sites_in(self, walk: Walk) -> list[JoinSite] | None:
-        """Return the joins in a graph that was walked from the corresponding nodes."""
+        walk = roots if isinstance(roots, Walk) else Walk(roots)
         if len(walk.nodes) != len(self._structure) or walk.structure() != self._structure:
             return None
         return [

@@ -84,18 +84,15 @@ class Rerun:
             return self._quietly(once)
 
     def _quietly(self, function: Callable[[], Any]) -> Any:
-        with unobserved(self.model):
-            if self._in_eval:
-                for module in self.model.modules():
-                    module.training = False
+        with unobserved(self.model, in_eval=self._in_eval):
             return function()
 
     def _operands_of(self, token: int) -> JoinOperands | None:
         if token not in self._places:
             raise AnalyzerError(
                 f"'{type(self.model).__name__}' does not compute the same when a call is repeated, "
-                "so that its skips cannot be told apart; expected the same operations from the "
-                "same inputs and random states. Make it so, or leave this measurement out."
+                "so that its shortcuts cannot be told apart; expected the same operations from "
+                "the same inputs and random states. Leave this measurement out otherwise."
             )
         return self._places[token]
 
@@ -117,36 +114,30 @@ class Rescaling:
     unmatched: tuple[str, ...]
 
 
-class _Measured:
+class _Measured(Edit):
     """The standard deviation of what each join gives."""
 
     def __init__(self) -> None:
         self.deviations: dict[int, float] = {}
 
-    def factor(self, place: JoinOperands, slot: int, operand: Tensor) -> float:
-        return 1.0
-
-    def joined(self, place: JoinOperands, result: Tensor) -> None:
-        self.deviations[place.join.index] = _deviation(result)
+    def joined(self, which: JoinOperands, result: Tensor) -> None:
+        self.deviations[which.join.index] = _deviation(result)
 
 
-class _Matched:
-    """Each branch scaled on the way, so that its join gives the deviation that is wanted."""
+class _Matched(Edit):
+    """Each branch scaled so that its join gives the deviation that is wanted."""
 
     def __init__(self, wanted: Mapping[int, float]) -> None:
         self._wanted = wanted
         self.factors: dict[int, float] = {}
 
-    def factor(self, place: JoinOperands, slot: int, operand: Tensor) -> float:
-        if slot == place.shortcut or place.join.operation != "add":
+    def factor(self, which: JoinOperands, slot: int, operand: Tensor) -> float:
+        if slot == which.shortcut or which.join.operation != "add":
             return 1.0
         is_now = _deviation(operand)
-        ratio = self._wanted[place.join.index] / is_now if is_now else math.nan
-        self.factors[place.join.index] = ratio if math.isfinite(ratio) and ratio > 0 else math.nan
+        ratio = self._wanted[which.join.index] / is_now if is_now else math.nan
+        self.factors[which.join.index] = ratio if math.isfinite(ratio) and ratio > 0 else math.nan
         return ratio if math.isfinite(ratio) else 1.0
-
-    def joined(self, place: JoinOperands, result: Tensor) -> None:
-        """Do nothing with what the join gave."""
 
 
 def rescale_branches(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Rescaling:

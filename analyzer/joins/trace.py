@@ -1,7 +1,7 @@
-"""Tensors followed forward through one forward pass, where autograd keeps no graph of them.
+"""The trace of one forward pass: how tensors were made of which autograd keeps no graph.
 
 An *untracked* tensor is one without gradient: a network's input, what a frozen or ``no_grad`` part
-makes of it, or a frozen parameter. It carries data when it was computed from the network's inputs.
+makes of it, or a frozen parameter. It carries data where it was computed from the network's inputs.
 """
 
 from __future__ import annotations
@@ -15,10 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from analyzer.joins.calls import sequence_number
 from analyzer.joins.operations import FUNCTION_KINDS, function_name
 
-__all__ = ["ForwardTrace", "TracedCall", "Untracked"]
+__all__ = ["ForwardTrace", "TracedCall", "Untracked", "sequence_number"]
+
+
+def sequence_number() -> int:
+    """Return the sequence number that the next autograd node of this thread will get."""
+    number: int = torch._C._autograd._get_sequence_nr()
+    return number
 
 
 @dataclass(eq=False, slots=True)
@@ -29,7 +34,7 @@ class Untracked:
         kind: ``add`` | ``cat`` | ``select`` | ``other`` | ``input``.
         carries_data: Whether it was computed from the network's inputs.
         is_differentiable: Whether it is floating, so that a gradient could flow through it.
-        reads: Flows that it was made from, slot by slot for ``add`` and ``cat``.
+        reads: What it was made from, slot by slot for ``add`` and ``cat``.
         parameters: Parameters that it was made from directly.
         sequence: Number of the next autograd node when it was made.
         tick: Number of the followed function that made it.
@@ -114,27 +119,35 @@ class ForwardTrace(TorchFunctionMode):
         for tensor in tensors:
             self._has_inputs = True
             if not tensor.requires_grad and self.untracked(tensor) is None:
-                self._remember(tensor, self._source(tensor))
+                self._remember(tensor)
 
     def untracked(self, tensor: Tensor) -> Untracked | None:
         """Return how a tensor without gradient was made; None where it is not followed."""
         entry = self._untracked.get(id(tensor))
         return entry[1] if entry is not None and entry[0]() is tensor else None
 
-    def _remember(self, tensor: Tensor, operand: Untracked) -> None:
-        self._untracked[id(tensor)] = (weakref.ref(tensor), operand)
-
-    def _source(self, tensor: Tensor) -> Untracked:
-        return Untracked(
-            kind="input",
-            carries_data=True,
-            is_differentiable=tensor.is_floating_point() or tensor.is_complex(),
-            reads=(),
-            parameters=(),
-            sequence=sequence_number(),
+    def _remember(
+        self,
+        tensor: Tensor,
+        kind: str = "input",
+        carries_data: bool = True,
+        reads: tuple[Untracked, ...] = (),
+        parameters: tuple[nn.Parameter, ...] = (),
+        sequence: int | None = None,
+    ) -> Untracked:
+        is_differentiable = tensor.is_floating_point() or tensor.is_complex()
+        made = Untracked(
+            kind=kind,
+            carries_data=carries_data,
+            is_differentiable=is_differentiable,
+            reads=reads if is_differentiable else (),
+            parameters=parameters,
+            sequence=sequence_number() if sequence is None else sequence,
             tick=self.tick,
             shape=tuple(tensor.shape),
         )
+        self._untracked[id(tensor)] = (weakref.ref(tensor), made)
+        return made
 
     def _operand(self, tensor: Tensor) -> Untracked | None:
         operand = self.untracked(tensor)
@@ -142,8 +155,7 @@ class ForwardTrace(TorchFunctionMode):
         if operand is None and not self._has_inputs and not isinstance(tensor, nn.Parameter):
             if tensor.requires_grad:
                 return None
-            operand = self._source(tensor)
-            self._remember(tensor, operand)
+            return self._remember(tensor)
         return operand
 
     def _note(
@@ -171,38 +183,25 @@ class ForwardTrace(TorchFunctionMode):
         start: int,
     ) -> None:
         """Note tensors without gradient."""
-        carries_data = any(
-            operand is not None and operand.carries_data for operand in operands
-        ) or any(
-            tensor.requires_grad and not isinstance(tensor, nn.Parameter) for tensor in arguments
-        )
-        parameters = self._parameters(arguments, operands, only_frozen=False)
-        if not carries_data and not parameters:
-            return
-        # What was cut off from a tensor with gradient (detach, argmax) starts anew: no gradient
-        # could flow back through it, so it leads to no fork.
-        is_cut = any(
-            tensor.requires_grad and not isinstance(tensor, nn.Parameter) for tensor in arguments
-        )
         data = tuple(
             operand for operand in operands if operand is not None and operand.carries_data
         )
+        # What is cut off from a tensor with gradient (detach, argmax) leads to no fork, because no
+        # gradient could flow back through it.
+        is_cut = any(
+            tensor.requires_grad and not isinstance(tensor, nn.Parameter) for tensor in arguments
+        )
+        carries_data = is_cut or bool(data)
+        parameters = self._parameters(arguments, operands, only_frozen=False)
+        if not carries_data and not parameters:
+            return
         reads = tuple(operand for operand in data if operand.is_differentiable)
         if is_cut or len(reads) != len(data):
             kind, reads = "other", (() if is_cut else reads)
+        if not torch.is_grad_enabled() and kind != "select":
+            kind = "other"
         for tensor in made:
-            differentiable = tensor.is_floating_point() or tensor.is_complex()
-            operand = Untracked(
-                kind=kind if torch.is_grad_enabled() or kind == "select" else "other",
-                carries_data=carries_data,
-                is_differentiable=differentiable,
-                reads=reads if differentiable else (),
-                parameters=parameters,
-                sequence=start,
-                tick=self.tick,
-                shape=tuple(tensor.shape),
-            )
-            self._remember(tensor, operand)
+            self._remember(tensor, kind, carries_data, reads, parameters, start)
 
     @staticmethod
     def _parameters(

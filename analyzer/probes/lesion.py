@@ -26,7 +26,7 @@ class Score(NamedTuple):
     accuracy: float | None
 
 
-class _WithoutBranch:
+class _WithoutBranch(Edit):
     """The branch of one join replaced by zeros."""
 
     def __init__(self, join: int) -> None:
@@ -34,9 +34,6 @@ class _WithoutBranch:
 
     def factor(self, place: JoinOperands, slot: int, operand: Tensor) -> float:
         return 0.0 if place.join.index == self._join and slot in place.branches else 1.0
-
-    def joined(self, place: JoinOperands, result: Tensor) -> None:
-        """Do nothing with what the join gave."""
 
 
 def measure(batch: HeldBatch) -> Measurement:

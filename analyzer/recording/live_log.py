@@ -76,7 +76,7 @@ class LiveLog(CallLog):
             if len(self.calls) > _MOST_CALLS or torch.compiler.is_compiling():
                 return
             inputs = (inputs, keywords_of_call(module))
-            self.trace.__enter__()
+            self.trace.__enter__()  # type: ignore[no-untyped-call]
             self._follows = True
         super().enter(module, inputs)
 
@@ -89,7 +89,7 @@ class LiveLog(CallLog):
     def _stop_following(self) -> None:
         if self._follows:
             self._follows = False
-            self.trace.__exit__(None, None, None)
+            self.trace.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def _makers(self, output: object) -> list[Any]:
         """Return the sequence numbers of autograd nodes: a node would keep its graph alive."""

@@ -213,7 +213,7 @@ class Splits:
 
     def _located(self, walk: Walk) -> list[JoinSite] | None:
         for place, plan in enumerate(self._plans):
-            sites = plan.sites_in(walk)
+            sites = plan.sites(walk)
             if sites is not None:
                 self._plans.insert(0, self._plans.pop(place))
                 return sites
@@ -232,7 +232,7 @@ class Splits:
             self.tables_changed |= self.table.add(join)
         for module, reason in plan.unseen:
             self._on_problem(f"joins of {self._spelled(module)}: {reason}")
-        return plan.sites_in(walk)
+        return plan.sites(walk)
 
     def _spelled(self, path: str) -> str:
         """The path of a module in its model; the class name for the model itself."""

@@ -92,7 +92,7 @@ def test_a_twin_that_fails_is_said_after_the_run_and_its_end_is_not_the_runs(tmp
     assert open_run(tmp_path / "mine-plain").manifest["status"] == "failed"
     alone = record(tmp_path, "--skip-scale", "0.5", "--run", "scaled", "train.py", "0")
     assert (alone.returncode, alone.stdout) == (2, "")
-    assert alone.stderr.startswith("analyzer: the skip of '1' is inside of a checkpoint")
+    assert alone.stderr.startswith("analyzer: the shortcut of '1' is inside of a checkpoint")
 
 
 CHECKPOINTED = """

@@ -201,7 +201,7 @@ def test_every_join_of_every_family_is_seen_and_a_scale_of_one_keeps_the_bits(
     model, inputs = family.build().train(is_training), family.inputs()
     seen: set[int] = set()
 
-    class Seen:
+    class Seen(analyzer.joins.Edit):
         def factor(self, place: Any, slot: int, operand: Tensor) -> float:
             seen.add(place.join.index)
             return 1.0
@@ -413,8 +413,8 @@ class Scripted(nn.Module):
     [
         (lambda: Checkpointed(True), "'Checkpointed' may hold .* reentrant checkpointing|'block'"),
         (lambda: Checkpointed(False), "'block' is inside of a checkpoint"),
-        (Custom, "'Custom' may hold skips .* custom function Fused"),
-        (Scripted, "the skip of 'Scripted' is added by code|custom function Differentiable"),
+        (Custom, "'Custom' may hold shortcuts .* custom function Fused"),
+        (Scripted, "the shortcut of 'Scripted' is added by code|custom function Differentiable"),
         (lambda: nn.Sequential(torch.compile(Block(torch.add, 4))), "'0' is compiled"),
     ],
 )

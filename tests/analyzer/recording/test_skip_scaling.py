@@ -115,7 +115,7 @@ def test_what_cannot_be_scaled_raises_or_ends_the_program() -> None:
     assert isinstance(caught.value, SystemExit)
     assert caught.value.code == 2
     assert said == [caught.value.message]
-    assert said[0].startswith("the skip of 'Kept' is inside of a checkpoint")
+    assert said[0].startswith("the shortcut of 'Kept' is inside of a checkpoint")
 
 
 def test_branches_are_rescaled_once_before_the_first_call_with_gradient() -> None:

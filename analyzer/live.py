@@ -106,9 +106,9 @@ def gradient_autocorrelation(model: nn.Module, grid: Tensor, max_lag: int = 15) 
     """
     import pandas as pd
 
-    from analyzer.probes import autocorrelation
+    from analyzer.probes import shattering
 
-    values = autocorrelation.gradient_autocorrelation(model, grid, max_lag)
+    values = shattering.gradient_autocorrelation(model, grid, max_lag)
     return pd.DataFrame({"lag": range(len(values)), "autocorrelation": values})
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from analyzer.networks.zoo import zoo
-from analyzer.probes.held_batches import held
+from analyzer.probes.batch import held
 from analyzer.probes.landscape import random_directions, surface
 from analyzer.probes.landscape.choice import Work, chosen, method_named
 from analyzer.probes.landscape.evaluation import evaluating

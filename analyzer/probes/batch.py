@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["HeldBatch", "Measurement"]
+from analyzer.joins.find import call_arguments
+from analyzer.joins.model_state import cloned
+
+__all__ = [
+    "Batch",
+    "HeldBatch",
+    "Measurement",
+    "channels_last",
+    "held",
+    "num_samples",
+    "pooled",
+    "split",
+]
 
 
 @dataclass(frozen=True)
@@ -44,3 +57,138 @@ class Measurement:
 
     columns: Mapping[str, Sequence[Any]]
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Arguments of one call of the model, and what the loss compares its output with.
+
+    Args:
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        target: Second argument of the loss; None where the loss holds its own.
+        size: Number of samples, the weight of the batch.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    target: Any
+    size: int
+
+    def copied(self) -> Batch:
+        """Return the batch with copies of its tensors, for a model that writes to its inputs."""
+        parts = cloned((self.args, self.kwargs, self.target), requires_grad=False)
+        args, kwargs, target = parts
+        return Batch(args, kwargs, target, self.size)
+
+    def is_written(self) -> bool:
+        """Whether something wrote to a tensor of a fresh copy."""
+        return any(tensor._version > 0 for tensor in _tensors(self))
+
+    def mapped(self, change: Callable[[Tensor], Tensor], target: Any) -> Batch:
+        """Return the batch with every tensor of its arguments changed, and another target."""
+        args = tuple(change(v) if isinstance(v, Tensor) else v for v in self.args)
+        kwargs = {k: change(v) if isinstance(v, Tensor) else v for k, v in self.kwargs.items()}
+        changed = Batch(args, kwargs, target, self.size)
+        return Batch(args, kwargs, target, _size(changed))
+
+
+def held(batches: Iterable[Any]) -> list[Batch]:
+    """Return the batches of an iterable, checked, in its order.
+
+    Args:
+        batches: Pairs ``(input, target)``; the input is one argument, a tuple or list of positional
+            ones, or a mapping of keyword arguments.
+
+    Returns:
+        The batches that have samples; all stay in memory, for they are read again and again.
+
+    Raises:
+        ValueError: If there is none, none has a sample, or an item is no pair.
+    """
+    found = []
+    for item in batches:
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise ValueError(
+                f"batches gave a {type(item).__name__}, expected pairs (input, target); "
+                "write [(input, target)] for a single batch"
+            )
+        args, kwargs = call_arguments(item[0])
+        batch = Batch(args, kwargs, item[1], 1)
+        found.append(Batch(args, kwargs, item[1], _size(batch)))
+    if not found:
+        raise ValueError("batches is empty, expected at least one pair (input, target)")
+    filled = [batch for batch in found if batch.size > 0]
+    if not filled:
+        raise ValueError("all batches have 0 samples, expected at least one sample")
+    return filled
+
+
+def num_samples(batches: Sequence[Batch]) -> int:
+    """Return the number of samples in all."""
+    return sum(batch.size for batch in batches)
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    """Return the tensors of a batch that are not nested deeper."""
+    parts = (*batch.args, *batch.kwargs.values(), batch.target)
+    return [part for part in parts if isinstance(part, Tensor)]
+
+
+def _size(batch: Batch) -> int:
+    """Return the length of the first tensor; 1 where nothing has a length."""
+    return next((len(tensor) for tensor in _tensors(batch) if tensor.dim() > 0), 1)
+
+
+def pooled(batches: Sequence[Batch]) -> Batch | None:
+    """Return all batches as one, None where their samples cannot be told apart.
+
+    Every argument and the target must be a tensor whose first axis counts the samples; whether the
+    loss is a mean over them is for a trial to find out.
+    """
+    for batch in batches:
+        parts = [*batch.args, *batch.kwargs.values(), batch.target]
+        lengths = {len(p) if isinstance(p, Tensor) and p.dim() > 0 else -1 for p in parts}
+        if lengths != {batch.size}:
+            return None
+    if len(batches) == 1:
+        return batches[0]
+    try:
+        return _joined(batches)
+    except (RuntimeError, KeyError, IndexError):
+        return None
+
+
+def _joined(batches: Sequence[Batch]) -> Batch | None:
+    """Concatenate batches of equal form."""
+    first = batches[0]
+    forms = {(len(b.args), tuple(b.kwargs), tuple(t.dtype for t in _tensors(b))) for b in batches}
+    if len(forms) > 1:
+        return None
+    args = tuple(torch.cat([b.args[i] for b in batches]) for i in range(len(first.args)))
+    kwargs = {name: torch.cat([b.kwargs[name] for b in batches]) for name in first.kwargs}
+    target = torch.cat([b.target for b in batches])
+    return Batch(args, kwargs, target, num_samples(batches))
+
+
+def split(batch: Batch, size: int) -> list[Batch]:
+    """Cut a pooled batch into micro-batches of a size; the last one may be smaller."""
+    if size >= batch.size:
+        return [batch]
+    starts = range(0, batch.size, size)
+    return [_part(batch, start, start + size) for start in starts]
+
+
+def _part(batch: Batch, start: int, stop: int) -> Batch:
+    return batch.mapped(lambda tensor: tensor[start:stop], batch.target[start:stop])
+
+
+def channels_last(batch: Batch) -> Batch:
+    """Return the batch with its images (4-D, 5-D) in the layout that convolutions prefer."""
+
+    def change(tensor: Tensor) -> Tensor:
+        layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+        layout = layouts.get(tensor.dim())
+        return tensor if layout is None else tensor.contiguous(memory_format=layout)
+
+    return batch.mapped(change, batch.target)

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
+from analyzer.joins.backward import SplitHooks
 from analyzer.joins.calls import CallLog
+from analyzer.joins.find import output_nodes
+from analyzer.joins.plan import Join, JoinSite, joins_in_graph
+from analyzer.joins.products import JoinGradients
 from analyzer.probes.activations import LayerOutput
-from analyzer.probes.input_path import InputPath
-from analyzer.probes.output_target import Target, flattened
+from analyzer.probes.input_path import InputPath, Target, flattened
 
-__all__ = ["PathSums", "gauss_legendre", "path_sums"]
+__all__ = [
+    "JoinAttribution",
+    "PathSums",
+    "join_attributions",
+    "path_sums",
+]
+
 
 _NO_SAMPLES = "its output has no sample axis"
 _NO_GRADIENT = "the output does not depend on it"
@@ -51,7 +61,7 @@ class PathSums:
         self.refused |= other.refused
 
 
-def gauss_legendre(num_points: int) -> tuple[list[float], list[float]]:
+def _gauss_legendre(num_points: int) -> tuple[list[float], list[float]]:
     """Return places in (0, 1) and the weights of Gauss–Legendre quadrature, as Captum has them."""
     places, weights = np.polynomial.legendre.leggauss(num_points)
     return (0.5 * (1 + places)).tolist(), (0.5 * weights).tolist()
@@ -79,8 +89,8 @@ def path_sums(
     """
     fractions, weights = {
         # One point more than steps: conductance needs the change from point to point.
-        "conductance": gauss_legendre(num_steps + 1),
-        "internal_influence": gauss_legendre(num_steps),
+        "conductance": _gauss_legendre(num_steps + 1),
+        "internal_influence": _gauss_legendre(num_steps),
         "gradient_x_activation": ([1.0], [1.0]),
     }[method]
     points = [point.requires_grad_() for point in path.at(fractions, start, stop)]
@@ -120,3 +130,100 @@ def _terms(
         scale = torch.tensor(weights, dtype=gradient.dtype).repeat_interleave(size)
         return gradient * scale.to(gradient.device).view(-1, *[1] * (gradient.dim() - 1))
     return gradient[:-size] * (value[size:] - value[:-size])
+
+
+@dataclass(frozen=True)
+class JoinAttribution:
+    """How much of an output passes a join on either side.
+
+    ``∫ ⟨∂F/∂x through one side, dx/dα⟩ dα`` at the fork x, on the way from the baseline.
+
+    Args:
+        join: Number of the join.
+        name: Its name.
+        shortcut: Through the shortcut; NaN where autograd does not see the fork.
+        branch: Through the branch.
+    """
+
+    join: int
+    name: str
+    shortcut: float
+    branch: float
+
+    def __add__(self, other: JoinAttribution) -> JoinAttribution:
+        return replace(
+            self, shortcut=self.shortcut + other.shortcut, branch=self.branch + other.branch
+        )
+
+    def divided_by(self, count: int) -> JoinAttribution:
+        """Return the mean over samples of a sum over them."""
+        return replace(self, shortcut=self.shortcut / count, branch=self.branch / count)
+
+    def as_dict(self) -> dict[str, int | str | float]:
+        """Return the fields, and the share of the shortcut; NaN where both are 0."""
+        total = self.shortcut + self.branch
+        return asdict(self) | {"shortcut_share": self.shortcut / total if total else math.nan}
+
+
+def join_attributions(
+    done: PathSums, path: InputPath, start: int, stop: int
+) -> list[JoinAttribution]:
+    """Return the attribution through both sides of each join, summed over the samples.
+
+    The gradient that reaches a fork through one side goes on to the inputs by itself, where it
+    meets their change along the way.
+
+    Args:
+        done: A pass over the way, with its graph.
+        path: The way.
+        start: First sample of that pass.
+        stop: Sample after the last one.
+    """
+    if done.picked is None or done.log is None:
+        return []
+    roots = output_nodes(done.output)
+    sites = joins_in_graph(roots, done.log).sites(roots) or []
+    gradients: dict[int, JoinGradients] = {}
+
+    def note(join: Join, found: JoinGradients) -> None:
+        gradients[join.index] = found
+
+    hooks = SplitHooks(sites, note)
+    try:
+        torch.autograd.grad(done.picked, done.points, retain_graph=True, allow_unused=True)
+    finally:
+        hooks.finish()
+    steps = _steps(done, path, start, stop)
+    result = []
+    for site in sites:
+        found = gradients.get(site.join.index)
+        sides = (None, None) if found is None else (found.shortcut, found.branch)
+        shortcut, branch = (_integral(site, side, done, steps) for side in sides)
+        result.append(JoinAttribution(site.join.index, site.join.name, shortcut, branch))
+    return result
+
+
+def _steps(done: PathSums, path: InputPath, start: int, stop: int) -> list[Tensor]:
+    """Return the change of the points over each step of the way."""
+    steps = []
+    for end in path.ends:
+        some = end[start:stop]
+        steps.append(torch.cat([some * weight for weight in done.weights]))
+    return steps
+
+
+def _integral(
+    site: JoinSite, side: tuple[Tensor, ...] | None, done: PathSums, steps: list[Tensor]
+) -> float:
+    """Send one side's gradient on from the fork; return what it makes of the inputs' change."""
+    if side is None or site.fork is None:
+        return math.nan
+    forks = [GradientEdge(site.fork, number) for number in range(len(side))]
+    arrived = torch.autograd.grad(
+        forks, list(done.points), list(side), retain_graph=True, allow_unused=True
+    )
+    return math.fsum(
+        float((gradient.double() * step).sum())
+        for gradient, step in zip(arrived, steps, strict=True)
+        if gradient is not None
+    )

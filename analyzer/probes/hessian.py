@@ -11,12 +11,52 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from analyzer.errors import AnalyzerError
+from analyzer.joins.graph import Walk
 from analyzer.joins.model_state import unwrapped
 from analyzer.probes.activations import evaluating
-from analyzer.probes.held_batches import Batch, held, num_samples, pooled
-from analyzer.probes.second_derivatives import num_bytes_held, refuse_if_severed
+from analyzer.probes.batch import Batch, held, num_samples, pooled
 
-__all__ = ["Hessian", "Loss", "hessian_of"]
+__all__ = [
+    "Hessian",
+    "Loss",
+    "hessian_of",
+    "refuse_if_severed",
+]
+
+
+def refuse_if_severed(gradients: Iterable[Tensor]) -> Walk:
+    """Return the graph of some gradients; refuse it where a custom function cuts it off.
+
+    Such a function's backward is marked ``once_differentiable``. Torch raises only where it runs
+    into the mark, and it never does when it looks for the derivative by something behind it: that
+    part would silently be missing.
+
+    Args:
+        gradients: Results of ``torch.autograd.grad(…, create_graph=True)``.
+
+    Raises:
+        RuntimeError: If there is such a mark.
+    """
+    walk = Walk([g.grad_fn for g in gradients if g.grad_fn is not None])
+    if any(type(node).__name__ == "Error" for node in walk.nodes):
+        raise RuntimeError(
+            "a custom function's backward is marked once_differentiable: it has no second "
+            "derivative"
+        )
+    return walk
+
+
+def _num_bytes_held(walk: Walk) -> int:
+    """Estimate what a graph holds in memory: the outputs of all its nodes."""
+    total = 0
+    for node in walk.nodes:
+        for part in node._input_metadata:
+            size = part.dtype.itemsize
+            for length in part.shape:
+                size *= length
+            total += size
+    return total
+
 
 Loss = Callable[[Any, Any], Tensor]
 # What the kept gradient graphs of all batches may hold; the graphs of later batches are rebuilt.
@@ -202,7 +242,7 @@ class Hessian:
                 for variable, gradient in zip(self._variables, gradients, strict=True)
                 if gradient is not None and gradient.requires_grad
             ]
-            return pairs, num_bytes_held(refuse_if_severed(gradient for _, gradient in pairs))
+            return pairs, _num_bytes_held(refuse_if_severed(gradient for _, gradient in pairs))
 
     @contextmanager
     def _second_derivatives(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,10 +18,142 @@ from analyzer.joins.model_state import cloned, unwrapped
 from analyzer.joins.plan import JoinSite, joins_in_graph
 from analyzer.probes.activations import evaluating, main_output, num_samples, samples_between
 from analyzer.probes.batch import HeldBatch, Measurement
-from analyzer.probes.bidiagonalization import ExtremeValues, extreme_singular_values
-from analyzer.probes.edge_map import EdgeMap
+from analyzer.probes.hessian import refuse_if_severed
+from analyzer.probes.lanczos import ExtremeValues, extreme_singular_values
 
-__all__ = ["NETWORK", "JacobianSpectrum", "jacobian_spectrum", "measure", "metadata"]
+__all__ = [
+    "NETWORK",
+    "JacobianSpectrum",
+    "jacobian_spectrum",
+    "measure",
+    "metadata",
+]
+
+
+_BLOCK = 64
+
+
+class _EdgeMap:
+    """The Jacobian of some places of an autograd graph by others below them.
+
+    ``Jᵀv`` is a backward pass between them; ``J u`` is the derivative of ``⟨Jᵀv, u⟩`` by v. The
+    graph is kept and used for every product.
+
+    Args:
+        outputs: Edges of the outputs.
+        inputs: Tensors, or edges of tensors, that the outputs depend on.
+
+    Attributes:
+        rows: Elements of the outputs.
+        columns: Elements of the inputs.
+        epsilon: Relative rounding error of a product.
+    """
+
+    def __init__(
+        self, outputs: Sequence[GradientEdge], inputs: Sequence[Tensor | GradientEdge]
+    ) -> None:
+        self._outputs = list(outputs)
+        self._inputs: list[Any] = list(inputs)
+        self._output_likes = [_like(place) for place in outputs]
+        self._input_likes = [_like(place) for place in inputs]
+        self.rows = sum(like.numel() for like in self._output_likes)
+        self.columns = sum(like.numel() for like in self._input_likes)
+        self.epsilon = max(torch.finfo(like.dtype).eps for like in self._output_likes)
+        self._linear: tuple[list[Tensor], list[Tensor]] | None = None
+
+    def transposed_times(self, vector: Tensor) -> Tensor:
+        """Return ``Jᵀ v`` for v of `rows` elements, in float64 on the CPU."""
+        parts = _parts(vector, self._output_likes)
+        gradients = torch.autograd.grad(
+            self._outputs, self._inputs, parts, retain_graph=True, allow_unused=True
+        )
+        return _flat(gradients, self._input_likes)
+
+    def times(self, vector: Tensor) -> Tensor:
+        """Return ``J u`` for u of `columns` elements, in float64 on the CPU."""
+        if self._linear is None:
+            seeds = [torch.zeros_like(like).requires_grad_() for like in self._output_likes]
+            pulled = torch.autograd.grad(
+                self._outputs, self._inputs, seeds, create_graph=True, materialize_grads=True
+            )
+            refuse_if_severed(pulled)
+            self._linear = seeds, list(pulled)
+        seeds, pulled_back = self._linear
+        parts = _parts(vector, self._input_likes)
+        kept = [n for n, part in enumerate(pulled_back) if part.requires_grad]
+        if not kept:
+            return torch.zeros(self.rows, dtype=torch.float64)
+        gradients = torch.autograd.grad(
+            [pulled_back[n] for n in kept],
+            seeds,
+            [parts[n] for n in kept],
+            retain_graph=True,
+            allow_unused=True,
+        )
+        return _flat(gradients, self._output_likes)
+
+    def dense(self) -> Tensor:
+        """Return the Jacobian ``[rows, columns]`` by as few products as possible, in float64."""
+        if self.rows > self.columns:
+            return torch.stack([self.times(unit) for unit in _units(self.columns)], dim=1)
+        try:
+            pieces = torch.split(_units(self.rows), _BLOCK)
+            return torch.cat([self._many_rows(piece) for piece in pieces])
+        except RuntimeError:  # an operation that torch cannot run for several gradients at once
+            return torch.stack([self.transposed_times(unit) for unit in _units(self.rows)])
+
+    def _many_rows(self, vectors: Tensor) -> Tensor:
+        """Return ``Vᵀ J`` for several vectors at once."""
+        likes, count = self._output_likes, len(vectors)
+        pieces = torch.split(vectors, [like.numel() for like in likes], dim=1)
+        parts = [
+            piece.reshape(count, *like.shape).to(device=like.device, dtype=like.dtype)
+            for piece, like in zip(pieces, likes, strict=True)
+        ]
+        with warnings.catch_warnings():
+            # Torch warns where it loops over the gradients for want of a batching rule.
+            warnings.simplefilter("ignore", UserWarning)
+            gradients = torch.autograd.grad(
+                self._outputs,
+                self._inputs,
+                parts,
+                retain_graph=True,
+                is_grads_batched=True,
+                materialize_grads=True,
+            )
+        return torch.cat([part.detach().flatten(1).double().cpu() for part in gradients], dim=1)
+
+
+def _like(place: Tensor | GradientEdge) -> Tensor:
+    """Return an empty tensor of the shape, type and device of a place."""
+    if isinstance(place, Tensor):
+        return torch.empty_like(place)
+    about = place.node._input_metadata[place.output_nr]
+    return torch.empty(tuple(about.shape), dtype=about.dtype, device=about.device)
+
+
+def _units(size: int) -> Tensor:
+    return torch.eye(size, dtype=torch.float64)
+
+
+def _parts(vector: Tensor, likes: Sequence[Tensor]) -> list[Tensor]:
+    """Cut a vector into tensors of the shapes and types asked for."""
+    pieces = torch.split(vector, [like.numel() for like in likes])
+    return [
+        piece.reshape(like.shape).to(device=like.device, dtype=like.dtype)
+        for piece, like in zip(pieces, likes, strict=True)
+    ]
+
+
+def _flat(parts: Sequence[Tensor | None], likes: Sequence[Tensor]) -> Tensor:
+    """Join tensors to one vector; what nothing arrived at is zero."""
+    return torch.cat(
+        [
+            (torch.zeros_like(like) if part is None else part.detach()).flatten().double().cpu()
+            for part, like in zip(parts, likes, strict=True)
+        ]
+    )
+
 
 NETWORK = "network"
 _SMALL, _DENSE = 256, 1024
@@ -107,7 +240,7 @@ def jacobian_spectrum(
                 _add_spectrum(result, site.join.name, block, k, seed)
         leaves = [leaf for leaf, _ in memo.values() if leaf.requires_grad]
         if leaves:
-            whole = EdgeMap([get_gradient_edge(main_output(output))], leaves)
+            whole = _EdgeMap([get_gradient_edge(main_output(output))], leaves)
             _add_spectrum(result, NETWORK, whole, k, seed)
         else:
             result.refused[NETWORK] = "its inputs are not floating, so that it has no Jacobian"
@@ -139,17 +272,17 @@ def metadata(found: JacobianSpectrum) -> dict[str, str]:
     }
 
 
-def _block_map(site: JoinSite) -> EdgeMap | str:
+def _block_map(site: JoinSite) -> _EdgeMap | str:
     """Return the map from the fork of a join to its output, or why there is none."""
     edges = [*(site.shortcut_edges or ()), *(site.branch_edges or ())]
     if site.node is None or site.fork is None or not edges:
         return "autograd does not see its fork: it comes from a part without gradient"
     numbers = sorted({number for _, _, number in edges})
     forks = [GradientEdge(site.fork, number) for number in numbers]
-    return EdgeMap([GradientEdge(site.node, 0)], forks)
+    return _EdgeMap([GradientEdge(site.node, 0)], forks)
 
 
-def _add_spectrum(result: JacobianSpectrum, name: str, block: EdgeMap, k: int, seed: int) -> None:
+def _add_spectrum(result: JacobianSpectrum, name: str, block: _EdgeMap, k: int, seed: int) -> None:
     """Compute the values of one block from the whole matrix where it is small, else by products."""
     try:
         if min(block.rows, block.columns) <= max(_DENSE, 2 * k):

@@ -16,10 +16,12 @@ from analyzer.joins.calls import tensors_in
 from analyzer.joins.find import call_arguments
 from analyzer.probes.batch import HeldBatch, Measurement
 
-__all__ = ["Score", "block_swaps", "lesion_scores", "measure", "score_of", "swap_scores"]
+__all__ = [
+    "measure",
+]
 
 
-class Score(NamedTuple):
+class Evaluation(NamedTuple):
     """How good an output is: its loss, and its accuracy where there are classes."""
 
     loss: float
@@ -60,8 +62,8 @@ def measure(batch: HeldBatch) -> Measurement:
     """
     args, kwargs = call_arguments(batch.inputs)
     rerun = Rerun(batch.model, args, kwargs, in_eval=True)
-    whole = score_of(rerun.run(), batch)
-    scores = lesion_scores(rerun, batch)
+    whole = _score_of(rerun.run(), batch)
+    scores = _lesion_scores(rerun, batch)
     swaps = [
         {
             "blocks": list(blocks),
@@ -69,7 +71,7 @@ def measure(batch: HeldBatch) -> Measurement:
             "loss_change": score.loss - whole.loss,
             "accuracy": score.accuracy,
         }
-        for blocks, score in swap_scores(rerun, batch)
+        for blocks, score in _swap_scores(rerun, batch)
     ]
     metadata = {
         "mode": "eval",
@@ -86,26 +88,26 @@ def measure(batch: HeldBatch) -> Measurement:
     return Measurement(columns, metadata)
 
 
-def lesion_scores(rerun: Rerun, batch: HeldBatch) -> list[Score]:
+def _lesion_scores(rerun: Rerun, batch: HeldBatch) -> list[Evaluation]:
     """Return the scores of a network without the branch of each of its joins, in their order."""
     lesions: list[Edit] = [_WithoutBranch(join.index) for join in rerun.joins]
-    return [score_of(rerun.run([lesion]), batch) for lesion in lesions]
+    return [_score_of(rerun.run([lesion]), batch) for lesion in lesions]
 
 
-def swap_scores(rerun: Rerun, batch: HeldBatch) -> list[tuple[tuple[str, str], Score]]:
+def _swap_scores(rerun: Rerun, batch: HeldBatch) -> list[tuple[tuple[str, str], Evaluation]]:
     """Return for each two neighboring blocks of one shape the score with the two swapped."""
     found = []
-    for blocks in block_swaps(rerun.model, rerun.joins):
+    for blocks in _block_swaps(rerun.model, rerun.joins):
         state = dict(_swapped(rerun.model, *blocks))
 
         def call(*args: Any, state: dict[str, Tensor] = state, **kwargs: Any) -> Any:
             return functional_call(rerun.model, state, args, kwargs)
 
-        found.append((blocks, score_of(rerun.run(call=call), batch)))
+        found.append((blocks, _score_of(rerun.run(call=call), batch)))
     return found
 
 
-def block_swaps(model: nn.Module, joins: list[Join]) -> list[tuple[str, str]]:
+def _block_swaps(model: nn.Module, joins: list[Join]) -> list[tuple[str, str]]:
     """Return the pairs of neighboring blocks with joins that could trade places.
 
     Args:
@@ -143,7 +145,7 @@ def _swapped(model: nn.Module, one: str, other: str) -> Iterator[tuple[str, Tens
             yield f"{target}.{name}", tensor
 
 
-def score_of(output: Any, batch: HeldBatch) -> Score:
+def _score_of(output: Any, batch: HeldBatch) -> Evaluation:
     """Return loss and accuracy of an output; the loss is kept where it is not finite.
 
     Accuracy is the share of samples whose largest score is that of their class: of ``labels``, or
@@ -155,8 +157,8 @@ def score_of(output: Any, batch: HeldBatch) -> Score:
         scores = next((t for t in tensors_in(output) if t.is_floating_point()), None)
         labels = batch.targets if batch.labels is None else batch.labels
         if scores is None or not _are_classes(labels, scores):
-            return Score(loss, None)
-        return Score(loss, float((scores.argmax(1) == labels).double().mean()))
+            return Evaluation(loss, None)
+        return Evaluation(loss, float((scores.argmax(1) == labels).double().mean()))
 
 
 def _are_classes(labels: Any, scores: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch.autograd.graph import GradientEdge, Node
@@ -11,7 +11,14 @@ from analyzer.joins import JoinSite
 from analyzer.joins.graph import Walk
 from analyzer.probes.path_samples import PathsError
 
-__all__ = ["Crossing", "Destination", "crossings_of", "destination_of"]
+__all__ = [
+    "Crossing",
+    "count_paths",
+    "crossings_of",
+    "destination_of",
+    "inputs_first",
+]
+
 
 Slot = tuple[Node, int]
 
@@ -129,3 +136,77 @@ def _outputs_read(site: JoinSite, fork: Node) -> set[int]:
     if site.shortcut_edges is None or site.branch_edges is None:
         return set(range(len(fork._input_metadata)))
     return {number for _, _, number in (*site.shortcut_edges, *site.branch_edges)}
+
+
+def inputs_first(start: Node) -> list[Node]:
+    """Return the nodes below one, each after all that it reads."""
+    order: list[Node] = []
+    seen: set[Node] = set()
+    stack: list[tuple[Node, bool]] = [(start, False)]
+    while stack:
+        node, is_expanded = stack.pop()
+        if is_expanded:
+            order.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack.extend((child, False) for child, _ in node.next_functions if child is not None)
+    return order
+
+
+Counts = list[int]
+
+
+def count_paths(root: Node, fork: Node, crossings: Sequence[Crossing]) -> Counts:
+    """Return the number of paths from the loss to the fork by the branches that they cross.
+
+    A path is a choice of shortcut or branch at each join that it meets; routes inside one branch
+    that meet the same joins (query, key and value) are one path. At every join
+    ``N_k ← N_k(through shortcut) + N_{k−1}(through branch)``: C(n, k) for n joins one after
+    another, 1, 2, 0 for ``x + a(x) + m(x)``, 1, 1, 1 for a join inside the branch of another.
+
+    Args:
+        root: The node of the loss.
+        fork: Where paths end.
+        crossings: The joins.
+
+    Returns:
+        Whole numbers for lengths 0 to the number of joins.
+    """
+    joins = {crossing.node: crossing for crossing in crossings}
+    cut = {edge for crossing in crossings for edge in crossing.edges}
+    stops: dict[Node, frozenset[Node]] = {}
+    counts: dict[Node, Counts] = {}
+    for node in inputs_first(root):
+        edges = node.next_functions
+        straight = [stops[c] for s, (c, _) in enumerate(edges) if c and (node, s) not in cut]
+        if node is fork:
+            stops[node], counts[node] = frozenset([node]), [1]
+        elif (crossing := joins.get(node)) is not None:
+            operands = [reader.next_functions[slot][0] for reader, slot in crossing.edges]
+            across = [stops[operand] for operand in operands if operand is not None]
+            shortcut = _total(counts, _union(straight))
+            branch = _total(counts, _union(across))
+            counts[node] = _sum([shortcut, [0, *branch] if branch else []])
+            stops[node] = frozenset([node]) if counts[node] else frozenset()
+        else:
+            stops[node] = _union(straight)
+    found = _total(counts, stops[root])
+    length = len(crossings) + 1
+    return [*found, *[0] * (length - len(found))][:length]
+
+
+def _union(sets: Sequence[frozenset[Node]]) -> frozenset[Node]:
+    """Return one of the sets itself where it holds all, so that long chains share it."""
+    largest = max(sets, key=len, default=frozenset[Node]())
+    rest = [one for one in sets if one is not largest and not one <= largest]
+    return largest.union(*rest) if rest else largest
+
+
+def _total(counts: dict[Node, Counts], nodes: Iterable[Node]) -> Counts:
+    return _sum([counts[node] for node in nodes])
+
+
+def _sum(many: Sequence[Counts]) -> Counts:
+    length = max(map(len, many), default=0)
+    return [sum(counts[k] for counts in many if k < len(counts)) for k in range(length)]

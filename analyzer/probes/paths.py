@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
 
 from analyzer.joins.model_state import unwrapped
 from analyzer.probes.batch import HeldBatch, Measurement
-from analyzer.probes.path_counts import count_paths
-from analyzer.probes.path_forward import evaluate, evaluating
-from analyzer.probes.path_graph import crossings_of, destination_of
-from analyzer.probes.path_passes import gradients_by_length
+from analyzer.probes.path_graph import Crossing, count_paths, crossings_of, destination_of
 from analyzer.probes.path_samples import (
     Layout,
     PathsError,
     batch_size,
+    evaluate,
+    evaluating_with_gradients,
     layouts_of,
     rows,
     with_batch_axis,
 )
 
-__all__ = ["PathsError", "Spectrum", "effective_path_length", "measure", "path_lengths"]
+__all__ = [
+    "PathsError",
+    "Spectrum",
+    "effective_path_length",
+    "gradients_by_length",
+    "measure",
+    "path_lengths",
+]
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,7 @@ def path_lengths(batch: HeldBatch, batch_dim: int = 0) -> Spectrum:
         who sampled single paths.
     """
     model = unwrapped(batch.model)
-    with evaluating(model):
+    with evaluating_with_gradients(model):
         run = evaluate(model, batch.inputs, batch.targets, batch.loss)
         num_samples = batch_size(run.inputs, run.outputs, batch_dim)
         inputs = with_batch_axis(run.input_edges, num_samples, batch_dim)
@@ -239,3 +248,81 @@ def _scales(by_sample: Tensor) -> Tensor:
     """Return the largest magnitude of each row, 1 where that is zero or not finite."""
     peaks = by_sample.abs().amax(1, keepdim=True)
     return torch.where(peaks.isfinite() & (peaks > 0), peaks, 1.0)
+
+
+Parts = tuple[Tensor | None, ...]
+
+
+def gradients_by_length(
+    loss: Tensor, parts: Sequence[GradientEdge], crossings: Sequence[Crossing]
+) -> Iterator[Parts]:
+    """Yield the gradient of all paths that cross k branches, for k = 0, 1, … in order.
+
+    At every join ``G_k ← G_k(through shortcut) + Jᵀ G_{k−1}(through branch)``. The first pass
+    begins at the loss; each holds back what joins send into their branches, and the next one
+    begins with that, there. All run over one graph, so memory holds one forward pass and one
+    gradient a join, whatever their number, and a pass computes nothing above its first branch.
+
+    Args:
+        loss: One number, with its graph, which is kept.
+        parts: The tensors at which the gradient is taken, as edges of the graph.
+        crossings: The joins; their nodes are hooked until the last gradient is taken.
+
+    Yields:
+        One gradient a part, None where no path of that length arrives; ends early once no path
+        is left.
+    """
+    held: dict[tuple[Node, int], Tensor] = {}
+    slots: dict[Node, list[int]] = {}
+    for crossing in crossings:
+        for reader, slot in crossing.edges:
+            slots.setdefault(reader, []).append(slot)
+    handles = [
+        reader.register_hook(partial(_hold_back, held, reader, own))
+        for reader, own in slots.items()
+    ]
+    try:
+        yield torch.autograd.grad(loss, list(parts), retain_graph=True, allow_unused=True)
+        while held:
+            starts = [(_operand(reader, slot), held[reader, slot]) for reader, slot in held]
+            held.clear()
+            edges = [edge for edge, _ in starts]
+            gradients = [_fitted(gradient, edge) for edge, gradient in starts]
+            del starts
+            yield torch.autograd.grad(
+                edges, list(parts), gradients, retain_graph=True, allow_unused=True
+            )
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hold_back(
+    held: dict[tuple[Node, int], Tensor],
+    reader: Node,
+    slots: Sequence[int],
+    gradients: tuple[Tensor | None, ...],
+    _: tuple[Tensor | None, ...],
+) -> tuple[Tensor | None, ...]:
+    """Keep what goes by some slots for the next pass, and let this pass send nothing there."""
+    kept = list(gradients)
+    for slot in slots:
+        gradient = kept[slot]
+        if gradient is not None:
+            held[reader, slot] = gradient
+            kept[slot] = None
+    return tuple(kept)
+
+
+def _operand(reader: Node, slot: int) -> GradientEdge:
+    child, number = reader.next_functions[slot]
+    assert child is not None  # a gradient came by this slot
+    return GradientEdge(child, number)
+
+
+def _fitted(gradient: Tensor, edge: GradientEdge) -> Tensor:
+    """Undo broadcasting and promotion, as the engine does after the hooks."""
+    metadata: Any = edge.node._input_metadata[edge.output_nr]
+    if gradient.shape != metadata.shape:
+        gradient = gradient.sum_to_size(metadata.shape)
+    return gradient.to(metadata.dtype)

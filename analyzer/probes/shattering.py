@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.nn.modules.batchnorm import _NormBase
 
 from analyzer.joins.find import call_arguments, output_nodes, watched_forward
@@ -17,17 +18,21 @@ from analyzer.joins.model_state import cloned, preserve_state, unwrapped
 from analyzer.joins.plan import joins_in_graph
 from analyzer.probes.activations import LayerOutput, layer_outputs, main_output
 from analyzer.probes.batch import HeldBatch, Measurement
-from analyzer.probes.heights import is_nonlinearity, numbers_above
+from analyzer.probes.path_graph import inputs_first
 
 __all__ = [
     "Correlations",
+    "autocorrelation",
     "fixed_statistics",
+    "gradient_autocorrelation",
     "gradient_correlation",
+    "gradient_on_line",
     "mean_cosine",
     "measure",
     "metadata",
     "references",
 ]
+
 
 _BLOCK = 64
 
@@ -86,8 +91,8 @@ def gradient_correlation(model: nn.Module, inputs: Any) -> Correlations:
         above = [layer.edge and layer.edge.node for layer in layers]
         root = torch.autograd.graph.get_gradient_edge(main).node
         join_nodes = {site.node for site in sites}
-        depths = numbers_above(root, above, is_nonlinearity)
-        joins = numbers_above(root, above, lambda node: node in join_nodes)
+        depths = _numbers_above(root, above, _is_nonlinearity)
+        joins = _numbers_above(root, above, lambda node: node in join_nodes)
         values = _correlations(main, layers)
     mode = "train" if model.training else "eval"
     return Correlations([layer.name for layer in layers], values, depths, joins, mixes, mode)
@@ -227,3 +232,129 @@ def _mixes_samples(main: Tensor, layers: Sequence[LayerOutput]) -> bool:
     if gradient is None or not gradient.dim() or len(gradient) != len(main):
         return False
     return bool((gradient[1:] != 0).any())
+
+
+_NONLINEARITIES = {
+    "CeluBackward",
+    "EluBackward",
+    "GeluBackward",
+    "HardsigmoidBackward",
+    "HardswishBackward",
+    "HardtanhBackward",
+    "LeakyReluBackward",
+    "MishBackward",
+    "PreluKernelBackward",
+    "ReluBackward",
+    "SigmoidBackward",
+    "SiluBackward",
+    "SoftplusBackward",
+    "TanhBackward",
+    "ThresholdBackward",
+}
+
+
+def _is_nonlinearity(node: Node) -> bool:
+    """Return whether a node is an element-wise nonlinearity, written as module or as function."""
+    return type(node).__name__.rstrip("0123456789") in _NONLINEARITIES
+
+
+def _numbers_above(
+    root: Node, places: Sequence[Node | None], counts: Callable[[Node], bool]
+) -> list[int]:
+    """Return how many nodes of a kind lie above each place, on the longest path to the root.
+
+    Args:
+        root: The node that made the output.
+        places: Nodes of the graph; the place itself is not counted.
+        counts: Which nodes count.
+
+    Returns:
+        A number per place; 0 for None and for nodes that the root does not depend on.
+    """
+    above: dict[Node, int] = {}
+    for node in reversed(inputs_first(root)):
+        number = above.setdefault(node, 0) + counts(node)
+        for child, _ in node.next_functions:
+            if child is not None:
+                above[child] = max(above.get(child, 0), number)
+    return [0 if place is None else above.get(place, 0) for place in places]
+
+
+_MAX_LAG = 15
+
+
+def gradient_autocorrelation(
+    model: nn.Module, grid: Tensor, max_lag: int = _MAX_LAG
+) -> list[float]:
+    """Return the autocorrelation, along a line of inputs, of the gradient along that line.
+
+    White noise falls to 0 at lag 1: the gradient is shattered. Brown noise decays slowly.
+
+    Args:
+        model: Any eager model whose first argument is the input, used in the mode it is in.
+        grid: Inputs evenly spaced on a line, ``[points, …]``.
+        max_lag: Largest distance in grid points.
+
+    Returns:
+        Values at lag 0 (which is 1) to ``max_lag``; NaN where the gradient is constant.
+
+    Raises:
+        ValueError: If the grid has fewer than ``max_lag + 2`` points, or is no line.
+
+    Reference:
+        Balduzzi et al. (2017), The shattered gradients problem, section 1.2.
+    """
+    if len(grid) < max_lag + 2:
+        raise ValueError(
+            f"a grid of {len(grid)} points is too short for lags up to {max_lag}; expected at "
+            f"least {max_lag + 2}. Give more points, or a smaller max_lag."
+        )
+    return autocorrelation(gradient_on_line(model, grid).tolist(), max_lag)
+
+
+def gradient_on_line(model: nn.Module, grid: Tensor) -> Tensor:
+    """Return the derivative of the sum of a model's outputs along a line of inputs.
+
+    Args:
+        model: Any eager model whose first argument is the input.
+        grid: Inputs evenly spaced on a line, ``[points, …]``.
+
+    Returns:
+        ``[points]`` in float64, per unit of length.
+
+    Raises:
+        ValueError: If the grid has fewer than two points, or is no line of even steps.
+    """
+    steps = grid.detach().double().diff(dim=0).flatten(1)
+    if not len(steps) or not torch.allclose(steps, steps[:1].expand_as(steps), rtol=1e-2):
+        raise ValueError(
+            f"a grid of shape {list(grid.shape)} is no line of evenly spaced inputs; expected "
+            "start + t · direction for evenly spaced t. Use torch.linspace for t."
+        )
+    direction = steps.mean(dim=0)
+    model = unwrapped(model)
+    memo: dict[int, tuple[Tensor, Tensor]] = {}
+    with torch.inference_mode(False), preserve_state(model), torch.enable_grad():
+        main = main_output(model(cloned(grid, requires_grad=True, memo=memo)))
+        (gradient,) = torch.autograd.grad(main.sum(), memo[id(grid)][0])
+    slope: Tensor = gradient.double().flatten(1) @ (direction / direction.norm())
+    return slope
+
+
+def autocorrelation(series: Sequence[float], max_lag: int) -> list[float]:
+    """Return the autocorrelation of a series about its mean.
+
+    ``Σ (g_t − ḡ)(g_{t+k} − ḡ) / Σ (g_t − ḡ)²`` for k = 0 … `max_lag`.
+
+    Args:
+        series: At least ``max_lag + 1`` numbers.
+        max_lag: Largest lag.
+
+    Returns:
+        A value per lag, without unit; NaN for a constant series, and where it is not finite.
+    """
+    values = torch.tensor(list(series), dtype=torch.float64)
+    centered: Any = values - values.mean()
+    total = centered.square().sum()
+    lags = range(max_lag + 1)
+    return [(centered[: len(values) - k] @ centered[k:] / total).item() for k in lags]

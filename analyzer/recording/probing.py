@@ -17,7 +17,7 @@ from analyzer.errors import AnalyzerError
 from analyzer.joins.calls import keywords_of_call, tensors_in
 from analyzer.joins.model_state import cloned, preserve_state
 from analyzer.probes import HeldBatch, Measurement, probe_named
-from analyzer.probes.replay import LossTape, ReplayError
+from analyzer.probes.loss_tape import LossTape, ReplayError
 from analyzer.recording.names import unwrapped
 from analyzer.recording.schedule import ProbePlan
 from analyzer.recording.skip_scaling import SkipsNotScaledError

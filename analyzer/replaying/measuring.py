@@ -6,9 +6,9 @@ from typing import Any
 
 from analyzer.errors import AnalyzerError
 from analyzer.probes import HeldBatch, Measurement
-from analyzer.probes.draws import same_draws
 from analyzer.probes.landscape.partial import PartialSurfaceError
 from analyzer.probes.landscape.planes import drawn
+from analyzer.probes.registry import same_draws
 from analyzer.recording.probing import Held, measured, said_of
 from analyzer.replaying.checkpoints import checkpoints_of, state_of
 from analyzer.replaying.order import ProbeOrder, Progress, Say

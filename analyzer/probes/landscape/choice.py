@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from analyzer.probes.held_batches import Batch, channels_last, num_samples, pooled, split
+from analyzer.probes.batch import Batch, channels_last, num_samples, pooled, split
 from analyzer.probes.landscape.evaluation import InPlace, Loss, Method, Point
 from analyzer.probes.landscape.overwriting import overwriting
 from analyzer.probes.landscape.private import Twin, twin_of

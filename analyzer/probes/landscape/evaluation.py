@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from analyzer.joins.model_state import preserve_state, unwrapped
-from analyzer.probes.held_batches import Batch, num_samples
+from analyzer.probes.batch import Batch, num_samples
 from analyzer.probes.landscape.weights import Moves
 
 __all__ = ["BATCH_NORM", "InPlace", "Loss", "Method", "Point", "evaluating", "loss_value"]

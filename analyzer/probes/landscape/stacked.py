@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from analyzer.probes.held_batches import Batch, split
+from analyzer.probes.batch import Batch, split
 from analyzer.probes.landscape.evaluation import Loss, Point, loss_value
 from analyzer.probes.landscape.overwriting import added, overwriting
 from analyzer.probes.landscape.private import Steps, Twin

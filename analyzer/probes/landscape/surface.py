@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from analyzer.joins.model_state import preserve_state, unwrapped
-from analyzer.probes.held_batches import held, num_samples
+from analyzer.probes.batch import held, num_samples
 from analyzer.probes.landscape.adaptive import Estimate, estimated_surface
 from analyzer.probes.landscape.choice import Work, chosen, method_named
 from analyzer.probes.landscape.directions import cosine

@@ -8,8 +8,8 @@ from torch.autograd.function import once_differentiable
 
 import analyzer
 from analyzer.probes import HeldBatch
-from analyzer.probes.bidiagonalization import extreme_singular_values
 from analyzer.probes.jacobian import NETWORK, jacobian_spectrum, measure
+from analyzer.probes.lanczos import extreme_singular_values
 
 
 @pytest.fixture(autouse=True)

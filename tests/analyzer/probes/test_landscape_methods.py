@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 import analyzer
 from analyzer.networks.zoo import zoo
-from analyzer.probes.held_batches import held, pooled, split
+from analyzer.probes.batch import held, pooled, split
 from analyzer.probes.landscape import surface
 from analyzer.probes.landscape.choice import Checked, Work, chosen, method_named
 from analyzer.probes.landscape.evaluation import evaluating

@@ -13,10 +13,9 @@ from analyzer.joins import splits_of_model
 from analyzer.joins.calls import tensors_in
 from analyzer.networks.zoo import zoo
 from analyzer.probes.batch import HeldBatch
-from analyzer.probes.path_forward import evaluate, evaluating
 from analyzer.probes.path_graph import crossings_of, destination_of
-from analyzer.probes.path_passes import gradients_by_length
-from analyzer.probes.paths import effective_path_length, measure, path_lengths
+from analyzer.probes.path_samples import evaluate, evaluating
+from analyzer.probes.paths import effective_path_length, gradients_by_length, measure, path_lengths
 from analyzer.storage.schema import PROBES
 from tests.support.families import FAMILIES, Family
 

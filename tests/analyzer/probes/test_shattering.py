@@ -7,8 +7,14 @@ from torch import Tensor, nn
 
 import analyzer
 from analyzer.probes import HeldBatch
-from analyzer.probes.autocorrelation import autocorrelation, gradient_on_line
-from analyzer.probes.shattering import gradient_correlation, mean_cosine, measure, references
+from analyzer.probes.shattering import (
+    autocorrelation,
+    gradient_correlation,
+    gradient_on_line,
+    mean_cosine,
+    measure,
+    references,
+)
 
 
 class Masked(nn.Module):

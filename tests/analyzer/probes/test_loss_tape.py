@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from analyzer.probes.replay import LossTape, ReplayError
+from analyzer.probes.loss_tape import LossTape, ReplayError
 
 
 def recorded(model, inputs, loss):

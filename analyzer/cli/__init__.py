@@ -1,10 +1,10 @@
-"""The command line: one Typer application, one small module a command, loaded when it is called.
+"""The command line: one Typer application whose commands are loaded when they are called.
 
-A command ``NAME`` is the public function ``NAME`` of ``analyzer/cli/NAME.py`` with annotated
-parameters (``Annotated[int, typer.Option("--every", help=...)]``). Its docstring is the help page:
-a sentence, and a paragraph that begins with ``Example:``. Such a module imports ``typer`` and the
-standard library at its top and everything else inside the function. A command returns its exit
-code, or None for 0, and raises ``AnalyzerError`` for what the user must change.
+A command is a public function that ``COMMANDS`` names, with annotated parameters
+(``Annotated[int, typer.Option("--every", help=...)]``). Its docstring is the help page: a sentence,
+and a paragraph that begins with ``Example:``. Its module imports ``typer`` and the standard library
+at its top and everything else inside the function. A command returns its exit code, or None for 0,
+and raises ``AnalyzerError`` for what the user must change.
 """
 
 import sys
@@ -22,7 +22,7 @@ import analyzer
 from analyzer.cli.settings import defaults_for
 from analyzer.errors import AnalyzerError
 
-__all__ = ["COMMANDS", "RunsDir", "app", "main"]
+__all__ = ["COMMANDS", "RunName", "RunsDir", "app", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "record": (
@@ -30,19 +30,24 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Run a training script, or train a model file, under the recorder.",
     ),
     "demo": ("demo:demo", "Train plain and residual twins on embedded data."),
-    "runs": ("runs:runs", "List runs: name, status, steps, layers, joins, loss, verdict."),
-    "show": ("show:show", "Show a run in the terminal: depth profile, joins, findings."),
+    "runs": ("reading:runs", "List runs: name, status, steps, layers, joins, loss, verdict."),
+    "show": ("reading:show", "Show a run in the terminal: depth profile, joins, findings."),
     "diagnose": ("diagnose:diagnose", "List the findings of a run."),
     "compare": ("compare:compare", "Put two runs side by side, on a depth-relative axis."),
     "explain": ("explain:explain", "Say which mechanism separates plain and residual."),
     "probe": ("probe:probe", "Run probes on a finished run's checkpoints."),
     "study": ("planned:study", "Sweep depths, shortcuts and seeds (not built yet)."),
     "reproduce": ("planned:reproduce", "Repeat a published experiment (not built yet)."),
-    "dashboard": ("dashboard:dashboard", "Open the dashboard: where the gradient goes, live."),
-    "report": ("report:report", "Write a static report; vector figures; LaTeX tables."),
-    "export": ("export:export", "Write the tables of a run as CSV files."),
+    "dashboard": ("reading:dashboard", "Open the dashboard: where the gradient goes, live."),
+    "report": ("reading:report", "Write a static report; vector figures; LaTeX tables."),
+    "export": ("reading:export", "Write the tables of a run as CSV files."),
 }
 """Name of each command: the module in this package and its function, and one line of help."""
+
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run folder, a name under --runs-dir, or latest.")
+]
+"""The argument ``RUN`` as every command has it."""
 
 RunsDir = Annotated[
     Path,

@@ -8,8 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analyzer.analysis.run_comparison import ComparedRun, Comparison
-from analyzer.cli.flow_text import number
-from analyzer.cli.terminal import Signs, printable, signs, table_box
+from analyzer.cli.terminal import Signs, number, printable, signs, table_box
 
 __all__ = ["print_comparison"]
 

@@ -1,38 +1,93 @@
-"""Arrow tables as CSV text: full precision, null told from NaN, nothing that a spreadsheet runs."""
+"""All tables of a run as CSV files, streamed, with names beside ids.
 
+Numbers keep full precision, null is told from NaN, and nothing runs in a spreadsheet.
+"""
+
+import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["csv_lines", "named", "write_csv"]
+from analyzer.storage.run import Run
+from analyzer.storage.schema import STATIC_TABLES, STEP_TABLES
+from analyzer.storage.static import StaticTable, probe_rows
 
+__all__ = ["csv_lines", "export_csv"]
+
+_BATCH_ROWS = 100_000
+_TABLE_OF = {"layer": "layers", "parameter": "parameters", "join": "joins"}
 # A spreadsheet takes a cell that starts like this for a formula (OWASP: CSV injection).
 _FORMULA = r"^[=+\-@\t\r]"
 _NEEDS_QUOTES = '[",\r\n]'
+Names = Mapping[str, Mapping[int, str]]
 
 
-def write_csv(path: Path, batches: Iterable[pa.Table]) -> int:
-    """Write tables of the same columns as one CSV file with a header, one in memory at a time.
+def export_csv(run: Run, folder: Path) -> Iterator[tuple[str, int]]:
+    """Write every table of a run, one after the other, ranks pooled.
+
+    A column ``layer_name``, ``parameter_name`` or ``join_name`` follows each id that refers to
+    another table.
 
     Args:
-        path: The file; its folder must exist.
-        batches: Rows, in order; the first has the columns, and may have no rows.
+        run: An opened run.
+        folder: Where to write; made where it does not exist.
 
-    Returns:
-        The number of rows written.
+    Yields:
+        The file's path in the folder and its number of rows, after each.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    static = {t: StaticTable(run.path, t, run.warnings.append).read() for t in STATIC_TABLES}
+    names = {key: _names(static[table], key) for key, table in _TABLE_OF.items()}
+    for table, rows in static.items():
+        others = {key: names[key] for key in names if _TABLE_OF[key] != table}
+        yield f"{table}.csv", _write(folder / f"{table}.csv", [rows], others)
+    for table in STEP_TABLES:
+        empty = run.read(table, steps=[])
+        size = max(1, _BATCH_ROWS // max(1, *(rows.num_rows for rows in static.values())))
+        # The empty one first, so that a table without rows has its columns.
+        batches = itertools.chain([empty], run.batches(table, size))
+        yield f"{table}.csv", _write(folder / f"{table}.csv", batches, names)
+    for probe in run.probes:
+        (folder / "probes").mkdir(exist_ok=True)
+        rows = probe_rows(run.path / "probes" / probe, run.warnings.append)
+        file = f"probes/{probe}.csv"
+        yield file, _write(folder / file, [rows], names)
+
+
+def _names(rows: pa.Table, key: str) -> dict[int, str]:
+    ids, names = rows.column(key).to_pylist(), rows.column("name").to_pylist()
+    return dict(zip(ids, names, strict=True))
+
+
+def _write(path: Path, batches: Iterable[pa.Table], names: Names) -> int:
+    """Write batches of the same columns, one in memory at a time; return the number of rows.
+
+    The first has the columns, and may have no rows.
     """
     rows = 0
     with path.open("w", encoding="utf-8", newline="") as file:
         for place, batch in enumerate(batches):
+            batch = _with_names(batch, names)
             if not place:
                 file.write(",".join(_text(pa.array(batch.column_names)).to_pylist()) + "\n")
             file.writelines(line + "\n" for line in csv_lines(batch))
             rows += batch.num_rows
     return rows
+
+
+def _with_names(batch: pa.Table, names: Names) -> pa.Table:
+    """The rows with a column ``<key>_name`` after each id that refers to another table."""
+    for key, of_key in names.items():
+        if key in batch.column_names and f"{key}_name" not in batch.column_names:
+            ids = pa.array(list(of_key), pa.int64())
+            found = pc.index_in(_whole(batch[key]).cast(pa.int64()), value_set=ids)
+            values = pc.take(pa.array(list(of_key.values()), pa.string()), found)
+            batch = batch.add_column(batch.column_names.index(key) + 1, f"{key}_name", values)
+    return batch
 
 
 def csv_lines(table: pa.Table) -> list[str]:
@@ -47,14 +102,6 @@ def csv_lines(table: pa.Table) -> list[str]:
         return []
     lines: list[str] = pc.binary_join_element_wise(*cells, ",").to_pylist()
     return lines
-
-
-def named(table: pa.Table, key: str, names: Mapping[int, str]) -> pa.Table:
-    """Return the rows with a column ``<key>_name`` after their id; null where it has no name."""
-    ids = pa.array(list(names), pa.int64())
-    found = pc.index_in(_whole(table[key]).cast(pa.int64()), value_set=ids)
-    values = pc.take(pa.array(list(names.values()), pa.string()), found)
-    return table.add_column(table.column_names.index(key) + 1, f"{key}_name", values)
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:

@@ -70,7 +70,7 @@ def demo(
     if not no_report:
         _write_report(plain, residual)
     if sys.stdout.isatty() and not no_dashboard:
-        from analyzer.cli.dashboard import dashboard
+        from analyzer.cli.reading import dashboard
 
         dashboard([str(plain), str(residual)])
 

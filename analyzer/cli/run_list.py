@@ -10,9 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from analyzer.analysis.findings import findings, health
-from analyzer.cli.flow_text import number
 from analyzer.cli.json_text import json_text
-from analyzer.cli.terminal import printable, signs, table_box
+from analyzer.cli.terminal import number, printable, signs, table_box
 from analyzer.errors import AnalyzerError
 from analyzer.storage.catalog import RunSummary
 from analyzer.storage.run import Run, open_run
@@ -25,7 +24,7 @@ _AGES = ((86_400, "d"), (3_600, "h"), (60, "min"))
 def completed(run: RunSummary) -> RunSummary:
     """Return the summary with what its manifest does not say read from the tables.
 
-    A run that goes on or crashed has no counts in its manifest. What cannot be read stays None.
+    A run that is running or crashed has no counts in its manifest. What cannot be read stays None.
     """
     if run.problem is not None or None not in (run.steps, run.layers, run.joins, run.loss):
         return run

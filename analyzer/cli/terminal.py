@@ -1,12 +1,13 @@
 """Writing to a terminal, a pipe or a file: width, color, encoding, and names that others chose."""
 
+import math
 import sys
 from dataclasses import dataclass
 
 from rich.box import ASCII, SIMPLE_HEAD, Box
 from rich.console import Console
 
-__all__ = ["Signs", "console", "printable", "prints_unicode", "signs", "table_box"]
+__all__ = ["Signs", "console", "number", "printable", "prints_unicode", "signs", "table_box"]
 
 _PIPE_WIDTH = 100
 
@@ -37,6 +38,13 @@ def signs() -> Signs:
     if prints_unicode():
         return Signs(True, "–", "±", " · ", "‖∂L/∂y‖", "→")
     return Signs(False, "-", "+-", " | ", "|dL/dy|", "->")
+
+
+def number(value: float | None, missing: str = "–") -> str:
+    """Return three digits, ``NaN``, ``inf`` or, for None, the sign for what was not measured."""
+    if value is None:
+        return missing
+    return "NaN" if math.isnan(value) else f"{value:.3g}"
 
 
 def prints_unicode(encoding: str | None = None) -> bool:

@@ -8,9 +8,8 @@ from analyzer.analysis.gradient_flow import depth_profile
 from analyzer.analysis.training import run_training
 from analyzer.analysis.verdict import verdict
 from analyzer.cli.chart import depth_chart, shared_decades, side_by_side
-from analyzer.cli.flow_text import number
 from analyzer.cli.record_options import RecordOptions
-from analyzer.cli.terminal import signs
+from analyzer.cli.terminal import number, signs
 from analyzer.cli.verdict_text import explain_text
 from analyzer.storage.run import open_run
 

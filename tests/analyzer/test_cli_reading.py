@@ -97,7 +97,7 @@ def test_show_selects_a_step_and_layers(tmp_path: Path, capsys: pytest.CaptureFi
         (["--step", "9"], "no layer statistics at step 9; expected one of its 2 recorded steps"),
         (["--step", "x"], "--step is 'x'; expected a step number, 'first' or 'last'"),
         (["--layers", "("], "--layers is '(', which is not a regular expression"),
-        (["--layers", "zz"], "--layers 'zz' finds none of the 3 layers, such as 'layers.0'"),
+        (["--layers", "zz"], "--layers 'zz' matches none of the 3 layers, such as 'layers.0'"),
     ],
 )
 def test_show_refuses_what_the_run_does_not_hold(

@@ -68,7 +68,7 @@ def test_an_anonymous_report_has_no_name_in_its_name(runs_dir: Path) -> None:
         (["net", "--width", "wide"], "--width is 'wide'; expected acl"),
         (["net", "--format", "eps"], "--format is 'eps'; expected some of pdf"),
         (["net", "--style", "nosuch"], "--style 'nosuch' cannot be read"),
-        (["net", "--template", "nosuch"], "--template 'nosuch' is no folder"),
+        (["net", "--template", "nosuch"], "--template 'nosuch' is not a directory"),
     ],
 )
 def test_a_wrong_option_is_refused_and_nothing_is_written(

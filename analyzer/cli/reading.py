@@ -1,0 +1,322 @@
+"""The commands that read runs and write for people and other programs; nothing here judges them."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from analyzer.cli import RunName, RunsDir
+from analyzer.errors import AnalyzerError
+
+__all__ = ["dashboard", "export", "report", "runs", "show"]
+
+_EXPORTS = ("csv", "tensorboard")
+
+
+def runs(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[DIR]", help="The folder that holds the runs. Default: $ANALYZER_RUNS or runs."
+        ),
+    ] = None,
+    json: Annotated[
+        bool,
+        typer.Option("--json", help="Print JSON; a loss that is not finite is a text in it."),
+    ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Leave out the verdict, for which tables are read.")
+    ] = False,
+) -> None:
+    """List runs, the newest first: name, status, steps, layers, joins, loss, verdict, age.
+
+    The loss is that of the last recorded step; the verdict is healthy, or the worst of the run's
+    findings. A run that cannot be read is listed with the reason.
+
+    \b
+    Example:
+        analyzer runs
+        analyzer runs experiments --json
+    """  # noqa: D301 -- click reads the control character
+    from analyzer.cli.run_list import as_json, completed, print_runs, verdict_of
+    from analyzer.cli.terminal import console
+    from analyzer.storage.catalog import runs_in
+
+    where = folder or Path(os.environ.get("ANALYZER_RUNS") or "runs")
+    found = [completed(run) for run in runs_in(where)]
+    verdicts = {} if quick else {run.path: verdict_of(run) for run in found}
+    if json:
+        typer.echo(as_json(found, verdicts))
+    else:
+        print_runs(where, found, verdicts, console())
+
+
+def show(
+    run: RunName,
+    step: Annotated[
+        str, typer.Option("--step", metavar="N|first|last", help="The recorded step to draw.")
+    ] = "last",
+    layers: Annotated[
+        str | None,
+        typer.Option("--layers", metavar="REGEX", help="Draw and list only layers that match."),
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Show a run in the terminal: depth profile, gain, loss, joins, findings, layers.
+
+    The chart runs from the input at the left to the output at the right on a logarithmic axis; the
+    gain is the factor per layer by which the output gradient changes going backward.
+
+    \b
+    Example:
+        analyzer show latest
+        analyzer show runs/mine --step 100 --layers 'layer[12]'
+    """  # noqa: D301 -- click reads the control character
+    from analyzer.cli.run_text import print_run
+    from analyzer.cli.terminal import console
+    from analyzer.storage.catalog import resolve_run
+    from analyzer.storage.run import open_run
+
+    print_run(open_run(resolve_run(run, runs_dir)), step, layers, console())
+
+
+def export(
+    run: RunName,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="A new or empty folder.")
+    ],
+    format_: Annotated[
+        str, typer.Option("--format", metavar="csv|tensorboard", help="What to write.")
+    ] = "csv",
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Write the tables of a run: one CSV file each, every number in full precision.
+
+    Missing values are empty cells; NaN, inf and -inf are written as such. Text that a spreadsheet
+    would take for a formula gets an apostrophe in front.
+
+    \b
+    Example:
+        analyzer export latest --format csv -o tables
+    """  # noqa: D301 -- click reads the control character
+    from analyzer.cli.planned import not_built
+
+    if format_ not in _EXPORTS:
+        raise AnalyzerError(
+            f"--format is {format_!r}; expected one of {', '.join(_EXPORTS)}. Try --format csv."
+        )
+    if format_ == "tensorboard":
+        raise not_built("export --format tensorboard")
+
+    from analyzer.cli.csv_tables import export_csv
+    from analyzer.storage.catalog import resolve_run
+    from analyzer.storage.run import open_run
+
+    opened = open_run(resolve_run(run, runs_dir))
+    if output.exists() and not output.is_dir():
+        raise AnalyzerError(
+            f"-o '{output}' is a file; expected a new or empty folder. Name another one."
+        )
+    if output.is_dir() and any(output.iterdir()):
+        raise AnalyzerError(
+            f"-o '{output}' holds files already; expected a new or empty folder, since nothing is "
+            "overwritten. Name another one."
+        )
+    for name, rows in export_csv(opened, output):
+        typer.echo(f"{output / name}: {rows:,} rows")
+
+
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Run folders, names under --runs-dir, or latest."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE.html", help="Default: <run>-report.html."),
+    ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option("--figures", metavar="DIR", help="Write every figure for a paper."),
+    ] = None,
+    tables: Annotated[
+        Path | None,
+        typer.Option("--tables", metavar="DIR", help="Write tables as LaTeX, Markdown and CSV."),
+    ] = None,
+    width: Annotated[
+        str,
+        typer.Option(
+            "--width",
+            metavar="VENUE",
+            help="icml, neurips, cvpr, ieee, acl, or a length such as 3.25in.",
+        ),
+    ] = "icml",
+    format_: Annotated[
+        str, typer.Option("--format", metavar="LIST", help="Some of pdf,svg,png.")
+    ] = "pdf",
+    style: Annotated[
+        Path | None,
+        typer.Option("--style", metavar="FILE", help="A matplotlib style file for the figures."),
+    ] = None,
+    anonymous: Annotated[
+        bool,
+        typer.Option("--anonymous", help="Leave out names, paths, commits, times and machines."),
+    ] = False,
+    template: Annotated[
+        Path | None,
+        typer.Option("--template", metavar="DIR", help="Files that replace wording, look, logo."),
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Write a report that opens anywhere without a network; figures and tables for a paper.
+
+    One run, a plain and a residual run, or several seeds of them: runs that differ only by their
+    seed are put together, with mean and spread.
+
+    \b
+    Example:
+        analyzer report latest
+        analyzer report runs/mine-plain runs/mine -o report.html
+        analyzer report latest --figures figures --width icml --format pdf,svg --tables tables
+    """  # noqa: D301 -- click reads the control character
+    from analyzer.storage.catalog import resolve_run
+
+    paths = [resolve_run(run, runs_dir) for run in runs]
+    if output is not None and output.is_dir():
+        raise AnalyzerError(
+            f"-o '{output}' is a folder; expected a file to write. Try -o {output / 'report.html'}."
+        )
+
+    from analyzer.analysis.numerals import counted
+    from analyzer.reports.html import write_report
+    from analyzer.reports.paper import formats_in, paper_style, width_in_inches, write_figures
+    from analyzer.reports.story import story_of
+    from analyzer.reports.tables import write_tables
+
+    # Whatever is wrong with an option is said before anything slow.
+    inches, formats = width_in_inches(width), formats_in(format_)
+    with paper_style(file=style):
+        pass
+    story = story_of(paths, anonymous=anonymous)
+    name = "anonymous" if anonymous else paths[0].resolve().name
+    target = output or Path(f"{name}-report.html")
+    write_report(story, target, template=template)
+    size = target.stat().st_size / 2**20
+    typer.echo(f"{target}: {counted(len(list(story.figures)), 'figure')}, {size:.1f} MiB")
+    if figures is not None:
+        made = write_figures(story, figures, width=inches, formats=formats, style=style)
+        typer.echo(f"{figures}: {counted(len(made), 'figure')}, each with its CSV")
+    if tables is not None:
+        written = write_tables(story, tables)
+        typer.echo(f"{tables}: {counted(len(written) // 3, 'table')} as LaTeX, Markdown and CSV")
+    _name_the_twin(paths)
+
+
+def _name_the_twin(paths: list[Path]) -> None:
+    """Say so where the plain twin of a single run is beside it."""
+    if len(paths) != 1:
+        return
+    name = paths[0].resolve().name
+    twins = [f"{name}-plain"]
+    if name.endswith("-residual"):
+        twins.append(f"{name.removesuffix('-residual')}-plain")
+    for twin in (paths[0].parent / twin for twin in twins):
+        if (twin / "run.json").is_file():
+            typer.echo(f"Its plain twin is beside it: analyzer report {twin} {paths[0]}")
+            return
+
+
+def dashboard(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DIR|RUN...]",
+            help="Folders of runs, or runs. Default: $ANALYZER_RUNS or runs.",
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen at; beyond loopback a token is needed.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port",
+            min=0,
+            max=65535,
+            help="This port and no other. Default: the next free one from 8050.",
+        ),
+    ] = None,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Print the address and open nothing.")
+    ] = False,
+) -> None:
+    """Open the dashboard: where the gradient goes, live while a run is recorded.
+
+    It reads run folders and changes nothing. Over SSH it prints the command that forwards the port.
+
+    \b
+    Example:
+        analyzer dashboard
+        analyzer dashboard runs/mine-plain runs/mine --port 8051
+    """  # noqa: D301 -- click reads the control character
+    _keep_memory_low()
+    from analyzer.dashboard.app import create_app
+    from analyzer.dashboard.security import is_loopback
+    from analyzer.dashboard.server import new_token, serve, ssh_line, take_port, warm_up
+    from analyzer.storage.catalog import resolve_run
+
+    folders = [name if os.path.isdir(name) else str(resolve_run(name)) for name in sources or ()]
+    place = take_port(host, port)
+    token = new_token(host)
+    app = create_app(folders or [os.environ.get("ANALYZER_RUNS") or "runs"], token=token)
+    server = serve(app.server, place)
+    warm_up()
+    address = place.url(token)
+    try:
+        if not is_loopback(host):
+            typer.echo(_warning(host), err=True)
+        typer.echo(f"dashboard at {address}  (Ctrl-C ends it)")
+        forward = ssh_line(place.port)
+        if forward is not None:
+            typer.echo(f"from your own machine: {forward}")
+        elif not no_browser:
+            _open(address)
+        server.serve_forever()
+    except KeyboardInterrupt:
+        typer.echo("")
+    finally:
+        server.server_close()
+
+
+def _keep_memory_low() -> None:
+    """Let freed memory go back to the system; call it before Arrow is loaded.
+
+    A request runs in a thread of its own, and each thread's arena keeps what it once held: over
+    runs of 1,000 layers that was 140 MiB.
+    """
+    import contextlib
+    import ctypes
+
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    most_arenas = -8
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(most_arenas, 2)
+
+
+def _warning(host: str) -> str:
+    return (
+        f"analyzer: WARNING: listening at '{host}', beyond this machine. Whoever can reach it and "
+        "has the token in the address below can read these runs, and the connection is not "
+        "encrypted. Leave --host out to listen to this machine alone."
+    )
+
+
+def _open(address: str) -> None:
+    """Open a browser, where there is a screen for one; elsewhere a text browser would start."""
+    import sys
+    import webbrowser
+
+    has_screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if has_screen or sys.platform in ("darwin", "win32"):
+        webbrowser.open(address)

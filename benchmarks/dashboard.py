@@ -28,7 +28,7 @@ from analyzer.storage.writer import Block, RunWriter, StepRecord
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 PAIR = "?run=plain&run=residual"
-PATHS = ("/flow", "/compare", "/skips", "/activations", "/updates", "/training", "/findings")
+PATHS = ("/flow", "/compare", "/shortcuts", "/activations", "/updates", "/training", "/findings")
 
 
 def write(path: Path, steps: int, layers: int, decades: float, *, shortcuts: bool = False) -> None:
@@ -114,7 +114,7 @@ def first_heatmap(page: Page, url: str) -> float:
     page.goto(url)
     until(
         page,
-        """() => [...document.querySelectorAll('[data-panel=score] image')].some(
+        """() => [...document.querySelectorAll('[data-panel=overview] image')].some(
             (one) => (one.getAttribute('href') || '').length > 100)""",
     )
     return time.perf_counter() - start
@@ -131,7 +131,7 @@ def until(page: Page, expression: str, seconds: float = 120) -> None:
 
 def slider(page: Page, moves: int = 25) -> float:
     """Return the median milliseconds that a step of the slider takes, without the server."""
-    until(page, "() => window.gradientflow.score !== null")
+    until(page, "() => window.gradientflow.overview !== null")
     times = []
     for k in range(moves):
         took = page.evaluate(
@@ -200,9 +200,9 @@ def measure(browser: Any, folder: Path) -> None:
     with served(folder) as (address, pid):
         page = browser.new_context(viewport={"width": 1360, "height": 900}).new_page()
         replies = Replies(page)
-        report("first heatmap, cold", first_heatmap(page, f"{address}/score{PAIR}"), "s", 3)
+        report("first heatmap, cold", first_heatmap(page, f"{address}/overview{PAIR}"), "s", 3)
         replies.settle(page)
-        warm = [first_heatmap(page, f"{address}/score{PAIR}") for _ in range(3)]
+        warm = [first_heatmap(page, f"{address}/overview{PAIR}") for _ in range(3)]
         report("first heatmap, warm", statistics.median(warm), "s", 2)
         report("step of the slider, median", slider(page), "ms", 50)
         for path in PATHS:
@@ -261,7 +261,7 @@ def list_of_500(browser: Any, folder: Path) -> None:
     with served(folder / "many") as (address, _):
         page = browser.new_page()
         replies = Replies(page)
-        page.goto(f"{address}/score")
+        page.goto(f"{address}/overview")
         page.wait_for_selector("h1")
         start = time.perf_counter()
         page.get_by_role("link", name="Runs", exact=True).click()

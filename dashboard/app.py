@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pyarrow as pa
 from dash import Dash
+from flask import redirect, request
+from werkzeug.wrappers import Response
 
 from . import callbacks, downloads
 from .layout import shell
 from .library import Library
+from .routes import former_paths
 from .security import protect
 
 __all__ = ["create_app"]
@@ -67,5 +70,17 @@ def create_app(
     app.server.teardown_request(lambda _error: pa.default_memory_pool().release_unused())
     callbacks.connect(app, library)
     downloads.connect(app, library)
+    _keep_former_paths(app)
     protect(app.server, app.csp_hashes(), hosts=hosts, token=token, frame_ancestors=frame_ancestors)
     return app
+
+
+def _keep_former_paths(app: Dash) -> None:
+    """Lead from paths that pages had once to where they are, with what is chosen."""
+
+    def moved() -> Response:
+        text = request.query_string.decode(errors="replace")
+        return redirect(former_paths()[request.path] + (f"?{text}" if text else ""))
+
+    for number, path in enumerate(former_paths()):
+        app.server.add_url_rule(path, f"former-{number}", moved)

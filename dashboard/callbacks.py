@@ -8,12 +8,13 @@ from dash.exceptions import PreventUpdate
 from flask import request
 
 from analyzer.errors import AnalyzerError
+from analyzer.figures.catalog import panel
 
 from .address import parse, query
 from .components.message import message
 from .components.table import number_table
 from .context import Context, context
-from .drawing import STEPLESS, recorded, shown
+from .drawing import recorded, shown
 from .frames import frames
 from .ids import Id
 from .layout import navigation, page_content
@@ -112,7 +113,7 @@ def _connect_cards(app: Dash, seen: Any, warmer: Warmer) -> None:
         place: dict[str, str],
     ) -> tuple[Any, ...]:
         key = place["key"]
-        if key in STEPLESS and set(ctx.triggered_prop_ids) == {f"{Id.STEP}.data"}:
+        if "step" not in panel(key).reads and set(ctx.triggered_prop_ids) == {f"{Id.STEP}.data"}:
             raise PreventUpdate
         chosen = seen(search, step)
         if not chosen.runs:

@@ -15,31 +15,7 @@ from analyzer.figures.theme import LIGHT, THEMES
 from .context import Context
 from .narrow import stacked
 
-__all__ = ["STEPLESS", "Drawn", "Shown", "drawn", "recorded", "shown", "view_for"]
-
-STEPLESS = frozenset(
-    {
-        "gradient_heatmap",
-        "layer_series",
-        "heatmap_difference",
-        "splits_over_time",
-        "dead_units",
-        "update_ratio",
-        "loss",
-        "learning_rate",
-        "gradient_norm",
-        "noise_scale",
-        "attribution_shares",
-    }
-)
-"""Panels that a change of the step does not redraw on the server."""
-
-_READ = {
-    "gradient_heatmap": ("quantity", "layers", "aggregate", "relative"),
-    "depth_profile": ("quantity", "layers", "relative", "step"),
-    "layer_series": ("quantity", "layers", "smooth"),
-}
-"""What of a view the panels with controls read; one that reads nothing new is not drawn anew."""
+__all__ = ["Drawn", "Shown", "drawn", "recorded", "shown", "view_for"]
 
 _MOST_PATTERN = 100
 _HEIGHT = 380
@@ -93,11 +69,10 @@ def view_for(key: str, context: Context) -> View:
     """
     address = context.address
     matching(address.layers, ())
-    chosen = _pattern_of(address.chosen) if key == "layer_series" else None
-    whole = context.view(layers=chosen)
-    if key not in _READ:
-        return whole
-    return View(whole.runs, **{name: getattr(whole, name) for name in _READ[key]})
+    shown = panel(key)
+    whole = context.view(layers=_pattern_of(address.chosen) if shown.follows_click else None)
+    # A panel is drawn again only for what it reads.
+    return View(whole.runs, **{name: getattr(whole, name) for name in shown.reads})
 
 
 def recorded(key: str, context: Context) -> Any:
@@ -120,13 +95,12 @@ def drawn(key: str, context: Context, scheme: str, *, narrow: bool = False) -> D
     """
     try:
         record = recorded(key, context)
-        theme, sketch = THEMES.get(scheme, LIGHT), panel(key).sketch
+        theme = THEMES.get(scheme, LIGHT)
         figure: go.Figure | Sketch
-        if sketch is None or narrow:
-            figure = panel(key).draw(record, theme)
-            figure = stacked(figure) if narrow else figure
+        if narrow:
+            figure = stacked(panel(key).draw(record, theme))
         else:
-            figure = sketch(record, theme)
+            figure = panel(key).drawing(record, theme)
     except AnalyzerError as error:
         return Drawn(None, "", str(error))
     except Exception as error:

@@ -6,18 +6,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.errors import AnalyzerError
+from analyzer.figures.catalog import page_of
+from analyzer.figures.overview_frames import overview_frames
+from analyzer.vocabulary import PROBE_NAMES
 
 from .context import Context
 from .drawing import recorded
+from .routes import page_at
 
-__all__ = ["MOST_STEPS", "checkpoints", "frames", "shown_steps"]
+__all__ = ["MOST_STEPS", "frames", "probe_steps", "shown_steps"]
 
 MOST_STEPS = 500
-_AT_CHECKPOINTS = ("/landscape", "/surface")
 
 
 def frames(context: Context, path: str) -> dict[str, Any] | None:
-    """Return the steps that can be chosen and, for the score, what rows 1 and 2 show at each.
+    """Return the steps that can be chosen and, for the overview, what rows 1 and 2 show at each.
 
     Args:
         context: The runs and the address.
@@ -25,7 +28,7 @@ def frames(context: Context, path: str) -> dict[str, Any] | None:
 
     Returns:
         ``steps`` (of a landscape those at which it was taken), what they are called (``label``),
-        the chosen one ``step``, and ``score`` where there is a score; None without runs.
+        the chosen one ``step``, and ``overview`` where there is one; None without runs.
     """
     if not context.runs:
         return None
@@ -36,11 +39,13 @@ def frames(context: Context, path: str) -> dict[str, Any] | None:
 
 
 def _frames(context: Context, path: str) -> dict[str, Any]:
+    page = page_at(path)
+    probe = page.probe_of(PROBE_NAMES) if page else None
     return {
-        "steps": checkpoints(context) if path in _AT_CHECKPOINTS else shown_steps(context),
-        "label": "checkpoint at step" if path in _AT_CHECKPOINTS else "step",
+        "steps": shown_steps(context) if probe is None else probe_steps(context, probe),
+        "label": "step" if probe is None else "checkpoint at step",
         "step": context.address.step,
-        "score": _score(context) if path == "/score" else None,
+        "overview": _overview(context) if path == page_of("overview").path else None,
     }
 
 
@@ -58,20 +63,18 @@ def _thinned(steps: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     return chosen
 
 
-def checkpoints(context: Context) -> list[int]:
-    """Return the steps at which the landscape of any run was taken."""
+def probe_steps(context: Context, probe: str) -> list[int]:
+    """Return the steps at which any run measured a probe."""
     found: set[int] = set()
     for run in context.runs:
-        if "landscape" in run.probes:
-            found.update(run.probe_metadata("landscape"))
+        if probe in run.probes:
+            found.update(run.probe_metadata(probe))
     return sorted(found)
 
 
-def _score(context: Context) -> Any:
-    """What the score shows at each step; None where it cannot be drawn."""
+def _overview(context: Context) -> Any:
+    """What the overview shows at each step; None where it cannot be drawn."""
     try:
-        from analyzer.figures.score_frames import score_frames
-
-        return score_frames(recorded("score", context))
-    except (AnalyzerError, ImportError, KeyError):
+        return overview_frames(recorded("overview", context))
+    except (AnalyzerError, KeyError):
         return None

@@ -36,6 +36,7 @@ class Id(StrEnum):
     VERDICT_SOON = "verdict-soon"
     RUN_ROWS = "run-rows"
     SINK = "sink"
+    LETTERS = "letters"
 
     CONTROL = "control"
     GRAPH = "graph"

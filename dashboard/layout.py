@@ -1,32 +1,28 @@
 """The shell around every page: head, navigation, help, and the stores that callbacks share."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import dash_mantine_components as dmc
 from dash import dcc, html
 
+from analyzer.figures.catalog import PAGES
+from analyzer.figures.panels import Page
+
 from .components.attributes import attributes
 from .components.message import message
 from .context import Context
 from .ids import Id, card
-from .routes import PAGES, Page
+from .routes import content_of
 
 __all__ = ["POLL_MILLISECONDS", "navigation", "page_content", "shell"]
 
 POLL_MILLISECONDS = 1500
-_SHORTCUTS = (
+_LETTERS = {page.letter: page.path for page in PAGES if page.letter}
+_KEYS = (
     ("?", "this list"),
-    ("g then r", "runs"),
-    ("g then s", "score"),
-    ("g then f", "gradient flow"),
-    ("g then c", "compare"),
-    ("g then k", "skips"),
-    ("g then a", "activations"),
-    ("g then u", "updates"),
-    ("g then t", "training"),
-    ("g then l", "landscape"),
-    ("g then d", "findings"),
+    *((f"g then {page.letter}", page.title.lower()) for page in PAGES if page.letter),
     ("← →", "one step back, one step on"),
     ("Home End", "first step, last step"),
     ("/", "to the filter or the layer pattern"),
@@ -51,6 +47,7 @@ def shell() -> dmc.MantineProvider:
                 padding="md",
                 id="shell",
             ),
+            html.Div(id=Id.LETTERS, hidden=True, **attributes(data_pages=json.dumps(_LETTERS))),
             _help(),
         ],
         defaultColorScheme="auto",
@@ -110,7 +107,7 @@ def _main() -> dmc.AppShellMain:
 def _help() -> dmc.Modal:
     rows = [
         html.Div([html.Dt([html.Kbd(key)]), html.Dd(text)], className="shortcut")
-        for key, text in _SHORTCUTS
+        for key, text in _KEYS
     ]
     return dmc.Modal(
         html.Dl(rows),
@@ -153,7 +150,7 @@ def page_content(page: Page | None, path: str, context: Context) -> list[Any]:
         text = "No run is chosen. Choose one in the field at the top, or on the page of runs."
         link = dcc.Link("Go to the page of runs", href="/")
         return [*head, *problems, message(text), html.P(link)]
-    return [*head, *problems, *page.layout(context)]
+    return [*head, *problems, *content_of(page, context)]
 
 
 def _unknown(path: str) -> str:

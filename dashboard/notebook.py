@@ -40,7 +40,7 @@ class Shown:
         )
 
 
-def show(*runs: "Run", page: str = "score", height: int = 1000) -> Shown:
+def show(*runs: "Run", page: str = "overview", height: int = 1000) -> Shown:
     """Show runs in a notebook.
 
     The server listens at 127.0.0.1 and ends with this process. On a remote notebook its port must

@@ -1,61 +1,37 @@
-"""The pages there are: path, name, and what makes their content."""
+"""The pages of the catalog by their path, and what makes the content of each."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
+
+from analyzer.figures.catalog import PAGES
+from analyzer.figures.panels import Page
 
 from .context import Context
 from .pages import compare, findings, panels, runs
 
-__all__ = ["PAGES", "Page", "page_at"]
+__all__ = ["content_of", "former_paths", "page_at"]
 
-
-@dataclass(frozen=True)
-class Page:
-    """One page.
-
-    Args:
-        path: Its path in URLs.
-        title: Its name.
-        lead: A sentence below the name.
-        layout: Makes what stands below.
-        needs_run: Whether there is nothing to show without a run.
-    """
-
-    path: str
-    title: str
-    lead: str
-    layout: Callable[[Context], list[Any]]
-    needs_run: bool = True
-
-
-def _panels(key: str, title: str, lead: str) -> Page:
-    return Page(f"/{key}", title, lead, partial(panels.layout, page=key))
-
-
-PAGES = (
-    Page("/", "Runs", "", runs.layout, needs_run=False),
-    _panels(
-        "score",
-        "Score",
-        "Depth runs along x in every row: from a skip straight down to what it does. Drag the "
-        "step in the third row.",
-    ),
-    _panels("flow", "Gradient flow", "Where the gradient goes, layer by layer and step by step."),
-    Page("/compare", "Compare", "Two runs on one axis of depth.", compare.layout),
-    _panels("skips", "Skips", "What the shortcuts carry."),
-    _panels("activations", "Activations", "Forward signal by depth, and units that died."),
-    _panels("updates", "Updates", "How far each step moves each parameter."),
-    _panels("training", "Training", "What it meant for the loss."),
-    _panels("landscape", "Landscape", "The loss around the weights, twins on one scale."),
-    _panels("surface", "Surface", "The same landscape in three dimensions."),
-    _panels("attribution", "Attribution", "Which layers the answer rests on."),
-    Page("/findings", "Findings", "What looks unhealthy, with numbers.", findings.layout),
-)
+_LAYOUTS: dict[str, Callable[[Context], list[Any]]] = {
+    "runs": runs.layout,
+    "compare": compare.layout,
+    "findings": findings.layout,
+}
 _BY_PATH = {page.path: page for page in PAGES}
+
+if unlike := {page.key for page in PAGES if page.has_layout} ^ set(_LAYOUTS):
+    raise ValueError(f"pages with a layout and layouts of pages differ in {sorted(unlike)}")
 
 
 def page_at(path: str | None) -> Page | None:
     """Return the page at a path; None where there is none."""
     return _BY_PATH.get(path or "/")
+
+
+def content_of(page: Page, context: Context) -> list[Any]:
+    """Return what stands below the title of a page."""
+    return _LAYOUTS[page.key](context) if page.has_layout else panels.layout(context, page)
+
+
+def former_paths() -> dict[str, str]:
+    """Return where paths that pages had once lead now."""
+    return {f"/{name}": page.path for page in PAGES for name in page.former}

@@ -5,6 +5,7 @@ import time
 from contextlib import suppress
 
 from analyzer.errors import AnalyzerError
+from analyzer.figures.catalog import page_of
 from analyzer.storage.schema import STAT_COLUMNS
 
 from .address import Address, parse
@@ -12,14 +13,13 @@ from .context import Context, context
 from .drawing import shown
 from .frames import frames
 from .library import Library
-from .pages.panels import panels_of
+from .routes import page_at
 
 __all__ = ["Warmer"]
 
 _NEWEST = 3
 # The list itself comes first.
 _LIST_SECONDS = 1.0
-_WITH_QUANTITIES = ("/flow", "/compare")
 # The page itself comes first, too, and what it asks for meanwhile.
 _READ_SECONDS, _REST_SECONDS = 0.5, 0.05
 # Columns of single layers, some 60 kB each.
@@ -46,13 +46,14 @@ class Warmer:
     def ask(self, path: str, search: str) -> None:
         """Draw the figures of a page in the background; a page without figures needs nothing.
 
-        The list of runs leads to a score: those of the newest runs are drawn once it stands.
+        The list of runs leads to an overview: those of the newest runs are drawn once it stands.
 
         Args:
             path: Its path.
             search: Its query string.
         """
-        if path != "/" and (not search or not panels_of(path.strip("/"))):
+        page = page_at(path)
+        if path != "/" and (not search or page is None or not page.shown):
             return
         with self._lock:
             self._wanted = (path, search)
@@ -82,18 +83,19 @@ class Warmer:
         time.sleep(_LIST_SECONDS)
         for listed in self._library.listing()[:_NEWEST]:
             if self._wanted is None:
-                self._draw("/score", context(self._library, Address((listed.id,))))
+                self._draw(page_of("overview").path, context(self._library, Address((listed.id,))))
 
     def _draw(self, path: str, seen: Context) -> None:
         if not seen.runs:
             return
         scheme, narrow = self.look
-        for panel in panels_of(path.strip("/")):
+        page = page_at(path)
+        for panel in page.shown if page else ():
             if self._is_called_off():
                 return
             shown(panel.key, seen, scheme, narrow=narrow)
         frames(seen, path)
-        if path in _WITH_QUANTITIES:
+        if page and "quantity" in page.controls:
             self._read_ahead(seen)
 
     def _is_called_off(self) -> bool:

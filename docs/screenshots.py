@@ -17,14 +17,14 @@ PAIR = "?run=demo-0-plain&run=demo-0-residual"
 # Name, page, whether dark, width and height.
 PICTURES = (
     ("runs", "/", False, 1280, 420),
-    ("score", "/score" + PAIR, False, 1280, 1190),
-    ("score-dark", "/score" + PAIR, True, 1280, 1190),
+    ("overview", "/overview" + PAIR, False, 1280, 1190),
+    ("overview-dark", "/overview" + PAIR, True, 1280, 1190),
     ("flow", "/flow" + PAIR, False, 1600, 1180),
     ("compare", "/compare" + PAIR, False, 1280, 1250),
-    ("skips", "/skips" + PAIR, False, 1280, 1300),
+    ("skips", "/shortcuts" + PAIR, False, 1280, 1300),
     ("landscape", "/landscape" + PAIR, False, 1280, 810),
     ("findings", "/findings" + PAIR, False, 1280, 420),
-    ("phone", "/score" + PAIR, True, 390, 1500),
+    ("phone", "/overview" + PAIR, True, 390, 1500),
 )
 SETTLED = """() => !document.querySelector('#content .mantine-Skeleton-root')
     && [...document.querySelectorAll('[data-panel]')].every((card) =>
@@ -43,10 +43,10 @@ def picture(browser: Any, address: str, name: str, dark: bool, width: int, heigh
         page.wait_for_timeout(100)
     page.wait_for_timeout(1500)
     page.screenshot(path=IMAGES / f"dashboard-{name}.png")
-    if name == "score":
+    if name == "overview":
         with page.expect_download() as download:
-            page.get_by_role("button", name="save Score as PNG").click()
-        shutil.copy(download.value.path(), IMAGES / "score.png")
+            page.get_by_role("button", name="save Overview as PNG").click()
+        shutil.copy(download.value.path(), IMAGES / "overview.png")
     page.close()
 
 

@@ -40,20 +40,6 @@ __all__ = [
     "title_of",
 ]
 
-TITLES = {
-    "score": "The score",
-    "flow": "Gradient flow",
-    "compare": "Plain against residual",
-    "skips": "Skip connections",
-    "activations": "Activations",
-    "updates": "Updates",
-    "training": "Training",
-    "landscape": "Loss landscape",
-    "attribution": "Attribution",
-    "seeds": "Mean and spread over seeds",
-}
-"""Heading of each page of the catalog, and of what only a report has."""
-
 
 @dataclass(frozen=True)
 class Figure:
@@ -184,20 +170,19 @@ def _ordered(runs: Sequence[Run]) -> list[Run]:
 
 def _sections(shown: tuple[Run, ...], groups: list[Group]) -> Iterator[Section]:
     """The pages of the catalog in their order, then the seeds."""
-    from analyzer.figures.catalog import PAGES, PANELS
+    from analyzer.figures.catalog import PAGES
 
     view = View(shown)
     for page in PAGES:
-        panels = [panel for panel in PANELS if panel.page == page]
-        if page == "compare" and len(shown) < 2:
+        if page.key == "compare" and len(shown) < 2:
             continue
-        made = [_figure(panel, view) for panel in panels]
+        made = [_figure(panel, view) for panel in page.panels]
         figures = tuple(one for one in made if isinstance(one, Figure))
         missing = tuple(one for one in made if isinstance(one, Missing))
         if made:
-            yield Section(page, TITLES.get(page, page.title()), figures, missing)
+            yield Section(page.key, page.heading, figures, missing)
     if any(len(group.runs) > 1 for group in groups):
-        yield Section("seeds", TITLES["seeds"], (_seeds(groups),), ())
+        yield Section("seeds", "Mean and spread over seeds", (_seeds(groups),), ())
 
 
 def _figure(panel: Any, view: View) -> Figure | Missing:

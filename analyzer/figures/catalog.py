@@ -1,41 +1,155 @@
-"""The catalog of panels that dashboard and reports share: words, needs, record and drawing."""
+"""The pages and their panels, once: what dashboard and reports show follows from this list."""
 
-from analyzer.analysis.view import View
-from analyzer.figures.panels import Panel
-from analyzer.figures.probe_panels import ATTRIBUTION_PANELS, LANDSCAPE_PANELS, SKIPS_PANELS
-from analyzer.figures.training_panels import (
-    ACTIVATIONS_PANELS,
-    COMPARE_PANELS,
-    FLOW_PANELS,
-    SCORE_PANELS,
-    TRAINING_PANELS,
-    UPDATES_PANELS,
-)
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = ["PAGES", "PANELS", "Panel", "View", "panel"]
+import analyzer.figures
+from analyzer.figures import (
+    activations,
+    gradients,
+    landscape,
+    overview,
+    probes,
+    shortcuts,
+    training,
+)
+from analyzer.figures.panels import Page, Panel, checked
 
-PAGES = (
-    "score",
-    "flow",
-    "compare",
-    "skips",
-    "activations",
-    "updates",
-    "training",
-    "landscape",
-    "attribution",
+__all__ = ["PAGES", "PANELS", "page_of", "panel"]
+
+_BY_LAYER = probes.by_layer_panels()
+
+# Modules that draw, whether or not a page below shows what they draw.
+_MODULES = [
+    import_module(f"{analyzer.figures.__name__}.{module.name}")
+    for module in iter_modules(analyzer.figures.__path__)
+    if module.name != "catalog"
+]
+
+PAGES = checked(
+    (
+        Page(
+            key="runs",
+            path="/",
+            title="Runs",
+            letter="r",
+            has_layout=True,
+            needs_run=False,
+        ),
+        Page(
+            key="overview",
+            title="Overview",
+            lead="Depth runs along x in every row: from a shortcut straight down to what it does. "
+            "Drag the step in the third row.",
+            letter="o",
+            panels=(overview.OVERVIEW,),
+            former=("score",),
+        ),
+        Page(
+            key="flow",
+            title="Gradient flow",
+            lead="Where the gradient goes, layer by layer and step by step.",
+            letter="f",
+            panels=(gradients.HEATMAP, gradients.PROFILE, gradients.SERIES),
+        ),
+        Page(
+            key="compare",
+            title="Compare",
+            lead="Two runs on one axis of depth.",
+            letter="c",
+            # Two runs are compared on their heatmaps too, which stand side by side.
+            also=(gradients.HEATMAP,),
+            panels=(gradients.OVERLAY, gradients.DIFFERENCE),
+            heading="Plain against residual",
+            has_layout=True,
+        ),
+        Page(
+            key="shortcuts",
+            title="Shortcuts",
+            lead="What the shortcuts carry.",
+            letter="s",
+            panels=(
+                shortcuts.STRIP,
+                shortcuts.SHARES,
+                probes.PATHS,
+                probes.LESION,
+                probes.JACOBIAN,
+                probes.SHATTERING,
+            ),
+            former=("skips",),
+        ),
+        Page(
+            key="activations",
+            title="Activations",
+            lead="The forward signal along depth, and units that are dead.",
+            letter="a",
+            panels=(activations.PROFILE, activations.DEAD_UNITS),
+        ),
+        Page(
+            key="updates",
+            title="Updates",
+            lead="How far each step moves each parameter.",
+            letter="u",
+            panels=(gradients.UPDATES,),
+        ),
+        Page(
+            key="training",
+            title="Training",
+            lead="What it means for the loss.",
+            letter="t",
+            panels=(
+                training.LOSS,
+                training.LEARNING_RATE,
+                training.GRADIENT_NORM,
+                training.NOISE_SCALE,
+            ),
+        ),
+        Page(
+            key="landscape",
+            title="Landscape",
+            lead="The loss around the weights, all runs on one scale.",
+            letter="l",
+            panels=(landscape.CONTOUR, landscape.TRAJECTORY),
+            heading="Loss landscape",
+        ),
+        # A page of its own, since WebGL is slow to start.
+        Page(
+            key="surface",
+            title="Surface",
+            lead="The same landscape in three dimensions.",
+            panels=(landscape.SURFACE,),
+            heading="Loss surface",
+        ),
+        Page(
+            key="attribution",
+            title="Attribution",
+            lead="Which layers the output depends on.",
+            panels=(probes.ATTRIBUTION,),
+        ),
+        *(
+            [
+                Page(
+                    key="probes",
+                    title="Probes",
+                    lead="What other probes measured, layer by layer.",
+                    letter="p",
+                    panels=_BY_LAYER,
+                )
+            ]
+            if _BY_LAYER
+            else []
+        ),
+        Page(
+            key="findings",
+            title="Findings",
+            lead="What looks unhealthy, with numbers.",
+            letter="d",
+            has_layout=True,
+        ),
+    ),
+    [value for one in _MODULES for value in vars(one).values() if isinstance(value, Panel)],
 )
-PANELS: tuple[Panel, ...] = (
-    *SCORE_PANELS,
-    *FLOW_PANELS,
-    *COMPARE_PANELS,
-    *SKIPS_PANELS,
-    *ACTIVATIONS_PANELS,
-    *UPDATES_PANELS,
-    *TRAINING_PANELS,
-    *LANDSCAPE_PANELS,
-    *ATTRIBUTION_PANELS,
-)
+PANELS = tuple(panel for page in PAGES for panel in page.panels)
 
 
 def panel(key: str) -> Panel:
@@ -48,3 +162,12 @@ def panel(key: str) -> Panel:
         if one.key == key:
             return one
     raise KeyError(f"no panel {key!r}; expected one of {', '.join(p.key for p in PANELS)}")
+
+
+def page_of(key: str) -> Page:
+    """Return the page whose panel has a key.
+
+    Raises:
+        KeyError: If no panel has this key.
+    """
+    return next(page for page in PAGES if panel(key) in page.panels)

@@ -1,4 +1,4 @@
-"""Draws the loss landscape: contours first, the surface in 3-D, the optimizer's path."""
+"""The loss landscape: contours first, the surface in 3-D, the optimizer's path."""
 
 import math
 from typing import Any
@@ -7,12 +7,21 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from analyzer.analysis.loss_landscape import Landscape, Landscapes
-from analyzer.figures.gradients import panes
+from analyzer.analysis.loss_landscape import Landscape, Landscapes, landscapes, trajectories
+from analyzer.figures.axes import panes
 from analyzer.figures.marks import color_bar, run_line
+from analyzer.figures.panels import Panel
 from analyzer.figures.theme import Theme, labeled
 
-__all__ = ["contour_figure", "contour_levels", "surface_figure", "trajectory_figure"]
+__all__ = [
+    "CONTOUR",
+    "SURFACE",
+    "TRAJECTORY",
+    "contour_figure",
+    "contour_levels",
+    "surface_figure",
+    "trajectory_figure",
+]
 
 _LEVELS = 18
 _SHADE = "rgba(20,30,40,0.55)"
@@ -141,7 +150,7 @@ def _contour(info: Landscapes, run: Landscape) -> go.Contour:
 
 
 def contour_levels(low: float, high: float) -> tuple[float, float]:
-    """Return the first contour line and the distance of two, both round, 18 lines at the most.
+    """Return the first contour line and the distance of two, both round, at most 18 lines.
 
     Args:
         low: Smallest number drawn.
@@ -198,3 +207,36 @@ def _bar(info: Landscapes) -> dict[str, Any]:
 def _colors(info: Landscapes, theme: Theme) -> dict[str, Any]:
     limits = {"cmin": info.low, "cmax": info.high}
     return {"colorscale": theme.scale, **limits, "colorbar": _bar(info)}
+
+
+CONTOUR = Panel(
+    key="landscape_contour",
+    title="Loss landscape",
+    how_to_read="The loss around the trained weights, along two random directions; all runs share "
+    "one color range. Wide, round contours are easy to train, jagged ones are not.",
+    needs=("landscape",),
+    info=landscapes,
+    drawing=contour_figure,
+    reads=("step",),
+    height=560,
+)
+SURFACE = Panel(
+    key="landscape_surface",
+    title="Loss surface",
+    how_to_read="The same losses as a surface, one height for all runs. Turn it; read numbers off "
+    "the contours.",
+    needs=("landscape",),
+    info=landscapes,
+    drawing=surface_figure,
+    reads=("step",),
+    height=640,
+)
+TRAJECTORY = Panel(
+    key="trajectory",
+    title="Trajectory",
+    how_to_read="The checkpoints of the training in the plane; the last one is at the center.",
+    needs=("landscape",),
+    info=trajectories,
+    drawing=trajectory_figure,
+    reads=("step",),
+)

@@ -17,15 +17,17 @@ __all__ = [
     "color_bar",
     "edge_marks",
     "grid_traces",
-    "log_range",
+    "layer_dots",
     "mark_legend",
     "run_line",
     "translucent",
+    "zero_marks",
 ]
 
 Floats = NDArray[np.float64]
 # More would be mud.
 _MOST_MARKERS = 60
+_MOST_DOTS = 120
 
 
 def translucent(color: str, opacity: float) -> str:
@@ -96,16 +98,32 @@ def edge_marks(
     )
 
 
-def log_range(low: float, high: float, pad: float = 0.06) -> list[float]:
-    """Return the range of a logarithmic axis with room at its ends.
+def zero_marks(places: Any, names: Any, theme: Theme) -> Trace:
+    """Return marks on the zero line for layers or joins whose value is not finite."""
+    return scatter(
+        x=places if len(places) else [None],
+        y=np.zeros(len(places)) if len(places) else [None],
+        text=names,
+        mode="markers",
+        marker={"color": theme.mark, "symbol": "x", "size": 9},
+        hovertemplate="%{text}: NaN or infinite<extra></extra>",
+        showlegend=False,
+    )
 
-    Args:
-        low: Smallest decimal logarithm.
-        high: Largest decimal logarithm.
-        pad: Room at each end, as a part of the whole.
-    """
-    room = max(0.15, pad * (high - low))
-    return [low - room, high + room]
+
+def layer_dots(positions: Floats, names: Sequence[str], color: str, theme: Theme) -> Trace:
+    """Return the network as a dot per layer along depth; a band where dots would be mud."""
+    few = len(positions) <= _MOST_DOTS
+    return scatter(
+        x=positions,
+        y=np.zeros(len(positions)),
+        mode="lines+markers" if few else "lines",
+        line={"color": theme.faint if few else color, "width": 1.5 if few else 4},
+        marker={"color": color, "size": 7 if len(positions) <= _MOST_MARKERS else 4},
+        text=[labeled(name) for name in names],
+        hovertemplate="%{text}<br>depth %{x:.0f}<extra></extra>",
+        showlegend=False,
+    )
 
 
 def band_traces(
@@ -167,8 +185,6 @@ def band_traces(
 
 def mark_legend(columns: Sequence[GridColumn], theme: Theme, *, is_log: bool) -> list[Trace]:
     """Return legend entries for cells that are zero or not finite, where there are any."""
-    kinds = [(NONFINITE, theme.mark, "NaN or infinite"), (ZERO, theme.zero, "exactly zero")]
-    shown = [k for k in (kinds if is_log else kinds[:1]) if any(_has(c, k[0]) for c in columns)]
     return [
         scatter(
             x=[None],
@@ -178,12 +194,15 @@ def mark_legend(columns: Sequence[GridColumn], theme: Theme, *, is_log: bool) ->
             name=word,
             showlegend=True,
         )
-        for _, color, word in shown
+        for kind, color, word in _unplaced(theme, is_log=is_log)
+        if any((column.marks == kind).any() for column in columns)
     ]
 
 
-def _has(column: GridColumn, kind: int) -> bool:
-    return bool((column.marks == kind).any())
+def _unplaced(theme: Theme, *, is_log: bool) -> list[tuple[int, str, str]]:
+    """Kinds of cells without a place in the scale, with color and name; a linear scale has zero."""
+    kinds = [(NONFINITE, theme.mark, "NaN or infinite"), (ZERO, theme.zero, "exactly zero")]
+    return kinds if is_log else kinds[:1]
 
 
 def color_bar(title: str, low: float, high: float, *, is_log: bool, **more: Any) -> dict[str, Any]:
@@ -217,9 +236,7 @@ def grid_traces(
     look = {"name": labeled(column.label.text), "hovertemplate": f"{hover}: {shown}"}
     heat = {"type": "heatmap"} | place
     traces: list[Trace] = [heat | look | {"z": cells.T if along_depth else cells}]
-    # A linear scale shows zero as what it is.
-    kinds = [(NONFINITE, theme.mark, "NaN or infinite"), (ZERO, theme.zero, "exactly zero")]
-    for kind, color, word in kinds if is_log else kinds[:1]:
+    for kind, color, word in _unplaced(theme, is_log=is_log):
         marked = np.where(column.marks == kind, np.float32(0), np.float32(np.nan))
         if np.isfinite(marked).any():
             plane = {key: value for key, value in heat.items() if key != "coloraxis"}

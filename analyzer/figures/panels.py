@@ -1,7 +1,8 @@
-"""What a panel is: a figure with its words, what it needs, its record and its drawing."""
+"""What a panel and a page are: a figure with all that is known of it, and what stands together."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import plotly.graph_objects as go
@@ -10,31 +11,167 @@ from analyzer.analysis.view import View
 from analyzer.figures.sketch import Sketch
 from analyzer.figures.theme import Theme
 
-__all__ = ["Panel"]
+__all__ = ["CONTROLS", "READABLE", "Page", "Panel", "checked"]
+
+READABLE = tuple(field.name for field in fields(View) if field.name != "runs")
+"""What of a view a panel may read."""
+
+CONTROLS = ("quantity", "layers", "aggregate", "smooth", "relative")
+"""What of a view a page can have a control for, in the order of the controls."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Panel:
     """One figure of the catalog with its words.
 
     Args:
         key: Its name, as in the page's address and in file names.
-        page: The page that it stands on.
         title: What the card or section is called.
         how_to_read: A sentence or two for a reader who sees it for the first time.
         needs: Tables, columns or probes without which there is nothing to draw.
         info: Reads and computes what is shown: a frozen record with ``caption`` (a sentence that
             states the finding with its number) and ``table()`` (the data behind the figure).
             Raises NotRecordedError, with the remedy, where the run lacks the data.
-        draw: Draws the record; it computes nothing.
-        sketch: The same as plain data, for a reader who waits; None where that saves too little.
+        drawing: Draws the record and computes nothing. Returns a plotly figure, or a sketch of one
+            where plotly's checks would make a reader wait.
+        reads: Fields of the view that change the record, out of ``READABLE``.
+        controls: Those of them for which its page has a control, out of ``CONTROLS``.
+        follows_click: Whether it shows the layers that were clicked in a heatmap.
+        method: How a paper would describe it; empty where the methods of its probe say it.
+        height: Pixels that are kept free on a page until the figure is there.
+        is_wide: Whether its card takes the whole width of a page.
+
+    Raises:
+        ValueError: If it reads what a view does not have, or has a control for what it does not
+            read.
     """
 
     key: str
-    page: str
     title: str
     how_to_read: str
     needs: tuple[str, ...]
     info: Callable[[View], Any]
-    draw: Callable[[Any, Theme], go.Figure]
-    sketch: Callable[[Any, Theme], Sketch] | None = None
+    drawing: Callable[[Any, Theme], go.Figure | Sketch]
+    reads: tuple[str, ...] = ()
+    controls: tuple[str, ...] = ()
+    follows_click: bool = False
+    method: str = ""
+    height: int = 380
+    is_wide: bool = True
+
+    def __post_init__(self) -> None:
+        for name, known in (("reads", READABLE), ("controls", CONTROLS)):
+            if unknown := set(getattr(self, name)) - set(known):
+                raise ValueError(
+                    f"{name} of panel {self.key!r} has {', '.join(sorted(unknown))}; expected "
+                    f"some of {', '.join(known)}"
+                )
+        if unread := set(self.controls) - set(self.reads):
+            raise ValueError(
+                f"panel {self.key!r} has a control for {', '.join(sorted(unread))}, which it does "
+                "not read; expected each of its controls among what it reads"
+            )
+
+    def draw(self, info: Any, theme: Theme) -> go.Figure:
+        """Draw a record; plotly checks each property."""
+        made = self.drawing(info, theme)
+        return made.figure() if isinstance(made, Sketch) else made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """Panels that stand together, or a page that the dashboard lays out itself.
+
+    Args:
+        key: Its name.
+        title: What it is called.
+        lead: A sentence below the title.
+        letter: The key that opens it after ``g``.
+        panels: The panels whose home it is.
+        also: Panels of other pages that are shown here too, above its own.
+        heading: What its section of a report is called; the title where empty.
+        has_layout: Whether the dashboard lays it out itself, around its panels if it has any.
+        needs_run: Whether there is nothing to show without a run.
+        former: Names that it had once; their addresses lead here.
+        path: Its path in addresses; ``/key`` where empty.
+    """
+
+    key: str
+    title: str
+    lead: str = ""
+    letter: str = ""
+    panels: tuple[Panel, ...] = ()
+    also: tuple[Panel, ...] = ()
+    heading: str = ""
+    has_layout: bool = False
+    needs_run: bool = True
+    former: tuple[str, ...] = ()
+    path: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", self.path or f"/{self.key}")
+        object.__setattr__(self, "heading", self.heading or self.title)
+
+    @property
+    def shown(self) -> tuple[Panel, ...]:
+        """Every panel on it, from top to bottom."""
+        return self.also + self.panels
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """What it has controls for, in their order."""
+        asked = {name for panel in self.shown for name in panel.controls}
+        return tuple(name for name in CONTROLS if name in asked)
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether another step changes one of its panels."""
+        return any("step" in panel.reads for panel in self.shown)
+
+    def probe_of(self, probes: Iterable[str]) -> str | None:
+        """Return the probe at whose steps its panels stand; None where it has recorded steps.
+
+        Args:
+            probes: Names of all probes.
+        """
+        needs = {need for panel in self.shown for need in panel.needs}
+        return needs.pop() if len(needs) == 1 and needs <= set(probes) else None
+
+
+def checked(pages: Sequence[Page], written: Iterable[Panel]) -> tuple[Page, ...]:
+    """Return pages if they and their panels go together.
+
+    Args:
+        pages: All pages.
+        written: Every panel that a module of figures defines.
+
+    Raises:
+        ValueError: If two pages have one key, path or letter, two panels one key, a page shows
+            nothing, or a panel stands on no page, or on several as their own.
+    """
+    homes = [panel for page in pages for panel in page.panels]
+    for what, names in (
+        ("page", [page.key for page in pages]),
+        ("path", [page.path for page in pages] + [f"/{k}" for page in pages for k in page.former]),
+        ("letter", [page.letter for page in pages if page.letter]),
+        ("panel", [panel.key for panel in homes]),
+    ):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise ValueError(f"{what} {twice[0]!r} is there twice; expected each once")
+    for page in pages:
+        if not page.shown and not page.has_layout:
+            raise ValueError(f"page {page.key!r} has no panel and no layout; expected one of them")
+        if borrowed := [panel.key for panel in page.also if panel not in homes]:
+            raise ValueError(
+                f"page {page.key!r} borrows {borrowed[0]!r}, which is on no page; expected a "
+                "panel of another page"
+            )
+    known = {panel.key: panel for panel in homes}
+    for panel in written:
+        if known.get(panel.key) is not panel:
+            raise ValueError(
+                f"panel {panel.key!r} is on no page; expected it among the panels of one of "
+                f"{', '.join(page.key for page in pages)}"
+            )
+    return tuple(pages)

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.colors import get_colorscale
+from plotly.colors import get_colorscale, sample_colorscale
 
 from analyzer.analysis.numerals import number, power
 from analyzer.figures.sketch import Layout
@@ -93,6 +93,13 @@ class Theme:
         """The color scale of heatmaps, as places and colors."""
         scale: list[list[float | str]] = get_colorscale(self.scale)
         return scale
+
+    def depth_colors(self, count: int) -> list[str]:
+        """Return colors of lines from input to output."""
+        first, last = self.lines
+        places = [first + (last - first) * k / max(1, count - 1) for k in range(count)]
+        parts = sample_colorscale(self.scale, places, colortype="tuple")
+        return ["#" + "".join(f"{round(255 * part):02x}" for part in color) for color in parts]
 
     def layout(self, height: int = 380) -> Layout:
         """Return the layout of a figure in this look; it must not be changed."""

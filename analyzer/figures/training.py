@@ -1,14 +1,24 @@
-"""Draws loss, learning rate, global gradient norm and noise scale over the steps."""
+"""Loss, learning rate, global gradient norm and noise scale over the steps."""
+
+from typing import Any
 
 import plotly.graph_objects as go
 
-from analyzer.analysis.training import StepCurve, StepCurves
-from analyzer.figures.gradients import value_axis
+from analyzer.analysis.training import (
+    StepCurve,
+    StepCurves,
+    gradient_norm_curves,
+    learning_rate_curves,
+    loss_curves,
+    noise_curves,
+)
+from analyzer.figures.axes import STEP, value_axis
 from analyzer.figures.marks import band_traces, translucent
+from analyzer.figures.panels import Panel
 from analyzer.figures.sketch import Trace
 from analyzer.figures.theme import Theme, labeled
 
-__all__ = ["step_curve_figure"]
+__all__ = ["GRADIENT_NORM", "LEARNING_RATE", "LOSS", "NOISE_SCALE", "step_curve_figure"]
 
 
 def step_curve_figure(info: StepCurves, theme: Theme) -> go.Figure:
@@ -16,7 +26,7 @@ def step_curve_figure(info: StepCurves, theme: Theme) -> go.Figure:
     figure = theme.figure(height=380)
     for curve in info.runs:
         figure.add_traces(_traces(info, curve, theme))
-    figure.update_xaxes(title={"text": "step", "standoff": 4})
+    figure.update_xaxes(**STEP)
     figure.update_yaxes(**value_axis(info.label, is_log=info.is_log, low=info.low, high=info.high))
     figure.update_layout(showlegend=True)
     return figure
@@ -39,3 +49,52 @@ def _traces(info: StepCurves, curve: StepCurve, theme: Theme) -> list[Trace]:
             if trace.get("line", {}).get("width"):
                 trace["line"] = trace["line"] | {"color": faint, "width": 1.25}
     return traces
+
+
+def _panel(key: str, title: str, how_to_read: str, needs: str, info: Any, *reads: str) -> Panel:
+    """A panel of curves over the steps, two of which stand side by side."""
+    return Panel(
+        key=key,
+        title=title,
+        how_to_read=how_to_read,
+        needs=(needs,),
+        info=info,
+        drawing=step_curve_figure,
+        reads=reads,
+        controls=reads,
+        is_wide=False,
+    )
+
+
+LOSS = _panel(
+    "loss",
+    "Loss",
+    "The loss that the training computed, per step; the band spans smallest to largest of a bin, "
+    "crosses are NaN or infinite.",
+    "loss",
+    loss_curves,
+    "smooth",
+)
+LEARNING_RATE = _panel(
+    "learning_rate",
+    "Learning rate",
+    "First group of the first optimizer. Compare its steps with edges in the other figures.",
+    "learning_rate",
+    learning_rate_curves,
+)
+GRADIENT_NORM = _panel(
+    "gradient_norm",
+    "Global gradient norm",
+    "Over all parameters; faint before clipping, strong as the optimizer received it. Lines that "
+    "part are steps that were clipped.",
+    "gradient_norm",
+    gradient_norm_curves,
+    "smooth",
+)
+NOISE_SCALE = _panel(
+    "noise_scale",
+    "Gradient noise scale",
+    "Roughly the batch size up to which larger batches pay off; it grows while the loss falls.",
+    "noise",
+    noise_curves,
+)

@@ -3,10 +3,6 @@
 (function () {
   const NO = () => window.dash_clientside.no_update;
   const DEFAULTS = { quantity: "output_gradient_norm", bins: "median" };
-  const PAGES = {
-    r: "/", s: "/score", f: "/flow", c: "/compare", k: "/skips", d: "/findings",
-    a: "/activations", u: "/updates", t: "/training", l: "/landscape",
-  };
   const here = {
     over: false, block: null, steps: [], label: "step", step: null, marked: new Set(), opened: false, typed: "",
   };
@@ -75,7 +71,7 @@
     frames(data, step) {
       here.steps = (data && data.steps) || [];
       here.label = (data && data.label) || "step";
-      window.gradientflow.score = (data && data.score) || null;
+      window.gradientflow.overview = (data && data.overview) || null;
       buildSlider();
       if (step != null) showStep(step);
       return NO();
@@ -96,7 +92,7 @@
     },
   };
   window.dash_clientside = Object.assign({}, window.dash_clientside, { gradientflow: scripts });
-  window.gradientflow = { score: null, show: [] };
+  window.gradientflow = { overview: null, show: [] };
 
   function sameQuery(one, other) {
     const sorted = (text) => {
@@ -280,7 +276,7 @@
     if (event.target.closest("input, textarea, select, [role=dialog], [role=listbox]")) return;
     const first = here.typed;
     here.typed = "";
-    if (first === "g" && PAGES[event.key]) go(PAGES[event.key]);
+    if (first === "g" && pageOf(event.key)) go(pageOf(event.key));
     else if (event.key === "g") here.typed = "g";
     else if (event.key === "?") set("help", { opened: true });
     else if (event.key === "ArrowLeft") moveStep(-1);
@@ -293,6 +289,11 @@
       event.preventDefault();
     }
   });
+
+  /** Path of the page of a letter; the list stands in the page. */
+  function pageOf(letter) {
+    return JSON.parse(byId("letters").dataset.pages)[letter];
+  }
 
   function focusFilter() {
     const field = byId("run-filter") || document.querySelector('input[id*="layers"]');

@@ -30,8 +30,8 @@
   function markStep(graph, step, name) {
     const box = graph.parentElement;
     lines(graph, name).forEach((one) => one.remove());
-    // The score has lines of its own for the chosen step.
-    if (step == null || (name === "chosen" && keyOf(graph) === "score")) return;
+    // The overview has lines of its own for the chosen step.
+    if (step == null || (name === "chosen" && keyOf(graph) === "overview")) return;
     stepAxes(graph).forEach(({ axis, plot, isX }) => {
       const at = axis.d2p(step);
       if (!(at >= 0 && at <= axis._length)) return;
@@ -113,9 +113,9 @@
     if (layer && window.location.pathname === "/flow") shared.chooseLayer(layer);
   }
 
-  /** In the score the step is dragged in the heatmap itself. */
+  /** In the overview the step is dragged in the heatmap itself. */
   function drag(graph) {
-    if (keyOf(graph) !== "score") return;
+    if (keyOf(graph) !== "overview") return;
     const stepAt = (event) => {
       const box = graph.getBoundingClientRect();
       const x = event.clientX - box.left, y = event.clientY - box.top;

@@ -29,13 +29,11 @@ GRAPH_CONFIG: Any = {
 _FORMATS = (("csv", "CSV"), ("svg", "SVG"), ("png", "PNG"))
 
 
-def panel_card(panel: Panel, *, height: int = 380, wide: bool = True) -> html.Section:
+def panel_card(panel: Panel) -> html.Section:
     """Return the card of a panel, its figure still to be drawn.
 
     Args:
-        panel: The panel.
-        height: Height that is kept free until the figure is there, in pixels.
-        wide: Whether it takes the whole width of the page.
+        panel: The panel; its height is kept free until the figure is there.
     """
     key = panel.key
     return html.Section(
@@ -48,11 +46,11 @@ def panel_card(panel: Panel, *, height: int = 380, wide: bool = True) -> html.Se
             html.Div(id=card(Id.NOTE, key)),
             dcc.Graph(
                 id=card(Id.GRAPH, key),
-                figure={"data": [], "layout": {"height": height, **_BLANK}},
+                figure={"data": [], "layout": {"height": panel.height, **_BLANK}},
                 config=GRAPH_CONFIG,
                 responsive=True,
                 className="graph",
-                style={"height": f"{height}px"},
+                style={"height": f"{panel.height}px"},
             ),
             html.Details(
                 [
@@ -73,7 +71,7 @@ def panel_card(panel: Panel, *, height: int = 380, wide: bool = True) -> html.Se
                 ]
             ),
         ],
-        className="card wide" if wide else "card",
+        className="card wide" if panel.is_wide else "card",
         **attributes(aria_labelledby=f"title-{key}", data_panel=key),
     )
 

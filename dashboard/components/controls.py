@@ -24,12 +24,12 @@ def controls(address: Address, names: Sequence[str], *shown: str) -> html.Div:
     Args:
         address: Their values.
         names: Names of the layers, from which the block picker chooses.
-        shown: Names out of ``quantity``, ``layers``, ``bins``, ``smooth`` and ``relative``.
+        shown: Names out of ``quantity``, ``layers``, ``aggregate``, ``smooth`` and ``relative``.
     """
     made = {
         "quantity": lambda: _quantity(address),
         "layers": lambda: _layers(address, names),
-        "bins": lambda: _choice("bins", "Each bin shows", address.aggregate, AGGREGATES),
+        "aggregate": lambda: _choice("bins", "Each bin shows", address.aggregate, AGGREGATES),
         "smooth": lambda: _switch("smooth", "Series", address.smooth, "raw", "smoothed"),
         "relative": lambda: _switch(
             "relative", "Values", address.relative, "absolute", "relative to last layer"

@@ -10,7 +10,7 @@ from analyzer.analysis.numerals import number
 from analyzer.analysis.verdict import verdict
 from analyzer.analysis.view import run_labels
 from analyzer.errors import AnalyzerError
-from analyzer.figures.catalog import PANELS
+from analyzer.figures.catalog import page_of
 from analyzer.storage.run import Run
 
 from ..address import query
@@ -30,13 +30,13 @@ def layout(context: Context) -> list[Any]:
     """Return the verdict, the comparing figures and the claims behind the verdict."""
     if len(context.runs) < 2:
         text = "Comparing needs two runs: choose a second one in the field at the top of the page."
-        return [message(text), *panels.layout(context, "compare")]
+        return [message(text), *panels.layout(context, page_of("profile_overlay"))]
     found = verdict_of(context)
     sentence, table = found or ([message(LOOKING)], [])
     return [
         soon(Id.VERDICT_SOON, found is not None),
         html.Div(sentence, id=Id.VERDICT),
-        *panels.layout(context, "compare"),
+        *panels.layout(context, page_of("profile_overlay")),
         html.Div(table, id=Id.CLAIMS),
     ]
 
@@ -102,10 +102,9 @@ def _query(claim: Claim) -> html.Details:
 
 def _link(context: Context, key: str) -> Any:
     """A link to the card of a panel."""
-    page = next((panel.page for panel in PANELS if panel.key == key), None)
-    if page is None:
+    if not key:
         return ""
-    return dcc.Link("show", href=f"/{page}{query(context.address)}#title-{key}")
+    return dcc.Link("show", href=f"{page_of(key).path}{query(context.address)}#title-{key}")
 
 
 def _text(value: Any) -> str:

@@ -9,7 +9,7 @@ from dash import dcc, html
 
 from analyzer.analysis.findings import RULES, Finding, findings
 from analyzer.errors import AnalyzerError
-from analyzer.figures.catalog import panel
+from analyzer.figures.catalog import page_of
 from analyzer.storage.run import Run
 
 from ..address import query
@@ -91,4 +91,4 @@ def _evidence(context: Context, one: Finding) -> str:
     """The address of the view that shows a finding, at its first step and layer."""
     shown = replace(context.address, step=one.steps[0], chosen=one.layers[:1])
     key = next(rule.panel for rule in RULES if rule.code == one.code)
-    return f"/{panel(key).page}{query(shown)}"
+    return page_of(key).path + query(shown)

@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 import dash_mantine_components as dmc
 from dash import dcc, html
 
+from analyzer.figures.catalog import page_of
 from analyzer.storage.catalog import RunSummary
 
 from ..components.attributes import attributes
@@ -22,6 +23,7 @@ __all__ = ["layout", "run_table"]
 _COLUMNS = ("compare", "run", "status", "steps", "layers", "joins", "final loss", "verdict", "age")
 # A reply stays below 400 KB even where every name is as long as a folder's may be.
 _MOST_ROWS = 500
+_OVERVIEW = page_of("overview").path + "?"
 
 
 def layout(context: Context) -> list[Any]:
@@ -110,7 +112,7 @@ def _cells(listed: Listed, verdict: str) -> dict[str, Any]:
     return {
         "run": listed.id,
         "name": shortened(listed.id, 60),
-        "href": "/score?" + urlencode({"run": listed.id}) if run.problem is None else None,
+        "href": _OVERVIEW + urlencode({"run": listed.id}) if run.problem is None else None,
         "status": run.status,
         "cells": [
             *map(_count, (run.steps, run.layers, run.joins)),

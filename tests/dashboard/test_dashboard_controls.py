@@ -35,11 +35,11 @@ def requests(shown: Visit) -> list[str]:
     return asked
 
 
-def test_the_slider_moves_the_score_without_the_server_and_then_stays_in_the_address(
+def test_the_slider_moves_the_overview_without_the_server_and_then_stays_in_the_address(
     visit: Open,
 ) -> None:
-    shown = opened(visit, "/score" + PAIR)
-    shown.until("() => window.gradientflow.score !== null")
+    shown = opened(visit, "/overview" + PAIR)
+    shown.until("() => window.gradientflow.overview !== null")
     asked = requests(shown)
     slide = """(at) => {
         const range = document.getElementById('step-range');
@@ -47,24 +47,24 @@ def test_the_slider_moves_the_score_without_the_server_and_then_stays_in_the_add
         range.dispatchEvent(new Event('input'));
     }"""
     shown.page.evaluate(slide, 12)
-    shown.until(f"{graph('score')}.dataset.step === '12'")
-    paths = shown.page.locator(".score-cover path").count()
+    shown.until(f"{graph('overview')}.dataset.step === '12'")
+    paths = shown.page.locator(".overview-cover path").count()
     assert paths > 30 and asked == []
     assert "step=" not in shown.page.url
     shown.page.evaluate("document.getElementById('step-range').dispatchEvent(new Event('change'))")
-    shown.page.wait_for_url("**/score" + PAIR + "&step=12")
-    shown.until(f"{graph('score')}.layout.shapes[0].y0 === 12")
-    shown.until("!document.querySelector('.score-cover')")
+    shown.page.wait_for_url("**/overview" + PAIR + "&step=12")
+    shown.until(f"{graph('overview')}.layout.shapes[0].y0 === 12")
+    shown.until("!document.querySelector('.overview-cover')")
     assert shown.page.evaluate("window.gradientflow.lastFrame") < 50
     shown.assert_clean()
 
 
 def test_the_step_is_dragged_in_the_third_row(visit: Open) -> None:
-    shown = opened(visit, "/score" + PAIR)
+    shown = opened(visit, "/overview" + PAIR)
     place = shown.page.evaluate(
         f"""() => {{
-            const box = {graph("score")}.getBoundingClientRect();
-            const full = {graph("score")}._fullLayout;
+            const box = {graph("overview")}.getBoundingClientRect();
+            const full = {graph("overview")}._fullLayout;
             const x = full.xaxis, y = full.yaxis3;
             return {{x: box.left + x._offset + 40, y: box.top + y._offset,
                      low: y.d2p(10), high: y.d2p(40)}};
@@ -79,15 +79,16 @@ def test_the_step_is_dragged_in_the_third_row(visit: Open) -> None:
 
 
 def test_arrow_keys_move_the_step_and_end_goes_back_to_the_last(visit: Open) -> None:
-    shown = opened(visit, "/skips?run=residual")
+    shown = opened(visit, "/shortcuts?run=residual")
     for _ in range(3):
         shown.page.keyboard.press("ArrowLeft")
     shown.page.wait_for_url("**&step=56")
     shown.until(
-        "document.querySelector('[data-panel=skip_strip] .caption').textContent.includes('step 5')"
+        "document.querySelector('[data-panel=shortcut_strip] .caption')"
+        ".textContent.includes('step 5')"
     )
     shown.page.keyboard.press("End")
-    shown.page.wait_for_url("**/skips?run=residual")
+    shown.page.wait_for_url("**/shortcuts?run=residual")
     shown.assert_clean()
 
 
@@ -225,7 +226,7 @@ def test_a_claim_leads_to_the_figure_that_shows_it(visit: Open) -> None:
     row = shown.page.locator("table.claims tr", has_text="Short paths carry the gradient")
     row.get_by_role("link", name="show").click()
     shown.page.wait_for_selector("[data-panel=path_spectrum]")
-    assert shown.page.url.endswith("/skips" + PAIR + "#title-path_spectrum")
+    assert shown.page.url.endswith("/shortcuts" + PAIR + "#title-path_spectrum")
     shown.assert_clean()
 
 
@@ -239,7 +240,7 @@ def test_replies_stay_small(visit: Open) -> None:
             sizes[name] = int(response.headers.get("content-length", 0))
 
     shown.page.on("response", keep)
-    for path in ("/score", "/flow", "/landscape"):
+    for path in ("/overview", "/flow", "/landscape"):
         shown.go(path + PAIR)
         shown.settle()
     assert sizes and max(sizes.values()) < 400_000

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from analyzer.dashboard.routes import PAGES
+from analyzer.figures.catalog import PAGES
 from tests.dashboard.conftest import Visit
 
 PAIR = "?run=plain&run=residual"
@@ -44,7 +44,7 @@ def test_every_page_works_in_light_and_dark_on_desktop_and_phone(visit: Open, pa
 
 
 def test_heatmaps_are_not_blank(visit: Open) -> None:
-    for path, panel, count in (("/score", "score", 2), ("/flow", "gradient_heatmap", 2)):
+    for path, panel, count in (("/overview", "overview", 2), ("/flow", "gradient_heatmap", 2)):
         shown = visit()
         page = shown.go(path + PAIR)
         shown.settle()
@@ -55,14 +55,14 @@ def test_heatmaps_are_not_blank(visit: Open) -> None:
         assert len(sizes) >= count and min(sizes) > 100
 
 
-def test_the_list_leads_to_the_score_of_a_run(visit: Open) -> None:
+def test_the_list_leads_to_the_overview_of_a_run(visit: Open) -> None:
     shown = visit()
     page = shown.go("/")
     row = page.locator("tr", has_text="residual")
     assert "finished" in row.text_content() and "60" in row.text_content()
     row.get_by_role("link", name="residual").click()
-    page.wait_for_url("**/score?run=residual")
-    page.wait_for_selector("[data-panel=score]")
+    page.wait_for_url("**/overview?run=residual")
+    page.wait_for_selector("[data-panel=overview]")
     page.go_back()
     page.wait_for_selector("table.runs")
     shown.assert_clean()
@@ -112,7 +112,7 @@ def test_the_run_picker_changes_what_the_page_shows(visit: Open) -> None:
 
 def test_a_question_mark_lists_the_shortcuts_and_g_goes_places(visit: Open) -> None:
     shown = visit()
-    page = shown.go("/score" + PAIR)
+    page = shown.go("/overview" + PAIR)
     shown.settle()
     page.keyboard.press("?")
     page.get_by_role("dialog").wait_for()
@@ -129,23 +129,23 @@ def test_a_question_mark_lists_the_shortcuts_and_g_goes_places(visit: Open) -> N
 def test_on_a_phone_the_pages_are_behind_a_button(visit: Open) -> None:
     shown = visit(viewport={"width": 390, "height": 800})
     page = shown.go("/training" + PAIR)
-    link = page.get_by_role("link", name="Skips")
+    link = page.get_by_role("link", name="Shortcuts")
     assert not link.is_visible() or link.bounding_box()["x"] < 0
     page.get_by_role("button", name="pages").click()
     page.wait_for_timeout(400)
     link.click()
-    page.wait_for_selector("h1:has-text('Skips')")
+    page.wait_for_selector("h1:has-text('Shortcuts')")
     shown.assert_clean()
 
 
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("/score", "No run is chosen"),
-        ("/score?run=nosuch", "no run 'nosuch'"),
+        ("/overview", "No run is chosen"),
+        ("/overview?run=nosuch", "no run 'nosuch'"),
         ("/nosuch", "There is no page '/nosuch'"),
-        ("/score?run=empty", "not recorded"),
-        ("/score?run=newer", "schema version 99"),
+        ("/overview?run=empty", "not recorded"),
+        ("/overview?run=newer", "schema version 99"),
         ("/landscape?run=single", "--probe landscape"),
         ("/flow?run=plain&layers=(", "regular expression"),
         ("/flow?run=plain&layers=zzz", "none of"),
@@ -165,7 +165,7 @@ def test_runs_that_cannot_be_read_are_listed_with_the_reason(visit: Open) -> Non
     assert "torn" in text and "newer" in text and "cannot be read" in text
 
 
-@pytest.mark.parametrize("path", ["/score", "/flow", "/training", "/findings"])
+@pytest.mark.parametrize("path", ["/overview", "/flow", "/training", "/findings"])
 def test_a_run_with_a_corrupt_table_is_shown_as_far_as_it_goes(visit: Open, path: str) -> None:
     shown = visit()
     shown.go(path + "?run=corrupt")
@@ -173,7 +173,7 @@ def test_a_run_with_a_corrupt_table_is_shown_as_far_as_it_goes(visit: Open, path
     shown.assert_clean()
 
 
-@pytest.mark.parametrize("path", ["/", "/score", "/flow", "/activations", "/findings"])
+@pytest.mark.parametrize("path", ["/", "/overview", "/flow", "/activations", "/findings"])
 def test_hostile_names_are_text(visit: Open, path: str) -> None:
     from urllib.parse import quote
 

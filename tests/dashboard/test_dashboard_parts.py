@@ -139,9 +139,9 @@ def test_a_record_is_computed_once_for_two_who_ask_at_a_time() -> None:
 
     records, view = Records(), View(())
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda _: records.get("score", view, info), range(4)))
+        found = list(pool.map(lambda _: records.get("overview", view, info), range(4)))
     assert found == ["record 1"] * 4 and len(calls) == 1
-    assert records.get("score", View((), step=1), info) == "record 2"
+    assert records.get("overview", View((), step=1), info) == "record 2"
 
 
 def test_what_cannot_be_computed_is_asked_for_again() -> None:
@@ -151,8 +151,8 @@ def test_what_cannot_be_computed_is_asked_for_again() -> None:
         raise AnalyzerError("not yet")
 
     with pytest.raises(AnalyzerError, match="not yet"):
-        records.get("score", View(()), fails)
-    assert records.get("score", View(()), lambda view: 7) == 7
+        records.get("overview", View(()), fails)
+    assert records.get("overview", View(()), lambda view: 7) == 7
 
 
 def test_a_long_list_shows_the_newest_and_says_so(

@@ -4,26 +4,22 @@ from collections.abc import Callable
 
 import pytest
 
-from analyzer.dashboard.pages.panels import panels_of
-from analyzer.figures.catalog import PANELS
+from analyzer.figures.catalog import PAGES
+from analyzer.figures.panels import Page
 from tests.dashboard.conftest import Visit
 
 PAIR = "?run=plain&run=residual"
-PLACES = ("score", "flow", "skips", "activations", "updates", "training", "landscape", "surface")
-PAGES = (*PLACES, "compare", "attribution")
 Open = Callable[..., Visit]
 
 
-def test_every_figure_stands_on_a_page() -> None:
-    assert {panel.key for page in PAGES for panel in panels_of(page)} == {p.key for p in PANELS}
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_every_figure_is_saved_as_data_and_as_a_picture(visit: Open, page: str) -> None:
+@pytest.mark.parametrize(
+    "place", [page for page in PAGES if page.panels], ids=lambda place: place.key
+)
+def test_every_figure_is_saved_as_data_and_as_a_picture(visit: Open, place: Page) -> None:
     shown = visit()
-    for panel in panels_of(page):
-        # Anew each time: Chromium asks its user before the eleventh download of a page.
-        shown.go(f"/{page}{PAIR}")
+    for panel in place.shown:
+        # From the start each time: Chromium asks before the eleventh download of a page.
+        shown.go(place.path + PAIR)
         shown.settle()
         for kind in ("csv", "svg", "png"):
             button = f"save {panel.title} as {kind.upper()}"
@@ -41,11 +37,13 @@ def test_every_figure_is_saved_as_data_and_as_a_picture(visit: Open, page: str) 
     shown.assert_clean()
 
 
-@pytest.mark.parametrize(("key", "path"), list(zip("autl", PLACES[3:7], strict=True)))
+@pytest.mark.parametrize(
+    ("key", "path"), [(page.letter, page.path) for page in PAGES if page.letter in "autlos"]
+)
 def test_g_and_a_letter_go_to_a_page_and_keep_the_runs(visit: Open, key: str, path: str) -> None:
     shown = visit()
     shown.go("/findings" + PAIR)
     shown.page.keyboard.press("g")
     shown.page.keyboard.press(key)
-    shown.page.wait_for_url(f"**/{path}{PAIR}")
+    shown.page.wait_for_url(f"**{path}{PAIR}")
     shown.assert_clean()

@@ -20,7 +20,7 @@ def client(tmp_path: Path) -> FlaskClient:
 
 
 def route(client: FlaskClient, search: str, **headers: str) -> Any:
-    """Ask for the content of the page of the score as the browser does."""
+    """Ask for the content of the overview page as the browser does."""
     spec = client.get("/_dash-dependencies", headers=LOCAL).get_json()
     output = next(s["output"] for s in spec if s["output"].startswith(f"..{Id.MAIN}.children"))
     outputs = []
@@ -31,7 +31,7 @@ def route(client: FlaskClient, search: str, **headers: str) -> Any:
         "output": output,
         "outputs": outputs,
         "inputs": [
-            {"id": Id.URL, "property": "pathname", "value": "/score"},
+            {"id": Id.URL, "property": "pathname", "value": "/overview"},
             {"id": Id.URL, "property": "search", "value": search},
         ],
         "changedPropIds": [f"{Id.URL}.search"],
@@ -103,7 +103,7 @@ def test_a_run_outside_the_listing_is_not_found(client: FlaskClient, name: str) 
     answer = route(client, "?run=" + quote(name))
     assert answer.status_code == 200
     assert "no run" in answer.text or "No run is chosen" in answer.text
-    assert client.get(f"/csv/score?run={quote(name)}", headers=LOCAL).status_code == 404
+    assert client.get(f"/csv/overview?run={quote(name)}", headers=LOCAL).status_code == 404
 
 
 PARAMETERS = ["step", "quantity", "layers", "bins", "relative", "smooth", "layer"]
@@ -113,7 +113,7 @@ PARAMETERS = ["step", "quantity", "layers", "bins", "relative", "smooth", "layer
 @pytest.mark.parametrize("value", ["../../etc/passwd", "(a%2b)%2b$", "%00", "9" * 400, "%F0%28"])
 def test_no_parameter_ends_the_server(client: FlaskClient, name: str, value: str) -> None:
     assert route(client, f"?run=good&{name}={value}").status_code == 200
-    assert client.get(f"/csv/score?run=good&{name}={value}", headers=LOCAL).status_code in (
+    assert client.get(f"/csv/overview?run=good&{name}={value}", headers=LOCAL).status_code in (
         200,
         404,
     )
@@ -167,8 +167,8 @@ def test_beyond_loopback_the_token_is_asked_for_once(tmp_path: Path) -> None:
     host = {"Host": "192.168.1.5:8050"}
     assert client.get("/_dash-layout", headers=host).status_code == 401
     assert client.get("/?token=wrong", headers=host).status_code == 401
-    entered = client.get("/score?token=s3cret&run=a", headers=host)
-    assert entered.status_code == 302 and entered.headers["Location"] == "/score?run=a"
+    entered = client.get("/overview?token=s3cret&run=a", headers=host)
+    assert entered.status_code == 302 and entered.headers["Location"] == "/overview?run=a"
     cookie = entered.headers["Set-Cookie"]
     assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
     stranger = app.server.test_client(use_cookies=False)

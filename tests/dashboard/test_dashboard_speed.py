@@ -17,7 +17,6 @@ from analyzer.dashboard.frames import shown_steps
 from analyzer.dashboard.library import Library
 from analyzer.dashboard.warmer import Warmer
 from analyzer.errors import AnalyzerError
-from analyzer.figures.catalog import panel
 from analyzer.storage.run import Run, open_run
 from analyzer.storage.schema import STAT_COLUMNS
 from tests.support.runs import write_run
@@ -147,7 +146,7 @@ def test_what_a_reader_may_choose_next_is_read_ahead_of_small_runs(
     assert tuple(read) == expected
 
 
-def test_the_list_draws_the_scores_of_the_newest_runs(tmp_path: Path, monkeypatch: Any) -> None:
+def test_the_list_draws_the_overviews_of_the_newest_runs(tmp_path: Path, monkeypatch: Any) -> None:
     for number in range(5):
         write_run(tmp_path / f"run-{number}", [1.0], [[1.0]])
     drawn: list[tuple[str, str]] = []
@@ -160,16 +159,16 @@ def test_the_list_draws_the_scores_of_the_newest_runs(tmp_path: Path, monkeypatc
     end = time.perf_counter() + 10
     while len(drawn) < 3 and time.perf_counter() < end:
         time.sleep(0.01)
-    assert drawn == [("score", f"run-{k}") for k in (4, 3, 2)]
+    assert drawn == [("overview", f"run-{k}") for k in (4, 3, 2)]
 
 
 def test_the_page_itself_starts_the_drawing(run: Run, monkeypatch: Any) -> None:
     asked: list[tuple[str, str]] = []
     monkeypatch.setattr(Warmer, "ask", lambda _self, path, search: asked.append((path, search)))
     client = create_app(run.path.parent).server.test_client()
-    client.get("/score?run=a&step=1", headers={"Host": "localhost"})
+    client.get("/overview?run=a&step=1", headers={"Host": "localhost"})
     client.get("/csv/loss", headers={"Host": "localhost"})
-    assert asked == [("/score", "?run=a&step=1")]
+    assert asked == [("/overview", "?run=a&step=1")]
 
 
 def test_a_slider_has_the_first_and_the_last_of_many_steps(tmp_path: Path) -> None:
@@ -179,30 +178,13 @@ def test_a_slider_has_the_first_and_the_last_of_many_steps(tmp_path: Path) -> No
     assert max(b - a for a, b in itertools.pairwise(steps)) <= 12
 
 
-CONTROLS = {
-    "quantity": "&quantity=activation_norm",
-    "layers": "&layers=1",
-    "aggregate": "&bins=max",
-    "relative": "&relative=1",
-    "smooth": "&smooth=1",
-    "step": "&step=1",
-}
-
-
-@pytest.mark.parametrize("key", ["gradient_heatmap", "depth_profile", "layer_series"])
-def test_a_panel_is_drawn_anew_only_for_controls_that_it_reads(key: str, runs_dir: Path) -> None:
+def test_a_panel_is_drawn_again_only_for_what_it_reads(runs_dir: Path) -> None:
     library = Library([runs_dir])
 
-    def records(search: str) -> tuple[Any, Any]:
-        chosen = context(library, parse(f"?run=plain&run=residual{search}"))
-        kept, whole = drawing.recorded(key, chosen), panel(key).info(chosen.view())
-        assert kept.caption == whole.caption
-        assert kept.table().equals(whole.table())
-        return kept, whole
+    def record(key: str, search: str) -> Any:
+        return drawing.recorded(key, context(library, parse(f"?run=plain&run=residual{search}")))
 
-    first, _ = records("")
-    for control, search in CONTROLS.items():
-        kept, whole = records(search)
-        is_read = control in drawing._READ[key]
-        assert (kept is not first) == is_read, control
-        assert is_read or whole.table().equals(first.table()), control
+    assert record("gradient_heatmap", "") is record("gradient_heatmap", "&step=1&smooth=1")
+    assert record("gradient_heatmap", "") is not record("gradient_heatmap", "&bins=max")
+    assert record("layer_series", "") is not record("layer_series", "&layer=stem")
+    assert record("depth_profile", "") is record("depth_profile", "&layer=stem")

@@ -206,12 +206,12 @@ def depth_profile(run: Files) -> list[float]:
 
 
 EACH_RUN: dict[str, Callable[[Files], list[float]]] = {
-    "score": score,
+    "overview": score,
     "gradient_heatmap": heatmap,
     "depth_profile": depth_profile,
     "layer_series": series,
     "profile_overlay": depth_profile,
-    "skip_strip": strip,
+    "shortcut_strip": strip,
     "splits_over_time": splits,
     "path_spectrum": paths,
     "lesion": lesions,

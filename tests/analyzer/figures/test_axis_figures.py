@@ -6,11 +6,10 @@ import pytest
 from analyzer.analysis.block_probes import PathSpectrum
 from analyzer.analysis.per_run import PerRun
 from analyzer.analysis.view import RunLabel
-from analyzer.figures.gradients import value_axis
+from analyzer.figures.axes import name_ticks, value_axis
 from analyzer.figures.landscape import contour_levels
 from analyzer.figures.marks import edge_marks
-from analyzer.figures.skips import path_figure
-from analyzer.figures.stages import name_ticks
+from analyzer.figures.probes import path_figure
 from analyzer.figures.theme import LIGHT, decade_step
 
 

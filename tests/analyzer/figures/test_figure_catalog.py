@@ -1,5 +1,6 @@
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from plotly.io.json import to_json_plotly
 
 from analyzer.analysis.view import View
 from analyzer.errors import NotRecordedError
-from analyzer.figures.catalog import PAGES, PANELS, Panel, panel
+from analyzer.figures.catalog import PAGES, PANELS, page_of, panel
+from analyzer.figures.panels import READABLE, Page, Panel, checked
 from analyzer.figures.sketch import Sketch, axes_of, merged, scatter
 from analyzer.figures.theme import DARK, LIGHT, THEMES
 from analyzer.storage.run import Run, open_run
@@ -79,7 +81,7 @@ def test_every_panel_says_what_an_empty_run_lacks(panel: Panel, tmp_path: Path) 
 def test_every_panel_draws_odd_runs_or_says_why_not(
     panel: Panel, place: int, odd: tuple[Run, ...]
 ) -> None:
-    runs = odd[place : place + 1] * (2 if panel.page == "compare" else 1)
+    runs = odd[place : place + 1] * (2 if page_of(panel.key).key == "compare" else 1)
     if place == 2 and set(panel.needs) & NOT_IN_ONE:
         with pytest.raises(NotRecordedError, match="not recorded in run 'one'; "):
             panel.info(View(runs))
@@ -110,17 +112,16 @@ def test_names_of_layers_and_runs_are_shown_as_text(panel: Panel, tmp_path: Path
     assert "a<b>" not in words(panel.draw(info, LIGHT))
 
 
-@pytest.mark.parametrize(
-    "panel", [one for one in PANELS if one.sketch is not None], ids=lambda panel: panel.key
-)
+@EACH
 def test_a_browser_is_sent_the_figure_that_plotly_has_checked(
     panel: Panel, pair: tuple[Run, ...], odd: tuple[Run, ...]
 ) -> None:
-    assert panel.sketch is not None
+    if not isinstance(panel.drawing(panel.info(View(pair)), LIGHT), Sketch):
+        return
     for runs in (pair, (*pair, odd[0]), (odd[0], odd[1])):
         for theme in THEMES.values():
             info = panel.info(View(runs, smooth=True))
-            checked, plain = panel.draw(info, theme).to_dict(), panel.sketch(info, theme).to_dict()
+            checked, plain = panel.draw(info, theme).to_dict(), panel.drawing(info, theme).to_dict()
             sent = [json.loads(to_json_plotly(figure)) for figure in (checked, plain)]
             assert sent[0] == sent[1]
 
@@ -143,13 +144,70 @@ def test_properties_are_merged_as_deep_as_they_are_nested() -> None:
     assert axes == {"xaxis": {"a": 1, "b": 2}, "xaxis2": {"b": 2}, "yaxis": {}}
 
 
-def test_keys_are_unique_and_pages_known() -> None:
+def test_every_panel_is_on_a_page_and_every_page_shows_something() -> None:
     keys = [one.key for one in PANELS]
     assert len(set(keys)) == len(keys)
-    assert [page for page in PAGES if page in {one.page for one in PANELS}] == list(PAGES)
-    assert panel("score").title == "Score"
-    with pytest.raises(KeyError, match="no panel 'nosuch'; expected one of score,"):
+    assert all(page.shown or page.has_layout for page in PAGES)
+    assert all(one in page_of(one.key).panels for one in PANELS)
+    assert panel("overview").title == page_of("overview").title == "Overview"
+    with pytest.raises(KeyError, match="no panel 'nosuch'; expected one of overview,"):
         panel("nosuch")
+
+
+def altered(key: str, **changes: Any) -> list[Page]:
+    """The pages of the catalog with one of them changed."""
+    return [replace(page, **changes) if page.key == key else page for page in PAGES]
+
+
+@pytest.mark.parametrize(
+    ("pages", "what"),
+    [
+        (altered("flow", panels=(PANELS[1], PANELS[3])), "panel 'depth_profile' is on no page"),
+        (altered("updates", panels=()), "page 'updates' has no panel and no layout"),
+        (altered("updates", panels=(PANELS[0],)), "panel 'overview' is there twice"),
+        ([*PAGES, PAGES[-1]], "page 'findings' is there twice"),
+        (altered("updates", path="/flow"), "path '/flow' is there twice"),
+        (altered("updates", former=("flow",)), "path '/flow' is there twice"),
+        (altered("updates", letter="f"), "letter 'f' is there twice"),
+        (altered("compare", also=(replace(PANELS[1], key="x"),)), "borrows 'x', which is on no"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_pages_and_panels_that_do_not_go_together_are_refused(pages: list[Page], what: str) -> None:
+    with pytest.raises(ValueError, match=what):
+        checked(pages, PANELS)
+
+
+def test_a_panel_says_what_it_reads_before_it_has_a_control_for_it() -> None:
+    with pytest.raises(ValueError, match="reads of panel 'loss' has colour; expected some of step"):
+        replace(panel("loss"), reads=("colour",))
+    with pytest.raises(ValueError, match="panel 'loss' has a control for layers, which it does"):
+        replace(panel("loss"), controls=("layers",))
+
+
+CHANGES: dict[str, Any] = {
+    "step": 10,
+    "quantity": "activation_norm",
+    "layers": "layer",
+    "aggregate": "max",
+    "smooth": True,
+    "relative": True,
+}
+
+
+@EACH
+@pytest.mark.parametrize("field", CHANGES)
+def test_what_a_panel_does_not_read_changes_nothing(
+    panel: Panel, field: str, pair: tuple[Run, ...]
+) -> None:
+    assert set(CHANGES) == set(READABLE)
+    if field in panel.reads:
+        return
+    plain, changed = View(pair), replace(View(pair), **{field: CHANGES[field]})
+    one, other = (panel.info(view) for view in (plain, changed))
+    assert one.caption == other.caption and one.table().equals(other.table())
+    sent = [panel.draw(info, LIGHT).to_json() for info in (one, other)]
+    assert sent[0] == sent[1]
 
 
 @EACH

@@ -1,6 +1,6 @@
 import pytest
 
-from analyzer.figures.stages import stage_ticks
+from analyzer.figures.axes import stage_ticks
 from analyzer.figures.theme import DARK, LIGHT, Theme, labeled, log_ticks
 
 

@@ -1,5 +1,5 @@
 "use strict";
-/* Rows 1 and 2 of the score at another step, from numbers that are in the page already: drawn over
+/* Rows 1 and 2 of the overview at another step, from numbers that are in the page already: drawn over
    the figure, since plotly takes 100 ms to draw it again. The server's figure follows. */
 (function () {
   const shared = window.gradientflow;
@@ -30,7 +30,7 @@
   const SVG = "http://www.w3.org/2000/svg";
   let wanted = null, cover = null;
 
-  const graphOf = () => document.querySelector('[data-panel="score"] .js-plotly-plot');
+  const graphOf = () => document.querySelector('[data-panel="overview"] .js-plotly-plot');
 
   function element(name, attributes, parent) {
     const made = document.createElementNS(SVG, name);
@@ -140,7 +140,7 @@
   function clear(graph) {
     if (cover) cover.remove();
     cover = null;
-    if (graph && shared.score) hide(graph, shared.score, false);
+    if (graph && shared.overview) hide(graph, shared.overview, false);
   }
 
   function drawMarks(graph, run, frames, norms) {
@@ -154,14 +154,14 @@
   }
 
   function next() {
-    const graph = graphOf(), frames = shared.score, step = wanted;
+    const graph = graphOf(), frames = shared.overview, step = wanted;
     if (step == null || !graph || !frames || !graph._fullData) return;
     if (frames.runs.some((run) => !graph._fullData[run.mark_trace])) return;
     wanted = null;
     const began = performance.now();
     if (!cover && shows(graph, frames, step)) return;
     if (cover) cover.remove();
-    cover = element("svg", { class: "score-cover", "aria-hidden": "true" }, graph.parentElement);
+    cover = element("svg", { class: "overview-cover", "aria-hidden": "true" }, graph.parentElement);
     hide(graph, frames, true);
     frames.runs.forEach((run) => {
       const norms = normsAt(run, frames, step);
@@ -190,7 +190,7 @@
 
   /** The cover goes when the figure shows the step; it moves with a figure that was drawn anew. */
   shared.drawn = (graph, isNew) => {
-    const frames = shared.score, step = shared.shownStep();
+    const frames = shared.overview, step = shared.shownStep();
     if (!cover || !frames || step == null || graph !== graphOf() || !graph._fullLayout) return;
     if (shows(graph, frames, step)) clear(graph);
     else if (isNew) {

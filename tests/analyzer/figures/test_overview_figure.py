@@ -8,8 +8,8 @@ import pytest
 
 from analyzer.analysis.overview import Overview, overview
 from analyzer.analysis.view import View
-from analyzer.figures.score import score_figure
-from analyzer.figures.score_frames import score_frames
+from analyzer.figures.catalog import panel
+from analyzer.figures.overview_frames import overview_frames
 from analyzer.figures.theme import LIGHT
 from analyzer.storage.run import Run, open_run
 from tests.support.full_run import write_full_pair, write_network_run
@@ -32,7 +32,7 @@ def numbers(packed: dict[str, Any]) -> Any:
 
 
 def test_rows_one_to_three_of_a_run_share_the_axis_of_depth(info: Overview) -> None:
-    figure = score_figure(info, LIGHT)
+    figure = panel("overview").draw(info, LIGHT)
     assert {trace.xaxis for trace in figure.data if trace.xaxis} == {"x", "x2", "x3", "x4"}
     depth = {a for a in ("xaxis", "xaxis3") if "depth" in figure.layout[a].title.text}
     assert depth == {"xaxis", "xaxis3"}
@@ -42,20 +42,20 @@ def test_rows_one_to_three_of_a_run_share_the_axis_of_depth(info: Overview) -> N
 
 
 def test_outcomes_and_numbers_are_written_into_the_figure(info: Overview) -> None:
-    texts = [note.text for note in score_figure(info, LIGHT).layout.annotations]
+    texts = [note.text for note in panel("overview").draw(info, LIGHT).layout.annotations]
     assert "<b>plain</b>  loss 2.30 after 60 steps" in texts
     assert any("‖∂L/∂y‖ falls 6.58 decades" in text for text in texts)
     assert "no joins: no shortcut carries gradient" in texts
 
 
 def test_the_levels_of_the_arcs_stand_once_in_the_legend(info: Overview) -> None:
-    names = [trace.name for trace in score_figure(info, LIGHT).data if trace.showlegend]
+    names = [trace.name for trace in panel("overview").draw(info, LIGHT).data if trace.showlegend]
     assert names == ["0 to 20 %", "20 to 40 %", "40 to 60 %", "60 to 80 %", "80 % and more"]
 
 
 def test_cells_that_are_not_finite_are_marked_in_a_color_of_their_own(tmp_path: Path) -> None:
     path = write_network_run(tmp_path / "nan", has_shortcuts=False, steps=6, nan_from=3)
-    figure = score_figure(overview(View((open_run(path),))), LIGHT)
+    figure = panel("overview").draw(overview(View((open_run(path),))), LIGHT)
     heat = [trace for trace in figure.data if trace.type == "heatmap"]
     assert np.isfinite(heat[1].z).any(axis=1).tolist() == [False] * 3 + [True] * 3
     assert heat[1].colorscale[0][1] == LIGHT.mark
@@ -63,7 +63,7 @@ def test_cells_that_are_not_finite_are_marked_in_a_color_of_their_own(tmp_path: 
 
 
 def test_frames_hold_the_profile_of_every_step(pair: tuple[Run, ...], info: Overview) -> None:
-    run = score_frames(info)["runs"][0]
+    run = overview_frames(info)["runs"][0]
     norms = numbers(run["norms"])
     rows = (
         pair[0]
@@ -76,7 +76,7 @@ def test_frames_hold_the_profile_of_every_step(pair: tuple[Run, ...], info: Over
 
 
 def test_frames_point_at_the_traces_that_a_step_changes(info: Overview) -> None:
-    figure, frames = score_figure(info, LIGHT), score_frames(info)
+    figure, frames = panel("overview").draw(info, LIGHT), overview_frames(info)
     for column, run in zip(info.runs, frames["runs"], strict=True):
         drawn = figure.data[run["profile_trace"]]
         assert np.asarray(drawn.y).tolist() == column.profile.tolist()
@@ -95,9 +95,9 @@ def test_frames_point_at_the_traces_that_a_step_changes(info: Overview) -> None:
 def test_a_browser_that_follows_the_frames_draws_the_same_arcs(pair: tuple[Run, ...]) -> None:
     """Arcs put together from the frames at step 30 equal those drawn by the server."""
     info = overview(View(pair, step=30))
-    run, levels = score_frames(info)["runs"][1], score_frames(info)["levels"]
+    run, levels = overview_frames(info)["runs"][1], overview_frames(info)["levels"]
     shares = run["shares"][run["share_steps"].index(30)]
-    drawn = score_figure(info, LIGHT)
+    drawn = panel("overview").draw(info, LIGHT)
     for level in range(5):
         x: list[Any] = [None]
         for arc, share in zip(run["arcs"], shares, strict=True):
@@ -108,7 +108,7 @@ def test_a_browser_that_follows_the_frames_draws_the_same_arcs(pair: tuple[Run, 
 
 def test_frames_of_a_broken_run_are_json_with_marks(tmp_path: Path) -> None:
     path = write_network_run(tmp_path / "nan", has_shortcuts=True, steps=6, nan_from=3)
-    frames = score_frames(overview(View((open_run(path),))))
+    frames = overview_frames(overview(View((open_run(path),))))
     json.dumps(frames, allow_nan=False)
     packed = frames["runs"][0]["norms"]
     whole = np.frombuffer(base64.b64decode(packed["bdata"]), "<i2").reshape(packed["shape"])
@@ -122,5 +122,5 @@ def test_figure_and_frames_of_two_deep_runs_fit_a_reply(tmp_path: Path) -> None:
         for name in ("a", "b")
     ]
     info = overview(View(tuple(map(open_run, paths))))
-    assert len(score_figure(info, LIGHT).to_json()) < 400_000
-    assert len(json.dumps(score_frames(info))) < 200_000
+    assert len(panel("overview").draw(info, LIGHT).to_json()) < 400_000
+    assert len(json.dumps(overview_frames(info))) < 200_000

@@ -1,4 +1,4 @@
-"""What a browser needs to show rows 1 and 2 of the score at another step without the server."""
+"""What a browser needs to show rows 1 and 2 of the overview at another step without the server."""
 
 import base64
 from typing import Any
@@ -7,23 +7,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.flow_grid import NONFINITE
-from analyzer.analysis.overview import Overview as Score
-from analyzer.analysis.overview import OverviewColumn as ScoreColumn
+from analyzer.analysis.overview import Overview, OverviewColumn
 from analyzer.analysis.shortcuts import SHARE_LEVELS
-from analyzer.figures.arcs import arc_words, outline
-from analyzer.figures.score import drawn_parts, note_places
-from analyzer.figures.score_axes import axis_names, layout_name
+from analyzer.figures.overview import axis_names, drawn_parts, layout_name, note_places
+from analyzer.figures.shortcuts import arc_words, outline
 from analyzer.figures.theme import LIGHT
 
-__all__ = ["NO_VALUE", "packed", "score_frames"]
+__all__ = ["NO_VALUE", "overview_frames", "packed"]
 
 NO_VALUE, IS_NONFINITE = -32768, 32767
 
 
-def score_frames(info: Score) -> dict[str, Any]:
+def overview_frames(info: Overview) -> dict[str, Any]:
     """Return the profiles and shares of every shown step, as JSON can hold them.
 
-    Norms are decimal logarithms packed into 16-bit integers, ``log10 ‖δ‖ = offset + scale · n``;
+    Norms are decimal logarithms in 16-bit integers, ``log10 ‖∂L/∂y‖ = offset + scale · n``;
     ``no_value`` stands for null and for zero, ``nonfinite`` for NaN and infinities. Arcs are
     outlines: a browser puts the outline of each arc into the trace of its level, gaps between.
 
@@ -69,7 +67,7 @@ def score_frames(info: Score) -> dict[str, Any]:
     }
 
 
-def _run(info: Score, column: ScoreColumn, highest: int) -> dict[str, Any]:
+def _run(info: Overview, column: OverviewColumn, highest: int) -> dict[str, Any]:
     grid, arcs = column.grid, column.arcs
     shapes = zip(outline(arcs, highest), arc_words(arcs), arcs.shortcuts, strict=True)
     shares = np.round(column.shares.astype(np.float64), 4)

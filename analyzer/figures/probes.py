@@ -1,0 +1,279 @@
+"""Probes of blocks, joins and layers: paths, lesions, Jacobian spectra, shattering, attribution."""
+
+import math
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from analyzer.analysis.activations import AttributionShares, attribution_shares
+from analyzer.analysis.block_probes import (
+    BlockSpectra,
+    Lesions,
+    PathSpectrum,
+    Shattering,
+    block_spectra,
+    join_lesions,
+    path_lengths,
+    shattering_curves,
+)
+from analyzer.analysis.numerals import number
+from analyzer.analysis.per_run import PerRun
+from analyzer.figures.axes import DEPTH, name_ticks, panes, row_ticks, value_axis
+from analyzer.figures.marks import edge_marks, run_line, zero_marks
+from analyzer.figures.panels import Panel
+from analyzer.figures.theme import Theme, labeled
+
+__all__ = [
+    "ATTRIBUTION",
+    "JACOBIAN",
+    "LESION",
+    "PATHS",
+    "SHATTERING",
+    "attribution_figure",
+    "by_layer_panels",
+    "jacobian_figure",
+    "lesion_figure",
+    "path_figure",
+    "shattering_figure",
+]
+
+_MOST_JOINS, _MOST_BLOCKS = 24, 20
+_DASHES = ("dot", "dash", "dashdot", "longdash", "longdashdot", "solid")
+_REFERENCE_DASHES = ("solid", "dash", "dot")
+
+
+def path_figure(info: PerRun[PathSpectrum], theme: Theme) -> go.Figure:
+    """Draw the share of the gradient by path length, with the share of the paths behind it."""
+    figure = panes([run.label.text for run in info.runs], theme, height=420)
+    empty: list[int] = []
+    in_legend = next((k for k, run in enumerate(info.runs, start=1) if len(run.lengths) > 1), 1)
+    for place, run in enumerate(info.runs, start=1):
+        axis = "" if place == 1 else str(place)
+        where = {"xref": f"x{axis} domain", "yref": f"y{axis} domain"}
+        if len(run.lengths) < 2:
+            # One bar of 100 % would say nothing, and take the place of those that do.
+            figure.add_traces(_path_traces(run, theme), rows=[1, 1], cols=[place, place])
+            figure.update_traces(visible=False, row=1, col=place)
+            figure.update_xaxes(visible=False, row=1, col=place)
+            empty.append(place)
+            theme.note(figure, "no joins: a single path carries all of the gradient", **where)
+            continue
+        for trace in _path_traces(run, theme):
+            figure.add_trace(trace.update(showlegend=place == in_legend), row=1, col=place)
+        total = number(float(run.num_paths.sum()))
+        text = f"effective length {number(run.effective_length)}<br>{total} paths"
+        if np.isfinite(run.effective_length):
+            line = {"color": theme.mark, "width": 1.5, "dash": "dash"}
+            figure.add_vline(x=run.effective_length, line=line, row=1, col=place)
+        corner = {"x": 0.98, "y": 0.96, "xanchor": "right", "yanchor": "top", "align": "right"}
+        theme.note(figure, text, **where, **corner)
+    figure.update_xaxes(title={"text": "length: branches that a path crosses", "standoff": 6})
+    figure.update_yaxes(tickformat=".0%", rangemode="tozero", showticklabels=True)
+    # By itself the axis would also make room for the bar that is not drawn.
+    drawn = [np.append(r.norm_shares, r.path_shares) for r in info.runs if len(r.lengths) > 1]
+    shares = np.concatenate(drawn or [np.zeros(0)])
+    top = float(shares[np.isfinite(shares)].max(initial=0.0))
+    if top > 0:
+        figure.update_yaxes(range=[0, 1.08 * top])
+    figure.update_yaxes(title={"text": "share"}, row=1, col=in_legend)
+    for place in empty:
+        figure.update_yaxes(visible=False, row=1, col=place)
+    return figure
+
+
+def _path_traces(run: PathSpectrum, theme: Theme) -> list[Any]:
+    """The bars of the gradient and the line of the paths."""
+    bars = go.Bar(
+        x=run.lengths,
+        y=run.norm_shares,
+        marker={"color": theme.style(run.label.style).color},
+        customdata=np.column_stack([run.norms, run.num_paths]),
+        hovertemplate="length %{x}: %{y:.2%} of the gradient"
+        "<br>‖G‖ = %{customdata[0]:.3e}, %{customdata[1]:.3e} paths<extra></extra>",
+        name="gradient ‖G_k‖",
+    )
+    paths = go.Scatter(
+        x=run.lengths,
+        y=run.path_shares,
+        mode="lines",
+        line={"color": theme.text, "width": 1.5, "dash": "dot"},
+        hovertemplate="length %{x}: %{y:.2%} of the paths<extra></extra>",
+        name="paths",
+    )
+    return [bars, paths]
+
+
+def lesion_figure(info: PerRun[Lesions], theme: Theme) -> go.Figure:
+    """Draw how the loss changes without each branch."""
+    figure = panes([run.label.text for run in info.runs], theme, height=400)
+    for place, run in enumerate(info.runs, start=1):
+        finite = np.isfinite(run.changes)
+        places = np.arange(len(run.names))
+        words = np.array([labeled(name) for name in run.names], object)
+        bars = go.Bar(
+            x=places[finite],
+            y=run.changes[finite],
+            text=words[finite],
+            textposition="none",
+            customdata=run.accuracies[finite],
+            marker={"color": theme.style(run.label.style).color},
+            hovertemplate="%{text}: %{y:+.4g}<br>accuracy %{customdata:.1%}<extra></extra>",
+            showlegend=False,
+        )
+        figure.add_trace(bars, row=1, col=place)
+        figure.add_trace(zero_marks(places[~finite], words[~finite], theme), row=1, col=place)
+        figure.update_xaxes(
+            row=1, col=place, **name_ticks(run.names, _MOST_JOINS // len(info.runs))
+        )
+    figure.update_xaxes(title={"text": "join without its branch, input → output", "standoff": 6})
+    figure.update_yaxes(title={"text": "change of the loss"}, row=1, col=1)
+    return figure
+
+
+def jacobian_figure(info: BlockSpectra, theme: Theme) -> go.Figure:
+    """Draw every singular value of every block; 1 is a block that passes gradients unchanged."""
+    figure = panes([run.label.text for run in info.runs], theme, height=420)
+    axis = value_axis("singular value", is_log=True, low=info.low, high=info.high)
+    edges = axis.get("range", [-1.0, 1.0])
+    bounds = (10.0 ** edges[0], 10.0 ** edges[1])
+    for place, run in enumerate(info.runs, start=1):
+        style = theme.style(run.label.style)
+        points = go.Scatter(
+            x=run.blocks,
+            y=run.values,
+            mode="markers",
+            marker={
+                "color": style.color,
+                "symbol": "line-ew-open",
+                "size": 13,
+                "line": {"width": 2},
+            },
+            text=[labeled(run.names[block]) for block in run.blocks],
+            customdata=run.orders,
+            hovertemplate="%{text}, value %{customdata}: %{y:.3e}<extra></extra>",
+            showlegend=False,
+        )
+        figure.add_trace(points, row=1, col=place)
+        marks = edge_marks(run.blocks, run.values, bounds, theme, is_log=True)
+        figure.add_trace(marks, row=1, col=place)
+        ticks = name_ticks(run.names, _MOST_BLOCKS // len(info.runs))
+        figure.update_xaxes(row=1, col=place, **ticks)
+    figure.add_hline(y=1, line={"color": theme.text, "width": 1, "dash": "dot"})
+    figure.update_yaxes(**{key: value for key, value in axis.items() if key != "title"})
+    figure.update_yaxes(title=axis["title"], row=1, col=1)
+    figure.update_layout(margin={"b": 110})
+    return figure
+
+
+def shattering_figure(info: PerRun[Shattering], theme: Theme) -> go.Figure:
+    """Draw the correlation along depth, a pane per run, with the curves of theory behind it."""
+    figure = panes([curve.label.text for curve in info.runs], theme, height=420)
+    for place, curve in enumerate(info.runs, start=1):
+        for dash, (name, values) in zip(_REFERENCE_DASHES, curve.references.items(), strict=False):
+            reference = go.Scatter(
+                x=curve.positions,
+                y=values,
+                mode="lines",
+                line={"color": theme.faint, "width": 1.5, "dash": dash},
+                name=name,
+                legendgroup=name,
+                showlegend=place == 1,
+                hovertemplate="%{y:.3f}",
+            )
+            figure.add_trace(reference, row=1, col=place)
+        names = [labeled(name) for name in curve.names]
+        hover = {"text": names, "hovertemplate": "%{text}: %{y:.3f}<extra></extra>"}
+        line = run_line(curve.label, theme, x=curve.positions, y=curve.correlations, **hover)
+        figure.add_trace(line, row=1, col=place)
+        top = edge_marks(curve.positions, curve.correlations, (0.0, 1.0), theme, is_log=False)
+        figure.add_trace(top, row=1, col=place)
+    figure.update_xaxes(**DEPTH)
+    low = min([0.0, *[float(v) for c in info.runs for v in c.correlations if math.isfinite(v)]])
+    figure.update_yaxes(range=[low - 0.05, 1.05])
+    figure.update_yaxes(title={"text": "correlation (mean cosine)"}, row=1, col=1)
+    return figure
+
+
+def attribution_figure(info: PerRun[AttributionShares], theme: Theme) -> go.Figure:
+    """Draw the share of each layer, a line per checkpoint, a pane per run."""
+    figure = panes([run.label.text for run in info.runs], theme, height=440)
+    for place, run in enumerate(info.runs, start=1):
+        colors = theme.depth_colors(len(run.steps))
+        names = [labeled(name) for name in run.names]
+        for k, step in enumerate(run.steps):
+            line = go.Scatter(
+                x=np.arange(len(names)),
+                y=run.shares[k],
+                mode="lines+markers" if len(names) <= 60 else "lines",
+                line={"color": colors[k], "dash": _DASHES[-len(run.steps) :][k], "width": 2},
+                text=names,
+                name=f"step {step}",
+                legendgroup=f"step {step}",
+                showlegend=place == 1,
+                hovertemplate="%{text}: %{y:.1%}",
+            )
+            figure.add_trace(line, row=1, col=place)
+        figure.update_xaxes(row=1, col=place, tickangle=-40, **row_ticks(run.names))
+    figure.update_yaxes(title={"text": "share of the attribution"}, row=1, col=1)
+    figure.update_yaxes(tickformat=".1~%")
+    figure.update_layout(margin={"b": 150}, legend={"y": 1.1, "yanchor": "bottom"})
+    return figure
+
+
+PATHS = Panel(
+    key="path_spectrum",
+    title="Path lengths",
+    how_to_read="Bars: the share of the gradient on paths that cross that many branches; dotted: "
+    "the share of the paths themselves. Bars far left of the dots say that short paths train "
+    "the net.",
+    needs=("paths",),
+    info=path_lengths,
+    drawing=path_figure,
+    reads=("step",),
+)
+LESION = Panel(
+    key="lesion",
+    title="Lesions",
+    how_to_read="The change of the loss when one branch is removed. Small bars say that no single "
+    "branch matters; a tall one is a block that the net depends on.",
+    needs=("lesion",),
+    info=join_lesions,
+    drawing=lesion_figure,
+    reads=("step",),
+)
+JACOBIAN = Panel(
+    key="jacobian",
+    title="Jacobian spectrum",
+    how_to_read="Singular values of each block, output over input. At 1 a block passes gradients "
+    "on unchanged; a wide spread is bad conditioning.",
+    needs=("jacobian",),
+    info=block_spectra,
+    drawing=jacobian_figure,
+    reads=("step",),
+)
+SHATTERING = Panel(
+    key="shattering",
+    title="Shattering",
+    how_to_read="How much the gradients of different inputs agree. A fall toward the input is a "
+    "shattered gradient, close to white noise; the gray curves are the theory for idealized nets.",
+    needs=("shattering",),
+    info=shattering_curves,
+    drawing=shattering_figure,
+    reads=("step", "layers"),
+)
+ATTRIBUTION = Panel(
+    key="attribution_shares",
+    title="Attribution by layer",
+    how_to_read="How much of the output goes through each layer, a line per checkpoint. Lines that "
+    "move show where the net began to use a layer.",
+    needs=("attribution",),
+    info=attribution_shares,
+    drawing=attribution_figure,
+    reads=("layers",),
+)
+
+
+def by_layer_panels() -> tuple[Panel, ...]:
+    """Return a panel for each probe by layer that no other panel shows."""
+    return ()

@@ -1,0 +1,247 @@
+"""What the shortcuts do: an arc over the network for each, wide and dark by its share; shares."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from analyzer.analysis.numerals import percent
+from analyzer.analysis.per_run import PerRun
+from analyzer.analysis.shortcuts import (
+    SHARE_LEVELS,
+    JoinArcs,
+    ShortcutStrip,
+    SplitCurves,
+    share_level,
+    shortcut_strip,
+    split_series,
+)
+from analyzer.figures.axes import DEPTH, STEP, stage_ticks
+from analyzer.figures.marks import layer_dots, run_line, translucent
+from analyzer.figures.panels import Panel
+from analyzer.figures.sketch import Trace, scatter
+from analyzer.figures.theme import Theme, labeled
+
+__all__ = [
+    "SHARES",
+    "STRIP",
+    "arc_traces",
+    "arc_words",
+    "outline",
+    "split_figure",
+    "strip_figure",
+]
+
+_LEVELS = ("0 to 20 %", "20 to 40 %", "40 to 60 %", "60 to 80 %", "80 % and more")
+_WIDTHS = (1.25, 2.0, 3.0, 4.0, 5.0)
+_POINTS, _MANY = 25, 24
+# A dash, so that a projection is told from an identity without color.
+_IDENTITY, _OTHER = "solid", "dot"
+
+
+def outline(arcs: JoinArcs, highest: int) -> list[tuple[list[float], list[float]]]:
+    """Return the points of each arc; a box where an arc stands for several joins.
+
+    Args:
+        arcs: Joins along depth.
+        highest: Level of the highest arc of all runs, which reaches 1.
+
+    Returns:
+        Places along depth and heights from 0 to 1, per arc.
+    """
+    angles = np.linspace(np.pi, 0, _POINTS)
+    shapes = []
+    for start, end, level in zip(arcs.starts, arcs.ends, arcs.levels, strict=True):
+        if arcs.size > 1:
+            shapes.append(([start, start, end, end, start], [0.12, 0.62, 0.62, 0.12, 0.12]))
+            continue
+        x = (start + end) / 2 + (end - start) / 2 * np.cos(angles)
+        y = (0.35 + 0.65 * level / highest if highest > 1 else 0.8) * np.sin(angles)
+        shapes.append((np.round(x, 3).tolist(), np.round(y, 3).tolist()))
+    return shapes
+
+
+def arc_words(arcs: JoinArcs) -> list[str]:
+    """Return what each arc is called on hover, without its share."""
+    many = f", {arcs.size} joins, median" if arcs.size > 1 else ""
+    return [
+        f"{labeled(name)} ({shortcut}{many})"
+        for name, shortcut in zip(arcs.names, arcs.shortcuts, strict=True)
+    ]
+
+
+def arc_traces(
+    arcs: JoinArcs, theme: Theme, highest: int, axes: dict[str, str], *, in_legend: bool
+) -> list[Trace]:
+    """Return the arcs of one run: a trace per level of share, first of identities, then of others.
+
+    Args:
+        arcs: Joins along depth.
+        theme: Colors.
+        highest: Level of the highest arc of all runs.
+        axes: ``xaxis`` and ``yaxis`` of the traces.
+        in_legend: Whether the levels are named in the legend.
+
+    Returns:
+        Eleven traces whatever is recorded: five levels twice, then joins of unknown share.
+    """
+    shapes, words = outline(arcs, highest), arc_words(arcs)
+    levels = share_level(arcs.shares)
+    said = [
+        f"{word}<br>shortcut share {percent(s)}" for word, s in zip(words, arcs.shares, strict=True)
+    ]
+    scale = 1.0 if len(shapes) <= _MANY else 0.6
+    is_identity = np.array([kind == "identity" for kind in arcs.shortcuts], bool)
+    traces = []
+    for identity in (True, False):
+        for level in range(len(SHARE_LEVELS)):
+            chosen = np.flatnonzero((levels == level) & (is_identity == identity))
+            trace = _trace(arcs, theme.arcs[level], scale * _WIDTHS[level], identity, axes)
+            trace.update(_picked(shapes, said, chosen))
+            trace.update(
+                name=_LEVELS[level],
+                showlegend=in_legend and identity,
+                legendgroup=f"share-{level}",
+            )
+            traces.append(trace)
+    unknown = _trace(arcs, theme.faint, 1.5, True, axes)
+    chosen = np.flatnonzero(levels < 0)
+    unknown.update(_picked(shapes, [f"{word}<br>share not recorded" for word in words], chosen))
+    unknown.update(name="share not recorded", showlegend=in_legend and len(chosen) > 0)
+    return [*traces, unknown]
+
+
+def _broken_lines(
+    shapes: Sequence[tuple[list[float], list[float]]], words: Sequence[str]
+) -> dict[str, list[Any]]:
+    """Several lines as one trace: their points one after another, gaps between."""
+    # A trace without a point would be missing in the legend.
+    x: list[Any] = [None]
+    y: list[Any] = [None]
+    text: list[Any] = [None]
+    for (xs, ys), word in zip(shapes, words, strict=True):
+        x += [*xs, None]
+        y += [*ys, None]
+        text += [word] * len(xs) + [None]
+    return {"x": x, "y": y, "text": text}
+
+
+def _picked(shapes: list[Any], words: list[str], chosen: Any) -> dict[str, list[Any]]:
+    return _broken_lines([shapes[k] for k in chosen], [words[k] for k in chosen])
+
+
+def _trace(
+    arcs: JoinArcs, color: str, width: float, is_identity: bool, axes: dict[str, str]
+) -> Trace:
+    dash = _IDENTITY if is_identity else _OTHER
+    trace = scatter(
+        {"mode": "lines", "hovertemplate": "%{text}<extra></extra>"},
+        axes,
+        line={"color": color, "width": 0.5 if arcs.size > 1 else width, "dash": dash},
+    )
+    if arcs.size > 1:
+        trace.update(fill="toself", fillcolor=color, hoveron="points")
+    return trace
+
+
+def strip_figure(info: PerRun[ShortcutStrip], theme: Theme) -> go.Figure:
+    """Draw the network of each run as a strip with one arc per join."""
+    count = len(info.runs)
+    figure = make_subplots(
+        count,
+        1,
+        vertical_spacing=0.32 / count,
+        subplot_titles=[labeled(row.label.text, 48) for row in info.runs],
+    )
+    theme.apply(figure, 110 + 220 * count)
+    figure.update_annotations(font={"size": 14, "color": theme.text})
+    highest = max([int(level) for row in info.runs for level in row.arcs.levels], default=1)
+    for place, row in enumerate(info.runs, start=1):
+        _strip(figure, row, place, theme, highest)
+    figure.update_yaxes(visible=False, range=[-0.15, 1.1])
+    figure.update_xaxes(showgrid=False)
+    figure.update_xaxes(row=count, col=1, **DEPTH)
+    legend = {"title": {"text": "shortcut share  ", "side": "left"}, "entrywidth": 112}
+    figure.update_layout(legend=legend | {"x": 0, "y": -0.3 / count, "yanchor": "top"})
+    figure.update_layout(margin={"b": 96})
+    return figure
+
+
+def _strip(figure: go.Figure, row: ShortcutStrip, place: int, theme: Theme, highest: int) -> None:
+    for trace in arc_traces(row.arcs, theme, highest, {}, in_legend=place == 1):
+        figure.add_trace(trace, row=place, col=1)
+    color = theme.style(row.label.style).color
+    dots = layer_dots(row.positions, row.names, color, theme)
+    figure.add_trace(dots, row=place, col=1)
+    ends = (float(row.positions[0]), float(row.positions[-1])) if len(row.positions) else (0.0, 1.0)
+    figure.update_xaxes(row=place, col=1, **stage_ticks(row.stages, ends))
+
+
+def split_figure(info: PerRun[SplitCurves], theme: Theme) -> go.Figure:
+    """Draw the shortcut shares over the steps: the median, and all joins around it."""
+    figure = theme.figure(height=400)
+    for run in info.runs:
+        figure.add_traces(_split_traces(run, theme))
+    figure.add_hline(y=0.5, line={"color": theme.faint, "width": 1, "dash": "dot"})
+    figure.update_xaxes(**STEP)
+    figure.update_yaxes(title={"text": "shortcut share"}, tickformat=".0%")
+    figure.update_layout(showlegend=True)
+    return figure
+
+
+def _split_traces(run: SplitCurves, theme: Theme) -> list[go.Scatter]:
+    color = theme.style(run.label.style).color
+    known = np.isfinite(run.low) & np.isfinite(run.high)
+    steps = run.steps[known]
+    around = go.Scatter(
+        x=np.concatenate([steps, steps[::-1]]),
+        y=np.concatenate([run.high[known], run.low[known][::-1]]),
+        mode="lines",
+        fill="toself",
+        fillcolor=translucent(color, 0.15),
+        line={"width": 0},
+        hoverinfo="skip",
+        name=f"{labeled(run.label.text)}: all joins",
+    )
+    single = [
+        go.Scatter(
+            x=run.steps,
+            y=shares,
+            mode="lines",
+            line={"color": translucent(color, 0.4), "width": 1},
+            name=labeled(name),
+            hovertemplate="step %{x}: %{y:.0%}",
+            showlegend=False,
+        )
+        for name, shares in zip(run.names, run.shares.T, strict=True)
+    ]
+    middle = run.median if run.smooth is None else run.smooth
+    name = {"name": f"{labeled(run.label.text)}: median"}
+    hover = {"hovertemplate": "step %{x}: %{y:.0%}"}
+    return [around, *single, run_line(run.label, theme, x=run.steps, y=middle, **name, **hover)]
+
+
+STRIP = Panel(
+    key="shortcut_strip",
+    title="Shortcuts",
+    how_to_read="One arc per join, from fork to join, wide and dark where the shortcut carries "
+    "most of the gradient; dotted arcs have parameters on their shortcut. A band of boxes stands "
+    "for many joins, each box for the median of neighbors.",
+    needs=("joins",),
+    info=shortcut_strip,
+    drawing=strip_figure,
+    reads=("step",),
+    height=420,
+)
+SHARES = Panel(
+    key="splits_over_time",
+    title="Splits over time",
+    how_to_read="Above 50 % more gradient arrives through the shortcut than through the branch; "
+    "above 100 % the two cancel in part.",
+    needs=("shortcut_share",),
+    info=split_series,
+    drawing=split_figure,
+    reads=("smooth",),
+)

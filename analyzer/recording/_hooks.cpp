@@ -164,11 +164,12 @@ bool has_shape(const DLTensor &x, PyObject *shape) {
 
 // The row of an activation; null where Python must look.
 PyObject *activation_row_of(const Layer *layer, const DLTensor &x, Py_ssize_t elements) {
-    double numbers[7];
-    if (!activation_numbers(x.data, elements, 4, numbers)) return nullptr;
+    double numbers[kMostMoments];
+    const int64_t zeros = activation_moments(x.data, elements, 4, numbers);
+    if (zeros < 0) return nullptr;
     PyObject *dead = Py_NewRef(Py_None);
     const Py_ssize_t units = layer->sizes[1];
-    if (units && numbers[5] < double(elements / units)) {  // too few zeros for even one dead unit
+    if (units && zeros < elements / units) {  // too few zeros for even one dead unit
         Py_SETREF(dead, Py_NewRef(layer->held[Layer::kNoneDead]));
     } else if (units) {
         PyObject *found = zero_units_of(x.data, layer->sizes, 4);
@@ -176,7 +177,7 @@ PyObject *activation_row_of(const Layer *layer, const DLTensor &x, Py_ssize_t el
         Py_XDECREF(found);
         if (!dead) return nullptr;
     }
-    PyObject *row = row_of(elements, numbers, 7, dead);
+    PyObject *row = row_of(elements, numbers, num_activation, dead);
     Py_DECREF(dead);
     return row;
 }

@@ -212,27 +212,55 @@ Totals scan_unlocked(const void *x, Py_ssize_t n, Py_ssize_t size) {
     return t;
 }
 
+// The names are those of `Activation` and `Gradient` in `moments.py`, which checks them.
+struct Activation {
+    double norm, mean, std, min, max, zeros, num_nonfinite;
+};
+
+struct Gradient {
+    double norm, mean_abs, max_abs, zeros, num_nonfinite;
+};
+
+static_assert(sizeof(Activation) <= kMostMoments * sizeof(double));
+
 }  // namespace
 
-bool activation_numbers(const void *x, Py_ssize_t n, Py_ssize_t size, double *out) {
+const char *const activation_names[] = {"norm", "mean",  "std",           "min",
+                                        "max",  "zeros", "num_nonfinite", nullptr};
+const char *const gradient_names[] = {"norm", "mean_abs", "max_abs", "zeros", "num_nonfinite", nullptr};
+const int num_activation = sizeof(Activation) / sizeof(double);
+const int num_gradient = sizeof(Gradient) / sizeof(double);
+
+int64_t activation_moments(const void *x, Py_ssize_t n, Py_ssize_t size, double *out) {
     const Totals t = scan_unlocked<kActivation>(x, n, size);
     const double square = t.squares / n, mean = t.sum / n;
     const double variance = square - mean * mean;
     if (!(t.squares >= kSmallest && t.squares <= kLargest && variance > kCancellation * square))
-        return false;
-    const double found[] = {std::sqrt(t.squares), mean,  std::sqrt(variance), t.low, t.high,
-                            double(t.zeros),      0.0};
-    std::memcpy(out, found, sizeof found);
-    return true;
+        return -1;
+    Activation found;
+    found.norm = std::sqrt(t.squares);
+    found.mean = mean;
+    found.std = std::sqrt(variance);
+    found.min = t.low;
+    found.max = t.high;
+    found.zeros = double(t.zeros);
+    found.num_nonfinite = 0;
+    std::memcpy(out, &found, sizeof found);
+    return t.zeros;
 }
 
-bool gradient_numbers(const void *x, Py_ssize_t n, Py_ssize_t size, bool count_zeros, double *out) {
+bool gradient_moments(const void *x, Py_ssize_t n, Py_ssize_t size, bool count_zeros, double *out) {
     const Totals t = count_zeros ? scan_unlocked<kGradientWithZeros>(x, n, size)
                                  : scan_unlocked<kGradient>(x, n, size);
     const bool is_zero = t.squares == 0 && t.high == 0;
     if (!is_zero && !(t.squares >= kSmallest && t.squares <= kLargest)) return false;
-    const double found[] = {std::sqrt(t.squares), t.sum / n, t.high, double(t.zeros), 0.0};
-    std::memcpy(out, found, sizeof found);
+    Gradient found;
+    found.norm = std::sqrt(t.squares);
+    found.mean_abs = t.sum / n;
+    found.max_abs = t.high;
+    found.zeros = double(t.zeros);
+    found.num_nonfinite = 0;
+    std::memcpy(out, &found, sizeof found);
     return true;
 }
 

@@ -35,7 +35,7 @@ struct Row {
     PyObject_HEAD
     Py_ssize_t elements;
     int count;
-    double numbers[7];
+    double numbers[kMostMoments];
     PyObject *dead;
 };
 
@@ -91,10 +91,10 @@ PyObject *row_of(Py_ssize_t elements, const double *numbers, int count, PyObject
 PyObject *gradient_row_of(PyObject *gradient, bool count_zeros) {
     DLTensor x;
     Py_ssize_t elements;
-    double numbers[5];
+    double numbers[kMostMoments];
     if (!read(gradient, &x, &elements)) return nullptr;
-    if (!gradient_numbers(x.data, elements, 4, count_zeros, numbers)) return nullptr;
-    return row_of(elements, numbers, 5, nullptr);
+    if (!gradient_moments(x.data, elements, 4, count_zeros, numbers)) return nullptr;
+    return row_of(elements, numbers, num_gradient, nullptr);
 }
 
 namespace {
@@ -111,20 +111,20 @@ bool integers(PyObject *const *args, Py_ssize_t count, Py_ssize_t expected, Py_s
 
 PyObject *activation(PyObject *, PyObject *const *args, Py_ssize_t count) {
     Py_ssize_t given[3];
-    double numbers[7];
+    double numbers[kMostMoments];
     if (!integers(args, count, 3, given)) return nullptr;
-    if (!activation_numbers(reinterpret_cast<void *>(given[0]), given[1], given[2], numbers))
+    if (activation_moments(reinterpret_cast<void *>(given[0]), given[1], given[2], numbers) < 0)
         Py_RETURN_NONE;
-    return numbers_of(numbers, 7);
+    return numbers_of(numbers, num_activation);
 }
 
 PyObject *gradient(PyObject *, PyObject *const *args, Py_ssize_t count) {
     Py_ssize_t given[3];
-    double numbers[5];
+    double numbers[kMostMoments];
     if (!integers(args, count, 3, given)) return nullptr;
-    if (!gradient_numbers(reinterpret_cast<void *>(given[0]), given[1], given[2], true, numbers))
+    if (!gradient_moments(reinterpret_cast<void *>(given[0]), given[1], given[2], true, numbers))
         Py_RETURN_NONE;
-    return numbers_of(numbers, 5);
+    return numbers_of(numbers, num_gradient);
 }
 
 PyObject *squares(PyObject *, PyObject *const *args, Py_ssize_t count) {
@@ -191,8 +191,8 @@ PyCFunction fast(F *function) {
 
 PyMethodDef functions[] = {
     {"prepare", prepare, METH_VARARGS, "Say where torch's types and functions are."},
-    {"activation", fast(activation), METH_FASTCALL, "The seven numbers of an activation, or None."},
-    {"gradient", fast(gradient), METH_FASTCALL, "The five numbers of a gradient, or None."},
+    {"activation", fast(activation), METH_FASTCALL, "The moments of an activation, or None."},
+    {"gradient", fast(gradient), METH_FASTCALL, "The moments of a gradient, or None."},
     {"squares", fast(squares), METH_FASTCALL, "Sum of squares of float32 elements."},
     {"zero_units", fast(zero_units), METH_FASTCALL,
      "For each unit of [before, units, after] a byte: 1 where it is zero in all."},
@@ -201,6 +201,16 @@ PyMethodDef functions[] = {
 
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "_scan", "One pass over a tensor in host memory.", -1,
                       functions, nullptr, nullptr, nullptr, nullptr};
+
+// Add the names of moments to the module as a tuple; false with an exception set.
+bool add_names(PyObject *made, const char *name, const char *const *moments, Py_ssize_t count) {
+    PyObject *names = PyTuple_New(count);
+    for (Py_ssize_t i = 0; names && i < count; ++i)
+        PyTuple_SET_ITEM(names, i, PyUnicode_InternFromString(moments[i]));
+    const bool is_added = names && PyModule_AddObjectRef(made, name, names) == 0;
+    Py_XDECREF(names);
+    return is_added;
+}
 
 }  // namespace
 }  // namespace reading
@@ -215,5 +225,7 @@ PyMODINIT_FUNC PyInit__scan() {
     row_type.tp_getset = row_getters;
     PyObject *made = PyModule_Create(&module);
     if (!made || PyModule_AddType(made, &row_type) < 0 || !add_hooks(made)) return nullptr;
+    if (!add_names(made, "ACTIVATION", activation_names, num_activation)) return nullptr;
+    if (!add_names(made, "GRADIENT", gradient_names, num_gradient)) return nullptr;
     return made;
 }

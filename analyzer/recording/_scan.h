@@ -10,12 +10,17 @@
 
 namespace reading {
 
-// The seven numbers of an activation: norm, mean, std, min, max, zeros, non-finite elements; false where
-// they are not safe. `size` is the bytes of an element: float32 or float64.
-bool activation_numbers(const void *x, Py_ssize_t n, Py_ssize_t size, double *out);
+// Room for the moments of one tensor; their names, in the order of the numbers, end with null.
+constexpr int kMostMoments = 12;
+extern const char *const activation_names[], *const gradient_names[];
+extern const int num_activation, num_gradient;
 
-// The five numbers of a gradient: norm, mean_abs, max_abs, zeros where they are counted, non-finite.
-bool gradient_numbers(const void *x, Py_ssize_t n, Py_ssize_t size, bool count_zeros, double *out);
+// The moments of an activation; the result is the number of zeros, -1 where the moments are not safe.
+// `size` is the bytes of an element: float32 or float64.
+int64_t activation_moments(const void *x, Py_ssize_t n, Py_ssize_t size, double *out);
+
+// The moments of a gradient, zeros where they are counted; false where they are not safe.
+bool gradient_moments(const void *x, Py_ssize_t n, Py_ssize_t size, bool count_zeros, double *out);
 
 double sum_of_squares(const void *x, Py_ssize_t n);
 

@@ -5,6 +5,9 @@ from analyzer.recording.plain_hooks import Call as Call
 from analyzer.recording.plain_hooks import Gate as Gate
 from analyzer.recording.plain_hooks import Layer as Layer
 
+ACTIVATION: tuple[str, ...]
+GRADIENT: tuple[str, ...]
+
 def prepare(
     tensor: type,
     parameter: type,
@@ -15,10 +18,8 @@ def prepare(
 ) -> bool: ...
 def activation(
     address: int, elements: int, bytes_an_element: int, /
-) -> tuple[float, float, float, float, float, float, float] | None: ...
-def gradient(
-    address: int, elements: int, bytes_an_element: int, /
-) -> tuple[float, float, float, float, float] | None: ...
+) -> tuple[float, ...] | None: ...
+def gradient(address: int, elements: int, bytes_an_element: int, /) -> tuple[float, ...] | None: ...
 def squares(address: int, elements: int, /) -> float: ...
 def zero_units(
     address: int, before: int, units: int, after: int, bytes_an_element: int, /

@@ -1,19 +1,30 @@
 """Numbers on their way from a device to the host, without anyone waiting on the training thread."""
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analyzer.recording.statistics import is_on_host
-
-__all__ = ["Transfer", "can_pin"]
+__all__ = ["Arrays", "OnDevice", "Transfer", "can_pin"]
 
 _POLL_SECONDS = 0.0005
+Arrays: TypeAlias = Sequence[NDArray[np.float64]]
+
+
+class OnDevice(NamedTuple):
+    """Numbers that are still on a device.
+
+    Args:
+        tensors: What to copy to the host.
+        finish: Makes the numbers of the copies, one-dimensional float64 arrays in the same order.
+    """
+
+    tensors: list[Tensor]
+    finish: Callable[[Arrays], Any]
 
 
 class Transfer:
@@ -45,7 +56,7 @@ class Transfer:
             self._events.append(event)
 
     def _start(self, key: Any, flat: Tensor) -> None:
-        if is_on_host(flat):
+        if flat.is_cpu:
             self._copies[key] = flat
             return
         target = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=can_pin(flat.device))

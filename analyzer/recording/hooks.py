@@ -22,9 +22,15 @@ from torch.compiler import is_compiling, is_dynamo_compiling
 
 from analyzer.joins.calls import after_calls, before_calls
 from analyzer.recording.depth import ForwardDepth, graph_depths
-from analyzer.recording.host_statistics import Call, Gate, Layer, none_dead
 from analyzer.recording.layers import Site, own_unit_axis
-from analyzer.recording.statistics import activation_row, gradient_row
+from analyzer.recording.statistics import (
+    Call,
+    Gate,
+    Layer,
+    activation_row,
+    gradient_row,
+    none_dead,
+)
 
 __all__ = ["Call", "Capture", "Invocation"]
 

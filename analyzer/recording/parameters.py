@@ -6,13 +6,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from analyzer.recording import device_statistics, host_statistics
 from analyzer.recording.layers import Layers
+from analyzer.recording.moments import device_norms
 from analyzer.recording.names import clean_path, unwrapped
-from analyzer.recording.statistics import GradientRow, gradient_row, gradient_rows, real_values
+from analyzer.recording.statistics import (
+    GradientRow,
+    gradient_row,
+    gradient_rows,
+    host_norm,
+    parameters,
+    real_values,
+)
 
 __all__ = ["ParameterRow", "Parameters", "norms"]
 
@@ -37,24 +43,17 @@ class _Entry:
     tensor: weakref.ref[Tensor] | None = None
 
 
-def host_norm(tensor: Tensor) -> float:
-    """Return the norm of a tensor in host memory."""
-    if tensor.layout is torch.strided and not tensor.is_complex():
-        return host_statistics.norm(tensor.detach())
-    return host_statistics.norm(real_values(tensor))
-
-
 def norms(tensors: Sequence[Tensor]) -> list[float | Tensor]:
     """Return the norm of each tensor: on the host by one careful kernel each, else by foreach."""
     results: list[float | Tensor] = [0.0] * len(tensors)
     on_device: dict[Any, list[int]] = {}
     for i, tensor in enumerate(tensors):
         if tensor.is_cpu:
-            results[i] = host_norm(tensor)
+            results[i] = host_norm(real_values(tensor))
         else:
             on_device.setdefault((tensor.device, tensor.dtype), []).append(i)
     for places in on_device.values():
-        measured = device_statistics.norms([real_values(tensors[i]) for i in places])
+        measured = device_norms([real_values(tensors[i]) for i in places])
         for i, result in zip(places, measured, strict=True):
             results[i] = result
     return results
@@ -155,13 +154,13 @@ class Parameters:
             if row.norm is None:
                 new.append(pair)
         on_device: list[tuple[int, Tensor]] = []
-        measured = host_statistics.parameters([parameter for _, parameter in new])
+        measured = parameters([parameter for _, parameter in new])
         for (number, parameter), numbers in zip(new, measured, strict=True):
             row = rows[number]
             if numbers is not None:
                 row.norm, row.gradient = numbers
             elif parameter.is_cpu:
-                row.norm = host_norm(parameter)
+                row.norm = host_norm(real_values(parameter))
                 gradient = parameter.grad
                 if gradient is not None:
                     row.gradient = gradient_row(gradient, count_zeros=False)

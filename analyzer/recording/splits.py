@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,27 +15,27 @@ from torch.autograd.graph import Node
 
 from analyzer.joins.backward import SplitHooks
 from analyzer.joins.graph import Walk
-from analyzer.joins.plan import Join, JoinPlan, JoinSite, joins_in_graph
+from analyzer.joins.plan import Join, JoinPlan, JoinSite, joins_in_graph, numbered
 from analyzer.joins.products import (
+    SPLIT_COLUMNS,
     JoinGradients,
     split_products,
-    split_statistics,
     statistics_of_products,
 )
 from analyzer.recording.buffer import Transfer
-from analyzer.recording.join_table import JoinTable
 from analyzer.recording.live_log import LiveLog, is_compiled, token
 from analyzer.recording.names import unwrapped
 from analyzer.recording.schedule import Schedule
-from analyzer.recording.statistics import is_on_host
+from analyzer.recording.statistics import Measured, block_of, column_of
 from analyzer.storage.writer import Block
 
-__all__ = ["SplitRows", "Splits"]
+__all__ = ["JoinTable", "SplitRows", "Splits", "pooled_splits"]
 
 # A model that never meets a backward pass is not waited for longer than so many steps.
 _MOST_TRIES = 20
 # Graphs of a training that alternates between a few; one that changes each time has no use of more.
 _MOST_PLANS = 8
+_TOKEN = re.compile(r"@(\d+)(\.?)")
 _Products = list[float] | Tensor
 _Has = tuple[bool, bool, bool, bool]
 
@@ -67,7 +68,7 @@ class SplitRows:
             gradients.branch is not None,
             gradients.fork is not None,
         )
-        self.parts[place] = has, products.tolist() if is_on_host(products) else products
+        self.parts[place] = has, products.tolist() if products.is_cpu else products
 
     def seal(self) -> Callable[[], Block | None]:
         """Start the last copies; return what makes the rows of ``splits`` on another thread."""
@@ -78,6 +79,67 @@ class SplitRows:
         transfer = Transfer(moving) if moving else None
         parts = dict(self.parts)
         return lambda: _block(parts, transfer)
+
+
+class JoinTable:
+    """Static rows of the joins, in the order in which backward passes first showed them.
+
+    Two joins of different graphs are the same where module, operation and branch are: so the joins
+    of a network keep their numbers when stochastic depth leaves some of its blocks out.
+    """
+
+    def __init__(self) -> None:
+        self._joins: list[Join] = []
+        self._numbers: dict[Any, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._joins)
+
+    def number(self, join: Join) -> int | None:
+        """Return the number of a join, None where it is not in the table."""
+        return self._numbers.get(_key(join))
+
+    def add(self, join: Join) -> bool:
+        """Add a join; return whether it is new."""
+        if _key(join) in self._numbers:
+            return False
+        self._numbers[_key(join)] = len(self._joins)
+        self._joins.append(join)
+        return True
+
+    def rows(self, name_of: Callable[[int, str], str]) -> list[dict[str, Any]]:
+        """Return the rows of ``joins.parquet``.
+
+        Args:
+            name_of: The name of a module, from the number of its root and its path there.
+        """
+        names = numbered([_spelled(_base(join), name_of) for join in self._joins])
+        return [
+            {
+                "join": number,
+                "name": name,
+                "operation": join.operation,
+                "shortcut": join.shortcut,
+                "branch_layers": [_spelled(layer, name_of) for layer in join.branch_layers],
+                "shortcut_layers": [_spelled(layer, name_of) for layer in join.shortcut_layers],
+                "branch_parameters": join.branch_parameters,
+                "shortcut_parameters": join.shortcut_parameters,
+            }
+            for number, (name, join) in enumerate(zip(names, self._joins, strict=True))
+        ]
+
+    def roles(self) -> dict[str, tuple[int, str]]:
+        """Return the innermost join and the role (branch | shortcut) of layers, by their token."""
+        sizes: dict[str, int] = {}
+        roles: dict[str, tuple[int, str]] = {}
+        for number, join in enumerate(self._joins):
+            size = len(join.branch_layers) + len(join.shortcut_layers)
+            sides = [("branch", layer) for layer in join.branch_layers]
+            sides += [("shortcut", layer) for layer in join.shortcut_layers]
+            for role, layer in sides:
+                if layer not in roles or size < sizes[layer]:
+                    roles[layer], sizes[layer] = (number, role), size
+        return roles
 
 
 class Splits:
@@ -284,12 +346,10 @@ def _sum_of(one: JoinGradients, other: JoinGradients | None) -> JoinGradients:
     """Add the gradients of two passes part by part; copy those of one where there is one."""
 
     def total(name: str) -> tuple[Tensor, ...] | None:
-        a = getattr(one, name)
-        b = None if other is None else getattr(other, name)
-        if a is None or b is None:
-            given = b if a is None else a
-            return None if given is None else tuple(part.detach().clone() for part in given)
-        return tuple(x.detach() + y.detach() for x, y in zip(a, b, strict=True))
+        given = [g for g in (getattr(one, name), getattr(other, name, None)) if g is not None]
+        if len(given) < 2:
+            return tuple(part.detach().clone() for part in given[0]) if given else None
+        return tuple(x.detach() + y.detach() for x, y in zip(*given, strict=True))
 
     return JoinGradients(total("join"), total("shortcut"), total("branch"), total("fork"))
 
@@ -298,48 +358,42 @@ def _block(
     parts: dict[tuple[int, int], tuple[_Has, _Products]], transfer: Transfer | None
 ) -> Block:
     arrays = iter(transfer.arrays() if transfer is not None else ())
-    by_join: dict[int, list[tuple[_Has, list[float]]]] = {}
+    ids, rows = [], []
     for (join, _), (has, products) in parts.items():
         numbers = next(arrays).tolist() if isinstance(products, Tensor) else products
-        by_join.setdefault(join, []).append((has, numbers))
-    ids = sorted(by_join)
-    rows = [pooled_split(by_join[join]) for join in ids]
-    values = np.array([[np.nan if v is None else v for v in row] for row in rows])
-    present = np.array([[value is not None for value in row] for row in rows])
-    return Block("splits", np.array(ids, dtype=np.int32), values, present)
+        sides: list[tuple[Tensor, ...] | None] = [() if given else None for given in has]
+        ids.append(join)
+        rows.append(statistics_of_products(JoinGradients(*sides), numbers))
+    return pooled_splits(ids, rows)
 
 
-def pooled_split(parts: Sequence[tuple[_Has, Sequence[float]]]) -> list[float | None]:
-    """Return the values of `SPLIT_COLUMNS` of several micro-batches as of one batch.
+def pooled_splits(ids: Sequence[int], rows: Sequence[Sequence[float | None]]) -> Block:
+    """Return the rows of ``splits``: the micro-batches of a join as one batch.
 
     Gradients of different samples stand side by side, so squares of norms and dot products add.
 
     Args:
-        parts: Per micro-batch which of join, shortcut, branch and fork have a gradient, and the
-            seven numbers of `split_products`.
-
-    Returns:
-        Six values, None where no micro-batch computed anything, or only one side.
+        ids: The join of each row.
+        rows: The values of `SPLIT_COLUMNS`, None where nothing was computed.
     """
-    if len(parts) == 1:
-        has, products = parts[0]
-        empty: tuple[Tensor, ...] = ()
-        sides = [empty if given else None for given in has]
-        return statistics_of_products(JoinGradients(*sides), list(products))
-    norms = [
-        float(np.hypot.reduce([p[column] for has, p in parts if has[column]]))
-        if any(has[column] for has, _ in parts)
-        else None
-        for column in range(4)
-    ]
-    both = [p for has, p in parts if has[1] and has[2]]
-    if not both or norms[1] is None or norms[2] is None:
-        return [*norms, None, None]
-    unit = max(norms[1], norms[2]) or 1.0
-    ss = sb = bb = 0.0
-    for p in both:
-        s, b = p[1] / unit, p[2] / unit
-        lengths = p[4] ** 0.5 * p[6] ** 0.5
-        ss, bb = ss + s * s, bb + b * b
-        sb += 0.0 if lengths == 0 else p[5] / lengths * s * b
-    return [*norms, *split_statistics(ss, sb, bb)]
+    by_column = zip(SPLIT_COLUMNS, zip(*rows, strict=True), strict=True)
+    columns = {key: column_of(cells) for key, cells in by_column}
+    measured = Measured("splits", np.array(ids, dtype=np.int32), np.ones(len(ids)), columns)
+    return block_of("splits", [measured.merge()])
+
+
+def _base(join: Join) -> str:
+    return join.name.partition("#")[0]
+
+
+def _key(join: Join) -> Any:
+    return _base(join), join.operation, tuple(join.branch_layers), tuple(join.shortcut_layers)
+
+
+def _spelled(name: str, name_of: Callable[[int, str], str]) -> str:
+    """A name that begins with the token of its root, as a user would write it."""
+    found = _TOKEN.match(name)
+    if found is None:
+        return name
+    path, mark, call = name[found.end() :].partition("#")
+    return f"{name_of(int(found[1]), path)}{mark}{call}"

@@ -1,14 +1,15 @@
-"""A tensor in, a fixed row of numbers out: the one place where recorded statistics are computed.
+"""A tensor in, its moments out: the one place where recorded statistics are computed.
 
-How a row comes from a tensor depends on where the tensor lives (``host_statistics`` or
-``device_statistics``). Rows of the micro-batches of a step are pooled as if they had been one
-batch; pooling two rows gives a row again.
+In host memory by one pass of compiled code where the package was built with a compiler, else by
+numpy; on a device by torch, where nothing is waited for (``moments``).
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,46 +17,178 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._C._functorch import maybe_current_level
 
-from analyzer.recording import device_statistics, host_statistics
-from analyzer.recording.device_statistics import OnDevice
+from analyzer.pooling import Column, Groups, Pool
+from analyzer.recording import moments
+from analyzer.recording.buffer import OnDevice
+from analyzer.recording.moments import Activation, Gradient, dense, none_dead
+from analyzer.storage.writer import Block
+from analyzer.vocabulary import quantities_of
+
+if TYPE_CHECKING:
+    from analyzer.recording import _scan
+    from analyzer.recording.plain_hooks import Call, Gate, Layer, parameters, prepare
+
+    IS_COMPILED = True
+else:
+    try:
+        from analyzer.recording import _scan
+        from analyzer.recording._scan import Call, Gate, Layer, parameters, prepare
+
+        # One that was built from other sources has other moments.
+        found = (_scan.ACTIVATION, _scan.GRADIENT)
+        IS_COMPILED = found == (Activation._fields, Gradient._fields)
+    except (ImportError, AttributeError):
+        IS_COMPILED = False
+    if not IS_COMPILED:
+        from analyzer.recording.plain_hooks import Call, Gate, Layer, parameters, prepare
 
 __all__ = [
     "HAS_QUICK_WAYS",
+    "IS_COMPILED",
     "ActivationRow",
+    "Call",
+    "Gate",
     "GradientRow",
+    "Layer",
+    "Measured",
     "activation_row",
+    "block_of",
+    "column_of",
     "gradient_row",
     "gradient_rows",
-    "is_on_host",
-    "pooled_activation",
-    "pooled_gradient",
+    "host_activation",
+    "host_gradient",
+    "host_norm",
+    "none_dead",
+    "parameters",
     "real_values",
 ]
 
-Numbers: TypeAlias = Any
-
 
 class ActivationRow(NamedTuple):
-    """Statistics of one activation; numbers on the host already, or still ``OnDevice``.
+    """Moments of one activation; on the host already, or still ``OnDevice``.
 
-    ``numbers`` are norm, mean, std, min, max, zeros and non-finite elements; ``dead`` is True for
-    each unit that is zero in the whole tensor, None where there is no unit axis.
+    ``dead`` is True for each unit that is zero in the whole tensor, None where there is no unit
+    axis. Rows of compiled code have the same names.
     """
 
     elements: int
-    numbers: Numbers
+    numbers: Any
     dead: NDArray[np.bool_] | None
 
 
 class GradientRow(NamedTuple):
-    """Statistics of one gradient: norm, mean_abs, max_abs, zeros, non-finite elements."""
+    """Moments of one gradient."""
 
     elements: int
-    numbers: Numbers
+    numbers: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The quantities of many tensors side by side; those of micro-batches merge to these of a step.
+
+    Args:
+        table: The table whose rows they become.
+        ids: Layer or parameter of each row, ``[rows]``.
+        elements: Elements of each tensor, ``[rows]``.
+        columns: Values by quantity; masks instead of a count of dead units.
+    """
+
+    table: str
+    ids: NDArray[np.int32]
+    elements: NDArray[np.float64]
+    columns: dict[str, Column]
+
+    @classmethod
+    def of(cls, table: str, kind: str, rows: Sequence[tuple[int, Any]]) -> "Measured":
+        """Return the quantities of one kind of tensor: activation, output_gradient or gradient."""
+        names = Activation._fields if kind == "activation" else Gradient._fields
+        ids = np.array([id_ for id_, _ in rows], dtype=np.int32)
+        elements = np.array([row.elements for _, row in rows], dtype=np.float64)
+        numbers = np.array([row.numbers for _, row in rows], dtype=np.float64).T
+        x = SimpleNamespace(elements=elements, **dict(zip(names, numbers, strict=True)))
+        everywhere = np.ones(len(ids), dtype=bool)
+        columns: dict[str, Column] = {}
+        with np.errstate(divide="ignore", invalid="ignore"):
+            for quantity in quantities_of(table):
+                if quantity.moments != kind:
+                    continue
+                if quantity.pooling.batches == "dead":
+                    columns[quantity.key] = _masks([row.dead for _, row in rows])
+                elif callable(quantity.value):
+                    columns[quantity.key] = quantity.value(x), everywhere
+                else:
+                    columns[quantity.key] = getattr(x, quantity.value), everywhere
+        return cls(table, ids, elements, columns)
+
+    def merge(self, other: "Measured | None" = None) -> "Measured":
+        """Return one row an id, in order: micro-batches pooled as if they had been one batch."""
+        if other is None and (self.ids[1:] > self.ids[:-1]).all():
+            return self
+        both = [part for part in (other, self) if part is not None]
+        ids = np.concatenate([part.ids for part in both])
+        elements = np.concatenate([part.elements for part in both])
+        order = np.argsort(ids, kind="stable")
+        groups = Groups.of(ids[order])
+        if len(groups.firsts) < len(ids):
+            # An empty tensor has no moments to add, unless there are no others.
+            whole = groups.spread(np.add.reduceat(elements[order], groups.firsts))
+            order = order[(elements[order] > 0) | (whole == 0)]
+            groups = Groups.of(ids[order], weights=elements[order])
+
+        def read(key: str) -> Column:
+            columns = [part.columns[key] for part in both]
+            values = np.concatenate([values for values, _ in columns])
+            return values[order], np.concatenate([present for _, present in columns])[order]
+
+        pool = Pool(self.table, "batches", groups, read)
+        total = np.add.reduceat(elements[order], groups.firsts)
+        pooled = {key: pool.column(key) for key in self.columns}
+        return Measured(self.table, ids[order][groups.firsts], total, pooled)
+
+
+def _masks(dead: Sequence[NDArray[np.bool_] | None]) -> Column:
+    masks = np.empty(len(dead), dtype=object)
+    masks[:] = dead
+    return masks, np.array([mask is not None for mask in dead], dtype=bool)
+
+
+def block_of(table: str, parts: Sequence[Measured], columns: str = "all") -> Block:
+    """Return the rows of a table for one step: null where a part has no row of an id.
+
+    Args:
+        table: Name of the table.
+        parts: Quantities by id; the first of them says which ids there are.
+        columns: ``all`` or ``norms``.
+    """
+    ids = parts[0].ids
+    quantities = quantities_of(table)
+    values = np.full((len(ids), len(quantities)), math.nan)
+    present = np.zeros(values.shape, dtype=bool)
+    for part in parts:
+        is_known: Any = slice(None)
+        rows: Any = slice(None)
+        if not np.array_equal(part.ids, ids):
+            is_known = np.isin(part.ids, ids)
+            rows = np.searchsorted(ids, part.ids[is_known])
+        for place, quantity in enumerate(quantities):
+            if quantity.key in part.columns and (columns == "all" or quantity.is_norm):
+                found, known = part.columns[quantity.key]
+                if quantity.pooling.batches == "dead":
+                    found = np.array([0 if m is None else np.count_nonzero(m) for m in found])
+                values[rows, place], present[rows, place] = found[is_known], known[is_known]
+    return Block(table, ids, values, present)
+
+
+def column_of(values: Sequence[float | None]) -> Column:
+    """Return values, and which of them are not None."""
+    present = np.array([value is not None for value in values], dtype=bool)
+    return np.array([math.nan if value is None else value for value in values]), present
 
 
 # Named here, since compiled code has no other way to know them.
-HAS_QUICK_WAYS = host_statistics.prepare(
+HAS_QUICK_WAYS = prepare(
     Tensor,
     nn.Parameter,
     torch.is_grad_enabled,
@@ -74,30 +207,25 @@ def real_values(x: Tensor) -> Tensor:
     return x
 
 
-def is_on_host(x: Tensor) -> bool:
-    """Whether x can be read without waiting for a device."""
-    return x.is_cpu
-
-
 def activation_row(x: Tensor, unit_axis: int | None) -> ActivationRow:
-    """Return the statistics of an activation; reads only, never waits for a device.
+    """Return the moments of an activation; reads only, never waits for a device.
 
     Args:
         x: The output of a layer, any shape and dtype.
         unit_axis: Its axis of channels or features; None where there is none.
     """
     if x.is_cpu and x.dtype is torch.float32 and x.layout is torch.strided:  # the usual case
-        return ActivationRow(x.numel(), *host_statistics.activation_numbers(x, unit_axis))
+        return ActivationRow(x.numel(), *host_activation(x, unit_axis))
     x = real_values(x)
     if x.dtype is torch.bool:
         x = x.to(torch.uint8)
-    if is_on_host(x):
-        return ActivationRow(x.numel(), *host_statistics.activation_numbers(x, unit_axis))
-    return ActivationRow(x.numel(), device_statistics.activation_numbers(x, unit_axis), None)
+    if x.is_cpu:
+        return ActivationRow(x.numel(), *host_activation(x, unit_axis))
+    return ActivationRow(x.numel(), moments.device_activation(x, unit_axis), None)
 
 
 def gradient_row(x: Tensor, *, count_zeros: bool = True) -> GradientRow:
-    """Return the statistics of a gradient; reads only, never waits for a device.
+    """Return the moments of a gradient; reads only, never waits for a device.
 
     The elements that a sparse gradient does not store are zeros.
     """
@@ -105,18 +233,16 @@ def gradient_row(x: Tensor, *, count_zeros: bool = True) -> GradientRow:
     if x.is_cpu and x.dtype is torch.float32 and x.layout is torch.strided:  # the usual case
         if x.requires_grad:
             x = x.detach()
-        return GradientRow(count, host_statistics.gradient_numbers(x, count_zeros=count_zeros))
+        return GradientRow(count, host_gradient(x, count_zeros=count_zeros))
     x = real_values(x)
-    if not is_on_host(x):
-        numbers = device_statistics.gradient_numbers(x)
-        if x.numel() == count:
-            return GradientRow(count, numbers)
-        stored = x.numel()
-        tensors, finish = numbers
-        later = OnDevice(tensors, lambda arrays: _spread(finish(arrays), stored, count))
-        return GradientRow(count, later)
-    values = host_statistics.gradient_numbers(x, count_zeros=count_zeros)
-    return GradientRow(count, _spread(values, x.numel(), count))
+    stored = x.numel()
+    if x.is_cpu:
+        return GradientRow(count, _spread(host_gradient(x, count_zeros=count_zeros), stored, count))
+    found = moments.device_gradient(x)
+    if stored == count:
+        return GradientRow(count, found)
+    later = OnDevice(found.tensors, lambda arrays: _spread(found.finish(arrays), stored, count))
+    return GradientRow(count, later)
 
 
 def gradient_rows(gradients: Sequence[Tensor]) -> list[GradientRow]:
@@ -125,90 +251,74 @@ def gradient_rows(gradients: Sequence[Tensor]) -> list[GradientRow]:
     together: dict[Any, list[int]] = {}
     for i, gradient in enumerate(gradients):
         is_usual = gradient.layout is torch.strided and not gradient.is_complex()
-        if is_on_host(gradient) or not is_usual or not gradient.numel():
+        if gradient.is_cpu or not is_usual or not gradient.numel():
             rows[i] = gradient_row(gradient, count_zeros=False)
         else:
             together.setdefault((gradient.device, gradient.dtype), []).append(i)
     for places in together.values():
-        measured = device_statistics.many_gradients([gradients[i].detach() for i in places])
+        measured = moments.device_gradients([gradients[i].detach() for i in places])
         for i, numbers in zip(places, measured, strict=True):
             rows[i] = GradientRow(gradients[i].numel(), numbers)
     return [row for row in rows if row is not None]
 
 
-def _spread(numbers: Any, stored: int, count: int) -> Any:
-    """Numbers of the stored elements → numbers of all elements of a sparse tensor."""
+def _spread(found: Gradient, stored: int, count: int) -> Gradient:
+    """Moments of the stored elements → those of all elements of a sparse tensor."""
     if stored == count:
-        return numbers
+        return found
     if stored == 0:
-        return (0.0, 0.0, 0.0, float(count), 0.0)
-    norm, mean_abs, max_abs, zeros, nonfinite = numbers
-    return (norm, mean_abs * (stored / count), max_abs, zeros + (count - stored), nonfinite)
+        return Gradient(0.0, 0.0, 0.0, float(count), 0.0)
+    zeros = found.zeros + (count - stored)
+    return found._replace(mean_abs=found.mean_abs * (stored / count), zeros=zeros)
 
 
-def _low(a: float, b: float) -> float:
-    return a if math.isnan(a) else b if math.isnan(b) else min(a, b)
+def host_norm(x: Tensor) -> float:
+    """Return ``‖x‖₂`` over all elements of a tensor in host memory; NaN for an empty one."""
+    elements = x.numel()
+    if IS_COMPILED and elements and x.dtype is torch.float32 and x.is_contiguous():
+        # float64 holds the square of every float32.
+        return math.sqrt(_scan.squares(x.data_ptr(), elements))
+    return moments.host_norm(x)
 
 
-def _high(a: float, b: float) -> float:
-    return a if math.isnan(a) else b if math.isnan(b) else max(a, b)
+def host_gradient(x: Tensor, *, count_zeros: bool = True) -> Gradient:
+    """Return the moments of a gradient in host memory."""
+    if IS_COMPILED and x.numel():
+        y = _readable(x)
+        found = _scan.gradient(y.data_ptr(), y.numel(), y.element_size())
+        if found is not None:
+            return Gradient._make(found)
+    return moments.host_gradient(x, count_zeros=count_zeros)
 
 
-def _length(a: float, b: float) -> float:
-    """``√(a² + b²)`` that keeps NaN (``math.hypot`` drops it beside an infinity)."""
-    return math.nan if math.isnan(a) or math.isnan(b) else math.hypot(a, b)
+def host_activation(
+    x: Tensor, unit_axis: int | None
+) -> tuple[Activation, NDArray[np.bool_] | None]:
+    """Return the moments of an activation in host memory, and which units are zero in all of it."""
+    if not IS_COMPILED or not x.numel():
+        return moments.host_activation(x, unit_axis)
+    y = _readable(x)
+    numbers = _scan.activation(y.data_ptr(), y.numel(), y.element_size())
+    if numbers is None:
+        return moments.host_activation(x, unit_axis)
+    found = Activation._make(numbers)
+    if unit_axis is None:
+        return found, None
+    axis = unit_axis % x.dim()
+    units = x.shape[axis]
+    if found.zeros < x.numel() // units:  # too few zeros for even one dead unit
+        return found, none_dead(units)
+    y = y if y.is_contiguous() else y.contiguous()
+    before, after = math.prod(x.shape[:axis]), math.prod(x.shape[axis + 1 :])
+    dead = _scan.zero_units(y.data_ptr(), before, units, after, y.element_size())
+    return found, np.frombuffer(dead, dtype=bool)
 
 
-def pooled_activation(a: ActivationRow, b: ActivationRow) -> ActivationRow:
-    """Return the statistics of two micro-batches taken as one batch.
-
-    With weights ``w = n/(n_a + n_b)``: norm ``√(‖a‖² + ‖b‖²)``; mean ``μ = w_a μ_a + w_b μ_b``;
-    population standard deviation ``√(w_a (σ_a² + (μ_a − μ)²) + w_b (σ_b² + (μ_b − μ)²))``; a unit
-    is dead when it is dead in both. Rows must be on the host.
-    """
-    if not a.elements or not b.elements:
-        return b if not a.elements else a
-    norm_a, mean_a, std_a, low_a, high_a, zeros_a, nonfinite_a = a.numbers
-    norm_b, mean_b, std_b, low_b, high_b, zeros_b, nonfinite_b = b.numbers
-    weight_a, weight_b = (
-        a.elements / (a.elements + b.elements),
-        b.elements / (a.elements + b.elements),
-    )
-    mean = weight_a * mean_a + weight_b * mean_b
-    std = _length(
-        math.sqrt(weight_a) * _length(std_a, mean_a - mean),
-        math.sqrt(weight_b) * _length(std_b, mean_b - mean),
-    )
-    dead: NDArray[np.bool_] | None = None
-    if a.dead is not None and b.dead is not None and len(a.dead) == len(b.dead):
-        dead = np.logical_and(a.dead, b.dead)
-    numbers = (
-        _length(norm_a, norm_b),
-        mean,
-        std,
-        _low(low_a, low_b),
-        _high(high_a, high_b),
-        zeros_a + zeros_b,
-        nonfinite_a + nonfinite_b,
-    )
-    return ActivationRow(a.elements + b.elements, numbers, dead)
-
-
-def pooled_gradient(a: GradientRow, b: GradientRow) -> GradientRow:
-    """Return the statistics of the gradients of two micro-batches taken as one batch.
-
-    Rows must be on the host.
-    """
-    if not a.elements or not b.elements:
-        return b if not a.elements else a
-    norm_a, mean_a, max_a, zeros_a, nonfinite_a = a.numbers
-    norm_b, mean_b, max_b, zeros_b, nonfinite_b = b.numbers
-    count = a.elements + b.elements
-    numbers = (
-        _length(norm_a, norm_b),
-        mean_a * (a.elements / count) + mean_b * (b.elements / count),
-        _high(max_a, max_b),
-        zeros_a + zeros_b,
-        nonfinite_a + nonfinite_b,
-    )
-    return GradientRow(count, numbers)
+def _readable(x: Tensor) -> Tensor:
+    """Return x, or a copy, as float32 or float64 without gaps in memory."""
+    if x.dtype is torch.float32 and x.is_contiguous():
+        return x
+    x = x.detach()
+    if x.dtype is not torch.float32 and x.dtype is not torch.float64:
+        x = x.to(torch.float32 if x.is_floating_point() else torch.float64)
+    return x if x.is_contiguous() else dense(x)

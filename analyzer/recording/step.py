@@ -1,6 +1,5 @@
 """One step while it is open, and its rows once it is closed."""
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,47 +9,32 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analyzer.recording.buffer import Transfer
-from analyzer.recording.device_statistics import OnDevice
+from analyzer.pooling import total_norm
+from analyzer.recording.buffer import OnDevice, Transfer
 from analyzer.recording.hooks import Invocation
 from analyzer.recording.parameters import ParameterRow
 from analyzer.recording.splits import SplitRows
-from analyzer.recording.statistics import (
-    ActivationRow,
-    GradientRow,
-    is_on_host,
-    pooled_activation,
-    pooled_gradient,
-)
-from analyzer.storage.schema import STAT_COLUMNS
+from analyzer.recording.statistics import ActivationRow, GradientRow, Measured, block_of, column_of
 from analyzer.storage.writer import Block, StepRecord
 
 __all__ = ["OpenStep", "scalar"]
 
-# Copies under way before the finished ones are pooled: a step that never ends stays bounded.
+# Copies under way before the finished ones are taken: a step that never ends stays bounded.
 _MOST_TRANSFERS = 64
-_NORM_COLUMNS = {
-    "layer_stats": ("activation_norm", "output_gradient_norm"),
-    "parameter_stats": ("gradient_norm", "norm"),
-}
+# Rows of micro-batches before they are pooled.
+_MOST_ROWS = 4096
 
 
 def scalar(value: Tensor) -> float | Tensor:
     """Return a one-element tensor as a float, or as a copy that stays on its device."""
     value = value.detach().reshape(())
-    if is_on_host(value):
+    if value.is_cpu:
         return float(value.double().numpy())
     return value.clone()
 
 
 # A layer, its activation where that is new, and its gradient where there is one.
 _Parts: TypeAlias = tuple[int, ActivationRow | None, GradientRow | None]
-
-
-@dataclass(slots=True)
-class _LayerRow:
-    activation: ActivationRow
-    gradient: GradientRow | None = None
 
 
 @dataclass(slots=True)
@@ -83,7 +67,9 @@ class OpenStep:
     skipped: bool = False
     evaluations: int = 0
     splits: SplitRows = field(default_factory=SplitRows)
-    _layers: dict[int, _LayerRow] = field(default_factory=dict)
+    _rows: list[_Parts] = field(default_factory=list)
+    _activations: Measured | None = None
+    _gradients: Measured | None = None
     _pending: list[_Pending] = field(default_factory=list)
     _kept: dict[Invocation, None] = field(default_factory=dict)
 
@@ -104,7 +90,6 @@ class OpenStep:
     def fold(self, invocation: Invocation) -> None:
         """Pool the calls of one invocation, whose backward pass has ended, into the step's rows."""
         moving: list[_Parts] = []
-        known = self._layers
         for call in invocation.take_calls():
             layer, activation, gradient = call.layer, call.activation, call.gradient
             call.kept = call.gradient = None
@@ -116,34 +101,33 @@ class OpenStep:
             call.step = self.index
             if _is_moving(activation) or _is_moving(gradient):
                 moving.append((layer, activation, gradient))
-            elif activation is None or layer in known:
-                self._pool(layer, activation, gradient)
             else:
-                known[layer] = _LayerRow(activation, gradient)
+                self._rows.append((layer, activation, gradient))
         if moving:
             self._pending.append(_Pending(Transfer(_tensors_of(moving)), moving))
             while len(self._pending) > _MOST_TRANSFERS and self._pending[0].transfer.is_done():
                 self._receive(self._pending.pop(0))
+        pooled = 0 if self._activations is None else len(self._activations.ids)
+        if len(self._rows) > _MOST_ROWS + 4 * pooled:
+            self._pool()
 
-    def _pool(
-        self, layer: int, activation: ActivationRow | None, gradient: GradientRow | None
-    ) -> None:
-        row = self._layers.get(layer)
-        if row is None:
-            if activation is not None:
-                self._layers[layer] = _LayerRow(activation, gradient)
-            return
-        if activation is not None:
-            row.activation = pooled_activation(row.activation, activation)
-        if gradient is not None:
-            row.gradient = (
-                gradient if row.gradient is None else pooled_gradient(row.gradient, gradient)
-            )
+    def _pool(self) -> None:
+        """Pool the rows of micro-batches with those that were pooled before."""
+        activations = [(layer, row) for layer, row, _ in self._rows if row is not None]
+        gradients = [(layer, row) for layer, _, row in self._rows if row is not None]
+        self._rows.clear()
+        if activations:
+            measured = Measured.of("layer_stats", "activation", activations)
+            self._activations = measured.merge(self._activations)
+        if gradients:
+            measured = Measured.of("layer_stats", "output_gradient", gradients)
+            self._gradients = measured.merge(self._gradients)
 
     def _receive(self, pending: _Pending) -> None:
         arrays = iter(pending.transfer.arrays())
         for layer, activation, gradient in pending.rows:
-            self._pool(layer, _arrived_activation(activation, arrays), _arrived(gradient, arrays))
+            row = _arrived_activation(activation, arrays)
+            self._rows.append((layer, row, _arrived(gradient, arrays)))
 
     def seal(
         self, columns: str, is_written: Callable[[int], bool], seconds: float
@@ -187,8 +171,10 @@ class OpenStep:
                 **{key: read(slot) for key, slot in logged.items()},
             }
             blocks = []
-            if self.recorded and self._layers:
-                blocks.append(_layer_block(self._layers, columns))
+            self._pool()
+            if self.recorded and self._activations is not None:
+                parts = [self._activations, *([self._gradients] if self._gradients else [])]
+                blocks.append(block_of("layer_stats", parts, columns))
             written = {number: row for number, row in values.items() if is_written(number)}
             if self.recorded and written:
                 blocks.append(_parameter_block(written, columns))
@@ -290,16 +276,11 @@ def _norm_and_clipping(values: dict[int, list[Any]], clipped: bool) -> dict[str,
         norm if values[number][3] is None else values[number][3]
         for number, norm in received.items()
     ]
-    total = _total(before)
+    total = total_norm(before)
     if not clipped:
         return {"gradient_norm": total, "clip_factor": 1.0}
-    after = _total(list(received.values()))
+    after = total_norm(list(received.values()))
     return {"gradient_norm": total, "clip_factor": 1.0 if after == total else after / total}
-
-
-def _total(norms: Sequence[float]) -> float:
-    """``√Σ nᵢ²`` without under- or overflow; NaN where one is NaN."""
-    return math.nan if any(math.isnan(norm) for norm in norms) else math.hypot(*norms)
 
 
 def _rates(rates: dict[tuple[int, int], float]) -> dict[str, float]:
@@ -309,58 +290,17 @@ def _rates(rates: dict[tuple[int, int], float]) -> dict[str, float]:
     }
 
 
-def _layer_block(rows: dict[int, _LayerRow], columns: str) -> Block:
-    """Rows of ``layer_stats``: counts of zeros become fractions, masks of dead units a count."""
-    names = STAT_COLUMNS["layer_stats"]
-    ids = np.array(sorted(rows), dtype=np.int32)
-    ordered = [rows[layer] for layer in ids.tolist()]
-    nothing = (math.nan,) * 5
-    activations = np.array([row.activation.numbers for row in ordered], dtype=np.float64)
-    gradients = np.array(
-        [nothing if row.gradient is None else row.gradient.numbers for row in ordered],
-        dtype=np.float64,
-    )
-    counts = np.array([row.activation.elements for row in ordered], dtype=np.float64)
-    gradient_counts = np.array(
-        [0 if row.gradient is None else row.gradient.elements for row in ordered], dtype=np.float64
-    )
-    dead = [row.activation.dead for row in ordered]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        activations[:, 5] /= counts
-        gradients[:, 3] /= gradient_counts
-    values = np.empty((len(ids), len(names)))
-    values[:, :6] = activations[:, :6]
-    values[:, 6] = [0 if units is None else np.count_nonzero(units) for units in dead]
-    values[:, 7] = activations[:, 6]
-    values[:, 8:] = gradients
-    present = np.ones(values.shape, dtype=bool)
-    present[:, 6] = [units is not None for units in dead]
-    present[:, 8:] = np.array([row.gradient is not None for row in ordered])[:, None]
-    return Block("layer_stats", ids, values, _only(present, "layer_stats", columns))
-
-
 def _parameter_block(rows: dict[int, list[Any]], columns: str) -> Block:
     """Rows of ``parameter_stats``."""
     numbers = sorted(rows)
     ids = np.array(numbers, dtype=np.int32)
-    ordered = [rows[number] for number in numbers]
-    nothing = (math.nan,) * 5
-    gradients = np.array([nothing if row[0] is None else row[0] for row in ordered])
-    values = np.empty((len(ids), len(STAT_COLUMNS["parameter_stats"])))
-    values[:, :3] = gradients[:, :3]
-    values[:, 3] = gradients[:, 4]
-    values[:, 4] = [math.nan if row[1] is None else row[1] for row in ordered]
-    values[:, 5] = [math.nan if row[2] is None else row[2] for row in ordered]
-    present = np.empty(values.shape, dtype=bool)
-    present[:, :4] = np.array([row[0] is not None for row in ordered])[:, None]
-    present[:, 4] = [row[1] is not None for row in ordered]
-    present[:, 5] = [row[2] is not None for row in ordered]
-    return Block("parameter_stats", ids, values, _only(present, "parameter_stats", columns))
-
-
-def _only(present: NDArray[np.bool_], table: str, columns: str) -> NDArray[np.bool_]:
-    """Leave out what was not asked for."""
-    if columns == "norms":
-        wanted = _NORM_COLUMNS[table]
-        present &= np.array([name in wanted for name in STAT_COLUMNS[table]])
-    return present
+    norms = {
+        "norm": column_of([rows[number][1] for number in numbers]),
+        "update_norm": column_of([rows[number][2] for number in numbers]),
+    }
+    parts = [Measured("parameter_stats", ids, np.ones(len(ids)), norms)]
+    gradients = [(number, rows[number][0]) for number in numbers]
+    given = [(number, GradientRow(1, found)) for number, found in gradients if found is not None]
+    if given:
+        parts.append(Measured.of("parameter_stats", "gradient", given))
+    return block_of("parameter_stats", parts, columns)

@@ -89,6 +89,8 @@ class Quantity:
             raise ValueError(f"{place} has no pooling rule: {self.pooling!r}")
         if self.type not in TYPES:
             raise ValueError(f"{place} has type {self.type!r}; expected one of {', '.join(TYPES)}")
+        if self.moments and not self.value:
+            raise ValueError(f"{place} names moments and no value of them; expected both")
         if not (self.label and self.definition):
             raise ValueError(f"{place} has no label or no definition; expected both")
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import analyzer
-from analyzer.recording import host_statistics
+from analyzer.recording import statistics
 from analyzer.recording.hooks import Capture
 from analyzer.recording.statistics import HAS_QUICK_WAYS
 from analyzer.storage.run import open_run
@@ -25,7 +25,7 @@ if sys.argv[2] == "plain":
     sys.modules["analyzer.recording._scan"] = None
 import torch, analyzer
 from torch import nn
-from analyzer.recording.host_statistics import IS_COMPILED
+from analyzer.recording.statistics import IS_COMPILED
 assert IS_COMPILED == (sys.argv[2] != "plain")
 torch.manual_seed(0)
 model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5), nn.ReLU())
@@ -255,10 +255,10 @@ def test_no_element_is_missed_at_any_length_and_address(dtype):
         for size in range(1, 70):
             x = store[start : start + size]
             y = x.double()
-            numbers, _ = host_statistics.activation_numbers(x, None)
+            numbers, _ = statistics.host_activation(x, None)
             expected = [y.norm(), y.mean(), y.std(correction=0), y.min(), y.max(), (y == 0).sum()]
             assert list(numbers[:6]) == pytest.approx([float(v) for v in expected], abs=1e-7)
-            numbers = host_statistics.gradient_numbers(x)
+            numbers = statistics.host_gradient(x)
             expected = [y.norm(), y.abs().mean(), y.abs().max(), (y == 0).sum()]
             assert list(numbers[:4]) == pytest.approx([float(v) for v in expected])
-            assert host_statistics.norm(x) == pytest.approx(float(y.norm()))
+            assert statistics.host_norm(x) == pytest.approx(float(y.norm()))

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import analyzer
+from analyzer.joins import JoinGradients, statistics_of_products
 from analyzer.joins.calls import tensors_in
 from analyzer.joins.products import SPLIT_COLUMNS
-from analyzer.recording.splits import pooled_split
+from analyzer.recording.splits import pooled_splits
 from analyzer.storage.schema import STAT_COLUMNS
 from tests.support.families import FAMILIES, BasicBlock, Family
 
@@ -287,11 +288,14 @@ def test_joins_of_a_script_are_found_though_inputs_are_keywords_and_forks(tmp_pa
 
 
 def test_pooled_splits_of_opposed_micro_batches_do_not_cancel():
-    has = (True, True, True, True)
     one = [1.0, 3.0, 4.0, 5.0, 9.0, 0.0, 16.0]
     # The same gradients in other units and with both sides opposed: (s, b) = (0.6, -0.6).
     other = [2.0, 0.6, 0.6, 0.0, 1.0, -1.0, 1.0]
-    row = pooled_split([(has, one), (has, other)])
+    gradients = JoinGradients((), (), (), ())
+    rows = [statistics_of_products(gradients, products) for products in (one, other)]
+    block = pooled_splits([3, 3], rows)
+    assert block.ids.tolist() == [3]
+    row = block.values[0]
     ss, sb, bb = 9.36, -0.36, 16.36
     assert row[:4] == pytest.approx([5**0.5, ss**0.5, bb**0.5, 5.0])
     assert row[4] == pytest.approx(sb / (ss * bb) ** 0.5)

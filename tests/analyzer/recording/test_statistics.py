@@ -7,14 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analyzer.recording import device_statistics, host_statistics, numpy_statistics
+from analyzer.recording import moments, statistics
+from analyzer.recording.buffer import OnDevice
 from analyzer.recording.statistics import (
     ActivationRow,
     GradientRow,
+    Measured,
     activation_row,
     gradient_row,
-    pooled_activation,
-    pooled_gradient,
 )
 
 SHAPES = [(5,), (3, 4), (2, 3, 4), (2, 3, 4, 5), (300, 300)]
@@ -50,30 +50,30 @@ def slow_gradient(x: torch.Tensor) -> list[float]:
 
 
 def host(x: torch.Tensor, axis: int | None) -> tuple[list[float], list[bool] | None]:
-    numbers, dead = host_statistics.activation_numbers(x, axis)
+    numbers, dead = statistics.host_activation(x, axis)
     return list(numbers), None if dead is None else list(dead)
 
 
 def by_numpy(x: torch.Tensor, axis: int | None) -> tuple[list[float], list[bool] | None]:
-    numbers, dead = numpy_statistics.activation_numbers(x, axis)
+    numbers, dead = moments.host_activation(x, axis)
     return list(numbers), None if dead is None else list(dead)
 
 
 def test_the_compiled_pass_is_there_where_there_is_a_compiler():
-    assert host_statistics.IS_COMPILED or shutil.which("g++") is None
+    assert statistics.IS_COMPILED or shutil.which("g++") is None
 
 
-def read(numbers: device_statistics.OnDevice):
+def read(numbers: OnDevice):
     return numbers.finish([t.double().reshape(-1).numpy() for t in numbers.tensors])
 
 
 def device(x: torch.Tensor, axis: int | None) -> tuple[list[float], list[bool] | None]:
-    numbers, dead = read(device_statistics.activation_numbers(x, axis))
+    numbers, dead = read(moments.device_activation(x, axis))
     return list(numbers), None if dead is None else dead.tolist()
 
 
 def device_gradient(x: torch.Tensor) -> list[float]:
-    return list(read(device_statistics.gradient_numbers(x)))
+    return list(read(moments.device_gradient(x)))
 
 
 @pytest.mark.parametrize("implementation", [host, by_numpy, device])
@@ -100,8 +100,8 @@ def test_gradient_statistics_are_those_of_the_definition(shape, dtype):
     torch.manual_seed(1)
     x = (torch.randn(shape) * (torch.rand(shape) > 0.3)).to(dtype)
     expected = slow_gradient(x)
-    assert list(host_statistics.gradient_numbers(x)) == pytest.approx(expected, rel=1e-5)
-    assert list(numpy_statistics.gradient_numbers(x)) == pytest.approx(expected, rel=1e-5)
+    assert list(statistics.host_gradient(x)) == pytest.approx(expected, rel=1e-5)
+    assert list(moments.host_gradient(x)) == pytest.approx(expected, rel=1e-5)
     assert device_gradient(x) == pytest.approx(expected, rel=1e-5)
 
 
@@ -121,20 +121,20 @@ def test_gradient_statistics_are_those_of_the_definition(shape, dtype):
 def test_norms_neither_under_nor_overflow(value, dtype, size):
     x = torch.full((size,), value, dtype=dtype)
     expected = x[0].double().item() * math.sqrt(size)
-    assert host_statistics.norm(x) == pytest.approx(expected, rel=1e-5)
-    assert numpy_statistics.norm(x) == pytest.approx(expected, rel=1e-5)
-    assert host_statistics.gradient_numbers(x)[0] == pytest.approx(expected, rel=1e-5)
-    assert numpy_statistics.gradient_numbers(x)[0] == pytest.approx(expected, rel=1e-5)
-    assert numpy_statistics.activation_numbers(x, None)[0][0] == pytest.approx(expected, rel=1e-5)
-    assert host_statistics.activation_numbers(x, None)[0][0] == pytest.approx(expected, rel=1e-5)
-    assert device_statistics.norm(x).item() == pytest.approx(expected, rel=1e-5)
+    assert statistics.host_norm(x) == pytest.approx(expected, rel=1e-5)
+    assert moments.host_norm(x) == pytest.approx(expected, rel=1e-5)
+    assert statistics.host_gradient(x)[0] == pytest.approx(expected, rel=1e-5)
+    assert moments.host_gradient(x)[0] == pytest.approx(expected, rel=1e-5)
+    assert moments.host_activation(x, None)[0][0] == pytest.approx(expected, rel=1e-5)
+    assert statistics.host_activation(x, None)[0][0] == pytest.approx(expected, rel=1e-5)
+    assert moments.device_norm(x).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_tiny_elements_beside_large_ones_count():
     x = torch.cat([torch.full((30_000,), 1e-20), torch.tensor([3e-18])])
     expected = x.double().norm().item()
-    assert host_statistics.gradient_numbers(x)[0] == pytest.approx(expected, rel=1e-6)
-    assert host_statistics.norm(x) == pytest.approx(expected, rel=1e-6)
+    assert statistics.host_gradient(x)[0] == pytest.approx(expected, rel=1e-6)
+    assert statistics.host_norm(x) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -142,11 +142,11 @@ def test_nonfinite_elements_are_counted_and_shown(bad):
     x = torch.randn(100, 5)
     x[3, 2] = x[50, 1] = bad
     for numbers in (
-        host_statistics.gradient_numbers(x),
-        numpy_statistics.gradient_numbers(x),
-        numpy_statistics.activation_numbers(x, 1)[0],
+        statistics.host_gradient(x),
+        moments.host_gradient(x),
+        moments.host_activation(x, 1)[0],
         device_gradient(x),
-        host_statistics.activation_numbers(x, 1)[0],
+        statistics.host_activation(x, 1)[0],
         device(x, 1)[0],
     ):
         assert numbers[-1] == 2
@@ -158,14 +158,14 @@ def test_nonfinite_elements_are_counted_and_shown(bad):
 def test_one_nan_makes_the_norm_nan_even_beside_an_infinity(large):
     x = torch.ones(70_000 if large else 10)
     x[0], x[-1] = math.inf, math.nan
-    assert math.isnan(host_statistics.gradient_numbers(x)[0])
-    assert math.isnan(host_statistics.norm(x))
+    assert math.isnan(statistics.host_gradient(x)[0])
+    assert math.isnan(statistics.host_norm(x))
 
 
 def test_an_empty_tensor_gives_nan_and_no_error():
     x = torch.empty(0, 3)
-    assert all(math.isnan(v) for v in host_statistics.gradient_numbers(x)[:4])
-    assert all(math.isnan(v) for v in host_statistics.activation_numbers(x, 1)[0][:6])
+    assert all(math.isnan(v) for v in statistics.host_gradient(x)[:4])
+    assert all(math.isnan(v) for v in statistics.host_activation(x, 1)[0][:6])
     assert all(math.isnan(v) for v in device_gradient(x)[:4])
     assert all(math.isnan(v) for v in device(x, 1)[0][:6])
 
@@ -189,7 +189,7 @@ def test_a_sparse_gradient_has_the_statistics_of_the_dense_one():
 )
 def test_strides_do_not_matter(make):
     x = make(torch.randn(6, 8))
-    assert list(host_statistics.gradient_numbers(x)) == pytest.approx(slow_gradient(x), rel=1e-5)
+    assert list(statistics.host_gradient(x)) == pytest.approx(slow_gradient(x), rel=1e-5)
     assert host(x, -1)[0] == pytest.approx(slow_activation(x, -1)[0], rel=1e-5, abs=1e-6)
 
 
@@ -212,23 +212,57 @@ def test_micro_batches_pool_to_the_whole_batch(sizes, seed):
     generator = torch.Generator().manual_seed(seed)
     parts = [torch.randn(n, 4, generator=generator).relu() for n in sizes]
     whole = torch.cat(parts)
-    rows = [activation_row(part, 1) for part in parts]
-    pooled = rows[0]
-    for row in rows[1:]:
-        pooled = pooled_activation(pooled, row)
-    expected, dead = slow_activation(whole, 1)
-    assert list(pooled.numbers) == pytest.approx(expected, rel=1e-5, abs=1e-6)
-    assert list(pooled.dead) == dead
-    gradients = [gradient_row(part) for part in parts]
-    pooled_row = gradients[0]
-    for gradient in gradients[1:]:
-        pooled_row = pooled_gradient(pooled_row, gradient)
-    assert list(pooled_row.numbers) == pytest.approx(slow_gradient(whole), rel=1e-5)
+    found, dead = pooled("activation", [activation_row(part, 1) for part in parts])
+    expected, expected_dead = slow_activation(whole, 1)
+    expected[5] /= whole.numel()
+    assert [found[key] for key in ACTIVATION] == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert list(dead) == expected_dead
+    found, _ = pooled("output_gradient", [gradient_row(part) for part in parts])
+    expected = slow_gradient(whole)
+    expected[3] /= whole.numel()
+    assert list(found.values()) == pytest.approx(expected, rel=1e-5)
+
+
+ACTIVATION = ("norm", "mean", "std", "min", "max", "zero_fraction", "num_nonfinite")
+
+
+def pooled(kind, rows, *, one_by_one=True):
+    """The quantities of micro-batches of one layer, and which of its units are dead."""
+    whole = None
+    for row in rows if one_by_one else [rows]:
+        some = [(7, row)] if one_by_one else [(7, one) for one in row]
+        whole = Measured.of("layer_stats", kind, some).merge(whole)
+    assert whole.ids.tolist() == [7]
+    assert whole.elements.tolist() == [sum(row.elements for row in rows)]
+    columns = {
+        key.removeprefix(f"{kind}_"): values[0] for key, (values, _) in whole.columns.items()
+    }
+    return columns, columns.pop("num_dead", None)
+
+
+def test_micro_batches_pool_alike_one_by_one_and_together():
+    rows = [activation_row(torch.randn(n, 4).relu(), 1) for n in (3, 1, 5)]
+    alone, together = (pooled("activation", rows, one_by_one=way)[0] for way in (True, False))
+    assert alone == pytest.approx(together, rel=1e-12)
+
+
+def test_an_empty_micro_batch_adds_nothing():
+    rows = [activation_row(torch.randn(n, 4), 1) for n in (3, 0)]
+    alone, _ = pooled("activation", rows[:1])
+    assert pooled("activation", rows)[0] == alone
+    nothing, _ = pooled("activation", [rows[1], rows[1]])
+    assert math.isnan(nothing["norm"])
+    assert math.isnan(nothing["std"])
+
+
+def test_masks_of_unlike_units_are_not_pooled():
+    rows = [activation_row(torch.zeros(2, units), 1) for units in (3, 4)]
+    assert pooled("activation", rows)[1] is None
 
 
 def test_many_gradients_are_those_of_each():
     gradients = [torch.randn(3, 4) * 1e-30, torch.full((5,), math.inf), torch.zeros(2, 2)]
-    for x, row in zip(gradients, device_statistics.many_gradients(gradients), strict=True):
+    for x, row in zip(gradients, moments.device_gradients(gradients), strict=True):
         expected = slow_gradient(x)
         expected[3] = 0.0
         assert list(read(row)) == pytest.approx(expected, rel=1e-5)
@@ -237,8 +271,8 @@ def test_many_gradients_are_those_of_each():
 def test_pooling_keeps_nan_and_large_norms():
     a = GradientRow(4, (1e300, 1.0, 1.0, 0.0, 0.0))
     b = GradientRow(4, (math.nan, math.nan, math.nan, 0.0, 4.0))
-    assert pooled_gradient(a, a).numbers[0] == pytest.approx(math.sqrt(2) * 1e300)
-    assert math.isnan(pooled_gradient(a, b).numbers[0])
-    assert math.isnan(pooled_gradient(b, a).numbers[2])
+    assert pooled("output_gradient", [a, a])[0]["norm"] == pytest.approx(math.sqrt(2) * 1e300)
+    assert math.isnan(pooled("output_gradient", [a, b])[0]["norm"])
+    assert math.isnan(pooled("output_gradient", [b, a])[0]["max_abs"])
     wide = ActivationRow(2, (1e300, 0.0, 1e300, -1.0, 1.0, 0.0, 0.0), np.array([True, False]))
-    assert pooled_activation(wide, wide).numbers[2] == pytest.approx(1e300)
+    assert pooled("activation", [wide, wide])[0]["std"] == pytest.approx(1e300)

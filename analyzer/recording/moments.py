@@ -1,13 +1,16 @@
-"""Statistics of tensors in host memory without compiled code: a cache-sized block at a time.
+"""The moments of a tensor, by name: on the host without compiled code, and on an accelerator.
 
-A tensor in host memory can be read without waiting for a device, so a cheap kernel may run first
-and a careful one only where its result shows that it is needed (an underflow, a NaN). BLAS and
-numpy kernels are used because torch's reductions of float32 on the CPU are up to 50 times slower
-than the memory allows (``vector_norm`` of order 1 and infinity, ``count_nonzero``, ``var_mean``).
+The compiled ``_scan`` computes the same moments in one pass; one that is added here is added there.
+In host memory a cheap kernel may run first and a careful one only where its result shows that it is
+needed (an underflow, a NaN). BLAS and numpy kernels are used because torch's reductions of float32
+on the CPU are up to 50 times slower than the memory allows (``vector_norm`` of order 1 and
+infinity, ``count_nonzero``, ``var_mean``). On a device few kernels are launched, and nothing is
+waited for: the host makes the moments of small tensors that it reads later, on another thread.
 """
 
 import math
 import threading
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -17,7 +20,46 @@ from numpy.typing import NDArray
 from scipy.linalg import blas
 from torch import Tensor
 
-__all__ = ["activation_numbers", "dense", "gradient_numbers", "none_dead", "norm"]
+from analyzer.pooling import total_norm
+from analyzer.recording.buffer import Arrays, OnDevice
+
+__all__ = [
+    "Activation",
+    "Gradient",
+    "dense",
+    "device_activation",
+    "device_gradient",
+    "device_gradients",
+    "device_norm",
+    "device_norms",
+    "host_activation",
+    "host_gradient",
+    "host_norm",
+    "none_dead",
+]
+
+
+class Activation(NamedTuple):
+    """Moments of an activation: numbers of one tensor, or arrays of those of many."""
+
+    norm: Any
+    mean: Any
+    std: Any
+    min: Any
+    max: Any
+    zeros: Any
+    num_nonfinite: Any
+
+
+class Gradient(NamedTuple):
+    """Moments of a gradient; ``zeros`` is 0 where they are not counted."""
+
+    norm: Any
+    mean_abs: Any
+    max_abs: Any
+    zeros: Any
+    num_nonfinite: Any
+
 
 # Elements a block: several kernels read it while it is in the L2 cache, and a float32 sum over one
 # errs by less than 1e-5, its root by half of that.
@@ -115,10 +157,6 @@ def _block_norm(block: Array, largest: float, kernels: _Kernels) -> float:
     return math.sqrt(kernels.dot(scaled, scaled)) / scale
 
 
-def _total(norms: list[float]) -> float:
-    return math.nan if any(map(math.isnan, norms)) else math.hypot(*norms)
-
-
 def _num_zeros(block: Array) -> int:
     mask = _scratch.mask[: block.size]
     np.equal(block, _ZEROS[block.dtype], mask)
@@ -129,11 +167,9 @@ def _num_nonfinite(flat: Array) -> float:
     return float(flat.size - np.count_nonzero(np.isfinite(flat)))
 
 
-def norm(x: Tensor) -> float:
+def host_norm(x: Tensor) -> float:
     """Return ``‖x‖₂`` over all elements; NaN for an empty tensor."""
-    if x.numel() == 0:
-        return math.nan
-    return _norm(_flat(x))
+    return _norm(_flat(x)) if x.numel() else math.nan
 
 
 def _norm(flat: Array) -> float:
@@ -146,18 +182,13 @@ def _norm(flat: Array) -> float:
             norms.append(math.sqrt(square))
         else:
             norms.append(_block_norm(block, float(_maximum(np.abs(block))), kernels))
-    return norms[0] if len(norms) == 1 else _total(norms)
+    return norms[0] if len(norms) == 1 else total_norm(norms)
 
 
-def gradient_numbers(
-    x: Tensor, *, count_zeros: bool = True
-) -> tuple[float, float, float, float, float]:
-    """Return norm, mean_abs, max_abs, number of zeros and number of non-finite elements of x.
-
-    Without ``count_zeros`` the fourth number is meaningless, and the call is faster.
-    """
+def host_gradient(x: Tensor, *, count_zeros: bool = True) -> Gradient:
+    """Return the moments of a gradient in host memory; faster without ``count_zeros``."""
     if x.numel() == 0:
-        return (math.nan, math.nan, math.nan, math.nan, 0.0)
+        return Gradient(math.nan, math.nan, math.nan, math.nan, 0.0)
     flat = _flat(x)
     kernels = _kernels(flat)
     norms, absolute, largest, zeros = [], 0.0, 0.0, 0
@@ -172,29 +203,29 @@ def gradient_numbers(
             largest = peak
         if count_zeros:
             zeros += _num_zeros(block)
-    length = norms[0] if len(norms) == 1 else _total(norms)
+    length = norms[0] if len(norms) == 1 else total_norm(norms)
     if not math.isfinite(length):
         magnitude = np.abs(flat)
         mean = float(magnitude.mean(dtype=np.float64))
-        return (_norm(flat), mean, float(magnitude.max()), zeros, _num_nonfinite(flat))
-    return (length, absolute / flat.size, largest, zeros, 0.0)
+        return Gradient(_norm(flat), mean, float(magnitude.max()), zeros, _num_nonfinite(flat))
+    return Gradient(length, absolute / flat.size, largest, zeros, 0.0)
 
 
-def activation_numbers(
+def host_activation(
     x: Tensor, unit_axis: int | None
-) -> tuple[tuple[float, float, float, float, float, float, float], NDArray[np.bool_] | None]:
-    """Return the seven activation statistics of x, and which units are zero in all of x.
+) -> tuple[Activation, NDArray[np.bool_] | None]:
+    """Return the moments of an activation in host memory, and which units are zero in all of it.
 
     Args:
-        x: Any real tensor in host memory.
+        x: Any real tensor.
         unit_axis: The axis of channels or features; None where there is none.
 
     Returns:
-        ``(norm, mean, std, min, max, number of zeros, number of non-finite elements)`` and an array
-        of truth values ``[units]``, True for a unit that is zero everywhere.
+        The moments, and an array of truth values ``[units]``, True for a unit that is zero
+        everywhere; None without an axis.
     """
     if x.numel() == 0:
-        return (math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, 0.0), None
+        return Activation(*(math.nan,) * 6, num_nonfinite=0.0), None
     x = x.detach()
     flat = _flat(x)
     kernels = _kernels(flat)
@@ -214,17 +245,17 @@ def activation_numbers(
     if len(norms) == 1:
         length, low, high = norms[0], lows[0], highs[0]
     else:  # numpy's min and max keep NaN, Python's do not
-        length, low, high = _total(norms), float(_minimum(lows)), float(_maximum(highs))
+        length, low, high = total_norm(norms), float(_minimum(lows)), float(_maximum(highs))
     dead = None if unit_axis is None else _dead_units(x, unit_axis, zeros, low)
     if not math.isfinite(length):
         with np.errstate(invalid="ignore", over="ignore"):
             mean = float(flat.mean(dtype=np.float64))
         zeros = int(np.count_nonzero(flat == 0))
-        return (length, mean, math.nan, low, high, zeros, _num_nonfinite(flat)), dead
+        return Activation(length, mean, math.nan, low, high, zeros, _num_nonfinite(flat)), dead
     mean = total / flat.size
     if not math.isfinite(mean):  # a sum of finite elements overflowed
         mean = float((flat.astype(np.float64) / flat.size).sum())
-    return (length, mean, _std(flat, length, mean), low, high, zeros, 0.0), dead
+    return Activation(length, mean, _std(flat, length, mean), low, high, zeros, 0.0), dead
 
 
 def _std(flat: Array, length: float, mean: float) -> float:
@@ -240,7 +271,7 @@ def _std(flat: Array, length: float, mean: float) -> float:
 
 @lru_cache(maxsize=64)
 def none_dead(units: int) -> NDArray[np.bool_]:
-    """Return the mask of so many units of which none is dead; read only."""
+    """Return the mask of units of which none is dead; read only."""
     return np.zeros(units, dtype=bool)
 
 
@@ -264,3 +295,104 @@ def _dead_units(x: Tensor, unit_axis: int, zeros: int, smallest: float) -> NDArr
     if not smallest >= 0:
         dead = dead & torch.amin(x, dim=others).eq(0).numpy()
     return dead
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """float64, or float32 on devices that have no float64."""
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
+def device_norm(x: Tensor) -> Tensor:
+    """Return ``‖x‖₂`` over all elements, without under- or overflow; a scalar on x's device."""
+    if x.dtype != torch.float64 and _wide(x) is torch.float64:
+        # float64 holds the square of every float32.
+        length: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
+        return length
+    magnitude = x.abs().to(_wide(x))
+    largest = magnitude.amax()
+    usable = torch.isfinite(largest) & (largest > 0)
+    scale = torch.where(usable, largest, torch.ones_like(largest))
+    scaled: Tensor = torch.linalg.vector_norm(magnitude / scale) * scale
+    return scaled
+
+
+def device_norms(tensors: list[Tensor]) -> list[Tensor]:
+    """Return the norm of each tensor of one device and dtype, in as few launches as possible."""
+    is_plain = all(t.numel() for t in tensors) and tensors[0].dtype != torch.float64
+    if is_plain and _wide(tensors[0]) is torch.float64:
+        return list(torch._foreach_norm(tensors, 2, dtype=torch.float64))
+    return [device_norm(t) for t in tensors]
+
+
+def device_gradient(x: Tensor) -> OnDevice:
+    """Return the moments of a gradient on a device."""
+    if x.numel() == 0:
+        return OnDevice([], lambda _: host_gradient(x))
+    (found,) = device_gradients([x])
+    tensors = [*found.tensors, torch.count_nonzero(x)]
+    return OnDevice(tensors, _gradient(x.numel()))
+
+
+def device_gradients(gradients: list[Tensor]) -> list[OnDevice]:
+    """Return the moments of many gradients with foreach kernels; zeros are not counted.
+
+    Args:
+        gradients: Dense tensors of one device and dtype, none of them empty.
+    """
+    totals = torch._foreach_norm(gradients, 1, dtype=_wide(gradients[0]))
+    largest = torch._foreach_norm(gradients, math.inf)
+    # Only for an element that is NaN or infinite is ``x − x`` not zero.
+    odd = [torch.count_nonzero(x) for x in torch._foreach_sub(gradients, gradients)]
+    moments = zip(device_norms(gradients), totals, largest, odd, strict=True)
+    return [
+        OnDevice(list(some), _gradient(x.numel()))
+        for x, some in zip(gradients, moments, strict=True)
+    ]
+
+
+def _gradient(elements: int) -> Callable[[Arrays], Gradient]:
+    def finish(arrays: Arrays) -> Gradient:
+        length, total, largest, nonfinite, *nonzero = (float(array[0]) for array in arrays)
+        zeros = elements - nonzero[0] if nonzero else 0.0
+        return Gradient(length, total / elements, largest, zeros, nonfinite)
+
+    return finish
+
+
+def device_activation(x: Tensor, unit_axis: int | None) -> OnDevice:
+    """Return what becomes the result of `host_activation` on the host."""
+    if x.numel() == 0:
+        return OnDevice([], lambda _: host_activation(x, unit_axis))
+    low, high = torch.aminmax(x)
+    if unit_axis is None:
+        nonzero = torch.count_nonzero(x)
+    else:
+        others = [i for i in range(x.dim()) if i != unit_axis % x.dim()]
+        nonzero = torch.count_nonzero(x, dim=others) if others else x.ne(0)
+    tensors = [device_norm(x), x.sum(dtype=_wide(x)), low, high, nonzero]
+    if x.is_floating_point():
+        tensors.append(torch.count_nonzero(x - x))
+    return OnDevice(tensors, _activation(x.numel(), unit_axis is not None))
+
+
+def _activation(elements: int, has_units: bool) -> Callable[[Arrays], Any]:
+    def finish(arrays: Arrays) -> Any:
+        length, total, low, high = (float(array[0]) for array in arrays[:4])
+        nonzero = arrays[4]
+        mean = total / elements
+        # Norm and sum are those of float64, so that the difference keeps enough digits.
+        root_mean_square = length / math.sqrt(elements)
+        spread = max(0.0, root_mean_square - abs(mean))
+        std = math.sqrt(spread) * math.sqrt(root_mean_square + abs(mean))
+        moments = Activation(
+            norm=length,
+            mean=mean,
+            std=std if math.isfinite(length) else math.nan,
+            min=low,
+            max=high,
+            zeros=elements - float(nonzero.sum()),
+            num_nonfinite=float(arrays[5][0]) if len(arrays) > 5 else 0.0,
+        )
+        return moments, (nonzero == 0 if has_units else None)
+
+    return finish

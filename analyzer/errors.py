@@ -7,7 +7,6 @@ __all__ = [
     "RunNotFoundError",
     "SchemaError",
     "ScriptError",
-    "StopTraining",
 ]
 
 
@@ -33,15 +32,3 @@ class NotRecordedError(AnalyzerError):
 
 class ScriptError(AnalyzerError):
     """A script or model file that cannot be recorded."""
-
-
-class StopTraining(SystemExit):
-    """Ends a program after the steps that the user asked for, with exit code 0.
-
-    Args:
-        steps: How many there were.
-    """
-
-    def __init__(self, steps: int) -> None:
-        super().__init__(0)
-        self.steps = steps

@@ -19,8 +19,8 @@ import analyzer
 from analyzer.analysis.numerals import counted, number
 from analyzer.errors import AnalyzerError
 from analyzer.figures.theme import DARK
+from analyzer.vocabulary.methods import SOURCES, bibtex
 
-from .methods import bibtex, methods_for
 from .paper import static_svg, svg_address
 from .run_facts import reproducibility, run_table
 from .story import Figure, Story, claim_rows, lead_of, note_of, title_of
@@ -103,7 +103,6 @@ def _content(story: Story, environment: Environment) -> dict[str, Any]:
     css, js = (_raw(environment, name) for name in ("report.css", "report.js"))
     bundle = plotly_bundle()
     figures = list(story.figures)
-    methods = methods_for(story.recorded)
     return {
         "version": analyzer.__version__,
         "policy": _policy(css, js, bundle.sha256),
@@ -122,8 +121,9 @@ def _content(story: Story, environment: Environment) -> dict[str, Any]:
         "claims": claim_rows(story),
         "sections": list(_sections(story)),
         "findings": [(run.name, found) for run, found in story.findings],
-        "methods": methods,
-        "bibtex": bibtex([method for method, _ in methods]),
+        "methods": story.methods,
+        "sources": SOURCES,
+        "bibtex": bibtex(story.methods),
         "facts": _table(reproducibility(story.runs)),
         "warnings": sorted({text for run in story.runs for text in run.warnings}),
         "is_anonymous": story.is_anonymous,

@@ -16,6 +16,8 @@ from analyzer.analysis.view import View
 from analyzer.errors import AnalyzerError
 from analyzer.figures.theme import LIGHT, Theme
 from analyzer.storage.run import Run, open_run
+from analyzer.vocabulary import PROBES
+from analyzer.vocabulary.methods import Method
 
 from .groups import (
     Group,
@@ -52,6 +54,7 @@ class Figure:
         how_to_read: A sentence for a reader who sees it for the first time.
         info: The record that it draws.
         draw: Draws the record in a theme; it computes nothing.
+        methods: How a paper describes what it shows.
     """
 
     key: str
@@ -60,6 +63,7 @@ class Figure:
     how_to_read: str
     info: Any
     draw: Callable[[Any, Theme], go.Figure]
+    methods: tuple[Method, ...] = ()
 
     @cached_property
     def drawn(self) -> go.Figure:
@@ -131,10 +135,12 @@ class Story:
             yield from section.figures
 
     @property
-    def recorded(self) -> set[str]:
-        """Tables and probes that one of the shown runs holds."""
-        found = {name for run in self.shown for name in run.probes}
-        return found | ({"splits"} if any(len(run.joins) for run in self.shown) else set())
+    def methods(self) -> list[Method]:
+        """The definitions that the figures and the recorded probes use, each once."""
+        recorded = {name for run in self.shown for name in run.probes}
+        found = [method for figure in self.figures for method in figure.methods]
+        found += [probe.method for probe in PROBES if probe.name in recorded and probe.method]
+        return list(dict.fromkeys(found))
 
 
 def story_of(paths: Sequence[Path], *, anonymous: bool = False) -> Story:
@@ -191,7 +197,11 @@ def _figure(panel: Any, view: View) -> Figure | Missing:
         info = panel.info(view)
     except AnalyzerError as error:
         return Missing(panel.title, str(error))
-    return Figure(panel.key, panel.title, info.caption, panel.how_to_read, info, panel.draw)
+    of_probes = [probe.method for probe in PROBES if probe.name in panel.needs]
+    methods = tuple(method for method in (panel.method, *of_probes) if method)
+    return Figure(
+        panel.key, panel.title, info.caption, panel.how_to_read, info, panel.draw, methods
+    )
 
 
 def _seeds(groups: list[Group]) -> Figure:
@@ -201,8 +211,8 @@ def _seeds(groups: list[Group]) -> Figure:
         "Gradient flow over seeds",
         info.caption,
         "Lines are geometric means over seeds at the last recorded step, bands reach from the "
-        "lowest to the highest seed. Where bands do not touch, the difference is no luck of a "
-        "seed.",
+        "lowest to the highest seed. Where bands do not touch, the difference is not due to "
+        "the choice of seeds.",
         info,
         seed_figure,
     )

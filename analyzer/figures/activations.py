@@ -14,6 +14,7 @@ from analyzer.figures.axes import DEPTH, panes
 from analyzer.figures.marks import run_line, translucent, zero_marks
 from analyzer.figures.panels import Panel
 from analyzer.figures.theme import Theme, labeled
+from analyzer.vocabulary.methods import Method
 
 __all__ = ["DEAD_UNITS", "PROFILE", "activation_figure", "dead_unit_figure"]
 
@@ -87,6 +88,11 @@ DEAD_UNITS = Panel(
     title="Dead units",
     how_to_read="Units that are zero for every sample of the step. They get no gradient and rarely "
     "recover.",
+    method=Method(
+        title="Dead units",
+        text="Units (channels of a convolution, features of a linear layer) whose activation is "
+        "exactly zero for every sample of the step.",
+    ),
     needs=("activation_num_dead",),
     info=dead_unit_profiles,
     drawing=dead_unit_figure,

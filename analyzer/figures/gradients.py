@@ -36,6 +36,7 @@ from analyzer.figures.marks import (
 from analyzer.figures.panels import Panel
 from analyzer.figures.sketch import Sketch, Trace, axes_of, merged
 from analyzer.figures.theme import Theme, labeled
+from analyzer.vocabulary.methods import Method
 
 __all__ = [
     "DIFFERENCE",
@@ -157,6 +158,13 @@ HEATMAP = Panel(
     how_to_read="Each row is a layer, input at the bottom; all runs share one color range. A "
     "steady fade toward the input is a vanishing gradient, a vertical edge is an event in "
     "the training.",
+    method=Method(
+        title="Output gradient",
+        formula="‖∂L/∂y‖₂ = √(Σ (∂L/∂yᵢ)²)",
+        text="Gradient of the loss, as the training script computes it, with respect to the output "
+        "y of a layer; its L2 norm over all elements of the pooled step, accumulated so that "
+        "nothing under- or overflows. Non-finite values are kept and shown.",
+    ),
     needs=("output_gradient_norm",),
     info=flow_grid,
     drawing=grid_sketch,
@@ -168,6 +176,15 @@ PROFILE = Panel(
     title="Depth profile",
     how_to_read="One step along depth. A flat line passes the gradient on; a slope is a gain per "
     "layer, below 1 where it falls toward the input.",
+    method=Method(
+        title="Gain",
+        formula="gain = exp(−slope of ln ‖∂L/∂y‖ against depth)",
+        text="Factor per layer by which the output gradient changes going backward, fitted by the "
+        "Theil–Sen slope over layers with parameters. 1 is isometry, below 1 vanishes, above 1 "
+        "explodes. Layers whose gradient is zero or not finite are left out of the fit and "
+        "counted. Total gain is the fitted ratio from the last layer to the first.",
+        sources=("sen1968", "theil1950"),
+    ),
     needs=("output_gradient_norm",),
     info=profile_curves,
     drawing=profile_sketch,
@@ -214,6 +231,12 @@ UPDATES = Panel(
     title="Update ratio",
     how_to_read="The size of an update over the size of the weights. About 10⁻³ is usual when "
     "training from scratch; far less hardly learns, far more is unstable.",
+    method=Method(
+        title="Update ratio",
+        formula="‖Δθ‖₂ / ‖θ‖₂",
+        text="Size of one update relative to the parameter that it moved, measured from the "
+        "weights before and after the step, whatever the optimizer.",
+    ),
     needs=("update_norm", "norm"),
     info=update_grid,
     drawing=grid_sketch,

@@ -20,6 +20,7 @@ from analyzer.figures.panels import Panel
 from analyzer.figures.shortcuts import arc_traces
 from analyzer.figures.sketch import Layout, Sketch, Trace, merged, scatter
 from analyzer.figures.theme import Theme, decade_step, labeled
+from analyzer.vocabulary.methods import Method
 
 __all__ = [
     "OVERVIEW",
@@ -301,6 +302,11 @@ OVERVIEW = Panel(
     how_to_read="Depth runs along x in every row, so go straight down from a shortcut to what it "
     "does: the network with an arc per shortcut, the gradient along depth at the chosen step, the "
     "same over the whole training, and the loss.",
+    method=Method(
+        title="Depth",
+        text="Number of layers on the longest path from the input of the network; parallel "
+        "branches share depth.",
+    ),
     needs=("output_gradient_norm",),
     info=overview,
     drawing=overview_sketch,

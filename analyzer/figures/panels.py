@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from analyzer.analysis.view import View
 from analyzer.figures.sketch import Sketch
 from analyzer.figures.theme import Theme
+from analyzer.vocabulary.methods import Method
 
 __all__ = ["CONTROLS", "READABLE", "Page", "Panel", "checked"]
 
@@ -37,7 +38,7 @@ class Panel:
         reads: Fields of the view that change the record, out of ``READABLE``.
         controls: Those of them for which its page has a control, out of ``CONTROLS``.
         follows_click: Whether it shows the layers that were clicked in a heatmap.
-        method: How a paper would describe it; empty where the methods of its probe say it.
+        method: How a paper describes it; None where that of its probe says it.
         height: Pixels that are kept free on a page until the figure is there.
         is_wide: Whether its card takes the whole width of a page.
 
@@ -55,7 +56,7 @@ class Panel:
     reads: tuple[str, ...] = ()
     controls: tuple[str, ...] = ()
     follows_click: bool = False
-    method: str = ""
+    method: Method | None = None
     height: int = 380
     is_wide: bool = True
 

@@ -23,6 +23,7 @@ from analyzer.figures.marks import layer_dots, run_line, translucent
 from analyzer.figures.panels import Panel
 from analyzer.figures.sketch import Trace, scatter
 from analyzer.figures.theme import Theme, labeled
+from analyzer.vocabulary.methods import Method
 
 __all__ = [
     "SHARES",
@@ -229,6 +230,15 @@ STRIP = Panel(
     how_to_read="One arc per join, from fork to join, wide and dark where the shortcut carries "
     "most of the gradient; dotted arcs have parameters on their shortcut. A band of boxes stands "
     "for many joins, each box for the median of neighbors.",
+    method=Method(
+        title="Split of the gradient at a fork",
+        formula="share = (ss + sb) / (ss + 2 sb + bb),  ss = ⟨g_s, g_s⟩, sb = ⟨g_s, g_b⟩, "
+        "bb = ⟨g_b, g_b⟩",
+        text="At a join z = s + b of a shortcut s and a residual branch b that left the same "
+        "tensor x, ∂L/∂x is taken apart exactly: g_s arrives through the shortcut, g_b through the "
+        "branch. Shares of the two add to 1; one can exceed 1 where they cancel.",
+        sources=("he2016identity",),
+    ),
     needs=("joins",),
     info=shortcut_strip,
     drawing=strip_figure,

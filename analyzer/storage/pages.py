@@ -1,6 +1,10 @@
-"""The pages of the documentation that follow from the schema; ``docs/generated.py`` uses them."""
+"""Writes the pages of the documentation that follow from the code: ``docs/schema.md`` and others.
+
+Run ``python -m analyzer.storage.pages`` in the repository after a change of schema or vocabulary.
+"""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -10,8 +14,11 @@ from analyzer.storage.schema import PROBES as PROBE_SCHEMAS
 from analyzer.storage.schema import SCHEMA_VERSION, STATIC_TABLES, STEP_TABLES, TABLES
 from analyzer.vocabulary import PROBES, RULES, Quantity, quantities_of
 
-__all__ = ["as_markdown", "schema_page", "vocabulary_page"]
+__all__ = ["PAGES", "as_markdown", "schema_page", "vocabulary_page"]
 
+_GENERATED = (
+    "<!-- Written by `python -m analyzer.storage.pages`; a test compares it with the code. -->"
+)
 _LAYOUT = """\
 ```
 runs/<run>/
@@ -73,7 +80,7 @@ def as_markdown(schema: pa.Schema) -> str:
 
 def schema_page() -> str:
     """Return the page that describes a run folder."""
-    blocks = [f"# The run folder, schema version {SCHEMA_VERSION}", _LAYOUT, _READING]
+    blocks = [f"# The run folder, schema version {SCHEMA_VERSION}", _GENERATED, _LAYOUT, _READING]
     blocks += ["## run.json", _manifest_table()]
     for name in (*STATIC_TABLES, *STEP_TABLES):
         blocks += [f"## {name}", as_markdown(TABLES[name])]
@@ -91,7 +98,7 @@ def _manifest_table() -> str:
 
 def vocabulary_page() -> str:
     """Return the page that lists every quantity and every probe."""
-    lines = ["# Vocabulary", "How the values of parts become that of the whole step:"]
+    lines = ["# Vocabulary", _GENERATED, "How the values of parts become that of the whole step:"]
     lines.append("\n".join(f"- *{rule}*: {meaning}." for rule, meaning in RULES.items()))
     for table in STEP_TABLES:
         lines += [f"## {table}", _quantity_table(quantities_of(table))]
@@ -110,4 +117,17 @@ def _quantity_table(rows: Sequence[Quantity]) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("<", "&lt;").replace("|", "\\|")
+    return text.replace("|", "\\|")
+
+
+PAGES = {"schema.md": schema_page, "vocabulary.md": vocabulary_page}
+
+
+def main(folder: Path) -> None:
+    """Write the pages into a folder."""
+    for name, page in PAGES.items():
+        (folder / name).write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path("docs"))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from analyzer.vocabulary.methods import Method
 from analyzer.vocabulary.quantity import Pooling, Quantity
 
 __all__ = ["PROBES", "PROBE_NAMES", "Probe"]
@@ -17,7 +18,7 @@ class Probe:
         columns: The columns of its table, ``probes/<name>``.
         function: Where it is measured, as ``module:function``; the function takes the held batch
             and returns a measurement. Empty for ``analyzer.probes.<name>:measure``.
-        method: How a paper would describe it; may name metadata of the measurement in braces.
+        method: How a paper describes it.
         options: Names of the options of ``analyzer probe`` that it takes.
 
     Raises:
@@ -28,7 +29,7 @@ class Probe:
     sentence: str
     columns: tuple[Quantity, ...]
     function: str = ""
-    method: str = ""
+    method: Method | None = None
     options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -70,6 +71,14 @@ PROBES = (
     Probe(
         name="paths",
         sentence="How much gradient is carried by the paths that cross k residual branches.",
+        method=Method(
+            title="Path-length spectrum",
+            formula="G_k ← G_k (through shortcut) + Jᵀ G_{k−1} (through branch)",
+            text="A network of n joins is a sum over paths. G_k is the gradient that all paths "
+            "carry which cross exactly k branches, computed exactly by one backward pass; "
+            "nothing is sampled. The effective path length is Σ k ‖G_k‖ / Σ ‖G_k‖.",
+            sources=("veit2016",),
+        ),
         columns=_columns(
             "paths",
             ("length", "int32", "joins", "Branches that the paths cross."),
@@ -81,6 +90,16 @@ PROBES = (
     Probe(
         name="landscape",
         sentence="The loss around the weights, over a line or a plane through them.",
+        method=Method(
+            title="Loss surface",
+            formula="θ(α, β) = θ* + α d₁ + β d₂",
+            text="Loss on a plane through the trained weights along two random Gaussian directions "
+            "with filter normalization: each slice along dimension 0 of a tensor with more "
+            "than one dimension has the norm of that slice of θ*; other tensors are not "
+            "moved. A slice that is not convex shows that the loss is not; one that is proves "
+            "nothing.",
+            sources=("li2018",),
+        ),
         columns=_columns(
             "landscape",
             ("alpha", "float64", "", "Coordinate along the first direction."),
@@ -92,6 +111,15 @@ PROBES = (
     Probe(
         name="shattering",
         sentence="How alike the gradients of different inputs are, layer by layer.",
+        method=Method(
+            title="Gradient correlation",
+            formula="mean over pairs of inputs of cos(∂Σf/∂a(x), ∂Σf/∂a(x′))",
+            text="Uncentered cosine of the gradients that two inputs of a batch give at a layer. "
+            "Reference curves, for independent half-active masks: plain 1/2^L; residual "
+            "without norm (3/4)^L; residual with norm and branch scale β 1/(β√L). Real "
+            "networks decay more slowly.",
+            sources=("balduzzi2017",),
+        ),
         columns=_columns(
             "shattering",
             _LAYER,
@@ -102,6 +130,12 @@ PROBES = (
     Probe(
         name="jacobian",
         sentence="How much a block, or the whole network, stretches and squeezes its input.",
+        method=Method(
+            title="Jacobian spectrum",
+            text="Singular values of ∂(block output)/∂(block input), for each block and for the "
+            "whole network. All near 1 is dynamical isometry.",
+            sources=("saxe2014", "pennington2017"),
+        ),
         columns=_columns(
             "jacobian",
             ("name", "string", "", "Block, or the whole network."),
@@ -112,6 +146,12 @@ PROBES = (
     Probe(
         name="lesion",
         sentence="What the network loses when one residual branch is left out.",
+        method=Method(
+            title="Lesion study",
+            text="Loss and accuracy of the trained network on one held batch with the branch of "
+            "one join left out, one join at a time.",
+            sources=("veit2016",),
+        ),
         columns=_columns(
             "lesion",
             ("join", "int32", "", "Row of joins.parquet."),
@@ -123,6 +163,12 @@ PROBES = (
     Probe(
         name="curvature",
         sentence="Sharpness, largest eigenvalues, spectral density and trace of the Hessian.",
+        method=Method(
+            title="Sharpness",
+            formula="λ_max(∇²L)",
+            text="Largest eigenvalue of the Hessian of the mean loss.",
+            sources=("cohen2021",),
+        ),
         columns=_columns(
             "curvature",
             ("quantity", "string", "", "What was measured."),
@@ -132,6 +178,12 @@ PROBES = (
     Probe(
         name="attribution",
         sentence="How much of an output each layer and each side of a residual join carries.",
+        method=Method(
+            title="Attribution of layers",
+            text="How much of the output for a target each layer accounts for, summed over its "
+            "units.",
+            sources=("dhamdhere2019", "kokhlikyan2020"),
+        ),
         columns=_columns(
             "attribution",
             _LAYER,
@@ -144,6 +196,13 @@ PROBES = (
     Probe(
         name="noise",
         sentence="How much of a batch's gradient is the sample, and how much is the loss.",
+        method=Method(
+            title="Gradient noise scale",
+            formula="tr Σ / ‖G‖²",
+            text="Batch size at which the noise of the gradient is as large as the gradient, "
+            "estimated from two batch sizes, both terms averaged before dividing.",
+            sources=("mccandlish2018",),
+        ),
         columns=_columns(
             "noise",
             ("gradient_noise_scale", "float64", "samples", "tr Σ / ‖G‖²."),

@@ -203,7 +203,9 @@ def test_a_template_folder_replaces_wording_and_logo(story: Story, tmp_path: Pat
 
 
 def test_a_template_that_is_wrong_is_refused(story: Story, tmp_path: Path) -> None:
-    with pytest.raises(AnalyzerError, match=r"'.*nosuch' is no folder; expected one with files"):
+    with pytest.raises(
+        AnalyzerError, match=r"'.*nosuch' is not a directory; expected one with files"
+    ):
         report_html(story, template=tmp_path / "nosuch")
     (tmp_path / "introduction.html.j2").write_text("{{ nosuch }}")
     with pytest.raises(AnalyzerError, match="UndefinedError: 'nosuch' is undefined"):

@@ -1,0 +1,217 @@
+"""Two runs side by side: their numbers, and their profiles on one axis of relative depth."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyzer.analysis.claim_words import short
+from analyzer.analysis.comparison import RunFacts, difference
+from analyzer.analysis.findings import findings
+from analyzer.analysis.gradient_flow import (
+    DepthProfile,
+    depth_profile,
+    profile_gain,
+    relative_depth,
+    span_decades,
+)
+from analyzer.analysis.training import run_training
+from analyzer.errors import NotRecordedError
+from analyzer.storage.run import Run
+
+__all__ = ["ComparedRun", "Comparison", "ProfileRow", "compare_runs", "has_shortcuts", "on_grid"]
+
+_PLACES = 11
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """The numbers of one run.
+
+    Args:
+        name: Name of its folder.
+        status: finished, running, failed, interrupted or crashed.
+        steps: Recorded steps.
+        layers: Layers.
+        joins: Residual joins.
+        shortcut_share: Median over joins and steps; None without splits.
+        step: The last step with layer statistics, that of ``gain``.
+        gain: Factor of the output gradient per layer, going backward; None where none is defined.
+        decades_fallen: Decades from the last layer to the first; None together with ``gain``.
+        first_loss: Loss of the first step; None without one.
+        final_loss: Median loss of the last 5 % of the steps; None without one.
+        best_loss: Lowest finite loss; None without one.
+        seconds: Wall time of the recorded steps.
+        findings: Codes of the findings, the most severe first.
+    """
+
+    name: str
+    status: str
+    steps: int
+    layers: int
+    joins: int
+    shortcut_share: float | None
+    step: int
+    gain: float | None
+    decades_fallen: float | None
+    first_loss: float | None
+    final_loss: float | None
+    best_loss: float | None
+    seconds: float
+    findings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ProfileRow:
+    """Output gradient norms of both runs at one place.
+
+    Args:
+        relative_depth: From 0, the first layer, to 1, the last.
+        left: Norm of the left run, between layers on a straight line of its logarithm; None where
+            no layer on one side of the place has a usable gradient.
+        right: Norm of the right run.
+        log10_ratio: Decades that the right one is larger; None where either is.
+    """
+
+    relative_depth: float
+    left: float | None
+    right: float | None
+    log10_ratio: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs side by side.
+
+    Args:
+        left: The run that was named first.
+        right: The other.
+        profile: Both profiles at the last step, on eleven places of relative depth.
+        sentence: What separates them, with numbers.
+    """
+
+    left: ComparedRun
+    right: ComparedRun
+    profile: tuple[ProfileRow, ...]
+    sentence: str
+
+
+def has_shortcuts(run: Run) -> bool:
+    """Whether gradients flow through joins of the run: it has some, not scaled to 0."""
+    return len(run.joins) > 0 and run.manifest.get("skip_scale") != 0
+
+
+def on_grid(profile: DepthProfile, places: Floats) -> Floats:
+    """Return norms at places of relative depth.
+
+    Args:
+        profile: A profile; layers with parameters and a usable gradient are used, of several at
+            one depth their median.
+        places: From 0 (first layer) to 1 (last), ``[places]``.
+
+    Returns:
+        ``[places]``, interpolated on a logarithmic scale; NaN outside the usable layers.
+    """
+    owners = profile.has_parameters
+    usable = profile.usable[owners]
+    if not usable.any():
+        return np.full(len(places), np.nan)
+    # The axis is that of all layers with parameters, so that a lost one leaves its place empty.
+    x, logs = relative_depth(profile.depths[owners])[usable], np.log(profile.norms[owners][usable])
+    depths = np.unique(x)
+    medians = [float(np.median(logs[x == depth])) for depth in depths]
+    return np.exp(np.interp(places, depths, medians, left=np.nan, right=np.nan))
+
+
+def compare_runs(left: Run, right: Run) -> Comparison:
+    """Put two runs side by side.
+
+    Args:
+        left: An opened run.
+        right: Another one; where one of them has shortcuts and the other has none, the sentence
+            calls them so.
+
+    Raises:
+        NotRecordedError: If a run holds no layer statistics.
+    """
+    profiles = [depth_profile(run, _last_step(run)) for run in (left, right)]
+    facts = [
+        RunFacts(profile_gain(p), span_decades(p), run_training(run))
+        for p, run in zip(profiles, (left, right), strict=True)
+    ]
+    rows = [
+        _numbers(run, profile, fact)
+        for run, profile, fact in zip((left, right), profiles, facts, strict=True)
+    ]
+    if has_shortcuts(left) == has_shortcuts(right):
+        sentence = _neutral(*rows)
+    else:
+        sentence = difference(*(facts if has_shortcuts(right) else facts[::-1]))
+    return Comparison(rows[0], rows[1], _profile(profiles), sentence)
+
+
+def _last_step(run: Run) -> int:
+    """The last step with layer statistics."""
+    step = run.nearest_step(None, "layer_stats")
+    if step is None:
+        raise NotRecordedError(
+            f"run '{run.name}' holds no layer statistics to compare; record a training that "
+            "reaches a backward pass"
+        )
+    return step
+
+
+def _numbers(run: Run, profile: DepthProfile, facts: RunFacts) -> ComparedRun:
+    """The numbers of one run."""
+    training = facts.training
+    share = run.splits(columns="shortcut_share")["shortcut_share"].median()
+    has_loss = training.num_losses > 0
+    return ComparedRun(
+        name=run.name,
+        status=run.status,
+        steps=training.num_steps,
+        layers=len(run.layers),
+        joins=len(run.joins),
+        shortcut_share=None if math.isnan(share) else float(share),
+        step=profile.step,
+        gain=facts.gain.gain if facts.gain.is_defined else None,
+        decades_fallen=facts.gain.decades_fallen if facts.gain.is_defined else None,
+        first_loss=training.first_loss if has_loss else None,
+        final_loss=training.final_loss if has_loss else None,
+        best_loss=None if training.best_step is None else training.best_loss,
+        seconds=training.seconds,
+        findings=tuple(finding.code for finding in findings(run)),
+    )
+
+
+def _profile(profiles: list[DepthProfile]) -> tuple[ProfileRow, ...]:
+    """Both profiles at places of relative depth."""
+    places = np.linspace(0, 1, _PLACES)
+    left, right = (on_grid(profile, places) for profile in profiles)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.log10(right) - np.log10(left)
+    return tuple(
+        ProfileRow(round(float(x), 3), _known(a), _known(b), _known(ratio))
+        for x, a, b, ratio in zip(places, left, right, ratios, strict=True)
+    )
+
+
+def _known(value: float) -> float | None:
+    """The value; None for NaN, which marks a place without one."""
+    return None if math.isnan(value) else float(value)
+
+
+def _neutral(left: ComparedRun, right: ComparedRun) -> str:
+    """What two runs of a kind do, without calling either plain."""
+    parts = [_part(run) for run in (left, right)]
+    return f"{parts[0]}; {parts[1]}."
+
+
+def _part(run: ComparedRun) -> str:
+    """Gain and loss of one run."""
+    gain = "no gain" if run.gain is None else f"gain {short(run.gain)} per layer"
+    loss = "no loss" if run.final_loss is None else f"final loss {short(run.final_loss)}"
+    return f"{run.name}: {gain}, {loss}"

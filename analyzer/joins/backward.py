@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from analyzer.joins.calls import tensors_in
 from analyzer.joins.find import call_arguments, output_nodes, watched_forward
+from analyzer.joins.graph import Walk
 from analyzer.joins.model_state import cloned, preserve_state, unwrapped
 from analyzer.joins.plan import Join, JoinPlan, JoinSite, joins_in_graph
 from analyzer.joins.products import (
@@ -24,26 +26,61 @@ __all__ = ["SplitHooks", "join_gradients", "splits_of_model"]
 
 Parts = tuple[Tensor, ...]
 OnGradients = Callable[[Join, JoinGradients], None]
+Loss = Callable[[Any, Any], Tensor]
 
 
-class _Collected:
-    """The gradients of one join while they arrive; holds no node, for a node holds it."""
+class _Arrivals:
+    """The gradients of one join as they arrive; holds no node, because nodes hold it as hooks."""
 
-    __slots__ = ("is_complete", "join", "parts", "site_join")
+    def __init__(self, join: Join, on_gradients: OnGradients) -> None:
+        self._of = join
+        self._on_gradients = on_gradients
+        self._join: Parts | None = None
+        self._parts: dict[tuple[str, int], list[Tensor]] = {}
+        self._is_complete = False
 
-    def __init__(self, join: Join) -> None:
-        self.site_join = join
-        self.join: Parts | None = None
-        self.parts: dict[tuple[str, int], list[Tensor]] = {}
-        self.is_complete = False
+    def take_join(self, gradients: tuple[Tensor | None, ...]) -> None:
+        self._join = tuple(gradient for gradient in gradients if gradient is not None)
 
-    def add(self, side: str, number: int, gradient: Tensor) -> None:
-        self.parts.setdefault((side, number), []).append(gradient)
+    def take_edges(
+        self,
+        reads: list[tuple[str, int, int]],
+        gradients: tuple[Tensor | None, ...],
+        _: tuple[Tensor | None, ...],
+    ) -> None:
+        for side, slot, number in reads:
+            gradient = gradients[slot]
+            if gradient is not None:
+                self._parts.setdefault((side, number), []).append(gradient)
 
-    def side(self, name: str, fork: list[Tensor]) -> Parts:
-        return tuple(
-            _sum(self.parts.get((name, number), []), like) for number, like in enumerate(fork)
+    def take_fork(
+        self,
+        shapes: list[tuple[int, ...]],
+        num_parts: int,
+        gradients: tuple[Tensor | None, ...],
+    ) -> None:
+        known = next((g for g in gradients if g is not None), None)
+        if known is None or self._is_complete:
+            return
+        num_parts = max(num_parts, *(n + 1 for n, g in enumerate(gradients) if g is not None))
+        fork = [
+            gradient if gradient is not None else known.new_zeros(shapes[number])
+            for number, gradient in enumerate(gradients[:num_parts])
+        ]
+        shortcut, branch = (
+            tuple(_sum(self._parts.get((side, n), []), like) for n, like in enumerate(fork))
+            for side in ("shortcut", "branch")
         )
+        self.deliver(shortcut, branch, tuple(fork))
+
+    def deliver(
+        self, shortcut: Parts | None = None, branch: Parts | None = None, fork: Parts | None = None
+    ) -> None:
+        """Hand over the gradients, once."""
+        if not self._is_complete:
+            self._is_complete = True
+            self._parts = {}
+            self._on_gradients(self._of, JoinGradients(self._join, shortcut, branch, fork))
 
 
 class SplitHooks:
@@ -59,35 +96,30 @@ class SplitHooks:
     """
 
     def __init__(self, sites: Iterable[JoinSite], on_gradients: OnGradients) -> None:
-        self._on_gradients = on_gradients
         self._handles: list[Any] = []
-        self._collected: list[_Collected] = []
+        self._arrivals: list[_Arrivals] = []
         for site in sites:
-            self._attach(site)
+            arrivals = _Arrivals(site.join, on_gradients)
+            self._arrivals.append(arrivals)
+            self._attach(site, arrivals)
 
     def finish(self) -> None:
         """Remove the hooks; deliver the joins whose fork no gradient reached."""
-        waiting = list(self._collected)
+        waiting = list(self._arrivals)
         self.discard()
-        for collected in waiting:
-            if not collected.is_complete:
-                collected.is_complete = True
-                gradients = JoinGradients(collected.join, None, None, None)
-                self._on_gradients(collected.site_join, gradients)
+        for arrivals in waiting:
+            arrivals.deliver()
 
     def discard(self) -> None:
         """Remove the hooks and deliver nothing: the backward pass never came to its end."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._collected.clear()
+        self._arrivals.clear()
 
-    def _attach(self, site: JoinSite) -> None:
-        collected = _Collected(site.join)
-        self._collected.append(collected)
+    def _attach(self, site: JoinSite, arrivals: _Arrivals) -> None:
         if site.node is not None:
-            hook = partial(_take_join, collected)
-            self._handles.append(site.node.register_prehook(hook))
+            self._handles.append(site.node.register_prehook(arrivals.take_join))
         if site.fork is None or site.shortcut_edges is None or site.branch_edges is None:
             return
         by_reader: dict[Node, list[tuple[str, int, int]]] = {}
@@ -95,48 +127,11 @@ class SplitHooks:
             for reader, slot, number in edges:
                 by_reader.setdefault(reader, []).append((side, slot, number))
         for reader, reads in by_reader.items():
-            self._handles.append(reader.register_hook(partial(_take_edges, collected, reads)))
+            self._handles.append(reader.register_hook(partial(arrivals.take_edges, reads)))
         shapes = [tuple(part.shape) for part in site.fork._input_metadata]
         used = {read[2] for reads in by_reader.values() for read in reads}
-        take = partial(_take_fork, collected, shapes, max(used, default=0) + 1, self._on_gradients)
+        take = partial(arrivals.take_fork, shapes, max(used, default=0) + 1)
         self._handles.append(site.fork.register_prehook(take))
-
-
-def _take_join(collected: _Collected, gradients: tuple[Tensor | None, ...]) -> None:
-    collected.join = tuple(gradient for gradient in gradients if gradient is not None)
-
-
-def _take_edges(
-    collected: _Collected,
-    reads: list[tuple[str, int, int]],
-    gradients: tuple[Tensor | None, ...],
-    _: tuple[Tensor | None, ...],
-) -> None:
-    for side, slot, number in reads:
-        gradient = gradients[slot]
-        if gradient is not None:
-            collected.add(side, number, gradient)
-
-
-def _take_fork(
-    collected: _Collected,
-    shapes: list[tuple[int, ...]],
-    num_parts: int,
-    on_gradients: OnGradients,
-    gradients: tuple[Tensor | None, ...],
-) -> None:
-    known = next((g for g in gradients if g is not None), None)
-    if collected.is_complete or known is None:
-        return
-    collected.is_complete = True
-    num_parts = max(num_parts, *(n + 1 for n, g in enumerate(gradients) if g is not None))
-    fork = [
-        gradient if gradient is not None else known.new_zeros(shapes[number])
-        for number, gradient in enumerate(gradients[:num_parts])
-    ]
-    shortcut, branch = collected.side("shortcut", fork), collected.side("branch", fork)
-    collected.parts = {}
-    on_gradients(collected.site_join, JoinGradients(collected.join, shortcut, branch, tuple(fork)))
 
 
 def _sum(gradients: list[Tensor], like: Tensor) -> Tensor:
@@ -146,9 +141,6 @@ def _sum(gradients: list[Tensor], like: Tensor) -> Tensor:
         part = gradient if gradient.shape == like.shape else gradient.sum_to_size(like.shape)
         total = part if total is None else total + part
     return torch.zeros_like(like) if total is None else total
-
-
-Loss = Callable[[Any, Any], Tensor]
 
 
 def splits_of_model(
@@ -215,10 +207,9 @@ def join_gradients(
         output, log = watched_forward(model, args, kwargs)
         value = loss(output, targets)
         _check_loss(value)
-        roots = list(dict.fromkeys([*output_nodes(output), value.grad_fn]))
-        plan = joins_in_graph([node for node in roots if node is not None], log)
-        sites = plan.sites([node for node in roots if node is not None])
-        hooks = SplitHooks(sites or [], on_gradients)
+        walk = Walk(output_nodes([*tensors_in(output), value]))
+        plan = joins_in_graph(walk, log)
+        hooks = SplitHooks(plan.sites(walk) or [], on_gradients)
         leaves = [*model.parameters(), *(leaf for leaf, _ in copies.values())]
         needed = [leaf for leaf in leaves if leaf.requires_grad]
         try:

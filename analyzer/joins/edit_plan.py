@@ -18,7 +18,7 @@ from analyzer.joins.edits import JoinOperands, OperandsByToken, Tokens, holds_te
 from analyzer.joins.find import output_nodes
 from analyzer.joins.graph import Dataflow, Walk
 from analyzer.joins.model_state import RandomStates, arguments_copied, unobserved
-from analyzer.joins.operations import OPERANDS, Operands, function_name
+from analyzer.joins.operations import OPERANDS, Operands
 from analyzer.joins.plan import HIDDEN, hiding_reason, joins_of_model
 from analyzer.joins.trace import ForwardTrace, Untracked, sequence_number
 
@@ -52,39 +52,31 @@ class _Tracer(ForwardTrace):
         self._writes_out = False
         self._tokens = Tokens()
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def call(
+        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Call the function, note it where it could be a join."""
-        named = dict(kwargs or {})
-        name = function_name(func)
         token: int | None = None
         untracked_slots: tuple[int, ...] = ()
         if name in OPERANDS:
-            operands = Operands(name, args, named)
+            operands = Operands(name, args, kwargs)
             token = self._tokens.of_operands(name, operands)
             untracked_slots = tuple(i for i, v in enumerate(operands.values) if self._is_data(v))
-        self._writes_out = named.get("out") is not None
+        self._writes_out = kwargs.get("out") is not None
         start = sequence_number()
-        result = super().__torch_function__(func, types, args, named)
-        self._tokens.note_call(name, args, named, result)
+        result = super().call(func, name, args, kwargs)
+        self._tokens.note_call(name, args, kwargs, result)
         if holds_tensor(result):
             span = (start, sequence_number())
             self.traced.append(_Traced(token, *span, self.tick, untracked_slots, _is_recomputed()))
         return result
 
-    def _note(
-        self, func: Callable[..., Any], arguments: list[Tensor], made: list[Tensor], start: int
-    ) -> None:
+    def _note(self, name: str, arguments: list[Tensor], made: list[Tensor], start: int) -> None:
         if self._writes_out:  # what is written to is not read
             arguments = [tensor for tensor in arguments if not any(tensor is m for m in made)]
         # Of a pass without gradient the additions are wanted all the same.
         with torch.set_grad_enabled(torch.is_grad_enabled() or not self._with_grad):
-            super()._note(func, arguments, made, start)
+            super()._note(name, arguments, made, start)
 
     def _is_data(self, value: Any) -> bool:
         flow = self.untracked(value) if isinstance(value, Tensor) else None

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from analyzer.joins.operations import OPERANDS, Operands, function_name
+from analyzer.joins.operations import OPERANDS, Operands
 from analyzer.joins.plan import Join
+from analyzer.joins.trace import FunctionMode
 
 __all__ = [
     "Edit",
@@ -78,7 +78,7 @@ class ScaledShortcuts(Edit):
         return self.alpha if slot == which.shortcut else 1.0
 
 
-class EditingMode(TorchFunctionMode):
+class EditingMode(FunctionMode):
     """Changes the operands of joins in the functions that run under it.
 
     Args:
@@ -94,37 +94,31 @@ class EditingMode(TorchFunctionMode):
         self._operands_of = operands_of
         self._tokens = Tokens()
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def call(
+        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Call the function, with other operands where it is a join."""
-        named = dict(kwargs or {})
-        name = function_name(func)
         if name in OPERANDS and not _is_called_by_recording():
-            result = self._add(func, name, args, named)
+            result = self._add(func, name, args, kwargs)
         else:
-            result = func(*args, **named)
+            result = func(*args, **kwargs)
         if not holds_tensor(result) or not _is_called_by_recording():
-            self._tokens.note_call(name, args, named, result)
+            self._tokens.note_call(name, args, kwargs, result)
         elif name == "clone":  # a probe may put a copy in the place of a layer's output
             self._tokens.note(result, self._tokens.of_tensor(args[0]))
         return result
 
     def _add(
-        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], named: dict[str, Any]
+        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        operands = Operands(name, args, named)
+        operands = Operands(name, args, kwargs)
         which = self._operands_of(self._tokens.of_operands(name, operands))
         if which is None:
-            return func(*args, **named)
+            return func(*args, **kwargs)
         for slot in (which.shortcut, *which.branches):
             self._change(which, slot, operands)
-        args, named = operands.arguments()
-        result = func(*args, **named)
+        args, kwargs = operands.arguments()
+        result = func(*args, **kwargs)
         for edit in self._edits:
             edit.joined(which, result)
         return result

@@ -84,18 +84,21 @@ class Operands:
     """
 
     def __init__(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        slots = OPERANDS[name]
-        self.is_in_place = (name.endswith("_") and not name.endswith("__")) or name == "__iadd__"
-        self.is_in_place |= name == "__isub__"
+        parameters = OPERANDS[name]
+        is_operator = name.endswith("__")
+        self.is_in_place = name.startswith("__i") if is_operator else name.endswith("_")
         self._args, self._kwargs = list(args), dict(kwargs)
-        self._is_list = slots == _LIST
-        if self._is_list:
-            self.values = list(args[0] if args else kwargs["tensors"])
-        else:
-            self._slots = [s for i, s in enumerate(slots) if i < len(args) or s in kwargs]
-            self.values = [
-                args[i] if i < len(args) else kwargs[slot] for i, slot in enumerate(self._slots)
-            ]
+        self._is_list = parameters == _LIST
+        self._where: list[Any] = [
+            place if place < len(args) else parameter
+            for place, parameter in enumerate(parameters)
+            if place < len(args) or parameter in kwargs
+        ]
+        given = [self._holder(where)[where] for where in self._where]
+        self.values: list[Any] = list(given[0]) if self._is_list else given
+
+    def _holder(self, where: int | str) -> Any:
+        return self._args if isinstance(where, int) else self._kwargs
 
     def __getitem__(self, slot: int) -> Any:
         return self.values[slot]
@@ -105,16 +108,7 @@ class Operands:
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments of the call with the operands as they are now."""
-        args, kwargs = self._args, self._kwargs
-        if self._is_list:
-            if args:
-                args[0] = self.values
-            else:
-                kwargs["tensors"] = self.values
-        else:
-            for place, (slot, value) in enumerate(zip(self._slots, self.values, strict=True)):
-                if place < len(args):
-                    args[place] = value
-                else:
-                    kwargs[slot] = value
-        return tuple(args), kwargs
+        given = [self.values] if self._is_list else self.values
+        for where, value in zip(self._where, given, strict=True):
+            self._holder(where)[where] = value
+        return tuple(self._args), self._kwargs

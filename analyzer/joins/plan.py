@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -231,12 +232,7 @@ def _nodes(walk: Walk, edges: tuple[Edge, ...] | None) -> Any:
 
 
 class Scopes:
-    """Which call made which vertex.
-
-    Args:
-        flow: The vertices.
-        log: The calls of the forward that made them.
-    """
+    """Which call of a log made which vertex of a graph."""
 
     def __init__(self, flow: Dataflow, log: CallLog) -> None:
         self.flow = flow
@@ -256,7 +252,10 @@ class Scopes:
         the join is inside of one of torch's own leaf modules (the cell of an LSTM).
         """
         number = self._innermost(vertices.join)
-        if number < 0 or _is_built_in_leaf(self.log.calls[number].module):
+        if number < 0:
+            return None
+        module = self.log.calls[number].module
+        if type(module).__module__.startswith("torch.nn.") and not module._modules:
             return None
         while number >= 0:
             call = self.log.calls[number]
@@ -267,15 +266,15 @@ class Scopes:
 
     def layers(self, vertices: Iterable[int], owner: ModuleCall, join: int) -> list[str]:
         """Return the names of the layers that made vertices inside of a call, in call order."""
-        numbers = {
-            number
-            for vertex in vertices
-            for number in self._layers.get(vertex, ())
-            if self.log.calls[number].start >= owner.start
-            and self.log.calls[number].tick >= owner.tick
-            and not self._contains(self.log.calls[number], join)
-        }
-        return [self.log.calls[number].layer or "" for number in sorted(numbers)]
+        numbers = {number for vertex in vertices for number in self._layers.get(vertex, ())}
+        calls = [self.log.calls[number] for number in sorted(numbers)]
+        return [
+            call.layer or ""
+            for call in calls
+            if call.start >= owner.start
+            and call.tick >= owner.tick
+            and not self._contains(call, join)
+        ]
 
     def parameters(self, vertices: Iterable[int], owner: ModuleCall) -> int:
         """Return the elements of the different parameters that vertices inside of a call read."""
@@ -340,18 +339,13 @@ class Scopes:
         return call.start <= self.flow.sequences[vertex]
 
 
-def _is_built_in_leaf(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("torch.nn.") and not module._modules
-
-
 def numbered(names: list[str]) -> list[str]:
     """Return names made unique: those that occur more than once get ``#0``, ``#1`` and so on."""
-    seen: dict[str, int] = {}
+    total, seen = Counter(names), Counter[str]()
     result = []
     for name in names:
-        number = seen.get(name, 0)
-        seen[name] = number + 1
-        result.append(name if names.count(name) == 1 else f"{name}#{number}")
+        result.append(name if total[name] == 1 else f"{name}#{seen[name]}")
+        seen[name] += 1
     return result
 
 

@@ -104,16 +104,11 @@ class _Search:
         first, second = sorted(operands, key=lambda operand: operand[1])
         best: JoinVertices | None = None
         for shortcut, branch in ((first, second), (second, first)):
-            if best is not None and best.shortcut_elements == 0:
-                break
-            fork = self._fork(shortcut[1], branch[1])
-            if fork == NOWHERE:
-                continue
-            vertices = self._vertices(join, fork, shortcut, (branch,))
-            if vertices is not None and (
-                best is None or vertices.shortcut_elements < best.shortcut_elements
-            ):
-                best = vertices
+            if best is None or best.shortcut_elements:
+                fork = self._fork(shortcut[1], branch[1])
+                other = self._vertices(join, fork, shortcut, (branch,))
+                pair = [one for one in (best, other) if one is not None]
+                best = min(pair, key=lambda one: one.shortcut_elements, default=None)
         if best is not None and best.shortcut_elements and self._reads_apart(best):
             # Two projections of two slices, as in a recurrent cell, left different tensors.
             return None
@@ -154,10 +149,8 @@ class _Search:
         return len(getattr(self.flow.vertices[vertex], "_input_metadata", ())) > 1
 
     def _reaches(self, start: int, target: int) -> bool:
-        return start == target or target in self._reads_of(self._region((start,), target))
-
-    def _reads_of(self, region: set[int]) -> set[int]:
-        return {read for vertex in region for read in self.reads[vertex]}
+        region = self._region((start,), target)
+        return start == target or any(target in self.reads[vertex] for vertex in region)
 
     def _fork(self, shortcut: int, branch: int) -> int:
         """Return the nearest dominator of the shortcut's operand that the branch reads."""
@@ -203,6 +196,8 @@ class _Search:
         branches: tuple[tuple[int, int], ...],
     ) -> JoinVertices | None:
         """Return the join of a shortcut and branches, None where no branch is the heavier one."""
+        if fork == NOWHERE:
+            return None
         shortcut_region = self._region((shortcut[1],), fork)
         branch_region = self._region(tuple(start for _, start in branches), fork)
         cost = self._costs(shortcut_region | branch_region, fork)
@@ -225,7 +220,8 @@ class _Search:
             shortcut_path=path,
             shortcut_region=own_region,
             branch_region=branch_region,
-            shortcut_edges=self._edges(own_region, fork) + self._direct(join, shortcut[0], fork),
+            shortcut_edges=self._edges(own_region, fork)
+            + tuple(edge for edge in self._edges({join}, fork) if edge[1] == shortcut[0]),
             branch_edges=self._edges(branch_region, fork),
             gate_edges=tuple(edge for edge, read in gates.items() if read in cost),
             between=(shortcut_region | branch_region) & cost.keys(),
@@ -262,13 +258,6 @@ class _Search:
             for vertex in sorted(region)
             for slot, read, number in self.flow.reads[vertex]
             if read == fork
-        )
-
-    def _direct(self, join: int, slot: int, fork: int) -> tuple[Edge, ...]:
-        return tuple(
-            (join, s, number)
-            for s, read, number in self.flow.reads[join]
-            if s == slot and read == fork
         )
 
     def _reads_apart(self, vertices: JoinVertices) -> bool:

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from analyzer.joins.operations import FUNCTION_KINDS, function_name
 
-__all__ = ["ForwardTrace", "TracedCall", "Untracked", "sequence_number"]
+__all__ = ["ForwardTrace", "FunctionMode", "TracedCall", "Untracked", "sequence_number"]
 
 
 def sequence_number() -> int:
@@ -81,7 +81,27 @@ def _tensor_arguments(values: Iterable[Any]) -> list[Tensor]:
     return found
 
 
-class ForwardTrace(TorchFunctionMode):
+class FunctionMode(TorchFunctionMode):
+    """Sees each torch function that is called under it."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Let `call` stand for the function."""
+        return self.call(func, function_name(func), args, dict(kwargs or {}))
+
+    def call(
+        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Call the function; return what it returns."""
+        return func(*args, **kwargs)
+
+
+class ForwardTrace(FunctionMode):
     """Follows tensors through the functions of one forward pass; it changes no result.
 
     Attributes:
@@ -96,22 +116,15 @@ class ForwardTrace(TorchFunctionMode):
         self._untracked: dict[int, tuple[weakref.ref[Tensor], Untracked]] = {}
         self._has_inputs = False
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def call(
+        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Call the function, note what it made from what."""
-        named = dict(kwargs or {})
         start = sequence_number()
-        result = func(*args, **named)
-        made = _tensor_arguments((result,))
-        if func is Tensor.__setitem__:
-            made = [args[0]]
+        result = func(*args, **kwargs)
+        made = [args[0]] if func is Tensor.__setitem__ else _tensor_arguments((result,))
         if made:
-            self._note(func, _tensor_arguments((*args, *named.values())), made, start)
+            self._note(name, _tensor_arguments((*args, *kwargs.values())), made, start)
         return result
 
     def add_inputs(self, tensors: Iterable[Tensor]) -> None:
@@ -158,14 +171,12 @@ class ForwardTrace(TorchFunctionMode):
             return self._remember(tensor)
         return operand
 
-    def _note(
-        self, func: Callable[..., Any], arguments: list[Tensor], made: list[Tensor], start: int
-    ) -> None:
+    def _note(self, name: str, arguments: list[Tensor], made: list[Tensor], start: int) -> None:
         self.tick += 1
         # While the functions of a mode run it is off; the tensors' own fields are read plainly.
         with torch._C.DisableTorchFunction():
             operands = tuple(self._operand(tensor) for tensor in arguments)
-            kind = FUNCTION_KINDS.get(function_name(func), "other")
+            kind = FUNCTION_KINDS.get(name, "other")
             end = sequence_number()
             if any(tensor.grad_fn is not None for tensor in made):
                 frozen = self._parameters(arguments, operands, only_frozen=True)

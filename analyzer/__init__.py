@@ -28,10 +28,10 @@ if TYPE_CHECKING:
         lesion_study,
         loss_surface,
         path_spectrum,
-        random_directions,
         sharpness,
     )
     from analyzer.opened import open_run
+    from analyzer.probes.landscape import random_directions
     from analyzer.recording.recorder import Recorder
 
 __version__ = "0.1.0"
@@ -85,7 +85,7 @@ _HOMES = {
     "jacobian_spectrum": "analyzer.live",
     "lesion_study": "analyzer.live",
     "loss_surface": "analyzer.live",
-    "random_directions": "analyzer.live",
+    "random_directions": "analyzer.probes.landscape",
     "AnalyzerError": "analyzer.errors",
     "NotRecordedError": "analyzer.errors",
     "RunExistsError": "analyzer.errors",

@@ -1,15 +1,21 @@
-"""Measurements on a live model, as data frames; nothing of the model is changed."""
+"""Measurements on a live model, as data frames.
 
+Nothing of the model changes: weights, buffers, modes, ``.grad``, hooks and the random state stay as
+they are. ``inputs`` are one argument of the model, a tuple of several, or a dict of keywords.
+"""
+
+import json
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 from torch import Tensor, nn
 
 from analyzer.joins import splits_of_model
-
-if TYPE_CHECKING:
-    import pandas as pd
+from analyzer.probes import HeldBatch, attribution, curvature, jacobian, lesion, noise, shattering
+from analyzer.probes.curvature import sharpness
+from analyzer.probes.paths import path_lengths
 
 __all__ = [
     "gradient_autocorrelation",
@@ -22,14 +28,13 @@ __all__ = [
     "lesion_study",
     "loss_surface",
     "path_spectrum",
-    "random_directions",
     "sharpness",
 ]
 
 
 def gradient_splits(
     model: nn.Module, inputs: Any, targets: Any, loss: Callable[[Any, Any], Tensor]
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     """Return how the gradient splits at every residual join of a model, for one batch.
 
     At a join ``z = s + b`` with fork ``x``: ``g_s`` is the part of ∂L/∂x that arrives through the
@@ -37,9 +42,8 @@ def gradient_splits(
     fork. ``shortcut_share = (ss + sb) / (ss + 2 sb + bb)`` of their dot products.
 
     Args:
-        model: Any eager model; weights, buffers, modes, ``.grad``, hooks and the random state stay
-            as they are. It is used in the mode it is in.
-        inputs: Its input; a tuple for several, a dict for keyword arguments.
+        model: Any eager model, used in the mode it is in.
+        inputs: A batch; a tuple for several arguments, a dict for keyword arguments.
         targets: What ``loss`` compares the output with.
         loss: ``loss(output, target)``, the mean over the batch.
 
@@ -50,20 +54,18 @@ def gradient_splits(
     Reference:
         He et al. (2016), Identity mappings in deep residual networks, equation 5.
     """
-    import pandas as pd
-
     return pd.DataFrame(splits_of_model(model, inputs, targets, loss))
 
 
-def gradient_correlation(model: nn.Module, inputs: Any) -> "pd.DataFrame":
+def gradient_correlation(model: nn.Module, inputs: Any) -> pd.DataFrame:
     """Return how alike the gradients of different inputs are, at every layer (shattering).
 
     The mean cosine, uncentered, over all pairs of inputs, of ∂(sum of outputs)/∂(activation).
     1 where all inputs have one direction; near 0 where gradients are shattered.
 
     Args:
-        model: Any eager model; nothing of it is changed. It is used in the mode it is in: with
-            batch norm in training mode an input's row holds what it does to the others' outputs.
+        model: Any eager model, used in the mode it is in: with batch norm in training mode an
+            input's row holds what it does to the others' outputs.
         inputs: A batch; a tuple for several arguments, a dict for keyword arguments.
 
     Returns:
@@ -74,10 +76,6 @@ def gradient_correlation(model: nn.Module, inputs: Any) -> "pd.DataFrame":
     Reference:
         Balduzzi et al. (2017), The shattered gradients problem, sections 2 and 3.
     """
-    import pandas as pd
-
-    from analyzer.probes import shattering
-
     found = shattering.gradient_correlation(model, inputs)
     frame = pd.DataFrame({"name": found.names, "correlation": found.values})
     frame.insert(0, "layer", pd.RangeIndex(len(frame)).astype("int32"))
@@ -85,13 +83,13 @@ def gradient_correlation(model: nn.Module, inputs: Any) -> "pd.DataFrame":
     return frame
 
 
-def gradient_autocorrelation(model: nn.Module, grid: Tensor, max_lag: int = 15) -> "pd.DataFrame":
+def gradient_autocorrelation(model: nn.Module, grid: Tensor, max_lag: int = 15) -> pd.DataFrame:
     """Return the autocorrelation of a model's gradient along a line of inputs.
 
     White noise (0 from lag 1 on) where gradients are shattered, slow decay where they are smooth.
 
     Args:
-        model: Any eager model; nothing of it is changed. It is used in the mode it is in.
+        model: Any eager model, used in the mode it is in.
         grid: Inputs evenly spaced on a line, ``[points, …]``.
         max_lag: Largest distance in grid points.
 
@@ -99,15 +97,11 @@ def gradient_autocorrelation(model: nn.Module, grid: Tensor, max_lag: int = 15) 
         ``lag``, ``autocorrelation`` (NaN for a constant gradient).
 
     Raises:
-        ValueError: If the grid has fewer than ``max_lag + 2`` points, or is no line.
+        ValueError: If the grid has fewer than ``max_lag + 2`` points, or is not a line.
 
     Reference:
         Balduzzi et al. (2017), The shattered gradients problem, section 1.2.
     """
-    import pandas as pd
-
-    from analyzer.probes import shattering
-
     values = shattering.gradient_autocorrelation(model, grid, max_lag)
     return pd.DataFrame({"lag": range(len(values)), "autocorrelation": values})
 
@@ -118,7 +112,7 @@ def path_spectrum(
     targets: Any,
     loss: Callable[[Any, Any], Tensor],
     batch_dim: int = 0,
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     """Return how much gradient is carried by paths that cross k residual branches, exactly.
 
     ``G_k`` is the gradient at the fork of the first join (of nested ones the outermost; without
@@ -127,9 +121,8 @@ def path_spectrum(
     concatenate count too: a concatenation is the sum of its operands, padded with zeros.
 
     Args:
-        model: Any eager model; weights, buffers, modes, ``.grad``, hooks and the random state stay
-            as they are. It is used in eval mode, frozen parts with gradient.
-        inputs: Its input; a tuple for several, a dict for keyword arguments.
+        model: Any eager model, evaluated in eval mode, its frozen parts with gradient.
+        inputs: A batch; a tuple for several arguments, a dict for keyword arguments.
         targets: What ``loss`` compares the output with.
         loss: ``loss(output, target)``, the mean over the batch.
         batch_dim: The axis of inputs and outputs that counts samples.
@@ -147,11 +140,6 @@ def path_spectrum(
     Reference:
         Veit et al. (2016), Residual networks behave like ensembles of relatively shallow networks.
     """
-    import pandas as pd
-
-    from analyzer.probes.batch import HeldBatch
-    from analyzer.probes.paths import path_lengths
-
     spectrum = path_lengths(HeldBatch(model, inputs, targets, loss), batch_dim)
     num_lengths = len(spectrum.num_paths)
     frame = pd.DataFrame(
@@ -166,14 +154,14 @@ def path_spectrum(
     return frame
 
 
-def jacobian_spectrum(model: nn.Module, inputs: Any, k: int = 10) -> "pd.DataFrame":
+def jacobian_spectrum(model: nn.Module, inputs: Any, k: int = 10) -> pd.DataFrame:
     """Return singular values of ∂(block output)/∂(block input), per block and for the network.
 
     A block reaches from the fork of a residual join to what the join returns. Values near 1 pass
     gradients on unchanged; a wide spread is bad conditioning.
 
     Args:
-        model: Any eager model; nothing of it is changed. It is evaluated in eval mode.
+        model: Any eager model, evaluated in eval mode.
         inputs: Where the Jacobian is taken, all samples of it at once (independent samples make it
             block-diagonal); a tuple for several arguments, a dict for keyword arguments.
         k: How many from the top and from the bottom; all where the smaller side has at most 256
@@ -191,51 +179,12 @@ def jacobian_spectrum(model: nn.Module, inputs: Any, k: int = 10) -> "pd.DataFra
         Saxe et al. (2013), Exact solutions to the nonlinear dynamics of learning in deep linear
         neural networks; Pennington et al. (2017), Resurrecting the sigmoid.
     """
-    import pandas as pd
-
-    from analyzer.probes import jacobian
-
     found = jacobian.jacobian_spectrum(model, inputs, k)
     frame = pd.DataFrame({"name": found.names, "rank_order": found.orders})
     frame["rank_order"] = frame["rank_order"].astype("int32")
     frame["singular_value"] = found.values
     frame.attrs.update(jacobian.metadata(found))
     return frame
-
-
-def sharpness(
-    model: nn.Module,
-    batches: Iterable[tuple[Any, Any]],
-    loss: Callable[[Any, Any], Tensor],
-    *,
-    tolerance: float = 5e-5,
-) -> float:
-    """Return the largest eigenvalue of the Hessian of the mean loss.
-
-    Gradient descent with learning rate η is stable on a quadratic where it is below 2/η.
-
-    Args:
-        model: Any eager model; nothing of it is changed. It is evaluated in eval mode; frozen
-            parameters are left out.
-        batches: Pairs of (input, target); losses are weighted by batch size.
-        loss: ``loss(output, target)``, the mean over the batch.
-        tolerance: Relative error at which the iteration stops.
-
-    Returns:
-        In loss / (unit of θ)². 0 for a loss that is linear in the parameters; NaN where weights or
-        loss are not finite.
-
-    Raises:
-        ValueError: If there is no batch, no parameter, or the loss is not one number.
-        AnalyzerError: If an operation has no second derivative.
-
-    Reference:
-        Cohen et al. (2021), Gradient descent on neural networks typically occurs at the edge of
-        stability.
-    """
-    from analyzer.probes import curvature
-
-    return curvature.sharpness(model, batches, loss, tolerance=tolerance)
 
 
 def hessian_spectrum(
@@ -246,15 +195,14 @@ def hessian_spectrum(
     *,
     num_vectors: int = 8,
     num_steps: int = 24,
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     """Return the largest eigenvalues of the Hessian of the mean loss, its trace and its density.
 
     Lanczos for the eigenpairs, Hutchinson for the trace, stochastic Lanczos quadrature for the
     density.
 
     Args:
-        model: Any eager model; nothing of it is changed. It is evaluated in eval mode; frozen
-            parameters are left out.
+        model: Any eager model, evaluated in eval mode; frozen parameters are left out.
         batches: Pairs of (input, target); losses are weighted by batch size.
         loss: ``loss(output, target)``, the mean over the batch.
         k: How many eigenpairs.
@@ -276,10 +224,6 @@ def hessian_spectrum(
         Ghorbani et al. (2019), An investigation into neural net optimization via Hessian
         eigenvalue density.
     """
-    import pandas as pd
-
-    from analyzer.probes import curvature
-
     found = curvature.hessian_spectrum(
         model, batches, loss, k, num_vectors=num_vectors, num_steps=num_steps
     )
@@ -287,34 +231,6 @@ def hessian_spectrum(
     frame = pd.DataFrame({"quantity": list(quantities), "value": list(quantities.values())})
     frame.attrs.update(curvature.metadata(found), eigenvectors=found.eigenvectors)
     return frame
-
-
-def random_directions(
-    model: nn.Module, normalization: str = "filter", seed: int = 0
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Draw two random directions in weight space, scaled to the weights.
-
-    Gaussian; with ``"filter"``, each slice f along dimension 0 of a tensor of two dimensions or
-    more becomes ``d[f] · ‖θ[f]‖ / (‖d[f]‖ + 1e-10)``. Tensors of one dimension or none (biases, γ
-    and β of norms) get zero. The two are not orthogonalized.
-
-    Args:
-        model: Gives names, shapes and norms; nothing of it is changed.
-        normalization: ``"filter"``, ``"layer"`` (whole tensors) or ``"none"``.
-        seed: Of a private generator; the global random state is not touched.
-
-    Returns:
-        Two dicts over the names of ``named_parameters()``.
-
-    Raises:
-        ValueError: If the normalization is unknown.
-
-    Reference:
-        Li et al. (2018), Visualizing the loss landscape of neural nets, §4.
-    """
-    from analyzer.probes import landscape
-
-    return landscape.random_directions(model, normalization, seed)
 
 
 def loss_surface(
@@ -325,15 +241,14 @@ def loss_surface(
     alphas: Any,
     betas: Any = None,
     **options: Any,
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     """Return the loss over a plane, or along a line, through a model's weights.
 
-    ``L(θ* + α d₁ + β d₂)`` in eval mode, the mean over the batches weighted by their sizes. NaN and
+    ``L(θ* + α d₁ + β d₂)``, the mean over the batches weighted by their sizes. NaN and
     infinite losses are kept.
 
     Args:
-        model: Any eager model; weights, buffers, modes, ``.grad``, hooks and the random state stay
-            bit for bit as they are.
+        model: Any eager model, evaluated in eval mode.
         batches: Pairs ``(input, target)``.
         loss: ``loss(output, target)``, the mean over a batch.
         directions: One dict of tensors by parameter name, or two; see `random_directions`.
@@ -342,8 +257,8 @@ def loss_surface(
         **options: ``mode="fast"`` evaluates as few points as ``tolerance=0.005`` (of the range of
             the loss) needs and interpolates the others. ``batch_norm="recompute"`` re-estimates
             running statistics at every point. ``weight_decay`` adds ``λ/2 ‖θ‖²``. ``resume`` names
-            a file from which a killed call goes on. ``seconds`` limits the time. ``on_progress``
-            is called with points done and in all.
+            a file from which an interrupted call resumes. ``seconds`` limits the time.
+            ``on_progress`` is called with points done and in all.
 
     Returns:
         One row a point, α outer and β inner: ``alpha``, ``beta`` (0 along a line), ``loss``, and in
@@ -355,8 +270,6 @@ def loss_surface(
     Reference:
         Li et al. (2018), Visualizing the loss landscape of neural nets.
     """
-    import pandas as pd
-
     from analyzer.probes import landscape
 
     found = landscape.surface(model, batches, loss, directions, alphas, betas, **options)
@@ -370,15 +283,15 @@ def loss_surface(
 
 def lesion_study(
     model: nn.Module, inputs: Any, targets: Any, loss: Callable[[Any, Any], Tensor]
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     """Return what a model loses when the branch of each residual join is left out, one at a time.
 
     ``loss_change`` = loss without the branch − loss of the whole network. The branch operand is
-    replaced by zeros, the shortcut stays. Evaluated in eval mode.
+    replaced by zeros, the shortcut stays.
 
     Args:
-        model: Any eager model; nothing of it is changed.
-        inputs: Its input; a tuple for several, a dict for keyword arguments.
+        model: Any eager model, evaluated in eval mode.
+        inputs: A batch; a tuple for several arguments, a dict for keyword arguments.
         targets: What ``loss`` compares the output with; whole numbers, one a sample, are classes.
         loss: ``loss(output, target)``, the mean over the batch.
 
@@ -395,12 +308,6 @@ def lesion_study(
         Veit et al. (2016), Residual networks behave like ensembles of relatively shallow networks,
         sections 4.1 and 4.3.
     """
-    import json
-
-    import pandas as pd
-
-    from analyzer.probes import HeldBatch, lesion
-
     found = lesion.measure(HeldBatch(model, inputs, targets, loss))
     frame = pd.DataFrame(dict(found.columns)).astype({"join": "int32"})
     for column in ("loss", "loss_change", "accuracy"):
@@ -423,8 +330,7 @@ def gradient_noise_scale(
     Both terms are averaged over pieces of the batches before they are divided.
 
     Args:
-        model: Any eager model; nothing of it is changed. It is evaluated in eval mode; frozen
-            parameters are left out.
+        model: Any eager model, evaluated in eval mode; frozen parameters are left out.
         batches: Pairs of (input, target), cut into pieces along the sample axis.
         loss: ``loss(output, target)``, the mean over the batch.
         num_pieces: Pieces at least, as far as there are samples; more give a steadier estimate.
@@ -438,8 +344,6 @@ def gradient_noise_scale(
     Reference:
         McCandlish et al. (2018), An empirical model of large-batch training, section 2.2.
     """
-    from analyzer.probes import noise
-
     return noise.gradient_noise(model, batches, loss, num_pieces=num_pieces).total.scale
 
 
@@ -450,7 +354,7 @@ def layer_attribution(
     method: str = "conductance",
     *,
     num_steps: int = 50,
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     """Return how much of an output every layer carries, as Captum's layer methods have it.
 
     The way goes from zero inputs (zero embeddings, for token models) to the inputs. Conductance is
@@ -458,7 +362,7 @@ def layer_attribution(
     carry the whole change of the output, the layers of a branch what goes through the branch.
 
     Args:
-        model: Any eager model; nothing of it is changed. It is evaluated in eval mode.
+        model: Any eager model, evaluated in eval mode.
         inputs: A batch; a tuple for several arguments, a dict for keyword arguments.
         target: A class; a class per sample; a tuple of indices of the output's axes behind the
             first; None for the predicted class. In outputs ``[batch, position, class]`` classes
@@ -480,10 +384,6 @@ def layer_attribution(
     Reference:
         Dhamdhere et al. (2018), How important is a neuron; Kokhlikyan et al. (2020), Captum.
     """
-    import pandas as pd
-
-    from analyzer.probes import attribution
-
     found = attribution.layer_attribution(model, inputs, target, method, num_steps=num_steps)
     frame = pd.DataFrame({"name": found.names, "method": found.method})
     frame.insert(0, "layer", pd.RangeIndex(len(frame)).astype("int32"))

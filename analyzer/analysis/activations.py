@@ -1,41 +1,27 @@
-"""Activations along depth, dead units, and the attribution of layers."""
+"""Activations along depth, and units that are zero for every sample."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.numerals import number, percent
 from analyzer.analysis.per_run import (
+    AlongDepth,
     PerRun,
-    RunAtStep,
-    RunRecord,
     not_recorded,
-    probe_rows,
     profile_values,
     read_runs,
     recorded_step,
 )
-from analyzer.analysis.view import RunLabel, View, matching, row_set
+from analyzer.analysis.view import RunLabel, View, row_set
 from analyzer.storage.run import Run
 
-__all__ = [
-    "ActivationProfile",
-    "AttributionShares",
-    "DeadUnitProfile",
-    "DeadUnits",
-    "activation_profiles",
-    "attribution_shares",
-    "dead_unit_profiles",
-    "dead_units",
-    "num_units",
-]
+__all__ = ["DeadUnits", "activation_profiles", "dead_unit_profiles", "dead_units", "num_units"]
 
 Floats = NDArray[np.float64]
 _CHANNEL_FIRST = ("Conv1d", "BatchNorm", "GroupNorm", "InstanceNorm", "LocalResponseNorm")
-_MOST_ATTRIBUTION_STEPS = 6
 
 
 @dataclass(frozen=True)
@@ -98,47 +84,8 @@ def dead_units(run: Run, step: int) -> list[DeadUnits]:
     ]
 
 
-@dataclass(frozen=True, eq=False)
-class ActivationProfile(RunAtStep):
-    """Activations of one run, all layers by depth.
-
-    Args:
-        names: Layers.
-        positions: Place along depth, ``[layers]``.
-        means: Mean over elements; NaN also where it is null.
-        stds: Population standard deviation over elements.
-    """
-
-    names: tuple[str, ...]
-    positions: Floats
-    means: Floats
-    stds: Floats
-
-    def sentence(self) -> str:
-        """Return how the spread changes from the first layer to the last."""
-        known = np.flatnonzero(np.isfinite(self.stds) & (self.stds > 0))
-        if not len(known):
-            return f"{self.where}: no layer has a finite standard deviation above 0."
-        first, last = int(known[0]), int(known[-1])
-        return (
-            f"{self.where}: the standard deviation of activations goes from "
-            f"{number(self.stds[first])} ({self.names[first]}) to {number(self.stds[last])} "
-            f"({self.names[last]})."
-        )
-
-    def cells(self) -> Mapping[str, Any]:
-        """Return one row per layer."""
-        return {
-            "step": self.step,
-            "layer": self.names,
-            "depth": self.positions,
-            "activation_mean": self.means,
-            "activation_std": self.stds,
-        }
-
-
-def activation_profiles(view: View) -> PerRun[ActivationProfile]:
-    """Read mean and standard deviation of the activations of every run at the step.
+def activation_profiles(view: View) -> PerRun[AlongDepth]:
+    """Read ``activation_mean`` and ``activation_std`` of every run at the step, layers by depth.
 
     Raises:
         NotRecordedError: If no run has them.
@@ -147,58 +94,26 @@ def activation_profiles(view: View) -> PerRun[ActivationProfile]:
     return PerRun(*read_runs(view, _activations))
 
 
-def _activations(view: View, run: Run, label: RunLabel) -> ActivationProfile:
+def _activations(view: View, run: Run, label: RunLabel) -> AlongDepth:
     layers = row_set(run, "activation_mean", view.layers, every=True)
     step = recorded_step(run, view.step)
-    means, stds = (
-        profile_values(run, name, step, layers.ids)
-        for name in ("activation_mean", "activation_std")
-    )
-    if not (np.isfinite(means).any() or np.isfinite(stds).any()):
+    columns = ("activation_mean", "activation_std")
+    values = {name: profile_values(run, name, step, layers.ids) for name in columns}
+    if not any(np.isfinite(column).any() for column in values.values()):
         raise not_recorded("activations were", run, "record with `--columns all`")
-    return ActivationProfile(label, step, layers.names, layers.positions, means, stds)
+    stds = values["activation_std"]
+    known = np.flatnonzero(np.isfinite(stds) & (stds > 0))
+    text = "no layer has a finite standard deviation above 0."
+    if len(known):
+        first, last = (f"{number(stds[at])} ({layers.names[at]})" for at in known[[0, -1]])
+        text = f"the standard deviation of activations goes from {first} to {last}."
+    return AlongDepth(label, step, layers.names, layers.positions, values, text)
 
 
-@dataclass(frozen=True, eq=False)
-class DeadUnitProfile(RunAtStep):
-    """Dead units of one run, layers with units by depth.
+def dead_unit_profiles(view: View) -> PerRun[AlongDepth]:
+    """Read ``num_dead`` and ``dead_share`` of the layers with units of every run at the step.
 
-    Args:
-        names: Layers.
-        positions: Place along depth, ``[layers]``.
-        counts: Dead units, ``[layers]``.
-        shares: Dead units over all units; NaN where the number of units is unknown.
-    """
-
-    names: tuple[str, ...]
-    positions: Floats
-    counts: NDArray[np.int64]
-    shares: Floats
-
-    def sentence(self) -> str:
-        """Return how many units are dead, and where most of them are."""
-        dead, worst = int(self.counts.sum()), int(np.argmax(self.counts))
-        if not dead:
-            return f"{self.where}: no unit is dead."
-        layers = int(np.count_nonzero(self.counts))
-        share = percent(float(self.shares[worst]))
-        return (
-            f"{self.where}: {dead:,} dead units in {layers} of {len(self.names)} layers, most in "
-            f"{self.names[worst]} ({self.counts[worst]:,}, {share} of its units)."
-        )
-
-    def cells(self) -> Mapping[str, Any]:
-        """Return one row per layer."""
-        return {
-            "step": self.step,
-            "layer": self.names,
-            "num_dead": self.counts,
-            "dead_share": self.shares,
-        }
-
-
-def dead_unit_profiles(view: View) -> PerRun[DeadUnitProfile]:
-    """Read the dead units of every run at the step.
+    The share is NaN where the number of units is unknown.
 
     Raises:
         NotRecordedError: If no run counted them.
@@ -207,7 +122,7 @@ def dead_unit_profiles(view: View) -> PerRun[DeadUnitProfile]:
     return PerRun(*read_runs(view, _dead_units))
 
 
-def _dead_units(view: View, run: Run, label: RunLabel) -> DeadUnitProfile:
+def _dead_units(view: View, run: Run, label: RunLabel) -> AlongDepth:
     layers = row_set(run, "activation_num_dead", view.layers, every=True)
     step = recorded_step(run, view.step)
     counted = {row.layer: row for row in dead_units(run, step)}
@@ -215,83 +130,15 @@ def _dead_units(view: View, run: Run, label: RunLabel) -> DeadUnitProfile:
     if not kept:
         raise not_recorded("dead units were", run, "record with `--columns all`")
     rows = [counted[int(layers.ids[k])] for k in kept]
-    return DeadUnitProfile(
-        label,
-        step,
-        tuple(row.name for row in rows),
-        layers.positions[kept],
-        np.array([row.num_dead for row in rows], np.int64),
-        np.array([row.fraction for row in rows], np.float64),
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class AttributionShares(RunRecord):
-    """The share of each layer in what the network puts out, over the checkpoints of one run.
-
-    Args:
-        method: Attribution method.
-        names: Layers in call order.
-        steps: Steps of the probe, at most six, the first and the last among them.
-        shares: Attribution over the sum of all layers, ``[steps, layers]``; NaN where a step has no
-            row of the layer.
-    """
-
-    method: str
-    names: tuple[str, ...]
-    steps: NDArray[np.int64]
-    shares: Floats
-
-    def sentence(self) -> str:
-        """Return the largest share at the last step, and what that layer had at the first."""
-        last = self.shares[-1]
-        start = f"{self.label.text}, step {self.steps[-1]}:"
-        if not np.isfinite(last).any():
-            return f"{start} no share is finite."
-        top = int(np.nanargmax(last))
-        return (
-            f"{start} the largest share of the {self.method} is that of {self.names[top]} "
-            f"({percent(float(last[top]))}); it was {percent(float(self.shares[0][top]))} at step "
-            f"{self.steps[0]}."
+    names = tuple(row.name for row in rows)
+    counts = np.array([row.num_dead for row in rows], np.int64)
+    shares = np.array([row.fraction for row in rows], np.float64)
+    text, worst = "no unit is dead.", int(np.argmax(counts))
+    if counts.any():
+        text = (
+            f"{int(counts.sum()):,} dead units in {int(np.count_nonzero(counts))} of {len(names)} "
+            f"layers, most in {names[worst]} ({counts[worst]:,}, "
+            f"{percent(float(shares[worst]))} of its units)."
         )
-
-    def cells(self) -> Mapping[str, Any]:
-        """Return one row per step and layer."""
-        return {
-            "method": self.method,
-            "step": np.repeat(self.steps, len(self.names)),
-            "layer": np.tile(np.array(self.names, object), len(self.steps)),
-            "share": self.shares.ravel(),
-        }
-
-
-def attribution_shares(view: View) -> PerRun[AttributionShares]:
-    """Read the attribution shares of every run; of several methods the first.
-
-    Raises:
-        NotRecordedError: If no run has them.
-        AnalyzerError: If the pattern for layers is refused.
-    """
-    return PerRun(*read_runs(view, _shares))
-
-
-def _shares(view: View, run: Run, label: RunLabel) -> AttributionShares:
-    rows = probe_rows(run, "attribution")
-    method = str(rows["method"].iloc[0])
-    rows = rows[rows["method"].astype(str) == method]
-    if view.layers:
-        rows = rows[matching(view.layers, rows["name"].astype(str).tolist())]
-    if not len(rows):
-        remedy = "add `--probe attribution`, or change the pattern for layers"
-        raise not_recorded("probe attribution has no such layer:", run, remedy)
-    rows = rows.assign(name=rows["name"].astype(str))
-    table = rows.pivot_table(
-        index="step", columns=["layer", "name"], values="share", dropna=False, sort=True
-    )
-    table = table.loc[:, table.columns.isin(list(zip(rows["layer"], rows["name"], strict=True)))]
-    most = min(_MOST_ATTRIBUTION_STEPS, len(table))
-    places = np.linspace(0, len(table) - 1, most).round().astype(int)
-    kept = table.iloc[np.unique(places)]
-    names = tuple(kept.columns.get_level_values("name").astype(str))
-    steps = kept.index.to_numpy(np.int64)
-    return AttributionShares(label, method, names, steps, kept.to_numpy(np.float64))
+    values = {"num_dead": counts, "dead_share": shares}
+    return AlongDepth(label, step, names, layers.positions[kept], values, text)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from analyzer.analysis import depth_rules, ratio_rules, silence_rules
+from analyzer.analysis import layer_rules, ratio_rules
 from analyzer.analysis.evidence import Evidence
 from analyzer.analysis.finding import SEVERITIES, Finding, Rule, Threshold, checked_rules
 from analyzer.storage.run import Run
@@ -26,7 +26,7 @@ __all__ = [
 RULES: tuple[Rule, ...] = checked_rules(
     [
         rule
-        for module in (depth_rules, silence_rules, ratio_rules)
+        for module in (layer_rules, ratio_rules)
         for rule in vars(module).values()
         if isinstance(rule, Rule)
     ]

@@ -1,9 +1,9 @@
 """Reads what a figure shows of each run, and says what to record where it is missing."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "AlongDepth",
     "PerRun",
     "RunAtStep",
     "RunRecord",
@@ -48,13 +49,16 @@ class RunRecord:
 
     label: RunLabel
 
+    columns: ClassVar[Mapping[str, str]] = {}
+    """The data behind the figure: the field that fills each column."""
+
     def sentence(self) -> str:
         """Return the finding about this run with its number."""
         raise NotImplementedError
 
     def cells(self) -> Mapping[str, Any]:
         """Return its rows in the data behind the figure, as cells by column."""
-        raise NotImplementedError
+        return {column: getattr(self, name) for column, name in self.columns.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +75,37 @@ class RunAtStep(RunRecord):
     def where(self) -> str:
         """How a sentence about it begins: run and step."""
         return f"{self.label.text}, step {self.step}"
+
+
+@dataclass(frozen=True, eq=False)
+class AlongDepth(RunAtStep):
+    """Numbers of the layers (blocks, joins) of one run at one step.
+
+    Args:
+        names: Layers, by depth.
+        positions: Place along depth, ``[layers]``.
+        values: Numbers by the name of their column, ``[layers]`` each.
+        text: The finding with its number, without run and step.
+        references: Curves that theory expects at the same layers, by their names.
+        row: What a row is: a layer, or a join in forward order.
+    """
+
+    names: tuple[str, ...]
+    positions: Floats
+    values: Mapping[str, NDArray[Any]]
+    text: str
+    references: Mapping[str, Floats] = field(default_factory=dict)
+    row: str = "layer"
+
+    def sentence(self) -> str:
+        """Return the finding with its run, step and number."""
+        return f"{self.where}: {self.text}"
+
+    def cells(self) -> Mapping[str, Any]:
+        """Return one row per layer or join."""
+        depth = {"depth": self.positions} if self.row == "layer" else {}
+        rows = {"step": self.step, self.row: self.names, **depth}
+        return {**rows, **self.values, **self.references}
 
 
 @dataclass(frozen=True, eq=False)

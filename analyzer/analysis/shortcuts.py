@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -277,6 +277,13 @@ class SplitCurves(RunRecord):
     shares: Floats
     smooth: Floats | None
 
+    columns: ClassVar[Mapping[str, str]] = {
+        "step": "steps",
+        "min_shortcut_share": "low",
+        "median_shortcut_share": "median",
+        "max_shortcut_share": "high",
+    }
+
     def sentence(self) -> str:
         """Return the median share at the first and at the last step."""
         known = np.flatnonzero(np.isfinite(self.median))
@@ -290,14 +297,8 @@ class SplitCurves(RunRecord):
         return f"{self.label.text}: the median shortcut share goes from {start} to {end}."
 
     def cells(self) -> Mapping[str, Any]:
-        """Return one row per step."""
-        return {
-            "step": self.steps,
-            "min_shortcut_share": self.low,
-            "median_shortcut_share": self.median,
-            "max_shortcut_share": self.high,
-            **dict(zip(self.names, self.shares.T, strict=True)),
-        }
+        """Return one row per step, with the joins that are drawn one by one."""
+        return {**super().cells(), **dict(zip(self.names, self.shares.T, strict=True))}
 
 
 def split_series(view: View) -> PerRun[SplitCurves]:

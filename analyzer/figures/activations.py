@@ -4,12 +4,10 @@ import numpy as np
 import plotly.graph_objects as go
 
 from analyzer.analysis.activations import (
-    ActivationProfile,
-    DeadUnitProfile,
     activation_profiles,
     dead_unit_profiles,
 )
-from analyzer.analysis.per_run import PerRun
+from analyzer.analysis.per_run import AlongDepth, PerRun
 from analyzer.figures.axes import DEPTH, panes
 from analyzer.figures.marks import run_line, translucent, zero_marks
 from analyzer.figures.panels import Panel
@@ -19,13 +17,14 @@ from analyzer.vocabulary.methods import Method
 __all__ = ["DEAD_UNITS", "PROFILE", "activation_figure", "dead_unit_figure"]
 
 
-def activation_figure(info: PerRun[ActivationProfile], theme: Theme) -> go.Figure:
+def activation_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
     """Draw the mean of the activations with one standard deviation around it, a pane per run."""
     figure = panes([profile.label.text for profile in info.runs], theme, height=400)
     for place, profile in enumerate(info.runs, start=1):
         color = theme.style(profile.label.style).color
-        known = np.isfinite(profile.means) & np.isfinite(profile.stds)
-        x, mean, std = (a[known] for a in (profile.positions, profile.means, profile.stds))
+        means, stds = (profile.values[f"activation_{what}"] for what in ("mean", "std"))
+        known = np.isfinite(means) & np.isfinite(stds)
+        x, mean, std = (a[known] for a in (profile.positions, means, stds))
         around = go.Scatter(
             x=np.concatenate([x, x[::-1]]),
             y=np.concatenate([mean + std, (mean - std)[::-1]]),
@@ -40,10 +39,10 @@ def activation_figure(info: PerRun[ActivationProfile], theme: Theme) -> go.Figur
         names = [labeled(name) for name in profile.names]
         hover = {
             "text": names,
-            "customdata": profile.stds,
+            "customdata": stds,
             "hovertemplate": "%{text}: %{y:.4g} ± %{customdata:.4g}<extra></extra>",
         }
-        line = run_line(profile.label, theme, x=profile.positions, y=profile.means, **hover)
+        line = run_line(profile.label, theme, x=profile.positions, y=means, **hover)
         figure.add_traces([around, line], rows=[1, 1], cols=[place, place])
         broken = profile.positions[~known]
         figure.add_trace(
@@ -55,16 +54,16 @@ def activation_figure(info: PerRun[ActivationProfile], theme: Theme) -> go.Figur
     return figure
 
 
-def dead_unit_figure(info: PerRun[DeadUnitProfile], theme: Theme) -> go.Figure:
+def dead_unit_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
     """Draw the share of dead units along depth."""
     figure = theme.figure(height=360)
     for profile in info.runs:
         hover = {
             "text": [labeled(name) for name in profile.names],
-            "customdata": profile.counts,
+            "customdata": profile.values["num_dead"],
             "hovertemplate": "%{text}: %{y:.1%} (%{customdata} units)",
         }
-        line = {"x": profile.positions, "y": profile.shares}
+        line = {"x": profile.positions, "y": profile.values["dead_share"]}
         figure.add_trace(run_line(profile.label, theme, **line, **hover))
     figure.update_xaxes(**DEPTH)
     figure.update_yaxes(title={"text": "dead units"}, tickformat=".0%", range=[-0.02, 1.02])

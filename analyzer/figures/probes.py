@@ -6,19 +6,18 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from analyzer.analysis.activations import AttributionShares, attribution_shares
-from analyzer.analysis.block_probes import (
+from analyzer.analysis.numerals import number
+from analyzer.analysis.per_run import AlongDepth, PerRun, shown_range
+from analyzer.analysis.probe_results import (
+    AttributionShares,
     BlockSpectra,
-    Lesions,
     PathSpectrum,
-    Shattering,
+    attribution_shares,
     block_spectra,
     join_lesions,
     path_lengths,
     shattering_curves,
 )
-from analyzer.analysis.numerals import number
-from analyzer.analysis.per_run import PerRun
 from analyzer.figures.axes import DEPTH, name_ticks, panes, row_ticks, value_axis
 from analyzer.figures.marks import edge_marks, run_line, zero_marks
 from analyzer.figures.panels import Panel
@@ -104,19 +103,20 @@ def _path_traces(run: PathSpectrum, theme: Theme) -> list[Any]:
     return [bars, paths]
 
 
-def lesion_figure(info: PerRun[Lesions], theme: Theme) -> go.Figure:
+def lesion_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
     """Draw how the loss changes without each branch."""
     figure = panes([run.label.text for run in info.runs], theme, height=400)
     for place, run in enumerate(info.runs, start=1):
-        finite = np.isfinite(run.changes)
+        changes = run.values["loss_change"]
+        finite = np.isfinite(changes)
         places = np.arange(len(run.names))
         words = np.array([labeled(name) for name in run.names], object)
         bars = go.Bar(
             x=places[finite],
-            y=run.changes[finite],
+            y=changes[finite],
             text=words[finite],
             textposition="none",
-            customdata=run.accuracies[finite],
+            customdata=run.values["accuracy"][finite],
             marker={"color": theme.style(run.label.style).color},
             hovertemplate="%{text}: %{y:+.4g}<br>accuracy %{customdata:.1%}<extra></extra>",
             showlegend=False,
@@ -166,7 +166,7 @@ def jacobian_figure(info: BlockSpectra, theme: Theme) -> go.Figure:
     return figure
 
 
-def shattering_figure(info: PerRun[Shattering], theme: Theme) -> go.Figure:
+def shattering_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
     """Draw the correlation along depth, a pane per run, with the curves of theory behind it."""
     figure = panes([curve.label.text for curve in info.runs], theme, height=420)
     for place, curve in enumerate(info.runs, start=1):
@@ -184,12 +184,14 @@ def shattering_figure(info: PerRun[Shattering], theme: Theme) -> go.Figure:
             figure.add_trace(reference, row=1, col=place)
         names = [labeled(name) for name in curve.names]
         hover = {"text": names, "hovertemplate": "%{text}: %{y:.3f}<extra></extra>"}
-        line = run_line(curve.label, theme, x=curve.positions, y=curve.correlations, **hover)
+        correlations = curve.values["correlation"]
+        line = run_line(curve.label, theme, x=curve.positions, y=correlations, **hover)
         figure.add_trace(line, row=1, col=place)
-        top = edge_marks(curve.positions, curve.correlations, (0.0, 1.0), theme, is_log=False)
+        top = edge_marks(curve.positions, correlations, (0.0, 1.0), theme, is_log=False)
         figure.add_trace(top, row=1, col=place)
     figure.update_xaxes(**DEPTH)
-    low = min([0.0, *[float(v) for c in info.runs for v in c.correlations if math.isfinite(v)]])
+    lowest, _ = shown_range((c.values["correlation"] for c in info.runs), is_log=False)
+    low = min(0.0, lowest) if math.isfinite(lowest) else 0.0
     figure.update_yaxes(range=[low - 0.05, 1.05])
     figure.update_yaxes(title={"text": "correlation (mean cosine)"}, row=1, col=1)
     return figure

@@ -8,18 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analyzer.analysis.activations import (
-    activation_profiles,
+from analyzer.analysis.activations import activation_profiles, dead_unit_profiles
+from analyzer.analysis.loss_landscape import landscapes, trajectories
+from analyzer.analysis.probe_results import (
     attribution_shares,
-    dead_unit_profiles,
-)
-from analyzer.analysis.block_probes import (
     block_spectra,
     join_lesions,
     path_lengths,
+    probe_by_layer,
     shattering_curves,
 )
-from analyzer.analysis.loss_landscape import landscapes, trajectories
 from analyzer.analysis.profiles import layer_series, profile_curves, profile_overlay
 from analyzer.analysis.shortcuts import shortcut_strip, split_series
 from analyzer.analysis.training import (
@@ -99,7 +97,7 @@ def test_the_effective_path_length_is_that_of_the_closed_form(pair: tuple[Run, .
 
 def test_lesions_are_in_forward_order(pair: tuple[Run, ...]) -> None:
     found = join_lesions(View(pair))
-    assert found.runs[0].changes == pytest.approx([0.5 / (1 + k) for k in range(8)])
+    assert found.runs[0].values["loss_change"] == pytest.approx([0.5 / (1 + k) for k in range(8)])
     assert found.runs[0].names[0] == "layer1.0"
     assert "by 0.113 (median), by 0.5 at most (layer1.0)" in found.caption
 
@@ -113,8 +111,16 @@ def test_spectra_state_the_condition_number_of_the_network(pair: tuple[Run, ...]
 
 def test_correlations_stand_beside_the_curves_that_the_probe_noted(pair: tuple[Run, ...]) -> None:
     curve = shattering_curves(View(pair)).runs[0]
-    assert curve.correlations[[0, -1]] == pytest.approx([0.8**17, 1])
+    assert curve.values["correlation"][[0, -1]] == pytest.approx([0.8**17, 1])
     assert curve.references["plain, 1/2ᴸ"][:2] == pytest.approx([0.5**17, 0.5**16])
+
+
+def test_any_probe_by_layer_is_read_along_depth(pair: tuple[Run, ...]) -> None:
+    found = probe_by_layer("shattering", "correlation")(View(pair))
+    assert found.runs[0].names[0] == "stem" and found.runs[0].names[-1] == "head"
+    assert found.runs[0].values["correlation"][[0, -1]] == pytest.approx([0.8**17, 1])
+    assert found.runs[0].sentence().startswith("plain, step 59: correlation goes from 0.0225 at")
+    assert list(found.table()) == ["run", "step", "layer", "depth", "correlation"]
 
 
 @pytest.mark.parametrize("stored", ["", "[", '{"plain": [1]}', '{"plain": "a"}'])
@@ -131,14 +137,15 @@ def test_curves_that_do_not_fit_are_left_out(tmp_path: Path, stored: str) -> Non
 def test_activations_hold_mean_and_spread_of_every_layer(pair: tuple[Run, ...]) -> None:
     profile = activation_profiles(View(pair)).runs[0]
     assert len(profile.names) == 34
-    assert profile.stds[0] == 1 and profile.means[2] == pytest.approx(0.2)
+    assert profile.values["activation_std"][0] == 1
+    assert profile.values["activation_mean"][2] == pytest.approx(0.2)
 
 
 def test_dead_units_are_counted_over_layers(pair: tuple[Run, ...]) -> None:
     found = dead_unit_profiles(View(pair))
     dead = pair[0].layer_stats("activation_num_dead", steps=59)["activation_num_dead"]
-    assert found.runs[0].counts.sum() == dead.sum()
-    assert found.runs[0].shares.max() == dead.max() / 16
+    assert found.runs[0].values["num_dead"].sum() == dead.sum()
+    assert found.runs[0].values["dead_share"].max() == dead.max() / 16
 
 
 def test_the_loss_is_stated_first_and_last(pair: tuple[Run, ...]) -> None:

@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from analyzer.analysis.block_probes import PathSpectrum
 from analyzer.analysis.per_run import PerRun
+from analyzer.analysis.probe_results import PathSpectrum
 from analyzer.analysis.view import RunLabel
 from analyzer.figures.axes import name_ticks, value_axis
 from analyzer.figures.landscape import contour_levels

@@ -1,39 +1,48 @@
-"""What probes say of the blocks of a network: path lengths, lesions, Jacobians, shattering."""
+"""What probes measured: path lengths, lesions, Jacobians, shattering, attribution, any by layer."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.numerals import counted, number, percent
 from analyzer.analysis.per_run import (
+    AlongDepth,
     PerRun,
     RunAtStep,
+    RunRecord,
     not_recorded,
+    probe_rows,
     probe_rows_at,
     read_runs,
     shown_range,
 )
-from analyzer.analysis.view import RunLabel, View, row_set
+from analyzer.analysis.view import RowSet, RunLabel, View, matching, row_set
 from analyzer.storage.run import Run
+from analyzer.vocabulary import quantity
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "REFERENCES",
+    "AttributionShares",
     "BlockSpectra",
     "JacobianSpectra",
-    "Lesions",
     "PathSpectrum",
-    "Shattering",
+    "attribution_shares",
     "block_spectra",
     "join_lesions",
     "path_lengths",
+    "probe_by_layer",
     "shattering_curves",
 ]
 
 Floats = NDArray[np.float64]
+_MOST_ATTRIBUTION_STEPS = 6
 # The names under which the probe stores the curves of Balduzzi et al.
 REFERENCES = {
     "plain": "plain, 1/2ᴸ",
@@ -62,6 +71,14 @@ class PathSpectrum(RunAtStep):
     path_shares: Floats
     effective_length: float
 
+    columns: ClassVar[Mapping[str, str]] = {
+        "step": "step",
+        "length": "lengths",
+        "num_paths": "num_paths",
+        "gradient_norm": "norms",
+        "norm_share": "norm_shares",
+    }
+
     def sentence(self) -> str:
         """Return the effective length, and the length at which the gradient is largest."""
         start = f"{self.where}: {number(float(self.num_paths.sum()))} paths"
@@ -78,16 +95,6 @@ class PathSpectrum(RunAtStep):
             f"{number(self.effective_length)} and is largest at length {self.lengths[peak]} "
             f"({share} of it, in {paths} of the paths)."
         )
-
-    def cells(self) -> Mapping[str, Any]:
-        """Return one row per length."""
-        return {
-            "step": self.step,
-            "length": self.lengths,
-            "num_paths": self.num_paths,
-            "gradient_norm": self.norms,
-            "norm_share": self.norm_shares,
-        }
 
 
 def path_lengths(view: View) -> PerRun[PathSpectrum]:
@@ -113,44 +120,11 @@ def _spectrum(view: View, run: Run, label: RunLabel) -> PathSpectrum:
     return PathSpectrum(label, step, lengths, paths, norms, shares, of_paths, effective)
 
 
-@dataclass(frozen=True, eq=False)
-class Lesions(RunAtStep):
-    """What the loss of one run does without one residual branch, joins in forward order.
+def join_lesions(view: View) -> PerRun[AlongDepth]:
+    """Read ``loss_change`` and ``accuracy`` without each residual branch, joins in forward order.
 
-    Args:
-        names: Joins whose branch was taken out.
-        changes: Loss without the branch minus loss of the whole network.
-        accuracies: Accuracy without the branch; NaN where there are no classes.
-    """
-
-    names: tuple[str, ...]
-    changes: Floats
-    accuracies: Floats
-
-    def sentence(self) -> str:
-        """Return the median and the largest change of the loss."""
-        finite = np.isfinite(self.changes)
-        start = f"{self.where}: without the branch of one of {counted(len(self.names), 'join')}"
-        if not finite.any():
-            return f"{start} the loss is not finite."
-        worst = int(np.argmax(np.where(finite, self.changes, -np.inf)))
-        return (
-            f"{start} the loss changes by {number(float(np.median(self.changes[finite])))} "
-            f"(median), by {number(float(self.changes[worst]))} at most ({self.names[worst]})."
-        )
-
-    def cells(self) -> Mapping[str, Any]:
-        """Return one row per join."""
-        return {
-            "step": self.step,
-            "join": self.names,
-            "loss_change": self.changes,
-            "accuracy": self.accuracies,
-        }
-
-
-def join_lesions(view: View) -> PerRun[Lesions]:
-    """Read the lesion study of every run at the probe nearest to the step.
+    Of every run at the probe nearest to the step. The change is the loss without the branch minus
+    that of the whole network; the accuracy is NaN where there are no classes.
 
     Raises:
         NotRecordedError: If no run has it.
@@ -161,7 +135,7 @@ def join_lesions(view: View) -> PerRun[Lesions]:
     return PerRun(*read_runs(view, _lesions))
 
 
-def _lesions(view: View, run: Run, label: RunLabel) -> Lesions:
+def _lesions(view: View, run: Run, label: RunLabel) -> AlongDepth:
     step, rows = probe_rows_at(run, "lesion", view.step)
     rows = rows[rows["join"].notna()].sort_values("join")
     if not len(rows):
@@ -169,10 +143,21 @@ def _lesions(view: View, run: Run, label: RunLabel) -> Lesions:
     known = dict(zip(run.joins["join"], run.joins["name"].astype(str), strict=True))
     joins = rows["join"].to_numpy(np.int64)
     names = tuple(known.get(int(join), f"join {join}") for join in joins)
-    changes, accuracies = (
-        rows[name].to_numpy(np.float64, na_value=np.nan) for name in ("loss_change", "accuracy")
-    )
-    return Lesions(label, step, names, changes, accuracies)
+    columns = ("loss_change", "accuracy")
+    values = {name: rows[name].to_numpy(np.float64, na_value=np.nan) for name in columns}
+    changes = values["loss_change"]
+    finite = np.isfinite(changes)
+    text = f"without the branch of one of {counted(len(names), 'join')} the loss "
+    if finite.any():
+        worst = int(np.argmax(np.where(finite, changes, -np.inf)))
+        text += (
+            f"changes by {number(float(np.median(changes[finite])))} (median), by "
+            f"{number(float(changes[worst]))} at most ({names[worst]})."
+        )
+    else:
+        text += "is not finite."
+    places = np.arange(len(names), dtype=np.float64)
+    return AlongDepth(label, step, names, places, values, text, row="join")
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,45 +235,11 @@ def _spectra(view: View, run: Run, label: RunLabel) -> JacobianSpectra:
     return JacobianSpectra(label, step, names, blocks, orders, values)
 
 
-@dataclass(frozen=True, eq=False)
-class Shattering(RunAtStep):
-    """How far the gradients of different inputs of one run agree along depth.
+def shattering_curves(view: View) -> PerRun[AlongDepth]:
+    """Read how far the gradients of different inputs agree, ``correlation``, along depth.
 
-    Args:
-        names: Layers by depth.
-        positions: Place along depth, ``[layers]``.
-        correlations: Mean cosine over pairs of inputs, ``[layers]``; NaN where it is not defined.
-        references: The curves that theory expects at the same layers, by their names.
-    """
-
-    names: tuple[str, ...]
-    positions: Floats
-    correlations: Floats
-    references: Mapping[str, Floats]
-
-    def sentence(self) -> str:
-        """Return the correlation at the first and at the last layer."""
-        known = np.flatnonzero(np.isfinite(self.correlations))
-        if not len(known):
-            return f"{self.where}: no correlation is defined."
-        first, last = (
-            f"{number(self.correlations[at])} at {self.names[at]}" for at in known[[0, -1]]
-        )
-        return f"{self.where}: gradients of different inputs correlate {first} and {last}."
-
-    def cells(self) -> Mapping[str, Any]:
-        """Return one row per layer."""
-        return {
-            "step": self.step,
-            "layer": self.names,
-            "depth": self.positions,
-            "correlation": self.correlations,
-            **self.references,
-        }
-
-
-def shattering_curves(view: View) -> PerRun[Shattering]:
-    """Read the correlations of every run at the probe nearest to the step.
+    Of every run at the probe nearest to the step: the mean cosine over pairs of inputs, NaN where
+    it is not defined, with the curves that theory expects.
 
     Raises:
         NotRecordedError: If no run has them.
@@ -300,25 +251,54 @@ def shattering_curves(view: View) -> PerRun[Shattering]:
     return PerRun(*read_runs(view, _shattering))
 
 
-def _shattering(view: View, run: Run, label: RunLabel) -> Shattering:
-    step, rows = probe_rows_at(run, "shattering", view.step)
+def _shattering(view: View, run: Run, label: RunLabel) -> AlongDepth:
+    step, rows, layers, kept, at = _layer_rows("shattering", view, run)
+    names = tuple(layers.names[k] for k in kept)
+    correlations = rows["correlation"].to_numpy(np.float64)[at]
+    known = np.flatnonzero(np.isfinite(correlations))
+    text = "no correlation is defined."
+    if len(known):
+        first, last = (f"{number(correlations[k])} at {names[k]}" for k in known[[0, -1]])
+        text = f"gradients of different inputs correlate {first} and {last}."
+    notes = run.probe_metadata("shattering").get(step, {})
+    curves = _references(notes, len(rows)).items()
+    references = {REFERENCES[key]: curve[at] for key, curve in curves}
+    values = {"correlation": correlations}
+    return AlongDepth(label, step, names, layers.positions[kept], values, text, references)
+
+
+def probe_by_layer(probe: str, column: str) -> Callable[[View], PerRun[AlongDepth]]:
+    """Return a function that reads one number by layer that a probe measured.
+
+    Args:
+        probe: Name of the probe, whose table has a column ``layer``.
+        column: The number.
+    """
+
+    def read(view: View, run: Run, label: RunLabel) -> AlongDepth:
+        step, rows, layers, kept, at = _layer_rows(probe, view, run)
+        names = tuple(layers.names[k] for k in kept)
+        values = rows[column].to_numpy(np.float64, na_value=np.nan)[at]
+        first, last = (f"{number(values[k])} at {names[k]}" for k in (0, -1))
+        what = quantity(column, f"probes/{probe}").label
+        text = f"{what} goes from {first} to {last}."
+        return AlongDepth(label, step, names, layers.positions[kept], {column: values}, text)
+
+    return lambda view: PerRun(*read_runs(view, read))
+
+
+def _layer_rows(
+    probe: str, view: View, run: Run
+) -> tuple[int, "pd.DataFrame", RowSet, list[int], NDArray[np.int64]]:
+    """The step and the rows of a probe, the layers of the view, which of them it has, and where."""
+    step, rows = probe_rows_at(run, probe, view.step)
     layers = row_set(run, "output_gradient_norm", view.layers)
-    values = rows["correlation"].to_numpy(np.float64)
     # A module inside compiled code has a name, but no layer.
     place = {int(layer): at for at, layer in enumerate(rows["layer"]) if not np.isnan(layer)}
     kept = [k for k, id_ in enumerate(layers.ids) if int(id_) in place]
     if not kept:
-        raise not_recorded("probe shattering has no such layer:", run, "add `--probe shattering`")
-    at = np.array([place[int(layers.ids[k])] for k in kept], int)
-    notes = run.probe_metadata("shattering").get(step, {})
-    return Shattering(
-        label,
-        step,
-        tuple(layers.names[k] for k in kept),
-        layers.positions[kept],
-        values[at],
-        {REFERENCES[key]: curve[at] for key, curve in _references(notes, len(rows)).items()},
-    )
+        raise not_recorded(f"probe {probe} has no such layer:", run, f"add `--probe {probe}`")
+    return step, rows, layers, kept, np.array([place[int(layers.ids[k])] for k in kept], np.int64)
 
 
 def _references(notes: Mapping[str, str], count: int) -> dict[str, Floats]:
@@ -330,3 +310,75 @@ def _references(notes: Mapping[str, str], count: int) -> dict[str, Floats]:
     except (ValueError, TypeError, RecursionError):
         return {}
     return {key: curve for key, curve in curves.items() if curve.shape == (count,)}
+
+
+@dataclass(frozen=True, eq=False)
+class AttributionShares(RunRecord):
+    """The share of each layer in what the network puts out, over the checkpoints of one run.
+
+    Args:
+        method: Attribution method.
+        names: Layers in call order.
+        steps: Steps of the probe, at most six, the first and the last among them.
+        shares: Attribution over the sum of all layers, ``[steps, layers]``; NaN where a step has no
+            row of the layer.
+    """
+
+    method: str
+    names: tuple[str, ...]
+    steps: NDArray[np.int64]
+    shares: Floats
+
+    def sentence(self) -> str:
+        """Return the largest share at the last step, and what that layer had at the first."""
+        last = self.shares[-1]
+        start = f"{self.label.text}, step {self.steps[-1]}:"
+        if not np.isfinite(last).any():
+            return f"{start} no share is finite."
+        top = int(np.nanargmax(last))
+        return (
+            f"{start} the largest share of the {self.method} is that of {self.names[top]} "
+            f"({percent(float(last[top]))}); it was {percent(float(self.shares[0][top]))} at step "
+            f"{self.steps[0]}."
+        )
+
+    def cells(self) -> Mapping[str, Any]:
+        """Return one row per step and layer."""
+        return {
+            "method": self.method,
+            "step": np.repeat(self.steps, len(self.names)),
+            "layer": np.tile(np.array(self.names, object), len(self.steps)),
+            "share": self.shares.ravel(),
+        }
+
+
+def attribution_shares(view: View) -> PerRun[AttributionShares]:
+    """Read the attribution shares of every run; of several methods the first.
+
+    Raises:
+        NotRecordedError: If no run has them.
+        AnalyzerError: If the pattern for layers is refused.
+    """
+    return PerRun(*read_runs(view, _shares))
+
+
+def _shares(view: View, run: Run, label: RunLabel) -> AttributionShares:
+    rows = probe_rows(run, "attribution")
+    method = str(rows["method"].iloc[0])
+    rows = rows[rows["method"].astype(str) == method]
+    if view.layers:
+        rows = rows[matching(view.layers, rows["name"].astype(str).tolist())]
+    if not len(rows):
+        remedy = "add `--probe attribution`, or change the pattern for layers"
+        raise not_recorded("probe attribution has no such layer:", run, remedy)
+    rows = rows.assign(name=rows["name"].astype(str))
+    table = rows.pivot_table(
+        index="step", columns=["layer", "name"], values="share", dropna=False, sort=True
+    )
+    table = table.loc[:, table.columns.isin(list(zip(rows["layer"], rows["name"], strict=True)))]
+    most = min(_MOST_ATTRIBUTION_STEPS, len(table))
+    places = np.linspace(0, len(table) - 1, most).round().astype(int)
+    kept = table.iloc[np.unique(places)]
+    names = tuple(kept.columns.get_level_values("name").astype(str))
+    steps = kept.index.to_numpy(np.int64)
+    return AttributionShares(label, method, names, steps, kept.to_numpy(np.float64))

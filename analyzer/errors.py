@@ -7,6 +7,7 @@ __all__ = [
     "RunNotFoundError",
     "SchemaError",
     "ScriptError",
+    "StopTraining",
 ]
 
 
@@ -32,3 +33,15 @@ class NotRecordedError(AnalyzerError):
 
 class ScriptError(AnalyzerError):
     """A script or model file that cannot be recorded."""
+
+
+class StopTraining(SystemExit):
+    """Ends a program after the steps that the user asked for, with exit code 0.
+
+    Args:
+        steps: How many there were.
+    """
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(0)
+        self.steps = steps

@@ -4,14 +4,13 @@ import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 import analyzer
 import analyzer.cli
 from analyzer.cli import COMMANDS, main
-from analyzer.cli.record_options import RecordOptions
+from analyzer.options import RecordOptions
 
 ROOT = Path(__file__).parents[1]
 Recorded = Callable[..., RecordOptions]
@@ -37,10 +36,7 @@ def recorded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Recorded:
         seen.append(options)
         return 7
 
-    session = ModuleType("analyzer.cli.session")
-    vars(session)["record"] = record
-    monkeypatch.setitem(sys.modules, session.__name__, session)
-    monkeypatch.setattr(analyzer.cli, "session", session, raising=False)
+    monkeypatch.setattr("analyzer.cli.record._record", record)
 
     def call(*arguments: str) -> RecordOptions:
         assert main(["record", *arguments]) == 7
@@ -165,7 +161,7 @@ def test_the_runs_folder_comes_from_the_environment(
         (["record", "--every", "0", "train.py"], "--every is 0; expected a whole number from 1"),
         (["record", "--every", "x", "train.py"], "Invalid value for '--every'"),
         (["record", "--stop-after", "-1", "train.py"], "--stop-after is -1; expected a whole"),
-        (["record", "--layers", "(", "train.py"], "--layers is '(', which is no regular"),
+        (["record", "--layers", "(", "train.py"], "--layers is '('; expected a regular expression"),
         (["record", "--columns", "few", "train.py"], "--columns is 'few'; expected all or norms"),
         (["record", "--optimizer", "x", "train.py"], "--optimizer is 'x'; expected sgd or adam"),
         (["record", "--data", "mnist", "train.py"], "--data is 'mnist'; expected digits,"),
@@ -209,9 +205,12 @@ def test_defaults_come_from_the_nearest_pyproject(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[tool.analyzer]\nnosuch = 1", "[tool.analyzer] has the key 'nosuch', which is no option"),
+        (
+            "[tool.analyzer]\nnosuch = 1",
+            "[tool.analyzer] has the key 'nosuch', which is not an option",
+        ),
         ("[tool.analyzer.record]\nevry = 1", "[tool.analyzer.record] has the key 'evry'"),
-        ("[tool.analyzer.recrod]\nevery = 1", "[tool.analyzer.recrod] names no command"),
+        ("[tool.analyzer.recrod]\nevery = 1", "[tool.analyzer.recrod] does not name a command"),
         ("[tool.analyzer.record]\nevery = 'x'", "Invalid value for '--every'"),
         ("[tool]\nanalyzer = 3", "tool.analyzer is 3; expected a table"),
         ("[tool", "pyproject.toml cannot be read"),

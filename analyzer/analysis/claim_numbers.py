@@ -1,124 +1,73 @@
-"""The numbers of each claim about a pair of runs, and the expressions that give them again.
+"""The numbers of claims: of one run each, with the expression that gives the number again.
 
-A query is built from literals and ids alone and uses what ``analyzer.open_run`` returns.
+A query is built from literals and ids alone, uses what ``analyzer.open_run`` returns, and calls the
+run ``RUN``. Each function raises NotRecordedError where the run lacks what it reads.
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from analyzer.analysis.comparison import THRESHOLDS as COMPARISON
 from analyzer.analysis.gradient_flow import MedianGain, run_gain
-from analyzer.analysis.per_run import remembered
+from analyzer.analysis.per_run import not_recorded, probe_rows, remembered
 from analyzer.analysis.training import run_training
 from analyzer.errors import NotRecordedError
 from analyzer.storage.arrays import as_floats
 from analyzer.storage.run import Run
 
 __all__ = [
-    "THRESHOLDS",
-    "Numbers",
-    "both",
-    "decades_of_both",
-    "exploding_decades",
-    "final_losses",
-    "first_layer_updates",
+    "Measured",
+    "condition_number",
+    "decades_fallen",
+    "decades_grown",
+    "final_loss",
     "first_share",
-    "gains",
-    "limit",
-    "relative_gradients",
-    "share",
+    "first_update",
+    "gain_per_layer",
+    "input_correlation",
+    "lesion_change",
+    "path_length",
+    "relative_gradient",
+    "shortcut_share",
 ]
 
 # All rows of a longer run take seconds to read; evenly spaced steps of it a tenth of that.
 _LONG, _SPACED_STEPS = 20_000, 200
-
-# name: (value, reason)
-THRESHOLDS: dict[str, tuple[float, str]] = {
-    "separated_decades": COMPARISON["unhealthy_decades"],
-    "nearer_to_isometry": (
-        0.5,
-        "|ln gain| with shortcuts over |ln gain| without: half the slope, and not its noise",
-    ),
-    "times_larger": (10.0, "a decade, more than the spread between seeds and steps"),
-    "most": (0.5, "more than the branches carry"),
-    "identity": (0.99, "a branch that starts at zero gives exactly 1"),
-    "short_paths": (0.5, "of the joins: the mean over all paths, each counted once"),
-    "shattered": (
-        0.1,
-        "difference of correlations, above its noise for batches of 32 inputs",
-    ),
-    "better_conditioned": (0.5, "condition number with shortcuts over that without"),
-    "loss_difference": COMPARISON["loss_difference"],
-}
+# As analyzer.probes.jacobian names it, which the reading side does not import.
+_NETWORK = "network"
 
 
-class Numbers(NamedTuple):
-    """What was measured for one claim on one pair of runs.
+class Measured(NamedTuple):
+    """A number of one run.
 
     Args:
-        plain: Number of the run without shortcuts; None where the claim has none.
-        residual: Number of the run with them.
-        query: The expression that gives the number, or both as a tuple.
-        holds: Whether the claim holds.
+        value: The number; NaN where it is not one.
+        query: The expression that gives it, in which ``RUN`` stands for the run.
+        scale: What it is to be compared with, where that is a number of the run too.
     """
 
-    plain: float | None
-    residual: float | None
+    value: float
     query: str
-    holds: bool
+    scale: float = 1.0
 
 
-def limit(name: str) -> float:
-    """Return the value of a threshold."""
-    return THRESHOLDS[name][0]
-
-
-def both(
-    plain: Run, residual: Run, number: Callable[[Run], tuple[float, str]]
-) -> tuple[float, float, str]:
-    """Return one number of each run, and the query that gives them as a tuple.
-
-    Args:
-        plain: The run without shortcuts.
-        residual: The run with them.
-        number: Returns the number of a run and its query, in which ``RUN`` stands for the run.
-    """
-    (p, p_query), (r, r_query) = number(plain), number(residual)
-    return p, r, f"({p_query.replace('RUN', 'plain')}, {r_query.replace('RUN', 'residual')})"
-
-
-def decades_of_both(plain: Run, residual: Run) -> Numbers | None:
+def decades_fallen(run: Run) -> Measured:
     """Decades that the fitted gradient falls from the last layer to the first."""
-    p, r, query = both(plain, residual, lambda run: _gain(run, "decades_fallen"))
-    if math.isnan(p) or math.isnan(r):
-        return None
-    return Numbers(p, r, query, p >= limit("separated_decades"))
+    return Measured(_median_gain(run).decades_fallen, "RUN.gain().decades_fallen")
 
 
-def exploding_decades(plain: Run, residual: Run) -> Numbers | None:
+def decades_grown(run: Run) -> Measured:
     """Decades that it grows on that way."""
-    p, r, query = both(plain, residual, lambda run: _gain(run, "log10_total"))
-    if math.isnan(p) or math.isnan(r):
-        return None
-    return Numbers(p, r, query, max(p, r) >= limit("separated_decades"))
+    return Measured(_median_gain(run).log10_total, "RUN.gain().log10_total")
 
 
-def gains(plain: Run, residual: Run) -> Numbers | None:
-    """The gain per layer; 1 is isometry."""
-    p, r, query = both(plain, residual, lambda run: _gain(run, "gain"))
-    if not (p > 0 and r > 0):
-        return None
-    nearer = abs(math.log(r)) <= limit("nearer_to_isometry") * abs(math.log(p))
-    return Numbers(p, r, query, nearer)
-
-
-def _gain(run: Run, field: str) -> tuple[float, str]:
-    """A field of the median gain of one run, and its query."""
-    return float(getattr(_median_gain(run), field)), f"RUN.gain().{field}"
+def gain_per_layer(run: Run) -> Measured:
+    """The gain per layer; 1 is isometry. NaN also where it is 0, which no fit tells from it."""
+    gain = _median_gain(run).gain
+    return Measured(gain if gain > 0 else math.nan, "RUN.gain().gain")
 
 
 @remembered("layer_stats")
@@ -127,28 +76,22 @@ def _median_gain(run: Run) -> MedianGain:
     return run_gain(run)
 
 
-def relative_gradients(plain: Run, residual: Run) -> Numbers | None:
-    """``‖∂L/∂y_first‖ / ‖∂L/∂output‖``, median over steps: a larger output does not change it."""
-    p, r, query = both(plain, residual, _relative)
-    if math.isnan(p) or math.isnan(r):
-        return None
-    return Numbers(p, r, query, r > 0 and r >= limit("times_larger") * p)
+def relative_gradient(run: Run) -> Measured:
+    """``‖∂L/∂y_first‖ / ‖∂L/∂output‖``, median over steps: a larger output does not change it.
 
-
-def _relative(run: Run) -> tuple[float, str]:
-    """The ratio of one run, and its query; of a long run at evenly spaced steps."""
+    Of a long run at evenly spaced steps.
+    """
     first, last = _ends(run)
     recorded = run.layer_steps()
     stride = len(recorded) // _SPACED_STEPS if len(recorded) > _LONG else 1
     some = recorded[::stride] if stride > 1 else None
-    ratio = _ratio_of_layers(run, first, last, some)
     spaced = f", steps=RUN.layer_steps()[::{stride}]" if stride > 1 else ""
     query = (
         f'RUN.layer_stats("output_gradient_norm", layers=[{first}, {last}]{spaced})'
         '.pivot(index="step", columns="layer", values="output_gradient_norm")'
         f".pipe(lambda t: t[{first}] / t[{last}]).median()"
     )
-    return ratio, query
+    return Measured(_ratio_of_layers(run, first, last, some), query)
 
 
 def _ratio_of_layers(
@@ -193,36 +136,26 @@ def _reached(run: Run) -> list[int]:
     return [*grid.ids[finite].tolist(), *more]
 
 
-def share(plain: Run, residual: Run) -> Numbers | None:
+def shortcut_share(run: Run) -> Measured:
     """Median share of the shortcuts over joins and steps."""
-    shares = as_floats(residual.read("splits", "shortcut_share").column("shortcut_share"))
+    shares = as_floats(run.read("splits", "shortcut_share").column("shortcut_share"))
     known = shares[~np.isnan(shares)]
-    r = float(np.median(known)) if len(known) else math.nan
-    query = 'residual.splits()["shortcut_share"].median()'
-    return None if math.isnan(r) else Numbers(None, r, query, r > limit("most"))
+    value = float(np.median(known)) if len(known) else math.nan
+    return Measured(value, 'RUN.splits()["shortcut_share"].median()')
 
 
-def first_share(plain: Run, residual: Run) -> Numbers | None:
+def first_share(run: Run) -> Measured:
     """Median share of the shortcuts at the first step that was split."""
-    steps = residual.recorded_steps("splits")
+    steps = run.recorded_steps("splits")
     if not len(steps):
-        return None
+        raise not_recorded("splits were", run, "record it with --splits-every")
     step = int(steps[0])
-    r = float(residual.splits(steps=step)["shortcut_share"].median())
-    query = f'residual.splits(steps={step})["shortcut_share"].median()'
-    return None if math.isnan(r) else Numbers(None, r, query, r >= limit("identity"))
+    value = float(run.splits(steps=step)["shortcut_share"].median())
+    return Measured(value, f'RUN.splits(steps={step})["shortcut_share"].median()')
 
 
-def first_layer_updates(plain: Run, residual: Run) -> Numbers | None:
-    """Median update ratio of the first trained weight."""
-    p, r, query = both(plain, residual, _first_update)
-    if math.isnan(p) or math.isnan(r):
-        return None
-    return Numbers(p, r, query, r > 0 and r >= limit("times_larger") * p)
-
-
-def _first_update(run: Run) -> tuple[float, str]:
-    """The update ratio of one run, and its query.
+def first_update(run: Run) -> Measured:
+    """Median update ratio of the first trained weight.
 
     Raises:
         NotRecordedError: If no trained weight belongs to a layer.
@@ -243,15 +176,81 @@ def _first_update(run: Run) -> tuple[float, str]:
         f'RUN.parameter_stats(["update_norm", "norm"], parameters={number})'
         '.query("norm > 0").eval("update_norm / norm").median()'
     )
-    return float((kept["update_norm"] / kept["norm"]).median()), query
+    return Measured(float((kept["update_norm"] / kept["norm"]).median()), query)
 
 
-def final_losses(plain: Run, residual: Run) -> Numbers | None:
-    """Median loss of the last 5 % of the steps."""
-    a, b = run_training(plain), run_training(residual)
-    if not a.num_losses or not b.num_losses:
-        return None
-    p, r = a.final_loss, b.final_loss
-    scale = min(abs(a.first_loss), abs(b.first_loss))
-    lower = math.isfinite(r) and not (p - r <= limit("loss_difference") * scale)
-    return Numbers(p, r, "(plain.training().final_loss, residual.training().final_loss)", lower)
+def final_loss(run: Run) -> Measured:
+    """Median loss of the last 5 % of the steps, to be compared with the first loss."""
+    training = run_training(run)
+    if not training.num_losses:
+        raise not_recorded("a scalar loss was", run, "record a training that computes one")
+    first = abs(training.first_loss)
+    return Measured(training.final_loss, "RUN.training().final_loss", first)
+
+
+def path_length(run: Run) -> Measured:
+    """``Σ k‖G_k‖ / Σ ‖G_k‖`` at the last step that was probed, of the longest path."""
+    rows = probe_rows(run, "paths")
+    step = int(rows["step"].max())
+    last = rows[rows["step"] == step]
+    norms = last["gradient_norm"].to_numpy(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float((last["length"].to_numpy() * norms).sum() / norms.sum())
+    query = (
+        f'RUN.probe("paths").query("step == {step}").pipe(lambda t: (t["length"] * '
+        't["gradient_norm"]).sum() / t["gradient_norm"].sum())'
+    )
+    return Measured(value, query, float(last["length"].max()))
+
+
+def input_correlation(run: Run) -> Measured:
+    """Correlation of the gradients of inputs at the shallowest probed layer, at the first step."""
+    rows = probe_rows(run, "shattering").dropna(subset=["layer"])
+    if not len(rows):
+        raise not_recorded("layers of probe shattering were", run, "record a model in eager mode")
+    step = int(rows["step"].min())
+    rows = rows[rows["step"] == step]
+    depths = run.layers.set_index("layer")["depth"]
+    owners = run.layers[run.layers["num_parameters"] > 0]["layer"]
+    known = rows[rows["layer"].isin(owners)] if rows["layer"].isin(owners).any() else rows
+    place = int(known["layer"].map(depths).fillna(np.inf).argmin())
+    layer = int(known["layer"].iloc[place])
+    value = float(rows[rows["layer"] == layer]["correlation"].iloc[0])
+    query = (
+        f'RUN.probe("shattering").query("step == {step} and layer == {layer}")'
+        '["correlation"].iloc[0]'
+    )
+    return Measured(value, query)
+
+
+def condition_number(run: Run) -> Measured:
+    """Largest over smallest singular value of the whole network's Jacobian at the first probe."""
+    rows = probe_rows(run, "jacobian")
+    step = int(rows["step"].min())
+    rows = rows[rows["step"] == step]
+    name = _whole(run, rows)
+    values = rows[rows["name"] == name]["singular_value"]
+    query = (
+        f'RUN.probe("jacobian").pipe(lambda t: t[(t["step"] == {step}) & (t["name"] == {name!r})])'
+        '["singular_value"].pipe(lambda s: s.max() / s.min())'
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(np.float64(values.max()) / np.float64(values.min()))
+    return Measured(value, query)
+
+
+def _whole(run: Run, rows: pd.DataFrame) -> str:
+    """The name under which the probe wrote the whole network: the one that is no join's."""
+    joins = set(run.joins["name"])
+    names = [str(name) for name in dict.fromkeys(rows["name"])]
+    whole = [name for name in names if name == _NETWORK or name not in joins]
+    return (whole or names)[-1]
+
+
+def lesion_change(run: Run) -> Measured:
+    """Median change of the loss without one branch, at the last step that was probed."""
+    rows = probe_rows(run, "lesion")
+    step = int(rows["step"].max())
+    value = float(rows[rows["step"] == step]["loss_change"].median())
+    query = f'RUN.probe("lesion").query("step == {step}")["loss_change"].median()'
+    return Measured(value, query, abs(run_training(run).first_loss))

@@ -1,26 +1,19 @@
 """What a verdict claims: statements, their numbers, and the queries that give them."""
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from analyzer.analysis.claim_numbers import (
-    Numbers,
-    decades_of_both,
-    exploding_decades,
-    final_losses,
-    first_layer_updates,
-    first_share,
-    gains,
-    relative_gradients,
-    share,
-)
-from analyzer.analysis.claim_words import decades_fallen, decades_grown, with_range
-from analyzer.analysis.probe_numbers import conditioning, lesion, path_length, shattering
+from analyzer.analysis import claim_numbers as numbers
+from analyzer.analysis.claim_numbers import Measured
+from analyzer.analysis.finding import markdown_table
+from analyzer.analysis.numerals import Spread, decades_fallen, decades_grown, with_range
+from analyzer.analysis.sentences import ends_lower, limit
 from analyzer.errors import NotRecordedError
 from analyzer.storage.run import Run
 
-__all__ = ["STATUSES", "Claim", "claims"]
+__all__ = ["STATEMENTS", "STATUSES", "Claim", "Statement", "claims"]
 
 STATUSES = ("holds", "fails", "not measured")
 
@@ -52,131 +45,214 @@ class Claim:
     reference: str
     query: str
     panel: str
-    plain_spread: tuple[float, float] | None = None
-    residual_spread: tuple[float, float] | None = None
+    plain_spread: Spread = None
+    residual_spread: Spread = None
     num_holding: int = 0
 
 
 @dataclass(frozen=True)
-class _Statement:
-    """A claim before it is measured; ``{plain}`` and ``{residual}`` stand for its numbers."""
+class Statement:
+    """A claim before it is measured.
+
+    Args:
+        key: Its name, for programs.
+        text: The statement; ``{plain}`` and ``{residual}`` stand for its numbers.
+        holds_when: When it holds, as a clause.
+        measure: Returns the number of one run.
+        holds: Whether it holds, given the number of the plain and of the residual run.
+        reference: Where it comes from.
+        panel: Key of the panel that shows it.
+        needs: What must have been recorded.
+        remedy: What to do where that is missing.
+        is_of_residual: Whether it is about the residual run alone.
+        keeps_nan: Whether NaN is a result; elsewhere such a number was not measured.
+        say: Writes a number with its range over seeds.
+    """
 
     key: str
     text: str
-    numbers: Callable[[Run, Run], Numbers | None]
+    holds_when: str
+    measure: Callable[[Run], Measured]
+    holds: Callable[[Measured, Measured], bool]
     reference: str
     panel: str
+    needs: str = "layer statistics"
     remedy: str = "record both runs with layer statistics"
-    say: Callable[[float | None, tuple[float, float] | None], str] = with_range
+    is_of_residual: bool = False
+    keeps_nan: bool = False
+    say: Callable[[float | None, Spread], str] = with_range
 
 
-_STATEMENTS = (
-    _Statement(
+def _is_nearer_to_isometry(plain: Measured, residual: Measured) -> bool:
+    slopes = abs(math.log(residual.value)), abs(math.log(plain.value))
+    return slopes[0] <= limit("nearer_to_isometry") * slopes[1]
+
+
+def _is_times_larger(plain: Measured, residual: Measured) -> bool:
+    return residual.value > 0 and residual.value >= limit("times_larger") * plain.value
+
+
+def _is_better_conditioned(plain: Measured, residual: Measured) -> bool:
+    limited = limit("better_conditioned") * plain.value
+    return residual.value < math.inf and residual.value <= limited
+
+
+_HE_2016 = "He et al. 2016, Identity mappings in deep residual networks, eq. 5"
+_SPLITS = "record the residual run with --splits-every"
+
+STATEMENTS = (
+    Statement(
         "vanishing",
         "Without shortcuts the gradient vanishes along depth: from the last layer to the first it "
         "{plain} without and {residual} with them.",
-        decades_of_both,
+        "the gradient of the plain net falls by 3 decades or more along depth",
+        numbers.decades_fallen,
+        lambda plain, residual: plain.value >= limit("unhealthy_decades"),
         "He et al. 2015, §4.1 (with batch norm it does not)",
         "depth_profile",
         say=decades_fallen,
     ),
-    _Statement(
+    Statement(
         "exploding",
         "In one of the nets the gradient explodes along depth: from the last layer to the first it "
         "{plain} without shortcuts and {residual} with them.",
-        exploding_decades,
+        "that of one of the nets grows by 3 decades or more",
+        numbers.decades_grown,
+        lambda plain, residual: max(plain.value, residual.value) >= limit("unhealthy_decades"),
         "Yang et al. 2019, A mean field theory of batch normalization",
         "depth_profile",
         say=decades_grown,
     ),
-    _Statement(
+    Statement(
         "gain",
         "Shortcuts bring the gain per layer nearer to 1: it is {plain} without them and "
         "{residual} with them.",
-        gains,
-        "He et al. 2016, Identity mappings in deep residual networks, eq. 5",
+        "ln(gain) with shortcuts is at most half of that without: nearer to isometry",
+        numbers.gain_per_layer,
+        _is_nearer_to_isometry,
+        _HE_2016,
         "depth_profile",
     ),
-    _Statement(
+    Statement(
         "relative_gradient",
         "Over ‖∂L/∂output‖, the gradient of the first layer is at least ten times larger with "
         "shortcuts: {plain} without them, {residual} with them.",
-        relative_gradients,
-        "He et al. 2016, Identity mappings in deep residual networks, eq. 5",
+        "‖∂L/∂y_first‖ / ‖∂L/∂output‖ is ten times larger with shortcuts",
+        numbers.relative_gradient,
+        _is_times_larger,
+        _HE_2016,
         "depth_profile",
     ),
-    _Statement(
+    Statement(
         "shortcut_share",
         "The shortcuts carry most of the gradient: their share at the joins is {residual}, median "
         "over joins and steps.",
-        share,
-        "He et al. 2016, Identity mappings in deep residual networks, eq. 5",
+        "the shortcuts carry more than half of the gradient (median)",
+        numbers.shortcut_share,
+        lambda _, residual: residual.value > limit("most"),
+        _HE_2016,
         "splits_over_time",
-        "record the residual run with --splits-every",
+        "splits",
+        _SPLITS,
+        is_of_residual=True,
     ),
-    _Statement(
+    Statement(
         "identity_start",
         "The residual net starts as an identity: at the first split the shortcuts carry "
         "{residual} of the gradient.",
-        first_share,
+        "their share is 0.99 or more at the first step that was split",
+        numbers.first_share,
+        lambda _, residual: residual.value >= limit("identity"),
         "Bachlechner et al. 2020, ReZero; De and Smith 2020",
         "splits_over_time",
-        "record the residual run with --splits-every",
+        "splits",
+        _SPLITS,
+        is_of_residual=True,
     ),
-    _Statement(
+    Statement(
         "path_length",
         "Short paths carry the gradient: the effective path length is {residual} branches, to be "
         "compared with half of the joins.",
-        path_length,
+        "the effective path length is less than half of the joins",
+        numbers.path_length,
+        lambda _, residual: residual.value < limit("short_paths") * residual.scale,
         "Veit et al. 2016",
         "path_spectrum",
+        "probe `paths`, last step",
         "record the residual run with --probe paths",
+        is_of_residual=True,
     ),
-    _Statement(
+    Statement(
         "shattering",
         "Without shortcuts gradients are shattered: at the first layer those of two inputs "
         "correlate by {plain}, against {residual} with shortcuts.",
-        shattering,
+        "gradients correlate by 0.1 more with shortcuts, at the first layer",
+        numbers.input_correlation,
+        lambda plain, residual: residual.value - plain.value >= limit("shattered"),
         "Balduzzi et al. 2017",
         "shattering",
+        "probe `shattering`, first step",
         "record both runs with --probe shattering",
+        keeps_nan=True,
     ),
-    _Statement(
+    Statement(
         "conditioning",
         "Shortcuts improve the conditioning of the input-output Jacobian: largest over smallest "
         "singular value is {plain} without them and {residual} with them.",
-        conditioning,
+        "the condition number with shortcuts is at most half of that without",
+        numbers.condition_number,
+        _is_better_conditioned,
         "Saxe et al. 2013; Pennington et al. 2017",
         "jacobian",
+        "probe `jacobian`, first step",
         "record both runs with --probe jacobian",
     ),
-    _Statement(
+    Statement(
         "lesion",
         "No single branch is needed: without one of them the loss changes by {residual}, median "
         "over joins.",
-        lesion,
+        "losing one branch adds at most a tenth of the first loss (median)",
+        numbers.lesion_change,
+        lambda _, residual: residual.value <= limit("loss_difference") * residual.scale,
         "Veit et al. 2016, §4.1",
         "lesion",
+        "probe `lesion`, last step",
         "record the residual run with --probe lesion",
+        is_of_residual=True,
+        keeps_nan=True,
     ),
-    _Statement(
+    Statement(
         "first_update",
         "Without shortcuts the first layer learns at least ten times more slowly: its update ratio "
         "is {plain}, against {residual} with them.",
-        first_layer_updates,
+        "the first layer's update ratio is ten times larger with shortcuts",
+        numbers.first_update,
+        _is_times_larger,
         "definitions: update ratio ‖Δθ‖ / ‖θ‖",
         "update_ratio",
+        "updates",
         "record both runs with --updates-every",
     ),
-    _Statement(
+    Statement(
         "training_loss",
         "Training ends at a lower loss with shortcuts: {plain} without them, {residual} with them.",
-        final_losses,
+        "the final loss is lower with shortcuts by a tenth of the smaller first loss",
+        numbers.final_loss,
+        lambda p, r: ends_lower(p.value, r.value, min(p.scale, r.scale)),
         "He et al. 2015, §4.1 (degradation)",
         "loss",
+        "a scalar loss",
         "record both runs with a scalar loss",
+        keeps_nan=True,
     ),
 )
+"""Every claim, in the order in which a verdict lists them."""
+
+
+def statements_table() -> str:
+    """Return every claim as a Markdown table: key, when it holds, and what it needs."""
+    rows = ((f"`{one.key}`", one.holds_when, one.needs) for one in STATEMENTS)
+    return markdown_table(("key", "holds when", "needs"), rows)
 
 
 def claims(plain: Sequence[Run], residual: Sequence[Run]) -> tuple[Claim, ...]:
@@ -186,48 +262,56 @@ def claims(plain: Sequence[Run], residual: Sequence[Run]) -> tuple[Claim, ...]:
         plain: Runs without shortcuts, one for each seed.
         residual: Those with them, in the same order.
     """
-    return tuple(_claim(statement, plain, residual) for statement in _STATEMENTS)
+    return tuple(_claim(statement, plain, residual) for statement in STATEMENTS)
 
 
-def _claim(statement: _Statement, plain: Sequence[Run], residual: Sequence[Run]) -> Claim:
+Pair = tuple[Measured, Measured]
+
+
+def _claim(statement: Statement, plain: Sequence[Run], residual: Sequence[Run]) -> Claim:
     """Measure a statement on every pair."""
-    numbers = [_measured(statement, p, r) for p, r in zip(plain, residual, strict=True)]
-    found = [n for n in numbers if n is not None]
-    if not found or len(found) < len(numbers):
-        return Claim(
-            key=statement.key,
-            text=_bare(statement.text) + f": not measured; {statement.remedy}.",
-            status="not measured",
-            plain=None,
-            residual=None,
-            reference=statement.reference,
-            query="",
-            panel=statement.panel,
-        )
-    sides = _side([n.plain for n in found]), _side([n.residual for n in found])
-    num_holding = sum(n.holds for n in found)
-    words = {"plain": statement.say(*sides[0]), "residual": statement.say(*sides[1])}
-    return Claim(
+    pairs = [_measured(statement, p, r) for p, r in zip(plain, residual, strict=True)]
+    found = [pair for pair in pairs if pair is not None]
+    claim = Claim(
         key=statement.key,
-        text=statement.text.format(**words) + _seeds(num_holding, len(found)),
+        text=f"{_bare(statement.text)}: not measured; {statement.remedy}.",
+        status="not measured",
+        plain=None,
+        residual=None,
+        reference=statement.reference,
+        query="",
+        panel=statement.panel,
+    )
+    if len(found) < len(pairs):
+        return claim
+    sides = [_side([pair[k].value for pair in found]) for k in (0, 1)]
+    if statement.is_of_residual:
+        sides[0] = None, None
+    num_holding = sum(statement.holds(*pair) for pair in found)
+    said = {"plain": statement.say(*sides[0]), "residual": statement.say(*sides[1])}
+    return replace(
+        claim,
+        text=statement.text.format(**said) + _seeds(num_holding, len(found)),
         status="holds" if num_holding == len(found) else "fails",
         plain=sides[0][0],
         residual=sides[1][0],
-        reference=statement.reference,
-        query=_query([n.query for n in found]),
-        panel=statement.panel,
+        query=_query([_pair_query(pair, statement.is_of_residual) for pair in found]),
         plain_spread=sides[0][1],
         residual_spread=sides[1][1],
         num_holding=num_holding,
     )
 
 
-def _measured(statement: _Statement, plain: Run, residual: Run) -> Numbers | None:
-    """The numbers of one pair; None where something was not recorded."""
+def _measured(statement: Statement, plain: Run, residual: Run) -> Pair | None:
+    """The numbers of one pair; None where something was not recorded, or is not a number."""
     try:
-        return statement.numbers(plain, residual)
+        right = statement.measure(residual)
+        left = right if statement.is_of_residual else statement.measure(plain)
     except NotRecordedError:
         return None
+    if not statement.keeps_nan and (math.isnan(left.value) or math.isnan(right.value)):
+        return None
+    return left, right
 
 
 def _bare(text: str) -> str:
@@ -235,27 +319,27 @@ def _bare(text: str) -> str:
     return text.partition(":")[0] if ":" in text else text.partition("{")[0].rstrip(" .")
 
 
-Side = tuple[float | None, tuple[float, float] | None]
-
-
-def _side(values: list[float | None]) -> Side:
+def _side(values: list[float]) -> tuple[float | None, Spread]:
     """Median and range over seeds."""
-    known = [v for v in values if v is not None]
-    if len(known) < len(values):
-        return None, None
-    if len(known) == 1:
-        return known[0], None
-    if any(math.isnan(v) for v in known):
-        return math.nan, (min(known), max(known))
-    ordered = sorted(known)
-    half = len(ordered) // 2
-    middle = ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
-    return middle, (ordered[0], ordered[-1])
+    if len(values) == 1:
+        return values[0], None
+    if any(math.isnan(v) for v in values):
+        return math.nan, (min(values), max(values))
+    return statistics.median(values), (min(values), max(values))
 
 
 def _seeds(num_holding: int, count: int) -> str:
     """In how many seeds a statement holds, where there are several."""
     return f" It holds in {num_holding} of {count} seeds." if count > 1 else ""
+
+
+def _pair_query(pair: Pair, is_of_residual: bool) -> str:
+    """The expression that gives the number, or both as a tuple."""
+    plain, residual = (
+        pair[0].query.replace("RUN", "plain"),
+        pair[1].query.replace("RUN", "residual"),
+    )
+    return residual if is_of_residual else f"({plain}, {residual})"
 
 
 def _query(queries: list[str]) -> str:

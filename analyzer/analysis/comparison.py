@@ -1,174 +1,240 @@
-"""Two runs side by side: the sentence that their numbers support."""
+"""Two runs side by side: their numbers, their profiles on one axis, and what separates them."""
 
 import math
 from dataclasses import dataclass
-from enum import Enum
 
-from analyzer.analysis.gradient_flow import Gain
-from analyzer.analysis.training import TrainingSummary
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["THRESHOLDS", "Flow", "RunFacts", "difference"]
+from analyzer.analysis.findings import findings
+from analyzer.analysis.gradient_flow import (
+    DepthProfile,
+    depth_profile,
+    profile_gain,
+    relative_depth,
+    span_decades,
+)
+from analyzer.analysis.numerals import number
+from analyzer.analysis.sentences import (
+    DepthFacts,
+    ends_lower,
+    headline,
+    loss_clause,
+    outcome,
+    trend_clause,
+)
+from analyzer.analysis.training import TrainingSummary, run_training
+from analyzer.analysis.view import has_shortcuts
+from analyzer.errors import NotRecordedError
+from analyzer.storage.run import Run
 
-# name: (value, reason)
-THRESHOLDS: dict[str, tuple[float, str]] = {
-    "unhealthy_decades": (
-        3.0,
-        "one learning rate then serves layers whose gradients differ a thousandfold",
-    ),
-    "healthy_decades": (
-        1.5,
-        "trained residual nets with batch norm stay within it; between the two, no word is used",
-    ),
-    "learned": (
-        0.9,
-        "a final loss above 90 % of the first has hardly moved, whatever the noise of a batch",
-    ),
-    "loss_difference": (
-        0.1,
-        "of the smaller first loss: less than the spread between seeds of a short training",
-    ),
-}
+__all__ = ["ComparedRun", "Comparison", "ProfileRow", "compare_runs", "difference", "on_grid"]
 
+_PLACES = 11
 
-class Flow(Enum):
-    """What the fitted gain says about the norms along depth."""
-
-    VANISHING = "vanishing"
-    EXPLODING = "exploding"
-    HEALTHY = "healthy"
-    BETWEEN = "between"
-    UNKNOWN = "unknown"
+Floats = NDArray[np.float64]
+Facts = tuple[DepthFacts, TrainingSummary]
 
 
 @dataclass(frozen=True)
-class RunFacts:
-    """What a comparison needs of one run.
+class ComparedRun:
+    """The numbers of one run.
 
     Args:
-        gain: The fit at the compared step.
-        span_decades: Decades between the largest and the smallest output gradient norm.
-        training: Losses and steps.
+        name: Name of its folder.
+        status: finished, running, failed, interrupted or crashed.
+        steps: Recorded steps.
+        layers: Layers.
+        joins: Residual joins.
+        shortcut_share: Median over joins and steps; None without splits.
+        step: The last step with layer statistics, that of ``gain``.
+        gain: Factor of the output gradient per layer, going backward; None where none is defined.
+        decades_fallen: Decades from the last layer to the first; None together with ``gain``.
+        first_loss: Loss of the first step; None without one.
+        final_loss: Median loss of the last 5 % of the steps; None without one.
+        best_loss: Lowest finite loss; None without one.
+        seconds: Wall time of the recorded steps.
+        findings: Codes of the findings, the most severe first.
     """
 
-    gain: Gain
-    span_decades: float
-    training: TrainingSummary
-
-    @property
-    def flow(self) -> Flow:
-        """The norms along depth in one word, by ``THRESHOLDS``."""
-        if not self.gain.is_defined:
-            return Flow.UNKNOWN
-        fallen = self.gain.decades_fallen
-        if abs(fallen) >= _threshold("unhealthy_decades"):
-            return Flow.VANISHING if fallen > 0 else Flow.EXPLODING
-        lost = self.gain.num_zero + self.gain.num_nonfinite
-        if max(abs(fallen), self.span_decades) <= _threshold("healthy_decades") and not lost:
-            return Flow.HEALTHY
-        return Flow.BETWEEN
+    name: str
+    status: str
+    steps: int
+    layers: int
+    joins: int
+    shortcut_share: float | None
+    step: int
+    gain: float | None
+    decades_fallen: float | None
+    first_loss: float | None
+    final_loss: float | None
+    best_loss: float | None
+    seconds: float
+    findings: tuple[str, ...]
 
 
-def _threshold(name: str) -> float:
-    return THRESHOLDS[name][0]
-
-
-def difference(plain: RunFacts, residual: RunFacts) -> str:
-    """Say in one sentence what separates a plain run from its residual twin.
-
-    The sentence reports gains and losses and claims vanishing or exploding gradients only where
-    the fit shows 3 decades or more between the last layer and the first.
+@dataclass(frozen=True)
+class ProfileRow:
+    """Output gradient norms of both runs at one place.
 
     Args:
-        plain: The run without shortcuts.
-        residual: The run with them.
+        relative_depth: From 0, the first layer, to 1, the last.
+        left: Norm of the left run, between layers on a straight line of its logarithm; None where
+            no layer on one side of the place has a usable gradient.
+        right: Norm of the right run.
+        log10_ratio: Decades that the right one is larger; None where either is.
+    """
+
+    relative_depth: float
+    left: float | None
+    right: float | None
+    log10_ratio: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs side by side.
+
+    Args:
+        left: The run that was named first.
+        right: The other.
+        profile: Both profiles at the last step, on eleven places of relative depth.
+        sentence: What separates them, with numbers.
+    """
+
+    left: ComparedRun
+    right: ComparedRun
+    profile: tuple[ProfileRow, ...]
+    sentence: str
+
+
+def on_grid(profile: DepthProfile, places: Floats) -> Floats:
+    """Return norms at places of relative depth.
+
+    Args:
+        profile: A profile; layers with parameters and a usable gradient are used, of several at
+            one depth their median.
+        places: From 0 (first layer) to 1 (last), ``[places]``.
 
     Returns:
-        One sentence with its numbers; it names what could not be fitted.
+        ``[places]``, interpolated on a logarithmic scale; NaN outside the usable layers.
     """
-    if plain.flow is residual.flow is Flow.HEALTHY:
-        return _healthy_pair(plain, residual)
-    sides = (
-        f"without shortcuts {_flow_clause(plain)} and {_loss_clause(plain.training)}; "
-        f"with them {_flow_clause(residual)} and {_loss_clause(residual.training)}."
-    )
-    if plain.flow is residual.flow and plain.flow in (Flow.VANISHING, Flow.EXPLODING):
-        return f"Gradients are {plain.flow.value} in both: {sides}"
-    return sides[0].upper() + sides[1:]
+    owners = profile.has_parameters
+    usable = profile.usable[owners]
+    if not usable.any():
+        return np.full(len(places), np.nan)
+    # The axis is that of all layers with parameters, so that a lost one leaves its place empty.
+    x, logs = relative_depth(profile.depths[owners])[usable], np.log(profile.norms[owners][usable])
+    depths = np.unique(x)
+    medians = [float(np.median(logs[x == depth])) for depth in depths]
+    return np.exp(np.interp(places, depths, medians, left=np.nan, right=np.nan))
 
 
-def _healthy_pair(plain: RunFacts, residual: RunFacts) -> str:
-    """The sentence for a pair in which neither vanishing nor explosion can be the reason."""
-    norms = (
-        "Gradient norms are healthy in both "
-        f"(gain {_number(plain.gain.gain)} per layer without shortcuts, "
-        f"{_number(residual.gain.gain)} with them)"
-    )
-    a, b = plain.training.final_loss, residual.training.final_loss
-    numbers = f"{_number(a)} without shortcuts, {_number(b)} with them"
-    if not plain.training.num_losses or not residual.training.num_losses:
-        return f"{norms}; a training loss to compare was not recorded in both."
-    if _losses_differ(plain.training, residual.training):
-        return f"{norms}, so norms do not separate them; the training loss does: {numbers}."
-    return f"{norms} and the training losses agree ({numbers}): neither separates them."
+def compare_runs(left: Run, right: Run) -> Comparison:
+    """Put two runs side by side.
 
+    Args:
+        left: An opened run.
+        right: Another one; where one of them has shortcuts and the other has none, the sentence
+            calls them so.
 
-def _losses_differ(a: TrainingSummary, b: TrainingSummary) -> bool:
-    """Whether final losses differ by more than noise; NaN differs from a number only."""
-    if not (math.isfinite(a.final_loss) and math.isfinite(b.final_loss)):
-        return math.isfinite(a.final_loss) != math.isfinite(b.final_loss)
-    scale = min(abs(a.first_loss), abs(b.first_loss))
-    return abs(a.final_loss - b.final_loss) > _threshold("loss_difference") * scale
-
-
-def _flow_clause(run: RunFacts) -> str:
-    """What the output gradient does along depth, as a clause."""
-    if run.flow is Flow.UNKNOWN:
-        return f"no gain can be fitted ({_left_out(run.gain)})"
-    decades = _decades(run.gain.decades_fallen)
-    gain = f"(gain {_number(run.gain.gain)} per layer)"
-    route = "from the last layer to the first"
-    if run.flow is Flow.VANISHING:
-        clause = f"the output gradient falls {decades} {route} {gain}"
-    elif run.flow is Flow.EXPLODING:
-        clause = f"the output gradient grows {decades} {route} {gain}"
+    Raises:
+        NotRecordedError: If a run holds no layer statistics.
+    """
+    runs = (left, right)
+    profiles = [depth_profile(run, _last_step(run)) for run in runs]
+    facts = [
+        (DepthFacts(profile_gain(profile), span_decades(profile)), run_training(run))
+        for profile, run in zip(profiles, runs, strict=True)
+    ]
+    rows = [_numbers(*each) for each in zip(runs, profiles, facts, strict=True)]
+    if has_shortcuts(left) == has_shortcuts(right):
+        sentence = f"{'; '.join(map(_neutral, rows))}."
     else:
-        reach = _decades(math.ceil(max(run.span_decades, 1e-9)))
-        clause = f"the output gradient stays within {reach} {gain}"
-    lost = run.gain.num_zero + run.gain.num_nonfinite
-    return f"{clause}, {_left_out(run.gain)}," if lost else clause
+        sentence = difference(*(facts if has_shortcuts(right) else facts[::-1]))
+    return Comparison(rows[0], rows[1], _profile(profiles), sentence)
 
 
-def _left_out(gain: Gain) -> str:
-    """How many layers the fit used and could not use."""
-    return (
-        f"{gain.num_layers} usable layers, {gain.num_zero} with a zero gradient, "
-        f"{gain.num_nonfinite} with a non-finite one"
+def difference(plain: Facts, residual: Facts) -> str:
+    """Say what separates a plain run from its residual twin at one step.
+
+    Vanishing or exploding gradients are claimed only where the fit shows 3 decades or more between
+    the last layer and the first.
+
+    Args:
+        plain: Gradient and training of the run without shortcuts.
+        residual: Those of the run with them.
+
+    Returns:
+        A headline, both runs with their numbers, and how the losses compare where both are known;
+        it names what could not be fitted.
+    """
+    clauses = [f"{trend_clause(facts)} and {loss_clause(run)}" for facts, run in (plain, residual)]
+    text = (
+        f"{headline(plain[0].trend, residual[0].trend)}: without shortcuts {clauses[0]}; "
+        f"with them {clauses[1]}."
+    )
+    a, b = plain[1], residual[1]
+    if not (a.num_losses and b.num_losses):
+        return text
+    scale = min(abs(a.first_loss), abs(b.first_loss))
+    lower = ends_lower(a.final_loss, b.final_loss, scale)
+    return f"{text} {outcome(a.final_loss, b.final_loss, lower)}"
+
+
+def _last_step(run: Run) -> int:
+    """The last step with layer statistics."""
+    step = run.nearest_step(None, "layer_stats")
+    if step is None:
+        raise NotRecordedError(
+            f"run '{run.name}' holds no layer statistics to compare; record a training that "
+            "reaches a backward pass"
+        )
+    return step
+
+
+def _numbers(run: Run, profile: DepthProfile, facts: Facts) -> ComparedRun:
+    """The numbers of one run."""
+    gain, training = facts[0].gain, facts[1]
+    share = run.splits(columns="shortcut_share")["shortcut_share"].median()
+    has_loss = training.num_losses > 0
+    return ComparedRun(
+        name=run.name,
+        status=run.status,
+        steps=training.num_steps,
+        layers=len(run.layers),
+        joins=len(run.joins),
+        shortcut_share=None if math.isnan(share) else float(share),
+        step=profile.step,
+        gain=gain.gain if gain.is_defined else None,
+        decades_fallen=gain.decades_fallen if gain.is_defined else None,
+        first_loss=training.first_loss if has_loss else None,
+        final_loss=training.final_loss if has_loss else None,
+        best_loss=None if training.best_step is None else training.best_loss,
+        seconds=training.seconds,
+        findings=tuple(finding.code for finding in findings(run)),
     )
 
 
-def _loss_clause(training: TrainingSummary) -> str:
-    """What the loss does, as a clause."""
-    first, final = training.first_loss, training.final_loss
-    if not training.num_losses:
-        return "no loss was recorded"
-    if training.nonfinite_step is not None:
-        return f"the loss is not finite from step {training.nonfinite_step} on"
-    if abs(final - first) <= (1 - _threshold("learned")) * abs(first):
-        return f"the loss stays at {_number(final)}"
-    if final > first:
-        return f"the loss rises from {_number(first)} to {_number(final)}"
-    return f"the loss reaches {_number(final)}"
+def _profile(profiles: list[DepthProfile]) -> tuple[ProfileRow, ...]:
+    """Both profiles at places of relative depth."""
+    places = np.linspace(0, 1, _PLACES)
+    left, right = (on_grid(profile, places) for profile in profiles)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.log10(right) - np.log10(left)
+    return tuple(
+        ProfileRow(round(float(x), 3), _known(a), _known(b), _known(ratio))
+        for x, a, b, ratio in zip(places, left, right, ratios, strict=True)
+    )
 
 
-def _decades(value: float) -> str:
-    """A count of decades in words: whole from 2 on, one digit below."""
-    size = abs(value)
-    text = f"{size:.0f}" if size >= 2 or size == int(size) else f"{size:.1f}"
-    return f"{text} decade" if text == "1" else f"{text} decades"
+def _known(value: float) -> float | None:
+    """The value; None for NaN, which marks a place without one."""
+    return None if math.isnan(value) else float(value)
 
 
-def _number(value: float) -> str:
-    """Three digits; a trailing zero is kept so that 2.30 reads as measured."""
-    if not math.isfinite(value):
-        return "NaN" if math.isnan(value) else str(value)
-    return f"{value:.2f}" if 0.1 <= abs(value) < 10 else f"{value:.3g}"
+def _neutral(run: ComparedRun) -> str:
+    """Gain and loss of one run of two of a kind, without calling it plain or residual."""
+    gain = "no gain" if run.gain is None else f"gain {number(run.gain)} per layer"
+    loss = "no loss" if run.final_loss is None else f"final loss {number(run.final_loss)}"
+    return f"{run.name}: {gain}, {loss}"

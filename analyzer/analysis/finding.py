@@ -1,7 +1,7 @@
 """What a finding is, what a rule that finds it is, and the words and tests that rules share."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from string import Formatter
 
@@ -21,8 +21,10 @@ __all__ = [
     "Seen",
     "Threshold",
     "checked_rules",
+    "markdown_table",
     "named",
     "stretch",
+    "threshold_table",
 ]
 
 SEVERITIES = ("severe", "warning", "note")
@@ -233,3 +235,15 @@ def named(names: Sequence[str]) -> str:
     shown = ", ".join(names[:_NAMED])
     more = len(names) - _NAMED
     return f"{shown} and {more:,} more" if more > 0 else shown
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table for the documentation."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def threshold_table(thresholds: Iterable[Threshold]) -> str:
+    """Return thresholds as a table for the documentation: name, value, meaning and reason."""
+    rows = ((f"`{one.name}`", f"{one.value:g}", one.reason) for one in thresholds)
+    return markdown_table(("name", "value", "meaning and reason"), rows)

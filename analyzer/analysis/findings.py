@@ -1,11 +1,19 @@
 """The findings of a run: every rule, the worst first, consequences under their cause."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from analyzer.analysis import layer_rules, ratio_rules
 from analyzer.analysis.evidence import Evidence
-from analyzer.analysis.finding import SEVERITIES, Finding, Rule, Threshold, checked_rules
+from analyzer.analysis.finding import (
+    SEVERITIES,
+    Finding,
+    Rule,
+    Threshold,
+    checked_rules,
+    markdown_table,
+    threshold_table,
+)
 from analyzer.storage.run import Run
 
 __all__ = [
@@ -106,24 +114,9 @@ def rules_table() -> str:
         (f"`{r.code}`", r.severity, r.seen_when, r.value, ", ".join(f"`{c}`" for c in r.hides))
         for r in RULES
     )
-    return _markdown(("code", "severity", "found when", "value", "hides"), rows)
+    return markdown_table(("code", "severity", "found when", "value", "hides"), rows)
 
 
-def thresholds_table(thresholds: Iterable[Threshold] | None = None) -> str:
-    """Return thresholds as a Markdown table: name, value, meaning and reason.
-
-    Args:
-        thresholds: Which ones; all of findings when None.
-    """
-    rows = (
-        (f"`{one.name}`", f"{one.value:g}", one.reason)
-        for one in (THRESHOLDS.values() if thresholds is None else thresholds)
-    )
-    return _markdown(("name", "value", "meaning and reason"), rows)
-
-
-def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        f"| {' | '.join(c.replace('|', chr(92) + '|') for c in cells)} |" for cells in lines
-    )
+def thresholds_table() -> str:
+    """Return every threshold as a Markdown table: name, value, meaning and reason."""
+    return threshold_table(THRESHOLDS.values())

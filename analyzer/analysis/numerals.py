@@ -1,8 +1,22 @@
-"""Numbers as captions and ticks write them: few digits, powers of ten as powers."""
+"""Numbers as every sentence and tick writes them: few digits, powers of ten as powers, decades."""
 
 import math
 
-__all__ = ["counted", "decades", "number", "percent", "power", "times_ten_to"]
+__all__ = [
+    "Spread",
+    "counted",
+    "decades",
+    "decades_fallen",
+    "decades_grown",
+    "number",
+    "percent",
+    "power",
+    "times_ten_to",
+    "with_range",
+]
+
+Spread = tuple[float, float] | None
+"""Smallest and largest value over seeds; None for a single run."""
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -69,7 +83,58 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def decades(size: float) -> str:
-    """Return a size in decades, as in ``12.2 decades`` and ``1 decade``; its sign is left out."""
-    text = number(abs(size)) if not math.isfinite(size) else f"{abs(size):.3g}"
+def with_range(value: float | None, spread: Spread = None) -> str:
+    """Return a number in three digits, with its range over seeds where there are several.
+
+    Args:
+        value: The number; None where there is none.
+        spread: Smallest and largest over seeds.
+    """
+    if value is None:
+        return "nothing"
+    if spread is None:
+        return number(value)
+    return f"{number(value)} ({number(spread[0])} to {number(spread[1])})"
+
+
+def decades(size: float, spread: Spread = None) -> str:
+    """Return a size in decades, as in ``12.2 decades`` and ``1 decade``; its sign is left out.
+
+    Args:
+        size: Decimal logarithm of a ratio.
+        spread: Smallest and largest over seeds, of one sign.
+    """
+    text = _digits(size)
+    if spread is not None:
+        low, high = sorted(map(abs, spread))
+        text += f" ({_digits(low)} to {_digits(high)})"
     return f"{text} decade" if text == "1" else f"{text} decades"
+
+
+def _digits(size: float) -> str:
+    return f"{abs(size):.3g}" if math.isfinite(size) else number(abs(size))
+
+
+def decades_fallen(value: float | None, spread: Spread = None) -> str:
+    """Return what a gradient does along depth: ``falls 12.2 decades``, ``grows 0.139 decades``.
+
+    Args:
+        value: Decades that it falls; below 0 it grows.
+        spread: Range over seeds; None for a single pair.
+    """
+    if value is None or math.isnan(value):
+        return f"changes by {with_range(value)} decades"
+    if spread is not None and spread[0] < 0 < spread[1]:
+        ends = [f"{'falling' if end >= 0 else 'growing'} {_digits(end)}" for end in spread]
+        return f"{_verb(value)} {decades(value)} (from {ends[0]} to {ends[1]})"
+    return f"{_verb(value)} {decades(value, spread)}"
+
+
+def decades_grown(value: float | None, spread: Spread = None) -> str:
+    """Return the same of decades that it grows; below 0 it falls."""
+    turned = None if spread is None else (-spread[1], -spread[0])
+    return decades_fallen(None if value is None else -value, turned)
+
+
+def _verb(value: float) -> str:
+    return "falls" if value >= 0 else "grows"

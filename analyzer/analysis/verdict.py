@@ -1,17 +1,17 @@
 """The verdict: which mechanism separates plain runs from residual ones, claim by claim."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from analyzer.analysis.claim_words import decades_fallen, with_range
 from analyzer.analysis.claims import Claim, claims
-from analyzer.analysis.comparison import THRESHOLDS
+from analyzer.analysis.numerals import decades_fallen, with_range
+from analyzer.analysis.sentences import ROUTE, Trend, headline, outcome, trend_of
 from analyzer.storage.run import Run
 
 __all__ = ["Verdict", "verdict"]
 
 Claims = Mapping[str, Claim]
-_ROUTE = "from the last layer to the first"
 _INSTEAD = (
     ("shattering", "shattered gradients (correlation {plain} against {residual})"),
     ("conditioning", "conditioning (condition number {plain} against {residual})"),
@@ -78,16 +78,10 @@ def _seeds(found: Claims, count: int) -> str:
     return f"Over {count} seeds (medians, with ranges{split}): "
 
 
-def _decades(claim: Claim) -> tuple[float, float] | None:
-    """The decades that the gradient falls in both; None where that was not measured."""
-    if claim.plain is None or claim.residual is None:
-        return None
-    return claim.plain, claim.residual
-
-
-def _limit(name: str) -> float:
-    """A threshold of comparisons."""
-    return THRESHOLDS[name][0]
+def _trends(claim: Claim) -> tuple[Trend, Trend]:
+    """The norms of both along depth in a word, from the decades that they fall."""
+    plain, residual = (math.nan if x is None else x for x in (claim.plain, claim.residual))
+    return trend_of(plain), trend_of(residual)
 
 
 def _plain(claim: Claim) -> str:
@@ -108,44 +102,21 @@ def _mechanism(found: Claims) -> str:
             "Without shortcuts no gradient reaches the first layer: its norm is exactly 0 of that "
             f"at the output; with them it is {_residual(relative)} of it."
         )
-    decades = _decades(claim)
-    if decades is None:
-        return "The gain along depth was not measured in both runs."
-    plain, residual = decades
-    without = decades_fallen(plain, claim.plain_spread)
-    within = decades_fallen(residual, claim.residual_spread)
-    sides = f"without shortcuts the gradient {without} {_ROUTE}, with them it {within}"
-    return f"{_headline(plain, residual)}: {sides}."
-
-
-def _headline(plain: float, residual: float) -> str:
-    """The mechanism in a few words, from the decades that the gradient falls."""
-    limit = _limit("unhealthy_decades")
-    if plain >= limit:
-        if residual >= limit:
-            return "Gradients vanish in both, so shortcuts do not keep them from it"
-        if residual <= -limit:
-            return "Shortcuts turn vanishing gradients into exploding ones"
-        return "Vanishing gradients separate the two"
-    if plain <= -limit:
-        if residual <= -limit:
-            return "Not vanishing: gradients explode in both"
-        return "Not vanishing but exploding gradients separate the two"
-    if residual <= -limit:
-        return "Not vanishing: gradients explode with the shortcuts, not without them"
-    if residual >= limit:
-        return "Gradients vanish with the shortcuts, not without them"
-    healthy = max(abs(plain), abs(residual)) <= _limit("healthy_decades")
-    word = "gradient norms are healthy in both" if healthy else "gradient norms stay within bounds"
-    return f"Not vanishing: {word}"
+    trends = _trends(claim)
+    if Trend.UNKNOWN in trends:
+        return f"{headline(*trends)}."
+    without = decades_fallen(claim.plain, claim.plain_spread)
+    within = decades_fallen(claim.residual, claim.residual_spread)
+    return (
+        f"{headline(*trends)}: without shortcuts the gradient {without} {ROUTE}, with them it "
+        f"{within}."
+    )
 
 
 def _instead(found: Claims) -> str:
     """What differs where the norms do not separate them, or that it was not measured."""
-    decades = _decades(found["vanishing"])
-    if decades is not None and abs(decades[0]) >= _limit("unhealthy_decades"):
-        return ""
-    if found["relative_gradient"].plain == 0:
+    explained = (Trend.VANISHING, Trend.EXPLODING)
+    if _trends(found["vanishing"])[0] in explained or found["relative_gradient"].plain == 0:
         return ""
     differing = [
         words.format(plain=_plain(c), residual=_residual(c))
@@ -183,12 +154,8 @@ def _outcome(found: Claims) -> str:
     loss = found["training_loss"]
     if loss.plain is None or loss.residual is None:
         return ""
-    numbers = f"{_plain(loss)} without them, {_residual(loss)} with"
-    if loss.status == "holds":
-        return f"The loss ends lower with shortcuts: {numbers}."
-    if not loss.residual <= loss.plain:
-        return f"The loss does not end lower with shortcuts: {numbers}."
-    return f"The loss ends about as low in both: {numbers}."
+    spreads = (loss.plain_spread, loss.residual_spread)
+    return outcome(loss.plain, loss.residual, loss.status == "holds", spreads)
 
 
 _PARTS = (_mechanism, _instead, _shortcuts, _outcome)

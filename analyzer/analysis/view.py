@@ -18,6 +18,7 @@ __all__ = [
     "RowSet",
     "RunLabel",
     "View",
+    "has_shortcuts",
     "matching",
     "nearest_step",
     "row_set",
@@ -100,13 +101,18 @@ class RowSet:
     has_parameters: NDArray[np.bool_]
 
 
+def has_shortcuts(run: Run) -> bool:
+    """Return whether gradients flow through joins of the run: it has some, not scaled to 0."""
+    return run.static_rows("joins").num_rows > 0 and run.manifest.get("skip_scale") != 0
+
+
 def run_labels(runs: Sequence[Run]) -> tuple[RunLabel, ...]:
     """Return the labels of runs, in their order."""
     names = [run.name for run in runs]
     taken = {True: 0, False: 0}
     labels = []
     for place, run in enumerate(runs):
-        shortcuts = run.static_rows("joins").num_rows > 0 and run.manifest.get("skip_scale") != 0
+        shortcuts = has_shortcuts(run)
         again = names[:place].count(run.name)
         text = f"{run.name} ({again + 1})" if again else run.name
         labels.append(RunLabel(text, shortcuts, 2 * taken[shortcuts] + (0 if shortcuts else 1)))

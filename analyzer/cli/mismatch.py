@@ -1,4 +1,4 @@
-"""The note after the traceback of a skip connection whose two operands have different shapes."""
+"""The note after the traceback of a shortcut whose two operands have different shapes."""
 
 import ast
 import contextlib
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["skip_mismatch"]
+__all__ = ["shortcut_mismatch"]
 
 _MESSAGE = re.compile(
     r"The size of tensor a \((\d+)\) must match the size of tensor b \((\d+)\) at non-singleton "
@@ -20,7 +20,7 @@ _ADDS = {"add", "add_", "sub", "sub_", "subtract", "lerp", "addcmul"}
 Shape = Sequence[int]
 
 
-def skip_mismatch(error: BaseException | None) -> str | None:
+def shortcut_mismatch(error: BaseException | None) -> str | None:
     """Return a note about an addition in a module's forward whose operands do not match.
 
     All that it says comes from the frames of the traceback: nothing watches while the model runs.
@@ -29,7 +29,7 @@ def skip_mismatch(error: BaseException | None) -> str | None:
         error: What ended the program.
 
     Returns:
-        One sentence with the module, the two shapes and the usual mends; None for other errors.
+        One sentence with the module, the two shapes and the usual fixes; None for other errors.
     """
     torch = sys.modules.get("torch")
     match = _MESSAGE.search(str(error)) if isinstance(error, RuntimeError) else None
@@ -47,8 +47,8 @@ def skip_mismatch(error: BaseException | None) -> str | None:
     shown = [_shown(shape, size) for shape, size in zip(shapes, sizes, strict=True)]
     name = _module_name(error.__traceback__, _self_of(modules[-1]))
     return (
-        f"in '{name}' the two operands of the skip do not match: {shown[0]} and {shown[1]} differ "
-        f"at dimension {dimension}. {_mends(sizes, shapes)}"
+        f"in '{name}' the two operands of the shortcut do not match: {shown[0]} and "
+        f"{shown[1]} differ at dimension {dimension}. {_fixes(sizes, shapes)}"
     )
 
 
@@ -129,7 +129,7 @@ def _added(node: ast.AST) -> tuple[ast.expr, ast.expr] | None:
 
 
 def _shown(shape: Shape | None, size: int) -> str:
-    """Return a shape as text; of one that is not to be had, what the message says."""
+    """Return a shape as text; where it is unknown, the size that the message gives."""
     return str(list(shape)) if shape is not None and size in shape else f"[…, {size}, …]"
 
 
@@ -154,8 +154,8 @@ def _shape(expression: ast.expr, frame: FrameType) -> Shape | None:
     return tuple(value.shape) if isinstance(value, torch.Tensor) else None
 
 
-def _mends(sizes: tuple[int, int], shapes: Sequence[Shape | None]) -> str:
-    """Return what usually mends a mismatch; the stride where both sizes of the image are known."""
+def _fixes(sizes: tuple[int, int], shapes: Sequence[Shape | None]) -> str:
+    """Return the usual fixes of a mismatch; the stride where both image sizes are known."""
     one, other = shapes
     stride = "with stride=s where the image shrinks by s"
     if one is not None and other is not None and len(one) == len(other) == 4:
@@ -166,7 +166,7 @@ def _mends(sizes: tuple[int, int], shapes: Sequence[Shape | None]) -> str:
             if step == int(step):
                 stride = f"with stride={int(step)}, for the image shrinks by {int(step)}"
     return (
-        f"Usual mends, on the side that is the shortcut: a 1x1 convolution to the other side's "
+        f"Usual fixes, on the side of the shortcut: a 1x1 convolution to the other side's "
         f"channels, {stride} (for features a linear layer); zero padding of the channels that are "
         f"missing (functional.pad, after x[:, :, ::s, ::s]); or equal sizes ({sizes[0]} and "
         f"{sizes[1]} here) on both sides from the start."

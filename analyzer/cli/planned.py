@@ -5,31 +5,11 @@ from typing import Annotated, NoReturn
 
 import typer
 
-import analyzer
-from analyzer.errors import AnalyzerError
+from analyzer.cli import not_built
 
-__all__ = [
-    "not_built",
-    "reproduce",
-    "study",
-]
+__all__ = ["reproduce", "study"]
 
 _Arguments = Annotated[list[str] | None, typer.Argument(metavar="ARGS")]
-
-
-def not_built(what: str) -> AnalyzerError:
-    """Return the error for something that this version names and does not have.
-
-    Args:
-        what: The command or option as the user typed it.
-
-    Returns:
-        The error to raise.
-    """
-    return AnalyzerError(
-        f"'{what}' is not built yet in version {analyzer.__version__}; "
-        "'analyzer --help' and 'analyzer record --help' mark what is not. Leave it out for now."
-    )
 
 
 def _planned(name: str, sentence: str, example: str) -> Callable[[list[str] | None], NoReturn]:

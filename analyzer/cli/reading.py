@@ -100,7 +100,7 @@ def export(
     Example:
         analyzer export latest --format csv -o tables
     """  # noqa: D301 -- click reads the control character
-    from analyzer.cli.planned import not_built
+    from analyzer.cli import not_built
 
     if format_ not in _EXPORTS:
         raise AnalyzerError(

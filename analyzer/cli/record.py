@@ -1,21 +1,28 @@
 """``analyzer record``: run a training script, or train a model file, under the recorder."""
 
+import inspect
 import os
+import sys
 from collections.abc import Callable
+from dataclasses import Field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from analyzer.cli import RunsDir
-from analyzer.cli.planned import not_built
-from analyzer.cli.record_options import ZOO, RecordOptions, folders_of
+from analyzer.cli import RunsDir, not_built
 from analyzer.errors import AnalyzerError, RunExistsError, ScriptError
+from analyzer.options import (
+    MODEL_FILE,
+    ZOO,
+    OptionError,
+    RecordOptions,
+    flag,
+    options_of,
+    plain_folder,
+)
 
-__all__ = ["record"]
-
-_MODEL = "Model files only"
-_LATER = "Not built yet"
+__all__ = ["record", "record_text"]
 
 
 def record(
@@ -24,124 +31,13 @@ def record(
     ],
     args: Annotated[
         list[str] | None,
-        typer.Argument(metavar="ARGS", help="All that follows TARGET belongs to the script."),
+        typer.Argument(metavar="ARGS", help="Everything after TARGET belongs to the script."),
     ] = None,
     as_module: Annotated[
         bool, typer.Option("-m", help="TARGET is a module, run as 'python -m' does.")
     ] = False,
-    run: Annotated[
-        Path | None,
-        typer.Option(
-            "--run",
-            metavar="DIR",
-            help="Folder of the run, new. Default: the next free runs/<target>-<k>.",
-        ),
-    ] = None,
     runs_dir: RunsDir = Path("runs"),
-    every: Annotated[
-        int, typer.Option("--every", metavar="N", help="Record layers at each N-th step.")
-    ] = 1,
-    columns: Annotated[
-        str, typer.Option("--columns", metavar="all|norms", help="What is recorded of a tensor.")
-    ] = "all",
-    layers: Annotated[
-        str | None,
-        typer.Option("--layers", metavar="REGEX", help="Record only layers with such a name."),
-    ] = None,
-    skip_layers: Annotated[
-        str | None,
-        typer.Option("--skip-layers", metavar="REGEX", help="Leave out layers with such a name."),
-    ] = None,
-    splits_every: Annotated[
-        int,
-        typer.Option(
-            "--splits-every", metavar="N", help="Split gradients at each N-th recorded step."
-        ),
-    ] = 10,
-    updates_every: Annotated[
-        int,
-        typer.Option(
-            "--updates-every", metavar="N", help="Measure updates at each N-th recorded step."
-        ),
-    ] = 10,
-    checkpoint_every: Annotated[
-        int | None,
-        typer.Option(
-            "--checkpoint-every",
-            metavar="N",
-            help="Save the weights each N steps. Default: first and last step.",
-        ),
-    ] = None,
-    stop_after: Annotated[
-        int | None,
-        typer.Option(
-            "--stop-after", metavar="N", help="End the training cleanly after N steps, exit 0."
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed",
-            metavar="N",
-            help="Default 0 for model files; a seed that the script sets wins.",
-        ),
-    ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", help="Write nothing to stderr but what the script writes.")
-    ] = False,
-    steps: Annotated[
-        int, typer.Option("--steps", metavar="N", help=f"{_MODEL}: number of updates.")
-    ] = 200,
-    data: Annotated[
-        str,
-        typer.Option(
-            "--data", metavar="digits|synthetic|cifar10:DIR", help=f"{_MODEL}: what to train on."
-        ),
-    ] = "digits",
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", metavar="N", help=f"{_MODEL}: samples in a batch.")
-    ] = 64,
-    optimizer: Annotated[
-        str, typer.Option("--optimizer", metavar="sgd|adam|adamw", help=f"{_MODEL}.")
-    ] = "sgd",
-    lr: Annotated[
-        float | None,
-        typer.Option("--lr", metavar="X", help=f"{_MODEL}. Default: as usual for the optimizer."),
-    ] = None,
-    device: Annotated[
-        str, typer.Option("--device", metavar="NAME", help=f"{_MODEL}: auto, cpu, cuda, mps, ...")
-    ] = "auto",
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            "--resume", metavar="RUN", help=f"{_LATER}: a training that goes on after a stop."
-        ),
-    ] = None,
-    probe: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--probe",
-            metavar="NAME[:EVERY]",
-            help="A heavier measurement at the first, each EVERY-th and the last step; repeatable.",
-        ),
-    ] = None,
-    skip_scale: Annotated[
-        float | None,
-        typer.Option(
-            "--skip-scale", metavar="A", help="Multiply every detected shortcut by A; 0 removes it."
-        ),
-    ] = None,
-    twin: Annotated[
-        bool,
-        typer.Option("--twin", help="Record a twin without shortcuts first, into DIR-plain."),
-    ] = False,
-    rescale: Annotated[
-        bool, typer.Option("--rescale", help="Give the twin's branches the original's scale.")
-    ] = False,
-    fail_on: Annotated[
-        str | None,
-        typer.Option("--fail-on", metavar="severe", help="Exit 1 when such a finding appears."),
-    ] = None,
+    **given: Any,
 ) -> Callable[[], int]:
     """Run a training script, or train a model file, under the recorder.
 
@@ -156,50 +52,104 @@ def record(
         analyzer record zoo:resnet20
         analyzer record --twin --probe paths:100 train.py
     """
-    if resume is not None:
+    if given["resume"] is not None:
         raise not_built("record --resume")
+    given["probe"] = tuple(given["probe"] or ())
     try:
         options = RecordOptions(
-            target=target,
-            args=tuple(args or ()),
-            as_module=as_module,
-            run=run,
-            runs_dir=runs_dir,
-            every=every,
-            columns=columns,
-            layers=layers,
-            skip_layers=skip_layers,
-            splits_every=splits_every,
-            updates_every=updates_every,
-            checkpoint_every=checkpoint_every,
-            stop_after=stop_after,
-            seed=seed,
-            quiet=quiet,
-            steps=steps,
-            data=data,
-            batch_size=batch_size,
-            optimizer=optimizer,
-            lr=lr,
-            device=device,
-            probe=tuple(probe or ()),
-            skip_scale=skip_scale,
-            twin=twin,
-            rescale=rescale,
-            fail_on=fail_on,
+            target=target, args=tuple(args or ()), as_module=as_module, runs_dir=runs_dir, **given
         )
+    except OptionError as error:
+        raise AnalyzerError(error.on_command_line) from error
     except ValueError as error:
         raise AnalyzerError(str(error)) from error
     _check_target(options)
-    for folder in folders_of(options):
-        _check_run(folder)
+    if options.run is not None:
+        for folder in (options.run, *([plain_folder(options.run)] if options.twin else [])):
+            _check_run(folder)
     return lambda: _record(options)
+
+
+def _parameter(field: "Field[Any]") -> inspect.Parameter:
+    """The parameter of the command for one option of a recording."""
+    option, is_several = field.metadata["option"], field.type == tuple[str, ...]
+    prefix = "Model files only: " if option.scope == MODEL_FILE else ""
+    info = typer.Option(flag(field.name), metavar=option.metavar, help=prefix + option.help)
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None if is_several else field.default,
+        annotation=Annotated[list[str] | None if is_several else field.type, info],
+    )
+
+
+_written = inspect.signature(record)
+vars(record)["__signature__"] = _written.replace(
+    parameters=[
+        *(one for one in _written.parameters.values() if one.kind is not one.VAR_KEYWORD),
+        *map(_parameter, options_of()),
+    ]
+)
 
 
 def _record(options: RecordOptions) -> int:
     """Record; called without the parser's frames, so that the script's stack is short."""
-    from analyzer.cli import session
+    if options.twin:
+        from analyzer.cli.session import free_folder
+        from analyzer.cli.twin import record_twin
 
-    return session.record(options)
+        run = options.run or free_folder(options, has_twin=True)
+        options = record_twin(replace(options, run=run))
+    return _record_alone(options)
+
+
+def _record_alone(options: RecordOptions) -> int:
+    """Record what the options name; return the exit code, or end the process as the script would.
+
+    Nothing heavy is imported before the script imports torch, so that the environment variables
+    that it sets at its top act as they would without the recorder.
+
+    Raises:
+        ScriptError: If the target is neither a training script nor a model file.
+        RunExistsError: If the run folder exists.
+    """
+    from analyzer.cli.session import ScriptSession
+
+    if options.target.startswith(ZOO):
+        from analyzer.cli.training import train_zoo
+
+        return train_zoo(options)
+    session = ScriptSession(options)
+    try:
+        ending = session.run_script()
+        if session.trained or ending.exit_code != 0:
+            session.end_script(ending)
+            ending.leave()
+        session.discard()
+        from analyzer.cli.training import train_model_file
+
+        return train_model_file(options, session.run, ending.namespace)
+    except AnalyzerError:
+        session.remove_empty_folder()
+        raise
+
+
+def record_text(text: str) -> int:
+    """Record a twin: all that its process does.
+
+    Args:
+        text: The options, as `analyzer.cli.twin.options_text` writes them.
+
+    Returns:
+        The exit code, where the process was not ended as the script's would have been.
+    """
+    from analyzer.cli.twin import options_from
+
+    try:
+        return _record_alone(options_from(text))
+    except AnalyzerError as error:
+        print(f"analyzer: {error}", file=sys.stderr)
+        return 2
 
 
 def _check_target(options: RecordOptions) -> None:
@@ -214,7 +164,7 @@ def _check_target(options: RecordOptions) -> None:
     elif not options.as_module and not os.path.exists(target):
         raise ScriptError(
             f"script '{target}' not found in the working folder; expected a Python file, -m "
-            "MODULE or zoo:NAME. Check the path; options of the recording stand before it."
+            "MODULE or zoo:NAME. Check the path; options of the recording go before it."
         )
 
 

@@ -14,21 +14,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from analyzer.analysis.comparison import Flow, RunFacts
 from analyzer.analysis.evidence import NonFinite, first_nonfinite
 from analyzer.analysis.findings import findings
 from analyzer.analysis.gradient_flow import (
     DepthProfile,
     MedianGain,
     depth_profile,
-    median_gain,
     profile_gain,
+    run_gain,
     span_decades,
 )
 from analyzer.analysis.numerals import counted
+from analyzer.analysis.sentences import DepthFacts, Trend
 from analyzer.analysis.training import TrainingSummary, run_training
 from analyzer.cli.chart import depth_chart, sparkline
-from analyzer.cli.findings_text import finding_lines, findings_summary
+from analyzer.cli.diagnose import finding_lines, findings_summary
 from analyzer.cli.terminal import Signs, number, printable, signs, table_box
 from analyzer.errors import AnalyzerError, NotRecordedError
 from analyzer.storage.run import Run
@@ -37,13 +37,12 @@ __all__ = ["print_run"]
 
 _VERSIONS = ("gradient-flow-analyzer", "torch", "python")
 _MAX_WIDTH = 140
-_MEDIAN_STEPS = 15
 _NAMED_LAYERS = 4
 _VERDICTS = {
-    Flow.VANISHING: "which is vanishing",
-    Flow.EXPLODING: "which is exploding",
-    Flow.HEALTHY: "which is healthy",
-    Flow.BETWEEN: "neither healthy nor severe",
+    Trend.VANISHING: "which is vanishing",
+    Trend.EXPLODING: "which is exploding",
+    Trend.HEALTHY: "which is healthy",
+    Trend.BETWEEN: "neither healthy nor severe",
 }
 _ENDS = 20
 _KIND_WIDTH, _LEAST_NAME, _GAP = 16, 16, 2
@@ -79,7 +78,7 @@ def print_run(run: Run, step: str, pattern: str | None, console: Console) -> Non
     profile = depth_profile(run, _shown_step(run, step, steps))
     _print_lines(console, _header(run, training, marks))
     console.print()
-    _print_lines(console, _flow(run, profile, training, chosen, console.width))
+    _print_lines(console, _flow(run, profile, chosen, console.width))
     _print_lines(console, [_loss_line(training, marks), _joins_line(run)])
     found = findings(run)
     _print_lines(console, [findings_summary(found), *finding_lines(found), ""])
@@ -180,7 +179,6 @@ def _matching(names: Sequence[str], pattern: str | None) -> NDArray[np.bool_]:
 def _flow(
     run: Run,
     profile: DepthProfile,
-    training: TrainingSummary,
     chosen: NDArray[np.bool_],
     width: int,
 ) -> list[str]:
@@ -203,7 +201,7 @@ def _flow(
         chart,
         *_mark_lines(seen, unicode=marks.unicode),
         "",
-        *_gain_lines(profile, training, _median_gain(run), marks.missing),
+        *_gain_lines(profile, run_gain(run), marks.missing),
         *([_nonfinite_line(first, profile.step, run.layer_steps())] if first else []),
     ]
 
@@ -247,18 +245,9 @@ def _joins_line(run: Run) -> str:
     return f"Joins: {len(joins)} ({parts}){carried}."
 
 
-def _median_gain(run: Run) -> MedianGain:
-    """The median gain over at most 15 evenly spaced steps."""
-    steps = run.layer_steps()
-    places = np.unique(np.linspace(0, len(steps) - 1, _MEDIAN_STEPS).round().astype(int))
-    return median_gain([profile_gain(depth_profile(run, int(s))) for s in steps[places]])
-
-
-def _gain_lines(
-    profile: DepthProfile, training: TrainingSummary, median: MedianGain, missing: str
-) -> list[str]:
+def _gain_lines(profile: DepthProfile, median: MedianGain, missing: str) -> list[str]:
     """Say what the gain is, or why there is none."""
-    facts = RunFacts(profile_gain(profile), span_decades(profile), training)
+    facts = DepthFacts(profile_gain(profile), span_decades(profile))
     fit = facts.gain
     if not fit.is_defined:
         return [_no_gain(profile)]
@@ -272,7 +261,7 @@ def _gain_lines(
     lines = [
         f"Gain {number(fit.gain)} per layer going backward (1 is isometry): the output gradient "
         f"{change} {abs(fallen):.1f} decades from the last layer to the first, "
-        f"{_VERDICTS[facts.flow]} ({used}).",
+        f"{_VERDICTS[facts.trend]} ({used}).",
         _ends(profile),
     ]
     if median.num_steps > 1:

@@ -1,4 +1,4 @@
-"""The twin without shortcuts: the same recording in a process of its own, before the real one."""
+"""``record --twin``: the same program without shortcuts, recorded first, in its own process."""
 
 import json
 import os
@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import analyzer
-from analyzer.cli.record_options import RecordOptions, plain_folder
-from analyzer.errors import AnalyzerError
+from analyzer.options import RecordOptions, plain_folder
 
-__all__ = ["main", "record_twin"]
+__all__ = ["options_from", "options_text", "record_twin"]
 
 _LAST_LINES = 12
 _PATIENCE_SECONDS = 5.0
@@ -24,8 +23,8 @@ _PATIENCE_SECONDS = 5.0
 _PROGRAM = """
 import sys
 sys.path[: not sys.flags.safe_path] = [sys.argv[1]]
-from analyzer.cli.twin import main
-sys.exit(main(sys.argv[2]))
+from analyzer.cli.record import record_text
+sys.exit(record_text(sys.argv[2]))
 """
 # A private function of the standard library, which multiprocessing uses too.
 _interpreter_flags: Callable[[], list[str]] = vars(subprocess)["_args_from_interpreter_flags"]
@@ -35,7 +34,7 @@ def record_twin(options: RecordOptions) -> RecordOptions:
     """Record the twin into the folder beside the run's; return the options of the run itself.
 
     The twin is the same program with the same seed and every shortcut replaced by zeros. What it
-    prints is dropped; where it fails, the end of that is said after the run.
+    prints is dropped; where it fails, its last lines are repeated after the run.
 
     Args:
         options: Those of a recording with ``twin``, its folder chosen.
@@ -65,28 +64,10 @@ def record_twin(options: RecordOptions) -> RecordOptions:
     )
 
 
-def main(text: str) -> int:
-    """Record what the options in a JSON text say; the whole of the twin's process.
-
-    Args:
-        text: The fields of `RecordOptions`.
-
-    Returns:
-        The exit code, where the process was not ended as the script's would have been.
-    """
-    from analyzer.cli import session
-
-    try:
-        return session.record(_decoded(text))
-    except AnalyzerError as error:
-        print(f"analyzer: {error}", file=sys.stderr)
-        return 2
-
-
 def _run(options: RecordOptions, stderr: IO[bytes]) -> int:
     """Run the twin's process to its end; an interrupt of this one ends both."""
     root = str(Path(analyzer.__file__).resolve().parents[1])
-    command = [sys.executable, *_interpreter_flags(), "-c", _PROGRAM, root, _encoded(options)]
+    command = [sys.executable, *_interpreter_flags(), "-c", _PROGRAM, root, options_text(options)]
     silent = subprocess.DEVNULL
     process = subprocess.Popen(command, stdin=silent, stdout=silent, stderr=stderr)
     try:
@@ -118,11 +99,13 @@ def _words(code: int, stderr: IO[bytes]) -> tuple[str, ...]:
     return (first, *[line.removeprefix("analyzer: ") for line in lines[-_LAST_LINES:]])
 
 
-def _encoded(options: RecordOptions) -> str:
+def options_text(options: RecordOptions) -> str:
+    """Return options as the text that the twin's process gets."""
     return json.dumps(asdict(options), default=str)
 
 
-def _decoded(text: str) -> RecordOptions:
+def options_from(text: str) -> RecordOptions:
+    """Return the options in such a text."""
     fields: dict[str, Any] = json.loads(text)
     for name in ("args", "probe", "twin_words"):
         fields[name] = tuple(fields[name])

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from analyzer.errors import AnalyzerError
 from analyzer.joins.calls import keywords_of_call, tensors_in
 from analyzer.joins.model_state import cloned, preserve_state
+from analyzer.options import ProbePlan
 from analyzer.probes import HeldBatch, Measurement, probe_named
 from analyzer.probes.loss_tape import LossTape, ReplayError
 from analyzer.recording.names import unwrapped
-from analyzer.recording.schedule import ProbePlan
 from analyzer.recording.skip_scaling import SkipsNotScaledError
 
 __all__ = ["Call", "Held", "Probing", "digest_of", "measured", "said_of"]

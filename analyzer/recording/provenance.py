@@ -1,7 +1,8 @@
-"""What a manifest says about where a run came from, without paths, hosts or user names."""
+"""Where a run came from, without paths, hosts or user names, and what a restart needs."""
 
 import os
 import platform
+import random
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -9,15 +10,24 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors.numpy import load_file, save_file
 
-__all__ = ["device_name", "environment", "git_state"]
+__all__ = [
+    "device_name",
+    "environment",
+    "git_state",
+    "restore_random_states",
+    "save_random_states",
+]
 
+_RANDOM_STATES = "random_states.safetensors"
 _PACKAGES = ("gradient-flow-analyzer", "torch", "numpy", "pyarrow")
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Return commit and whether there are uncommitted changes; None outside of a repository."""
+    """Return commit and whether there are uncommitted changes; None outside a repository."""
     try:
         commit, status = (
             subprocess.run(
@@ -66,3 +76,40 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return str(device)
+
+
+def save_random_states(run: Path) -> None:
+    """Write the states of torch's, numpy's and Python's generators into a run folder.
+
+    Args:
+        run: The folder of the run.
+    """
+    _, words, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    _, python, python_gauss = random.getstate()
+    arrays = {
+        "torch": torch.get_rng_state().numpy(),
+        "numpy": np.asarray(words, dtype=np.uint32),
+        "numpy_position": np.array([position, has_gauss], dtype=np.int64),
+        "numpy_gauss": np.array([gauss], dtype=np.float64),
+        "python": np.array(python, dtype=np.uint32),
+        "python_gauss": np.array([] if python_gauss is None else [python_gauss], dtype=np.float64),
+    }
+    save_file(arrays, run / _RANDOM_STATES)
+
+
+def restore_random_states(run: Path) -> bool:
+    """Set the generators to the states that a run holds; return whether it holds any.
+
+    Args:
+        run: The folder of the run.
+    """
+    if not (run / _RANDOM_STATES).is_file():
+        return False
+    arrays = load_file(run / _RANDOM_STATES)
+    position, has_gauss = arrays["numpy_position"].tolist()
+    gauss = float(arrays["numpy_gauss"][0])
+    torch.set_rng_state(torch.from_numpy(arrays["torch"].copy()))
+    np.random.set_state(("MT19937", arrays["numpy"], position, has_gauss, gauss))
+    last = arrays["python_gauss"].tolist()
+    random.setstate((3, tuple(arrays["python"].tolist()), last[0] if last else None))
+    return True

@@ -1,12 +1,12 @@
 """The recorder that users put around their training loop."""
 
 import contextlib
+import inspect
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,16 +14,20 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from analyzer.errors import AnalyzerError, RunExistsError
+from analyzer.errors import AnalyzerError, RunExistsError, StopTraining
+from analyzer.options import RECORDER, RecordOptions, options_of
 from analyzer.probes import Measurement
 from analyzer.recording.checkpoints import saver
+from analyzer.recording.discovery import Discovery
 from analyzer.recording.names import unwrapped
 from analyzer.recording.probing import Probing
-from analyzer.recording.provenance import device_name, environment, git_state
-from analyzer.recording.random_states import save_random_states
-from analyzer.recording.schedule import ProbePlan, Schedule
+from analyzer.recording.provenance import (
+    device_name,
+    environment,
+    git_state,
+    save_random_states,
+)
 from analyzer.recording.skip_scaling import SkipScaling
-from analyzer.recording.stopping import StopTraining
 from analyzer.recording.training import Training
 from analyzer.storage.schema import TABLES
 from analyzer.storage.writer import RunWriter
@@ -44,21 +48,9 @@ class Recorder:
     and no hook is left behind.
 
     Args:
-        model: The model that is trained; None to find the models by themselves, as the command
-            line does.
+        model: The model that is trained; None to find the models that the program trains, as the
+            command line does.
         run: Folder of the run; must not exist. Default: the next free ``runs/<class name>-<k>``.
-        every: Record layers and parameters at each ``every``-th step; ``steps`` has all.
-        columns: ``"all"``, or ``"norms"`` for the norms alone.
-        layers: Regular expression; record only layers whose name it finds.
-        skip_layers: Regular expression; leave out layers whose name it finds.
-        splits_every: Split gradients at each so many recorded steps.
-        updates_every: Measure updates at each so many recorded steps.
-        checkpoint_every: Save the weights each so many steps. Default: first and last step.
-        stop_after: Leave the ``with`` block after so many steps.
-        probe: Heavier measurements, each ``NAME`` or ``NAME:EVERY``: on the live model and the
-            first batch of the training, after the first step, each ``EVERY``-th and the last.
-        skip_scale: Multiply every shortcut by this during training; 0 removes them. The trained
-            weights are then not those of an unrecorded run.
         exist: What to do when the folder exists: ``"raise"``, or ``"new"`` to take the next free
             name and say so (the default in notebooks), or ``"use"`` for an empty folder that the
             caller made.
@@ -66,11 +58,13 @@ class Recorder:
         watch: Called with each step after its update, before the next forward pass; it may raise
             `StopTraining` to end the training there.
         warn: Receives a sentence when something cannot be recorded. Default: a Python warning.
+        **options: Options of ``analyzer record``, such as ``every=10``; see
+            `analyzer.options.RecordOptions` and ``help(Recorder)``.
 
     Raises:
         RunExistsError: If the folder exists.
-        TypeError: If ``model`` is no module.
-        ValueError: If an option is out of range.
+        TypeError: If ``model`` is not a module, or an option does not exist.
+        ValueError: If the value of an option is out of range.
     """
 
     def __init__(
@@ -78,20 +72,11 @@ class Recorder:
         model: nn.Module | None,
         run: str | os.PathLike[str] | None = None,
         *,
-        every: int = 1,
-        columns: str = "all",
-        layers: str | None = None,
-        skip_layers: str | None = None,
-        splits_every: int = 10,
-        updates_every: int = 10,
-        checkpoint_every: int | None = None,
-        stop_after: int | None = None,
-        probe: Sequence[str] = (),
-        skip_scale: float | None = None,
         exist: str | None = None,
         manifest: dict[str, Any] | None = None,
         watch: Callable[[int], None] | None = None,
         warn: Callable[[str], None] | None = None,
+        **options: Any,
     ) -> None:
         if model is not None and not isinstance(model, nn.Module):
             raise TypeError(
@@ -99,22 +84,13 @@ class Recorder:
             )
         if exist not in (None, "raise", "new", "use"):
             raise ValueError(f"exist is {exist!r}; expected 'raise', 'new' or 'use'")
-        self.schedule = Schedule(
-            every=every,
-            columns=columns,
-            layers=layers,
-            skip_layers=skip_layers,
-            splits_every=splits_every,
-            updates_every=updates_every,
-            checkpoint_every=checkpoint_every,
-            stop_after=stop_after,
-            probes=tuple(map(ProbePlan.parse, [probe] if isinstance(probe, str) else probe)),
-        )
+        self.options = RecordOptions.for_recorder(options)
         self.path = _run_folder(model, run, exist or ("new" if _in_notebook() else "raise"))
         self._model = model
-        self._skip_scale = skip_scale
         self._scaling: SkipScaling | None = None
-        scaled = {} if skip_scale is None else {"skip_scale": skip_scale}
+        self._discovery: Discovery | None = None
+        alpha = self.options.skip_scale
+        scaled = {} if alpha is None else {"skip_scale": alpha}
         self._manifest = scaled | (manifest or {})
         self._watch = watch
         self._warn = warn or _python_warning
@@ -141,13 +117,13 @@ class Recorder:
         self._started = time.perf_counter()
         self._open_writer()
         self._probing = Probing(
-            self.schedule.probes,
+            self.options.plans,
             self._write_probe,
             on_batch=self._note_batch,
             on_problem=self._note_problem,
         )
         training = Training(
-            self.schedule,
+            self.options,
             on_step=self._write_step,
             on_tables=self._write_tables,
             on_boundary=self._pass_boundary,
@@ -159,10 +135,10 @@ class Recorder:
         training.start()
         if self._model is not None:
             training.add_root(self._model)
-        if self._skip_scale is not None:
-            self._scaling = SkipScaling(
-                self._skip_scale, self._model, on_problem=self._note_problem
-            )
+        else:
+            self._discovery = Discovery(training)
+        if (alpha := self.options.skip_scale) is not None:
+            self._scaling = SkipScaling(alpha, self._model, on_problem=self._note_problem)
             self._scaling.start()
 
     def _open_writer(self) -> None:
@@ -170,7 +146,7 @@ class Recorder:
             "name": self.path.name,
             **environment(),
             "git": git_state(Path.cwd()),
-            "schedule": asdict(self.schedule),
+            "schedule": self.options.stored(RECORDER),
             **self._manifest,
         }
         try:
@@ -180,7 +156,7 @@ class Recorder:
             raise
         except OSError as error:
             self._warn(
-                f"cannot make the run folder ({error.strerror}); the training goes on, nothing "
+                f"cannot make the run folder ({error.strerror}); the training continues, nothing "
                 "is recorded: choose another folder with --run"
             )
 
@@ -270,7 +246,7 @@ class Recorder:
             self._writer.update_manifest(first_batch=digest)
 
     def _pass_boundary(self, step: int) -> None:
-        if self.schedule.saves_weights(step):
+        if self.options.saves_weights(step):
             self._save_weights(step)
         if self._watch is not None and not self._is_closed:
             self._watch(step)
@@ -321,6 +297,7 @@ class Recorder:
         if self._is_closed or self._training is None:
             return
         self._is_closed = True
+        self.stop_looking()
         if self._scaling is not None:
             self._scaling.stop()
         training = self._training
@@ -337,9 +314,19 @@ class Recorder:
                 num_layers=len(training.layers),
                 num_joins=len(training.splits.table),
                 seconds=self.seconds,
-                recorder_seconds=training.capture.seconds,
+                recorder_seconds=self.overhead_seconds,
                 probe_seconds=training.probing.seconds,
             )
+
+    def stop_looking(self) -> None:
+        """Find no more models; the program that trained them has ended."""
+        if self._discovery is not None:
+            self._discovery.stop()
+
+    @property
+    def overhead_seconds(self) -> float:
+        """What the recorder cost the training, without probes."""
+        return self.training.capture.seconds
 
     @property
     def storage_failure(self) -> str | None:
@@ -347,6 +334,33 @@ class Recorder:
         if self._writer is None:
             return "the run folder could not be made"
         return self._writer.failed
+
+
+def _described() -> str:
+    """The options of the recorder, as its docstring has them."""
+    lines = []
+    for one in options_of(RECORDER):
+        option = one.metadata["option"]
+        values = f" ({option.metavar})" if option.metavar else ""
+        lines.append(f"        {one.name}{values}: {option.help} Default: {one.default!r}.")
+    return "\n".join(lines)
+
+
+_written = inspect.signature(Recorder)
+Recorder.__signature__ = _written.replace(  # type: ignore[attr-defined]
+    parameters=[
+        *(one for one in _written.parameters.values() if one.kind is not one.VAR_KEYWORD),
+        *(
+            inspect.Parameter(
+                one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=one.type
+            )
+            for one in options_of(RECORDER)
+        ),
+    ]
+)
+Recorder.__doc__ = (Recorder.__doc__ or "").replace(
+    "    Raises:", f"    Options:\n{_described()}\n\n    Raises:", 1
+)
 
 
 def _number(value: Any) -> float | int:
@@ -363,7 +377,7 @@ def _in_notebook() -> bool:
 
 
 def _run_folder(model: nn.Module | None, run: str | os.PathLike[str] | None, exist: str) -> Path:
-    """The folder to write to; none that exists."""
+    """The folder to write to, which does not exist."""
     if run is None:
         stem = "run" if model is None else type(unwrapped(model)).__name__.lower()
         runs = Path(os.environ.get("ANALYZER_RUNS", "runs"))

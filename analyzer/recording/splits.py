@@ -22,10 +22,10 @@ from analyzer.joins.products import (
     split_products,
     statistics_of_products,
 )
+from analyzer.options import RecordOptions
 from analyzer.recording.buffer import Transfer
 from analyzer.recording.live_log import LiveLog, is_compiled, token
 from analyzer.recording.names import unwrapped
-from analyzer.recording.schedule import Schedule
 from analyzer.recording.statistics import Measured, block_of, column_of
 from analyzer.storage.writer import Block
 
@@ -150,7 +150,7 @@ class Splits:
         on_problem: Called with a sentence about joins that cannot be seen.
     """
 
-    def __init__(self, schedule: Schedule, on_problem: Callable[[str], None]) -> None:
+    def __init__(self, schedule: RecordOptions, on_problem: Callable[[str], None]) -> None:
         self.table = JoinTable()
         self.tables_changed = False
         self._schedule = schedule

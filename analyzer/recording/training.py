@@ -19,6 +19,8 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from analyzer.errors import StopTraining
+from analyzer.options import RecordOptions
 from analyzer.probes import Measurement
 from analyzer.recording import clipping, engine
 from analyzer.recording.checkpoints import is_small
@@ -28,10 +30,8 @@ from analyzer.recording.micro_batches import MicroBatches, num_ranks
 from analyzer.recording.names import unwrapped
 from analyzer.recording.parameters import Parameters
 from analyzer.recording.probing import Probing
-from analyzer.recording.schedule import Schedule
 from analyzer.recording.splits import Splits
 from analyzer.recording.step import OpenStep, scalar
-from analyzer.recording.stopping import StopTraining
 from analyzer.recording.updates import UpdateMeter
 
 __all__ = ["Training"]
@@ -75,7 +75,7 @@ class Training:
 
     def __init__(
         self,
-        schedule: Schedule,
+        schedule: RecordOptions,
         *,
         on_step: Callable[[Any], None],
         on_tables: Callable[[], None],
@@ -91,7 +91,7 @@ class Training:
         self.probing = probing or Probing(
             (), lambda *_: None, on_batch=lambda _: None, on_problem=on_problem
         )
-        wants_noise = any(plan.name == "noise" for plan in schedule.probes)
+        wants_noise = any(plan.name == "noise" for plan in schedule.plans)
         self._micro_batches = MicroBatches() if wants_noise else None
         more = () if self._micro_batches is None else (self._micro_batches,)
         self.probing.of_training = {"noise": self._training_noise}

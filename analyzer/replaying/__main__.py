@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from analyzer.errors import StopTraining
+from analyzer.options import ProbePlan, RecordOptions
 from analyzer.recording.probing import Probing, said_of
-from analyzer.recording.random_states import restore_random_states
-from analyzer.recording.schedule import ProbePlan, Schedule
-from analyzer.recording.stopping import StopTraining
+from analyzer.recording.provenance import restore_random_states
 from analyzer.recording.training import Training
 from analyzer.replaying.measuring import measure_all
 from analyzer.replaying.order import ProbeOrder, Progress, sentences
@@ -76,7 +76,7 @@ def main(words: Sequence[str]) -> int:
 
         restore_random_states(run.path)
         training = Training(
-            Schedule(),
+            RecordOptions(),
             on_step=lambda _: None,
             on_tables=lambda: None,
             on_boundary=lambda _: None,

@@ -1,10 +1,6 @@
-"""Writes the pages of the documentation that follow from the code: ``docs/schema.md`` and others.
-
-Run ``python -m analyzer.storage.pages`` in the repository after a change of schema or vocabulary.
-"""
+"""The pages of the documentation that follow from the schema; ``docs/generated.py`` uses them."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -14,11 +10,8 @@ from analyzer.storage.schema import PROBES as PROBE_SCHEMAS
 from analyzer.storage.schema import SCHEMA_VERSION, STATIC_TABLES, STEP_TABLES, TABLES
 from analyzer.vocabulary import PROBES, RULES, Quantity, quantities_of
 
-__all__ = ["PAGES", "as_markdown", "schema_page", "vocabulary_page"]
+__all__ = ["as_markdown", "schema_page", "vocabulary_page"]
 
-_GENERATED = (
-    "<!-- Written by `python -m analyzer.storage.pages`; a test compares it with the code. -->"
-)
 _LAYOUT = """\
 ```
 runs/<run>/
@@ -80,7 +73,7 @@ def as_markdown(schema: pa.Schema) -> str:
 
 def schema_page() -> str:
     """Return the page that describes a run folder."""
-    blocks = [f"# The run folder, schema version {SCHEMA_VERSION}", _GENERATED, _LAYOUT, _READING]
+    blocks = [f"# The run folder, schema version {SCHEMA_VERSION}", _LAYOUT, _READING]
     blocks += ["## run.json", _manifest_table()]
     for name in (*STATIC_TABLES, *STEP_TABLES):
         blocks += [f"## {name}", as_markdown(TABLES[name])]
@@ -98,7 +91,7 @@ def _manifest_table() -> str:
 
 def vocabulary_page() -> str:
     """Return the page that lists every quantity and every probe."""
-    lines = ["# Vocabulary", _GENERATED, "How the values of parts become that of the whole step:"]
+    lines = ["# Vocabulary", "How the values of parts become that of the whole step:"]
     lines.append("\n".join(f"- *{rule}*: {meaning}." for rule, meaning in RULES.items()))
     for table in STEP_TABLES:
         lines += [f"## {table}", _quantity_table(quantities_of(table))]
@@ -117,17 +110,4 @@ def _quantity_table(rows: Sequence[Quantity]) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-PAGES = {"schema.md": schema_page, "vocabulary.md": vocabulary_page}
-
-
-def main(folder: Path) -> None:
-    """Write the pages into a folder."""
-    for name, page in PAGES.items():
-        (folder / name).write_text(page(), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(Path("docs"))
+    return text.replace("<", "&lt;").replace("|", "\\|")

@@ -4,11 +4,13 @@ The layout of a run folder, how rows are written and pooled, the pages of the do
 and pickers follow from these rows. Nothing heavy is imported here.
 """
 
+from analyzer.vocabulary.glossary import GLOSSARY
 from analyzer.vocabulary.probes import PROBE_NAMES, PROBES, Probe
 from analyzer.vocabulary.quantities import QUANTITIES
 from analyzer.vocabulary.quantity import RULES, Pooling, Quantity
 
 __all__ = [
+    "GLOSSARY",
     "PROBES",
     "PROBE_NAMES",
     "QUANTITIES",

@@ -130,7 +130,9 @@ def test_compare_puts_nets_of_any_depth_on_one_axis(
         assert row["log10_ratio"] == pytest.approx(8 * (1 - row["relative_depth"]))
     assert (compared["left"]["joins"], compared["right"]["joins"]) == (0, 1)
     assert compared["left"]["findings"] == ["vanishing"]
-    assert compared["sentence"].startswith("Without shortcuts the output gradient falls 8 decades")
+    assert compared["sentence"].startswith(
+        "Vanishing gradients separate the two: without shortcuts the output gradient falls 8 "
+    )
     swapped = strict(called(capsys, 0, "compare", right, left, "--json"))
     assert swapped["sentence"] == compared["sentence"]
     text = called(capsys, 0, "compare", left, right)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from analyzer.cli.mismatch import skip_mismatch
+from analyzer.cli.mismatch import shortcut_mismatch
 
 
 class Block(nn.Module):
@@ -47,7 +47,7 @@ def note_of(model: nn.Module, x: Tensor) -> str | None:
     try:
         model(x)
     except RuntimeError as error:
-        return skip_mismatch(error)
+        return shortcut_mismatch(error)
     raise AssertionError("the forward pass did not fail")
 
 
@@ -60,12 +60,12 @@ def note_of(model: nn.Module, x: Tensor) -> str | None:
         (function, "[2, 64, 4, 4]", "[2, 128, 4, 4]", "stride=1"),
     ],
 )
-def test_the_note_names_module_shapes_and_mends(add, one, other, stride):
+def test_the_note_names_module_shapes_and_fixes(add, one, other, stride):
     model = nn.Sequential(nn.Identity(), nn.Sequential(Block(add)))
     note = note_of(model, torch.randn(2, 64, 8, 8))
     assert note is not None
     assert note.startswith(
-        f"in '1.0 (Block)' the two operands of the skip do not match: {one} and "
+        f"in '1.0 (Block)' the two operands of the shortcut do not match: {one} and "
     )
     assert other in note
     assert stride in note
@@ -84,7 +84,7 @@ def test_an_operand_that_cannot_be_had_again_is_known_by_the_message():
 
     note = note_of(Once(), torch.randn(3, 4))
     assert note is not None
-    assert "'Once' the two operands of the skip do not match: [3, 4] and […, 6, …]" in note
+    assert "'Once' the two operands of the shortcut do not match: [3, 4] and […, 6, …]" in note
 
 
 class Product(nn.Module):
@@ -100,14 +100,14 @@ class Wrong(nn.Module):
 @pytest.mark.parametrize("model", [Product(), Wrong()])
 def test_other_errors_get_no_note(model):
     assert note_of(model, torch.randn(3, 4)) is None
-    assert skip_mismatch(ValueError("The size of tensor a (3) must match")) is None
-    assert skip_mismatch(None) is None
+    assert shortcut_mismatch(ValueError("The size of tensor a (3) must match")) is None
+    assert shortcut_mismatch(None) is None
 
 
 def test_an_addition_outside_of_any_module_gets_no_note():
     with pytest.raises(RuntimeError, match="must match the size") as caught:
         torch.ones(3) + torch.ones(4)
-    assert skip_mismatch(caught.value) is None
+    assert shortcut_mismatch(caught.value) is None
 
 
 SCRIPT = """
@@ -153,5 +153,5 @@ def test_the_note_follows_the_traceback_of_a_model_file(tmp_path):
     (tmp_path / "model.py").write_text(MODEL)
     ours = run(tmp_path, "-m", "analyzer", "record", "model.py")
     assert ours.returncode == 1
-    assert ours.stderr.count("operands of the skip do not match") == 1
-    assert ours.stderr.index("RuntimeError") < ours.stderr.index("operands of the skip")
+    assert ours.stderr.count("operands of the shortcut do not match") == 1
+    assert ours.stderr.index("RuntimeError") < ours.stderr.index("operands of the shortcut")

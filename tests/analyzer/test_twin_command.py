@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from analyzer.cli.record_options import RecordOptions
-from analyzer.cli.twin import _decoded, _encoded
+from analyzer.cli.twin import options_from, options_text
+from analyzer.options import RecordOptions
 from analyzer.storage.run import open_run
 
 SCRIPT = """
@@ -134,8 +134,8 @@ def test_options_reach_the_twins_process_as_they_are():
     options = RecordOptions(
         "a b.py", ("--x", "ä\udc80"), run=Path("r"), probe=("paths:3",), layers="^f", lr=0.1
     )
-    assert _decoded(_encoded(options)) == options
-    assert json.loads(_encoded(options))["target"] == "a b.py"
+    assert options_from(options_text(options)) == options
+    assert json.loads(options_text(options))["target"] == "a b.py"
 
 
 EXPLODES = """

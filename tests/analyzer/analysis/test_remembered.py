@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from analyzer.analysis.claim_numbers import _reached, _relative
+from analyzer.analysis.claim_numbers import _reached, relative_gradient
 from analyzer.analysis.evidence import NonFinite, first_nonfinite
 from analyzer.analysis.per_run import remembered
 from analyzer.analysis.training import loss_band
@@ -76,6 +76,6 @@ def test_the_ratio_of_a_long_run_is_that_of_spaced_steps(
     monkeypatch.setattr("analyzer.analysis.claim_numbers._SPACED_STEPS", 5)
     norms = [[float(step), 100.0] for step in range(30)]
     run = open_run(write_run(tmp_path / "run", [1.0] * 30, norms))
-    ratio, query = _relative(run)
+    ratio, query, _ = relative_gradient(run)
     assert ratio == pytest.approx(0.12) and "steps=RUN.layer_steps()[::6]" in query
     assert eval(query.replace("RUN", "run"), {"run": run}) == ratio

@@ -7,14 +7,14 @@ import torch
 from safetensors.torch import load_file
 
 import analyzer
-from analyzer.cli.twins import record_twins
+from analyzer.cli.demo import record_pair
 
 NAMES = ("landscape", "curvature", "noise", "attribution")
 
 
 def twins(folder: Path, steps: int, depth: int, probes: tuple[str, ...]) -> tuple[Path, Path]:
     """The loop of the command: both nets, on the digits, with its optimizer and clipping."""
-    return record_twins(
+    return record_pair(
         depth=depth, norm="none", steps=steps, seed=0, runs_dir=folder, quiet=True, probes=probes
     )
 

@@ -12,7 +12,6 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 import analyzer
-from analyzer.recording.discovery import Discovery
 from analyzer.storage.run import open_run
 
 
@@ -198,9 +197,7 @@ def test_a_compiled_model_is_named_in_the_manifest(tmp_path):
     model = torch.compile(nn.Linear(6, 1), backend="eager")
     recorder = analyzer.Recorder(None, tmp_path / "run")
     recorder.start()
-    discovery = Discovery(recorder.training)
     train(model)  # without the warning of torch.compile about global hooks
-    discovery.stop()
     recorder.close()
     run = open_run(tmp_path / "run")
     assert len(run.steps) == 3

@@ -12,18 +12,13 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import analyzer
 from analyzer.recording import discovery as looking
-from analyzer.recording.discovery import Discovery
 
 
 @contextmanager
 def recorded(path: Path) -> Iterator[None]:
     """Record whatever model is called, as for a script."""
-    with analyzer.Recorder(None, path, splits_every=1) as recorder:
-        found = Discovery(recorder.training)
-        try:
-            yield
-        finally:
-            found.stop()
+    with analyzer.Recorder(None, path, splits_every=1):
+        yield
 
 
 class Block(nn.Module):

@@ -12,9 +12,9 @@ from torch.nn import functional
 
 import analyzer
 from analyzer.joins.find import call_arguments
+from analyzer.options import RecordOptions
 from analyzer.probes import registry
 from analyzer.probes.batch import Measurement
-from analyzer.recording.schedule import ProbePlan
 
 
 class Net(nn.Module):
@@ -364,7 +364,7 @@ def test_time_in_probes_is_told_apart_from_training(tmp_path, probe):
 @pytest.mark.parametrize("text", ["pahts", "paths:", "paths:0", "paths:-1", "paths:x", ""])
 def test_a_wrong_probe_is_refused_with_what_is_expected(text):
     with pytest.raises(ValueError, match="expected"):
-        ProbePlan.parse(text)
+        RecordOptions(probe=(text,))
 
 
 def test_every_probe_of_the_contract_has_a_name():

@@ -1,0 +1,353 @@
+"""The options of a recording, each in one place: default, meaning, check, and where it applies.
+
+``analyzer record``, the keywords of ``Recorder``, ``[tool.analyzer]`` and what the manifest stores
+are generated from the fields of `RecordOptions`. A new option is its field here, and the place
+where it acts.
+"""
+
+# ruff: noqa: RUF009 -- an option is a field
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from analyzer.vocabulary import PROBE_NAMES
+
+__all__ = [
+    "COMMAND",
+    "MODEL_FILE",
+    "RECORDER",
+    "ZOO",
+    "Option",
+    "OptionError",
+    "ProbePlan",
+    "RecordOptions",
+    "flag",
+    "options_of",
+    "plain_folder",
+]
+
+ZOO = "zoo:"
+"""The prefix of a target that names a built-in network."""
+
+RECORDER, COMMAND, MODEL_FILE = "recorder", "command", "model file"
+
+
+class OptionError(ValueError):
+    """An option has a value that it cannot take.
+
+    Args:
+        name: The option, as a Python keyword.
+        value: What was given.
+        expected: What it may be.
+    """
+
+    def __init__(self, name: str, value: object, expected: str) -> None:
+        super().__init__(f"{name} is {value!r}; expected {expected}")
+        self.on_command_line = (
+            f"{flag(name)} is {value!r}; expected {expected}. Change it or leave it out."
+        )
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is known of an option besides its name, type and default.
+
+    Args:
+        help: What it does, as the help page says it.
+        scope: Where it applies: ``recorder`` (a keyword of ``Recorder``, an option of ``analyzer
+            record``, stored in the manifest's ``schedule``), ``command`` (``analyzer record``
+            alone) or ``model file`` (the built-in loop, stored in the manifest's ``loop``).
+        metavar: What stands for its value on the help page; None for a flag.
+        expected: Returns what was expected where a value (of several: each) is wrong, else None.
+        is_stored: Whether the manifest has it under ``schedule`` or ``loop``.
+    """
+
+    help: str
+    scope: str
+    metavar: str | None = None
+    expected: Callable[[Any], str | None] = lambda value: None
+    is_stored: bool = True
+
+
+def flag(name: str) -> str:
+    """Return how the command line writes an option."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _count(value: Any) -> str | None:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return None if is_count else "a whole number from 1 up"
+
+
+def _one_of(*choices: str) -> Callable[[Any], str | None]:
+    return lambda value: None if value in choices else " or ".join(choices)
+
+
+def _finite(expected: str, least: float = -math.inf) -> Callable[[Any], str | None]:
+    def check(value: Any) -> str | None:
+        is_number = isinstance(value, int | float) and math.isfinite(value)
+        return None if is_number and value >= least else expected
+
+    return check
+
+
+def _pattern(value: Any) -> str | None:
+    try:
+        re.compile(value)
+    except (re.error, TypeError) as error:
+        return (
+            f"a regular expression such as 'layer1|fc' ({error}; a backslash escapes special "
+            "characters)"
+        )
+    return None
+
+
+def _matching(pattern: str, expected: str) -> Callable[[Any], str | None]:
+    compiled = re.compile(pattern, re.DOTALL)
+    return lambda value: None if compiled.fullmatch(str(value)) else expected
+
+
+def _option(default: Any, *arguments: Any, **more: Any) -> Any:
+    return field(default=default, metadata={"option": Option(*arguments, **more)})
+
+
+@dataclass(frozen=True)
+class ProbePlan:
+    """At which steps a probe is measured: the first, every ``every``-th, and the last.
+
+    Args:
+        name: The probe.
+        every: Interval in steps; None for the first and the last step alone.
+    """
+
+    name: str
+    every: int | None = None
+
+    def is_due(self, step: int) -> bool:
+        """Whether it is measured after a step; it is also measured after the last one."""
+        return step == 0 if self.every is None else step % self.every == 0
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """The options of one recording, checked, and what they ask for in a step.
+
+    Args:
+        target: Path of a script, name of a module, or ``zoo:NAME``; empty for a ``Recorder``.
+        args: The arguments of the script.
+        as_module: Whether ``target`` is a module to run as ``python -m`` does.
+        runs_dir: Folder of the runs.
+        twin_of: Name of the run whose twin this is; None where it is none.
+        twin_name: Name of the run of this one's twin; None where it has none.
+        twin_words: What is to be said about that twin at the end.
+
+    The other fields are options; each has its meaning in its metadata.
+
+    Raises:
+        OptionError: If the value of an option is wrong.
+        ValueError: If two options contradict each other.
+    """
+
+    target: str = ""
+    args: tuple[str, ...] = ()
+    as_module: bool = False
+    runs_dir: Path = Path("runs")
+    twin_of: str | None = None
+    twin_name: str | None = None
+    twin_words: tuple[str, ...] = ()
+
+    run: Path | None = _option(
+        None, "Folder of the new run. Default: the next free runs/<target>-<k>.", COMMAND, "DIR"
+    )
+    every: int = _option(
+        1, "Record layers and parameters at every N-th step.", RECORDER, "N", _count
+    )
+    columns: str = _option(
+        "all",
+        "Which statistics of a tensor to record: all of them, or the norms alone.",
+        RECORDER,
+        "all|norms",
+        _one_of("all", "norms"),
+    )
+    layers: str | None = _option(
+        None, "Record only layers whose name matches.", RECORDER, "REGEX", _pattern
+    )
+    skip_layers: str | None = _option(
+        None, "Leave out layers whose name matches.", RECORDER, "REGEX", _pattern
+    )
+    splits_every: int = _option(
+        10, "Split gradients at joins at every N-th recorded step.", RECORDER, "N", _count
+    )
+    updates_every: int = _option(
+        10, "Measure updates at every N-th recorded step.", RECORDER, "N", _count
+    )
+    checkpoint_every: int | None = _option(
+        None, "Save the weights every N steps. Default: first and last step.", RECORDER, "N", _count
+    )
+    stop_after: int | None = _option(
+        None, "End the training after N steps, with exit code 0.", RECORDER, "N", _count
+    )
+    probe: tuple[str, ...] = _option(
+        (),
+        "A heavier measurement at the first, every EVERY-th and the last step; repeatable.",
+        RECORDER,
+        "NAME[:EVERY]",
+        _matching(
+            rf"({'|'.join(PROBE_NAMES)})(:[1-9][0-9]*)?",
+            f"NAME or NAME:EVERY, as paths:50, with NAME one of {', '.join(PROBE_NAMES)}",
+        ),
+    )
+    skip_scale: float | None = _option(
+        None,
+        "Multiply every shortcut by A during training; 0 removes it. Changes the training.",
+        RECORDER,
+        "A",
+        _finite("a finite number; 0 removes the shortcuts"),
+        is_stored=False,  # a field of its own, since readers ask for it
+    )
+    twin: bool = _option(
+        False, "First record the same program without shortcuts, into DIR-plain.", COMMAND
+    )
+    rescale: bool = _option(
+        False, "Give the branches of the net without shortcuts the original's scale.", COMMAND
+    )
+    seed: int | None = _option(
+        None,
+        "Seed set at the start. Default: 0 for model files; a seed that the script sets wins.",
+        COMMAND,
+        "N",
+        _finite("a whole number from 0 up", 0),
+    )
+    resume: str | None = _option(
+        None, "Resume an interrupted training (not built yet).", COMMAND, "RUN"
+    )
+    fail_on: str | None = _option(
+        None,
+        "Exit 1 when a finding of this severity appears.",
+        COMMAND,
+        "severe",
+        _one_of("severe"),
+    )
+    quiet: bool = _option(False, "Write nothing to stderr but the script's output.", COMMAND)
+    steps: int = _option(200, "number of updates.", MODEL_FILE, "N", _count)
+    data: str = _option(
+        "digits",
+        "what to train on.",
+        MODEL_FILE,
+        "digits|synthetic|cifar10:DIR",
+        _matching(
+            r"digits|synthetic(:.+)?|cifar10:.+",
+            "digits, synthetic or cifar10:DIR",
+        ),
+    )
+    batch_size: int = _option(64, "samples per batch.", MODEL_FILE, "N", _count)
+    optimizer: str = _option(
+        "sgd", "optimizer.", MODEL_FILE, "sgd|adam|adamw", _one_of("sgd", "adam", "adamw")
+    )
+    lr: float | None = _option(
+        None,
+        "learning rate. Default: the optimizer's usual one.",
+        MODEL_FILE,
+        "X",
+        _finite("a finite number from 0 up, such as 0.02", 0),
+    )
+    device: str = _option("auto", "auto, cpu, cuda, mps, ...", MODEL_FILE, "NAME")
+
+    def __post_init__(self) -> None:
+        for one in options_of():
+            value, option = getattr(self, one.name), one.metadata["option"]
+            if value is None and one.default is None:
+                continue
+            for given in value if isinstance(value, tuple) else (value,):
+                if (expected := option.expected(given)) is not None:
+                    raise OptionError(one.name, given, expected)
+        names = [plan.name for plan in self.plans]
+        for name in names:
+            if names.count(name) > 1:
+                raise OptionError("probe", name, "each probe once")
+        if self.twin and self.skip_scale is not None:
+            raise ValueError(
+                f"--twin is given with --skip-scale {self.skip_scale:g}; expected one of them: the "
+                "twin has its shortcuts at 0 by itself. Leave one out."
+            )
+        if self.rescale and not self.twin and self.skip_scale != 0:
+            raise ValueError(
+                "--rescale is given without --twin; expected --twin or --skip-scale 0: it gives a "
+                "net without shortcuts the original's scale. Add one of them, or leave it out."
+            )
+
+    @classmethod
+    def for_recorder(cls, given: Mapping[str, Any]) -> "RecordOptions":
+        """Return the options of a ``Recorder`` from its keywords.
+
+        Raises:
+            TypeError: If a keyword is not an option of the recorder.
+            OptionError: If a value is wrong.
+        """
+        known = {one.name for one in options_of(RECORDER)}
+        for name in given:
+            if name not in known:
+                raise TypeError(f"Recorder() got an unexpected keyword argument {name!r}")
+        probe = given.get("probe", ())
+        return cls(**{**given, "probe": (probe,) if isinstance(probe, str) else tuple(probe)})
+
+    @property
+    def plans(self) -> tuple[ProbePlan, ...]:
+        """The probes, and when each is measured."""
+        parts = [text.partition(":") for text in self.probe]
+        return tuple(ProbePlan(name, int(every) if every else None) for name, _, every in parts)
+
+    def of_recorder(self) -> dict[str, Any]:
+        """Return the keywords of a ``Recorder`` with these options."""
+        return {one.name: getattr(self, one.name) for one in options_of(RECORDER)}
+
+    def stored(self, scope: str) -> dict[str, Any]:
+        """Return what a manifest holds of the options of a scope."""
+        values = {
+            one.name: getattr(self, one.name)
+            for one in options_of(scope)
+            if one.metadata["option"].is_stored
+        }
+        if "probe" in values:
+            del values["probe"]
+            values["probes"] = [asdict(plan) for plan in self.plans]
+        return values
+
+    def records(self, step: int) -> bool:
+        """Whether layers and parameters are recorded in a step."""
+        return step % self.every == 0
+
+    def measures_updates(self, step: int) -> bool:
+        """Whether updates are measured in a step."""
+        return self.records(step) and (step // self.every) % self.updates_every == 0
+
+    def splits(self, step: int) -> bool:
+        """Whether gradients are split at the joins in a step."""
+        return self.records(step) and (step // self.every) % self.splits_every == 0
+
+    def saves_weights(self, step: int) -> bool:
+        """Whether the weights after a step are saved; those after the last one always are."""
+        if self.checkpoint_every is None:
+            return step == 0
+        return step % self.checkpoint_every == 0
+
+    def selects(self, name: str) -> bool:
+        """Whether a layer of this name is recorded."""
+        if self.layers and not re.search(self.layers, name):
+            return False
+        return not (self.skip_layers and re.search(self.skip_layers, name))
+
+
+def plain_folder(run: Path) -> Path:
+    """Return the folder of a run's twin, which lies beside it."""
+    return run.with_name(f"{run.name}-plain")
+
+
+def options_of(scope: str | None = None) -> "list[Field[Any]]":
+    """Return the fields of `RecordOptions` that are options, those of one scope or all."""
+    found = [one for one in fields(RecordOptions) if "option" in one.metadata]
+    return [one for one in found if scope in (None, one.metadata["option"].scope)]

@@ -1,0 +1,123 @@
+"""The site says everything: what a list of the code holds is on its page, and no link is broken."""
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from analyzer.analysis.findings import RULES, THRESHOLDS
+from analyzer.cli import COMMANDS, load
+from analyzer.figures.catalog import PANELS
+from analyzer.vocabulary import PROBES, QUANTITIES
+from docs.generated import PAGES, on_page_markdown
+
+ROOT = Path(__file__).parents[1]
+
+
+def site() -> dict[str, str]:
+    """Return the text of every page by its name."""
+    pages = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("docs/*.md")}
+    pages |= {name: page() for name, page in PAGES.items()}
+    return {name: on_page_markdown(text) for name, text in pages.items()}
+
+
+def row(page: str, name: str) -> str:
+    """Return the row of a table that begins with a name, its cells in order; else nothing."""
+    return next((line for line in page.splitlines() if line.startswith(f"| `{name}` |")), "")
+
+
+def section(page: str, title: str) -> str:
+    """Return what stands under a heading of the second order; else nothing."""
+    return page.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def undocumented(pages: dict[str, str]) -> list[str]:
+    """Return what no page explains: quantities, findings, probes, panels and options."""
+    found = []
+    for one in QUANTITIES:
+        told = row(section(pages["vocabulary.md"], one.table), one.key)
+        if one.label.replace("|", "\\|") not in told or one.unit not in told:
+            found.append(f"quantity {one.table}.{one.key}")
+        if not row(section(pages["schema.md"], one.table), one.key):
+            found.append(f"column {one.table}.{one.key}")
+    for probe in PROBES:
+        told = section(pages["probes.md"], probe.name)
+        if probe.sentence not in told:
+            found.append(f"probe {probe.name}")
+        found += [f"{probe.table}.{one.key}" for one in probe.columns if not row(told, one.key)]
+    for rule in RULES:
+        told = row(pages["findings.md"], rule.code)
+        if rule.severity not in told or rule.seen_when not in told:
+            found.append(f"finding {rule.code}")
+    for threshold in THRESHOLDS.values():
+        if threshold.reason.replace("|", "\\|") not in row(pages["findings.md"], threshold.name):
+            found.append(f"threshold {threshold.name}")
+    found += [f"panel {one.key}" for one in PANELS if one.how_to_read not in pages["panels.md"]]
+    for command in COMMANDS:
+        told = section(pages["commands.md"], f"analyzer {command}")
+        for parameter in load(command).params:
+            if parameter.param_type_name == "option" and parameter.name != "help":
+                name = re.compile(rf"`[^`]*(?<![\w-]){parameter.opts[-1]}(?![\w-])")
+                line = next(filter(name.search, told.splitlines()), "| |")
+                if not line.rstrip(" |").rpartition("|")[2].strip():
+                    found.append(f"analyzer {command} {parameter.opts[-1]}")
+    return found
+
+
+def test_everything_is_documented() -> None:
+    assert undocumented(site()) == []
+
+
+@pytest.mark.parametrize(
+    ("page", "line", "name"),
+    [
+        ("vocabulary.md", "| `shortcut_share` |", "quantity splits.shortcut_share"),
+        ("schema.md", "| `clip_factor` |", "column steps.clip_factor"),
+        ("probes.md", "| `num_paths` |", "probes/paths.num_paths"),
+        ("probes.md", "## lesion", "probe lesion"),
+        ("findings.md", "| `vanishing` |", "finding vanishing"),
+        ("findings.md", "| `sleeping_ratio` |", "threshold sleeping_ratio"),
+        ("commands.md", "| `--every N` |", "analyzer record --every"),
+    ],
+)
+def test_what_a_page_leaves_out_is_named(page: str, line: str, name: str) -> None:
+    pages = site()
+    kept = [one for one in pages[page].splitlines() if not one.startswith(line)]
+    assert len(kept) < len(pages[page].splitlines())
+    assert name in undocumented(pages | {page: "\n".join(kept)})
+
+
+def test_no_page_holds_a_tag_or_a_mark_that_was_left_over() -> None:
+    for name, text in site().items():
+        text = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)
+        assert re.findall(r"<[a-z!][^>]*>", text) == [], name
+
+
+def test_public_functions_document_every_argument() -> None:
+    import analyzer
+
+    for name in analyzer.__all__:
+        value = getattr(analyzer, name)
+        if inspect.isfunction(value):
+            for argument in inspect.signature(value).parameters:
+                assert re.search(rf"^ +\*?\*?{argument}: ", value.__doc__ or "", re.M), (
+                    name,
+                    argument,
+                )
+
+
+def test_the_site_is_built_without_a_warning_and_asks_no_other_host(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    for page in tmp_path.glob("*.html"):
+        if page.name != "sample-report.html":
+            loaded = re.findall(r'(?:src|<link[^>]* href)="(https?:[^"]*)', page.read_text())
+            assert loaded == [], page.name

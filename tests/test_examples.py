@@ -1,0 +1,81 @@
+"""The programs of examples/ run, and their runs hold what each of them is there to show."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from analyzer.storage.run import Run, open_run
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def test_there_are_six() -> None:
+    assert len([path for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")]) == 6
+
+
+def recorded(folder: Path, *words: str) -> Run:
+    """Run a program in a folder; return the one run that it leaves there."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = (folder / "runs").iterdir()
+    run = open_run(path)
+    assert run.manifest["status"] == "finished"
+    return run
+
+
+def from_outside(folder: Path, name: str, *options: str) -> Run:
+    """Record a program that knows nothing of the recorder."""
+    return recorded(folder, "-m", "analyzer", "record", *options, str(EXAMPLES / name))
+
+
+def test_a_plain_loop_has_a_join_for_every_block_and_learns(tmp_path: Path) -> None:
+    run = from_outside(tmp_path, "plain_loop.py")
+    assert run.joins["shortcut"].tolist() == ["identity"] * 4
+    losses = run.steps["loss"]
+    assert losses.iloc[-5:].mean() < 0.5 * losses.iloc[:5].mean()
+
+
+def test_accumulated_micro_batches_are_one_step(tmp_path: Path) -> None:
+    run = recorded(tmp_path, str(EXAMPLES / "gradient_accumulation.py"), "runs/mine")
+    assert run.steps["num_backward"].tolist() == [4] * 20
+    assert run.steps["gradient_norm"].tolist() == pytest.approx(run.steps["my_norm"].tolist())
+    assert run.steps["clip_factor"].min() < 1
+    assert run.probe_metadata("noise")[0]["source"] == "micro-batches of the training"
+
+
+def test_a_closure_is_one_step_for_each_update(tmp_path: Path) -> None:
+    run = from_outside(tmp_path, "closure.py", "--probe", "paths")
+    assert run.steps["num_backward"].tolist() == [1] * 30
+    assert run.probe("paths")["length"].max() == len(run.joins) == 2
+
+
+def test_a_language_model_has_two_joins_in_each_block(tmp_path: Path) -> None:
+    run = recorded(tmp_path, str(EXAMPLES / "hugging_face.py"), "runs/gpt2")
+    blocks = [name.partition("#")[0] for name in run.joins["name"]]
+    assert blocks == [f"transformer.h.{k}" for k in (0, 0, 1, 1, 2, 2)]
+    assert run.splits()["shortcut_share"].between(0, 2).all()
+
+
+def test_two_networks_take_turns(tmp_path: Path) -> None:
+    run = from_outside(tmp_path, "gan.py")
+    assert len(run.steps) == 40
+    assert {name.partition(".")[0] for name in run.layers["name"]} == {"generator", "discriminator"}
+
+
+def test_a_notebook_records_reads_and_shows(tmp_path: Path) -> None:
+    # A notebook runs in its own folder.
+    shutil.copy(EXAMPLES / "notebook.ipynb", tmp_path)
+    code = "from nbclient.cli import main; main(['notebook.ipynb', '--output=done.ipynb'])"
+    run = recorded(tmp_path, "-c", code)
+    assert len(run.steps) == 40
+    cells = json.loads((tmp_path / "done.ipynb").read_text())["cells"]
+    assert "<iframe" in str(cells[-1]["outputs"])
+    assert "shortcut_share" in str([cell.get("outputs") for cell in cells])

@@ -37,7 +37,7 @@ lint: $(INSTALLED)
 
 # The pages are tested in a real browser.
 browser:
-	@command -v chromium >/dev/null || { echo "--- installing chromium"; apt-get -qq update && apt-get -qq install --yes chromium >/dev/null; }
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { echo "--- installing chromium"; apt-get -qq update && apt-get -qq install --yes chromium >/dev/null; }
 
 # The figures and tables of papers are tested in a real document.
 paper:

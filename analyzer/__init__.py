@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from analyzer.probes.landscape import random_directions
     from analyzer.recording.recorder import Recorder
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [  # noqa: RUF022 - grouped for readers
     # recording

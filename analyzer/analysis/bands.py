@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analyzer.storage.views import Series
+from analyzer.storage.bin_reader import Series
 
 __all__ = ["Band", "band", "grouped", "series_band", "smoothed"]
 

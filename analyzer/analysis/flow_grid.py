@@ -14,8 +14,8 @@ from analyzer.analysis.per_run import PerRun, RunRecord, not_recorded, read_runs
 from analyzer.analysis.profiles import over_deepest
 from analyzer.analysis.view import RowSet, RunLabel, View, row_set, run_labels
 from analyzer.errors import NotRecordedError
+from analyzer.storage.bin_reader import NumberName
 from analyzer.storage.run import Run
-from analyzer.storage.views import NumberName
 from analyzer.vocabulary import quantity
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from analyzer.storage.reading import StaticTable, probe_rows
 from analyzer.storage.run import Run
 from analyzer.storage.schema import STATIC_TABLES, STEP_TABLES
-from analyzer.storage.static import StaticTable, probe_rows
 
 __all__ = ["csv_lines", "export_csv"]
 

@@ -13,7 +13,7 @@ from analyzer.recording.probing import Held, measured, said_of
 from analyzer.replaying.checkpoints import checkpoints_of, state_of
 from analyzer.replaying.order import ProbeOrder, Progress, Say
 from analyzer.storage.parts import write_table
-from analyzer.storage.records import probe_table
+from analyzer.storage.rows import probe_table
 from analyzer.storage.run import Run
 
 __all__ = ["measure_all"]

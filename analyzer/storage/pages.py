@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from analyzer.storage.manifest import CRASHED_AFTER_SECONDS
-from analyzer.storage.overview import MAX_BINS
+from analyzer.storage.bin_writer import MAX_BINS
+from analyzer.storage.catalog import CRASHED_AFTER_SECONDS
 from analyzer.storage.schema import PROBES as PROBE_SCHEMAS
 from analyzer.storage.schema import SCHEMA_VERSION, STATIC_TABLES, STEP_TABLES, TABLES
 from analyzer.vocabulary import PROBES, RULES, Quantity, quantities_of

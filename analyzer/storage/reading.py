@@ -1,25 +1,206 @@
 """Rows of a run for columns, ids, steps and ranks as a user names them."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from analyzer.errors import NotRecordedError
-from analyzer.pooling import needed_columns
-from analyzer.storage.ranks import pooled
-from analyzer.storage.schema import STAT_COLUMNS, STEP_TABLES
+from analyzer.pooling import Column, Groups, Pool, needed_columns
+from analyzer.storage.arrays import (
+    as_array,
+    as_column,
+    as_floats,
+    as_numpy,
+    conform,
+    is_present,
+    unified,
+)
+from analyzer.storage.parts import listing
+from analyzer.storage.schema import STAT_COLUMNS, STEP_TABLES, TABLES
 from analyzer.storage.selection import StepsLike, nearest, selected_ids, selected_steps
-from analyzer.storage.static import StaticTable
 from analyzer.storage.tables import StepTable
+from analyzer.vocabulary import quantities_of
 
-__all__ = ["Columns", "Ids", "Ranks", "RunRows"]
+__all__ = [
+    "Columns",
+    "Ids",
+    "Ranks",
+    "RunRows",
+    "StaticTable",
+    "pooled",
+    "probe_files",
+    "probe_rows",
+]
 
 Columns = str | Sequence[str] | None
 Ids = int | str | Iterable[int | str] | None
 Ranks = Literal["pooled", "all"]
 _NAMES_OF = {"layer_stats": "layers", "parameter_stats": "parameters", "splits": "joins"}
+
+
+_PROBE_FILE = re.compile(r"step-(\d{12,18})\.parquet")
+_FAILURES = (OSError, pa.ArrowException, ValueError, KeyError)
+
+
+class StaticTable:
+    """One of the tables that are written whole.
+
+    Args:
+        run: Folder of the run.
+        name: ``layers``, ``parameters`` or ``joins``.
+        warn: Receives a sentence when the file cannot be read.
+    """
+
+    def __init__(self, run: Path, name: str, warn: Callable[[str], None]) -> None:
+        self._path, self._name, self._warn = run / f"{name}.parquet", name, warn
+        self._table: pa.Table | None = None
+
+    def refresh(self) -> None:
+        """Read the file again at the next question."""
+        self._table = None
+
+    def read(self) -> pa.Table:
+        """Return the rows; none where the file is missing or damaged."""
+        if self._table is None:
+            self._table = self._read()
+        return self._table
+
+    def names(self) -> dict[int, str]:
+        """Return the name of each id."""
+        rows = self.read()
+        return dict(zip(rows.column(0).to_pylist(), rows.column("name").to_pylist(), strict=True))
+
+    def _read(self) -> pa.Table:
+        # A file of an earlier or foreign version may lack a column that is never null here.
+        fields = [field.with_nullable(True) for field in TABLES[self._name]]
+        schema = pa.schema(fields, metadata=TABLES[self._name].metadata)
+        if self._path.is_symlink() or not self._path.is_file():
+            return schema.empty_table()
+        try:
+            return conform(pq.ParquetFile(self._path).read(), schema)
+        except _FAILURES as error:
+            self._warn(f"{self._path.name} cannot be read and is left out ({_short(error)})")
+            return schema.empty_table()
+
+
+def probe_files(folder: Path) -> dict[int, Path]:
+    """Return the files of one probe by step."""
+    found = ((_PROBE_FILE.fullmatch(name), name) for name in sorted(listing(folder)))
+    return {int(match[1]): folder / name for match, name in found if match}
+
+
+def probe_rows(folder: Path, warn: Callable[[str], None]) -> pa.Table:
+    """Return what a probe measured at all steps, with a ``step`` column in front."""
+    tables = []
+    for step, path in probe_files(folder).items():
+        try:
+            rows = pq.ParquetFile(path).read().replace_schema_metadata(None)
+        except _FAILURES as error:
+            name = f"probes/{folder.name}/{path.name}"
+            warn(f"{name} cannot be read and is left out ({_short(error)})")
+            continue
+        if "step" in rows.column_names:
+            rows = rows.drop_columns(["step"])
+        steps = as_array(np.full(rows.num_rows, step, dtype=np.int64))
+        tables.append(rows.add_column(0, "step", steps))
+    if not tables:
+        return pa.table({"step": pa.nulls(0, pa.int64())})
+    schema = unified(table.schema for table in tables)
+    return pa.concat_tables([conform(table, schema) for table in tables])
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+
+
+# Their rows are gradients of a rank's own loss; those of parameters were averaged by the training.
+_OF_OWN_LOSS = ("layer_stats", "splits")
+
+
+def pooled(
+    table: str,
+    rows: pa.Table,
+    key: str | None,
+    num_ranks: int,
+    sharded: Sequence[int] = (),
+) -> pa.Table:
+    """Return one row per step and id.
+
+    Args:
+        table: Name of the table that the rows are from.
+        rows: Rows of several ranks, with their step, rank and id.
+        key: The id column; None for ``steps``.
+        num_ranks: Number of data-parallel ranks.
+        sharded: Ids of the parameters of which each rank holds a part.
+
+    Returns:
+        The rows by step and id, with the same columns except ``rank``. Null where no rank has a
+        value. ``activation_num_dead`` is the smallest of the ranks' counts: a unit is dead where
+        it is dead on all of them, and which units were dead is not recorded.
+    """
+    if not rows.num_rows:
+        return rows.drop_columns(["rank"])
+    rows = rows.take(as_array(_order(rows, key)))
+    keys = [as_numpy(rows.column(name)) for name in ("step", key) if name is not None]
+    groups = Groups.of(*keys)
+    whole = _Ranks(table, rows, groups, num_ranks)
+    if len(sharded):
+        whole.is_shard = np.isin(keys[1][groups.firsts], sharded)
+    fields = [field for field in rows.schema if field.name != "rank"]
+    arrays = [whole.column(field) for field in fields]
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def _order(rows: pa.Table, key: str | None) -> NDArray[np.int64]:
+    """Rows by step, id and rank."""
+    names = ["rank", *([key] if key else []), "step"]
+    return np.lexsort([as_numpy(rows.column(name)) for name in names])
+
+
+class _Ranks:
+    """The rows of several ranks, by step and id, and how their columns become one."""
+
+    def __init__(self, table: str, rows: pa.Table, groups: Groups, num_ranks: int) -> None:
+        self._rows, self._groups, self._num_ranks = rows, groups, num_ranks
+        self._known = {row.key: row for row in quantities_of(table)}
+        self._over_ranks = Pool(table, "ranks", groups, self._read)
+        self._over_shards = Pool(table, "shards", groups, self._read)
+        self._divides = table in _OF_OWN_LOSS
+        self.is_shard: NDArray[np.bool_] | None = None
+
+    def _read(self, name: str) -> Column:
+        column = self._rows.column(name)
+        return as_floats(column), is_present(column)
+
+    def column(self, field: pa.Field) -> pa.Array:
+        """Return a column of the wholes."""
+        row = self._known.get(field.name)
+        if row is None and not pa.types.is_floating(field.type):
+            return self._first(field.name)
+        if row is None:  # logged by the training
+            values, present = self._read(field.name)
+            known = np.logical_or.reduceat(present, self._groups.firsts)
+            return as_column(self._groups.mean(values, present), known, field.type)
+        values, known = self._over_ranks.column(row.key)
+        if self.is_shard is not None:
+            values = np.where(self.is_shard, self._over_shards.column(row.key)[0], values)
+        if row.scales_with_loss and self._divides:
+            values = values / self._num_ranks
+        if pa.types.is_boolean(field.type):
+            return as_array(values > 0, null=~known)
+        return as_column(values, known, field.type)
+
+    def _first(self, name: str) -> pa.Array:
+        """The lowest rank's value that is not null, for keys, texts and what else is counted."""
+        column = self._rows.column(name)
+        rows = self._groups.first(np.arange(len(column)), is_present(column))
+        return column.take(as_array(rows)).combine_chunks()
 
 
 class RunRows:

@@ -10,15 +10,21 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from analyzer.errors import NotRecordedError
-from analyzer.storage.arrays import as_floats, as_numpy
-from analyzer.storage.frames import frame, static_frame
-from analyzer.storage.manifest import read_manifest, status_of
+from analyzer.storage.arrays import as_floats, as_numpy, frame, static_frame
+from analyzer.storage.bin_reader import BinReader, Grid, Heatmap, NumberName, Series
+from analyzer.storage.catalog import read_manifest, status_of
 from analyzer.storage.parts import Part, listing
-from analyzer.storage.reading import Columns, Ids, Ranks, RunRows
+from analyzer.storage.reading import (
+    Columns,
+    Ids,
+    Ranks,
+    RunRows,
+    StaticTable,
+    probe_files,
+    probe_rows,
+)
 from analyzer.storage.schema import STATIC_TABLES
 from analyzer.storage.selection import StepsLike, nearest
-from analyzer.storage.static import StaticTable, probe_files, probe_rows
-from analyzer.storage.views import Grid, Heatmap, NumberName, Series, Views
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +68,8 @@ class Run:
         self._static = {name: StaticTable(self.path, name, self._warn) for name in STATIC_TABLES}
         self._rows = RunRows(self.path, lambda: self.manifest, self._static, self._warn)
         self._views = {
-            name: Views(self.path, table, self._warn) for name, table in self._rows.tables.items()
+            name: BinReader(self.path, table, self._warn)
+            for name, table in self._rows.tables.items()
         }
 
     def __repr__(self) -> str:

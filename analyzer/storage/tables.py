@@ -10,8 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from analyzer.storage.arrays import as_array, as_floats, as_numpy, is_present
-from analyzer.storage.columns import conform, is_number, unified
+from analyzer.storage.arrays import (
+    as_array,
+    as_floats,
+    as_numpy,
+    conform,
+    is_number,
+    is_present,
+    unified,
+)
 from analyzer.storage.parts import Part, current_parts
 from analyzer.storage.schema import TABLES, key_column
 from analyzer.storage.selection import Steps

@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 import numpy as np
-from analyzer.storage.records import Block, StepRecord
+from analyzer.storage.rows import Block, StepRecord
 from analyzer.storage.schema import STAT_COLUMNS
 from analyzer.storage.writer import RunWriter
 from tests.support.runs import layer_row

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from analyzer.storage.records import Block, StepRecord
+from analyzer.storage.rows import Block, StepRecord
 from analyzer.storage.schema import STAT_COLUMNS
 from analyzer.storage.writer import RunWriter
 

@@ -19,7 +19,7 @@ from analyzer.analysis.findings import (
 )
 from analyzer.analysis.ratio_rules import remaining_share
 from analyzer.figures.catalog import PANELS
-from analyzer.storage.records import Block, StepRecord
+from analyzer.storage.rows import Block, StepRecord
 from analyzer.storage.run import open_run
 from analyzer.storage.writer import RunWriter
 from tests.support.illnesses import HEALTHY, SICK, record

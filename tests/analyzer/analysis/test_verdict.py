@@ -16,7 +16,7 @@ from analyzer.analysis.verdict import Verdict, verdict
 from analyzer.figures.catalog import PANELS
 from analyzer.opened import Run
 from analyzer.storage.parts import write_table
-from analyzer.storage.records import probe_table
+from analyzer.storage.rows import probe_table
 from tests.support.illnesses import Patient, built, record
 from tests.support.runs import layer_row, write_run
 

@@ -8,8 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analyzer.storage.arrays import as_array, as_cells, as_column, as_floats, as_numpy, is_present
-from analyzer.storage.columns import conform, inferred, plain, unified
+from analyzer.storage.arrays import (
+    as_array,
+    as_cells,
+    as_column,
+    as_floats,
+    as_numpy,
+    conform,
+    inferred,
+    is_present,
+    plain,
+    unified,
+)
 
 CELLS = {
     pa.bool_(): st.booleans(),

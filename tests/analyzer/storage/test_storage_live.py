@@ -16,11 +16,11 @@ ROOT = Path(__file__).parents[3]
 WRITER = """
 import sys, time
 from pathlib import Path
-from analyzer.storage import compaction
+from analyzer.storage import parts
 from tests.analyzer.storage.storage_rows import block, record
 from analyzer.storage.writer import RunWriter
 
-compaction.FAN_IN = 4
+parts.FAN_IN = 4
 writer = RunWriter(Path(sys.argv[1]), {}, flush_steps=3)
 for step in range(int(sys.argv[2])):
     writer.add(lambda step=step: record(step, block("splits", step, 3)))

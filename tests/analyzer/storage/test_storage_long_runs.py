@@ -82,7 +82,7 @@ def test_one_layer_is_read_whole_from_many_groups_of_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("analyzer.storage.parts.ROW_GROUP", 7)
-    monkeypatch.setattr("analyzer.storage.compaction.ROW_GROUP", 7, raising=False)
+    monkeypatch.setattr("analyzer.storage.parts.ROW_GROUP", 7, raising=False)
     monkeypatch.setattr(tables, "_GROUPS_AT_ONCE", 2)
     rows = [record(step, block("layer_stats", step, 3)) for step in range(50)]
     run = open_run(written(tmp_path / "run", rows))

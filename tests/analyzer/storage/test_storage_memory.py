@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analyzer.storage import overview_file
-from analyzer.storage.overview import NUMBERS, chunks_in
-from analyzer.storage.overview_file import opened
+from analyzer.storage import bin_file
+from analyzer.storage.bin_file import opened
+from analyzer.storage.bin_writer import NUMBERS, chunks_in
 from analyzer.storage.run import Run, open_run
 from tests.analyzer.storage.storage_rows import block, record, value, written
 
@@ -14,7 +14,7 @@ LAST = ["activation_mean", "activation_std"]
 
 @pytest.fixture(autouse=True)
 def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overview_file, "_kept", overview_file._Kept())
+    monkeypatch.setattr(bin_file, "_kept", bin_file._Kept())
 
 
 def wide(tmp_path: Path, steps: int = 10) -> Run:
@@ -29,12 +29,12 @@ def test_of_wide_overviews_only_the_last_columns_are_kept_and_all_are_right(
 ) -> None:
     run = wide(tmp_path)
     # Three numbers of two columns of 40 values, 4 bytes each, and their counts, all the same.
-    monkeypatch.setattr(overview_file, "_MOST_BYTES", 2 * (3 * 160) + 16)
+    monkeypatch.setattr(bin_file, "_MOST_BYTES", 2 * (3 * 160) + 16)
     for _ in range(2):
         for place, column in enumerate(("activation_norm", *LAST)):
             found = run.heatmap(column).mean[3]
             assert found.tolist() == [value(step, 3, place) for step in range(10)]
-    kept = {(column, number) for _, _, column, number in overview_file._kept}
+    kept = {(column, number) for _, _, column, number in bin_file._kept}
     numbers = ("min", "mean", "max")
     assert {one for one in kept if one[1] in numbers} == {(c, n) for c in LAST for n in numbers}
 
@@ -43,22 +43,22 @@ def test_one_number_is_kept_however_wide_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = wide(tmp_path, 1)
-    monkeypatch.setattr(overview_file, "_MOST_BYTES", 1)
+    monkeypatch.setattr(bin_file, "_MOST_BYTES", 1)
     assert run.heatmap("activation_norm").ids.tolist() == [0, 1, 2, 3]
-    assert len(list(overview_file._kept)) == 1
+    assert len(list(bin_file._kept)) == 1
 
 
 def test_only_the_number_that_is_shown_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, plain = [], overview_file.OverviewFile._read
+    read, plain = [], bin_file.BinFile._read
 
-    def noted(self: overview_file.OverviewFile, name: str, *, is_count: bool) -> object:
+    def noted(self: bin_file.BinFile, name: str, *, is_count: bool) -> object:
         read.append(name)
         return plain(self, name, is_count=is_count)
 
     run = wide(tmp_path)
-    monkeypatch.setattr(overview_file.OverviewFile, "_read", noted)
+    monkeypatch.setattr(bin_file.BinFile, "_read", noted)
     for _ in range(2):
         found = run.grid("activation_std", "max", table="layer_stats")
         assert found.values[2].tolist() == [value(step, 2, 2) for step in range(10)]
@@ -116,7 +116,7 @@ def test_a_grid_of_a_file_that_breaks_off_is_that_of_the_rows(tmp_path: Path) ->
 def test_a_number_is_the_same_read_a_few_rows_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(overview_file, "_ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(bin_file, "_ROWS_AT_ONCE", 7)
     rows = [record(s, **({"accuracy": s / 10} if s >= 6 else {})) for s in range(10)]
     run = open_run(written(tmp_path / "late", rows, flush_steps=3))
     found = run.series("accuracy").mean

@@ -7,8 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analyzer.storage import parts
-from analyzer.storage.compaction import FAN_IN, PartSeries
-from analyzer.storage.parts import Part, current_parts, replace_file, write_table
+from analyzer.storage.parts import (
+    FAN_IN,
+    Part,
+    PartSeries,
+    current_parts,
+    replace_file,
+    write_table,
+)
 
 numbers = st.integers(0, 10**9)
 

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from analyzer.storage.arrays import as_numpy, is_present
+from analyzer.storage.bin_writer import NUMBERS, Chunk
 from analyzer.storage.bins import Bins, ids_of_each_bin
-from analyzer.storage.overview import NUMBERS, Chunk
 
-__all__ = ["GridKeys", "OverviewFile", "opened"]
+__all__ = ["BinFile", "GridKeys", "opened"]
 
 # A number of a thousand layers is 5 MB; figures of two runs ask for four of each.
 _MOST_BYTES = 80 << 20
@@ -66,7 +66,7 @@ class _Kept:
 _kept = _Kept()
 
 
-class OverviewFile:
+class BinFile:
     """A file of an overview, which never changes under its name.
 
     It stays open, so that it can be read to its end when a writer has replaced it.
@@ -182,11 +182,11 @@ class OverviewFile:
 
 
 @lru_cache(maxsize=64)
-def _opened(path: Path, inode: int, width: int, key: str | None) -> OverviewFile:
-    return OverviewFile(path, inode, width, key)
+def _opened(path: Path, inode: int, width: int, key: str | None) -> BinFile:
+    return BinFile(path, inode, width, key)
 
 
-def opened(folder: Path, chunk: Chunk, key: str | None) -> OverviewFile:
+def opened(folder: Path, chunk: Chunk, key: str | None) -> BinFile:
     """Return a file of an overview; the last ones stay open.
 
     Raises:

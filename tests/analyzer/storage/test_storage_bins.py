@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analyzer.storage import overview as overview_module
+from analyzer.storage import bin_writer
+from analyzer.storage.bin_writer import MAX_BINS, BinWriter, chunks_in
 from analyzer.storage.bins import concatenated, rebinned, single
-from analyzer.storage.overview import MAX_BINS, Overview, chunks_in
 from analyzer.storage.run import open_run
 from analyzer.storage.writer import Block, StepRecord
 from tests.analyzer.storage.storage_rows import block, record, written
@@ -54,8 +54,8 @@ def split_record(step: int, values: list[float | None]) -> StepRecord:
 
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few bins and short files, so that some thousand steps double the width several times."""
-    monkeypatch.setattr(overview_module, "MAX_BINS", 32)
-    monkeypatch.setattr(overview_module, "_CHUNK_ROWS", 24)
+    monkeypatch.setattr(bin_writer, "MAX_BINS", 32)
+    monkeypatch.setattr(bin_writer, "_CHUNK_ROWS", 24)
 
 
 @pytest.mark.parametrize("steps", [1, 31, 32, 33, 500, 1021])
@@ -81,7 +81,7 @@ def test_a_heatmap_is_that_of_the_raw_rows(
 
 
 def test_width_doubles_and_the_number_of_bins_stays(tmp_path: Path) -> None:
-    overview = Overview(tmp_path, "splits")
+    overview = BinWriter(tmp_path, "splits")
     for step in range(0, 100_000, 500):
         steps = np.arange(step, step + 500)
         overview.add(NAMES, steps, np.zeros(500, np.int32), np.ones((500, 2)), None)
@@ -92,17 +92,17 @@ def test_width_doubles_and_the_number_of_bins_stays(tmp_path: Path) -> None:
 
 
 def test_memory_and_files_do_not_grow_with_the_run(tmp_path: Path) -> None:
-    overview = Overview(tmp_path, "splits")
+    overview = BinWriter(tmp_path, "splits")
     ids, sizes = np.arange(1000, dtype=np.int32), []
     for step in range(3000):
         overview.add(NAMES, np.full(1000, step), ids, np.ones((1000, 2)), None)
         sizes.append((sum(len(b) for b in overview._tail), len(list(tmp_path.iterdir()))))
-    assert max(rows for rows, _ in sizes) <= 2 * overview_module._CHUNK_ROWS
+    assert max(rows for rows, _ in sizes) <= 2 * bin_writer._CHUNK_ROWS
     assert max(files for _, files in sizes) <= MAX_BINS / 8 + 1
 
 
 def test_a_view_of_a_running_run_holds_its_newest_step(tmp_path: Path) -> None:
-    overview = Overview(tmp_path / "a" / "overview" / "splits", "splits")
+    overview = BinWriter(tmp_path / "a" / "overview" / "splits", "splits")
     written(tmp_path / "a", [record(s, block("splits", s, 2)) for s in range(300)])
     (only,) = chunks_in(tmp_path / "a" / "overview" / "splits")
     (tmp_path / "a" / "overview" / "splits" / only.name).unlink()

@@ -8,8 +8,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from analyzer.storage.arrays import as_array, as_cells, as_column, as_floats, as_numpy, is_present
-from analyzer.storage.columns import inferred, is_number, plain
+from analyzer.storage.arrays import (
+    as_array,
+    as_cells,
+    as_column,
+    as_floats,
+    as_numpy,
+    inferred,
+    is_number,
+    is_present,
+    plain,
+)
 from analyzer.storage.schema import PROBES, SCHEMA_VERSION, STAT_COLUMNS, TABLES
 
 _KEYS = ("step", "rank", "attempt")

@@ -10,14 +10,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from analyzer.storage.arrays import as_floats, as_numpy, is_present
+from analyzer.storage.bin_file import BinFile, opened
+from analyzer.storage.bin_writer import Chunk, chunks_in
 from analyzer.storage.bins import Bins, concatenated, ids_of_each_bin, rebinned, single
-from analyzer.storage.overview import Chunk, chunks_in
-from analyzer.storage.overview_file import OverviewFile, opened
 from analyzer.storage.schema import STAT_COLUMNS
 from analyzer.storage.selection import Steps
 from analyzer.storage.tables import StepTable
 
-__all__ = ["Grid", "Heatmap", "NumberName", "Series", "Views"]
+__all__ = ["BinReader", "Grid", "Heatmap", "NumberName", "Series"]
 
 Floats = NDArray[np.float64]
 NumberName = Literal["min", "mean", "max"]
@@ -93,7 +93,7 @@ class Grid:
     width: int
 
 
-class Views:
+class BinReader:
     """The screen-sized questions about one table.
 
     Answers come from the overview; what it does not hold yet is read from the table. They show the
@@ -109,7 +109,7 @@ class Views:
         self._folder, self._table, self._warn = run / "overview" / table.name, table, warn
         self._bins: dict[str, tuple[Bins, int]] = {}
         self._looked = False
-        self._file: OverviewFile | None = None
+        self._file: BinFile | None = None
 
     def refresh(self) -> None:
         """Look for new rows at the next question."""
@@ -182,13 +182,13 @@ class Views:
         # No step may lie between bins either.
         return int(counts.sum()) == len(steps) and bool(np.array_equal(counts, most))
 
-    def _whole(self) -> OverviewFile | None:
+    def _whole(self) -> BinFile | None:
         """The file of the overview, where there is one that holds all there is as a grid."""
         if not self._looked:
             self._file, self._looked = self._find_whole(), True
         return self._file
 
-    def _find_whole(self) -> OverviewFile | None:
+    def _find_whole(self) -> BinFile | None:
         chunks, bounds = chunks_in(self._folder), self._table.bounds()
         if len(chunks) != 1 or bounds is None:
             return None
@@ -202,7 +202,7 @@ class Views:
             return None
         return file if file.grid is not None else None
 
-    def _from_file(self, column: str, answer: Callable[[OverviewFile], _Answer]) -> _Answer | None:
+    def _from_file(self, column: str, answer: Callable[[BinFile], _Answer]) -> _Answer | None:
         """What the file says that holds all; None where there is none, or it cannot be read."""
         file = None if column in self._bins else self._whole()
         try:
@@ -289,7 +289,7 @@ def _nothing(column: str) -> Bins:
     return single([column], none, none.astype(np.int32), np.zeros((0, 1)), None)
 
 
-def _one_id(file: OverviewFile, column: str, id_: int) -> tuple[Bins, int]:
+def _one_id(file: BinFile, column: str, id_: int) -> tuple[Bins, int]:
     """One column of one id of a grid."""
     assert file.grid is not None
     place = int(np.searchsorted(file.grid.ids, id_))
@@ -298,7 +298,7 @@ def _one_id(file: OverviewFile, column: str, id_: int) -> tuple[Bins, int]:
     return (bins, file.width) if is_there else (_nothing(column), file.width)
 
 
-def _grid(file: OverviewFile, column: str, number: NumberName, max_bins: int) -> Grid:
+def _grid(file: BinFile, column: str, number: NumberName, max_bins: int) -> Grid:
     """One number of a column of a grid in few enough bins."""
     assert file.grid is not None
     steps, ids = file.grid.steps, file.grid.ids
@@ -314,7 +314,7 @@ def _grid(file: OverviewFile, column: str, number: NumberName, max_bins: int) ->
     return Grid(_fixed(steps), _fixed(ids), shown.T, counts.T, width)
 
 
-def _heatmap(file: OverviewFile, column: str, max_bins: int) -> Heatmap:
+def _heatmap(file: BinFile, column: str, max_bins: int) -> Heatmap:
     """A column of a grid in few enough bins."""
     low, mean, high = (_grid(file, column, name, max_bins) for name in get_args(NumberName))
     numbers = (low.values, mean.values, high.values, low.num_nonfinite)

@@ -18,13 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from analyzer.storage.arrays import as_array, as_numpy, is_present
+from analyzer.storage.arrays import as_array, as_numpy, conform, is_present, unified
 from analyzer.storage.bins import Bins, concatenated, rebinned, single
-from analyzer.storage.columns import conform, unified
 from analyzer.storage.parts import encoding, listing, replace_file, write_table
 from analyzer.storage.schema import TABLES, key_column
 
-__all__ = ["MAX_BINS", "NUMBERS", "Chunk", "Overview", "bins_from", "chunks_in"]
+__all__ = ["MAX_BINS", "NUMBERS", "BinWriter", "Chunk", "bins_from", "chunks_in"]
 
 MAX_BINS = 1024
 # Rows of one file: small enough to hold two of them in memory with a thousand layers.
@@ -115,7 +114,7 @@ def bins_from(table: pa.Table, key: str | None) -> Bins:
     return Bins(tuple(columns), start, ids, num_rows, low, mean, high, finite, nonfinite)
 
 
-class Overview:
+class BinWriter:
     """The growing overview of one table: old bins on disk, only the newest in memory.
 
     Args:

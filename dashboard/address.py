@@ -1,16 +1,21 @@
-"""The state of a page as it stands in the URL: readable, and nothing in it is believed."""
+"""What a URL asks for, none of it believed, and the runs that it leads to."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import parse_qsl, urlencode
 
-from analyzer.analysis.view import AGGREGATES
+from analyzer.analysis.view import AGGREGATES, View
+from analyzer.errors import AnalyzerError
+from analyzer.storage.run import Run
 
-__all__ = ["Address", "parse", "query"]
+from .library import Library
 
+__all__ = ["MOST_RUNS", "Address", "Context", "context", "parse", "query"]
+
+MOST_RUNS = 3
 _MOST_CHARACTERS = 8_000
-_MOST_RUNS = 12
+_MOST_NAMED = 12
 _MOST_LAYERS = 24
 _WORD = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _DIGITS = re.compile(r"[0-9]{1,15}")
@@ -56,7 +61,7 @@ def parse(search: str | None, step: int | None = None) -> Address:
     last = dict(pairs)
     shown, number = last.get("bins", ""), last.get("step", "")
     return Address(
-        runs=tuple(dict.fromkeys(v for k, v in pairs if k == "run"))[:_MOST_RUNS],
+        runs=tuple(dict.fromkeys(v for k, v in pairs if k == "run"))[:_MOST_NAMED],
         step=int(number) if _DIGITS.fullmatch(number) else step,
         quantity=quantity if _WORD.fullmatch(quantity := last.get("quantity", "")) else "",
         layers=last.get("layers", ""),
@@ -85,3 +90,59 @@ def query(address: Address) -> str:
     ]
     pairs += [("layer", layer) for layer in address.chosen]
     return "?" + urlencode(pairs) if pairs else ""
+
+
+@dataclass(frozen=True)
+class Context:
+    """An address and what it leads to.
+
+    Args:
+        library: The runs that may be shown.
+        address: What the URL asks for.
+        runs: The opened runs, in the order of the URL.
+        problems: A sentence for each run that cannot be shown.
+    """
+
+    library: Library
+    address: Address
+    runs: tuple[Run, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def layer_names(self) -> list[str]:
+        """Names of the layers of all runs, each once."""
+        names = [run.static_rows("layers").column("name").to_pylist() for run in self.runs]
+        return list(dict.fromkeys(str(name) for some in names for name in some))
+
+    def view(self, *, layers: str | None = None, quantity: str | None = None) -> View:
+        """Return what a panel is asked to show.
+
+        Args:
+            layers: Pattern of layer names in place of that of the address.
+            quantity: Column in place of that of the address.
+        """
+        address = self.address
+        return View(
+            self.runs,
+            step=address.step,
+            quantity=quantity or address.quantity or "output_gradient_norm",
+            layers=layers or address.layers or None,
+            aggregate=address.aggregate,
+            smooth=address.smooth,
+            relative=address.relative,
+        )
+
+
+def context(library: Library, address: Address) -> Context:
+    """Open the runs of an address; a run that cannot be opened becomes a sentence."""
+    runs: list[Run] = []
+    problems: list[str] = []
+    for run_id in address.runs:
+        try:
+            if len(runs) == MOST_RUNS:
+                problems.append(f"Only the first {MOST_RUNS} runs are shown side by side.")
+                break
+            runs.append(library.open(run_id))
+        except (AnalyzerError, OSError) as error:
+            problems.append(str(error))
+    return Context(library, address, tuple(runs), tuple(problems))

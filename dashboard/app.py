@@ -8,10 +8,11 @@ from dash import Dash
 from flask import redirect, request
 from werkzeug.wrappers import Response
 
-from . import callbacks, downloads
+from analyzer.figures.catalog import PAGES
+
+from . import callbacks
 from .layout import shell
 from .library import Library
-from .routes import former_paths
 from .security import protect
 
 __all__ = ["create_app"]
@@ -69,7 +70,6 @@ def create_app(
     # Tables of long runs are large and short-lived; the pool would keep their memory for good.
     app.server.teardown_request(lambda _error: pa.default_memory_pool().release_unused())
     callbacks.connect(app, library)
-    downloads.connect(app, library)
     _keep_former_paths(app)
     protect(app.server, app.csp_hashes(), hosts=hosts, token=token, frame_ancestors=frame_ancestors)
     return app
@@ -77,10 +77,11 @@ def create_app(
 
 def _keep_former_paths(app: Dash) -> None:
     """Lead from paths that pages had once to where they are, with what is chosen."""
+    moved = {f"/{name}": page.path for page in PAGES for name in page.former}
 
-    def moved() -> Response:
+    def lead() -> Response:
         text = request.query_string.decode(errors="replace")
-        return redirect(former_paths()[request.path] + (f"?{text}" if text else ""))
+        return redirect(moved[request.path] + (f"?{text}" if text else ""))
 
-    for number, path in enumerate(former_paths()):
-        app.server.add_url_rule(path, f"former-{number}", moved)
+    for path in moved:
+        app.server.add_url_rule(path, f"former{path}", lead)

@@ -1,33 +1,32 @@
-"""Connects the layout with what it shows."""
+"""Connects the layout with what it shows, and serves the data behind a figure as CSV."""
 
+import csv
+import io
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from dash import ALL, MATCH, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
 from dash.exceptions import PreventUpdate
-from flask import request
+from flask import Response, request
 
 from analyzer.errors import AnalyzerError
-from analyzer.figures.catalog import panel
+from analyzer.figures.catalog import PANELS, page_at, panel
 
-from .address import parse, query
-from .components.message import message
-from .components.table import number_table
-from .context import Context, context
-from .drawing import recorded, shown
-from .frames import frames
+from .address import Context, context, parse, query
+from .compare import verdict_of
+from .components import message, number_table
+from .drawing import recorded, shown, step_choices
+from .finding_list import finding_list
 from .ids import Id
 from .layout import navigation, page_content
-from .library import Library, shortened
-from .live import pulse
-from .pages.compare import verdict_of
-from .pages.findings import finding_list
-from .pages.runs import run_table
-from .routes import page_at
+from .library import Library, pulse, shortened
+from .run_list import run_table
 from .warmer import Warmer
 
-__all__ = ["connect"]
+__all__ = ["as_csv", "connect", "harmless"]
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _HIDDEN = {"display": "none"}
 
 
@@ -42,6 +41,7 @@ def connect(app: Dash, library: Library) -> None:
     _connect_cards(app, seen, warmer)
     _connect_live(app, library, seen)
     _connect_scripts(app)
+    _connect_downloads(app, seen)
 
 
 def _connect_pages(app: Dash, library: Library, warmer: Warmer) -> None:
@@ -142,13 +142,13 @@ def _connect_cards(app: Dash, seen: Any, warmer: Warmer) -> None:
             return message(str(error))
 
     @app.callback(
-        Output(Id.FRAMES, "data"),
+        Output(Id.STEPS, "data"),
         Input(Id.SEARCH, "data"),
         Input(Id.REVISION, "data"),
         State(Id.URL, "pathname"),
     )
-    def fill_frames(search: str | None, _mark: str, path: str | None) -> Any:
-        return frames(seen(search), path or "/")
+    def fill_steps(search: str | None, _mark: str, path: str | None) -> Any:
+        return step_choices(seen(search), path or "/")
 
 
 def _connect_live(app: Dash, library: Library, seen: Any) -> None:
@@ -241,9 +241,9 @@ def _connect_scripts(app: Dash) -> None:
         State({"type": Id.NAV_LINK, "key": ALL}, "id"),
     )
     app.clientside_callback(
-        ClientsideFunction("gradientflow", "frames"),
+        ClientsideFunction("gradientflow", "steps"),
         Output(Id.SINK, "data"),
-        Input(Id.FRAMES, "data"),
+        Input(Id.STEPS, "data"),
         State(Id.STEP, "data"),
     )
     app.clientside_callback(
@@ -257,3 +257,55 @@ def _connect_scripts(app: Dash) -> None:
         Input(Id.BLOCK, "value"),
         prevent_initial_call=True,
     )
+
+
+def _connect_downloads(app: Dash, seen: Any) -> None:
+    """Serve ``/csv/<panel>?run=…``."""
+
+    def download(key: str) -> Response:
+        if key not in {panel.key for panel in PANELS}:
+            return _refusal(f"there is no figure {key[:80]!r}", 404)
+        try:
+            chosen = seen(request.query_string.decode(errors="replace"))
+            if not chosen.runs:
+                return _refusal("no run is named that can be opened; expected ?run=NAME", 404)
+            table = recorded(key, chosen).table()
+        except AnalyzerError as error:
+            return _refusal(str(error), 404)
+        lines = as_csv(table)
+        headers = {"Content-Disposition": f'attachment; filename="{key}.csv"'}
+        return Response(lines, mimetype="text/csv", headers=headers)
+
+    app.server.add_url_rule("/csv/<key>", "csv", download)
+
+
+def _refusal(text: str, status: int) -> Response:
+    return Response(text + "\n", status, mimetype="text/plain")
+
+
+def as_csv(table: Any) -> Iterator[str]:
+    """Yield the lines of a table; a null is an empty cell, NaN and infinities stay words.
+
+    Args:
+        table: A pandas DataFrame.
+    """
+    yield _line(table.columns)
+    for row in table.itertuples(index=False, name=None):
+        yield _line(row)
+
+
+def _line(cells: Any) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow([harmless(cell) for cell in cells])
+    return text.getvalue()
+
+
+def harmless(cell: Any) -> Any:
+    """Return a cell that a spreadsheet does not take for a formula; floats keep every digit."""
+    if cell is None:
+        return ""
+    if isinstance(cell, float):
+        return repr(float(cell))
+    if isinstance(cell, str) and cell.startswith(_FORMULA):
+        return "'" + cell
+    return cell

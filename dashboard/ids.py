@@ -26,7 +26,7 @@ class Id(StrEnum):
     RUN_LIST = "run-list"
     RUN_FILTER = "run-filter"
     COMPARE = "compare-marked"
-    FRAMES = "frames"
+    STEPS = "steps"
     STEP_SLIDER = "step-slider"
     BLOCK = "block"
     VERDICT = "verdict"

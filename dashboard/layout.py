@@ -1,7 +1,7 @@
 """The shell around every page: head, navigation, help, and the stores that callbacks share."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import dash_mantine_components as dmc
@@ -9,16 +9,23 @@ from dash import dcc, html
 
 from analyzer.figures.catalog import PAGES
 from analyzer.figures.panels import Page
+from analyzer.vocabulary import GLOSSARY
 
-from .components.attributes import attributes
-from .components.message import message
-from .context import Context
+from . import compare, finding_list, run_list
+from .address import Context
+from .components import attributes, cards, explained, message
 from .ids import Id, card
-from .routes import content_of
 
 __all__ = ["POLL_MILLISECONDS", "navigation", "page_content", "shell"]
 
 POLL_MILLISECONDS = 1500
+_LAYOUTS: dict[str, Callable[[Context], list[Any]]] = {
+    "runs": run_list.layout,
+    "compare": compare.layout,
+    "findings": finding_list.layout,
+}
+if unlike := {page.key for page in PAGES if page.has_layout} ^ set(_LAYOUTS):
+    raise ValueError(f"pages with a layout and layouts of pages differ in {sorted(unlike)}")
 _LETTERS = {page.letter: page.path for page in PAGES if page.letter}
 _KEYS = (
     ("?", "this list"),
@@ -79,7 +86,7 @@ def _head() -> dmc.AppShellHeader:
         "?",
         id=Id.HELP_OPEN,
         className="plain-button",
-        **attributes(aria_label="keyboard shortcuts"),
+        **attributes(aria_label="keys and words"),
     )
     return dmc.AppShellHeader(
         html.Div(
@@ -105,14 +112,18 @@ def _main() -> dmc.AppShellMain:
 
 
 def _help() -> dmc.Modal:
-    rows = [
+    keys = [
         html.Div([html.Dt([html.Kbd(key)]), html.Dd(text)], className="shortcut")
         for key, text in _KEYS
     ]
+    words = [
+        html.Div([html.Dt(term), html.Dd(meaning)], className="shortcut")
+        for term, meaning in GLOSSARY.items()
+    ]
     return dmc.Modal(
-        html.Dl(rows),
+        [html.Dl(keys), html.H3("Words"), html.Dl(words)],
         id=Id.HELP,
-        title="Keyboard shortcuts",
+        title="Keys and words",
         opened=False,
         closeButtonProps={"aria-label": "close"},
         # What is not open is not in the page, so that its words are not found there.
@@ -145,12 +156,13 @@ def page_content(page: Page | None, path: str, context: Context) -> list[Any]:
     if page is None:
         return [html.H1("No such page"), message(_unknown(path), bad=True)]
     problems = [message(text, title="A run cannot be shown", bad=True) for text in context.problems]
-    head: Sequence[Any] = [html.H1(page.title), html.P(page.lead, className="lead")]
+    head: Sequence[Any] = [html.H1(page.title), html.P(explained(page.lead), className="lead")]
     if page.needs_run and not context.runs:
         text = "No run is chosen. Choose one in the field at the top, or on the page of runs."
         link = dcc.Link("Go to the page of runs", href="/")
         return [*head, *problems, message(text), html.P(link)]
-    return [*head, *problems, *content_of(page, context)]
+    content = _LAYOUTS[page.key](context) if page.has_layout else cards(context, page)
+    return [*head, *problems, *content]
 
 
 def _unknown(path: str) -> str:

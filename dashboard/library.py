@@ -1,25 +1,31 @@
-"""The runs that a dashboard may show: what is not in its listing cannot be opened."""
+"""The runs that a dashboard may show, how they stand, and what was computed about them."""
 
+import hashlib
 import os
-from collections import OrderedDict
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import TimeoutError as StillLookedFor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Lock
+from typing import Any
 
+import pyarrow as pa
+
+from analyzer.analysis.findings import findings, health
 from analyzer.errors import AnalyzerError, RunNotFoundError, SchemaError
 from analyzer.storage.catalog import RunSummary, resolve_run, runs_in
 from analyzer.storage.run import Run, open_run
 
-from .answers import Answers
-from .records import Records
-from .verdicts import Verdicts
+from .cache import Cache, Line
 
-__all__ = ["Library", "Listed", "revision", "shortened"]
+__all__ = ["Library", "Listed", "Pulse", "age_text", "pulse", "revision", "shortened"]
 
-_MOST_OPEN = 8
-# Less than half a MB each.
-_MOST_SHOWN = 24
+# A figure is less than half a MB.
+_SIZES = {"runs": 8, "records": 8, "figures": 24, "answers": 16, "words": 10_000}
+# Longer runs take seconds to judge; their findings are one click away.
+_MOST_ROWS = 2_000_000
+_LONGEST_REST = 0.5
+_AGES = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
 @dataclass(frozen=True)
@@ -44,20 +50,14 @@ class Library:
 
     Attributes:
         sources: The folders.
-        verdicts: A word for each run, as far as they were looked for.
-        records: The last records behind figures.
-        shown: The last figures and what a browser needs to move their step, as it is sent them.
-        answers: The last findings and verdicts.
+        cache: The last opened runs, records behind figures, figures as a browser is sent them,
+            answers about runs, and the word for each run as far as it was looked for.
     """
 
     def __init__(self, sources: Sequence[str | Path]) -> None:
         self.sources = [_existing(source) for source in sources]
-        self._open: OrderedDict[Path, tuple[object, Run]] = OrderedDict()
-        self._lock = Lock()
-        self.verdicts = Verdicts()
-        self.records = Records()
-        self.shown = Records(_MOST_SHOWN)
-        self.answers = Answers()
+        self.cache = Cache(**_SIZES)
+        self._answering, self._judging = Line("answers"), Line("words")
 
     def listing(self) -> list[Listed]:
         """Return the runs that there are now, the newest first, ids unique."""
@@ -98,19 +98,69 @@ class Library:
         """
         path = self.find(run_id).summary.path
         mark = revision(path)
-        with self._lock:
-            known = self._open.get(path)
-            if known is not None and known[0] == mark:
-                self._open.move_to_end(path)
-                return known[1]
+        known = self.cache.peek("runs", path)
+        if known is not None and known[0] == mark:
+            opened: Run = known[1]
+            return opened
         _refuse_links(path)
         # A new object rather than a refreshed one: another thread may still read the old one.
-        run = open_run(path)
-        with self._lock:
-            self._open[path] = (mark, run)
-            while len(self._open) > _MOST_OPEN:
-                self._open.popitem(last=False)
-        return run
+        opened = open_run(path)
+        self.cache.put("runs", path, (mark, opened))
+        return opened
+
+    def answer(
+        self,
+        what: str,
+        runs: tuple[Run, ...],
+        find: Callable[[], Any],
+        patience: float = 0.03,
+    ) -> Any | None:
+        """Return a long answer about runs, such as findings; None while a thread works on it.
+
+        Args:
+            what: Tells several answers about the same runs apart.
+            runs: The runs.
+            find: Finds the answer; what it raises is raised here.
+            patience: Seconds that a request waits.
+        """
+        future, is_new = self.cache.slot("answers", (what, runs))
+
+        def work() -> None:
+            try:
+                future.set_result(find())
+            except Exception as error:
+                # Raised where the answer is asked for, which knows what to say about it.
+                future.set_exception(error)
+            pa.default_memory_pool().release_unused()
+
+        if is_new:
+            self._answering.put((what, *(run.path for run in runs)), work)
+        try:
+            return future.result(patience)
+        except StillLookedFor:
+            return None
+
+    def word(self, path: Path, mark: object) -> str | None:
+        """Return what is worst about a run, in a word; the list of runs never waits for it.
+
+        Args:
+            path: Folder of the run.
+            mark: Changes when the run does.
+
+        Returns:
+            The word; that of an earlier state while a new one is looked for; None before the first.
+        """
+        known = self.cache.peek("words", path)
+
+        def work() -> None:
+            start = time.perf_counter()
+            self.cache.put("words", path, (mark, _word(path)))
+            # As long again for whoever waits for a page: a folder may hold hundreds of runs.
+            time.sleep(min(time.perf_counter() - start, _LONGEST_REST))
+
+        if known is None or known[0] != mark:
+            self._judging.put(path, work)
+        return None if known is None else str(known[1])
 
     def completed(self, listed: Listed) -> Listed:
         """Return a listed run with what its manifest does not say read from its tables."""
@@ -124,8 +174,20 @@ class Library:
             return Listed(listed.id, replace(run, status="broken", problem=str(error)))
 
 
+def _word(path: Path) -> str:
+    """The word of a run; a dash where it is too long to judge here, or cannot be judged."""
+    try:
+        run = open_run(path)
+        if len(run.recorded_steps("layer_stats")) * len(run.layers) > _MOST_ROWS:
+            return "–"
+        return health(findings(run))
+    except Exception:
+        # A list of runs is no place to end at one run's damage; its own page says what it is.
+        return "–"
+
+
 def shortened(text: str, most: int = 120) -> str:
-    """Return a text of at most so many characters, printable ones only."""
+    """Return a text cut to a number of characters, printable ones only."""
     clean = "".join(c if c.isprintable() else "\ufffd" for c in text[: most + 1])
     return clean if len(clean) <= most else clean[: most - 1] + "…"
 
@@ -198,3 +260,66 @@ def _counted(summary: RunSummary, run: Run) -> RunSummary:
         joins=len(run.joins) if summary.joins is None else summary.joins,
         loss=loss,
     )
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """The state of what a page shows.
+
+    Args:
+        mark: Changes whenever the figures would.
+        text: One line for the head of the page.
+        is_over: Whether nothing will change any more.
+    """
+
+    mark: str
+    text: str
+    is_over: bool
+
+
+def pulse(library: Library, run_ids: Sequence[str]) -> Pulse:
+    """Return the pulse of runs; of the whole listing where none is named."""
+    listed = library.listing()
+    chosen = [run for run in listed if run.id in run_ids]
+    seen = [_mark(run) for run in chosen or listed]
+    if not run_ids:
+        # The words of the list are found one after the other; each changes what it shows.
+        seen.append((library.cache.count("words"),))
+    mark = hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
+    if not run_ids:
+        running = sum(run.summary.status == "running" for run in listed)
+        return Pulse(mark, f"{len(listed)} runs, {running} running", is_over=False)
+    text = " · ".join(_line(run) for run in chosen)
+    return Pulse(mark, text, all(run.summary.status != "running" for run in chosen))
+
+
+def _mark(run: Listed) -> tuple[object, ...]:
+    return (run.id, run.summary.status, revision(run.summary.path))
+
+
+def _line(run: Listed) -> str:
+    """How a run stands; the age of its last rows while it runs."""
+    name, status = shortened(run.id, 24), run.summary.status
+    if status != "running":
+        return f"{name}: {status}"
+    steps = f"{run.summary.steps:,} steps" if run.summary.steps is not None else "no step yet"
+    return f"{name}: running, {steps}, updated {age_text(_age(run.summary.path))} ago"
+
+
+def _age(path: Path) -> float:
+    """Seconds since the last rows or the last heartbeat were written."""
+    newest = 0.0
+    for name in ("run.json", "steps"):
+        try:
+            newest = max(newest, (path / name).stat().st_mtime)
+        except OSError:
+            continue
+    return max(0.0, time.time() - newest)
+
+
+def age_text(seconds: float) -> str:
+    """Return an age in its largest unit, rounded down: ``3 h``."""
+    for size, unit in _AGES:
+        if seconds >= size:
+            return f"{int(seconds // size):,} {unit}"
+    return f"{max(0, int(seconds))} s"

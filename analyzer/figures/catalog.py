@@ -15,7 +15,7 @@ from analyzer.figures import (
 )
 from analyzer.figures.panels import Page, Panel, checked
 
-__all__ = ["PAGES", "PANELS", "page_of", "panel"]
+__all__ = ["PAGES", "PANELS", "page_at", "page_of", "panel"]
 
 _BY_LAYER = probes.by_layer_panels()
 
@@ -171,3 +171,8 @@ def page_of(key: str) -> Page:
         KeyError: If no panel has this key.
     """
     return next(page for page in PAGES if panel(key) in page.panels)
+
+
+def page_at(path: str | None) -> Page | None:
+    """Return the page at a path of the dashboard; None where there is none."""
+    return next((page for page in PAGES if page.path == (path or "/")), None)

@@ -68,7 +68,7 @@
     links(search, step, ids) {
       return ids.map((id) => id.key + window.location.search);
     },
-    frames(data, step) {
+    steps(data, step) {
       here.steps = (data && data.steps) || [];
       here.label = (data && data.label) || "step";
       window.gradientflow.overview = (data && data.overview) || null;

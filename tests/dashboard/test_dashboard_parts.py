@@ -6,16 +6,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analyzer.analysis.view import View
 from analyzer.dashboard.address import Address, parse, query
-from analyzer.dashboard.components.controls import blocks
-from analyzer.dashboard.downloads import as_csv, harmless
-from analyzer.dashboard.library import Library
-from analyzer.dashboard.live import age_text, pulse
-from analyzer.dashboard.pages.runs import run_table
-from analyzer.dashboard.records import Records
+from analyzer.dashboard.cache import Cache
+from analyzer.dashboard.callbacks import as_csv, harmless
+from analyzer.dashboard.components import blocks, explained
+from analyzer.dashboard.library import Library, age_text, pulse
+from analyzer.dashboard.run_list import run_table
 from analyzer.dashboard.server import ssh_line, take_port
 from analyzer.errors import AnalyzerError, RunNotFoundError
+from analyzer.vocabulary import GLOSSARY
 from tests.support.runs import write_run
 
 
@@ -130,35 +129,53 @@ def test_over_ssh_the_line_forwards_the_port() -> None:
 
 
 def test_a_record_is_computed_once_for_two_who_ask_at_a_time() -> None:
-    calls: list[View] = []
+    calls: list[int] = []
 
-    def info(view: View) -> str:
-        calls.append(view)
+    def info() -> str:
+        calls.append(1)
         time.sleep(0.2)
         return f"record {len(calls)}"
 
-    records, view = Records(), View(())
+    cache = Cache(records=8)
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda _: records.get("overview", view, info), range(4)))
+        found = list(pool.map(lambda _: cache.get("records", "overview", info), range(4)))
     assert found == ["record 1"] * 4 and len(calls) == 1
-    assert records.get("overview", View((), step=1), info) == "record 2"
+    assert cache.get("records", "another", info) == "record 2"
 
 
 def test_what_cannot_be_computed_is_asked_for_again() -> None:
-    records = Records()
+    cache = Cache(records=8)
 
-    def fails(view: View) -> None:
+    def fails() -> None:
         raise AnalyzerError("not yet")
 
     with pytest.raises(AnalyzerError, match="not yet"):
-        records.get("overview", View(()), fails)
-    assert records.get("overview", View(()), lambda view: 7) == 7
+        cache.get("records", "overview", fails)
+    assert cache.get("records", "overview", lambda: 7) == 7
+
+
+def test_a_kind_keeps_its_last_values_and_no_others() -> None:
+    cache = Cache(records=2, figures=2)
+    for key in range(3):
+        cache.put("records", key, key)
+    cache.put("figures", 0, "mine")
+    assert [cache.peek("records", key) for key in range(3)] == [None, 1, 2]
+    assert cache.peek("figures", 0) == "mine" and cache.count("records") == 2
+
+
+def test_terms_say_what_they_mean_where_they_come_first() -> None:
+    parts = explained("An arc per join; the shortcut share of joins, decades wide.")
+    terms = {part.children: part.title for part in parts if not isinstance(part, str)}
+    assert list(terms) == ["join", "shortcut share", "decades"]
+    assert terms["decades"] == GLOSSARY["decade"]
+    text = "".join(part if isinstance(part, str) else part.children for part in parts)
+    assert text == "An arc per join; the shortcut share of joins, decades wide."
 
 
 def test_a_long_list_shows_the_newest_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("analyzer.dashboard.pages.runs._MOST_ROWS", 50)
+    monkeypatch.setattr("analyzer.dashboard.run_list._MOST_ROWS", 50)
     for number in range(60):
         write_run(tmp_path / f"run-{number}", [1.0], [[1.0]])
     library = Library([tmp_path])

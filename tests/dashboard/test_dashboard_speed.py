@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 
 from analyzer.dashboard import drawing
-from analyzer.dashboard.address import parse
-from analyzer.dashboard.answers import Answers
+from analyzer.dashboard.address import Context, context, parse
 from analyzer.dashboard.app import create_app
-from analyzer.dashboard.context import Context, context
-from analyzer.dashboard.frames import shown_steps
+from analyzer.dashboard.drawing import shown_steps
 from analyzer.dashboard.library import Library
 from analyzer.dashboard.warmer import Warmer
 from analyzer.errors import AnalyzerError
@@ -34,10 +32,10 @@ def seen(run: Run) -> Context:
     return context(Library([run.path.parent]), parse("?run=a"))
 
 
-def later(answers: Answers, what: str, runs: tuple[Run, ...], find: Any) -> Any:
+def later(library: Library, what: str, runs: tuple[Run, ...], find: Any) -> Any:
     """Ask until there is an answer."""
     end = time.perf_counter() + 10
-    while (found := answers.get(what, runs, find)) is None and time.perf_counter() < end:
+    while (found := library.answer(what, runs, find)) is None and time.perf_counter() < end:
         time.sleep(0.01)
     return found
 
@@ -50,18 +48,18 @@ def test_a_request_does_not_wait_for_a_long_answer_and_then_has_it(run: Run) -> 
         done.wait(10)
         return "vanishing"
 
-    answers = Answers(patience=0.01)
-    assert answers.get("findings", (run,), find) is None
-    assert answers.get("findings", (run,), find) is None
+    library = Library([])
+    assert library.answer("findings", (run,), find) is None
+    assert library.answer("findings", (run,), find) is None
     done.set()
-    assert later(answers, "findings", (run,), find) == "vanishing"
+    assert later(library, "findings", (run,), find) == "vanishing"
     assert len(calls) == 1
 
 
 def test_a_short_answer_is_there_at_once(run: Run) -> None:
-    answers = Answers(patience=10)
-    assert answers.get("findings", (run,), lambda: 7) == 7
-    assert answers.get("verdict", (run,), lambda: 8) == 8
+    library = Library([])
+    assert library.answer("findings", (run,), lambda: 7, patience=10) == 7
+    assert library.answer("verdict", (run,), lambda: 8, patience=10) == 8
 
 
 def test_what_goes_wrong_is_raised_where_it_was_asked(run: Run) -> None:
@@ -69,18 +67,18 @@ def test_what_goes_wrong_is_raised_where_it_was_asked(run: Run) -> None:
         raise AnalyzerError("no such layer")
 
     with pytest.raises(AnalyzerError, match="no such layer"):
-        Answers(patience=10).get("findings", (run,), find)
+        Library([]).answer("findings", (run,), find, patience=10)
 
 
 def test_a_run_that_has_changed_since_is_not_looked_through(run: Run) -> None:
     hold, found = threading.Event(), []
     newer, newest = open_run(run.path), open_run(run.path)
-    answers = Answers(patience=0.01)
-    answers.get("findings", (run,), lambda: hold.wait(10))
-    answers.get("findings", (newer,), lambda: found.append("newer"))
-    answers.get("findings", (newest,), lambda: found.append("newest") or "newest")
+    library = Library([])
+    library.answer("findings", (run,), lambda: hold.wait(10))
+    library.answer("findings", (newer,), lambda: found.append("newer"))
+    library.answer("findings", (newest,), lambda: found.append("newest") or "newest")
     hold.set()
-    assert later(answers, "findings", (newest,), lambda: "again") == "newest"
+    assert later(library, "findings", (newest,), lambda: "again") == "newest"
     assert found == ["newest"]
 
 
@@ -140,7 +138,7 @@ def test_what_a_reader_may_choose_next_is_read_ahead_of_small_runs(
     monkeypatch.setattr("analyzer.dashboard.warmer.shown", lambda *_, **__: None)
     warmer = Warmer(seen.library)
     warmer.ask("/flow", "?run=a")
-    thread = warmer._thread
+    thread = warmer.line.thread
     assert thread is not None
     thread.join(20)
     assert tuple(read) == expected

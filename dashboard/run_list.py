@@ -11,12 +11,10 @@ from dash import dcc, html
 from analyzer.figures.catalog import page_of
 from analyzer.storage.catalog import RunSummary
 
-from ..components.attributes import attributes
-from ..components.message import message
-from ..context import Context
-from ..ids import Id
-from ..library import Library, Listed, revision, shortened
-from ..live import age_text
+from .address import Context
+from .components import attributes, message
+from .ids import Id
+from .library import Library, Listed, age_text, revision, shortened
 
 __all__ = ["layout", "run_table"]
 
@@ -137,7 +135,7 @@ def _verdict(library: Library, run: RunSummary) -> str:
     """What is worst about a run, in a word; ``…`` while it is looked for."""
     if run.problem is not None:
         return "cannot be read, see below"
-    return library.verdicts.word(run.path, revision(run.path)) or "…"
+    return library.word(run.path, revision(run.path)) or "…"
 
 
 def _reasons(runs: Sequence[Listed]) -> list[Any]:

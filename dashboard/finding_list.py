@@ -12,12 +12,10 @@ from analyzer.errors import AnalyzerError
 from analyzer.figures.catalog import page_of
 from analyzer.storage.run import Run
 
-from ..address import query
-from ..components.message import message
-from ..components.soon import LOOKING, soon
-from ..context import Context
-from ..ids import Id
-from ..library import shortened
+from .address import Context, query
+from .components import LOOKING, message, soon
+from .ids import Id
+from .library import shortened
 
 __all__ = ["finding_list", "layout"]
 
@@ -40,7 +38,7 @@ def finding_list(context: Context) -> list[Any] | None:
 
 def _section(context: Context, run: Run) -> html.Section | None:
     try:
-        found = context.library.answers.get("findings", (run,), lambda: findings(run))
+        found = context.library.answer("findings", (run,), lambda: findings(run))
     except (AnalyzerError, OSError, ValueError, KeyError) as error:
         return html.Section(
             [html.H2(run.name), message(str(error), bad=True)], className="card wide"

@@ -13,13 +13,9 @@ from analyzer.errors import AnalyzerError
 from analyzer.figures.catalog import page_of
 from analyzer.storage.run import Run
 
-from ..address import query
-from ..components.attributes import attributes
-from ..components.message import message
-from ..components.soon import LOOKING, soon
-from ..context import Context
-from ..ids import Id
-from ..pages import panels
+from .address import Context, query
+from .components import LOOKING, attributes, cards, message, soon
+from .ids import Id
 
 __all__ = ["layout", "twins", "verdict_of"]
 
@@ -30,13 +26,13 @@ def layout(context: Context) -> list[Any]:
     """Return the verdict, the comparing figures and the claims behind the verdict."""
     if len(context.runs) < 2:
         text = "Comparing needs two runs: choose a second one in the field at the top of the page."
-        return [message(text), *panels.layout(context, page_of("profile_overlay"))]
+        return [message(text), *cards(context, page_of("profile_overlay"))]
     found = verdict_of(context)
     sentence, table = found or ([message(LOOKING)], [])
     return [
         soon(Id.VERDICT_SOON, found is not None),
         html.Div(sentence, id=Id.VERDICT),
-        *panels.layout(context, page_of("profile_overlay")),
+        *cards(context, page_of("profile_overlay")),
         html.Div(table, id=Id.CLAIMS),
     ]
 
@@ -60,7 +56,7 @@ def verdict_of(context: Context) -> tuple[list[Any], list[Any]] | None:
         text = "A verdict needs one run without shortcuts and one with; these are alike in that."
         return [message(text)], []
     try:
-        found = context.library.answers.get("verdict", pair, lambda: verdict(*pair))
+        found = context.library.answer("verdict", pair, lambda: verdict(*pair))
     except (AnalyzerError, OSError, ValueError, KeyError) as error:
         return [message(str(error), title="No verdict", bad=True)], []
     if found is None:

@@ -1,0 +1,323 @@
+"""What pages are made of: cards, controls, messages, tables, and terms with their meaning."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import dash_mantine_components as dmc
+from dash import dcc, html
+
+from analyzer.analysis.view import AGGREGATES
+from analyzer.figures.panels import Page, Panel
+from analyzer.storage.schema import STAT_COLUMNS
+from analyzer.vocabulary import GLOSSARY, quantity
+
+from .address import Address, Context
+from .ids import Id, card, control
+
+__all__ = [
+    "GRAPH_CONFIG",
+    "LOOKING",
+    "attributes",
+    "blocks",
+    "cards",
+    "controls",
+    "explained",
+    "message",
+    "number_table",
+    "panel_card",
+    "soon",
+]
+
+LOOKING = "Reading the runs; what they show appears here by itself."
+_MILLISECONDS = 400
+_MOST_ROWS, _MOST_CHARACTERS = 60, 80
+_MOST_BLOCKS = 200
+_FORMATS = (("csv", "CSV"), ("svg", "SVG"), ("png", "PNG"))
+GRAPH_CONFIG: Any = {
+    "displaylogo": False,
+    # Nothing leaves this machine.
+    "modeBarButtonsToRemove": [
+        "sendDataToCloud",
+        "sendChartToCloud",
+        "toImage",
+        "lasso2d",
+        "select2d",
+    ],
+    "responsive": True,
+    "showTips": False,
+    "plotlyServerURL": "",
+}
+_BLANK: dict[str, Any] = {
+    "xaxis": {"visible": False},
+    "yaxis": {"visible": False},
+    "paper_bgcolor": "rgba(0,0,0,0)",
+    "plot_bgcolor": "rgba(0,0,0,0)",
+}
+
+
+def attributes(**values: str) -> dict[str, Any]:
+    """Return ``aria-`` and ``data-`` attributes: ``aria_label`` stands for ``aria-label``.
+
+    Args:
+        values: Values by name, ``_`` for each ``-``.
+    """
+    return {name.replace("_", "-"): value for name, value in values.items()}
+
+
+def message(text: str, *, title: str = "", bad: bool = False) -> dmc.Alert:
+    """Return a sentence that says what was looked for and what to do.
+
+    Args:
+        text: The sentence, shown as text whatever it holds.
+        title: A word above it.
+        bad: Whether something is wrong, rather than merely not there.
+    """
+    return dmc.Alert(
+        text,
+        title=title or None,
+        color="red" if bad else "gray",
+        variant="outline",
+        className="message",
+        attributes={"root": {"role": "status"}},
+    )
+
+
+def soon(name: Id, is_there: bool) -> dcc.Interval:
+    """Return the clock that asks again until the answer is there.
+
+    Args:
+        name: Its id; a page's own, since a callback waits for all of its outputs.
+        is_there: Whether it is there already.
+    """
+    return dcc.Interval(id=name, interval=_MILLISECONDS, disabled=is_there)
+
+
+def number_table(table: Any) -> list[Any]:
+    """Return the first rows of a DataFrame, and how many there are.
+
+    Args:
+        table: A pandas DataFrame.
+    """
+    head = html.Thead(html.Tr([html.Th(str(name), scope="col") for name in table.columns]))
+    rows = table.head(_MOST_ROWS).itertuples(index=False, name=None)
+    body = html.Tbody([html.Tr([html.Td(_text(cell)) for cell in row]) for row in rows])
+    shown = min(len(table), _MOST_ROWS)
+    words = f"{shown:,} of {len(table):,} rows; the CSV file has all of them."
+    return [html.P(words if shown < len(table) else f"{shown:,} rows."), html.Table([head, body])]
+
+
+def _text(cell: Any) -> str:
+    if isinstance(cell, float):
+        return f"{cell:.6g}" if math.isfinite(cell) else str(cell)
+    return str(cell)[:_MOST_CHARACTERS]
+
+
+# Longer terms first, so that "shortcut share" is not found as "share".
+_TERM = re.compile(
+    r"\b(?:" + "|".join(sorted(GLOSSARY, key=len, reverse=True)) + r")(?:s|es)?\b", re.IGNORECASE
+)
+
+
+def explained(text: str) -> list[Any]:
+    """Return a text whose terms say on hover what they mean, each where it comes first.
+
+    Args:
+        text: Words of ours; the terms are those of the glossary.
+    """
+    parts: list[Any] = []
+    at, said = 0, set()
+    for found in _TERM.finditer(text):
+        word = found[0].lower()
+        term = word if word in GLOSSARY else word.removesuffix("s")
+        if term in GLOSSARY and term not in said:
+            said.add(term)
+            mark = html.Abbr(found[0], title=GLOSSARY[term], className="term")
+            parts += [text[at : found.start()], mark]
+            at = found.end()
+    return [*parts, text[at:]]
+
+
+def cards(context: Context, page: Page) -> list[Any]:
+    """Return the controls and cards of a page.
+
+    Args:
+        context: The runs and the address.
+        page: The page.
+    """
+    names = context.layer_names if "layers" in page.controls else []
+    # A native slider moved without a round trip through Dash answers within a frame; a script of
+    # the page puts it there.
+    slider = html.Div(
+        id=Id.STEP_SLIDER, className="step-row", role="group", **attributes(aria_label="step")
+    )
+    steps = [dcc.Store(id=Id.STEPS), slider] if page.has_steps else []
+    shown = html.Div([panel_card(panel) for panel in page.shown], className="cards")
+    return [controls(context.address, names, *page.controls), *steps, shown]
+
+
+def panel_card(panel: Panel) -> html.Section:
+    """Return the card of a panel, its figure still to be drawn.
+
+    Args:
+        panel: The panel; its height is kept free until the figure is there.
+    """
+    key = panel.key
+    return html.Section(
+        [
+            html.Div(
+                [html.H2(panel.title, id=f"title-{key}"), _buttons(key, panel.title)],
+                className="card-head",
+            ),
+            html.P(id=card(Id.CAPTION, key), className="caption", role="status"),
+            html.Div(id=card(Id.NOTE, key)),
+            dcc.Graph(
+                id=card(Id.GRAPH, key),
+                figure={"data": [], "layout": {"height": panel.height, **_BLANK}},
+                config=GRAPH_CONFIG,
+                responsive=True,
+                className="graph",
+                style={"height": f"{panel.height}px"},
+            ),
+            html.Details(
+                [
+                    html.Summary("How to read it; the numbers as a table"),
+                    html.P(explained(panel.how_to_read)),
+                    html.Button(
+                        "Show the numbers",
+                        id=card(Id.TABLE_OPEN, key),
+                        className="plain-button",
+                    ),
+                    html.Div(
+                        id=card(Id.TABLE, key),
+                        className="numbers",
+                        tabIndex=0,
+                        role="region",
+                        **attributes(aria_label=f"numbers of {panel.title}"),
+                    ),
+                ]
+            ),
+        ],
+        className="card wide" if panel.is_wide else "card",
+        **attributes(aria_labelledby=f"title-{key}", data_panel=key),
+    )
+
+
+def _buttons(key: str, title: str) -> dmc.Group:
+    """Buttons that save the data or the picture; a script of the page does it."""
+    return dmc.Group(
+        [
+            html.Button(
+                label,
+                className="save",
+                title=f"save as {label}",
+                **attributes(aria_label=f"save {title} as {label}", data_save=kind, data_key=key),
+            )
+            for kind, label in _FORMATS
+        ],
+        gap=4,
+        className="saves",
+    )
+
+
+def controls(address: Address, names: Sequence[str], *shown: str) -> html.Div:
+    """Return the controls of these names.
+
+    Args:
+        address: Their values.
+        names: Names of the layers, from which the block picker chooses.
+        shown: Names out of ``quantity``, ``layers``, ``aggregate``, ``smooth`` and ``relative``.
+    """
+    made = {
+        "quantity": lambda: _quantity(address),
+        "layers": lambda: _layers(address, names),
+        "aggregate": lambda: _choice("bins", "Each bin shows", address.aggregate, AGGREGATES),
+        "smooth": lambda: _switch("smooth", "Series", address.smooth, "raw", "smoothed"),
+        "relative": lambda: _switch(
+            "relative", "Values", address.relative, "absolute", "relative to last layer"
+        ),
+    }
+    return html.Div(
+        [made[name]() for name in shown],
+        className="controls",
+        role="group",
+        **attributes(aria_label="what is shown"),
+    )
+
+
+def blocks(names: Sequence[str]) -> list[str]:
+    """Return the blocks of layer names: what stands before each dot, in order, without repeats."""
+    found: dict[str, None] = {}
+    for name in names:
+        parts = name.split("#")[0].split(".")
+        for end in range(1, len(parts)):
+            found.setdefault(".".join(parts[:end]), None)
+    return list(found)[:_MOST_BLOCKS]
+
+
+def _quantity(address: Address) -> dmc.Select:
+    groups = (("layers", "layer_stats"), ("parameters", "parameter_stats"))
+    return dmc.Select(
+        id=control("quantity"),
+        label="Quantity",
+        value=address.quantity or "output_gradient_norm",
+        data=[
+            {
+                "group": group,
+                "items": [
+                    {"value": column, "label": quantity(column).label}
+                    for column in STAT_COLUMNS[table]
+                ],
+            }
+            for group, table in groups
+        ],
+        allowDeselect=False,
+        searchable=True,
+        w=280,
+    )
+
+
+def _layers(address: Address, names: Sequence[str]) -> dmc.Group:
+    """The pattern, and the blocks that write one into it."""
+    pattern = dmc.TextInput(
+        id=control("layers"),
+        label="Layers (regular expression)",
+        value=address.layers,
+        placeholder="all with parameters",
+        debounce=400,
+        spellCheck=False,
+        autoComplete="off",
+        w=240,
+    )
+    picker = dmc.Select(
+        id=Id.BLOCK,
+        label="Block",
+        data=blocks(names),
+        placeholder="whole network",
+        clearable=True,
+        clearButtonProps={"aria-label": "whole network"},
+        searchable=True,
+        w=180,
+    )
+    return dmc.Group([pattern, picker], gap="sm", align="end")
+
+
+def _choice(name: str, label: str, value: str, options: Sequence[str]) -> html.Div:
+    picked = dmc.SegmentedControl(
+        id=control(name), value=value, data=list(options), size="xs", **attributes(aria_label=label)
+    )
+    return html.Div([html.Span(label, className="label"), picked])
+
+
+def _switch(name: str, label: str, value: bool, off: str, on: str) -> html.Div:
+    """Two words of which one holds."""
+    options = [{"value": "", "label": off}, {"value": "1", "label": on}]
+    picked = dmc.SegmentedControl(
+        id=control(name),
+        value="1" if value else "",
+        data=options,
+        size="xs",
+        **attributes(aria_label=label),
+    )
+    return html.Div([html.Span(label, className="label"), picked])

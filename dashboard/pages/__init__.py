@@ -1,1 +1,0 @@
-"""One module a page: ``layout(context)`` returns what stands below its title."""

@@ -192,7 +192,7 @@ def counted(make: Callable[..., Any], run: Path | None) -> tuple[Operators, int]
         side.step()
     with Operators() as operators:
         side.step()
-    layers = 0 if side.recorder is None else len(side.recorder.training.layers)
+    layers = 0 if side.recorder is None else len(side.recorder.training.models.layers)
     side.close()
     return operators, layers
 
@@ -236,7 +236,7 @@ def device_launches() -> tuple[int, int, int]:
         simulation.reset_counts()
         side.step()
         counted = simulation.launches(), simulation.waits()
-        layers = 0 if side.recorder is None else len(side.recorder.training.layers)
+        layers = 0 if side.recorder is None else len(side.recorder.training.models.layers)
         side.close()
         return *counted, layers
 

@@ -40,10 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "analyzer.storage",
     },
     "analyzer.figures": {"analyzer.analysis"},
-    "analyzer.arrival": set(),
-    "analyzer.tracebacks": set(),
-    "analyzer.ending": {"analyzer.tracebacks"},
-    "analyzer.script": {"analyzer.arrival", "analyzer.ending", "analyzer.tracebacks"},
+    "analyzer.ending": set(),
+    "analyzer.script": {"analyzer.ending"},
     "analyzer.dashboard": {"analyzer.storage", "analyzer.analysis", "analyzer.figures"},
     "analyzer.reports": {"analyzer.storage", "analyzer.analysis", "analyzer.figures"},
 }

@@ -153,8 +153,8 @@ class Session:
         size = sum(f.stat().st_size for f in self.run.rglob("*") if f.is_file()) / 2**20
         return [
             *failure,
-            f"recorded {training.num_steps} steps, {len(training.layers)} layers, "
-            f"{len(training.parameters)} parameters into {self.run} ({status}, "
+            f"recorded {training.steps.count} steps, {len(training.models.layers)} layers, "
+            f"{len(training.models.parameters)} parameters into {self.run} ({status}, "
             f"{recorder.seconds:.1f} s, {share:.0%} of it recording, {size:.1f} MiB); "
             f"see it with: analyzer show {self.run}",
         ]

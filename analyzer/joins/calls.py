@@ -78,6 +78,9 @@ def tensors_in(value: object, nesting: int = 0) -> Iterator[Tensor]:
             yield from tensors_in(item, nesting + 1)
     elif hasattr(value, "__dict__"):
         yield from tensors_in(vars(value), nesting + 1)
+    elif hasattr(value, "__dataclass_fields__"):  # with slots
+        for name in value.__dataclass_fields__:
+            yield from tensors_in(getattr(value, name, None), nesting + 1)
 
 
 def is_compiled_itself(module: nn.Module) -> bool:

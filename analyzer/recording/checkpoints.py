@@ -12,12 +12,27 @@ from torch import Tensor, nn
 from analyzer.recording.buffer import can_pin
 from analyzer.recording.layers import Layers
 from analyzer.recording.names import clean_path, unwrapped
-from analyzer.recording.updates import free_memory
 
-__all__ = ["is_small", "saver"]
+__all__ = ["free_memory", "is_small", "saver"]
 
 _LARGEST_SHARE = 0.25
 _POLL_SECONDS = 0.0005
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return the bytes that are free on a device; None where nobody can tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        return None
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
 
 
 def is_small(model: nn.Module) -> bool:

@@ -1,6 +1,8 @@
 """Finds the models of an unmodified script while it runs."""
 
+import sys
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,7 +10,6 @@ from torch import nn
 from torch._C._functorch import maybe_current_level
 
 from analyzer.joins.calls import before_calls
-from analyzer.recording.names import container_of
 from analyzer.recording.training import Training
 
 __all__ = ["Discovery"]
@@ -47,12 +48,7 @@ class Discovery:
 
     def _look_at(self, module: nn.Module, args: Any) -> None:
         capture = self._training.capture
-        if (
-            self._training.failure is not None
-            or self._training.is_measuring
-            or capture.is_inside
-            or capture.in_backward
-        ):
+        if self._training.guard.is_off or capture.is_inside or capture.in_backward:
             return
         is_known = module in self._known
         if is_known and (self._training.has_trained or self._num_looks >= _MOST_LOOKS):
@@ -71,11 +67,40 @@ class Discovery:
                 return
         self._known.update(parts)
         was_watching = capture.is_watching
-        taken = {ref() for ref in self._training.layers.roots}
+        taken = {ref() for ref in self._training.models.layers.roots}
         if parts & taken and not self._training.has_trained:
-            self._training.complete(root)
+            self._training.models.complete(root)
         else:
-            self._training.add_root(root)
+            self._training.models.add(root)
         if root is module and not was_watching:
             # This call has begun: its hooks were chosen before those of the recording were there.
             capture.enter_late(module, args)
+
+
+def _visible_modules() -> Iterator[nn.Module]:
+    """Modules that variables of ``__main__`` or of the running functions hold."""
+    scopes: list[dict[str, Any]] = [vars(sys.modules["__main__"])]
+    frame = sys._getframe(1)
+    while frame is not None:
+        if not frame.f_globals.get("__name__", "").startswith(("torch.", "analyzer.")):
+            scopes.append(frame.f_locals)
+        frame = frame.f_back  # type: ignore[assignment]
+    for scope in scopes:
+        for value in list(scope.values()):
+            if isinstance(value, nn.Module):
+                yield value
+            elif type(value).__module__ == "__main__" and hasattr(value, "__dict__"):
+                yield from (v for v in vars(value).values() if isinstance(v, nn.Module))
+
+
+def container_of(module: nn.Module) -> nn.Module:
+    """Return the largest module in sight that contains this one: the model of which it is a part.
+
+    A script may call ``model.encoder(x)`` and ``model.decoder(h)`` and never ``model(x)``.
+    """
+    best, best_size = module, -1
+    for candidate in _visible_modules():
+        parts = list(candidate.modules())
+        if len(parts) > best_size and any(part is module for part in parts):
+            best, best_size = candidate, len(parts)
+    return best

@@ -12,7 +12,7 @@ goes away with its graph, and is not counted.
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -20,9 +20,8 @@ from torch import Tensor, is_grad_enabled, nn
 from torch._C._functorch import maybe_current_level
 from torch.compiler import is_compiling, is_dynamo_compiling
 
-from analyzer.joins.calls import after_calls, before_calls
-from analyzer.recording.depth import ForwardDepth, graph_depths
-from analyzer.recording.layers import Site, own_unit_axis
+from analyzer.joins.calls import after_calls, before_calls, tensors_in
+from analyzer.recording.layers import ForwardDepth, Site, graph_depths, own_unit_axis
 from analyzer.recording.statistics import (
     Call,
     Gate,
@@ -101,25 +100,11 @@ def first_tensor(output: Any) -> Tensor | None:
     if isinstance(output, Tensor):
         return output
     first = None
-    for tensor in _tensors(output):
+    for tensor in tensors_in(output):
         if tensor.is_floating_point() or tensor.is_complex():
             return tensor
         first = tensor if first is None else first
     return first
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from _tensors(value)
-    elif isinstance(output, tuple | list):
-        for value in output:
-            yield from _tensors(value)
-    elif hasattr(output, "__dataclass_fields__"):
-        for name in output.__dataclass_fields__:
-            yield from _tensors(getattr(output, name))
 
 
 class Capture(Gate):

@@ -1,12 +1,11 @@
 """Names of models, modules and parameters as a user would write them."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import nn
 
-__all__ = ["clean_path", "container_of", "root_prefixes", "unwrapped"]
+__all__ = ["clean_path", "root_prefixes", "unwrapped"]
 
 _WRAPPER_PARTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _WRAPPERS = {
@@ -51,32 +50,3 @@ def root_prefixes(roots: Sequence[nn.Module | None]) -> list[str]:
         kind = "model" if inner is None else type(inner).__name__
         prefixes.append(f"{variables.get(id(inner)) or kind + str(number)}.")
     return prefixes
-
-
-def _visible_modules() -> Iterator[nn.Module]:
-    """Modules that variables of ``__main__`` or of the running functions hold."""
-    scopes: list[dict[str, Any]] = [vars(sys.modules["__main__"])]
-    frame = sys._getframe(1)
-    while frame is not None:
-        if not frame.f_globals.get("__name__", "").startswith(("torch.", "analyzer.")):
-            scopes.append(frame.f_locals)
-        frame = frame.f_back  # type: ignore[assignment]
-    for scope in scopes:
-        for value in list(scope.values()):
-            if isinstance(value, nn.Module):
-                yield value
-            elif type(value).__module__ == "__main__" and hasattr(value, "__dict__"):
-                yield from (v for v in vars(value).values() if isinstance(v, nn.Module))
-
-
-def container_of(module: nn.Module) -> nn.Module:
-    """Return the largest module in sight that contains this one: the model of which it is a part.
-
-    A script may call ``model.encoder(x)`` and ``model.decoder(h)`` and never ``model(x)``.
-    """
-    best, best_size = module, -1
-    for candidate in _visible_modules():
-        parts = list(candidate.modules())
-        if len(parts) > best_size and any(part is module for part in parts):
-            best, best_size = candidate, len(parts)
-    return best

@@ -134,7 +134,7 @@ class Recorder:
         self._training = training
         training.start()
         if self._model is not None:
-            training.add_root(self._model)
+            training.models.add(self._model)
         else:
             self._discovery = Discovery(training)
         if (alpha := self.options.skip_scale) is not None:
@@ -178,7 +178,7 @@ class Recorder:
 
     def add_model(self, model: nn.Module) -> None:
         """Record one more model from now on, under names that begin with its variable's name."""
-        self.training.add_root(model)
+        self.training.models.add(model)
 
     def log(self, **values: float | int | bool | str | Tensor) -> None:
         """Add extra columns to the current step.
@@ -223,14 +223,14 @@ class Recorder:
 
     def _write_tables(self) -> None:
         if self._writer is not None:
-            tables = self.training.tables()
+            tables = self.training.models.tables()
             self._writer.write_layers(tables["layers"])
             self._writer.write_parameters(tables["parameters"])
             self._writer.write_joins(tables["joins"])
-            device = self.training.device()
+            device = self.training.models.device()
             if device is not None:
                 self._writer.update_manifest(
-                    device=device_name(device), dtype=", ".join(self.training.dtypes())
+                    device=device_name(device), dtype=", ".join(self.training.models.dtypes())
                 )
 
     def _write_probe(self, name: str, step: int, measurement: Measurement) -> None:
@@ -238,7 +238,7 @@ class Recorder:
             return
         columns = dict(measurement.columns)
         if "layer" in columns and "name" in columns:
-            columns["layer"] = self.training.layers.numbered(columns["name"])
+            columns["layer"] = self.training.models.layers.numbered(columns["name"])
         self._writer.write_probe(name, step, columns, measurement.metadata)
 
     def _note_batch(self, digest: str) -> None:
@@ -252,8 +252,8 @@ class Recorder:
             self._watch(step)
 
     def _save_weights(self, step: int) -> None:
-        save = saver(self.training.layers, step)
-        if self._writer is None or not self.training.layers.roots:
+        save = saver(self.training.models.layers, step)
+        if self._writer is None or not self.training.models.layers.roots:
             return
         if save is None:
             self._note_problem(
@@ -302,7 +302,7 @@ class Recorder:
             self._scaling.stop()
         training = self._training
         training.finish(measures=status == "finished")
-        last = training.num_steps - 1
+        last = training.steps.count - 1
         if last >= 0 and last != self._saved_step and status != "failed":
             self._save_weights(last)
         self.seconds = time.perf_counter() - self._started
@@ -310,8 +310,8 @@ class Recorder:
             self._writer.close(
                 status,
                 error,
-                steps=training.num_steps,
-                num_layers=len(training.layers),
+                steps=training.steps.count,
+                num_layers=len(training.models.layers),
                 num_joins=len(training.splits.table),
                 seconds=self.seconds,
                 recorder_seconds=self.overhead_seconds,

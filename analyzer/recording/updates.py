@@ -1,34 +1,31 @@
-"""How far each update moves the weights, measured from the weights themselves."""
+"""The updates of a training: when they are made, what the optimizer gets, how far weights move."""
 
+import gc
 from collections.abc import Callable, Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
+from analyzer.options import RecordOptions
+from analyzer.recording.checkpoints import free_memory
+from analyzer.recording.models import Models
 from analyzer.recording.parameters import ParameterRow, norms
+from analyzer.recording.step import scalar
+from analyzer.recording.steps import Guard, Steps
 
-__all__ = ["UpdateMeter", "free_memory"]
+__all__ = ["UpdateMeter", "Updates"]
 
-# A copy of the trained parameters may take this part of the free memory at the most.
+# Key of an update that no optimizer makes; ids of objects are never negative.
+_BY_HAND = -1
+# A copy of the trained parameters may take at most this part of the free memory.
 _LARGEST_SHARE = 0.25
 
 Held = Sequence[tuple[int, Tensor]]
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Return the bytes that are free on a device; None where nobody can tell."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    if device.type != "cpu":
-        return None
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
 
 
 class UpdateMeter:
@@ -78,3 +75,148 @@ class UpdateMeter:
     def clear(self) -> None:
         """Free every copy."""
         self._before.clear()
+
+
+class Updates:
+    """The updates of the weights: by optimizers, with or without a closure, or by hand.
+
+    Args:
+        options: When updates are measured.
+        steps: The step that is open.
+        models: The parameters.
+        on_update: Called after an update: what follows belongs to the next step.
+        on_problem: Called with a sentence about what cannot be measured.
+        adopts_optimizers: Whether tensors that only an optimizer holds are parameters, too.
+    """
+
+    def __init__(
+        self,
+        options: RecordOptions,
+        steps: Steps,
+        models: Models,
+        *,
+        on_update: Callable[[], None],
+        on_problem: Callable[[str], None],
+        adopts_optimizers: bool,
+    ) -> None:
+        self._options = options
+        self._steps = steps
+        self._models = models
+        self._on_update = on_update
+        self._adopts_optimizers = adopts_optimizers
+        self._meter = UpdateMeter(on_problem)
+        self._has_optimizer: bool | None = None
+
+    def watch(self, guard: Guard) -> list[Any]:
+        """Hook every optimizer of this process; return what removes the hooks."""
+        return [
+            register_optimizer_step_pre_hook(guard(self._before)),
+            register_optimizer_step_post_hook(guard(self._after)),
+        ]
+
+    def end_backward(self) -> None:
+        """Without an optimizer each backward pass is a step; its update comes afterwards."""
+        if self._has_optimizer is None:
+            self._has_optimizer = any(
+                issubclass(type(thing), Optimizer) and self._concerns(thing)
+                for thing in gc.get_objects()
+            )
+        if self._has_optimizer:
+            return
+        step, trainable = self._steps.open, self._models.parameters.trainable()
+        if step.recorded:
+            self._models.parameters.read(trainable, step.parameters)
+        if self._options.measures_updates(step.index):
+            self._meter.begin(_BY_HAND, trainable)
+        step.updated = True
+        self._on_update()
+
+    def end_step(self) -> None:
+        """Measure an update by hand: it was made by now."""
+        self._meter.finish(_BY_HAND, self._steps.open.parameters)
+
+    def before_clipping(self, gradients: Sequence[Tensor]) -> None:
+        """Note gradients that torch is about to clip."""
+        step = self._steps.open
+        if step.recorded and step.num_backward and not step.updated:
+            step.clipped = True
+            self._models.parameters.note_before_clipping(gradients, step.parameters)
+
+    def close(self) -> None:
+        """Free every copy of weights."""
+        self._meter.clear()
+
+    def _concerns(self, optimizer: Optimizer) -> bool:
+        return self._adopts_optimizers or any(
+            self._models.parameters.number(p) is not None
+            for group in getattr(optimizer, "param_groups", ())
+            for p in group["params"]
+        )
+
+    def _held_by(self, optimizer: Optimizer) -> list[tuple[int, Tensor]]:
+        parameters, held = self._models.parameters, list[tuple[int, Tensor]]()
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                number = parameters.number(parameter)
+                if number is None and self._adopts_optimizers:
+                    number = parameters.add_free(parameter)
+                    self._models.tables_changed = True
+                if number is not None:
+                    held.append((number, parameter))
+        new = {number for number, _ in held} - parameters.optimized
+        if new:
+            parameters.optimized |= new
+            self._models.tables_changed = True
+        return held
+
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        if not self._concerns(optimizer):
+            return None
+        step = self._steps.open
+        self._has_optimizer = True
+        self._steps.in_closure = False  # an exception may have left it set
+        held = self._held_by(optimizer)
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        upcoming = step.index + (step.updated and closure is not None)
+        if self._options.measures_updates(upcoming):
+            self._meter.begin(id(optimizer), held)
+        if closure is None:
+            self._read_gradients(optimizer, held)
+            return None
+        self._steps.in_closure = True
+        if not step.updated:
+            step.evaluations = 0
+
+        def watched_closure() -> Any:
+            result = closure()
+            if self._steps.open.evaluations == 0:
+                self._read_gradients(optimizer, held)
+            self._steps.count_evaluation()
+            return result
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": watched_closure}
+        return (args[0], watched_closure, *args[2:]), kwargs
+
+    def _read_gradients(self, optimizer: Optimizer, held: list[tuple[int, Tensor]]) -> None:
+        step = self._steps.open
+        if not step.num_backward:
+            return
+        if step.recorded:
+            given = [pair for pair in held if pair[1].requires_grad or pair[1].grad is not None]
+            self._models.parameters.read(given, step.parameters)
+        for place, group in enumerate(optimizer.param_groups):
+            rate = group.get("lr")
+            step.learning_rates[id(optimizer), place] = (
+                scalar(rate) if isinstance(rate, Tensor) else rate
+            )
+
+    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._concerns(optimizer):
+            return
+        step = self._steps.open
+        self._steps.in_closure = False
+        self._meter.finish(id(optimizer), step.parameters)
+        if step.num_backward:
+            step.updated = True
+        self._on_update()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from analyzer.arrival import when_imported
+from analyzer.script import when_imported
 
 
 @pytest.fixture

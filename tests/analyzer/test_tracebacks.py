@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from analyzer.tracebacks import peel
+from analyzer.ending import peel
 
 ROOT = Path(__file__).parents[2]
 

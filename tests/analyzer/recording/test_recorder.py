@@ -500,5 +500,5 @@ def test_wrong_arguments_are_refused_in_words(tmp_path):
         analyzer.Recorder([], tmp_path / "run")
     with pytest.raises(ValueError, match="every is 0; expected a whole number from 1 up"):
         analyzer.Recorder(nn.Linear(1, 1), tmp_path / "run", every=0)
-    with pytest.raises(ValueError, match="no regular expression"):
+    with pytest.raises(ValueError, match="expected a regular expression"):
         analyzer.Recorder(nn.Linear(1, 1), tmp_path / "run", layers="(")

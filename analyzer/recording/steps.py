@@ -1,0 +1,148 @@
+"""Which step is open, and what happens where it ends.
+
+The order of events decides: an optimizer that steps makes an update; the next backward pass opens a
+step, and a forward pass with gradient before it belongs to that step already. The moment between is
+the *boundary*: the weights are those of the end of the step.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from analyzer.errors import StopTraining
+from analyzer.options import RecordOptions
+from analyzer.recording.hooks import Capture
+from analyzer.recording.step import OpenStep
+
+__all__ = ["Guard", "Steps"]
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+class Guard:
+    """Stands around all that the training calls: an error in it ends the recording alone.
+
+    Args:
+        capture: Gets the time that the training waited.
+        on_error: Called with the error that ended the recording.
+
+    Attributes:
+        is_off: Whether nothing is called any more, or for now.
+    """
+
+    def __init__(self, capture: Capture, on_error: Callable[[Exception], None]) -> None:
+        self.is_off = False
+        self._capture = capture
+        self._on_error = on_error
+
+    def __call__(self, method: _Method) -> _Method:
+        """Return what the training may call in place of a method."""
+
+        @functools.wraps(method)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            if self.is_off:
+                return None
+            started = time.perf_counter()
+            try:
+                return method(*args, **kwargs)
+            except Exception as error:
+                self._on_error(error)
+                return None
+            finally:
+                self._capture.seconds += time.perf_counter() - started
+
+        return cast(_Method, guarded)
+
+
+class Steps:
+    """The step that is open, and the number of those that are closed.
+
+    Args:
+        options: Which steps are recorded, and when to stop.
+        capture: Listens in recorded steps.
+        on_boundary: Called once between the update of a step and the next forward pass.
+        on_close: Called with a step that is closed.
+
+    Attributes:
+        open: The step that is open.
+        count: How many steps are closed.
+        in_closure: Whether an optimizer evaluates its closure.
+    """
+
+    def __init__(
+        self,
+        options: RecordOptions,
+        capture: Capture,
+        *,
+        on_boundary: Callable[[OpenStep], None],
+        on_close: Callable[[OpenStep], None],
+    ) -> None:
+        self.count = 0
+        self.in_closure = False
+        self._options = options
+        self._capture = capture
+        self._on_boundary = on_boundary
+        self._on_close = on_close
+        self._next_logged: dict[str, Any] = {}
+        self._forward_began = False
+        self._boundary_passed = False
+        self.open = self._opened(0)
+
+    def _opened(self, index: int) -> OpenStep:
+        recorded = self._options.records(index)
+        self._capture.listening = recorded
+        return OpenStep(index, recorded)
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether a closure is evaluated again; the row of its step is the first evaluation."""
+        return self.in_closure and self.open.evaluations > 0
+
+    def count_evaluation(self) -> None:
+        """A closure was evaluated."""
+        self.open.evaluations += 1
+        self._capture.listening = False
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Add extra columns to the current step."""
+        (self._next_logged if self._forward_began else self.open.logged).update(values)
+
+    def begin_forward(self) -> None:
+        """A forward pass with gradient begins; after an update it belongs to the next step."""
+        if self.open.updated and not self.in_closure:
+            self.pass_boundary()
+            self._stop_if_enough()
+            self._forward_began = True
+
+    def begin_backward(self) -> None:
+        """A backward pass begins: the first one after an update opens a step."""
+        if self.open.updated:
+            self.pass_boundary()
+            self._stop_if_enough()
+            self.close()
+        self._forward_began = False
+
+    def end_backward(self) -> None:
+        """A backward pass has ended well; its update is still to come."""
+        self.open.num_backward += 1
+        self._boundary_passed = False
+
+    def pass_boundary(self) -> None:
+        """The update of the open step, if there was one, is complete."""
+        if self.open.num_backward and not self._boundary_passed:
+            self._boundary_passed = True
+            self._on_boundary(self.open)
+
+    def _stop_if_enough(self) -> None:
+        stop_after = self._options.stop_after
+        if stop_after is not None and self.open.index + 1 >= stop_after:
+            raise StopTraining(stop_after)
+
+    def close(self) -> None:
+        """Hand the open step over, and open the next one."""
+        self._on_close(self.open)
+        self.count = self.open.index + 1
+        self.open = self._opened(self.count)
+        self.open.logged.update(self._next_logged)
+        self._next_logged.clear()

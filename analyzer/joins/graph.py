@@ -70,10 +70,6 @@ def _parameter_read(leaf: Node) -> int:
 class Dataflow:
     """The vertices that carry data, each after everything that it reads.
 
-    Args:
-        walk: The autograd graph.
-        log: Calls of the forward that made it.
-
     Attributes:
         vertices: Autograd nodes, and `Untracked` where autograd has none.
         kinds: Per vertex ``add`` | ``cat`` | ``product`` | ``select`` | ``view`` |

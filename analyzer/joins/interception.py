@@ -42,9 +42,9 @@ def skip_scale(model: nn.Module, alpha: float) -> Iterator[None]:
     with it. α = 0 reoperands s by zeros, also where s is not finite; parameters on a shortcut then
     get gradients of zero. α = 1 changes no bit. Of a concatenation the slice of the fork is scaled.
 
-    An addition is known by what its operands were computed from. The model runs once more, on
-    copies of the arguments, where that is not known yet: in the first call, and where a call takes
-    another way through the model (stochastic depth).
+    An addition is known by what its operands were computed from. Where that is not known yet (in
+    the first call, and where a call takes another path: stochastic depth) the model runs once more,
+    on copies of the arguments.
 
     Args:
         model: Any eager model. One inside of a wrapper (DDP) is scaled inside of it. Nested

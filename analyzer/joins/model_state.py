@@ -1,4 +1,4 @@
-"""A live model run without a trace: what a pass changes is put back, and nobody sees the pass."""
+"""A live model run unnoticed: what a pass changes is put back, and no hook of ours sees it."""
 
 from __future__ import annotations
 

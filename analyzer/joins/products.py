@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from analyzer.vocabulary import quantities_of
 
 try:
     from analyzer.joins import _products as _compiled
@@ -27,19 +28,11 @@ __all__ = [
     "statistics_of_products",
 ]
 
-SPLIT_COLUMNS = (
-    "join_gradient_norm",
-    "shortcut_gradient_norm",
-    "branch_gradient_norm",
-    "fork_gradient_norm",
-    "cosine",
-    "shortcut_share",
-)
+SPLIT_COLUMNS = tuple(quantity.key for quantity in quantities_of("splits"))
 Parts = tuple[Tensor, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class JoinGradients:
+class JoinGradients(NamedTuple):
     """What a backward pass computed at one join; None where it computed nothing.
 
     Each is a tuple of tensors, because a fork may be several outputs of one node (the chunks of a
@@ -71,20 +64,13 @@ def split_products(gradients: JoinGradients) -> Tensor:
         a unit common to the three. NaN where the backward pass computed nothing, and where a
         gradient holds NaN.
     """
-    given = [
-        part
-        for parts in (gradients.join, gradients.shortcut, gradients.branch, gradients.fork)
-        for part in parts or ()
-    ]
+    given = [part for parts in gradients for part in parts or ()]
     if not given:
         return torch.full((7,), torch.nan, dtype=torch.float64)
     if are_in_host_memory(given):
         return torch.tensor(_host_products(gradients), dtype=torch.float64)
     none = torch.full((), torch.nan, dtype=torch.float64, device=given[0].device)
-    norms = [
-        none if parts is None else _norm(parts)
-        for parts in (gradients.join, gradients.shortcut, gradients.branch, gradients.fork)
-    ]
+    norms = [none if parts is None else _norm(parts) for parts in gradients]
     if gradients.shortcut is None or gradients.branch is None:
         return torch.stack([*norms, none, none, none])
     return torch.stack([*norms, *_dot_products(gradients.shortcut, gradients.branch)])
@@ -92,13 +78,12 @@ def split_products(gradients: JoinGradients) -> Tensor:
 
 def _host_products(gradients: JoinGradients) -> list[float]:
     """The seven numbers of float32 gradients on the host: squares in float64 need no scale."""
-    join, fork = _host_norm(gradients.join), _host_norm(gradients.fork)
-    if gradients.shortcut is None or gradients.branch is None:
-        sides = [_host_norm(gradients.shortcut), _host_norm(gradients.branch)]
-        return [join, *sides, fork, math.nan, math.nan, math.nan]
-    pairs = zip(gradients.shortcut, gradients.branch, strict=True)
+    join, shortcut, branch, fork = gradients
+    if shortcut is None or branch is None:
+        return [*map(_host_norm, gradients), math.nan, math.nan, math.nan]
+    pairs = zip(shortcut, branch, strict=True)
     ss, sb, bb = (sum(parts) for parts in zip(*(products(s, b) for s, b in pairs), strict=True))
-    return [join, math.sqrt(ss), math.sqrt(bb), fork, ss, sb, bb]
+    return [_host_norm(join), math.sqrt(ss), math.sqrt(bb), _host_norm(fork), ss, sb, bb]
 
 
 def _host_norm(parts: Parts | None) -> float:
@@ -179,8 +164,8 @@ def statistics_of_products(gradients: JoinGradients | None, products: list[float
     """
     if gradients is None:
         return [None] * len(SPLIT_COLUMNS)
-    parts = (gradients.join, gradients.shortcut, gradients.branch, gradients.fork)
-    norms = [None if part is None else norm for part, norm in zip(parts, products[:4], strict=True)]
+    given = zip(gradients, products[:4], strict=True)
+    norms = [None if parts is None else norm for parts, norm in given]
     if gradients.shortcut is None or gradients.branch is None:
         return [*norms, None, None]
     return [*norms, *split_statistics(*products[4:])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from analyzer.errors import AnalyzerError
 from analyzer.joins.edit_plan import planned_operands
-from analyzer.joins.edits import Edit, EditingMode, JoinOperands, OperandsByToken, ScaledShortcuts
+from analyzer.joins.edits import Edit, EditingMode, JoinOperands, ScaledShortcuts
 from analyzer.joins.interception import active_edits
 from analyzer.joins.model_state import RandomStates, arguments_copied, unobserved, unwrapped
 from analyzer.joins.plan import Join
@@ -21,7 +22,7 @@ __all__ = ["Rerun", "Rescaling", "rescale_branches"]
 
 
 class Rerun:
-    """Runs one call of a model again and again, each time from the same random state.
+    """Repeats one call of a model, each time from the same random state.
 
     Weights, buffers, modes, ``.grad``, hooks and the random state stay as they are; what
     `skip_scale` does to the model at this moment is done in these runs too.
@@ -55,46 +56,35 @@ class Rerun:
         self._in_eval = in_eval
         self._outer: list[Edit] = [] if is_alone else active_edits(self.model)
         self._states = RandomStates({parameter.device for parameter in model.parameters()})
-        self._places: OperandsByToken = self._quietly(
-            lambda: planned_operands(self.model, args, kwargs, self._states)
-        )
-        found = {p.join.index: p.join for p in self._places.values() if p is not None}
+        with self._unobserved():
+            self._known = planned_operands(self.model, args, kwargs, self._states)
+        found = {which.join.index: which.join for which in self._known.values() if which}
         self.joins: list[Join] = [found[index] for index in sorted(found)]
 
-    def run(
-        self,
-        edits: Sequence[Edit] = (),
-        call: Callable[..., Any] | None = None,
-    ) -> Any:
+    def run(self, edits: Sequence[Edit] = (), call: Callable[..., Any] | None = None) -> Any:
         """Return what a function of the model's output gives, without gradient.
 
         Args:
             edits: What is done to the operands of the joins.
             call: Called with the arguments in place of the model.
         """
-        mode = EditingMode([*self._outer, *edits], self._operands_of)
-
-        def once() -> Any:
+        with torch.no_grad(), self._unobserved():
             positional, named = arguments_copied(self._args, self._kwargs)
             self._states.restore()
-            with mode:
+            with EditingMode([*self._outer, *edits], self._operands_of):
                 return (call or self.model)(*positional, **named)
 
-        with torch.no_grad():
-            return self._quietly(once)
-
-    def _quietly(self, function: Callable[[], Any]) -> Any:
-        with unobserved(self.model, in_eval=self._in_eval):
-            return function()
+    def _unobserved(self) -> AbstractContextManager[None]:
+        return unobserved(self.model, in_eval=self._in_eval)
 
     def _operands_of(self, token: int) -> JoinOperands | None:
-        if token not in self._places:
+        if token not in self._known:
             raise AnalyzerError(
                 f"'{type(self.model).__name__}' does not compute the same when a call is repeated, "
                 "so that its shortcuts cannot be told apart; expected the same operations from "
                 "the same inputs and random states. Leave this measurement out otherwise."
             )
-        return self._places[token]
+        return self._known[token]
 
 
 _MOST_PASSES = 8
@@ -141,10 +131,10 @@ class _Matched(Edit):
 
 
 def rescale_branches(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Rescaling:
-    """Scale a model's branches, in place, for a life without shortcuts.
+    """Scale a model's branches, in place, for a training without shortcuts.
 
-    Afterwards the variance of what each adding join gives, with every shortcut replaced by zeros,
-    is that which it had with them, on this call's data. Per join the parameters of the last layer
+    Afterwards each sum at a join has, with every shortcut replaced by zeros, the variance that it
+    had with them, on this call's data. Per join the parameters of the last layer
     of the branch that has any are multiplied by one factor; layer by layer as in LSUV, all factors
     of a pass at once, repeated where a branch does not follow them in proportion. A norm layer at
     the end of a branch that starts at zero is set to one first.
@@ -192,16 +182,17 @@ def _apply(
     factors: dict[str, float],
 ) -> None:
     """Multiply the parameters of each layer by the ratios of its joins, in geometric mean."""
-    by_layer: dict[str, list[float]] = {}
-    for index, ratio in ratios.items():
-        layer = layers[index]
-        if layer is not None:
-            by_layer.setdefault(layer, []).append(ratio)
-    for layer, found in by_layer.items():
+    for layer in dict.fromkeys(layers[index] for index in ratios):
+        if layer is None:
+            continue
         module = model.get_submodule(layer)
-        usable = [math.log(ratio) for ratio in found if math.isfinite(ratio)]
+        of_layer = [ratio for index, ratio in ratios.items() if layers[index] == layer]
+        usable = [math.log(ratio) for ratio in of_layer if math.isfinite(ratio)]
         if not usable:
-            _wake(module)
+            # A norm layer at the end of a branch that starts at zero.
+            weight = module._parameters.get("weight")
+            if weight is not None and weight.dim() == 1 and not weight.any():
+                nn.init.ones_(weight)
             continue
         factor = math.exp(sum(usable) / len(usable))
         factors[layer] = factors.get(layer, 1.0) * factor
@@ -210,18 +201,10 @@ def _apply(
                 parameter.mul_(factor)
 
 
-def _wake(module: nn.Module) -> None:
-    """Set the weights of a norm layer that are all zero to one."""
-    weight = module._parameters.get("weight")
-    if weight is not None and weight.dim() == 1 and not weight.any():
-        nn.init.ones_(weight)
-
-
 def _last_layer(model: nn.Module, names: Sequence[str]) -> str | None:
     """Return the path of the last layer of a branch that has parameters of its own."""
-    paths = [name.partition("#")[0] for name in names]
     modules = dict(model.named_modules())
-    for path in reversed(paths):
+    for path in (name.partition("#")[0] for name in reversed(names)):
         if path in modules and next(modules[path].parameters(recurse=False), None) is not None:
             return path
     return None

@@ -104,11 +104,12 @@ class _Search:
         first, second = sorted(operands, key=lambda operand: operand[1])
         best: JoinVertices | None = None
         for shortcut, branch in ((first, second), (second, first)):
-            if best is None or best.shortcut_elements:
-                fork = self._fork(shortcut[1], branch[1])
-                other = self._vertices(join, fork, shortcut, (branch,))
-                pair = [one for one in (best, other) if one is not None]
-                best = min(pair, key=lambda one: one.shortcut_elements, default=None)
+            if best is not None and not best.shortcut_elements:
+                break
+            fork = self._fork(shortcut[1], branch[1])
+            other = self._vertices(join, fork, shortcut, (branch,))
+            if best is None or (other and other.shortcut_elements < best.shortcut_elements):
+                best = other
         if best is not None and best.shortcut_elements and self._reads_apart(best):
             # Two projections of two slices, as in a recurrent cell, left different tensors.
             return None
@@ -210,6 +211,7 @@ class _Search:
         branch_region |= gate_region
         own_region = shortcut_region - branch_region
         slots = {slot for slot, _ in heavier}
+        direct = tuple(edge for edge in self._edges({join}, fork) if edge[1] == shortcut[0])
         return JoinVertices(
             join=join,
             fork=fork,
@@ -220,8 +222,7 @@ class _Search:
             shortcut_path=path,
             shortcut_region=own_region,
             branch_region=branch_region,
-            shortcut_edges=self._edges(own_region, fork)
-            + tuple(edge for edge in self._edges({join}, fork) if edge[1] == shortcut[0]),
+            shortcut_edges=self._edges(own_region, fork) + direct,
             branch_edges=self._edges(branch_region, fork),
             gate_edges=tuple(edge for edge, read in gates.items() if read in cost),
             between=(shortcut_region | branch_region) & cost.keys(),

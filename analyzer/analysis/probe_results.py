@@ -22,7 +22,7 @@ from analyzer.analysis.per_run import (
 )
 from analyzer.analysis.view import RowSet, RunLabel, View, matching, row_set
 from analyzer.storage.run import Run
-from analyzer.vocabulary import quantity
+from analyzer.vocabulary import quantities_of, quantity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -271,18 +271,23 @@ def probe_by_layer(probe: str, column: str) -> Callable[[View], PerRun[AlongDept
     """Return a function that reads one number by layer that a probe measured.
 
     Args:
-        probe: Name of the probe, whose table has a column ``layer``.
+        probe: Name of the probe, whose table has a column ``layer``, or ``name`` for blocks.
         column: The number.
     """
 
     def read(view: View, run: Run, label: RunLabel) -> AlongDepth:
-        step, rows, layers, kept, at = _layer_rows(probe, view, run)
-        names = tuple(layers.names[k] for k in kept)
+        if any(row.key == "layer" for row in quantities_of(f"probes/{probe}")):
+            step, rows, layers, kept, at = _layer_rows(probe, view, run)
+            names, places = tuple(layers.names[k] for k in kept), layers.positions[kept]
+        else:
+            step, rows = probe_rows_at(run, probe, view.step)
+            at = np.arange(len(rows))
+            names, places = tuple(rows["name"].astype(str)), at.astype(np.float64)
         values = rows[column].to_numpy(np.float64, na_value=np.nan)[at]
         first, last = (f"{number(values[k])} at {names[k]}" for k in (0, -1))
         what = quantity(column, f"probes/{probe}").label
         text = f"{what} goes from {first} to {last}."
-        return AlongDepth(label, step, names, layers.positions[kept], {column: values}, text)
+        return AlongDepth(label, step, names, places, {column: values}, text)
 
     return lambda view: PerRun(*read_runs(view, read))
 

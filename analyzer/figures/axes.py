@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -14,6 +15,7 @@ from analyzer.figures.theme import Theme, decade_step, labeled, log_ticks
 __all__ = [
     "DEPTH",
     "STEP",
+    "axis_edges",
     "log_range",
     "name_gap",
     "name_ticks",
@@ -127,6 +129,20 @@ def value_axis(
         room = 0.06 * (high - low or abs(high) or 1.0)
         axis["range"] = [low - room, high + room]
     return axis
+
+
+def axis_edges(axis: dict[str, Any], *, is_log: bool) -> tuple[float, float]:
+    """Return the ends of an axis in values, where marks stand; those of a blank one are 0.1 and 1.
+
+    Args:
+        axis: What ``value_axis`` returned.
+        is_log: Whether it is logarithmic.
+    """
+    low, high = axis.get("range", [-1.0, 0.0] if is_log else [0.1, 1.0])
+    # A norm beyond a float's range is infinite, or zero, and is marked there.
+    with np.errstate(over="ignore", under="ignore"):
+        ends = np.power(10.0, [low, high]) if is_log else (low, high)
+    return float(ends[0]), float(ends[1])
 
 
 def row_ticks(

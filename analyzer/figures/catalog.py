@@ -14,10 +14,9 @@ from analyzer.figures import (
     training,
 )
 from analyzer.figures.panels import Page, Panel, checked
+from analyzer.vocabulary import PROBES
 
 __all__ = ["PAGES", "PANELS", "page_at", "page_of", "panel"]
-
-_BY_LAYER = probes.by_layer_panels()
 
 # Modules that draw, whether or not a page below shows what they draw.
 _MODULES = [
@@ -25,6 +24,10 @@ _MODULES = [
     for module in iter_modules(analyzer.figures.__path__)
     if module.name != "catalog"
 ]
+
+_WRITTEN = [value for one in _MODULES for value in vars(one).values() if isinstance(value, Panel)]
+# A probe with a number by layer needs no code here to be shown.
+_BY_LAYER = probes.layer_panels(PROBES, {need for panel in _WRITTEN for need in panel.needs})
 
 PAGES = checked(
     (
@@ -147,7 +150,7 @@ PAGES = checked(
             has_layout=True,
         ),
     ),
-    [value for one in _MODULES for value in vars(one).values() if isinstance(value, Panel)],
+    _WRITTEN,
 )
 PANELS = tuple(panel for page in PAGES for panel in page.panels)
 

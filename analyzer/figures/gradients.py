@@ -19,6 +19,7 @@ from analyzer.analysis.profiles import (
 from analyzer.figures.axes import (
     DEPTH,
     STEP,
+    axis_edges,
     name_gap,
     pane_axes,
     pane_layout,
@@ -93,12 +94,8 @@ def profile_sketch(info: ProfileCurves, theme: Theme) -> Sketch:
         line = {"x": curve.positions, "y": curve.values, "text": names}
         hover = {"hovertemplate": "%{text}: %{y:.3e}"}
         traces.append(run_line(curve.label, theme, **line, **hover))
-        if "range" in axis:
-            edges = axis["range"]
-            bounds = (10.0 ** edges[0], 10.0 ** edges[1]) if info.is_log else (edges[0], edges[1])
-            traces.append(
-                edge_marks(curve.positions, curve.values, bounds, theme, is_log=info.is_log)
-            )
+        edges = axis_edges(axis, is_log=info.is_log)
+        traces.append(edge_marks(curve.positions, curve.values, edges, theme, is_log=info.is_log))
     relative = {"title": {"text": "relative depth: first layer → last layer", "standoff": 6}}
     axes = {"xaxis": relative if info.is_relative_depth else DEPTH, "yaxis": axis}
     return Sketch(traces, merged(theme.layout(400), axes | {"showlegend": True}))

@@ -3,10 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from analyzer.analysis.overview import Overview, OverviewColumn, overview
-from analyzer.figures.axes import log_range, stage_ticks
+from analyzer.figures.axes import axis_edges, log_range, stage_ticks
 from analyzer.figures.marks import (
     band_traces,
     color_bar,
@@ -88,7 +86,7 @@ def drawn_parts(info: Overview, theme: Theme) -> Iterator[tuple[int, str, Trace]
     """
     highest = max([int(level) for c in info.runs for level in c.arcs.levels], default=1)
     legend = next((k for k, c in enumerate(info.runs) if len(c.arcs.joins)), None)
-    bounds = _profile_bounds(info)
+    bounds = axis_edges({"range": log_range(info.low, info.high)}, is_log=True)
     for place, column in enumerate(info.runs):
         top, grid, below = (axis_names(place, row) for row in ("network", "grid", "loss"))
         for arc in arc_traces(column.arcs, theme, highest, top, in_legend=place == legend):
@@ -199,13 +197,6 @@ def axis_names(place: int, row: str) -> dict[str, str]:
     x = 2 * place + (2 if row == "loss" else 1)
     y = _SHARED * place + order.index(row) + 1
     return {"xaxis": "x" if x == 1 else f"x{x}", "yaxis": "y" if y == 1 else f"y{y}"}
-
-
-def _profile_bounds(info: Overview) -> tuple[float, float]:
-    """The edges of row 2 in values, where marks stand."""
-    low, high = log_range(info.low, info.high)
-    with np.errstate(over="ignore", under="ignore"):
-        return float(np.power(10.0, low)), float(np.power(10.0, high))
 
 
 def _axes_of_column(info: Overview, column: OverviewColumn, place: int, theme: Theme) -> Layout:

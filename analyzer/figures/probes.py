@@ -1,6 +1,8 @@
 """Probes of blocks, joins and layers: paths, lesions, Jacobian spectra, shattering, attribution."""
 
 import math
+from collections.abc import Collection, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,12 +18,15 @@ from analyzer.analysis.probe_results import (
     block_spectra,
     join_lesions,
     path_lengths,
+    probe_by_layer,
     shattering_curves,
 )
-from analyzer.figures.axes import DEPTH, name_ticks, panes, row_ticks, value_axis
+from analyzer.figures.axes import DEPTH, axis_edges, name_ticks, panes, row_ticks, value_axis
 from analyzer.figures.marks import edge_marks, run_line, zero_marks
 from analyzer.figures.panels import Panel
+from analyzer.figures.sketch import Sketch, merged
 from analyzer.figures.theme import Theme, labeled
+from analyzer.vocabulary import Probe, Quantity
 
 __all__ = [
     "ATTRIBUTION",
@@ -30,8 +35,9 @@ __all__ = [
     "PATHS",
     "SHATTERING",
     "attribution_figure",
-    "by_layer_panels",
     "jacobian_figure",
+    "layer_figure",
+    "layer_panels",
     "lesion_figure",
     "path_figure",
     "shattering_figure",
@@ -135,8 +141,7 @@ def jacobian_figure(info: BlockSpectra, theme: Theme) -> go.Figure:
     """Draw every singular value of every block; 1 is a block that passes gradients unchanged."""
     figure = panes([run.label.text for run in info.runs], theme, height=420)
     axis = value_axis("singular value", is_log=True, low=info.low, high=info.high)
-    edges = axis.get("range", [-1.0, 1.0])
-    bounds = (10.0 ** edges[0], 10.0 ** edges[1])
+    bounds = axis_edges(axis, is_log=True)
     for place, run in enumerate(info.runs, start=1):
         style = theme.style(run.label.style)
         points = go.Scatter(
@@ -276,6 +281,47 @@ ATTRIBUTION = Panel(
 )
 
 
-def by_layer_panels() -> tuple[Panel, ...]:
-    """Return a panel for each probe by layer that no other panel shows."""
-    return ()
+def layer_figure(info: PerRun[AlongDepth], theme: Theme, row: Quantity) -> Sketch:
+    """Draw one number of every layer or block along depth, a line per run."""
+    is_log = row.scale == "log"
+    low, high = shown_range((run.values[row.key] for run in info.runs), is_log=is_log)
+    title = row.label if row.unit in ("", "1") else f"{row.label} ({row.unit})"
+    axis = value_axis(title, is_log=is_log, low=low, high=high)
+    traces = []
+    for run in info.runs:
+        names = [labeled(name) for name in run.names]
+        hover = {"text": names, "hovertemplate": "%{text}: %{y:.4g}"}
+        values = run.values[row.key]
+        traces.append(run_line(run.label, theme, x=run.positions, y=values, **hover))
+        edges = axis_edges(axis, is_log=is_log)
+        traces.append(edge_marks(run.positions, values, edges, theme, is_log=is_log))
+    more = {"xaxis": DEPTH, "yaxis": axis, "showlegend": True}
+    return Sketch(traces, merged(theme.layout(400), more))
+
+
+def layer_panels(probes: Iterable[Probe], drawn: Collection[str]) -> tuple[Panel, ...]:
+    """Return a panel for each probe with one number a layer, or a block, that no other panel shows.
+
+    Args:
+        probes: Rows of the vocabulary.
+        drawn: Names of the probes that have a panel of their own.
+    """
+    panels = []
+    for probe in probes:
+        numbers = [row for row in probe.columns if row.type.startswith("float")]
+        places = {row.key for row in probe.columns} - {row.key for row in numbers}
+        if probe.name in drawn or len(numbers) != 1 or not places <= {"layer", "name"}:
+            continue
+        panels.append(
+            Panel(
+                key=probe.name,
+                title=probe.name.replace("_", " ").capitalize(),
+                how_to_read=f"{probe.sentence} {numbers[0].description}",
+                needs=(probe.name,),
+                info=probe_by_layer(probe.name, numbers[0].key),
+                drawing=partial(layer_figure, row=numbers[0]),
+                reads=("step", "layers"),
+                controls=("layers",),
+            )
+        )
+    return tuple(panels)

@@ -12,9 +12,11 @@ from analyzer.analysis.view import View
 from analyzer.errors import NotRecordedError
 from analyzer.figures.catalog import PAGES, PANELS, page_of, panel
 from analyzer.figures.panels import READABLE, Page, Panel, checked
+from analyzer.figures.probes import layer_panels
 from analyzer.figures.sketch import Sketch, axes_of, merged, scatter
 from analyzer.figures.theme import DARK, LIGHT, THEMES
 from analyzer.storage.run import Run, open_run
+from analyzer.vocabulary import PROBES
 from tests.support.full_run import write_empty_run, write_full_pair, write_network_run
 from tests.support.runs import layer_row, write_run
 
@@ -124,6 +126,27 @@ def test_a_browser_is_sent_the_figure_that_plotly_has_checked(
             checked, plain = panel.draw(info, theme).to_dict(), panel.drawing(info, theme).to_dict()
             sent = [json.loads(to_json_plotly(figure)) for figure in (checked, plain)]
             assert sent[0] == sent[1]
+
+
+@pytest.mark.parametrize("place", ["layer", "name"])
+def test_a_probe_with_a_number_by_layer_has_a_panel_without_code_of_its_own(
+    place: str, pair: tuple[Run, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = next(probe for probe in PROBES if probe.name == "shattering")
+    if place == "name":
+        monkeypatch.setattr("analyzer.analysis.probe_results.quantities_of", lambda _: ())
+    (one,) = layer_panels([mine], drawn=())
+    info = one.info(View(pair))
+    assert "correlation goes from" in info.caption
+    for theme in THEMES.values():
+        figure = one.draw(info, theme)
+        assert [trace.name for trace in figure.data if trace.showlegend is not False] == [
+            "plain",
+            "residual",
+        ]
+        assert figure.layout.yaxis.title.text == "correlation"
+    assert layer_panels([mine], drawn={"shattering"}) == ()
+    assert layer_panels([probe for probe in PROBES if probe.name in ("paths", "lesion")], ()) == ()
 
 
 def test_arrays_are_sent_in_as_few_bytes_as_hold_them() -> None:

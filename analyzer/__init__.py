@@ -1,4 +1,4 @@
-"""See how gradients flow through a network while it trains, and why skip connections help.
+"""See how gradients flow through a network while it trains, and why shortcut connections help.
 
 A table of contents: a name is imported from its module when it is first used, so that importing
 this package, and reading a run, never load torch.

@@ -21,7 +21,7 @@ PICTURES = (
     ("overview-dark", "/overview" + PAIR, True, 1280, 1190),
     ("flow", "/flow" + PAIR, False, 1600, 1180),
     ("compare", "/compare" + PAIR, False, 1280, 1250),
-    ("skips", "/shortcuts" + PAIR, False, 1280, 1300),
+    ("shortcuts", "/shortcuts" + PAIR, False, 1280, 1300),
     ("landscape", "/landscape" + PAIR, False, 1280, 810),
     ("findings", "/findings" + PAIR, False, 1280, 420),
     ("phone", "/overview" + PAIR, True, 390, 1500),

@@ -261,7 +261,7 @@ def _analyzer(
         ),
     ] = False,
 ) -> None:
-    """See how gradients flow through a network while it trains, and why skip connections help.
+    """See how gradients flow through a network while it trains, and why shortcut connections help.
 
     Example:
         analyzer record train.py --lr 0.1     (instead of: python train.py --lr 0.1)

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from analyzer.storage.bin_reader import Series
 
-__all__ = ["Band", "band", "grouped", "series_band", "smoothed"]
+__all__ = ["Band", "band", "grouped", "series_band", "smoothed", "spaced_places"]
 
 Floats = NDArray[np.float64]
 _SMOOTHING = 0.9
@@ -51,6 +51,16 @@ class Band:
             "max": self.high,
             "num_nonfinite": self.num_nonfinite,
         }
+
+
+def spaced_places(count: int, most: int) -> NDArray[np.int64]:
+    """Return a limited number of evenly spaced places, the first and the last among them.
+
+    Args:
+        count: Places to choose from.
+        most: Largest number of them.
+    """
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
 
 
 def smoothed(values: ArrayLike, keep: float = _SMOOTHING) -> Floats:

@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from analyzer.analysis.bands import spaced_places
 from analyzer.analysis.training import TrainingSummary, run_training
 from analyzer.storage.arrays import as_floats, is_present
 from analyzer.storage.run import Run
@@ -224,8 +225,7 @@ class Evidence:
         """Return those of the recorded steps that are judged."""
         steps = recorded[~np.isin(recorded, self.skipped)]
         steps = steps if self.end is None else steps[steps < self.end]
-        places = np.linspace(0, len(steps) - 1, min(_MOST_STEPS, len(steps))).round()
-        return steps[np.unique(places.astype(np.int64))]
+        return steps[spaced_places(len(steps), _MOST_STEPS)]
 
     @cached_property
     def layer_history(self) -> History:

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from analyzer.analysis.bands import spaced_places
 from analyzer.storage.arrays import as_floats, as_numpy, is_present
 from analyzer.storage.run import Run
 
 __all__ = [
+    "ROUTE",
     "DepthProfile",
     "Gain",
     "MedianGain",
@@ -23,9 +25,11 @@ __all__ = [
     "profile_gain",
     "relative_depth",
     "run_gain",
-    "spaced_steps",
     "span_decades",
 ]
+
+ROUTE = "from the last layer to the first"
+"""The way of the gradient, as sentences write it."""
 
 _MAX_DENSE_LAYERS = 500
 _MAX_PAIRS = _MAX_DENSE_LAYERS * (_MAX_DENSE_LAYERS - 1) // 2
@@ -285,12 +289,6 @@ def median_gain(gains: Sequence[Gain]) -> MedianGain:
     )
 
 
-def spaced_steps(steps: NDArray[np.int64], most: int = _MOST_STEPS) -> NDArray[np.int64]:
-    """Return a limited number of evenly spaced steps, both ends included."""
-    places = np.unique(np.linspace(0, len(steps) - 1, most).round().astype(int))
-    return steps[places] if len(steps) else steps
-
-
 def run_gain(run: Run, steps: NDArray[np.int64] | None = None) -> MedianGain:
     """Return the median gain over evenly spaced steps.
 
@@ -302,5 +300,5 @@ def run_gain(run: Run, steps: NDArray[np.int64] | None = None) -> MedianGain:
         Medians over at most 15 steps; NaN where none of them has a gain.
     """
     recorded = run.layer_steps() if steps is None else steps
-    chosen = spaced_steps(recorded)
+    chosen = recorded[spaced_places(len(recorded), _MOST_STEPS)]
     return median_gain([profile_gain(depth_profile(run, int(step))) for step in chosen])

@@ -19,7 +19,8 @@ from analyzer.analysis.per_run import (
     recorded_step,
     shown_range,
 )
-from analyzer.analysis.profiles import flow_sentence, over_deepest
+from analyzer.analysis.profiles import over_deepest
+from analyzer.analysis.sentences import gain_clause
 from analyzer.analysis.shortcuts import JoinArcs, join_arcs, share_grid
 from analyzer.analysis.training import TrainingSummary, loss_band, run_training
 from analyzer.analysis.view import RunLabel, View, stage_borders
@@ -190,7 +191,7 @@ def _outcome(training: TrainingSummary) -> str:
 
 
 def _note(gain: Gain, arcs: JoinArcs) -> str:
-    text = flow_sentence(gain)
+    text = gain_clause(gain)
     if np.isfinite(arcs.median_share):
         text += f"; shortcuts carry {percent(arcs.median_share)} of the gradient (median)"
     return text

@@ -87,7 +87,8 @@ class AlongDepth(RunAtStep):
         values: Numbers by the name of their column, ``[layers]`` each.
         text: The finding with its number, without run and step.
         references: Curves that theory expects at the same layers, by their names.
-        row: What a row is: a layer, or a join in forward order.
+        row: What a row is, as the column of names: ``layer`` or ``join``.
+        axis: Column of the positions; empty where they only count the rows.
     """
 
     names: tuple[str, ...]
@@ -96,6 +97,7 @@ class AlongDepth(RunAtStep):
     text: str
     references: Mapping[str, Floats] = field(default_factory=dict)
     row: str = "layer"
+    axis: str = "depth"
 
     def sentence(self) -> str:
         """Return the finding with its run, step and number."""
@@ -103,7 +105,7 @@ class AlongDepth(RunAtStep):
 
     def cells(self) -> Mapping[str, Any]:
         """Return one row per layer or join."""
-        depth = {"depth": self.positions} if self.row == "layer" else {}
+        depth = {self.axis: self.positions} if self.axis else {}
         rows = {"step": self.step, self.row: self.names, **depth}
         return {**rows, **self.values, **self.references}
 

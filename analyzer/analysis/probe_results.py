@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from analyzer.analysis.bands import spaced_places
 from analyzer.analysis.numerals import counted, number, percent
 from analyzer.analysis.per_run import (
     AlongDepth,
@@ -157,7 +158,7 @@ def _lesions(view: View, run: Run, label: RunLabel) -> AlongDepth:
     else:
         text += "is not finite."
     places = np.arange(len(names), dtype=np.float64)
-    return AlongDepth(label, step, names, places, values, text, row="join")
+    return AlongDepth(label, step, names, places, values, text, row="join", axis="")
 
 
 @dataclass(frozen=True, eq=False)
@@ -381,9 +382,7 @@ def _shares(view: View, run: Run, label: RunLabel) -> AttributionShares:
         index="step", columns=["layer", "name"], values="share", dropna=False, sort=True
     )
     table = table.loc[:, table.columns.isin(list(zip(rows["layer"], rows["name"], strict=True)))]
-    most = min(_MOST_ATTRIBUTION_STEPS, len(table))
-    places = np.linspace(0, len(table) - 1, most).round().astype(int)
-    kept = table.iloc[np.unique(places)]
+    kept = table.iloc[spaced_places(len(table), _MOST_ATTRIBUTION_STEPS)]
     names = tuple(kept.columns.get_level_values("name").astype(str))
     steps = kept.index.to_numpy(np.int64)
     return AttributionShares(label, method, names, steps, kept.to_numpy(np.float64))

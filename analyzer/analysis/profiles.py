@@ -1,19 +1,17 @@
 """A quantity along depth at one step, and of chosen layers over the steps."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analyzer.analysis.bands import Band, series_band
-from analyzer.analysis.gradient_flow import Gain, depth_profile, profile_gain, relative_depth
-from analyzer.analysis.numerals import decades, number
+from analyzer.analysis.bands import Band, series_band, spaced_places
+from analyzer.analysis.gradient_flow import ROUTE, depth_profile, profile_gain, relative_depth
+from analyzer.analysis.numerals import number
 from analyzer.analysis.per_run import (
+    AlongDepth,
     PerRun,
-    RunAtStep,
     RunRecord,
     joined_table,
     not_recorded,
@@ -22,6 +20,7 @@ from analyzer.analysis.per_run import (
     recorded_step,
     shown_range,
 )
+from analyzer.analysis.sentences import gain_clause
 from analyzer.analysis.view import RunLabel, View, row_set
 from analyzer.storage.run import Run
 from analyzer.vocabulary import quantity
@@ -31,10 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LayerSeries",
-    "ProfileCurve",
     "ProfileCurves",
     "RunSeries",
-    "flow_sentence",
     "layer_series",
     "over_deepest",
     "profile_curves",
@@ -46,58 +43,17 @@ _MOST_LAYERS, _MOST_POINTS = 5, 500
 
 
 @dataclass(frozen=True, eq=False)
-class ProfileCurve(RunAtStep):
-    """A quantity along the depth of one run.
+class ProfileCurves(PerRun[AlongDepth]):
+    """Profiles of one step, their values under the key of the quantity.
 
     Args:
         quantity: Its key.
-        names: Layers or parameters, by depth.
-        positions: Place of each on the axis, ``[rows]``.
-        values: Recorded values, ``[rows]``; NaN also where the value is null.
-        gain: The fit of the output gradient at this step; None for another quantity.
-    """
-
-    quantity: str
-    names: tuple[str, ...]
-    positions: Floats
-    values: Floats
-    gain: Gain | None
-
-    def sentence(self) -> str:
-        """Return the gain, or for another quantity its smallest and largest value."""
-        if self.gain is not None:
-            route = " from the last layer to the first" if self.gain.is_defined else ""
-            return f"{self.where}: {flow_sentence(self.gain)}{route}."
-        what, finite = quantity(self.quantity).label, np.isfinite(self.values)
-        if not finite.any():
-            return f"{self.where}: {what} is nowhere finite."
-        shown = np.where(finite, self.values, np.nan)
-        low, high = (
-            f"{number(self.values[at])} ({self.names[at]})"
-            for at in (np.nanargmin(shown), np.nanargmax(shown))
-        )
-        return f"{self.where}: {what} reaches from {low} to {high}."
-
-    def cells(self) -> Mapping[str, Any]:
-        """Return one row per layer."""
-        return {
-            "step": self.step,
-            "layer": self.names,
-            "position": self.positions,
-            self.quantity: self.values,
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class ProfileCurves(PerRun[ProfileCurve]):
-    """Profiles of one step.
-
-    Args:
         label: What the axis says.
         is_log: Whether the axis is logarithmic.
         is_relative_depth: Whether positions run from 0 (first layer) to 1 (last).
     """
 
+    quantity: str
     label: str
     is_log: bool
     is_relative_depth: bool
@@ -124,13 +80,19 @@ def profile_overlay(view: View) -> ProfileCurves:
 
 
 def _curves(view: View, *, is_relative_depth: bool) -> ProfileCurves:
-    runs, missing = read_runs(view, partial(_curve, is_relative_depth))
+    def read(view: View, run: Run, label: RunLabel) -> AlongDepth:
+        found = _curve(view, run, label)
+        if not is_relative_depth:
+            return found
+        return replace(found, positions=relative_depth(found.positions))
+
+    runs, missing = read_runs(view, read)
     row = quantity(view.quantity)
     label = f"{row.label} / that of the deepest" if view.relative else row.label
-    return ProfileCurves(runs, missing, label, row.scale == "log", is_relative_depth)
+    return ProfileCurves(runs, missing, row.key, label, row.scale == "log", is_relative_depth)
 
 
-def _curve(is_relative_depth: bool, view: View, run: Run, label: RunLabel) -> ProfileCurve:
+def _curve(view: View, run: Run, label: RunLabel) -> AlongDepth:
     rows = row_set(run, view.quantity, view.layers)
     step = recorded_step(run, view.step, rows.table)
     values = profile_values(run, view.quantity, step, rows.ids, rows.table)
@@ -138,10 +100,23 @@ def _curve(is_relative_depth: bool, view: View, run: Run, label: RunLabel) -> Pr
         raise not_recorded(f"{view.quantity} at step {step} was", run, "choose another step")
     if view.relative:
         values = over_deepest(values)
-    is_flow = view.quantity == "output_gradient_norm"
-    fit = profile_gain(depth_profile(run, step)) if is_flow else None
-    positions = relative_depth(rows.positions) if is_relative_depth else rows.positions
-    return ProfileCurve(label, step, view.quantity, rows.names, positions, values, fit)
+    if view.quantity == "output_gradient_norm":
+        fit = profile_gain(depth_profile(run, step))
+        text = f"{gain_clause(fit)}{f' {ROUTE}' if fit.is_defined else ''}."
+    else:
+        text = _reach(quantity(view.quantity).label, rows.names, values)
+    named = {view.quantity: values}
+    return AlongDepth(label, step, rows.names, rows.positions, named, text, axis="position")
+
+
+def _reach(what: str, names: tuple[str, ...], values: Floats) -> str:
+    """The smallest and the largest value of a quantity."""
+    shown = np.where(np.isfinite(values), values, np.nan)
+    if np.isnan(shown).all():
+        return f"{what} is nowhere finite."
+    ends = (np.nanargmin(shown), np.nanargmax(shown))
+    low, high = (f"{number(values[at])} ({names[at]})" for at in ends)
+    return f"{what} reaches from {low} to {high}."
 
 
 def _has_rows(run: Run, name: str, step: int, ids: NDArray[np.int32], table: str) -> bool:
@@ -153,16 +128,6 @@ def over_deepest(values: Floats) -> Floats:
     """Return values by depth over that of the last, ``[rows, …]``; NaN or infinite over zero."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return np.asarray(values / values[-1], np.float64)
-
-
-def flow_sentence(gain: Gain) -> str:
-    """Return what a fitted gain says, as a clause: how far the gradient falls, and the gain."""
-    if not gain.is_defined:
-        lost = gain.num_zero + gain.num_nonfinite
-        return f"no gain can be fitted ({gain.num_layers} usable layers, {lost} zero or non-finite)"
-    fallen = gain.decades_fallen
-    factor = f"gain {number(gain.gain)} per layer"
-    return f"{factor}: ‖∂L/∂y‖ {'falls' if fallen > 0 else 'grows'} {decades(fallen)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,8 +202,7 @@ def _series(view: View, run: Run, label: RunLabel) -> RunSeries:
     rows = row_set(run, view.quantity, view.layers)
     if not len(rows.ids):
         raise not_recorded("layers were", run, "wait for the first step, or record it again")
-    places = np.linspace(0, len(rows.ids) - 1, min(_MOST_LAYERS, len(rows.ids))).round()
-    chosen = np.unique(places.astype(int))
+    chosen = spaced_places(len(rows.ids), _MOST_LAYERS)
     bands = tuple(
         series_band(
             run.series(view.quantity, int(rows.ids[k]), _MOST_POINTS, table=rows.table),

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from enum import Enum
 
 from analyzer.analysis.finding import Threshold, threshold_table
-from analyzer.analysis.gradient_flow import Gain
+from analyzer.analysis.gradient_flow import ROUTE, Gain
 from analyzer.analysis.numerals import Spread, counted, decades, number, with_range
 from analyzer.analysis.training import TrainingSummary
 
 __all__ = [
-    "ROUTE",
     "THRESHOLDS",
     "DepthFacts",
     "Trend",
     "ends_lower",
+    "gain_clause",
     "headline",
     "limit",
     "loss_clause",
@@ -27,8 +27,6 @@ __all__ = [
     "trend_clause",
     "trend_of",
 ]
-
-ROUTE = "from the last layer to the first"
 
 THRESHOLDS: dict[str, Threshold] = {
     one.name: one
@@ -167,6 +165,16 @@ def _left_out(gain: Gain) -> str:
         f"{counted(gain.num_layers, 'usable layer')}, {gain.num_zero} with a zero gradient, "
         f"{gain.num_nonfinite} with a non-finite one"
     )
+
+
+def gain_clause(gain: Gain) -> str:
+    """Return what a fitted gain says, as a clause: how far the gradient falls, and the gain."""
+    if not gain.is_defined:
+        lost = gain.num_zero + gain.num_nonfinite
+        return f"no gain can be fitted ({gain.num_layers} usable layers, {lost} zero or non-finite)"
+    fallen = gain.decades_fallen
+    factor = f"gain {number(gain.gain)} per layer"
+    return f"{factor}: ‖∂L/∂y‖ {'falls' if fallen > 0 else 'grows'} {decades(fallen)}"
 
 
 def loss_clause(training: TrainingSummary) -> str:

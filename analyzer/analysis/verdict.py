@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from analyzer.analysis.claims import Claim, claims
+from analyzer.analysis.gradient_flow import ROUTE
 from analyzer.analysis.numerals import decades_fallen, with_range
-from analyzer.analysis.sentences import ROUTE, Trend, headline, outcome, trend_of
+from analyzer.analysis.sentences import Trend, headline, outcome, trend_of
 from analyzer.storage.run import Run
 
 __all__ = ["Verdict", "verdict"]

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from analyzer.analysis.bands import spaced_places
 from analyzer.errors import AnalyzerError, NotRecordedError
 from analyzer.storage.arrays import as_floats, as_numpy
 from analyzer.storage.run import Run
@@ -209,8 +210,8 @@ def stage_borders(
             break
     if not borders:
         return ()
-    chosen = np.unique(np.linspace(0, len(borders) - 1, min(_MOST_STAGES, len(borders))).round())
-    return tuple((float(positions[borders[int(k)]]), stages[borders[int(k)]]) for k in chosen)
+    chosen = [borders[k] for k in spaced_places(len(borders), _MOST_STAGES)]
+    return tuple((float(positions[at]), stages[at]) for at in chosen)
 
 
 def _table_of(quantity: str) -> str:

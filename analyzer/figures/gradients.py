@@ -1,5 +1,7 @@
 """A quantity over layers and steps: heatmap, profile along depth, series, difference, updates."""
 
+import math
+
 import numpy as np
 
 from analyzer.analysis.flow_grid import (
@@ -9,6 +11,7 @@ from analyzer.analysis.flow_grid import (
     grid_difference,
     update_grid,
 )
+from analyzer.analysis.per_run import shown_range
 from analyzer.analysis.profiles import (
     LayerSeries,
     ProfileCurves,
@@ -81,21 +84,23 @@ def grid_sketch(info: FlowGrid, theme: Theme) -> Sketch:
 
 def profile_sketch(info: ProfileCurves, theme: Theme) -> Sketch:
     """Draw the profiles of all runs over depth."""
-    values = np.concatenate([curve.values for curve in info.runs])
-    shown = values[np.isfinite(values) & ((values > 0) | (not info.is_log))]
-    # Where nothing has a place, the marks of NaN and of zero still need edges to stand at.
-    low, high = (float(shown.min()), float(shown.max())) if len(shown) else (0.1, 1.0)
+    every = (curve.values[info.quantity] for curve in info.runs)
+    low, high = shown_range(every, is_log=info.is_log)
+    if math.isnan(low):
+        # Where nothing has a place, the marks of NaN and of zero still need edges to stand at.
+        low, high = 0.1, 1.0
     axis = value_axis(
         info.label, is_log=info.is_log, low=low, high=high, least_decades=_LEAST_DECADES
     )
     traces: list[Trace] = []
     for curve in info.runs:
         names = [labeled(name) for name in curve.names]
-        line = {"x": curve.positions, "y": curve.values, "text": names}
+        values = curve.values[info.quantity]
+        line = {"x": curve.positions, "y": values, "text": names}
         hover = {"hovertemplate": "%{text}: %{y:.3e}"}
         traces.append(run_line(curve.label, theme, **line, **hover))
         edges = axis_edges(axis, is_log=info.is_log)
-        traces.append(edge_marks(curve.positions, curve.values, edges, theme, is_log=info.is_log))
+        traces.append(edge_marks(curve.positions, values, edges, theme, is_log=info.is_log))
     relative = {"title": {"text": "relative depth: first layer → last layer", "standoff": 6}}
     axes = {"xaxis": relative if info.is_relative_depth else DEPTH, "yaxis": axis}
     return Sketch(traces, merged(theme.layout(400), axes | {"showlegend": True}))

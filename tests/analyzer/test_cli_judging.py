@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from analyzer.analysis.findings import THRESHOLDS
 from analyzer.cli import main
 from analyzer.cli.json_text import json_text
 from tests.support.runs import layer_row, write_run
@@ -80,7 +81,7 @@ def test_diagnose_takes_thresholds(tmp_path: Path, capsys: pytest.CaptureFixture
         capsys, 0, "diagnose", run, "--thresholds", "--threshold", "vanishing_decades=2"
     )
     assert listed.startswith("vanishing_decades = 2: ")
-    assert len([line for line in listed.splitlines() if line[0] != " "]) == 11
+    assert len([line for line in listed.splitlines() if line[0] != " "]) == len(THRESHOLDS)
 
 
 @pytest.mark.parametrize("given", ["nosuch=1", "vanishing_decades", "vanishing_decades=x"])

@@ -136,8 +136,8 @@ def test_every_rule_is_whole_and_documented(rule: Rule) -> None:
 
 
 def test_the_tables_list_every_rule_and_threshold_once() -> None:
-    assert rules_table().count("\n") == len(RULES) + 1 == 14
-    assert thresholds_table().count("\n") == len(THRESHOLDS) + 1 == 12
+    assert rules_table().count("\n") == len(RULES) + 1
+    assert thresholds_table().count("\n") == len(THRESHOLDS) + 1
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,9 @@ def probed(path: Path, name: str, columns: dict[str, Any], **notes: str) -> Run:
 def test_profiles_state_the_gain_of_the_step(pair: tuple[Run, ...]) -> None:
     found = profile_curves(View(pair, step=0))
     assert "plain, step 0: gain 0.63" in found.caption
-    assert found.runs[0].gain is not None
-    assert found.runs[0].values[-1] == pytest.approx(0.1 * (1 + 0.1 * np.sin(33)))
+    assert found.runs[0].values["output_gradient_norm"][-1] == pytest.approx(
+        0.1 * (1 + 0.1 * np.sin(33))
+    )
 
 
 def test_profiles_of_another_quantity_state_its_reach(pair: tuple[Run, ...]) -> None:
@@ -61,7 +62,7 @@ def test_profiles_of_another_quantity_state_its_reach(pair: tuple[Run, ...]) -> 
 def test_an_overlay_runs_from_0_to_1_in_every_run(pair: tuple[Run, ...]) -> None:
     for curve in profile_overlay(View(pair, relative=True)).runs:
         assert curve.positions[[0, -1]].tolist() == [0, 1]
-        assert curve.values[-1] == 1
+        assert curve.values["output_gradient_norm"][-1] == 1
 
 
 def test_series_are_of_layers_from_the_first_to_the_last(pair: tuple[Run, ...]) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from analyzer.recording import moments, statistics
 from analyzer.recording.buffer import OnDevice
+from analyzer.recording.moments import Activation, Gradient
 from analyzer.recording.statistics import (
     ActivationRow,
     GradientRow,
@@ -20,43 +21,43 @@ from analyzer.recording.statistics import (
 SHAPES = [(5,), (3, 4), (2, 3, 4), (2, 3, 4, 5), (300, 300)]
 
 
-def slow_activation(x: torch.Tensor, axis: int | None) -> tuple[list[float], list[bool] | None]:
+def slow_activation(x: torch.Tensor, axis: int | None) -> tuple[Activation, list[bool] | None]:
     """The definitions, in float64 and one after the other."""
     y = x.double()
-    numbers = [
-        math.sqrt((y * y).sum().item()),
-        y.mean().item(),
-        y.std(correction=0).item(),
-        y.min().item(),
-        y.max().item(),
-        float((y == 0).sum()),
-        float((~torch.isfinite(y)).sum()),
-    ]
+    numbers = Activation(
+        norm=math.sqrt((y * y).sum().item()),
+        mean=y.mean().item(),
+        std=y.std(correction=0).item(),
+        min=y.min().item(),
+        max=y.max().item(),
+        zeros=float((y == 0).sum()),
+        num_nonfinite=float((~torch.isfinite(y)).sum()),
+    )
     if axis is None:
         return numbers, None
     return numbers, [bool((y.select(axis, i) == 0).all()) for i in range(y.shape[axis])]
 
 
-def slow_gradient(x: torch.Tensor) -> list[float]:
+def slow_gradient(x: torch.Tensor) -> Gradient:
     y = x.double()
     magnitude = y.abs()
-    return [
-        math.sqrt((y * y).sum().item()),
-        magnitude.mean().item(),
-        magnitude.max().item(),
-        float((y == 0).sum()),
-        float((~torch.isfinite(y)).sum()),
-    ]
+    return Gradient(
+        norm=math.sqrt((y * y).sum().item()),
+        mean_abs=magnitude.mean().item(),
+        max_abs=magnitude.max().item(),
+        zeros=float((y == 0).sum()),
+        num_nonfinite=float((~torch.isfinite(y)).sum()),
+    )
 
 
-def host(x: torch.Tensor, axis: int | None) -> tuple[list[float], list[bool] | None]:
+def host(x: torch.Tensor, axis: int | None) -> tuple[Activation, list[bool] | None]:
     numbers, dead = statistics.host_activation(x, axis)
-    return list(numbers), None if dead is None else list(dead)
+    return numbers, None if dead is None else list(dead)
 
 
-def by_numpy(x: torch.Tensor, axis: int | None) -> tuple[list[float], list[bool] | None]:
+def by_numpy(x: torch.Tensor, axis: int | None) -> tuple[Activation, list[bool] | None]:
     numbers, dead = moments.host_activation(x, axis)
-    return list(numbers), None if dead is None else list(dead)
+    return numbers, None if dead is None else list(dead)
 
 
 def test_the_compiled_pass_is_there_where_there_is_a_compiler():
@@ -67,13 +68,13 @@ def read(numbers: OnDevice):
     return numbers.finish([t.double().reshape(-1).numpy() for t in numbers.tensors])
 
 
-def device(x: torch.Tensor, axis: int | None) -> tuple[list[float], list[bool] | None]:
+def device(x: torch.Tensor, axis: int | None) -> tuple[Activation, list[bool] | None]:
     numbers, dead = read(moments.device_activation(x, axis))
-    return list(numbers), None if dead is None else dead.tolist()
+    return numbers, None if dead is None else dead.tolist()
 
 
-def device_gradient(x: torch.Tensor) -> list[float]:
-    return list(read(moments.device_gradient(x)))
+def device_gradient(x: torch.Tensor) -> Gradient:
+    return read(moments.device_gradient(x))
 
 
 @pytest.mark.parametrize("implementation", [host, by_numpy, device])
@@ -123,17 +124,17 @@ def test_norms_neither_under_nor_overflow(value, dtype, size):
     expected = x[0].double().item() * math.sqrt(size)
     assert statistics.host_norm(x) == pytest.approx(expected, rel=1e-5)
     assert moments.host_norm(x) == pytest.approx(expected, rel=1e-5)
-    assert statistics.host_gradient(x)[0] == pytest.approx(expected, rel=1e-5)
-    assert moments.host_gradient(x)[0] == pytest.approx(expected, rel=1e-5)
-    assert moments.host_activation(x, None)[0][0] == pytest.approx(expected, rel=1e-5)
-    assert statistics.host_activation(x, None)[0][0] == pytest.approx(expected, rel=1e-5)
+    assert statistics.host_gradient(x).norm == pytest.approx(expected, rel=1e-5)
+    assert moments.host_gradient(x).norm == pytest.approx(expected, rel=1e-5)
+    assert moments.host_activation(x, None)[0].norm == pytest.approx(expected, rel=1e-5)
+    assert statistics.host_activation(x, None)[0].norm == pytest.approx(expected, rel=1e-5)
     assert moments.device_norm(x).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_tiny_elements_beside_large_ones_count():
     x = torch.cat([torch.full((30_000,), 1e-20), torch.tensor([3e-18])])
     expected = x.double().norm().item()
-    assert statistics.host_gradient(x)[0] == pytest.approx(expected, rel=1e-6)
+    assert statistics.host_gradient(x).norm == pytest.approx(expected, rel=1e-6)
     assert statistics.host_norm(x) == pytest.approx(expected, rel=1e-6)
 
 
@@ -149,30 +150,30 @@ def test_nonfinite_elements_are_counted_and_shown(bad):
         statistics.host_activation(x, 1)[0],
         device(x, 1)[0],
     ):
-        assert numbers[-1] == 2
-        assert not math.isfinite(numbers[0])
-        assert math.isnan(numbers[0]) == math.isnan(bad)
+        assert numbers.num_nonfinite == 2
+        assert not math.isfinite(numbers.norm)
+        assert math.isnan(numbers.norm) == math.isnan(bad)
 
 
 @pytest.mark.parametrize("large", [False, True])
 def test_one_nan_makes_the_norm_nan_even_beside_an_infinity(large):
     x = torch.ones(70_000 if large else 10)
     x[0], x[-1] = math.inf, math.nan
-    assert math.isnan(statistics.host_gradient(x)[0])
+    assert math.isnan(statistics.host_gradient(x).norm)
     assert math.isnan(statistics.host_norm(x))
 
 
 def test_an_empty_tensor_gives_nan_and_no_error():
     x = torch.empty(0, 3)
-    assert all(math.isnan(v) for v in statistics.host_gradient(x)[:4])
-    assert all(math.isnan(v) for v in statistics.host_activation(x, 1)[0][:6])
-    assert all(math.isnan(v) for v in device_gradient(x)[:4])
-    assert all(math.isnan(v) for v in device(x, 1)[0][:6])
+    assert all(math.isnan(v) for v in statistics.host_gradient(x)[:-1])
+    assert all(math.isnan(v) for v in statistics.host_activation(x, 1)[0][:-1])
+    assert all(math.isnan(v) for v in device_gradient(x)[:-1])
+    assert all(math.isnan(v) for v in device(x, 1)[0][:-1])
 
 
 def test_integers_booleans_and_complex_numbers_have_statistics():
-    assert activation_row(torch.tensor([3, 4, 0]), None).numbers[0] == 5.0
-    assert activation_row(torch.tensor([True, False]), None).numbers[1] == 0.5
+    assert activation_row(torch.tensor([3, 4, 0]), None).numbers.norm == 5.0
+    assert activation_row(torch.tensor([True, False]), None).numbers.mean == 0.5
     assert gradient_row(torch.tensor([3 + 4j, 0j])).numbers[:3] == (5.0, 2.5, 5.0)
 
 
@@ -214,16 +215,17 @@ def test_micro_batches_pool_to_the_whole_batch(sizes, seed):
     whole = torch.cat(parts)
     found, dead = pooled("activation", [activation_row(part, 1) for part in parts])
     expected, expected_dead = slow_activation(whole, 1)
-    expected[5] /= whole.numel()
-    assert [found[key] for key in ACTIVATION] == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert found == pytest.approx(columns(expected, whole), rel=1e-5, abs=1e-6)
     assert list(dead) == expected_dead
     found, _ = pooled("output_gradient", [gradient_row(part) for part in parts])
-    expected = slow_gradient(whole)
-    expected[3] /= whole.numel()
-    assert list(found.values()) == pytest.approx(expected, rel=1e-5)
+    assert found == pytest.approx(columns(slow_gradient(whole), whole), rel=1e-5)
 
 
-ACTIVATION = ("norm", "mean", "std", "min", "max", "zero_fraction", "num_nonfinite")
+def columns(numbers, x):
+    """The quantities that follow from moments."""
+    found = numbers._asdict()
+    found["zero_fraction"] = found.pop("zeros") / x.numel()
+    return found
 
 
 def pooled(kind, rows, *, one_by_one=True):
@@ -263,8 +265,7 @@ def test_masks_of_unlike_units_are_not_pooled():
 def test_many_gradients_are_those_of_each():
     gradients = [torch.randn(3, 4) * 1e-30, torch.full((5,), math.inf), torch.zeros(2, 2)]
     for x, row in zip(gradients, moments.device_gradients(gradients), strict=True):
-        expected = slow_gradient(x)
-        expected[3] = 0.0
+        expected = slow_gradient(x)._replace(zeros=0.0)
         assert list(read(row)) == pytest.approx(expected, rel=1e-5)
 
 

@@ -50,7 +50,7 @@ class Groups:
 
     def spread(self, values: NDArray[Any]) -> NDArray[Any]:
         """Return one value a group for each of its rows."""
-        return np.repeat(values, self.sizes)
+        return np.repeat(values, self.sizes, axis=0)
 
     def sum(self, values: Floats, present: Flags) -> Floats:
         """Return the sum."""

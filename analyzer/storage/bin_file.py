@@ -1,6 +1,5 @@
-"""One file of an overview: its keys are read once, a number of a column when it is asked for."""
+"""One file of bins: its keys are read once, a number of a column when it is asked for."""
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from analyzer.storage.arrays import as_numpy, is_present
@@ -37,37 +37,22 @@ class GridKeys:
     num_rows: NDArray[np.int64]
 
 
-class _Kept:
-    """The arrays that were asked for last, as far as they have room."""
-
-    def __init__(self) -> None:
-        self._arrays: OrderedDict[tuple[object, ...], NDArray[Any]] = OrderedDict()
-        self._lock = Lock()
-
-    def __iter__(self) -> Any:
-        return iter(list(self._arrays))
-
-    def get(self, place: tuple[object, ...]) -> NDArray[Any] | None:
-        """Return an array that is kept."""
-        with self._lock:
-            if place in self._arrays:
-                self._arrays.move_to_end(place)
-            return self._arrays.get(place)
-
-    def put(self, place: tuple[object, ...], array: NDArray[Any]) -> None:
-        """Keep an array, and of the others as many as have room beside it."""
-        with self._lock:
-            self._arrays[place] = array
-            used = sum(map(_size, self._arrays.values()))
-            while used > _MOST_BYTES and len(self._arrays) > 1:
-                used -= _size(self._arrays.popitem(last=False)[1])
+def _room(most_bytes: int) -> "LRUCache[tuple[object, ...], NDArray[Any]]":
+    """Room for the arrays that were asked for last; one of any size has room alone."""
+    return LRUCache(most_bytes, getsizeof=lambda array: min(_size(array), most_bytes))
 
 
-_kept = _Kept()
+_kept, _kept_lock = _room(_MOST_BYTES), Lock()
+
+
+def _kept_at(place: tuple[object, ...]) -> NDArray[Any] | None:
+    with _kept_lock:
+        found: NDArray[Any] | None = _kept.get(place)
+        return found
 
 
 class BinFile:
-    """A file of an overview, which never changes under its name.
+    """A file of bins, which never changes under its name.
 
     It stays open, so that it can be read to its end when a writer has replaced it.
 
@@ -83,7 +68,7 @@ class BinFile:
 
     Raises:
         OSError: If it cannot be read.
-        ValueError: If it is no overview.
+        ValueError: If it does not hold bins.
     """
 
     def __init__(self, path: Path, inode: int, width: int, key: str | None) -> None:
@@ -112,14 +97,14 @@ class BinFile:
             nothing = 0 if number in NUMBERS[3:] else np.nan
             return np.broadcast_to(nothing, (self._length,))
         place = (*self._place, column, number)
-        found = _kept.get(place)
+        found = _kept_at(place)
         if found is None:
-            # Several figures ask at once for the same.
-            with self._lock:
-                found = _kept.get(place)
+            with self._lock:  # several figures ask at once for the same
+                found = _kept_at(place)
                 if found is None:
                     found = self._read(f"{column}_{number}", is_count=number in NUMBERS[3:])
-                    _kept.put(place, found)
+                    with _kept_lock:
+                        _kept[place] = found
         return found
 
     def cells(self, column: str, number: str) -> NDArray[Any]:
@@ -187,11 +172,11 @@ def _opened(path: Path, inode: int, width: int, key: str | None) -> BinFile:
 
 
 def opened(folder: Path, chunk: Chunk, key: str | None) -> BinFile:
-    """Return a file of an overview; the last ones stay open.
+    """Return a file of bins; the last ones stay open.
 
     Raises:
         OSError: If it cannot be read.
-        ValueError: If it is no overview.
+        ValueError: If it does not hold bins.
     """
     path = folder / chunk.name
     return _opened(path, path.stat().st_ino, chunk.width, key)

@@ -1,12 +1,15 @@
 """Questions of the size of a screen: their cost does not grow with the length of a run."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import pyarrow as pa
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from analyzer.storage.arrays import as_floats, as_numpy, is_present
@@ -21,13 +24,16 @@ __all__ = ["BinReader", "Grid", "Heatmap", "NumberName", "Series"]
 
 Floats = NDArray[np.float64]
 NumberName = Literal["min", "mean", "max"]
-_Key = TypeVar("_Key")
-_Value = TypeVar("_Value")
 _Answer = TypeVar("_Answer")
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 # Some 60 bytes each: of a thousand layers that is one or two columns.
 _MOST_ROWS = 1_000_000
 _FAILURES = (OSError, pa.ArrowException, ValueError, KeyError)
+
+
+def _room() -> "LRUCache[str, tuple[Bins, int]]":
+    """Room for the bins of columns, of the last one however many there are."""
+    return LRUCache(_MOST_ROWS, getsizeof=lambda found: min(len(found[0]), _MOST_ROWS))
 
 
 @dataclass(frozen=True)
@@ -107,13 +113,13 @@ class BinReader:
 
     def __init__(self, run: Path, table: StepTable, warn: Callable[[str], None]) -> None:
         self._folder, self._table, self._warn = run / "overview" / table.name, table, warn
-        self._bins: dict[str, tuple[Bins, int]] = {}
+        self._bins, self._lock = _room(), Lock()
         self._looked = False
         self._file: BinFile | None = None
 
     def refresh(self) -> None:
         """Look for new rows at the next question."""
-        self._bins = {}
+        self._bins = _room()
         self._looked, self._file = False, None
 
     def series(self, column: str, id_: int, max_points: int) -> Series:
@@ -135,33 +141,38 @@ class BinReader:
 
         Only that number is read, where it can be: a heatmap of a thousand layers is 20 MB.
         """
-        found = self._from_file(column, lambda file: _grid(file, column, number, max_bins))
-        if found is not None:
-            return found
-        whole = self.heatmap(column, max_bins)
-        values = {"min": whole.min, "mean": whole.mean, "max": whole.max}[number]
-        return Grid(whole.steps, whole.ids, values, whole.num_nonfinite, whole.width)
+        (grid,) = self._grids(column, (number,), max_bins)
+        return grid
 
     def heatmap(self, column: str, max_bins: int) -> Heatmap:
         """Return one column of all ids in at most ``max_bins`` bins."""
-        found = self._from_file(column, lambda file: _heatmap(file, column, max_bins))
+        low, mean, high = self._grids(column, get_args(NumberName), max_bins)
+        numbers = (low.values, mean.values, high.values, low.num_nonfinite)
+        return Heatmap(low.steps, low.ids, *numbers, low.width)
+
+    def _grids(self, column: str, numbers: Sequence[NumberName], max_bins: int) -> list[Grid]:
+        found = self._from_file(
+            column, lambda file: [_grid(file, column, number, max_bins) for number in numbers]
+        )
         if found is not None:
             return found
         bins, width = _coarse(*self._of(column), max_bins)
         count = ids_of_each_bin(bins.start, bins.ids)
         if count:
-            low, mean, high = (_as_grid(one, count) for one in (bins.low, bins.mean, bins.high))
             steps, ids = _fixed(bins.start[::count]), _fixed(bins.ids[:count])
-            return Heatmap(steps, ids, low, mean, high, _as_grid(bins.nonfinite, count), width)
+            odd = _as_grid(bins.nonfinite, count)
+            values = [_as_grid(_number(bins, number), count) for number in numbers]
+            return [Grid(steps, ids, shown, odd, width) for shown in values]
         steps, places = np.unique(bins.start, return_inverse=True)
         ids, rows = np.unique(bins.ids, return_inverse=True)
-        shape = (len(ids), len(steps))
-        low, mean, high = (np.full(shape, np.nan) for _ in range(3))
-        for target, source in ((low, bins.low), (mean, bins.mean), (high, bins.high)):
-            target[rows, places] = source[:, 0]
-        nonfinite = np.zeros(shape, dtype=np.int64)
-        nonfinite[rows, places] = bins.nonfinite[:, 0]
-        return Heatmap(steps, ids, low, mean, high, nonfinite, width)
+        odd = np.zeros((len(ids), len(steps)), dtype=np.int64)
+        odd[rows, places] = bins.nonfinite[:, 0]
+        grids = []
+        for number in numbers:
+            shown = np.full(odd.shape, np.nan)
+            shown[rows, places] = _number(bins, number)[:, 0]
+            grids.append(Grid(steps, ids, shown, odd, width))
+        return grids
 
     def holds_each_of(self, steps: NDArray[np.int64]) -> bool:
         """Return whether an id has a row at each of these steps, as far as the bins can show it.
@@ -216,19 +227,16 @@ class BinReader:
 
     def _of(self, column: str) -> tuple[Bins, int]:
         """All bins of a column, and their width."""
-        known = self._bins.get(column)
-        if known is not None:
-            return known
+        room = self._bins
+        with self._lock:
+            found: tuple[Bins, int] | None = room.get(column)
         for _ in range(5):
-            try:
-                found = self._read(column)
-                break
-            except FileNotFoundError:
-                continue
-        else:
-            found = self._read(column)
-        # Others may ask at the same time: nobody looks into the dict twice, and it is put anew.
-        self._bins = _newest(self._bins | {column: found}, lambda one: len(one[0]))
+            if found is None:
+                with contextlib.suppress(FileNotFoundError):
+                    found = self._read(column)
+        found = found or self._read(column)
+        with self._lock:
+            room[column] = found
         return found
 
     def _read(self, column: str) -> tuple[Bins, int]:
@@ -272,18 +280,6 @@ class BinReader:
         return [single([column], number, ids, as_floats(values)[:, None], known[:, None])]
 
 
-def _newest(kept: dict[_Key, _Value], rows: Callable[[_Value], int]) -> dict[_Key, _Value]:
-    """The last entries of a dict that have so many rows together, at least one."""
-    newest: dict[_Key, _Value] = {}
-    left = _MOST_ROWS
-    for key, value in reversed(kept.items()):
-        left -= rows(value)
-        if left < 0 and newest:
-            break
-        newest[key] = value
-    return dict(reversed(newest.items()))
-
-
 def _nothing(column: str) -> Bins:
     none = np.zeros(0, dtype=np.int64)
     return single([column], none, none.astype(np.int32), np.zeros((0, 1)), None)
@@ -305,8 +301,7 @@ def _grid(file: BinFile, column: str, number: NumberName, max_bins: int) -> Grid
     width = _width(steps, file.width, max_bins)
     if width > file.width:
         bins = rebinned(file.beside(column, slice(None)), width)
-        values = {"min": bins.low, "mean": bins.mean, "max": bins.high}[number]
-        return Grid(bins.start, ids, values.T, bins.nonfinite.T, width)
+        return Grid(bins.start, ids, _number(bins, number).T, bins.nonfinite.T, width)
     shown = file.cells(column, number).astype(np.float64, copy=False)
     odd = file.cells(column, "num_nonfinite")
     # Of most columns all counts are 0: one number stands for all.
@@ -314,11 +309,8 @@ def _grid(file: BinFile, column: str, number: NumberName, max_bins: int) -> Grid
     return Grid(_fixed(steps), _fixed(ids), shown.T, counts.T, width)
 
 
-def _heatmap(file: BinFile, column: str, max_bins: int) -> Heatmap:
-    """A column of a grid in few enough bins."""
-    low, mean, high = (_grid(file, column, name, max_bins) for name in get_args(NumberName))
-    numbers = (low.values, mean.values, high.values, low.num_nonfinite)
-    return Heatmap(low.steps, low.ids, *numbers, low.width)
+def _number(bins: Bins, number: NumberName) -> Floats:
+    return {"min": bins.low, "mean": bins.mean, "max": bins.high}[number]
 
 
 def _fixed(array: NDArray[_Scalar]) -> NDArray[_Scalar]:

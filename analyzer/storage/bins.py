@@ -1,10 +1,13 @@
 """Bins of consecutive steps, each with minimum, mean and maximum per id and column."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from analyzer.pooling import Groups
 
 __all__ = ["Bins", "concatenated", "ids_of_each_bin", "rebinned", "single"]
 
@@ -42,17 +45,12 @@ class Bins:
         return len(self.start)
 
     def __getitem__(self, rows: slice | NDArray[np.generic]) -> "Bins":
-        return Bins(
-            self.columns,
-            self.start[rows],
-            self.ids[rows],
-            self.num_rows[rows],
-            self.low[rows],
-            self.mean[rows],
-            self.high[rows],
-            self.finite[rows],
-            self.nonfinite[rows],
-        )
+        return Bins(self.columns, *(array[rows] for array in self.arrays))
+
+    @property
+    def arrays(self) -> list[NDArray[Any]]:
+        """Everything but the names of the columns, in the order of the fields."""
+        return [getattr(self, field.name) for field in fields(self)[1:]]
 
 
 def single(
@@ -86,31 +84,20 @@ def concatenated(pieces: Sequence[Bins]) -> Bins:
     aligned = [_aligned(piece, columns) for piece in pieces]
     if len(aligned) == 1:
         return aligned[0]
-    return Bins(
-        columns,
-        np.concatenate([piece.start for piece in aligned]),
-        np.concatenate([piece.ids for piece in aligned]),
-        np.concatenate([piece.num_rows for piece in aligned]),
-        np.concatenate([piece.low for piece in aligned]),
-        np.concatenate([piece.mean for piece in aligned]),
-        np.concatenate([piece.high for piece in aligned]),
-        np.concatenate([piece.finite for piece in aligned]),
-        np.concatenate([piece.nonfinite for piece in aligned]),
-    )
+    together = zip(*(piece.arrays for piece in aligned), strict=True)
+    return Bins(columns, *(np.concatenate(arrays) for arrays in together))
 
 
 def _aligned(bins: Bins, columns: tuple[str, ...]) -> Bins:
     if bins.columns == columns:
         return bins
-    shape = (len(bins), len(columns))
     places = [columns.index(name) for name in bins.columns]
-    floats = [np.full(shape, np.nan) for _ in range(3)]
-    counts = [np.zeros(shape, dtype=np.int64) for _ in range(2)]
-    for new, old in zip(floats, (bins.low, bins.mean, bins.high), strict=True):
+    keys, numbers = bins.arrays[:3], []
+    for old in bins.arrays[3:]:
+        new = np.full((len(bins), len(columns)), np.nan if old.dtype.kind == "f" else 0, old.dtype)
         new[:, places] = old
-    for new_count, count in zip(counts, (bins.finite, bins.nonfinite), strict=True):
-        new_count[:, places] = count
-    return Bins(columns, bins.start, bins.ids, bins.num_rows, *floats, *counts)
+        numbers.append(new)
+    return Bins(columns, *keys, *numbers)
 
 
 def rebinned(bins: Bins, width: int) -> Bins:
@@ -121,14 +108,13 @@ def rebinned(bins: Bins, width: int) -> Bins:
         key = start // width * (int(ids.max()) + 1) + ids
         order = np.argsort(key, kind="stable")
         start, ids, bins = start[order], ids[order], bins[order]
-    is_first = np.ones(len(start), dtype=bool)
-    is_first[1:] = (start[1:] != start[:-1]) | (ids[1:] != ids[:-1])
-    firsts = np.flatnonzero(is_first)
-    if len(firsts) == len(start):
+    groups = Groups.of(start, ids)
+    if len(groups.firsts) == len(start):
         if np.array_equal(start, bins.start):
             return bins
-        return Bins(bins.columns, start, ids, *_arrays(bins))
-    return Bins(bins.columns, start[firsts], ids[firsts], *_reduced(bins, firsts, is_first))
+        return Bins(bins.columns, start, ids, *bins.arrays[2:])
+    firsts = groups.firsts
+    return Bins(bins.columns, start[firsts], ids[firsts], *_reduced(bins, groups))
 
 
 def ids_of_each_bin(start: Counts, ids: NDArray[np.int32]) -> int:
@@ -153,24 +139,17 @@ def _is_sorted(start: Counts, ids: NDArray[np.int32]) -> bool:
     return bool(np.all(later | ((start[1:] == start[:-1]) & (ids[1:] >= ids[:-1]))))
 
 
-_Arrays = tuple[Counts, Floats, Floats, Floats, Counts, Counts]
-
-
-def _arrays(bins: Bins) -> _Arrays:
-    return bins.num_rows, bins.low, bins.mean, bins.high, bins.finite, bins.nonfinite
-
-
-def _reduced(bins: Bins, firsts: Counts, is_first: NDArray[np.bool_]) -> _Arrays:
+def _reduced(bins: Bins, groups: Groups) -> list[NDArray[Any]]:
+    firsts = groups.firsts
     finite = np.add.reduceat(bins.finite, firsts)
-    groups = np.cumsum(is_first) - 1
     # Weights before the sum, not a division after it: a sum of values near 1e308 overflows.
-    weight = bins.finite / np.maximum(finite, 1)[groups]
+    weight = bins.finite / groups.spread(np.maximum(finite, 1))
     mean = np.add.reduceat(np.where(bins.finite > 0, bins.mean * weight, 0.0), firsts)
-    return (
+    return [
         np.add.reduceat(bins.num_rows, firsts),
         np.fmin.reduceat(bins.low, firsts),
         np.where(finite > 0, mean, np.nan),
         np.fmax.reduceat(bins.high, firsts),
         finite,
         np.add.reduceat(bins.nonfinite, firsts),
-    )
+    ]

@@ -12,9 +12,13 @@ from tests.analyzer.storage.storage_rows import block, record, value, written
 LAST = ["activation_mean", "activation_std"]
 
 
+def keep(monkeypatch: pytest.MonkeyPatch, most_bytes: int) -> None:
+    monkeypatch.setattr(bin_file, "_kept", bin_file._room(most_bytes))
+
+
 @pytest.fixture(autouse=True)
 def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bin_file, "_kept", bin_file._Kept())
+    keep(monkeypatch, 1 << 20)
 
 
 def wide(tmp_path: Path, steps: int = 10) -> Run:
@@ -29,7 +33,7 @@ def test_of_wide_overviews_only_the_last_columns_are_kept_and_all_are_right(
 ) -> None:
     run = wide(tmp_path)
     # Three numbers of two columns of 40 values, 4 bytes each, and their counts, all the same.
-    monkeypatch.setattr(bin_file, "_MOST_BYTES", 2 * (3 * 160) + 16)
+    keep(monkeypatch, 2 * (3 * 160) + 16)
     for _ in range(2):
         for place, column in enumerate(("activation_norm", *LAST)):
             found = run.heatmap(column).mean[3]
@@ -43,7 +47,7 @@ def test_one_number_is_kept_however_wide_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = wide(tmp_path, 1)
-    monkeypatch.setattr(bin_file, "_MOST_BYTES", 1)
+    keep(monkeypatch, 1)
     assert run.heatmap("activation_norm").ids.tolist() == [0, 1, 2, 3]
     assert len(list(bin_file._kept)) == 1
 

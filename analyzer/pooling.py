@@ -87,7 +87,7 @@ class Groups:
         return np.where(usable, unit * np.sqrt(self.sum(parts * parts, present)), scale)
 
     def first(self, values: NDArray[Any], present: Flags) -> NDArray[Any]:
-        """Return the first value that there is; any other where there is none."""
+        """Return the first value that is present; any other if none is."""
         rows = np.where(present, np.arange(len(values)), len(values))
         found = np.minimum.reduceat(rows, self.firsts)
         return values[np.where(found < self.firsts + self.sizes, found, self.firsts)]

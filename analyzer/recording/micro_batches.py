@@ -158,7 +158,7 @@ class MicroBatches:
 
 @dataclass(slots=True)
 class _Sum:
-    """The gradients of a step that is going on.
+    """The gradients of the current step.
 
     Args:
         num_ranks: Processes over which gradients are averaged.
@@ -181,7 +181,7 @@ class _Sum:
         return self.num_passes * self.num_ranks
 
     def begin(self, held: Held, rows: int) -> None:
-        """A pass begins; without a forward pass of its own it is no micro-batch."""
+        """A pass begins; without a forward pass of its own it is not a micro-batch."""
         untouched = not self.num_passes or self._marks == _marks_of(held)
         self.is_plain &= rows > 0 and untouched
         self.num_passes += 1
@@ -194,7 +194,7 @@ class _Sum:
             # A second one in the same pass: only their sum is the gradient of the micro-batch.
             self.is_plain &= number not in self._arrived
             self._arrived[number] = norms([gradient.detach()])[0]
-        except Exception:  # the training must go on whatever the gradient is
+        except Exception:  # the training must continue whatever the gradient is
             self.is_plain = False
 
     def end(self, held: Held, *, failed: bool) -> None:

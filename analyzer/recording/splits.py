@@ -31,7 +31,7 @@ from analyzer.storage.writer import Block
 
 __all__ = ["JoinTable", "SplitRows", "Splits", "pooled_splits"]
 
-# A model that never meets a backward pass is not waited for longer than so many steps.
+# A model that never meets a backward pass is waited for no longer than this many steps.
 _MOST_TRIES = 20
 # Graphs of a training that alternates between a few; one that changes each time has no use of more.
 _MOST_PLANS = 8
@@ -284,7 +284,7 @@ class Splits:
     def _discovered(self, walk: Walk, log: LiveLog) -> list[JoinSite] | None:
         try:
             plan = joins_in_graph(walk, log)
-        except Exception as error:  # a graph like no other: the recording goes on without joins
+        except Exception as error:  # a graph like no other: recording continues without joins
             self._is_off = True
             self._on_problem(f"joins: the graph cannot be read ({type(error).__name__}: {error})")
             return None

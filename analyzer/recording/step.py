@@ -47,7 +47,7 @@ class _Pending:
 
 @dataclass(slots=True)
 class OpenStep:
-    """What is known of the step that is going on.
+    """What is known of the current step.
 
     Args:
         index: Its number, from 0.
@@ -74,7 +74,7 @@ class OpenStep:
     _kept: dict[Invocation, None] = field(default_factory=dict)
 
     def add_loss(self, roots: Sequence[Any]) -> None:
-        """Add the roots of a backward pass; a root that is no scalar makes the loss unknown."""
+        """Add the roots of a backward pass; a root that is not a scalar makes the loss unknown."""
         for root in roots:
             is_scalar = isinstance(root, Tensor) and root.numel() == 1 and not root.is_complex()
             self.losses.append(scalar(root) if is_scalar else None)
@@ -237,7 +237,7 @@ def _slots(row: ParameterRow, scalars: _Scalars) -> list[Any]:
 
 
 def _is_moving(row: ActivationRow | GradientRow | None) -> bool:
-    # Compiled rows are no tuples, and make their numbers when they are asked for.
+    # Compiled rows are not tuples, and make their numbers when they are asked for.
     return isinstance(row, tuple) and isinstance(row.numbers, OnDevice)
 
 

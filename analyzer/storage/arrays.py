@@ -112,10 +112,10 @@ def _number(cell: Any, type_: pa.DataType) -> Any:
         return float(cell)
     if pa.types.is_boolean(type_):
         if not isinstance(cell, bool | np.bool_):
-            raise TypeError(f"{cell!r} is no truth value")
+            raise TypeError(f"{cell!r} is not a truth value")
         return bool(cell)
     if int(cell) != cell:
-        raise ValueError(f"{cell!r} is no integer")
+        raise ValueError(f"{cell!r} is not an integer")
     return int(cell)
 
 

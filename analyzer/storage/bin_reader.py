@@ -321,7 +321,7 @@ def _fixed(array: NDArray[_Scalar]) -> NDArray[_Scalar]:
 
 
 def _as_grid(values: NDArray[_Scalar], count: int) -> NDArray[_Scalar]:
-    """Show a column of bins with so many ids each as ``[ids, bins]``."""
+    """Show a column of bins with ``count`` ids each as ``[ids, bins]``."""
     return _fixed(values.reshape(-1, count).T)
 
 

@@ -170,7 +170,7 @@ class BinWriter:
             self._close_chunk(Chunk(self._tail_start, self._tail_start + span, self.width))
 
     def _extend_tail(self, bins: Bins) -> None:
-        """Add bins of the present width; those that go on with the newest bin join it."""
+        """Add bins of the present width; those that continue the newest bin join it."""
         if not len(bins):
             return
         grown = rebinned(concatenated([*self._tail[-1:], bins]), self.width)

@@ -77,7 +77,7 @@ def runs_in(folder: str | Path) -> list[RunSummary]:
 
     Only ``run.json`` and file names are read, about 0.2 ms a run, and a manifest only again when
     it has changed. A run that cannot be read is in the list with its reason; a folder without
-    ``run.json`` is no run. Links that lead out of the folder are not followed.
+    ``run.json`` is not a run. Links that lead out of the folder are not followed.
 
     Args:
         folder: A folder of runs; one that does not exist has none.
@@ -230,14 +230,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Every value in it is data: no path that it names is ever opened.
 
     Raises:
-        RunNotFoundError: If there is no run at this place.
+        RunNotFoundError: If the folder holds no run.
         SchemaError: If ``run.json`` is damaged, foreign, or of a version that cannot be read.
     """
     path = folder / "run.json"
     if not folder.is_dir():
         raise RunNotFoundError(
-            f"no run at '{folder}': there is no such folder; "
-            "`analyzer runs` lists the runs that there are"
+            f"no run at '{folder}': the folder does not exist; `analyzer runs` lists the runs"
         )
     if path.is_symlink() or not path.is_file():
         raise RunNotFoundError(

@@ -19,7 +19,7 @@ runs/<run>/
   layers.parquet             static tables: whole files, replaced when new calls appear
   parameters.parquet
   joins.parquet
-  steps/<part>.parquet       rows of steps: many small parts while the run goes on, few at its end
+  steps/<part>.parquet       rows of steps: many small parts while running, few at the end
   layer_stats/<part>.parquet
   parameter_stats/<part>.parquet
   splits/<part>.parquet

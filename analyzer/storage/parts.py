@@ -68,7 +68,7 @@ class Part:
 
     @classmethod
     def from_name(cls, name: str) -> "Part | None":
-        """Return what a file name says; None for a file that is no part."""
+        """Return what a file name says; None for any other file."""
         match = _NAME.fullmatch(name)
         if match is None:
             return None
@@ -287,7 +287,7 @@ def _copied(sources: Sequence[Path], schema: pa.Schema, target: Path) -> Iterato
 
 
 def _written(writer: pq.ParquetWriter, waiting: list[pa.Table], least: int) -> list[pa.Table]:
-    """Write row groups while there are at least so many rows; return what still waits."""
+    """Write row groups while at least ``least`` rows wait; return what still waits."""
     if sum(table.num_rows for table in waiting) < least:
         return waiting
     whole = pa.concat_tables(waiting)

@@ -35,6 +35,7 @@ __all__ = [
     "StaticTable",
     "pooled",
     "probe_files",
+    "probe_notes",
     "probe_rows",
 ]
 
@@ -45,6 +46,7 @@ _NAMES_OF = {"layer_stats": "layers", "parameter_stats": "parameters", "splits":
 
 
 _PROBE_FILE = re.compile(r"step-(\d{12,18})\.parquet")
+_FORMAT_KEYS = (b"schema_version", b"ARROW:schema")
 _FAILURES = (OSError, pa.ArrowException, ValueError, KeyError)
 
 
@@ -113,6 +115,16 @@ def probe_rows(folder: Path, warn: Callable[[str], None]) -> pa.Table:
         return pa.table({"step": pa.nulls(0, pa.int64())})
     schema = unified(table.schema for table in tables)
     return pa.concat_tables([conform(table, schema) for table in tables])
+
+
+def probe_notes(folder: Path) -> dict[int, dict[str, str]]:
+    """Return what a probe noted beside its tables, by step."""
+    notes = {}
+    for step, path in probe_files(folder).items():
+        raw = pq.read_schema(path).metadata or {}
+        ours = {key: value for key, value in raw.items() if key not in _FORMAT_KEYS}
+        notes[step] = {key.decode(): value.decode() for key, value in ours.items()}
+    return notes
 
 
 def _short(error: Exception) -> str:
@@ -231,19 +243,7 @@ class RunRows:
         steps: StepsLike = None,
         ranks: Ranks = "pooled",
     ) -> pa.Table:
-        """Return rows as an Arrow table, where null and NaN are told apart.
-
-        Args:
-            table: ``steps``, ``layer_stats``, ``parameter_stats`` or ``splits``.
-            columns: Columns beside the keys; None for all.
-            ids: Ids or names of layers, parameters or joins; None for all.
-            steps: As in ``layer_stats``.
-            ranks: ``pooled`` or ``all``.
-
-        Raises:
-            NotRecordedError: If a column or an id is not in the run.
-            ValueError: If ``ranks`` is neither word.
-        """
+        """Return rows as `Run.read` does."""
         if ranks not in ("pooled", "all"):
             raise ValueError(f"ranks is {ranks!r}; expected 'pooled' or 'all'")
         source = self.tables[table]
@@ -263,11 +263,7 @@ class RunRows:
         return whole.select([*keys, *names])
 
     def columns(self, source: StepTable, asked: Columns) -> list[str]:
-        """Return the columns that were asked for, without keys.
-
-        Raises:
-            NotRecordedError: If one is not in the table.
-        """
+        """Return the columns that were asked for, without keys; refuse others."""
         keys = ("step", "rank", source.key)
         known = [name for name in source.schema().names if name not in keys]
         if asked is None:
@@ -282,26 +278,18 @@ class RunRows:
         return [name for name in names if name not in keys]
 
     def table_of(self, column: str, table: str | None) -> str:
-        """Return the table of a statistic.
-
-        Raises:
-            NotRecordedError: If none has it.
-        """
+        """Return the table of a statistic; refuse one that no table has."""
         for name in [table] if table else STAT_COLUMNS:
             if column in STAT_COLUMNS[name]:
                 return name
         known = [name for columns in STAT_COLUMNS.values() for name in columns]
         raise NotRecordedError(
-            f"column {column!r} is no statistic of a layer, parameter or join; "
+            f"column {column!r} is not a statistic of a layer, parameter or join; "
             f"{nearest(column, known)}"
         )
 
     def id_of(self, table: str, asked: int | str) -> int:
-        """Return the id of a layer, parameter or join.
-
-        Raises:
-            NotRecordedError: If it is not in the run.
-        """
+        """Return the id of a layer, parameter or join; refuse one that is not in the run."""
         (id_,) = selected_ids([asked], self._names(table), str(self.tables[table].key)) or [0]
         return id_
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from analyzer.errors import NotRecordedError
@@ -20,7 +19,7 @@ from analyzer.storage.reading import (
     Ranks,
     RunRows,
     StaticTable,
-    probe_files,
+    probe_notes,
     probe_rows,
 )
 from analyzer.storage.schema import STATIC_TABLES
@@ -39,7 +38,7 @@ def open_run(path: str | Path) -> "Run":
         path: Folder of the run.
 
     Raises:
-        RunNotFoundError: If there is no run at this place.
+        RunNotFoundError: If the folder holds no run.
         SchemaError: If ``run.json`` is damaged, foreign, or of a newer version.
     """
     return Run(Path(path))
@@ -57,7 +56,7 @@ class Run:
         warnings: A sentence for each file that could not be read and was left out.
 
     Raises:
-        RunNotFoundError: If there is no run at this place.
+        RunNotFoundError: If the folder holds no run.
         SchemaError: If ``run.json`` is damaged, foreign, or of a newer version.
     """
 
@@ -225,7 +224,7 @@ class Run:
         return self._rows.read(table, columns, ids, steps, ranks)
 
     def batches(self, table: str, most_steps: int = 1000) -> Iterator[pa.Table]:
-        """Yield the pooled rows of a table in order, so many steps at a time.
+        """Yield the pooled rows of a table in order, ``most_steps`` at a time.
 
         Args:
             table: As in ``read``.
@@ -318,7 +317,7 @@ class Run:
         Args:
             column: A statistic, or a numeric column of ``steps``.
             layer: Id or name of the layer, parameter or join; None for a column of ``steps``.
-            max_points: Bins at the most.
+            max_points: Largest number of bins.
             table: Its table; needed only where two tables have a column of that name.
 
         Raises:
@@ -335,7 +334,7 @@ class Run:
 
         Args:
             column: A statistic.
-            max_bins: Bins at the most.
+            max_bins: Largest number of bins.
             table: Its table; needed only where two tables have a column of that name.
 
         Raises:
@@ -356,7 +355,7 @@ class Run:
         Args:
             column: A statistic.
             number: ``min``, ``mean`` or ``max`` of each bin.
-            max_bins: Bins at the most.
+            max_bins: Largest number of bins.
             table: Its table; needed only where two tables have a column of that name.
 
         Raises:
@@ -388,15 +387,7 @@ class Run:
         Raises:
             NotRecordedError: If the probe measured nothing.
         """
-        notes = {}
-        for step, path in probe_files(self._probe_folder(name)).items():
-            raw = pq.read_schema(path).metadata or {}
-            notes[step] = {
-                key.decode(): value.decode()
-                for key, value in raw.items()
-                if key not in (b"schema_version", b"ARROW:schema")
-            }
-        return notes
+        return probe_notes(self._probe_folder(name))
 
     def _probe_folder(self, name: str) -> Path:
         if name not in self.probes:

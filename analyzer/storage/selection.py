@@ -23,7 +23,7 @@ class Steps:
     Args:
         first: Smallest step.
         last: Largest step.
-        stride: Only every so many steps, counted from ``first``.
+        stride: Only every ``stride``-th step, counted from ``first``.
         only: The steps themselves, in order; None for all between.
     """
 
@@ -70,8 +70,8 @@ def selected_steps(asked: StepsLike, latest: Callable[[int], NDArray[np.int64]])
     Args:
         asked: A step; a negative number counts recorded steps from the end; a slice of step
             numbers, a range, or several steps; None for all.
-        latest: Returns the last so many recorded steps, or all where there are fewer; called only
-            where a negative number asks for it.
+        latest: Returns the last recorded steps, as many as asked for if there are; called only for
+            negative numbers.
 
     Raises:
         TypeError: If it is none of these.

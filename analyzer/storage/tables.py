@@ -169,7 +169,7 @@ class StepTable:
             reach = max(1, 16 * reach)
 
     def latest(self, count: int) -> NDArray[np.int64]:
-        """Return the last steps that have rows, in order: so many, or all where there are fewer."""
+        """Return the last steps that have rows, in order: ``count``, or all if there are fewer."""
         bounds, span = self.bounds(), 4 * count
         while self._steps is None and bounds is not None and bounds[1] - span > bounds[0]:
             found = self._between(bounds[1] - span, bounds[1])

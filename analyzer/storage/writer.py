@@ -1,4 +1,4 @@
-"""Writes a run while it goes on: a bounded queue, one background thread, whole files only."""
+"""Writes a run while it is recorded: a bounded queue, one background thread, whole files only."""
 
 import contextlib
 import os
@@ -28,7 +28,7 @@ from analyzer.storage.rows import (
 from analyzer.storage.schema import SCHEMA_VERSION, STAT_COLUMNS, STEP_TABLES
 from analyzer.storage.tables import StepTable
 
-__all__ = ["Block", "RunWriter", "Sink", "StepRecord"]
+__all__ = ["Block", "RunWriter", "StepRecord"]
 
 # The thread looks at the queue this often instead of being woken by each step: a wake-up costs
 # the training a switch of threads.
@@ -43,7 +43,7 @@ class RunWriter:
     """One process's writer of one run.
 
     ``add`` and the ``write_`` methods return at once; a thread makes the rows and writes them. When
-    the disk refuses, the training goes on: one warning, later rows are dropped, and what was
+    the disk refuses, the training continues: one warning, later rows are dropped, and what was
     written stays readable. A forked child has no thread, and writes nothing.
 
     Args:
@@ -52,7 +52,7 @@ class RunWriter:
         rank: Number of this process.
         attempt: Number of this restart.
         flush_seconds: Rows are written at this age.
-        flush_steps: Rows are written when there are those of so many steps.
+        flush_steps: Rows are written when there are those of that many steps.
         queue_steps: Most steps that wait for the thread; ``add`` waits when there are more.
         warn: Receives the one line about a failure.
 
@@ -81,7 +81,7 @@ class RunWriter:
         self._rank, self._attempt, self._warn = rank, attempt, warn
         self._most_waiting = queue_steps
         self._has_warned = False
-        self._sink = Sink(
+        self._folder = _Folder(
             self.path,
             manifest,
             rank=rank,
@@ -103,9 +103,9 @@ class RunWriter:
         if is_first and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise RunExistsError(
                 f"run folder '{self.path}' exists and holds something; a run is never overwritten: "
-                "name another folder, or go on with that run by --resume"
+                "name another folder, or resume that run with --resume"
             )
-        self._sink.begin()
+        self._folder.begin()
 
     def add(self, make: Callable[[], StepRecord]) -> None:
         """Queue one step.
@@ -113,19 +113,19 @@ class RunWriter:
         Args:
             make: Returns its rows. Runs on the writer's thread, where it may wait for a device.
         """
-        self._put(lambda: self._sink.take(make()))
+        self._put(lambda: self._folder.take(make()))
 
     def write_layers(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Queue the table of layers; it replaces the one before."""
-        self._put(lambda: self._sink.write_static("layers", rows))
+        self._put(lambda: self._folder.write_static("layers", rows))
 
     def write_parameters(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Queue the table of parameters; it replaces the one before."""
-        self._put(lambda: self._sink.write_static("parameters", rows))
+        self._put(lambda: self._folder.write_static("parameters", rows))
 
     def write_joins(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Queue the table of joins; it replaces the one before."""
-        self._put(lambda: self._sink.write_static("joins", rows))
+        self._put(lambda: self._folder.write_static("joins", rows))
 
     def write_probe(
         self,
@@ -143,7 +143,7 @@ class RunWriter:
             metadata: Kept in the file beside the table.
 
         Raises:
-            ValueError: If the name is no plain file name.
+            ValueError: If the name is not a plain file name.
         """
         if not name.replace("_", "").replace("-", "").isalnum():
             raise ValueError(f"probe is named {name!r}; expected letters, digits, _ and -")
@@ -162,7 +162,7 @@ class RunWriter:
 
     def update_manifest(self, **fields: Any) -> None:
         """Queue a change of fields of ``run.json``."""
-        self._put(lambda: self._sink.update(fields))
+        self._put(lambda: self._folder.update(fields))
 
     def close(self, status: str, error: str | None = None, **fields: Any) -> None:
         """Write what waits, merge the parts and say how the run ended; later calls do nothing.
@@ -175,13 +175,13 @@ class RunWriter:
         if os.getpid() != self._pid or self._is_closed:
             return
         last = {**fields, "status": status, "error": error}
-        self._put(lambda: self._sink.finish(last))
+        self._put(lambda: self._folder.finish(last))
         self._is_closed = self._is_ending = True
         self._wake.set()
         self._thread.join()
         if self.failed is not None:
             with contextlib.suppress(OSError):
-                self._sink.update({**last, "storage_error": self.failed})
+                self._folder.update({**last, "storage_error": self.failed})
 
     def _put(self, work: Callable[[], object]) -> None:
         if os.getpid() != self._pid or self._is_closed:
@@ -200,10 +200,10 @@ class RunWriter:
                 work = self._waiting.popleft()
                 self._room.set()
                 self._attempt_to(work)
-                self._attempt_to(self._sink.work)
+                self._attempt_to(self._folder.work)
             if is_ending:
                 return
-            self._attempt_to(self._sink.work)
+            self._attempt_to(self._folder.work)
             self._wake.wait(_POLL_SECONDS)
             self._wake.clear()
 
@@ -218,14 +218,14 @@ class RunWriter:
         except (OSError, MemoryError) as error:
             self.failed = f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
             self._warn(
-                f"cannot write run '{self.path}' ({self.failed}); the training goes on, nothing "
+                f"cannot write run '{self.path}' ({self.failed}); the training continues, nothing "
                 "more is recorded, what was written stays readable: free the disk or name another "
                 "folder for the next run"
             )
         except Exception as error:
             self._warn_once(
                 f"a part of run '{self.path}' was not recorded ({type(error).__name__}: {error}); "
-                "the rest is"
+                "everything else was recorded"
             )
 
     def _warn_once(self, message: str) -> None:
@@ -235,24 +235,17 @@ class RunWriter:
 
 
 _HEARTBEAT_SECONDS = 5.0
-_OVERVIEW_SECONDS = 10.0
+_SAVE_SECONDS = 10.0
 _UNFINISHED_SECONDS = 60.0
 # Rows of a network of thousands of layers are written before they are as old or as many as
 # the limits say, so that memory does not grow with the network.
 _MOST_BYTES = 8 * 2**20
 
 
-class Sink:
-    """Everything that the thread of a writer does to a run folder; not safe for several threads.
+class _Folder:
+    """What the thread of a writer does to a run folder: rows gather, and become files.
 
-    Args:
-        path: Folder of the run.
-        manifest: Content of ``run.json``.
-        rank: Number of this process; only rank 0 writes ``run.json``, static tables and overview.
-        attempt: Number of this restart.
-        flush_seconds: Write at least this often.
-        flush_steps: Write after this many steps.
-        warn: Receives a line about a value that could not be kept.
+    Arguments are those of `RunWriter`. Only rank 0 writes ``run.json``, static tables and bins.
     """
 
     def __init__(
@@ -275,15 +268,11 @@ class Sink:
         self._num_bytes = 0
         self._oldest = 0.0
         self._series = {table: PartSeries(path / table, rank, attempt) for table in STEP_TABLES}
-        self._overviews: dict[str, BinWriter] = {}
+        self._bins_of: dict[str, BinWriter] = {}
         self._last_save = self._last_heartbeat = time.monotonic()
 
     def begin(self) -> None:
-        """Write the first ``run.json``; a later attempt keeps the fields of the earlier ones.
-
-        Raises:
-            OSError: If the disk refuses.
-        """
+        """Write the first ``run.json``; a later attempt keeps the fields of the earlier ones."""
         self.path.mkdir(parents=True, exist_ok=True)
         if self._rank != 0:
             return
@@ -313,11 +302,7 @@ class Sink:
         self.beat()
 
     def take(self, record: StepRecord) -> None:
-        """Gather the rows of one step.
-
-        Raises:
-            ValueError: If a block has another shape than its table; nothing is gathered then.
-        """
+        """Gather the rows of one step; none of them if a block has the wrong shape."""
         for block in record.blocks:
             _check(block)
         if not self._steps:
@@ -339,7 +324,7 @@ class Sink:
             write_table(self.path / f"{table}.parquet", whole)
 
     def work(self) -> None:
-        """Do what is due: write rows, go on with merging, beat."""
+        """Do what is due: write rows, merge a few parts, beat."""
         now = time.monotonic()
         if self._steps and (
             now - self._oldest >= self._flush_seconds
@@ -349,10 +334,10 @@ class Sink:
             self.flush()
             for series in self._series.values():
                 series.advance()
-        if now - self._last_save >= _OVERVIEW_SECONDS:
+        if now - self._last_save >= _SAVE_SECONDS:
             self._last_save = now
-            for overview in self._overviews.values():
-                overview.save()
+            for bins in self._bins_of.values():
+                bins.save()
         if now - self._last_heartbeat >= _HEARTBEAT_SECONDS:
             self.beat()
 
@@ -375,26 +360,26 @@ class Sink:
         first, last = int(rows.steps.min()), int(rows.steps.max())
         self._series[table].append(rows.table, first, last)
         if self._rank == 0:
-            overview = self._overviews.get(table) or self._begin_overview(table, first)
-            overview.add(rows.columns, rows.steps, rows.ids, rows.values, rows.present)
+            bins = self._bins_of.get(table) or self._begin_bins(table, first)
+            bins.add(rows.columns, rows.steps, rows.ids, rows.values, rows.present)
 
-    def _begin_overview(self, table: str, first: int) -> BinWriter:
-        """Return a new overview, or that of earlier attempts up to the first step of this one."""
-        overview = BinWriter(self.path / "overview" / table, table)
-        self._overviews[table] = overview
+    def _begin_bins(self, table: str, first: int) -> BinWriter:
+        """Return new bins, or those of earlier attempts up to the first step of this one."""
+        bins = BinWriter(self.path / "overview" / table, table)
+        self._bins_of[table] = bins
         if self._attempt > 0:
-            reached = overview.recover(first)
+            reached = bins.recover(first)
             source = StepTable(self.path, table, self._warn)
             for rows in source.numbers(reached, first - 1, rank=0):
-                overview.add(*rows)
-        return overview
+                bins.add(*rows)
+        return bins
 
     def finish(self, fields: Mapping[str, Any]) -> None:
         """Write what is left, merge it, and say in ``run.json`` how the run ended."""
         self.flush()
         # A long run takes long to merge, and is not crashed meanwhile: it beats in between.
-        for overview in self._overviews.values():
-            overview.finish()
+        for bins in self._bins_of.values():
+            bins.finish()
             self.beat()
         for series in self._series.values():
             series.finish()

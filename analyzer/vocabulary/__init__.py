@@ -37,7 +37,7 @@ def quantity(key: str, table: str | None = None) -> Quantity:
             the recorded tables that has such a column.
 
     Raises:
-        KeyError: If there is no such quantity.
+        KeyError: If no quantity has this key.
     """
     if table is not None:
         return _BY_PLACE[table, key]

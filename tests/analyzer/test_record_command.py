@@ -285,7 +285,7 @@ def test_a_folder_that_cannot_be_written_does_not_stop_the_training(tmp_path):
     assert done.returncode == 0
     assert done.stdout.startswith("0 ")
     assert done.stderr.count("analyzer: ") == 1
-    assert "the training goes on" in done.stderr
+    assert "the training continues" in done.stderr
 
 
 FOREVER = """

@@ -138,7 +138,7 @@ def test_times_are_in_utc(run: Run) -> None:
         (lambda run: run.layer_stats(layers="d"), "layer 'd' is not in this run"),
         (lambda run: run.layer_stats(layers=5), "layer 5 is not in this run; expected 0 to 4"),
         (lambda run: run.layer_stats(layers=-1), "layer -1 is not in this run"),
-        (lambda run: run.profile("loss", 0), "'loss' is no statistic"),
+        (lambda run: run.profile("loss", 0), "'loss' is not a statistic"),
         (lambda run: run.series("accuracy"), "column 'accuracy' is not in steps"),
         (lambda run: run.probe("paths"), "probe 'paths' was not recorded"),
         (lambda run: run.probe("../layer_stats"), "was not recorded"),
@@ -183,7 +183,7 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_folder_without_a_manifest_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(RunNotFoundError, match=r"expected a file run\.json in it"):
         open_run(tmp_path)
-    with pytest.raises(RunNotFoundError, match="there is no such folder"):
+    with pytest.raises(RunNotFoundError, match="the folder does not exist"):
         open_run(tmp_path / "no")
 
 

@@ -187,7 +187,7 @@ def test_a_disk_that_refuses_costs_later_rows_and_one_warning(
     assert writer.failed is not None
     assert os.strerror(code) in writer.failed
     assert len(said) == 1
-    assert "the training goes on" in said[0]
+    assert "the training continues" in said[0]
     run = open_run(tmp_path / "a")
     assert run.steps["step"].tolist() == [0]
     assert run.manifest["storage_error"] == writer.failed

@@ -37,7 +37,7 @@ _MOST_TRIES = 20
 _MOST_PLANS = 8
 _TOKEN = re.compile(r"@(\d+)(\.?)")
 _Products = list[float] | Tensor
-_Has = tuple[bool, bool, bool, bool]
+_Has = tuple[bool, ...]
 
 
 @dataclass(slots=True)
@@ -62,12 +62,7 @@ class SplitRows:
         if keeps:
             self.kept[place] = _sum_of(gradients, None)
         products = split_products(gradients)
-        has = (
-            gradients.join is not None,
-            gradients.shortcut is not None,
-            gradients.branch is not None,
-            gradients.fork is not None,
-        )
+        has = tuple(parts is not None for parts in gradients)
         self.parts[place] = has, products.tolist() if products.is_cpu else products
 
     def seal(self) -> Callable[[], Block | None]:
@@ -344,14 +339,14 @@ def _sequence(node: Node | None) -> int:
 
 def _sum_of(one: JoinGradients, other: JoinGradients | None) -> JoinGradients:
     """Add the gradients of two passes part by part; copy those of one where there is one."""
-
-    def total(name: str) -> tuple[Tensor, ...] | None:
-        given = [g for g in (getattr(one, name), getattr(other, name, None)) if g is not None]
+    totals: list[tuple[Tensor, ...] | None] = []
+    for sides in zip(one, other or JoinGradients(None, None, None, None), strict=True):
+        given = [parts for parts in sides if parts is not None]
         if len(given) < 2:
-            return tuple(part.detach().clone() for part in given[0]) if given else None
-        return tuple(x.detach() + y.detach() for x, y in zip(*given, strict=True))
-
-    return JoinGradients(total("join"), total("shortcut"), total("branch"), total("fork"))
+            totals.append(tuple(part.detach().clone() for part in given[0]) if given else None)
+        else:
+            totals.append(tuple(x.detach() + y.detach() for x, y in zip(*given, strict=True)))
+    return JoinGradients(*totals)
 
 
 def _block(

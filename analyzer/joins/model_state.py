@@ -121,11 +121,7 @@ _HOOK_TABLES = ("_forward_pre_hooks", "_forward_hooks")
 
 
 class RandomStates:
-    """The states of the random generators of Python, numpy and torch at one moment.
-
-    Args:
-        devices: Devices of the model.
-    """
+    """The states of the generators of Python, numpy, torch and some devices at one moment."""
 
     def __init__(self, devices: set[torch.device]) -> None:
         self._python = random.getstate()

@@ -75,13 +75,7 @@ def function_name(function: Callable[..., Any]) -> str:
 
 
 class Operands:
-    """The operands of one call of an addition or a concatenation.
-
-    Args:
-        name: Name of the function, a key of `OPERANDS`.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-    """
+    """The operands of one call of an addition or a concatenation, a function of `OPERANDS`."""
 
     def __init__(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         parameters = OPERANDS[name]

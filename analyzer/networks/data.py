@@ -211,7 +211,9 @@ def _shape(name: str, argument: str) -> tuple[int, ...]:
     """Read ``CxHxW``; nothing means 3x8x8."""
     sizes = (argument or "3x8x8").split("x")
     if len(sizes) != 3 or not all(size.isdecimal() and int(size) for size in sizes):
-        raise AnalyzerError(f"data {name!r}: {argument!r} is no shape; expected CxHxW as in 3x8x8")
+        raise AnalyzerError(
+            f"data {name!r}: {argument!r} is not a shape; expected CxHxW as in 3x8x8"
+        )
     return tuple(int(size) for size in sizes)
 
 

@@ -25,7 +25,7 @@ from analyzer.errors import ScriptError
 from analyzer.networks.data import Dataset
 from analyzer.networks.models import MLP, ConstantWidthNet, ResNet
 
-__all__ = ["names", "plain_twin", "zoo", "zoo_for"]
+__all__ = ["EXAMPLES", "plain_twin", "zoo", "zoo_for"]
 
 _NAME = re.compile(r"(resnet|plain|mlp|simple)([1-9][0-9]{0,3})((?:-[a-z0-9]+)*)")
 _WIDTH = re.compile(r"w([1-9][0-9]{0,3})")
@@ -37,7 +37,7 @@ _OPTIONS = {
     "simple": ("plain", "single", "batchnorm"),
 }
 _EXCLUSIVE = (("a", "b", "c"), ("batchnorm", "layernorm"), ("he", "default"))
-_EXAMPLES = (
+EXAMPLES = (
     *(f"{family}{depth}" for depth in (20, 32, 44, 56, 110) for family in ("resnet", "plain")),
     *("resnet20-b", "resnet20-c", "resnet20-preact", "resnet110-preact", "resnet20-zeroinit"),
     *("resnet20-nonorm", "plain20-nonorm", "resnet56-nonorm", "plain56-nonorm"),
@@ -57,17 +57,13 @@ class _Name:
     width: int | None
 
     def has(self, option: str) -> bool:
-        """Whether the name carries this option."""
         return option in self.options
 
     def first(self, *choices: str) -> str | None:
-        """Return the one of ``choices`` that the name carries."""
         return next((choice for choice in choices if self.has(choice)), None)
 
-
-def names() -> tuple[str, ...]:
-    """Return names that ``zoo`` knows, as examples; other numbers and options work too."""
-    return _EXAMPLES
+    def initialization(self, default: str) -> str:
+        return self.first("he", "default") or default
 
 
 def zoo(
@@ -143,7 +139,7 @@ def _parsed(name: str) -> _Name:
     wrong = [option for option in others if option not in allowed]
     if wrong:
         raise ScriptError(
-            f"zoo network {name!r}: {wrong[0]!r} is no option of {family!r}; "
+            f"zoo network {name!r}: {wrong[0]!r} is not an option of {family!r}; "
             f"its options are {', '.join(allowed)} and w<width>"
         )
     for group in (*_EXCLUSIVE, widths):
@@ -154,7 +150,7 @@ def _parsed(name: str) -> _Name:
 
 def _unknown(name: str) -> str:
     """Say what is offered instead of ``name``."""
-    near = difflib.get_close_matches(name, _EXAMPLES, n=3, cutoff=0.4) or _EXAMPLES[:3]
+    near = difflib.get_close_matches(name, EXAMPLES, n=3, cutoff=0.4) or EXAMPLES[:3]
     return (
         f"zoo network {name!r} is unknown; a family (resnet, plain, mlp, simple), a number and "
         f"options are expected; the nearest names are {', '.join(near)}"
@@ -162,7 +158,6 @@ def _unknown(name: str) -> str:
 
 
 def _resnet(name: _Name, in_channels: int, num_classes: int, seed: int) -> nn.Module:
-    """Build a residual net of §4.2, or its twin."""
     norm = None if name.has("nonorm") else "batch"
     return ResNet(
         name.number,
@@ -175,13 +170,12 @@ def _resnet(name: _Name, in_channels: int, num_classes: int, seed: int) -> nn.Mo
         preactivation=name.has("preact"),
         zero_init=name.has("zeroinit"),
         # Without norm He's weights let the residual stream double in every block, up to overflow.
-        initialization=name.first("he", "default") or ("he" if norm else "default"),
+        initialization=name.initialization("he" if norm else "default"),
         seed=seed,
     )
 
 
 def _mlp(name: _Name, in_features: int, num_classes: int, seed: int) -> nn.Module:
-    """Build a fully connected net."""
     kind = name.first("batchnorm", "layernorm")
     return MLP(
         in_features,
@@ -192,13 +186,12 @@ def _mlp(name: _Name, in_features: int, num_classes: int, seed: int) -> nn.Modul
         block_layers=2 if name.has("pair") else 1,
         norm=kind and kind.removesuffix("norm"),
         preactivation=name.has("preact"),
-        initialization=name.first("he", "default") or ("he" if kind else "default"),
+        initialization=name.initialization("he" if kind else "default"),
         seed=seed,
     )
 
 
 def _simple(name: _Name, in_channels: int, num_classes: int, seed: int) -> nn.Module:
-    """Build a net of constant width."""
     norm = "batch" if name.has("batchnorm") else None
     return ConstantWidthNet(
         name.number,
@@ -208,6 +201,6 @@ def _simple(name: _Name, in_channels: int, num_classes: int, seed: int) -> nn.Mo
         residual=not name.has("plain"),
         single=name.has("single"),
         norm=norm,
-        initialization=name.first("he", "default") or ("he" if norm else "default"),
+        initialization=name.initialization("he" if norm else "default"),
         seed=seed,
     )

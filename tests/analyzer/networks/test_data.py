@@ -114,7 +114,7 @@ def test_an_unknown_name_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("shape", ["3", "3x0x3", "axbxc"])
 def test_a_shape_that_is_none_is_refused(shape: str) -> None:
-    with pytest.raises(AnalyzerError, match=rf"'{shape}' is no shape; expected CxHxW"):
+    with pytest.raises(AnalyzerError, match=rf"'{shape}' is not a shape; expected CxHxW"):
         dataset(f"synthetic:{shape}")
 
 

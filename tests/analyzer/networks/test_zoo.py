@@ -3,14 +3,14 @@ import torch
 from torch import Tensor, nn
 
 from analyzer.errors import ScriptError
-from analyzer.networks.zoo import names, plain_twin, zoo
+from analyzer.networks.zoo import EXAMPLES, plain_twin, zoo
 
 
 def digits_net(name: str, seed: int = 0) -> nn.Module:
     return zoo(name, in_channels=1, num_classes=10, image_size=8, seed=seed)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_every_listed_name_maps_images_to_finite_scores_and_gradients(name: str) -> None:
     model = digits_net(name)
     scores = model(torch.randn(4, 1, 8, 8))
@@ -21,7 +21,7 @@ def test_every_listed_name_maps_images_to_finite_scores_and_gradients(name: str)
     assert model.get_parameter("output.weight").grad.any()
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_a_network_and_its_plain_twin_start_from_the_same_trunk(name: str) -> None:
     plain, other = digits_net(plain_twin(name)), digits_net(name)
     trunk = other.state_dict()
@@ -88,7 +88,7 @@ def test_every_operation_but_the_addition_is_a_module(name: str) -> None:
         ("resnet", r"'resnet' is unknown; .* the nearest names are resnet56"),
         ("densenet121", r"'densenet121' is unknown; a family \(resnet, plain, mlp, simple\)"),
         ("resnet21", r"'resnet21': .*depth is 6n \+ 2; the nearest are 20 and 26"),
-        ("plain20-b", r"'b' is no option of 'plain'; its options are preact, nonorm"),
+        ("plain20-b", r"'b' is not an option of 'plain'; its options are preact, nonorm"),
         ("resnet20-a-b", r"give only one of a, b, c"),
         ("mlp1", r"'mlp1': an MLP of depth 1 cannot be built"),
     ],

@@ -7,9 +7,10 @@ where it acts.
 
 # ruff: noqa: RUF009 -- an option is a field
 
+import inspect
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ __all__ = [
     "flag",
     "options_of",
     "plain_folder",
+    "with_parameters",
 ]
 
 ZOO = "zoo:"
@@ -345,6 +347,14 @@ class RecordOptions:
 def plain_folder(run: Path) -> Path:
     """Return the folder of a run's twin, which lies beside it."""
     return run.with_name(f"{run.name}-plain")
+
+
+def with_parameters(
+    signature: inspect.Signature, parameters: Iterable[inspect.Parameter]
+) -> inspect.Signature:
+    """Return a signature with parameters in place of its ``**keywords``."""
+    written = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+    return signature.replace(parameters=[*written, *parameters])
 
 
 def options_of(scope: str | None = None) -> "list[Field[Any]]":

@@ -144,7 +144,7 @@ def _compiled(content: bytes) -> CodeType:
 
 
 def _make_room(calls: int) -> None:
-    """Raise the recursion limit by the caller's depth and by so many calls more.
+    """Raise the recursion limit by the caller's depth and by this many calls more.
 
     A program then recurses exactly as deep as it would without the frames below it.
     """

@@ -15,7 +15,7 @@ from analyzer.options import RecordOptions
 ROOT = Path(__file__).parents[1]
 Recorded = Callable[..., RecordOptions]
 
-PLANNED = [name for name, (home, _) in COMMANDS.items() if home.startswith("planned:")]
+PLANNED = [name for name, (home, _) in COMMANDS.items() if home.startswith(":")]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from inspect import cleandoc
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -36,8 +36,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("compare:compare", "Put two runs side by side, on a depth-relative axis."),
     "explain": ("explain:explain", "Say which mechanism separates plain and residual."),
     "probe": ("probe:probe", "Run probes on a finished run's checkpoints."),
-    "study": ("planned:study", "Sweep depths, shortcuts and seeds (not built yet)."),
-    "reproduce": ("planned:reproduce", "Repeat a published experiment (not built yet)."),
+    "study": (":study", "Sweep depths, shortcuts and seeds (not built yet)."),
+    "reproduce": (":reproduce", "Repeat a published experiment (not built yet)."),
     "dashboard": ("reading:dashboard", "Open the dashboard: where the gradient goes, live."),
     "report": ("reading:report", "Write a static report; vector figures; LaTeX tables."),
     "export": ("reading:export", "Write the tables of a run as CSV files."),
@@ -103,7 +103,8 @@ def _unknown_command(name: str) -> str:
 def load(name: str) -> Any:
     """Return the parser of the command ``name``, importing its module."""
     module, _, function = COMMANDS[name][0].partition(":")
-    callback = getattr(import_module(f"analyzer.cli.{module}"), function)
+    home = f"analyzer.cli.{module}" if module else __name__
+    callback = getattr(import_module(home), function)
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
     page = help_page(callback)
     single.command(name, help=page, context_settings=_parsing(name))(callback)
@@ -120,7 +121,7 @@ def help_page(callback: Callable[..., Any]) -> str:
 
 def _parsing(name: str) -> dict[str, bool]:
     """Return how the arguments of the command ``name`` are read."""
-    if COMMANDS[name][0].startswith("planned:"):
+    if COMMANDS[name][0].startswith(":"):
         return {"ignore_unknown_options": True}
     # What follows the target of a recording belongs to the script, options included.
     return {"allow_interspersed_args": False} if name == "record" else {}
@@ -136,6 +137,29 @@ def not_built(what: str) -> AnalyzerError:
         f"'{what}' is not built yet in version {analyzer.__version__}; "
         "'analyzer --help' and 'analyzer record --help' mark what is not. Leave it out for now."
     )
+
+
+def _planned(name: str, sentence: str, example: str) -> Callable[[list[str] | None], NoReturn]:
+    """Return the function of a command that is not built: any arguments, and the same answer."""
+
+    def command(
+        arguments: Annotated[list[str] | None, typer.Argument(metavar="ARGS")] = None,
+    ) -> NoReturn:
+        raise not_built(name)
+
+    command.__name__ = name
+    command.__doc__ = f"{sentence} Not built yet.\n\nExample:\n    {example}\n"
+    return command
+
+
+study = _planned(
+    "study", "Sweep depths, shortcuts and seeds.", "analyzer study --depths 8,20,56 --seeds 3"
+)
+reproduce = _planned(
+    "reproduce",
+    "Repeat a published experiment at the scale of this machine.",
+    "analyzer reproduce veit2016",
+)
 
 
 def defaults_for(command: str, folder: Path | None = None) -> dict[str, Any]:

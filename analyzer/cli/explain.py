@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from analyzer.cli import RunsDir
+from analyzer.errors import AnalyzerError, RunNotFoundError
 
 if TYPE_CHECKING:
     from analyzer.analysis.claims import Claim
     from analyzer.analysis.verdict import Verdict
+    from analyzer.storage.run import Run
 
 __all__ = ["explain", "explain_text"]
 
@@ -44,10 +46,9 @@ def explain(
     """  # noqa: D301 -- click reads the control character
     from analyzer.analysis.verdict import verdict
     from analyzer.cli.json_text import json_text
-    from analyzer.cli.pairs import opened_pairs
     from analyzer.cli.terminal import console
 
-    left, right = opened_pairs(plain, residual, runs_dir)
+    left, right = _pairs(plain, residual, runs_dir)
     said = verdict(left, right)
     if json:
         names = {"plain": [run.name for run in left], "residual": [run.name for run in right]}
@@ -94,3 +95,27 @@ def _claim_lines(claim: "Claim", width: int, queries: bool) -> list[str]:
     if queries and claim.query:
         lines.append(f"{'':14}>>> {claim.query}")
     return lines
+
+
+def _pairs(plain: str, residual: str, runs_dir: Path) -> "tuple[list[Run], list[Run]]":
+    """Open the runs of both sides, one pair for each seed."""
+    left, right = (_opened(names, runs_dir) for names in (plain, residual))
+    if len(left) != len(right):
+        raise AnalyzerError(
+            f"PLAIN names {len(left)} runs and RESIDUAL {len(right)}; expected as many on both "
+            "sides, in the same order. Join the seeds by commas without spaces"
+        )
+    return left, right
+
+
+def _opened(names: str, runs_dir: Path) -> "list[Run]":
+    """The runs of one side; a folder whose name holds a comma is one run."""
+    from analyzer.storage.catalog import resolve_run
+    from analyzer.storage.run import open_run
+
+    try:
+        return [open_run(resolve_run(names, runs_dir))]
+    except RunNotFoundError:
+        if "," not in names:
+            raise
+    return [open_run(resolve_run(name, runs_dir)) for name in names.split(",") if name]

@@ -20,6 +20,7 @@ from analyzer.options import (
     flag,
     options_of,
     plain_folder,
+    with_parameters,
 )
 
 __all__ = ["record", "record_text"]
@@ -83,12 +84,8 @@ def _parameter(field: "Field[Any]") -> inspect.Parameter:
     )
 
 
-_written = inspect.signature(record)
-vars(record)["__signature__"] = _written.replace(
-    parameters=[
-        *(one for one in _written.parameters.values() if one.kind is not one.VAR_KEYWORD),
-        *map(_parameter, options_of()),
-    ]
+vars(record)["__signature__"] = with_parameters(
+    inspect.signature(record), map(_parameter, options_of())
 )
 
 

@@ -42,7 +42,7 @@ class CallWatcher(Protocol):
 
     @property
     def wants_all(self) -> bool:
-        """Whether calls of modules that are no roots matter now."""
+        """Whether calls of modules that are not roots matter now."""
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """A module is about to be called."""
@@ -91,7 +91,7 @@ class Invocation:
 
 
 def _is_transformed() -> bool:
-    """Whether this call is no call of the training: it is traced, or `torch.func` runs it."""
+    """Whether this call is not one of the training: it is traced, or `torch.func` runs it."""
     return is_compiling() or maybe_current_level() is not None
 
 
@@ -303,7 +303,7 @@ class Capture(Gate):
             tensor = output if type(output) is Tensor else first_tensor(output)
             if tensor is not None and not tensor.is_meta:
                 self._observe(layer, module, tensor)
-        except Exception as error:  # the training must go on whatever a layer returns
+        except Exception as error:  # the training must continue whatever a layer returns
             self.give_up(layer.site, error)
         self.seconds += time.perf_counter() - started
 
@@ -355,7 +355,7 @@ class Capture(Gate):
                     gradient = call.kept + gradient.detach()
                 call.gradient = gradient_row(gradient)
                 call.kept = gradient.detach() if self.keeps_graph else None
-            except Exception as error:  # the training must go on whatever the gradient is
+            except Exception as error:  # the training must continue whatever the gradient is
                 self.give_up(call.site, error)
         self.seconds += time.perf_counter() - started
 

@@ -102,7 +102,7 @@ class LiveLog(CallLog):
         return makers
 
     def restrict(self, nodes: Iterable[Node]) -> None:
-        """Leave out forward passes that had no part in a graph; number the layers' calls anew."""
+        """Leave out forward passes that had no part in a graph; number the layers' calls again."""
         sequences = {node._sequence_nr() for node in nodes}
         kept: list[ModuleCall] = []
         times: dict[str, int] = {}

@@ -25,7 +25,7 @@ class Layer:
     Attributes:
         module: The module, held weakly.
         site: Its place among all sites of the recording.
-        shape: The shape that the rest is of.
+        shape: The shape that the other attributes describe.
         axis: The axis of units in it; None where there is none.
         none_dead: The mask of its units of which none is dead.
         is_ready: Whether a tensor of that shape can be taken without asking anyone.
@@ -63,7 +63,7 @@ class Gate:
         layers: The layers by the ``id`` of their module.
         roots: The root models by ``id``.
         used: The invocations that the backward pass has met.
-        current: The invocation that is going on.
+        current: The forward pass that is running.
         listening: Whether this step is recorded.
         in_backward: Whether a backward pass runs.
         keeps_graph: Whether another pass over the same graph may follow.

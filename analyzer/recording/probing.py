@@ -247,7 +247,7 @@ class Probing:
         try:
             known = self.of_training.get(name, lambda: None)()
             measurement = known or measured(name, held)
-        # The training goes on whatever a probe does, and also where its skips cannot be scaled.
+        # The training continues whatever a probe does, also where shortcuts cannot be scaled.
         except (Exception, SkipsNotScaledError) as error:
             self._on_problem(f"probe {name}: {said_of(error, held)}")
             return

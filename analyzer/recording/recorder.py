@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from analyzer.errors import AnalyzerError, RunExistsError, StopTraining
-from analyzer.options import RECORDER, RecordOptions, options_of
+from analyzer.options import RECORDER, RecordOptions, options_of, with_parameters
 from analyzer.probes import Measurement
 from analyzer.recording.checkpoints import saver
 from analyzer.recording.discovery import Discovery
@@ -346,17 +346,14 @@ def _described() -> str:
     return "\n".join(lines)
 
 
-_written = inspect.signature(Recorder)
-Recorder.__signature__ = _written.replace(  # type: ignore[attr-defined]
-    parameters=[
-        *(one for one in _written.parameters.values() if one.kind is not one.VAR_KEYWORD),
-        *(
-            inspect.Parameter(
-                one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=one.type
-            )
-            for one in options_of(RECORDER)
-        ),
-    ]
+Recorder.__signature__ = with_parameters(  # type: ignore[attr-defined]
+    inspect.signature(Recorder),
+    (
+        inspect.Parameter(
+            one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=one.type
+        )
+        for one in options_of(RECORDER)
+    ),
 )
 Recorder.__doc__ = (Recorder.__doc__ or "").replace(
     "    Raises:", f"    Options:\n{_described()}\n\n    Raises:", 1

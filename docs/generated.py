@@ -13,10 +13,11 @@ from typing import Any
 
 import analyzer
 from analyzer.cli import COMMANDS, load
-from analyzer.figures.catalog import PANELS
+from analyzer.figures.catalog import PAGES as DASHBOARD
 from analyzer.storage.pages import as_markdown, schema_page, vocabulary_page
 from analyzer.storage.schema import PROBES as PROBE_SCHEMAS
 from analyzer.vocabulary import PROBES, Probe
+from analyzer.vocabulary.methods import SOURCES, Method
 
 __all__ = ["PAGES", "on_files", "on_page_markdown"]
 
@@ -84,20 +85,30 @@ def _probe(probe: Probe) -> str:
     blocks = [f"## {probe.name}", probe.sentence + (f" [More]({guide})" if guide else "")]
     blocks += [as_markdown(PROBE_SCHEMAS[probe.name])]
     if probe.options:
-        blocks.append("Options of `analyzer probe`: " + ", ".join(f"`{o}`" for o in probe.options))
-    return "\n\n".join(blocks)
+        options = ", ".join(f"`--{name.replace('_', '-')}`" for name in probe.options)
+        blocks.append(f"Options of `analyzer probe`: {options}.")
+    return "\n\n".join([*blocks, *_method(probe.method)])
 
 
-def panels_page() -> str:
-    """Return how to read each figure of the dashboard and of reports."""
-    blocks = [
-        "# Figures",
-        "How to read each figure of the dashboard and of reports, and what it needs.",
-    ]
-    for panel in PANELS:
-        needs = ", ".join(f"`{need}`" for need in panel.needs)
-        blocks += [f"## {panel.title}", panel.how_to_read, f"Needs {needs}."]
-    return "\n\n".join(blocks) + "\n"
+def _method(method: Method | None) -> list[str]:
+    if method is None:
+        return []
+    sources = "".join(f"\n- {SOURCES[key].text}" for key in method.sources)
+    formula = f"```\n{method.formula}\n```" if method.formula else ""
+    return list(filter(None, [method.text, formula, sources]))
+
+
+def figures_page() -> str:
+    """Return how to read each figure of the dashboard and of reports, page by page."""
+    blocks = ["# Figures", "How to read each figure of the dashboard and of reports."]
+    for page in DASHBOARD:
+        if page.panels:
+            blocks += [f"## {page.title}", page.lead]
+        for panel in page.panels:
+            needs = ", ".join(f"`{need}`" for need in panel.needs)
+            blocks += [f"### {panel.title}", panel.how_to_read, f"Needs {needs}."]
+            blocks += _method(panel.method)
+    return "\n\n".join(filter(None, blocks)) + "\n"
 
 
 def api_page() -> str:
@@ -138,7 +149,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "index.md": from_root("README.md"),
     "commands.md": commands_page,
     "probes.md": probes_page,
-    "panels.md": panels_page,
+    "figures.md": figures_page,
     "vocabulary.md": vocabulary_page,
     "schema.md": schema_page,
     "api.md": api_page,
@@ -147,13 +158,17 @@ PAGES: dict[str, Callable[[], str]] = {
     "changelog.md": from_root("CHANGELOG.md"),
 }
 
+WIDE = ("vocabulary.md", "schema.md")
+"""Pages whose tables need the place of the table of contents."""
+
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the generated pages to those of docs/."""
     from mkdocs.structure.files import File
 
     for name, page in PAGES.items():
-        files.append(File.generated(config, name, content=page()))
+        wide = "---\nhide: [toc]\n---\n" if name in WIDE else ""
+        files.append(File.generated(config, name, content=wide + page()))
     return files
 
 

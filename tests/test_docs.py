@@ -12,6 +12,7 @@ from analyzer.analysis.findings import RULES, THRESHOLDS
 from analyzer.cli import COMMANDS, load
 from analyzer.figures.catalog import PANELS
 from analyzer.vocabulary import PROBES, QUANTITIES
+from analyzer.vocabulary.glossary import GLOSSARY
 from docs.generated import PAGES, on_page_markdown
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +56,7 @@ def undocumented(pages: dict[str, str]) -> list[str]:
     for threshold in THRESHOLDS.values():
         if threshold.reason.replace("|", "\\|") not in row(pages["findings.md"], threshold.name):
             found.append(f"threshold {threshold.name}")
-    found += [f"panel {one.key}" for one in PANELS if one.how_to_read not in pages["panels.md"]]
+    found += [f"panel {one.key}" for one in PANELS if one.how_to_read not in pages["figures.md"]]
     for command in COMMANDS:
         told = section(pages["commands.md"], f"analyzer {command}")
         for parameter in load(command).params:
@@ -88,6 +89,11 @@ def test_what_a_page_leaves_out_is_named(page: str, line: str, name: str) -> Non
     kept = [one for one in pages[page].splitlines() if not one.startswith(line)]
     assert len(kept) < len(pages[page].splitlines())
     assert name in undocumented(pages | {page: "\n".join(kept)})
+
+
+def test_the_readme_defines_each_term_in_the_words_that_the_dashboard_shows_on_hover() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [term for term, text in GLOSSARY.items() if f"| {term} | {text} |" not in readme] == []
 
 
 def test_no_page_holds_a_tag_or_a_mark_that_was_left_over() -> None:

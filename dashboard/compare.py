@@ -17,7 +17,7 @@ from .address import Context, query
 from .components import LOOKING, attributes, cards, message, soon
 from .ids import Id
 
-__all__ = ["layout", "twins", "verdict_of"]
+__all__ = ["layout", "plain_and_residual", "verdict_of"]
 
 _HEAD = ("claim", "without shortcuts", "with shortcuts", "reference", "holds?", "evidence")
 
@@ -37,8 +37,8 @@ def layout(context: Context) -> list[Any]:
     ]
 
 
-def twins(runs: tuple[Run, ...]) -> tuple[Run, Run] | None:
-    """Return a run without shortcuts and one with; None where the runs are no such pair."""
+def plain_and_residual(runs: tuple[Run, ...]) -> tuple[Run, Run] | None:
+    """Return a run without shortcuts and one with; None where the runs lack one of the two."""
     labels = run_labels(runs)
     plain = [run for run, label in zip(runs, labels, strict=True) if not label.has_shortcuts]
     residual = [run for run, label in zip(runs, labels, strict=True) if label.has_shortcuts]
@@ -51,9 +51,11 @@ def verdict_of(context: Context) -> tuple[list[Any], list[Any]] | None:
     Returns:
         Both; None while it is looked for.
     """
-    pair = twins(context.runs)
+    pair = plain_and_residual(context.runs)
     if pair is None:
-        text = "A verdict needs one run without shortcuts and one with; these are alike in that."
+        text = (
+            "A verdict needs one run without shortcuts and one with; these runs are alike in that."
+        )
         return [message(text)], []
     try:
         found = context.library.answer("verdict", pair, lambda: verdict(*pair))

@@ -56,7 +56,7 @@ def view_for(key: str, context: Context) -> View:
     """Return what a panel is asked to show.
 
     Raises:
-        AnalyzerError: If the layer pattern is no regular expression.
+        AnalyzerError: If the layer pattern is not a regular expression.
     """
     address = context.address
     matching(address.layers, ())

@@ -182,7 +182,7 @@ def _word(path: Path) -> str:
             return "–"
         return health(findings(run))
     except Exception:
-        # A list of runs is no place to end at one run's damage; its own page says what it is.
+        # One damaged run must not end the list; its own page says what is wrong.
         return "–"
 
 

@@ -130,7 +130,7 @@ def ssh_line(port: int, environ: "Mapping[str, str]" = os.environ) -> str | None
     """Return the command that brings the dashboard of a remote machine to a browser.
 
     Returns:
-        The command; None where this is no SSH session.
+        The command; None outside of an SSH session.
     """
     if not ("SSH_CONNECTION" in environ or "SSH_TTY" in environ):
         return None

@@ -189,7 +189,7 @@ def decade_step(decades: float, most: int = 6) -> int:
 
     Args:
         decades: Decades that the axis shows.
-        most: Ticks at the most, about.
+        most: Largest number of ticks, about.
     """
     sizes = (size * 10**k for k in range(5) for size in (1, 2, 3, 5))
     return next((size for size in sizes if size * most >= decades), 100_000)
@@ -203,7 +203,7 @@ def log_ticks(low: float, high: float, most: int = 6) -> tuple[Sequence[float], 
     Args:
         low: Smallest logarithm shown.
         high: Largest logarithm shown.
-        most: Ticks at the most, about.
+        most: Largest number of ticks, about.
 
     Returns:
         Places and texts, such as ``-4`` and ``10⁻⁴``; between decades also twice and five times.

@@ -30,10 +30,9 @@
     window.history.replaceState(window.history.state, "", address);
   }
 
-  /** Go to another page as a link would. */
-  function go(path, keepStep) {
-    const search = keepStep === false ? withoutStep() : window.location.search;
-    window.history.pushState({}, "", path + search);
+  /** Go to an address of the dashboard as a link would. */
+  function go(address) {
+    window.history.pushState({}, "", address);
     window.dispatchEvent(new CustomEvent("_dashprivate_pushstate"));
     window.dispatchEvent(new PopStateEvent("popstate"));
   }
@@ -130,18 +129,19 @@
     drawSlider();
   }
 
-  function nearest(step) {
+  /** Place of the step that is nearest to one. */
+  function nearest(steps, step) {
     let best = 0;
-    here.steps.forEach((one, at) => {
-      if (Math.abs(one - step) < Math.abs(here.steps[best] - step)) best = at;
-    });
+    for (let at = 1; at < steps.length; at += 1) {
+      if (Math.abs(steps[at] - step) < Math.abs(steps[best] - step)) best = at;
+    }
     return best;
   }
 
   function drawSlider() {
     const range = byId("step-range");
     if (!range) return;
-    const at = here.step == null ? here.steps.length - 1 : nearest(here.step);
+    const at = here.step == null ? here.steps.length - 1 : nearest(here.steps, here.step);
     range.value = String(at);
     const step = here.steps[at];
     const text = step == null ? "–" : step.toLocaleString("en") + (here.step == null ? " (last)" : "");
@@ -151,7 +151,7 @@
 
   /** Show another step in everything that can follow by itself. */
   function showStep(step) {
-    here.step = step == null ? null : here.steps[nearest(step)] ?? step;
+    here.step = step == null ? null : here.steps[nearest(here.steps, step)] ?? step;
     drawSlider();
     const shown = here.step == null ? here.steps[here.steps.length - 1] : here.step;
     if (shown != null) window.gradientflow.show.forEach((show) => show(shown));
@@ -168,7 +168,7 @@
 
   function moveStep(by) {
     if (here.steps.length < 2) return;
-    const at = here.step == null ? here.steps.length - 1 : nearest(here.step);
+    const at = here.step == null ? here.steps.length - 1 : nearest(here.steps, here.step);
     const next = Math.min(here.steps.length - 1, Math.max(0, at + by));
     showStep(next === here.steps.length - 1 ? null : here.steps[next]);
     window.clearTimeout(here.timer);
@@ -184,10 +184,12 @@
       set("search", { data: withoutStep() });
     } else {
       replace(found);
-      go("/flow");
+      go("/flow" + window.location.search);
     }
   }
-  Object.assign(window.gradientflow, { showStep, commitStep, chooseLayer, shownStep });
+  Object.assign(window.gradientflow, {
+    showStep, commitStep, chooseLayer, shownStep, nearest, graphOf, go,
+  });
 
   function shownStep() {
     return here.step == null ? here.steps[here.steps.length - 1] : here.step;
@@ -243,9 +245,7 @@
     const found = new URLSearchParams();
     here.marked.forEach((run) => found.append("run", run));
     here.marked.clear();
-    window.history.pushState({}, "", "/compare" + query(found));
-    window.dispatchEvent(new CustomEvent("_dashprivate_pushstate"));
-    window.dispatchEvent(new PopStateEvent("popstate"));
+    go("/compare" + query(found));
   }
 
   /* Clicks and keys. */
@@ -276,7 +276,7 @@
     if (event.target.closest("input, textarea, select, [role=dialog], [role=listbox]")) return;
     const first = here.typed;
     here.typed = "";
-    if (first === "g" && pageOf(event.key)) go(pageOf(event.key));
+    if (first === "g" && pageOf(event.key)) go(pageOf(event.key) + window.location.search);
     else if (event.key === "g") here.typed = "g";
     else if (event.key === "?") set("help", { opened: true });
     else if (event.key === "ArrowLeft") moveStep(-1);

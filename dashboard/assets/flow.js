@@ -2,23 +2,14 @@
 /* The depth profile at the step under the cursor or slider, read off the heatmap beside it. */
 (function () {
   const shared = window.gradientflow;
-  const graphOf = (key) => document.querySelector(`[data-panel="${key}"] .js-plotly-plot`);
   let wanted = null, busy = false;
-
-  function nearest(steps, step) {
-    let best = 0;
-    for (let at = 1; at < steps.length; at += 1) {
-      if (Math.abs(steps[at] - step) < Math.abs(steps[best] - step)) best = at;
-    }
-    return best;
-  }
 
   /** New heights of the lines of the profile that have a heatmap of the same run and layers. */
   function heights(grid, profile, step) {
     const isLog = profile._fullLayout.yaxis.type === "log";
     const y = [], places = [];
     (grid._fullData || []).filter((trace) => trace.coloraxis).forEach((heat) => {
-      const at = nearest(heat.x, step);
+      const at = shared.nearest(heat.x, step);
       const line = Array.from(heat.z, (row) => {
         const value = isLog ? 10 ** row[at] : row[at];
         return Number.isFinite(value) ? value : null;
@@ -34,7 +25,7 @@
   }
 
   function next() {
-    const grid = graphOf("gradient_heatmap"), profile = graphOf("depth_profile");
+    const grid = shared.graphOf("gradient_heatmap"), profile = shared.graphOf("depth_profile");
     if (wanted == null || busy || !grid || !profile || !profile._fullLayout) return;
     const step = wanted;
     wanted = null;

@@ -9,18 +9,10 @@
     return new Int16Array(raw.buffer);
   }
 
-  function nearest(steps, step) {
-    let best = 0;
-    for (let at = 1; at < steps.length; at += 1) {
-      if (Math.abs(steps[at] - step) < Math.abs(steps[best] - step)) best = at;
-    }
-    return best;
-  }
-
   /** Norms of one run at a step: a number, null for none, NaN where it was not finite. */
   function normsAt(run, frames, step) {
     run.decoded = run.decoded || decoded(run.norms);
-    const rows = run.norms.shape[1], at = nearest(run.steps, step);
+    const rows = run.norms.shape[1], at = shared.nearest(run.steps, step);
     return Array.from(run.decoded.subarray(at * rows, (at + 1) * rows), (n) => {
       if (n === frames.no_value) return null;
       return n === frames.nonfinite ? NaN : 10 ** (run.norms.offset + run.norms.scale * n);
@@ -29,8 +21,6 @@
 
   const SVG = "http://www.w3.org/2000/svg";
   let wanted = null, cover = null;
-
-  const graphOf = () => document.querySelector('[data-panel="overview"] .js-plotly-plot');
 
   function element(name, attributes, parent) {
     const made = document.createElementNS(SVG, name);
@@ -90,7 +80,7 @@
   /** Arcs by trace: five levels of identities, five of other shortcuts, one of unknown share. */
   function drawArcs(graph, run, frames, step) {
     if (!run.shares.length || !run.arc_traces.length) return;
-    const shares = run.shares[nearest(run.share_steps, step)];
+    const shares = run.shares[shared.nearest(run.share_steps, step)];
     const plot = plotOf(graph, graph._fullData[run.arc_traces[0]]);
     run.arcs.forEach((arc, at) => {
       const share = shares[at];
@@ -154,7 +144,7 @@
   }
 
   function next() {
-    const graph = graphOf(), frames = shared.overview, step = wanted;
+    const graph = shared.graphOf("overview"), frames = shared.overview, step = wanted;
     if (step == null || !graph || !frames || !graph._fullData) return;
     if (frames.runs.some((run) => !graph._fullData[run.mark_trace])) return;
     wanted = null;
@@ -167,7 +157,7 @@
       const norms = normsAt(run, frames, step);
       run.behind_traces.forEach((place) => drawLine(graph, place, run, norms));
       drawArcs(graph, run, frames, step);
-      drawStep(graph, run, run.steps[nearest(run.steps, step)]);
+      drawStep(graph, run, run.steps[shared.nearest(run.steps, step)]);
     });
     frames.runs.forEach((run) => {
       const norms = normsAt(run, frames, step);
@@ -185,13 +175,13 @@
   /** Whether the figure below the cover shows a step already. */
   function shows(graph, frames, step) {
     const run = frames.runs[0], shape = (graph._fullLayout.shapes || [])[run.step_shapes[0]];
-    return Boolean(shape) && nearest(run.steps, shape.y0) === nearest(run.steps, step);
+    return Boolean(shape) && shared.nearest(run.steps, shape.y0) === shared.nearest(run.steps, step);
   }
 
-  /** The cover goes when the figure shows the step; it moves with a figure that was drawn anew. */
+  /** The cover goes when the figure shows the step; it moves with a figure that was drawn again. */
   shared.drawn = (graph, isNew) => {
     const frames = shared.overview, step = shared.shownStep();
-    if (!cover || !frames || step == null || graph !== graphOf() || !graph._fullLayout) return;
+    if (!cover || !frames || step == null || graph !== shared.graphOf("overview") || !graph._fullLayout) return;
     if (shows(graph, frames, step)) clear(graph);
     else if (isNew) {
       wanted = step;

@@ -73,14 +73,12 @@
     return window.dash_clientside.no_update;
   };
 
-  /* A link of the table goes to its page as the other links do, without loading it anew. */
+  /* A link of the table goes to its page as the other links do, without loading it again. */
   document.addEventListener("click", (event) => {
     const link = event.target.closest("#run-table a");
     if (!link || event.button || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
-    window.history.pushState({}, "", link.getAttribute("href"));
-    window.dispatchEvent(new CustomEvent("_dashprivate_pushstate"));
-    window.dispatchEvent(new PopStateEvent("popstate"));
+    window.gradientflow.go(link.getAttribute("href"));
     window.scrollTo(0, 0);
   });
 })();

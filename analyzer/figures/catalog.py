@@ -42,7 +42,7 @@ PAGES = checked(
         Page(
             key="overview",
             title="Overview",
-            lead="Depth runs along x in every row: from a shortcut straight down to what it does. "
+            lead="Depth is the x axis of every row: from a shortcut straight down to what it does. "
             "Drag the step in the third row.",
             letter="o",
             panels=(overview.OVERVIEW,),

@@ -290,7 +290,7 @@ def layout_name(axis: str) -> str:
 OVERVIEW = Panel(
     key="overview",
     title="Overview",
-    how_to_read="Depth runs along x in every row, so go straight down from a shortcut to what it "
+    how_to_read="Depth is the x axis of every row, so go straight down from a shortcut to what it "
     "does: the network with an arc per shortcut, the gradient along depth at the chosen step, the "
     "same over the whole training, and the loss.",
     method=Method(

@@ -10,6 +10,7 @@ from dash import dcc, html
 
 from analyzer.figures.catalog import page_of
 from analyzer.storage.catalog import RunSummary
+from analyzer.vocabulary import GLOSSARY
 
 from .address import Context
 from .components import attributes, message
@@ -22,6 +23,7 @@ _COLUMNS = ("compare", "run", "status", "steps", "layers", "joins", "final loss"
 # A reply stays below 400 KB even where every name is as long as a folder's may be.
 _MOST_ROWS = 500
 _OVERVIEW = page_of("overview").path + "?"
+_MEANINGS = {name: GLOSSARY[name.removesuffix("s")] for name in ("run", "layers", "joins")}
 
 
 def layout(context: Context) -> list[Any]:
@@ -101,7 +103,10 @@ def _table(runs: Sequence[Listed], verdicts: Sequence[str]) -> list[Any]:
         **attributes(aria_label="runs"),
     )
     # Hundreds of rows as components take the browser seconds, a script hundredths of one.
-    return [dcc.Store(id=Id.RUN_ROWS, data={"columns": _COLUMNS, "rows": rows}), place]
+    return [
+        dcc.Store(id=Id.RUN_ROWS, data={"columns": _COLUMNS, "meanings": _MEANINGS, "rows": rows}),
+        place,
+    ]
 
 
 def _cells(listed: Listed, verdict: str) -> dict[str, Any]:

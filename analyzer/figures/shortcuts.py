@@ -248,7 +248,8 @@ STRIP = Panel(
 SHARES = Panel(
     key="splits_over_time",
     title="Splits over time",
-    how_to_read="Above 50 % more gradient arrives through the shortcut than through the branch; "
+    how_to_read="The shortcut share of each split: above 50 % more gradient arrives through the "
+    "shortcut than through the branch; "
     "above 100 % the two cancel in part.",
     needs=("shortcut_share",),
     info=split_series,

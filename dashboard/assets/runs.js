@@ -46,6 +46,7 @@
     const head = make("tr");
     data.columns.forEach((column) => {
       const attributes = NUMBERS.has(column) ? { class: "number" } : {};
+      if (data.meanings[column]) attributes.title = data.meanings[column];
       head.append(make("th", column, { scope: "col", ...attributes }));
     });
     const top = make("thead");

@@ -191,3 +191,13 @@ def test_the_server_opens_no_file_of_its_own_accord_for_writing(tmp_path: Path) 
     assert client.get("/csv/loss?run=good", headers=LOCAL).status_code in (200, 404)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     assert folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("/score?run=a&step=3", "/overview?run=a&step=3"), ("/skips", "/shortcuts")]
+)
+def test_the_address_that_a_page_had_once_leads_to_it(tmp_path: Path, old: str, new: str) -> None:
+    client = create_app(tmp_path).server.test_client()
+    answer = client.get(old, headers=LOCAL)
+    assert (answer.status_code, answer.headers["Location"]) == (302, new)
+    assert client.get(old, headers={"Host": "evil.example"}).status_code == 403

@@ -16,19 +16,14 @@ from analyzer.figures.probes import layer_panels
 from analyzer.figures.sketch import Sketch, axes_of, merged, scatter
 from analyzer.figures.theme import DARK, LIGHT, THEMES
 from analyzer.storage.run import Run, open_run
-from analyzer.vocabulary import PROBES
+from analyzer.vocabulary import PROBE_NAMES, PROBES
 from tests.support.full_run import write_empty_run, write_full_pair, write_network_run
 from tests.support.runs import layer_row, write_run
 
 EACH = pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel.key)
-# What a hand-made run of one layer does not hold: probes, joins, updates, most columns of steps.
-NOT_IN_ONE = {need for one in PANELS for need in one.needs} - {
-    "output_gradient_norm",
-    "activation_mean",
-    "activation_std",
-    "activation_num_dead",
-    "loss",
-}
+# What a hand-made run of one layer does not hold.
+NOT_IN_ONE = {"joins", "shortcut_share", "norm", "update_norm", "learning_rate", "gradient_norm"}
+NOT_IN_ONE |= set(PROBE_NAMES)
 HOSTILE = '<img src=x onerror="alert(1)">'
 
 

@@ -11,7 +11,7 @@ import typer
 from analyzer.cli import RunsDir
 
 if TYPE_CHECKING:
-    from analyzer.probes.landscape.request import LandscapeRequest
+    from analyzer.probes.landscape.planes import LandscapeRequest
 
 __all__ = ["probe"]
 
@@ -158,7 +158,7 @@ def probe(
 def _request(**options: Any) -> "LandscapeRequest":
     """The landscape that the given options describe."""
     from analyzer.errors import AnalyzerError
-    from analyzer.probes.landscape.request import LandscapeRequest
+    from analyzer.probes.landscape.planes import LandscapeRequest
 
     given = {name: value for name, value in options.items() if value is not None}
     try:

@@ -6,7 +6,7 @@ from typing import Any
 
 from analyzer.errors import AnalyzerError
 from analyzer.probes import HeldBatch, Measurement
-from analyzer.probes.landscape.partial import PartialSurfaceError
+from analyzer.probes.landscape.ledger import PartialSurfaceError
 from analyzer.probes.landscape.planes import drawn
 from analyzer.probes.registry import same_draws
 from analyzer.recording.probing import Held, measured, said_of

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import TypeAlias
 
-from analyzer.probes.landscape.request import LandscapeRequest
+from analyzer.probes.landscape.planes import LandscapeRequest
 
 __all__ = ["ProbeOrder", "Progress", "Say", "sentences"]
 

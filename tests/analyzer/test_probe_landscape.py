@@ -19,7 +19,7 @@ from analyzer.analysis.view import View
 from analyzer.errors import AnalyzerError
 from analyzer.figures.landscape import trajectory_figure
 from analyzer.figures.theme import LIGHT
-from analyzer.probes.landscape.request import LandscapeRequest
+from analyzer.probes.landscape.planes import LandscapeRequest
 from analyzer.replaying import ProbeOrder, probe_run
 from tests.support.commands import command
 

@@ -3,15 +3,16 @@
 from analyzer.probes.batch import HeldBatch, Measurement
 from analyzer.probes.landscape.directions import (
     NORMALIZATIONS,
+    TrajectoryPlane,
     cosine,
     direction_to,
     normalized,
     plane_through,
+    projected,
     random_directions,
+    trajectory_plane,
 )
-from analyzer.probes.landscape.measures import surface_measures
-from analyzer.probes.landscape.surface import Surface, surface
-from analyzer.probes.landscape.trajectory import TrajectoryPlane, projected, trajectory_plane
+from analyzer.probes.landscape.surface import Surface, surface, surface_measures
 from analyzer.probes.landscape.weights import Direction
 
 __all__ = [

@@ -2,17 +2,90 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.interpolate import RBFInterpolator
 
-from analyzer.probes.landscape.fits import chebyshev_nodes, fits_through, unit_grid
+__all__ = ["Estimate", "chebyshev_nodes", "estimated_surface"]
 
-__all__ = ["Estimate", "estimated_surface"]
 
 Floats = NDArray[np.float64]
+_KERNELS = (("quintic", 2), ("cubic", 1))
+
+
+def chebyshev_nodes(count: int, nodes: int) -> NDArray[np.intp]:
+    """Return the places on an axis of `count` points that are nearest to Chebyshev's nodes.
+
+    ``(N − 1) (1 − cos(π k / (n − 1))) / 2``, both ends and the middle included for odd n: a
+    polynomial, and a spline, errs most near the ends, so the nodes are denser there.
+
+    Args:
+        count: Points on the axis.
+        nodes: Nodes to choose, 2 or more.
+
+    Returns:
+        Increasing places from 0 to ``count - 1``, fewer than `nodes` where they coincide.
+    """
+    angles = np.pi * np.arange(nodes) / (nodes - 1)
+    return np.unique(np.round((count - 1) * (1 - np.cos(angles)) / 2).astype(np.intp))
+
+
+def _unit_grid(axes: tuple[Floats, Floats]) -> Floats:
+    """Return the points of a grid with both axes mapped to [-1, 1], so that both count alike.
+
+    Args:
+        axes: Increasing coordinates.
+
+    Returns:
+        ``[alphas, betas, 2]``.
+    """
+    return np.stack(np.meshgrid(*map(_to_unit, axes), indexing="ij"), axis=-1)
+
+
+def _to_unit(axis: Floats) -> Floats:
+    """Map an axis to [-1, 1], so that both count alike."""
+    span = axis[-1] - axis[0]
+    unit: Floats = 2 * (axis - axis[0]) / span - 1 if span > 0 else np.zeros_like(axis)
+    return unit
+
+
+def _fits_through(grid: Floats, values: Floats, evaluated: NDArray[np.bool_]) -> dict[str, Floats]:
+    """Fit radial functions, cubic and quintic, to the loss and, where positive, to its logarithm.
+
+    Args:
+        grid: ``[alphas, betas, 2]``.
+        values: Losses ``[alphas, betas]``, finite where evaluated.
+        evaluated: Which of them to fit.
+
+    Returns:
+        Values at every point by the name of the fit; NaN where a fit is not possible.
+    """
+    points, known = grid[evaluated], values[evaluated]
+    fits = {}
+    for kernel, degree in _KERNELS:
+        fits[f"{kernel} of L"] = _fitted(grid, points, known, kernel, degree)
+        if known.min() > 0:
+            with np.errstate(over="ignore"):
+                logs = _fitted(grid, points, np.log(known), kernel, degree)
+                fits[f"{kernel} of log L"] = np.exp(logs)
+    return fits
+
+
+def _fitted(grid: Floats, points: Floats, known: Floats, kernel: str, degree: int) -> Floats:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fit = RBFInterpolator(points, known, kernel=kernel, degree=degree)
+            values: Floats = fit(grid.reshape(-1, 2)).reshape(grid.shape[:2])
+    except (np.linalg.LinAlgError, ValueError):
+        return np.full(grid.shape[:2], np.nan)
+    return values
+
+
 _START = 9  # nodes per axis of the first grid
 _HELD_OUT = 20  # points of a round, at least
 _ROUNDS = 3  # rounds in a row that must be within the margin
@@ -91,7 +164,7 @@ class _Search:
         self.values = np.full(self.shape, np.nan)
         self.evaluated = np.zeros(self.shape, dtype=bool)
         self._evaluate = evaluate
-        self._grid = unit_grid(axes)
+        self._grid = _unit_grid(axes)
         self._distance = np.full(self.shape, np.inf)
         self._surprise = np.zeros(self.shape)
         self._errors: dict[str, list[float]] = {}
@@ -151,7 +224,7 @@ class _Search:
 
     def round(self) -> None:
         """Predict some points, evaluate them, and note how far off each fit was."""
-        fits = fits_through(self._grid, self.values, self.evaluated)
+        fits = _fits_through(self._grid, self.values, self.evaluated)
         trusted = self._best if self._best in fits else next(iter(fits))
         points = self._doubtful(self._disagreement(fits, trusted))
         places = tuple(np.array(points, dtype=np.intp).T)
@@ -209,7 +282,7 @@ class _Search:
         """Return the surface with the best fit where nothing was evaluated."""
         values, name = self.values.copy(), "none"
         if not self.is_complete and self._has_grid and self._is_finite:
-            fits = fits_through(self._grid, self.values, self.evaluated)
+            fits = _fits_through(self._grid, self.values, self.evaluated)
             name = self._best if self._best in fits else next(iter(fits))
             values = np.where(self.evaluated, values, fits[name])
         enough = self.is_complete or self.rounds >= _ROUNDS

@@ -104,16 +104,18 @@ class Slice:
     """One weight with the steps that two directions take along it.
 
     Args:
-        target: What is written to; shares the memory of a parameter.
+        parameter: What is written to.
         first: Step of the first direction, same shape.
         second: Step of the second direction, same shape.
     """
 
-    def __init__(self, target: Tensor, first: Tensor, second: Tensor) -> None:
-        self.target = target
-        self.origin = target.clone(memory_format=torch.preserve_format)
-        self.first = first
-        self.second = second
+    def __init__(self, parameter: nn.Parameter, first: Tensor, second: Tensor) -> None:
+        self.parameter = parameter
+        # Not detach(): it would share the version counter, and a backward pass that waits for this
+        # weight would refuse to run although the value is back.
+        self.target = parameter.data
+        self.origin = self.target.clone(memory_format=torch.preserve_format)
+        self.first, self.second = first, second
 
     @property
     def is_finite(self) -> bool:
@@ -162,9 +164,7 @@ def moves_of(model: nn.Module, directions: Sequence[Direction]) -> Moves:
         steps = [d[name] if name in d else torch.zeros_like(parameter.data) for d in directions]
         if any(bool((step != 0).any()) for step in steps):
             second = steps[1] if len(steps) > 1 else torch.zeros_like(parameter.data)
-            # Not detach(): it would share the version counter, and a backward pass that waits for
-            # this weight would refuse to run although the value is back.
-            slices.append(Slice(parameter.data, steps[0], second))
+            slices.append(Slice(parameter, steps[0], second))
     return Moves(slices)
 
 

@@ -3,9 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from analyzer.probes.landscape.adaptive import estimated_surface
-from analyzer.probes.landscape.fits import chebyshev_nodes
-from analyzer.probes.landscape.measures import plane_curvatures, surface_measures
+from analyzer.probes.landscape.adaptive import chebyshev_nodes, estimated_surface
+from analyzer.probes.landscape.surface import plane_curvatures, surface_measures
 
 AXIS = np.linspace(-1, 1, 51)
 A, B = np.meshgrid(AXIS, AXIS, indexing="ij")

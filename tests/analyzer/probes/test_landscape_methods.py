@@ -9,11 +9,16 @@ from torch.nn.functional import cross_entropy, mse_loss
 import analyzer
 from analyzer.networks.zoo import zoo
 from analyzer.probes.batch import held, pooled, split
-from analyzer.probes.landscape import surface
-from analyzer.probes.landscape.choice import Checked, Work, chosen, method_named
+from analyzer.probes.landscape import methods, surface
 from analyzer.probes.landscape.evaluation import evaluating
-from analyzer.probes.landscape.private import twin_of
-from analyzer.probes.landscape.stacked import NotStackableError, Stacked
+from analyzer.probes.landscape.methods import (
+    Checked,
+    NotStackableError,
+    Stacked,
+    Work,
+    chosen,
+    method_named,
+)
 from analyzer.probes.landscape.weights import moves_of
 
 POINTS = [(a, b) for a in np.linspace(-0.5, 0.5, 5) for b in np.linspace(-0.5, 0.5, 5)]
@@ -31,6 +36,10 @@ def work(model: nn.Module, batches: list, loss: object = cross_entropy) -> Work:
     return Work(model.eval(), moves_of(model, planes), planes, held(batches), loss)
 
 
+def stacked(task: Work) -> Stacked:
+    return Stacked(task.module, task.moves, pooled(task.batches), task.loss)
+
+
 def trained(model: nn.Module, batches: list) -> nn.Module:
     """Running statistics that are not those of a fresh norm."""
     model.train()
@@ -40,7 +49,7 @@ def trained(model: nn.Module, batches: list) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", ["resnet8", "resnet8-preact-b", "plain8"])
-def test_folded_batch_norm_and_micro_batches_give_the_losses_of_the_model(name):
+def test_micro_batches_give_the_losses_of_the_model(name):
     net = zoo(name, in_channels=1, num_classes=10, image_size=8)
     with torch.no_grad():
         for module in net.modules():
@@ -49,24 +58,10 @@ def test_folded_batch_norm_and_micro_batches_give_the_losses_of_the_model(name):
     task = work(trained(net, images()), images())
     with evaluating(task.module, task.moves):
         expected = task.plain().losses(POINTS[:3])
-        for kind in ("folded 16", "micro-batches 7"):
+        for kind in ("micro-batches 16", "micro-batches 7"):
             found = method_named(task, kind).losses(POINTS[:3])
             np.testing.assert_allclose(found, expected, rtol=3e-5)
     assert np.std(expected) > 0.01
-
-
-def test_every_norm_behind_a_convolution_is_folded():
-    model = trained(zoo("resnet20", in_channels=1, num_classes=10, image_size=8), images())
-    twin = twin_of(model.eval(), list(analyzer.random_directions(model)))
-    called = [type(twin.module.get_submodule(n.target)) for n in twin.module.graph.nodes
-              if n.op == "call_module"]  # fmt: skip
-    assert nn.BatchNorm2d not in called and called.count(nn.Conv2d) == 19
-
-
-def test_a_norm_whose_own_weights_move_is_not_folded():
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).eval()
-    twin = twin_of(model, [{"1.weight": torch.ones(2)}])
-    assert [n.target for n in twin.module.graph.nodes if n.op == "call_module"] == ["0", "1"]
 
 
 MLPS = {
@@ -88,10 +83,9 @@ def test_points_at_once_give_the_losses_of_the_model_one_by_one(name, loss):
         task = work(net, [(x.flatten(1), y) for x, y in batches], loss)
     with evaluating(task.module, task.moves):
         expected = task.plain().losses(POINTS)
-        method = Stacked(task.twin(), pooled(task.batches), loss)
+        method = stacked(task)
         groups = [POINTS[k : k + method.group] for k in range(0, len(POINTS), method.group)]
         found = [value for group in groups for value in method.losses(group)]
-        assert chosen(task, POINTS).startswith("stacked")
     np.testing.assert_allclose(found, expected, rtol=2e-5)
     assert np.std(expected) > 0.01
 
@@ -100,11 +94,11 @@ def test_what_is_not_linear_layers_is_not_stacked():
     model = zoo("resnet8", in_channels=1, num_classes=10, image_size=8)
     task = work(model, images())
     with pytest.raises(NotStackableError, match="outside of linear layers"):
-        Stacked(task.twin(), pooled(task.batches), cross_entropy)
+        stacked(task).losses(POINTS[:2])
     softmax = nn.Sequential(nn.Linear(4, 3), nn.Softmax(0))
     task = work(softmax, [(torch.randn(5, 4), torch.randn(5, 3))], mse_loss)
     with pytest.raises(NotStackableError, match="neither linear nor element-wise"):
-        Stacked(task.twin(), task.batches[0], mse_loss).losses(POINTS[:2])
+        stacked(task).losses(POINTS[:2])
 
 
 class OfWeights(nn.Module):
@@ -119,14 +113,15 @@ class OfWeights(nn.Module):
 
 
 class Branching(nn.Module):
-    """It cannot be traced: it looks at its data."""
+    """It looks at its data, and behind that at what depends on weights."""
 
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x) if x.sum() < 1e9 else x
+        hidden = self.linear(x) if x.sum() < 1e9 else x
+        return hidden if hidden.sum() < 1e9 else x
 
 
 class Mixing(nn.Module):
@@ -156,8 +151,11 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_method_that_would_give_other_values_is_never_chosen(case):
+def test_a_method_that_would_give_other_values_is_never_chosen(case, monkeypatch):
     torch.manual_seed(0)
+    monkeypatch.setattr(methods, "_GAIN", 1e-9)  # whatever the clock says
+    monkeypatch.setattr(methods, "_WORTH_SECONDS", 0)
+    monkeypatch.setattr(methods, "_candidates", lambda batches: ["stacked 512", "micro-batches 7"])
     model, loss, allowed = CASES[case]
     x, y = torch.randn(40, 4), torch.arange(40) % 3
     batches = [(x, y * (torch.arange(40) % 2))]
@@ -169,6 +167,23 @@ def test_a_method_that_would_give_other_values_is_never_chosen(case):
     planes, axis = task.directions, np.linspace(-0.5, 0.5, 5)
     found = surface(model, batches, loss, planes, axis, axis).losses.ravel()
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_the_plain_loop_is_left_only_for_a_method_that_is_clearly_faster(monkeypatch):
+    torch.manual_seed(0)
+    batches = [(x.flatten(1), y) for x, y in images()]
+    task = work(MLPS["plain"](), batches)
+    seconds = {"plain": 1.0, "stacked 512": 0.9, "micro-batches 512": 0.95}
+    monkeypatch.setattr(methods, "_times", lambda known, points: {n: seconds[n] for n in known})
+    with evaluating(task.module, task.moves):
+        assert chosen(task, POINTS) == "plain"  # a trial takes longer than the surface
+        monkeypatch.setattr(methods, "_WORTH_SECONDS", 0)
+        assert chosen(task, POINTS) == "plain"
+        seconds["stacked 512"] = 0.8
+        assert chosen(task, POINTS) == "stacked 512"
+        seconds["micro-batches 512"] = 0.6
+        assert chosen(task, POINTS) == "micro-batches 512"
+        assert chosen(task, POINTS[:12]) == "plain"
 
 
 def test_a_hook_that_changes_the_output_counts():

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from analyzer.probes import HeldBatch
 from analyzer.probes.landscape import measure
-from analyzer.probes.landscape.planes import drawn
-from analyzer.probes.landscape.request import LandscapeRequest
+from analyzer.probes.landscape.planes import LandscapeRequest, drawn
 
 
 class Weights(nn.Module):

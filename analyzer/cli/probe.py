@@ -1,17 +1,16 @@
 """``analyzer probe``: heavier measurements on the checkpoints of a finished run."""
 
 import contextlib
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from analyzer.cli import RunsDir
-
-if TYPE_CHECKING:
-    from analyzer.probes.landscape.planes import LandscapeRequest
+from analyzer.vocabulary import PROBE_NAMES, PROBES, ProbeOption
 
 __all__ = ["probe"]
 
@@ -32,87 +31,16 @@ def probe(
         bool, typer.Option("--in-place", help="Start it in this folder, not in a temporary one.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Measure anew what the run holds already.")
+        bool, typer.Option("--overwrite", help="Overwrite existing results.")
     ] = False,
-    plane: Annotated[
-        str | None,
-        typer.Option(
-            "--plane",
-            metavar="random|trajectory|N|N,M",
-            help="Random directions; the principal plane of the checkpoints; the line to the "
-            "checkpoint of step N; the plane through those of steps N and M.",
-        ),
-    ] = None,
-    grid: Annotated[
-        str | None,
-        typer.Option(
-            "--grid",
-            metavar="N|NxM",
-            help="Points along the axes; Nx1 for a line.",
-        ),
-    ] = None,
-    range_: Annotated[
-        str | None,
-        typer.Option(
-            "--range",
-            metavar="LOW:HIGH[,LOW:HIGH]",
-            help="Coordinates of both axes, or of each.",
-        ),
-    ] = None,
-    normalization: Annotated[
-        str | None,
-        typer.Option(
-            "--normalization",
-            metavar="filter|layer|none",
-            help="Of random directions.",
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option("--direction-seed", help="Of random directions."),
-    ] = None,
-    mode: Annotated[
-        str | None,
-        typer.Option(
-            "--mode",
-            metavar="fast|exact",
-            help="Evaluate as few points as the tolerance allows, or all.",
-        ),
-    ] = None,
-    tolerance: Annotated[
-        float | None,
-        typer.Option(
-            "--tolerance",
-            help="Of the fast mode, over the range of the loss.",
-        ),
-    ] = None,
-    batch_norm: Annotated[
-        str | None,
-        typer.Option(
-            "--batch-norm",
-            metavar="keep|recompute",
-            help="Running statistics: the model's, or estimated at every point.",
-        ),
-    ] = None,
-    weight_decay: Annotated[
-        float | None,
-        typer.Option(
-            "--weight-decay",
-            metavar="L",
-            help="Add L/2 times the squared norm of the weights to the loss.",
-        ),
-    ] = None,
-    seconds: Annotated[
-        float | None,
-        typer.Option("--seconds", help="Evaluate no more after this time."),
-    ] = None,
     runs_dir: RunsDir = Path("runs"),
+    **given: Any,
 ) -> None:
     """Run probes on the checkpoints of a finished run, on the first batch of its training.
 
     Model files and built-in networks are built again. A training script is started again only
-    with --replay, in a child process that ends before the first update; its arguments can be
-    given anew after --. A landscape that was stopped goes on with the points that are left.
+    with --replay, in a child process that ends before the first update; other arguments for it
+    can be given after --. A landscape that was stopped is resumed.
 
     Example:
         analyzer probe latest paths landscape --step last
@@ -120,31 +48,21 @@ def probe(
         analyzer probe mine jacobian --step all --replay -- --lr 0.1
     """
     from analyzer.errors import AnalyzerError
-    from analyzer.probes.registry import PROBE_NAMES, probe_named
     from analyzer.storage.catalog import resolve_run
     from analyzer.storage.run import open_run
 
     probes = [name for name in names if name in PROBE_NAMES]
     args = names[len(probes) :]
     if not probes or names[: len(probes)] != probes or (args and not replay):
+        from analyzer.probes.registry import probe_named
+
         probe_named(next((name for name in names if name not in PROBE_NAMES), ""))
-    request = _request(
-        plane=plane,
-        grid=grid,
-        range=range_,
-        normalization=normalization,
-        seed=seed,
-        mode=mode,
-        tolerance=tolerance,
-        batch_norm=batch_norm,
-        weight_decay=weight_decay,
-        seconds=seconds,
-    )
+    from analyzer.replaying import ProbeOrder
+    from analyzer.replaying.programs import probe_run, replay_script
+
+    options = {name: value for name, value in given.items() if value is not None}
+    order = ProbeOrder(tuple(probes), step, options, overwrite)
     opened = open_run(resolve_run(run, runs_dir))
-
-    from analyzer.replaying import ProbeOrder, probe_run, replay_script
-
-    order = ProbeOrder(tuple(probes), step, request, overwrite)
     if not replay:
         with _progress() as progress:
             probe_run(opened, order, _say, progress)
@@ -155,16 +73,27 @@ def probe(
     _say(f"see it with: analyzer show {opened.path}")
 
 
-def _request(**options: Any) -> "LandscapeRequest":
-    """The landscape that the given options describe."""
-    from analyzer.errors import AnalyzerError
-    from analyzer.probes.landscape.planes import LandscapeRequest
+def _parameter(option: ProbeOption) -> inspect.Parameter:
+    """The parameter of the command for an option of a probe; None has the probe's default."""
+    return inspect.Parameter(
+        option.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[
+            option.type | None,
+            typer.Option(option.flag, metavar=option.metavar, help=option.help),
+        ],
+    )
 
-    given = {name: value for name, value in options.items() if value is not None}
-    try:
-        return LandscapeRequest(**given)
-    except ValueError as error:
-        raise AnalyzerError(str(error)) from error
+
+_written = inspect.signature(probe)
+_options = {option.name: option for row in PROBES for option in row.options}
+vars(probe)["__signature__"] = _written.replace(
+    parameters=[
+        *(one for one in _written.parameters.values() if one.kind is not one.VAR_KEYWORD),
+        *map(_parameter, _options.values()),
+    ]
+)
 
 
 def _say(sentence: str) -> None:

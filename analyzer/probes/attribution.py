@@ -225,7 +225,7 @@ def _summed(
     return total.values, total.refused, joins
 
 
-_RUN_AGAIN = "Captum cannot compute it: checkpointing runs it once more in the backward pass"
+_RUN_AGAIN = "Captum cannot compute it: checkpointing runs it again in the backward pass"
 
 
 def _integrated_gradients(
@@ -236,14 +236,6 @@ def _integrated_gradients(
     Modules that work in place do so on copies meanwhile, where that changes no output. Captum
     cannot tell the calls of a reused module apart: these are refused, and so are layers whose
     output is changed in place by other code, and those that checkpointing runs once more.
-
-    Args:
-        path: The way from the baseline.
-        target: What is explained.
-        num_steps: Points on the way.
-
-    Returns:
-        Per layer the sum, NaN for those that are refused; the refused with the reason.
     """
     from captum.attr import LayerIntegratedGradients
 
@@ -303,7 +295,7 @@ def _attempt(
             parts = method.attribute(inputs, target=target.index, n_steps=num_steps)
     except AttributeError:
         # Captum clones every member of a tuple: attention returns its output with None.
-        return "Captum cannot compute it: its output holds something that is no tensor"
+        return "Captum cannot compute it: its output holds something that is not a tensor"
     except (RuntimeError, AssertionError, IndexError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return f"Captum cannot compute it: {reason}"
@@ -340,12 +332,6 @@ def _deeplift_traps(layers: Sequence[LayerOutput]) -> dict[str, str]:
 
     Captum's DeepLift keeps one input and one output per module, and reads them after the pass: it
     fails, or is silently wrong, where a module is called several times or an output overwritten.
-
-    Args:
-        layers: The calls of one forward pass, with values.
-
-    Returns:
-        Reasons by layer name, in call order.
     """
     times_called = Counter(layer.module for layer in layers)
     found = {}

@@ -170,7 +170,7 @@ def join_attributions(
 ) -> list[JoinAttribution]:
     """Return the attribution through both sides of each join, summed over the samples.
 
-    The gradient that reaches a fork through one side goes on to the inputs by itself, where it
+    The gradient that reaches a fork through one side continues to the inputs by itself, where it
     meets their change along the way.
 
     Args:

@@ -131,9 +131,9 @@ def input_path(model: nn.Module, inputs: Any) -> InputPath:
         raise ValueError("the inputs hold 0 samples; expected at least 1. Give another batch.")
     if (norm := norm_over_batch(model)) is not None:
         raise AnalyzerError(
-            f"the attribution of {type(model).__name__!r} cannot be had sample by sample: batch "
-            f"norm {norm!r} keeps no running statistics, so that the points of the way would mix; "
-            "expected track_running_stats=True"
+            f"the attribution of {type(model).__name__!r} cannot be computed sample by sample: "
+            f"batch norm {norm!r} keeps no running statistics, so that the points on the way would "
+            "mix; expected track_running_stats=True"
         )
     tensors = [t.detach() for t in tensors_in(args)]
     by_id = {id(t): d for t, d in zip(tensors_in(args), tensors, strict=True)}
@@ -249,8 +249,8 @@ def chosen_target(target: Any, output: Tensor) -> Target:
     classes = classes.reshape(-1).expand(size).long()
     if len(shape) > 2 or not bool(((classes >= 0) & (classes < last.shape[1])).all()):
         raise ValueError(
-            f"the target {target!r} is no class of an output of shape {[size, *shape]}; expected "
-            f"0 to {last.shape[1] - 1}, or a tuple of {len(shape)} indices"
+            f"the target {target!r} is not a class of an output of shape {[size, *shape]}; "
+            f"expected 0 to {last.shape[1] - 1}, or a tuple of {len(shape)} indices"
         )
     return Target(offset + classes, f"{where}as given")
 

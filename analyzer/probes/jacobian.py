@@ -39,10 +39,6 @@ class _EdgeMap:
     ``Jᵀv`` is a backward pass between them; ``J u`` is the derivative of ``⟨Jᵀv, u⟩`` by v. The
     graph is kept and used for every product.
 
-    Args:
-        outputs: Edges of the outputs.
-        inputs: Tensors, or edges of tensors, that the outputs depend on.
-
     Attributes:
         rows: Elements of the outputs.
         columns: Elements of the inputs.

@@ -108,15 +108,7 @@ def _swap_scores(rerun: Rerun, batch: HeldBatch) -> list[tuple[tuple[str, str], 
 
 
 def _block_swaps(model: nn.Module, joins: list[Join]) -> list[tuple[str, str]]:
-    """Return the pairs of neighboring blocks with joins that could trade places.
-
-    Args:
-        model: The model.
-        joins: Its joins; the block of each is the module that it is named after.
-
-    Returns:
-        Pairs of module names, forward order: of one class, with parameters of one shape each.
-    """
+    """Return neighboring blocks with joins: of one class, with parameters of one shape each."""
     names = list(dict.fromkeys(join.name.partition("#")[0] for join in joins))
     modules = dict(model.named_modules())
     blocks = [name for name in names if name and name in modules]

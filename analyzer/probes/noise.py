@@ -273,14 +273,6 @@ def _gradient_pieces(
 ) -> Iterator[tuple[int, Gradients]]:
     """Yield the size of each piece of a batch, and the gradient of its mean loss.
 
-    Args:
-        model: The model, in eval mode.
-        batch: The batch. A loss that holds its own targets cannot be cut, but its gradient by the
-            output can, sample by sample.
-        loss: ``loss(output, target)``, the mean over the batch.
-        parameters: What the gradients are of.
-        num: How many pieces, as far as there are samples; none of an empty batch.
-
     Raises:
         ValueError: If the loss is not one number that depends on the parameters.
         AnalyzerError: If the model mixes the samples of a batch, or a loss that holds its own

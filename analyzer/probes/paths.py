@@ -171,13 +171,7 @@ def effective_path_length(lengths: Iterable[float], norms: Iterable[float]) -> f
 
 
 class _Sums:
-    """Norms and shares of each sample, taken while the gradients pass by.
-
-    Args:
-        total: The gradient of a plain backward pass.
-        layouts: Where the samples are in its parts.
-        num_samples: Samples of the batch.
-    """
+    """Norms and shares of each sample, taken while the gradients pass by."""
 
     def __init__(
         self, total: Sequence[Tensor | None], layouts: Sequence[Layout], num_samples: int

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,8 +24,10 @@ __all__ = ["PROBE_NAMES", "probe_named", "same_draws"]
 _SEED = 0
 
 
-def probe_named(name: str) -> Callable[[HeldBatch], Measurement]:
+def probe_named(name: str) -> Callable[..., Measurement]:
     """Return the function that measures a probe, with the same random numbers each time.
+
+    It takes the held batch, and the options in the probe's row as keywords.
 
     Args:
         name: One of `PROBE_NAMES`.
@@ -40,11 +43,11 @@ def probe_named(name: str) -> Callable[[HeldBatch], Measurement]:
             f"there is no probe {name!r}; {hint}expected one of {', '.join(PROBE_NAMES)}"
         )
     module, _, function = row.function.partition(":")
-    measure: Callable[[HeldBatch], Measurement] = getattr(import_module(module), function)
+    measure: Callable[..., Measurement] = getattr(import_module(module), function)
 
-    def measured(batch: HeldBatch) -> Measurement:
+    def measured(batch: HeldBatch, **options: Any) -> Measurement:
         with same_draws(batch.model):
-            return measure(batch)
+            return measure(batch, **options)
 
     return measured
 

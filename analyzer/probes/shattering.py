@@ -261,16 +261,7 @@ def _is_nonlinearity(node: Node) -> bool:
 def _numbers_above(
     root: Node, places: Sequence[Node | None], counts: Callable[[Node], bool]
 ) -> list[int]:
-    """Return how many nodes of a kind lie above each place, on the longest path to the root.
-
-    Args:
-        root: The node that made the output.
-        places: Nodes of the graph; the place itself is not counted.
-        counts: Which nodes count.
-
-    Returns:
-        A number per place; 0 for None and for nodes that the root does not depend on.
-    """
+    """Return how many nodes of a kind lie above each place, on the longest path to the root."""
     above: dict[Node, int] = {}
     for node in reversed(inputs_first(root)):
         number = above.setdefault(node, 0) + counts(node)
@@ -328,7 +319,7 @@ def gradient_on_line(model: nn.Module, grid: Tensor) -> Tensor:
     steps = grid.detach().double().diff(dim=0).flatten(1)
     if not len(steps) or not torch.allclose(steps, steps[:1].expand_as(steps), rtol=1e-2):
         raise ValueError(
-            f"a grid of shape {list(grid.shape)} is no line of evenly spaced inputs; expected "
+            f"a grid of shape {list(grid.shape)} is not a line of evenly spaced inputs; expected "
             "start + t · direction for evenly spaced t. Use torch.linspace for t."
         )
     direction = steps.mean(dim=0)

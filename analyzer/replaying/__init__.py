@@ -1,29 +1,288 @@
-"""Probes on the checkpoints of a finished run: its model and first batch, built once more."""
+"""Probes on the checkpoints of a finished run: what is measured, and on which weights."""
 
-from analyzer.replaying.checkpoints import checkpoints_of
-from analyzer.replaying.measuring import measure_all
-from analyzer.replaying.order import ProbeOrder, Progress, Say, sentences
-from analyzer.replaying.rebuilding import rebuilt
-from analyzer.replaying.scripts import command_of, replay_script
+import functools
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from analyzer.errors import AnalyzerError, NotRecordedError
+from analyzer.probes import HeldBatch, Measurement
+from analyzer.probes.landscape.ledger import PartialSurfaceError
+from analyzer.probes.landscape.planes import LandscapeRequest, drawn
+from analyzer.probes.registry import probe_named, same_draws
+from analyzer.recording.names import root_prefixes
+from analyzer.recording.probing import Held, measured, said_of
+from analyzer.storage.parts import write_table
+from analyzer.storage.rows import probe_table
 from analyzer.storage.run import Run
+from analyzer.vocabulary import PROBES
 
-__all__ = ["ProbeOrder", "checkpoints_of", "command_of", "probe_run", "replay_script"]
+__all__ = [
+    "ProbeOrder",
+    "Progress",
+    "Say",
+    "checkpoints_of",
+    "measure_all",
+    "sentences",
+    "state_of",
+]
+
+Say: TypeAlias = Callable[[str], None]
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Receives what is being done, how much of it is done, and how much there is at most."""
+_PROGRESS_SECONDS = 10.0
 
 
-def probe_run(
-    run: Run, order: ProbeOrder, say: Say = lambda _: None, progress: Progress | None = None
-) -> None:
-    """Measure probes on the checkpoints of a run of a zoo network or a model file.
+@dataclass(frozen=True)
+class ProbeOrder:
+    """What is to be measured.
 
     Args:
-        run: The run; its tables get the new ones, none that exists is written again unasked.
-        order: What to measure.
-        say: Receives a sentence about each table.
-        progress: Told how far a landscape is; None for a sentence now and then.
+        names: The probes.
+        which: The checkpoints: a step, ``last`` or ``all``.
+        options: Values of the options in the probes' rows, by name; what is missing has its
+            default.
+        overwrites: Whether existing tables are replaced.
 
     Raises:
-        AnalyzerError: If the run cannot be rebuilt, or a probe cannot be measured on it, with the
-            reason.
+        AnalyzerError: If an option has no such value.
     """
-    checkpoints_of(run, order.which)  # refused before the model is built
-    measure_all(run, rebuilt(run), order, say, progress or sentences(say))
+
+    names: tuple[str, ...]
+    which: str = "last"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    overwrites: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            _ = self.landscape  # refused now, not after the model was built
+        except ValueError as error:
+            raise AnalyzerError(str(error)) from error
+
+    @property
+    def landscape(self) -> LandscapeRequest:
+        """What a landscape shows."""
+        return LandscapeRequest(**self.options_of("landscape"))
+
+    def options_of(self, name: str) -> dict[str, Any]:
+        """Return the options that a probe takes."""
+        row = next(probe for probe in PROBES if probe.name == name)
+        known = [option.name for option in row.options]
+        return {key: value for key, value in self.options.items() if key in known}
+
+    def as_text(self) -> str:
+        """Return one word for the command line of a child process."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_text(cls, text: str) -> "ProbeOrder":
+        """Read such a word."""
+        parts = json.loads(text)
+        return cls(**{**parts, "names": tuple(parts["names"])})
+
+
+def sentences(say: Say) -> Progress:
+    """Return what says now and then how far a landscape is."""
+    told = [time.monotonic()]
+
+    def progress(what: str, done: int, total: int) -> None:
+        if time.monotonic() - told[0] > _PROGRESS_SECONDS:
+            told[0] = time.monotonic()
+            say(f"{what}: {done} of at most {total} points")
+
+    return progress
+
+
+def measure_all(run: Run, held: Held, order: ProbeOrder, say: Say, progress: Progress) -> None:
+    """Measure the probes on each of the checkpoints and write their tables.
+
+    One that is refused keeps none of the others from being measured.
+
+    Args:
+        run: The run.
+        held: The model, whose weights are replaced, and its first batch.
+        order: What to measure.
+        say: Receives a sentence about each table.
+        progress: Told how far a landscape is.
+
+    Raises:
+        AnalyzerError: If a checkpoint does not fit, or, after the others, if a probe cannot be
+            measured on this batch.
+    """
+    refusals: dict[tuple[str, str], list[int]] = {}
+    for step, file in checkpoints_of(run, order.which).items():
+        held.call.model.load_state_dict(state_of(held.call.model, file))
+        for name in order.names:
+            place = run.path / "probes" / name / f"step-{step:012d}.parquet"
+            if place.exists() and not order.overwrites:
+                say(f"{name} of step {step} exists and is kept (--overwrite replaces it)")
+                continue
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                measurement = _measured(run, held, order, name, step, say, progress)
+            except Exception as error:
+                refusals.setdefault((name, said_of(error, held)), []).append(step)
+                continue
+            columns = _with_layers(run, measurement)
+            write_table(place, probe_table(name, columns, measurement.metadata))
+            for left in place.parent.glob(f"*{_points_of(place).name}*"):
+                left.unlink()  # the table has them all
+            say(f"{name} of step {step}: {measurement.metadata['seconds']} s")
+    if refusals:
+        reasons = [
+            f"probe {name} of step {', '.join(map(str, steps))}: {reason}"
+            for (name, reason), steps in refusals.items()
+        ]
+        raise AnalyzerError("; ".join(reasons))
+
+
+def _measured(
+    run: Run, held: Held, order: ProbeOrder, name: str, step: int, say: Say, progress: Progress
+) -> Measurement:
+    """Measure one probe with its options; a landscape may need other checkpoints, too."""
+    if name == "landscape":
+        return _landscape(run, held, order, step, say, progress)
+    return measured(name, held, functools.partial(probe_named(name), **order.options_of(name)))
+
+
+def _points_of(table: Path) -> Path:
+    """Where the points of a landscape are kept until it is whole."""
+    return table.with_suffix(".points")
+
+
+def _landscape(
+    run: Run, held: Held, order: ProbeOrder, step: int, say: Say, progress: Progress
+) -> Measurement:
+    """Draw a landscape, from where a killed one ended."""
+    points = _points_of(run.path / "probes" / "landscape" / f"step-{step:012d}.parquet")
+    request, model = order.landscape, held.call.model
+    needed = checkpoints_of(run, "all") if request.goes_through_checkpoints else {}
+    checkpoints = {at: state_of(model, file) for at, file in needed.items()}
+    if points.exists():
+        say(f"landscape of step {step}: resuming with the points that are done")
+
+    def draw(resume: Path) -> Measurement:
+        def draws(batch: HeldBatch) -> Measurement:
+            with same_draws(batch.model):
+                return drawn(
+                    batch,
+                    request,
+                    step=step,
+                    checkpoints=checkpoints,
+                    resume=resume,
+                    on_progress=functools.partial(progress, f"landscape of step {step}"),
+                )
+
+        return measured("landscape", held, draws)
+
+    try:
+        return draw(points)
+    except PartialSurfaceError:
+        say(f"landscape of step {step}: the points that are done are of another one; starting over")
+        points.unlink()
+        return draw(points)
+
+
+def _with_layers(run: Run, measurement: Measurement) -> dict[str, Any]:
+    """The columns with the numbers that layers have in the run."""
+    columns = dict(measurement.columns)
+    if "layer" in columns and "name" in columns:
+        layers = run.layers
+        known = dict(zip(layers["name"], layers["layer"], strict=True))
+        columns["layer"] = [known.get(name) for name in columns["name"]]
+    return columns
+
+
+def checkpoints_of(run: Run, which: str) -> dict[int, Path]:
+    """Return the checkpoints of a run by step.
+
+    Args:
+        run: The run.
+        which: A step, ``last`` or ``all``.
+
+    Raises:
+        NotRecordedError: If there is no such checkpoint; the message lists the existing ones.
+        AnalyzerError: If ``which`` is neither.
+    """
+    files = sorted((run.path / "checkpoints").glob("step-*.safetensors"))
+    known = {int(file.stem.removeprefix("step-")): file for file in files}
+    if not known:
+        raise NotRecordedError(
+            f"run '{run.name}' holds no checkpoint; record with --checkpoint-every N"
+        )
+    if which == "all":
+        return known
+    if which == "last":
+        return {max(known): known[max(known)]}
+    if not which.isdigit():
+        raise AnalyzerError(f"--step is {which!r}; expected a step, last or all")
+    if int(which) not in known:
+        raise NotRecordedError(
+            f"run '{run.name}' holds no checkpoint of step {which}; it has those of steps "
+            f"{', '.join(map(str, known))}"
+        )
+    return {int(which): known[int(which)]}
+
+
+def state_of(model: nn.Module, file: Path) -> dict[str, Tensor]:
+    """Read a checkpoint, also one of several models whose names have prefixes.
+
+    Args:
+        model: The model that it is for.
+        file: The checkpoint.
+
+    Returns:
+        A state dict of the model.
+
+    Raises:
+        AnalyzerError: If it is of another model, or of several that could be this one.
+    """
+    saved, wanted = load_file(file), model.state_dict()
+    shapes = {key: value.shape for key, value in wanted.items() if isinstance(value, Tensor)}
+    prefixes = {name.removesuffix(key) for name in saved for key in shapes if name.endswith(key)}
+    fitting = sorted(
+        prefix
+        for prefix in prefixes
+        if all(
+            prefix + key in saved and saved[prefix + key].shape == shape
+            for key, shape in shapes.items()
+        )
+    )
+    if not fitting:
+        raise AnalyzerError(
+            f"checkpoint {file.name} does not fit the model that was built again: "
+            f"{_misfit(saved, shapes)}. Was the program changed since?"
+        )
+    # With another one beside it, a model has the name of its variable.
+    own = fitting[0] if len(fitting) == 1 else "" if "" in fitting else _variable(model)
+    if own not in fitting:
+        names = ", ".join(repr(prefix.rstrip(".")) for prefix in fitting)
+        raise AnalyzerError(
+            f"checkpoint {file.name} holds several models of the same shape, {names}, and this is "
+            "none of them by name. Give it a variable in the script, outside of functions."
+        )
+    # Checkpoints hold tensors only: extra state stays the model's.
+    return {**wanted, **{key: saved[own + key] for key in shapes}}
+
+
+def _variable(model: nn.Module) -> str:
+    """The prefix of a model that is not the only one."""
+    return root_prefixes([model, None])[0]
+
+
+def _misfit(saved: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> str:
+    """The first difference between a checkpoint and a model."""
+    for key, shape in shapes.items():
+        found = [value.shape for name, value in saved.items() if name.endswith(key)]
+        if not found:
+            return f"it has no {key!r}"
+        if shape not in found:
+            return f"its {key!r} has shape {list(found[0])}, that of the model {list(shape)}"
+    return "it has these names only in parts"

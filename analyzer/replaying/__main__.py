@@ -10,10 +10,8 @@ from analyzer.options import ProbePlan, RecordOptions
 from analyzer.recording.probing import Probing, said_of
 from analyzer.recording.provenance import restore_random_states
 from analyzer.recording.training import Training
-from analyzer.replaying.measuring import measure_all
-from analyzer.replaying.order import ProbeOrder, Progress, sentences
-from analyzer.replaying.rebuilding import check_batch
-from analyzer.replaying.scripts import MARK, REFUSAL
+from analyzer.replaying import ProbeOrder, Progress, measure_all, sentences
+from analyzer.replaying.programs import MARK, REFUSAL, check_batch
 from analyzer.script import run_program, when_imported
 from analyzer.storage.run import Run, open_run
 

@@ -5,7 +5,7 @@ and pickers follow from these rows. Nothing heavy is imported here.
 """
 
 from analyzer.vocabulary.glossary import GLOSSARY
-from analyzer.vocabulary.probes import PROBE_NAMES, PROBES, Probe
+from analyzer.vocabulary.probes import PROBE_NAMES, PROBES, Probe, ProbeOption
 from analyzer.vocabulary.quantities import QUANTITIES
 from analyzer.vocabulary.quantity import RULES, Pooling, Quantity
 
@@ -17,6 +17,7 @@ __all__ = [
     "RULES",
     "Pooling",
     "Probe",
+    "ProbeOption",
     "Quantity",
     "quantities_of",
     "quantity",

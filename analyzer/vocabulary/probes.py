@@ -5,7 +5,30 @@ from dataclasses import dataclass
 from analyzer.vocabulary.methods import Method
 from analyzer.vocabulary.quantity import Pooling, Quantity
 
-__all__ = ["PROBES", "PROBE_NAMES", "Probe"]
+__all__ = ["PROBES", "PROBE_NAMES", "Probe", "ProbeOption"]
+
+
+@dataclass(frozen=True)
+class ProbeOption:
+    """An option of ``analyzer probe`` that a probe takes, as a keyword of its function.
+
+    Args:
+        name: The keyword; ``--name`` on the command line.
+        type: Of its value.
+        metavar: What may stand for it.
+        help: What it does.
+        flag: On the command line, where that is not ``--name``.
+    """
+
+    name: str
+    type: type
+    metavar: str
+    help: str
+    flag: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.flag:
+            object.__setattr__(self, "flag", f"--{self.name.replace('_', '-')}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +42,7 @@ class Probe:
         function: Where it is measured, as ``module:function``; the function takes the held batch
             and returns a measurement. Empty for ``analyzer.probes.<name>:measure``.
         method: How a paper describes it.
-        options: Names of the options of ``analyzer probe`` that it takes.
+        options: What ``analyzer probe`` passes on to it, each with the function's own default.
 
     Raises:
         ValueError: If the sentence or the columns are missing.
@@ -30,7 +53,7 @@ class Probe:
     columns: tuple[Quantity, ...]
     function: str = ""
     method: Method | None = None
-    options: tuple[str, ...] = ()
+    options: tuple[ProbeOption, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.function:
@@ -99,6 +122,38 @@ PROBES = (
             "moved. A slice that is not convex shows that the loss is not; one that is proves "
             "nothing.",
             sources=("li2018",),
+        ),
+        options=(
+            ProbeOption(
+                "plane",
+                str,
+                "random|trajectory|N|N,M",
+                "Random directions; the principal plane of the checkpoints; the line to the "
+                "checkpoint of step N; the plane through those of steps N and M.",
+            ),
+            ProbeOption("grid", str, "N|NxM", "Points along the axes; Nx1 for a line."),
+            ProbeOption(
+                "range", str, "LOW:HIGH[,LOW:HIGH]", "Coordinates of both axes, or of each."
+            ),
+            ProbeOption("normalization", str, "filter|layer|none", "Of random directions."),
+            ProbeOption("seed", int, "N", "Of random directions.", flag="--direction-seed"),
+            ProbeOption(
+                "mode", str, "fast|exact", "Evaluate as few points as the tolerance allows, or all."
+            ),
+            ProbeOption("tolerance", float, "T", "Of the fast mode, over the range of the loss."),
+            ProbeOption(
+                "batch_norm",
+                str,
+                "keep|recompute",
+                "Running statistics: the model's, or estimated at every point.",
+            ),
+            ProbeOption(
+                "weight_decay",
+                float,
+                "L",
+                "Add L/2 times the squared norm of the weights to the loss.",
+            ),
+            ProbeOption("seconds", float, "S", "Evaluate no more after this time."),
         ),
         columns=_columns(
             "landscape",

@@ -19,8 +19,8 @@ from analyzer.analysis.view import View
 from analyzer.errors import AnalyzerError
 from analyzer.figures.landscape import trajectory_figure
 from analyzer.figures.theme import LIGHT
-from analyzer.probes.landscape.planes import LandscapeRequest
-from analyzer.replaying import ProbeOrder, probe_run
+from analyzer.replaying import ProbeOrder
+from analyzer.replaying.programs import probe_run
 from tests.support.commands import command
 
 NAME = "run-model.py"
@@ -106,7 +106,7 @@ def test_the_plane_of_the_trajectory_is_drawn_with_the_checkpoints_in_it(folder,
 def probed(folder: Path, *, overwrites: bool = False, **request) -> list[str]:
     """Draw a landscape of the model file in this process; what was said."""
     told: list[str] = []
-    landscape = LandscapeRequest(**{"mode": "exact", **request})
+    landscape = {"mode": "exact", **request}
     order = ProbeOrder(("landscape",), "last", landscape, overwrites)
     probe_run(analyzer.open_run(folder / NAME), order, told.append)
     return told
@@ -120,7 +120,7 @@ def test_options_of_a_landscape_reach_it(folder, monkeypatch):
     assert run.probe_metadata("landscape")[6]["batch_norm"] == "recompute"
 
     told = probed(folder)
-    assert told == ["landscape of step 6 is there already; kept (--overwrite measures it anew)"]
+    assert told == ["landscape of step 6 exists and is kept (--overwrite replaces it)"]
     options = {"seed": 3, "normalization": "layer", "grid": "4x6", "weight_decay": 0.1}
     probed(folder, overwrites=True, **options)
     notes = analyzer.open_run(folder / NAME).probe_metadata("landscape")[6]
@@ -181,7 +181,7 @@ def test_a_landscape_that_is_killed_goes_on_and_ends_with_the_same_values(folder
     for moment in np.random.default_rng(kills).uniform(0, 0.6, kills):
         kill_at(folder, NAME, moment, *words)
     told = command(folder, "probe", NAME, "landscape", *words)
-    assert "going on with the points that are done" in told
+    assert "resuming with the points that are done" in told
     resumed = drawn(folder, NAME)
     left = [file.name for file in (folder / NAME / "probes" / "landscape").iterdir()]
     assert left == ["step-000000000006.parquet"]
@@ -197,7 +197,7 @@ def test_points_of_another_landscape_are_not_taken_over(folder, monkeypatch):
     place.mkdir(parents=True)
     (place / "step-000000000006.points").write_bytes(b"something else")
     told = probed(folder, grid="3")
-    assert "the points that are done are of another one; from the start" in told[1]
+    assert "the points that are done are of another one; starting over" in told[1]
     assert len(drawn(folder, NAME)) == 9
     assert len(list(place.iterdir())) == 1
 

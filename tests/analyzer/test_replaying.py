@@ -12,8 +12,8 @@ from torch import nn
 import analyzer
 from analyzer.errors import AnalyzerError, NotRecordedError
 from analyzer.probes.registry import PROBE_NAMES
-from analyzer.replaying import checkpoints_of, command_of
-from analyzer.replaying.checkpoints import state_of
+from analyzer.replaying import checkpoints_of, state_of
+from analyzer.replaying.programs import command_of
 from tests.support.commands import command
 from tests.support.runs import write_run
 
@@ -120,7 +120,7 @@ def test_a_script_is_started_again_only_when_asked_and_its_command_is_said_first
     assert "add --replay" in command(tmp_path, "probe", "run", "paths", code=2)
     told = command(tmp_path, "probe", "run", "paths", "--replay").splitlines()
     assert told[0] == "analyzer: running up to its first update: python train.py --lr 0.1"
-    assert "is there already; kept" in command(tmp_path, "probe", "run", "paths", "--replay")
+    assert "exists and is kept" in command(tmp_path, "probe", "run", "paths", "--replay")
 
 
 def test_another_first_batch_is_refused(tmp_path):
@@ -128,7 +128,7 @@ def test_another_first_batch_is_refused(tmp_path):
     command(tmp_path, "record", "--quiet", "--run", "run", "train.py", "--lr", "0.1")
     (tmp_path / "train.py").write_text(SCRIPT.replace("float() +", "float() + 1 +"))
     message = command(tmp_path, "probe", "run", "paths", "--replay", code=2)
-    assert "the first batch of run 'run' cannot be had again" in message
+    assert "the first batch of run 'run' cannot be reproduced" in message
 
 
 def test_a_program_that_needs_its_folder_is_told_about_in_place(tmp_path):

@@ -35,14 +35,7 @@ def chebyshev_nodes(count: int, nodes: int) -> NDArray[np.intp]:
 
 
 def _unit_grid(axes: tuple[Floats, Floats]) -> Floats:
-    """Return the points of a grid with both axes mapped to [-1, 1], so that both count alike.
-
-    Args:
-        axes: Increasing coordinates.
-
-    Returns:
-        ``[alphas, betas, 2]``.
-    """
+    """Return the points of a grid with both axes mapped to [-1, 1], so that both count alike."""
     return np.stack(np.meshgrid(*map(_to_unit, axes), indexing="ij"), axis=-1)
 
 
@@ -54,16 +47,7 @@ def _to_unit(axis: Floats) -> Floats:
 
 
 def _fits_through(grid: Floats, values: Floats, evaluated: NDArray[np.bool_]) -> dict[str, Floats]:
-    """Fit radial functions, cubic and quintic, to the loss and, where positive, to its logarithm.
-
-    Args:
-        grid: ``[alphas, betas, 2]``.
-        values: Losses ``[alphas, betas]``, finite where evaluated.
-        evaluated: Which of them to fit.
-
-    Returns:
-        Values at every point by the name of the fit; NaN where a fit is not possible.
-    """
+    """Fit radial functions, cubic and quintic, to the loss and, where positive, to its log."""
     points, known = grid[evaluated], values[evaluated]
     fits = {}
     for kernel, degree in _KERNELS:

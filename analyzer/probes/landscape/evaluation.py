@@ -131,7 +131,7 @@ class InPlace:
 
 @contextmanager
 def _averaging(module: nn.Module) -> Iterator[None]:
-    """Let batch norms collect statistics anew, as plain averages over the batches that follow."""
+    """Let batch norms re-estimate their statistics as plain averages over the next batches."""
     norms = [
         part
         for part in module.modules()

@@ -1,4 +1,4 @@
-"""The points of a surface that are done, kept in a file so that a killed run goes on."""
+"""The points of a surface that are done, kept in a file so that a killed run can be resumed."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Ledger:
         if identity != self._identity:
             raise PartialSurfaceError(
                 f"{path.name!r} holds points of another surface, expected the same weights, "
-                "directions, data and grid; name another file, or delete it to start anew"
+                "directions, data and grid; name another file, or delete it to start over"
             )
         self.values, self.done, self.method_name = values, done, name
         self._is_checked = not done.any()

@@ -92,7 +92,7 @@ def surface(
         tolerance: Of the fast mode: allowed error over the range of the loss.
         batch_norm: ``"keep"`` the running statistics, or ``"recompute"`` them at every point.
         weight_decay: λ of a term ``λ/2 ‖θ(α, β)‖²`` over all parameters, added to the data term.
-        resume: A file for the points that are done. A run that was killed goes on from it, with the
+        resume: A file for the points that are done. A killed run is resumed from it, with the
             values of an undisturbed one.
         seconds: Evaluate no more after this time; what is left is interpolated, or NaN.
         on_progress: Called with points done and points in all.

@@ -267,7 +267,7 @@ def test_a_layer_whose_output_is_no_tensor_throughout_is_refused_by_captum():
     torch.manual_seed(0)
     net = nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), nn.Flatten())
     found = layer_attribution(net, torch.randn(3, 5, 4), 2, "integrated_gradients", num_steps=3)
-    assert found.refused["0.self_attn"].endswith("its output holds something that is no tensor")
+    assert found.refused["0.self_attn"].endswith("its output holds something that is not a tensor")
     assert math.isfinite(found.values[found.names.index("0.norm2")])
 
 
@@ -307,7 +307,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="method 'shap' is unknown; expected one of conductance"):
         layer_attribution(net, x, 0, "shap")
     with pytest.raises(
-        ValueError, match=r"the target 3 is no class of an output of shape \[7, 3\]"
+        ValueError, match=r"the target 3 is not a class of an output of shape \[7, 3\]"
     ):
         layer_attribution(net, x, 3)
     with pytest.raises(ValueError, match=r"the target \(0, 1\) is outside of an output of shape"):

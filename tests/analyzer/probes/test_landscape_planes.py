@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from analyzer.probes import HeldBatch
-from analyzer.probes.landscape import measure
+from analyzer.probes.landscape import measure, methods
 from analyzer.probes.landscape.planes import LandscapeRequest, drawn
 
 
@@ -124,7 +124,8 @@ def test_a_checkpoint_with_nan_is_named_before_a_plane_is_sought():
         drawn(held([1, 1, 1]), request, step=9, checkpoints=broken)
 
 
-def test_a_request_without_words_draws_what_the_probe_draws():
+def test_a_request_without_words_draws_what_the_probe_draws(monkeypatch):
+    monkeypatch.setattr(methods, "_WORTH_SECONDS", float("inf"))  # the clock decides nothing
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
     batch = HeldBatch(model, torch.randn(6, 4), torch.arange(6) % 3, nn.functional.cross_entropy)

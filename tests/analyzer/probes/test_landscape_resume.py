@@ -86,7 +86,7 @@ def test_a_file_of_another_surface_is_refused(tmp_path):
     file = tmp_path / "points"
     surface(model, batches, cross_entropy, planes, AXIS, resume=file)
     other = analyzer.random_directions(model, seed=5)
-    with pytest.raises(ValueError, match=r"'points' holds points of another surface.*start anew"):
+    with pytest.raises(ValueError, match=r"'points' holds points of another surface.*start over"):
         surface(model, batches, cross_entropy, other, AXIS, resume=file)
     with pytest.raises(ValueError, match="was made with another loss"):
         surface(model, batches, lambda o, t: 2 * cross_entropy(o, t), planes, AXIS, resume=file)

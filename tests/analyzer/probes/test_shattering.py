@@ -145,7 +145,7 @@ def test_the_gradient_on_a_line_is_the_derivative_along_it():
     t = torch.linspace(-1, 1, 21, dtype=torch.float64)[:, None]
     grid = t * torch.tensor([[3.0, 4.0]], dtype=torch.float64) / 5
     assert torch.allclose(gradient_on_line(Square(), grid), 2 * t.flatten())
-    with pytest.raises(ValueError, match=r"shape \[3, 1\] is no line of evenly spaced inputs"):
+    with pytest.raises(ValueError, match=r"shape \[3, 1\] is not a line of evenly spaced inputs"):
         gradient_on_line(Square(), torch.tensor([[0.0], [1.0], [3.0]]))
 
 

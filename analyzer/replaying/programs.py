@@ -1,0 +1,245 @@
+"""The program of a finished run, built or started again up to its first batch."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from analyzer.errors import AnalyzerError
+from analyzer.recording.probing import Call, Held
+from analyzer.replaying import ProbeOrder, Progress, Say, checkpoints_of, measure_all, sentences
+from analyzer.script import run_program
+from analyzer.storage.run import Run
+
+__all__ = ["MARK", "REFUSAL", "check_batch", "command_of", "probe_run", "replay_script"]
+
+MARK = "replay: "
+"""What the lines of the child process begin with that are for the user."""
+REFUSAL = "refused: "
+"""What the line begins with that says why it measured no more, or not all."""
+
+
+def probe_run(
+    run: Run, order: ProbeOrder, say: Say = lambda _: None, progress: Progress | None = None
+) -> None:
+    """Measure probes on the checkpoints of a run of a zoo network or a model file.
+
+    Args:
+        run: The run; its tables get the new ones, none that exists is written again unasked.
+        order: What to measure.
+        say: Receives a sentence about each table.
+        progress: Told how far a landscape is; None for a sentence now and then.
+
+    Raises:
+        AnalyzerError: If the run cannot be rebuilt, or a probe cannot be measured on it, with the
+            reason.
+    """
+    checkpoints_of(run, order.which)  # refused before the model is built
+    measure_all(run, rebuilt(run), order, say, progress or sentences(say))
+
+
+def command_of(run: Run, args: Sequence[str]) -> list[str]:
+    """Return the command line of a recorded script, as it is started again.
+
+    Args:
+        run: The run of a script.
+        args: Arguments to use instead of the recorded ones; empty to use those.
+
+    Raises:
+        AnalyzerError: If the recorded arguments hold paths that the run does not know.
+    """
+    argv = list(run.manifest["argv"])
+    head = argv[:2] if argv[0] == "-m" else argv[:1]
+    rest = list(args) or argv[len(head) :]
+    hidden = [word for word in rest if "<path:" in word]
+    if hidden:
+        raise AnalyzerError(
+            f"the run does not hold the path {hidden[0]!r} of its arguments; give all of them "
+            "after --, as in: analyzer probe RUN paths --replay -- --data /my/data"
+        )
+    return [*head, *rest]
+
+
+def replay_script(
+    run: Run, order: ProbeOrder, args: Sequence[str], *, in_place: bool, say: Say
+) -> None:
+    """Measure probes on the checkpoints of a script's run, in a child process.
+
+    Args:
+        run: The run of a script.
+        order: What to measure.
+        args: Arguments of the script; empty to use the recorded ones.
+        in_place: Run it in this working folder instead of a temporary one.
+        say: Receives sentences.
+
+    Raises:
+        AnalyzerError: If something could not be measured, with the reason; if the script did not
+            come to its first update, with what it wrote last.
+    """
+    checkpoints_of(run, order.which)
+    command = command_of(run, args)
+    target = command if command[0] == "-m" else [str(_existing(command[0])), *command[1:]]
+    say(f"running up to its first update: python {' '.join(command)}")
+    with contextlib.ExitStack() as stack:
+        folder = os.getcwd()
+        if not in_place:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+        words = [str(run.path.resolve()), order.as_text(), *target]
+        code, last = _run_child(words, folder, _environment(is_module=command[0] == "-m"), say)
+    if code != 0 and last.startswith(REFUSAL):
+        raise AnalyzerError(last.removeprefix(REFUSAL))
+    if code != 0:
+        raise AnalyzerError(
+            f"the replay ended with code {code}: {last}"
+            + ("" if in_place else ". Does it read files of this folder? Then add --in-place")
+        )
+
+
+def _run_child(
+    words: Sequence[str], folder: str, environment: Mapping[str, str], say: Say
+) -> tuple[int, str]:
+    """Run the replay, pass on what it says; return its exit code and its refusal or last line."""
+    last = "it wrote nothing"
+    with subprocess.Popen(
+        [sys.executable, "-m", "analyzer.replaying", *words],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    ) as child:
+        assert child.stderr is not None
+        for line in map(str.rstrip, child.stderr):
+            if line.startswith(MARK):
+                say(line.removeprefix(MARK))
+            if not last.startswith(REFUSAL):
+                last = line.removeprefix(MARK) or last
+        code = child.wait()
+    return code, last
+
+
+def _existing(target: str) -> Path:
+    path = Path(target).resolve()
+    if not path.exists():
+        raise AnalyzerError(
+            f"'{target}' is not here; run this in the folder in which the run was recorded"
+        )
+    return path
+
+
+def _environment(*, is_module: bool) -> dict[str, str]:
+    """A module that Python found in this folder must be found by the child in its own."""
+    environment = dict(os.environ)
+    if is_module:
+        paths = [environment["PYTHONPATH"]] if environment.get("PYTHONPATH") else []
+        environment["PYTHONPATH"] = os.pathsep.join([*paths, os.getcwd()])
+    return environment
+
+
+def rebuilt(run: Run) -> Held:
+    """Build the model and the first batch of a run again.
+
+    Raises:
+        AnalyzerError: If it is of another kind, or its program fails now, or the batch differs.
+    """
+    kind = run.manifest.get("kind")
+    if kind == "zoo":
+        held = _zoo(run.manifest)
+    elif kind == "model file":
+        held = _model_file(run.manifest)
+    else:
+        raise AnalyzerError(
+            f"run '{run.name}' is of {_described(kind)}; to probe it, that program has to run "
+            "again, up to its first update: add --replay"
+        )
+    check_batch(run, held)
+    return held
+
+
+def _described(kind: Any) -> str:
+    return "a training script" if kind == "script" else "a Recorder in somebody's own program"
+
+
+class _Loss:
+    """The loss of a built-in training: a function of output and targets, on one batch."""
+
+    def __init__(self, loss: Callable[[Any, Any], Tensor], target: Any) -> None:
+        self._loss = loss
+        self._target = target
+
+    def __call__(self, output: Any, targets: Any = None) -> Tensor:
+        return self._loss(output, self._target)
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The classes of the samples, where the targets are classes."""
+        target = self._target
+        is_classes = isinstance(target, Tensor) and target.dim() == 1
+        return target if is_classes and not target.is_floating_point() else None
+
+
+def _zoo(manifest: Mapping[str, Any]) -> Held:
+    from torch.nn.functional import cross_entropy
+
+    from analyzer.networks.data import batches, dataset
+    from analyzer.networks.loop import seed_everything
+    from analyzer.networks.zoo import zoo_for
+
+    seed = manifest["seed"]
+    seed_everything(seed)
+    data = dataset(manifest["data"], seed=seed)
+    model = zoo_for(manifest["argv"][0].removeprefix("zoo:"), data, seed=seed)
+    stream = batches(data, manifest["batch_size"], seed=seed, device=torch.device("cpu"))
+    return _first_batch(model, stream, cross_entropy)
+
+
+def _model_file(manifest: Mapping[str, Any]) -> Held:
+    from torch.nn.functional import cross_entropy
+
+    from analyzer.networks.data import batches, dataset
+    from analyzer.networks.loop import model_of, seed_everything
+
+    seed, target = manifest["seed"], manifest["argv"][0]
+    ending = run_program(target, manifest["argv"][1:])
+    if ending.exit_code != 0:
+        raise AnalyzerError(f"'{target}' failed; the run cannot be rebuilt from it")
+    seed_everything(seed)
+    model = model_of(ending.namespace, target)
+    if "batches" in ending.namespace:
+        stream = ending.namespace["batches"]()
+    else:
+        data = dataset(manifest["data"], seed=seed)
+        size = manifest["batch_size"]
+        stream = batches(data, size, seed=seed, device=torch.device("cpu"))
+    return _first_batch(model, stream, ending.namespace.get("loss", cross_entropy))
+
+
+def _first_batch(model: nn.Module, stream: Any, loss: Callable[[Any, Any], Tensor]) -> Held:
+    inputs, target = next(iter(stream))
+    return Held(0, Call(model, (inputs,), {}, None), _Loss(loss, target), None)
+
+
+def check_batch(run: Run, held: Held) -> None:
+    """Compare the first batch with the recorded one.
+
+    Args:
+        run: The run.
+        held: The first batch of the training that was built again.
+
+    Raises:
+        AnalyzerError: If they differ: the data or the random numbers do.
+    """
+    expected = run.manifest.get("first_batch")
+    if expected is not None and held.hash() != expected:
+        raise AnalyzerError(
+            f"the first batch of run '{run.name}' cannot be reproduced: its digest is "
+            f"{held.hash()}, the recorded one {expected}. Data, seed, arguments or device differ"
+        )

@@ -137,7 +137,7 @@ def representatives(groups: Sequence[Group]) -> tuple[Run, ...]:
     """Return the runs that the figures show: one of each group, of one seed where there is one.
 
     Returns:
-        Three runs at the most, since the figures have room for three columns.
+        At most three runs, since the figures have room for three columns.
     """
     common = set.intersection(*(set(group.seeds) for group in groups)) if groups else set()
     first = next((seed for seed in groups[0].seeds if seed in common), None) if groups else None

@@ -204,7 +204,7 @@ def _words(axes: Any, side: Any, settings: Any, categories: dict[str, int]) -> N
 
 
 def _set_ticks(axes: Any, side: Any, places: list[float], texts: list[str]) -> None:
-    """Ticks with words, of which only so many are shown that they can be read."""
+    """Ticks with words, as many as can be read."""
     step = max(1, -(-len(places) // _MOST_WORDS))
     places, texts = places[::step], [_short(text) for text in texts[::step]]
     is_crowded = side is axes.xaxis and _is_crowded(axes, texts)

@@ -49,7 +49,7 @@ class AnonymousRun(Run):
         alias: The name that it is shown under.
 
     Raises:
-        RunNotFoundError: If there is no run at this place.
+        RunNotFoundError: If no run is there.
         SchemaError: If ``run.json`` is damaged, foreign, or of a newer version.
     """
 
@@ -171,7 +171,7 @@ _FACTS: dict[str, Callable[[Run], str]] = {
     "data hash": _data_hash,
     "batch size": _key("batch_size"),
     "optimizer": _key("optimizer"),
-    "skip scale": lambda run: str(run.manifest.get("skip_scale", "none")),
+    "scale of the shortcuts": lambda run: str(run.manifest.get("skip_scale", "none")),
     "device": _key("device"),
     "dtype of parameters": _key("dtype"),
     "platform": _key("platform"),

@@ -20,7 +20,7 @@ def test_types_and_the_digest_of_the_data_are_shown(tmp_path: Path) -> None:
     facts = facts_of(run(tmp_path, dtype="bfloat16, float32", first_batch="00ff", skip_scale=0.5))
     assert facts["dtype of parameters"] == "bfloat16, float32"
     assert facts["data hash"] == "00ff (types, shapes and first values of the first batch)"
-    assert facts["skip scale"] == "0.5"
+    assert facts["scale of the shortcuts"] == "0.5"
 
 
 def test_a_digest_of_all_data_goes_before_that_of_a_batch(tmp_path: Path) -> None:
@@ -30,4 +30,4 @@ def test_a_digest_of_all_data_goes_before_that_of_a_batch(tmp_path: Path) -> Non
 def test_what_an_older_run_lacks_is_said(tmp_path: Path) -> None:
     facts = facts_of(run(tmp_path))
     assert facts["dtype of parameters"] == facts["data hash"] == "not recorded"
-    assert facts["skip scale"] == "none"
+    assert facts["scale of the shortcuts"] == "none"

@@ -1,8 +1,5 @@
 """Connects the layout with what it shows, and serves the data behind a figure as CSV."""
 
-import csv
-import io
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +9,7 @@ from flask import Response, request
 
 from analyzer.errors import AnalyzerError
 from analyzer.figures.catalog import PANELS, page_at, panel
+from analyzer.figures.csv_text import csv_text
 
 from .address import Context, context, parse, query
 from .compare import verdict_of
@@ -24,9 +22,8 @@ from .library import Library, pulse, shortened
 from .run_list import run_table
 from .warmer import Warmer
 
-__all__ = ["as_csv", "connect", "harmless"]
+__all__ = ["connect"]
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _HIDDEN = {"display": "none"}
 
 
@@ -272,40 +269,11 @@ def _connect_downloads(app: Dash, seen: Any) -> None:
             table = recorded(key, chosen).table()
         except AnalyzerError as error:
             return _refusal(str(error), 404)
-        lines = as_csv(table)
         headers = {"Content-Disposition": f'attachment; filename="{key}.csv"'}
-        return Response(lines, mimetype="text/csv", headers=headers)
+        return Response(csv_text(table), mimetype="text/csv", headers=headers)
 
     app.server.add_url_rule("/csv/<key>", "csv", download)
 
 
 def _refusal(text: str, status: int) -> Response:
     return Response(text + "\n", status, mimetype="text/plain")
-
-
-def as_csv(table: Any) -> Iterator[str]:
-    """Yield the lines of a table; a null is an empty cell, NaN and infinities stay words.
-
-    Args:
-        table: A pandas DataFrame.
-    """
-    yield _line(table.columns)
-    for row in table.itertuples(index=False, name=None):
-        yield _line(row)
-
-
-def _line(cells: Any) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow([harmless(cell) for cell in cells])
-    return text.getvalue()
-
-
-def harmless(cell: Any) -> Any:
-    """Return a cell that a spreadsheet does not take for a formula; floats keep every digit."""
-    if cell is None:
-        return ""
-    if isinstance(cell, float):
-        return repr(float(cell))
-    if isinstance(cell, str) and cell.startswith(_FORMULA):
-        return "'" + cell
-    return cell

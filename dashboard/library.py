@@ -12,20 +12,20 @@ from typing import Any
 import pyarrow as pa
 
 from analyzer.analysis.findings import findings, health
+from analyzer.analysis.numerals import age_text
 from analyzer.errors import AnalyzerError, RunNotFoundError, SchemaError
 from analyzer.storage.catalog import RunSummary, resolve_run, runs_in
 from analyzer.storage.run import Run, open_run
 
 from .cache import Cache, Line
 
-__all__ = ["Library", "Listed", "Pulse", "age_text", "pulse", "revision", "shortened"]
+__all__ = ["Library", "Listed", "Pulse", "pulse", "revision", "shortened"]
 
 # A figure is less than half a MB.
 _SIZES = {"runs": 8, "records": 8, "figures": 24, "answers": 16, "words": 10_000}
 # Longer runs take seconds to judge; their findings are one click away.
 _MOST_ROWS = 2_000_000
 _LONGEST_REST = 0.5
-_AGES = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
 @dataclass(frozen=True)
@@ -315,11 +315,3 @@ def _age(path: Path) -> float:
         except OSError:
             continue
     return max(0.0, time.time() - newest)
-
-
-def age_text(seconds: float) -> str:
-    """Return an age in its largest unit, rounded down: ``3 h``."""
-    for size, unit in _AGES:
-        if seconds >= size:
-            return f"{int(seconds // size):,} {unit}"
-    return f"{max(0, int(seconds))} s"

@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 import dash_mantine_components as dmc
 from dash import dcc, html
 
+from analyzer.analysis.numerals import age_text
 from analyzer.figures.catalog import page_of
 from analyzer.storage.catalog import RunSummary
 from analyzer.vocabulary import GLOSSARY
@@ -15,7 +16,7 @@ from analyzer.vocabulary import GLOSSARY
 from .address import Context
 from .components import attributes, message
 from .ids import Id
-from .library import Library, Listed, age_text, revision, shortened
+from .library import Library, Listed, revision, shortened
 
 __all__ = ["layout", "run_table"]
 

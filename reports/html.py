@@ -18,13 +18,14 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader, StrictUndefined,
 import analyzer
 from analyzer.analysis.numerals import counted, number
 from analyzer.errors import AnalyzerError
+from analyzer.figures.csv_text import cell_rows, csv_cells
 from analyzer.figures.theme import DARK
 from analyzer.vocabulary.methods import SOURCES, bibtex
 
 from .paper import static_svg, svg_address
 from .run_facts import reproducibility, run_table
 from .story import Figure, Story, claim_rows, lead_of, note_of, title_of
-from .tables import cell_rows, csv_cells, heading
+from .tables import heading
 
 __all__ = [
     "BUNDLE",

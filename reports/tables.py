@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analyzer.analysis.gradient_flow import depth_profile
+from analyzer.figures.csv_text import cell_rows, csv_text, is_numeric
 from analyzer.storage.run import Run
 
 from .groups import seed_spread
@@ -17,9 +18,6 @@ from .story import Story, claim_rows
 
 __all__ = [
     "PaperTable",
-    "cell_rows",
-    "csv_cells",
-    "csv_text",
     "heading",
     "latex_escaped",
     "latex_number",
@@ -29,9 +27,6 @@ __all__ = [
     "write_tables",
 ]
 
-# Excel and its kin run such a cell as a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_QUOTED = re.compile(r'[",\r\n]')
 _MOST_FLOATING = 45
 _SENTENCE, _PHRASE = 44, 14
 _LETTERS_A_LINE = 85
@@ -190,25 +185,6 @@ def _path_table(run: Run, key: str) -> PaperTable:
     return PaperTable(key, caption, last)
 
 
-def cell_rows(rows: pd.DataFrame) -> list[tuple[Any, ...]]:
-    """Return the cells row by row; a missing text is None, and a NaN stays NaN."""
-    columns = [
-        [_or_none(value, is_nan_missing=not _is_numeric(rows[name])) for value in rows[name]]
-        for name in rows.columns
-    ]
-    return list(zip(*columns, strict=True))
-
-
-def _or_none(value: Any, *, is_nan_missing: bool) -> Any:
-    is_nan = is_nan_missing and isinstance(value, float) and np.isnan(value)
-    return None if is_nan or value is pd.NA else value
-
-
-def _is_numeric(column: "pd.Series[Any]") -> bool:
-    """Whether a column holds numbers; truth values are words."""
-    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
-
-
 def heading(name: Any) -> str:
     """Return the name of a column in words."""
     return str(name).replace("_", " ")
@@ -258,7 +234,7 @@ def _layout(rows: pd.DataFrame) -> tuple[str, int]:
     share = max(0.15, (0.94 - taken / _LETTERS_A_LINE) / max(sum(is_wide), 1))
     kinds = []
     for name, length, wide in zip(rows.columns, lengths, is_wide, strict=True):
-        kind = "r" if _is_numeric(rows[name]) else "l"
+        kind = "r" if is_numeric(rows[name]) else "l"
         if wide:
             kind = rf"p{{{share:.2f}\linewidth}}"
         elif any(is_wide) and kind == "l" and length > _PHRASE:
@@ -302,7 +278,7 @@ def _latex_cell(value: Any) -> str:
 
 def markdown_text(table: PaperTable) -> str:
     """Return a Markdown table with its caption below; markup in cells is text."""
-    ends = ["---:" if _is_numeric(table.rows[name]) else "---" for name in table.rows.columns]
+    ends = ["---:" if is_numeric(table.rows[name]) else "---" for name in table.rows.columns]
     body = [[_markdown_cell(value) for value in row] for row in cell_rows(table.rows)]
     names = [_markdown_cell(heading(name)) for name in table.rows.columns]
     lines = [f"| {' | '.join(cells)} |" for cells in (names, ends, *body)]
@@ -316,38 +292,3 @@ def _markdown_cell(value: Any) -> str:
         return "NaN" if np.isnan(value) else f"{value:.4g}"
     words = re.sub(r"\s", " ", str(value)).replace("&", "&amp;")
     return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", words)
-
-
-def csv_text(rows: pd.DataFrame) -> str:
-    """Return comma-separated values, every number in full precision.
-
-    Missing values are empty; NaN and infinite ones are written as such. Text that a spreadsheet
-    would take for a formula gets an apostrophe in front.
-    """
-    return "".join(f"{','.join(row)}\n" for row in zip(*csv_cells(rows), strict=True))
-
-
-def csv_cells(rows: pd.DataFrame, digits: int | None = None) -> list[list[str]]:
-    """Return the columns of a table as cells of a CSV file, each below its heading.
-
-    Args:
-        rows: The table.
-        digits: Significant digits of numbers that are not whole; None for all that they have.
-    """
-    columns = zip(*cell_rows(rows), strict=True) if len(rows) else ((),) * rows.shape[1]
-    return [
-        [_csv_cell(str(name)), *(_csv_cell(value, digits) for value in column)]
-        for name, column in zip(rows.columns, columns, strict=True)
-    ]
-
-
-def _csv_cell(value: Any, digits: int | None = None) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float | np.floating):
-        if np.isnan(value):
-            return "NaN"
-        return repr(float(value)) if digits is None else f"{float(value):.{digits}g}"
-    text = str(value)
-    text = f"'{text}" if isinstance(value, str) and text.startswith(_FORMULA) else text
-    return f'"{text.replace(chr(34), chr(34) * 2)}"' if _QUOTED.search(text) else text

@@ -4,6 +4,7 @@ import math
 
 __all__ = [
     "Spread",
+    "age_text",
     "counted",
     "decades",
     "decades_fallen",
@@ -18,6 +19,7 @@ __all__ = [
 Spread = tuple[float, float] | None
 """Smallest and largest value over seeds; None for a single run."""
 
+_AGES = ((86_400, "d"), (3_600, "h"), (60, "min"))
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -138,3 +140,11 @@ def decades_grown(value: float | None, spread: Spread = None) -> str:
 
 def _verb(value: float) -> str:
     return "falls" if value >= 0 else "grows"
+
+
+def age_text(seconds: float) -> str:
+    """Return an age in its largest unit, rounded down: ``3 h``."""
+    for size, unit in _AGES:
+        if seconds >= size:
+            return f"{int(seconds // size):,} {unit}"
+    return f"{max(0, int(seconds))} s"

@@ -10,15 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from analyzer.analysis.findings import findings, health
+from analyzer.analysis.numerals import age_text
 from analyzer.cli.json_text import json_text
 from analyzer.cli.terminal import number, printable, signs, table_box
 from analyzer.errors import AnalyzerError
 from analyzer.storage.catalog import RunSummary
 from analyzer.storage.run import Run, open_run
 
-__all__ = ["age_text", "as_json", "completed", "print_runs", "verdict_of"]
-
-_AGES = ((86_400, "d"), (3_600, "h"), (60, "min"))
+__all__ = ["as_json", "completed", "print_runs", "verdict_of"]
 
 
 def completed(run: RunSummary) -> RunSummary:
@@ -106,14 +105,6 @@ def _none_found(folder: Path) -> str:
         f"No runs: the folder '{printable(str(folder), 300)}' {seen}; looked for folders with a "
         "run.json in it. Make a run with: analyzer record train.py"
     )
-
-
-def age_text(seconds: float) -> str:
-    """Return an age in its largest unit, rounded down: ``3 h``."""
-    for size, unit in _AGES:
-        if seconds >= size:
-            return f"{int(seconds // size):,} {unit}"
-    return f"{max(0, int(seconds))} s"
 
 
 def as_json(runs: Sequence[RunSummary], verdicts: Verdicts) -> str:

@@ -3,14 +3,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
+from analyzer.analysis.numerals import age_text
 from analyzer.dashboard.address import Address, parse, query
 from analyzer.dashboard.cache import Cache
-from analyzer.dashboard.callbacks import as_csv, harmless
 from analyzer.dashboard.components import blocks, explained
-from analyzer.dashboard.library import Library, age_text, pulse
+from analyzer.dashboard.library import Library, pulse
 from analyzer.dashboard.run_list import run_table
 from analyzer.dashboard.server import ssh_line, take_port
 from analyzer.errors import AnalyzerError, RunNotFoundError
@@ -97,12 +96,6 @@ def test_a_running_run_says_how_old_its_last_rows_are(tmp_path: Path) -> None:
 )
 def test_an_age_is_rounded_down_to_its_largest_unit(seconds: float, text: str) -> None:
     assert age_text(seconds) == text
-
-
-def test_csv_cells_keep_their_digits_and_start_no_formula() -> None:
-    table = pd.DataFrame({"name": ["=1+1", "fc"], "value": [0.1 + 0.2, float("nan")]})
-    assert list(as_csv(table)) == ["name,value\n", "'=1+1,0.30000000000000004\n", "fc,nan\n"]
-    assert harmless(None) == "" and harmless(-3) == -3 and harmless("-x") == "'-x"
 
 
 def test_blocks_are_what_stands_before_a_dot() -> None:

@@ -1,5 +1,3 @@
-import csv
-import io
 import math
 import re
 import shutil
@@ -13,7 +11,6 @@ from analyzer.reports.paper import write_figures
 from analyzer.reports.story import Story, story_of
 from analyzer.reports.tables import (
     PaperTable,
-    csv_text,
     latex_escaped,
     latex_number,
     latex_text,
@@ -83,12 +80,6 @@ def test_markdown_has_no_markup_from_a_name() -> None:
     assert lines[1] == "| --- | ---: |"
     assert lines[3] == r"| a\|b c | NaN |"
     assert r"\<b\>" in lines[2] and "&amp;" in lines[2] and r"\_" in lines[2]
-
-
-def test_csv_keeps_every_digit_and_runs_no_formula() -> None:
-    text = csv_text(pd.DataFrame({"n": ["=1+1", 'a,"b"', None], "v": [1 / 3, math.nan, -math.inf]}))
-    rows = list(csv.reader(io.StringIO(text)))
-    assert rows[1:] == [["'=1+1", repr(1 / 3)], ['a,"b"', "NaN"], ["", "-inf"]]
 
 
 def test_the_layer_table_holds_the_recorded_norms(story: Story) -> None:

@@ -1,0 +1,67 @@
+"""The data behind a figure as comma-separated values."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+__all__ = ["cell_rows", "csv_cells", "csv_text", "is_numeric"]
+
+# Excel and its kin run such a cell as a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_QUOTED = re.compile(r'[",\r\n]')
+
+
+def csv_text(rows: pd.DataFrame) -> str:
+    """Return comma-separated values, every number in full precision.
+
+    Missing values are empty; NaN and infinite ones are written as such. Text that a spreadsheet
+    would take for a formula gets an apostrophe in front.
+    """
+    return "".join(f"{','.join(row)}\n" for row in zip(*csv_cells(rows), strict=True))
+
+
+def csv_cells(rows: pd.DataFrame, digits: int | None = None) -> list[list[str]]:
+    """Return the columns of a table as cells of a CSV file, each below its heading.
+
+    Args:
+        rows: The table.
+        digits: Significant digits of numbers that are not whole; None for all that they have.
+    """
+    columns = zip(*cell_rows(rows), strict=True) if len(rows) else ((),) * rows.shape[1]
+    return [
+        [_csv_cell(str(name)), *(_csv_cell(value, digits) for value in column)]
+        for name, column in zip(rows.columns, columns, strict=True)
+    ]
+
+
+def _csv_cell(value: Any, digits: int | None = None) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float | np.floating):
+        if np.isnan(value):
+            return "NaN"
+        return repr(float(value)) if digits is None else f"{float(value):.{digits}g}"
+    text = str(value)
+    text = f"'{text}" if isinstance(value, str) and text.startswith(_FORMULA) else text
+    return f'"{text.replace(chr(34), chr(34) * 2)}"' if _QUOTED.search(text) else text
+
+
+def cell_rows(rows: pd.DataFrame) -> list[tuple[Any, ...]]:
+    """Return the cells row by row; a missing text is None, and a NaN stays NaN."""
+    columns = [
+        [_or_none(value, is_nan_missing=not is_numeric(rows[name])) for value in rows[name]]
+        for name in rows.columns
+    ]
+    return list(zip(*columns, strict=True))
+
+
+def _or_none(value: Any, *, is_nan_missing: bool) -> Any:
+    is_nan = is_nan_missing and isinstance(value, float) and np.isnan(value)
+    return None if is_nan or value is pd.NA else value
+
+
+def is_numeric(column: "pd.Series[Any]") -> bool:
+    """Return whether a column holds numbers; truth values are words."""
+    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)

@@ -16,6 +16,7 @@ from analyzer.storage.arrays import as_floats, as_numpy, is_present
 from analyzer.storage.bin_file import BinFile, opened
 from analyzer.storage.bin_writer import Chunk, chunks_in
 from analyzer.storage.bins import Bins, concatenated, ids_of_each_bin, rebinned, single
+from analyzer.storage.parts import reason_of
 from analyzer.storage.schema import STAT_COLUMNS
 from analyzer.storage.selection import Steps
 from analyzer.storage.tables import StepTable
@@ -257,10 +258,9 @@ class BinReader:
         except FileNotFoundError:
             raise
         except _FAILURES as error:
-            reason = (str(error).splitlines() or [""])[0][:200]
             self._warn(
                 f"overview/{self._table.name}/{chunk.name} cannot be read; the table itself is "
-                f"read instead ({type(error).__name__}: {reason})"
+                f"read instead ({reason_of(error)})"
             )
             return None
 

@@ -26,6 +26,7 @@ __all__ = [
     "current_parts",
     "encoding",
     "listing",
+    "reason_of",
     "replace_file",
     "write_table",
 ]
@@ -156,6 +157,11 @@ def encoding(
         "use_byte_stream_split": floats or False,
         "write_statistics": [name for name in ("step", "start") if name in schema.names] or False,
     }
+
+
+def reason_of(error: Exception) -> str:
+    """Return why a file cannot be read, in a line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
 def write_table(path: Path, table: pa.Table) -> None:

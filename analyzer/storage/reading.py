@@ -21,7 +21,7 @@ from analyzer.storage.arrays import (
     is_present,
     unified,
 )
-from analyzer.storage.parts import listing
+from analyzer.storage.parts import listing, reason_of
 from analyzer.storage.schema import STAT_COLUMNS, STEP_TABLES, TABLES
 from analyzer.storage.selection import StepsLike, nearest, selected_ids, selected_steps
 from analyzer.storage.tables import StepTable
@@ -87,7 +87,7 @@ class StaticTable:
         try:
             return conform(pq.ParquetFile(self._path).read(), schema)
         except _FAILURES as error:
-            self._warn(f"{self._path.name} cannot be read and is left out ({_short(error)})")
+            self._warn(f"{self._path.name} cannot be read and is left out ({reason_of(error)})")
             return schema.empty_table()
 
 
@@ -105,7 +105,7 @@ def probe_rows(folder: Path, warn: Callable[[str], None]) -> pa.Table:
             rows = pq.ParquetFile(path).read().replace_schema_metadata(None)
         except _FAILURES as error:
             name = f"probes/{folder.name}/{path.name}"
-            warn(f"{name} cannot be read and is left out ({_short(error)})")
+            warn(f"{name} cannot be read and is left out ({reason_of(error)})")
             continue
         if "step" in rows.column_names:
             rows = rows.drop_columns(["step"])
@@ -125,10 +125,6 @@ def probe_notes(folder: Path) -> dict[int, dict[str, str]]:
         ours = {key: value for key, value in raw.items() if key not in _FORMAT_KEYS}
         notes[step] = {key.decode(): value.decode() for key, value in ours.items()}
     return notes
-
-
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
 # Their rows are gradients of a rank's own loss; those of parameters were averaged by the training.

@@ -22,90 +22,77 @@ SCHEMA_VERSION = 1
 READABLE_VERSIONS = range(1, SCHEMA_VERSION + 1)
 
 
-def _column(
-    name: str, type_: pa.DataType, description: str, unit: str = "", *, nullable: bool = True
-) -> pa.Field:
-    return pa.field(name, type_, nullable, metadata={"unit": unit, "description": description})
+_TYPES = {
+    "list<int64>": pa.list_(pa.int64()),
+    "list<string>": pa.list_(pa.string()),
+    "time": pa.timestamp("us", tz="UTC"),
+}
+_Column = tuple[str, str, str, str]
+"""Name, type (with ``?`` where it may be null), unit and meaning."""
 
 
-def _quantities(table: str) -> list[pa.Field]:
-    return [
-        _column(row.key, pa.type_for_alias(row.type), row.description, row.unit)
-        for row in quantities_of(table)
-    ]
+def _field(name: str, type_: str, unit: str, meaning: str) -> pa.Field:
+    word = type_.removesuffix("?")
+    arrow = _TYPES.get(word) or pa.type_for_alias(word)
+    return pa.field(name, arrow, word != type_, {"unit": unit, "description": meaning})
 
 
-_STEP = _column("step", pa.int64(), "Attempted updates before this one.", "steps", nullable=False)
-_RANK = _column("rank", pa.int16(), "Process that wrote the row.", nullable=False)
-_INTEGERS, _STRINGS = pa.list_(pa.int64()), pa.list_(pa.string())
+def _schema(*columns: _Column) -> pa.Schema:
+    fields = [_field(*column) for column in columns]
+    return pa.schema(fields, metadata={"schema_version": str(SCHEMA_VERSION)})
 
-_LAYERS = [
-    _column("layer", pa.int32(), "Number of the layer, in call order.", nullable=False),
-    _column("name", pa.string(), "Module path, with #k for call k > 0.", nullable=False),
-    _column("module", pa.string(), "Module path; the class name for the root.", nullable=False),
-    _column("call", pa.int32(), "Call since the previous backward pass ended.", nullable=False),
-    _column("kind", pa.string(), "Class name of the module.", nullable=False),
-    _column(
-        "depth",
-        pa.int32(),
-        "Layers on the longest path from the input to this one.",
-        "layers",
-        nullable=False,
-    ),
-    _column(
+
+def _quantities(table: str) -> list[_Column]:
+    return [(row.key, f"{row.type}?", row.unit, row.description) for row in quantities_of(table)]
+
+
+_STEP: _Column = ("step", "int64", "steps", "Attempted updates before this one.")
+_RANK: _Column = ("rank", "int16", "", "Process that wrote the row.")
+_LAYERS = (
+    ("layer", "int32", "", "Number of the layer, in call order."),
+    ("name", "string", "", "Module path, with #k for call k > 0."),
+    ("module", "string", "", "Module path; the class name for the root."),
+    ("call", "int32", "", "Call since the previous backward pass ended."),
+    ("kind", "string", "", "Class name of the module."),
+    ("depth", "int32", "layers", "Layers on the longest path from the input to this one."),
+    (
         "num_parameters",
-        pa.int64(),
-        "Elements of the parameters that the module owns directly.",
+        "int64",
         "elements",
-        nullable=False,
+        "Elements of the parameters that the module owns directly.",
     ),
-    _column("output_shape", _INTEGERS, "Shape of the output when it was first seen."),
-    _column("join", pa.int32(), "Innermost residual join that the layer is a part of."),
-    _column("role", pa.string(), "branch or shortcut of that join."),
-]
-_PARAMETERS = [
-    _column("parameter", pa.int32(), "Number of the parameter.", nullable=False),
-    _column("name", pa.string(), "Name in named_parameters().", nullable=False),
-    _column("layer", pa.int32(), "First layer that uses it; null where none was called."),
-    _column("shape", _INTEGERS, "Global shape.", nullable=False),
-    _column("num_elements", pa.int64(), "Global number of elements.", "elements", nullable=False),
-    _column(
+    ("output_shape", "list<int64>?", "", "Shape of the output when it was first seen."),
+    ("join", "int32?", "", "Innermost residual join that the layer is a part of."),
+    ("role", "string?", "", "branch or shortcut of that join."),
+)
+_PARAMETERS = (
+    ("parameter", "int32", "", "Number of the parameter."),
+    ("name", "string", "", "Name in named_parameters()."),
+    ("layer", "int32?", "", "First layer that uses it; null where none was called."),
+    ("shape", "list<int64>", "", "Global shape."),
+    ("num_elements", "int64", "elements", "Global number of elements."),
+    (
         "trained",
-        pa.bool_(),
+        "bool",
+        "",
         "Whether it wants a gradient and an optimizer (where there is one) holds it.",
-        nullable=False,
     ),
-    _column("placement", pa.string(), "replicated or sharded over the ranks.", nullable=False),
-]
-_JOINS = [
-    _column("join", pa.int32(), "Number of the join, in forward order.", nullable=False),
-    _column("name", pa.string(), "Innermost module that holds fork and join.", nullable=False),
-    _column("operation", pa.string(), "add or cat.", nullable=False),
-    _column("shortcut", pa.string(), "identity, projection or concat.", nullable=False),
-    _column("branch_layers", _STRINGS, "Layers of the branch, in forward order.", nullable=False),
-    _column(
-        "shortcut_layers", _STRINGS, "Layers of the shortcut, in forward order.", nullable=False
-    ),
-    _column("branch_parameters", pa.int64(), "Parameters of the branch.", "elements"),
-    _column("shortcut_parameters", pa.int64(), "Parameters of the shortcut.", "elements"),
-]
-_STEPS = [
-    _STEP,
-    _RANK,
-    _column("attempt", pa.int16(), "Counts restarts of the same training.", nullable=False),
-    _column("epoch", pa.int32(), "Epoch, where the training says it."),
-    *_quantities("steps"),
-    _column("time", pa.timestamp("us", tz="UTC"), "When the step ended."),
-]
+    ("placement", "string", "", "replicated or sharded over the ranks."),
+)
+_JOINS = (
+    ("join", "int32", "", "Number of the join, in forward order."),
+    ("name", "string", "", "Innermost module that holds fork and join."),
+    ("operation", "string", "", "add or cat."),
+    ("shortcut", "string", "", "identity, projection or concat."),
+    ("branch_layers", "list<string>", "", "Layers of the branch, in forward order."),
+    ("shortcut_layers", "list<string>", "", "Layers of the shortcut, in forward order."),
+    ("branch_parameters", "int64?", "elements", "Parameters of the branch."),
+    ("shortcut_parameters", "int64?", "elements", "Parameters of the shortcut."),
+)
 
 
 def _step_table(table: str, key: str, meaning: str) -> pa.Schema:
-    key_field = _column(key, pa.int32(), meaning, nullable=False)
-    return _with_version([_STEP, _RANK, key_field, *_quantities(table)])
-
-
-def _with_version(fields: list[pa.Field]) -> pa.Schema:
-    return pa.schema(fields, metadata={"schema_version": str(SCHEMA_VERSION)})
+    return _schema(_STEP, _RANK, (key, "int32", "", meaning), *_quantities(table))
 
 
 STAT_COLUMNS: dict[str, tuple[str, ...]] = {
@@ -116,25 +103,26 @@ CONSTANT_COLUMNS = ("step", "rank", "attempt")
 STATIC_TABLES = ("layers", "parameters", "joins")
 STEP_TABLES = ("steps", *STAT_COLUMNS)
 TABLES: dict[str, pa.Schema] = {
-    "layers": _with_version(_LAYERS),
-    "parameters": _with_version(_PARAMETERS),
-    "joins": _with_version(_JOINS),
-    "steps": _with_version(_STEPS),
+    "layers": _schema(*_LAYERS),
+    "parameters": _schema(*_PARAMETERS),
+    "joins": _schema(*_JOINS),
+    "steps": _schema(
+        _STEP,
+        _RANK,
+        ("attempt", "int16", "", "Counts restarts of the same training."),
+        ("epoch", "int32?", "", "Epoch, where the training says it."),
+        *_quantities("steps"),
+        ("time", "time?", "", "When the step ended."),
+    ),
     "layer_stats": _step_table("layer_stats", "layer", "Row of layers.parquet."),
     "parameter_stats": _step_table("parameter_stats", "parameter", "Row of parameters.parquet."),
     "splits": _step_table("splits", "join", "Row of joins.parquet."),
 }
 PROBES: dict[str, pa.Schema] = {
-    probe.name: _with_version(_quantities(probe.table)) for probe in PROBE_ROWS
-}
-_KEYS: dict[str, str | None] = {
-    "steps": None,
-    "layer_stats": "layer",
-    "parameter_stats": "parameter",
-    "splits": "join",
+    probe.name: _schema(*_quantities(probe.table)) for probe in PROBE_ROWS
 }
 
 
 def key_column(table: str) -> str | None:
     """Return the id column of a table of step rows; None for ``steps``."""
-    return _KEYS[table]
+    return None if table == "steps" else TABLES[table].names[2]

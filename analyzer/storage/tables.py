@@ -19,7 +19,7 @@ from analyzer.storage.arrays import (
     is_present,
     unified,
 )
-from analyzer.storage.parts import Part, current_parts
+from analyzer.storage.parts import Part, current_parts, reason_of
 from analyzer.storage.schema import TABLES, key_column
 from analyzer.storage.selection import Steps
 
@@ -285,11 +285,7 @@ class StepTable:
 
     def _leave_out(self, part: Part, error: Exception) -> None:
         self._bad.add(part)
-        reason = (str(error).splitlines() or [""])[0][:200]
-        self._warn(
-            f"{self.name}/{part.name} cannot be read and is left out "
-            f"({type(error).__name__}: {reason})"
-        )
+        self._warn(f"{self.name}/{part.name} cannot be read and is left out ({reason_of(error)})")
 
     def _open(self, part: Part) -> _OpenPart | None:
         try:

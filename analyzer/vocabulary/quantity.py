@@ -1,7 +1,7 @@
 """What a row of the vocabulary says of a quantity."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 __all__ = ["RULES", "Pooling", "Quantity"]
@@ -44,18 +44,18 @@ class Pooling:
                 raise ValueError(f"pooling rule is {rule!r}; expected one of {', '.join(RULES)}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Quantity:
     """One kind of number that a run can hold.
 
     Args:
         key: Its column name.
         label: What an axis shows.
-        unit: Its unit; empty for a pure number.
         definition: One sentence that says what it is.
+        pooling: How the values of parts become that of the whole step.
         table: The table of a run folder that holds it.
         type: Type of its column, a word of Arrow.
-        pooling: How the values of parts become that of the whole step.
+        unit: Its unit; empty for a pure number.
         degenerate: When it is null, NaN, or at a limit; empty where nothing is to be said.
         source: Where the definition comes from; empty for common knowledge.
         scale: ``log`` or ``linear``, as it is best drawn.
@@ -63,17 +63,19 @@ class Quantity:
         is_norm: Whether ``--columns norms`` records it.
         moments: What it is computed from: the activation, the output gradient or the gradient of a
             parameter; empty where it is not computed from a tensor's moments.
-        value: How it is computed from the moments: the name of one, or a function of all of them.
+        value: How it is computed from the moments: the name of one, or a function of all; empty
+            for the moment that its key names.
         needs: Columns without which it cannot be pooled.
     """
 
     key: str
     label: str
-    unit: str
     definition: str
+    pooling: Pooling
+    _: KW_ONLY
     table: str
     type: str
-    pooling: Pooling
+    unit: str = ""
     degenerate: str = ""
     source: str = ""
     scale: str = "linear"
@@ -90,7 +92,7 @@ class Quantity:
         if self.type not in TYPES:
             raise ValueError(f"{place} has type {self.type!r}; expected one of {', '.join(TYPES)}")
         if self.moments and not self.value:
-            raise ValueError(f"{place} names moments and no value of them; expected both")
+            object.__setattr__(self, "value", self.key.removeprefix(f"{self.moments}_"))
         if not (self.label and self.definition):
             raise ValueError(f"{place} has no label or no definition; expected both")
 

@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 import analyzer
 from analyzer.errors import AnalyzerError
 
-__all__ = ["COMMANDS", "RunName", "RunsDir", "app", "main", "not_built"]
+__all__ = ["COMMANDS", "AsJson", "RunName", "RunsDir", "app", "main", "not_built"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "record": (
@@ -32,9 +32,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo:demo", "Train plain and residual twins on embedded data."),
     "runs": ("reading:runs", "List runs: name, status, steps, layers, joins, loss, verdict."),
     "show": ("reading:show", "Show a run in the terminal: depth profile, joins, findings."),
-    "diagnose": ("diagnose:diagnose", "List the findings of a run."),
-    "compare": ("compare:compare", "Put two runs side by side, on a depth-relative axis."),
-    "explain": ("explain:explain", "Say which mechanism separates plain and residual."),
+    "diagnose": ("judging:diagnose", "List the findings of a run."),
+    "compare": ("judging:compare", "Put two runs side by side, on a depth-relative axis."),
+    "explain": ("judging:explain", "Say which mechanism separates plain and residual."),
     "probe": ("probe:probe", "Run probes on a finished run's checkpoints."),
     "study": (":study", "Sweep depths, shortcuts and seeds (not built yet)."),
     "reproduce": (":reproduce", "Repeat a published experiment (not built yet)."),
@@ -59,6 +59,11 @@ RunsDir = Annotated[
     ),
 ]
 """The option ``--runs-dir`` as every command has it: ``runs_dir: RunsDir = Path("runs")``."""
+
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print JSON; a number that is not finite is a text.")
+]
+"""The option ``--json`` as every command has it: ``json: AsJson = False``."""
 
 # The public names for the errors of the parser end at BadParameter; what they share is above it.
 _ParserError: Any = typer.BadParameter.__mro__[2]

@@ -150,7 +150,7 @@ def _side_by_side(plain: Path, residual: Path, width: int) -> list[str]:
     from analyzer.analysis.training import run_training
     from analyzer.analysis.verdict import verdict
     from analyzer.cli.chart import depth_chart, shared_decades, side_by_side
-    from analyzer.cli.explain import explain_text
+    from analyzer.cli.judging import explain_text
     from analyzer.cli.terminal import number, signs
     from analyzer.storage.run import open_run
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from analyzer.cli import RunName, RunsDir
+from analyzer.cli import AsJson, RunName, RunsDir
 from analyzer.errors import AnalyzerError
 
 __all__ = ["dashboard", "export", "report", "runs", "show"]
@@ -21,10 +21,7 @@ def runs(
             metavar="[DIR]", help="The folder that holds the runs. Default: $ANALYZER_RUNS or runs."
         ),
     ] = None,
-    json: Annotated[
-        bool,
-        typer.Option("--json", help="Print JSON; a loss that is not finite is a text in it."),
-    ] = False,
+    json: AsJson = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="Leave out the verdict, for which tables are read.")
     ] = False,

@@ -11,8 +11,7 @@ from rich.text import Text
 
 from analyzer.analysis.findings import findings, health
 from analyzer.analysis.numerals import age_text
-from analyzer.cli.json_text import json_text
-from analyzer.cli.terminal import number, printable, signs, table_box
+from analyzer.cli.terminal import json_text, number, printable, signs, table_box
 from analyzer.errors import AnalyzerError
 from analyzer.storage.catalog import RunSummary
 from analyzer.storage.run import Run, open_run

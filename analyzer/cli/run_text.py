@@ -28,7 +28,7 @@ from analyzer.analysis.numerals import counted
 from analyzer.analysis.sentences import DepthFacts, Trend
 from analyzer.analysis.training import TrainingSummary, run_training
 from analyzer.cli.chart import depth_chart, sparkline
-from analyzer.cli.diagnose import finding_lines, findings_summary
+from analyzer.cli.judging import finding_lines, findings_summary
 from analyzer.cli.terminal import Signs, number, printable, signs, table_box
 from analyzer.errors import AnalyzerError, NotRecordedError
 from analyzer.storage.run import Run

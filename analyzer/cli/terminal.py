@@ -1,13 +1,25 @@
 """Writing to a terminal, a pipe or a file: width, color, encoding, and names that others chose."""
 
+import dataclasses
+import json
 import math
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from rich.box import ASCII, SIMPLE_HEAD, Box
 from rich.console import Console
 
-__all__ = ["Signs", "console", "number", "printable", "prints_unicode", "signs", "table_box"]
+__all__ = [
+    "Signs",
+    "console",
+    "json_text",
+    "number",
+    "printable",
+    "prints_unicode",
+    "signs",
+    "table_box",
+]
 
 _PIPE_WIDTH = 100
 
@@ -100,3 +112,32 @@ def printable(text: str, limit: int = 60) -> str:
     kept = max(limit - len(mark), 2)
     head = (kept + 1) // 2
     return shown[:head] + mark + shown[len(shown) - (kept - head) :]
+
+
+def json_text(value: Any) -> str:
+    """Return a value as JSON.
+
+    Args:
+        value: Dicts, lists, tuples, dataclasses, numpy numbers and arrays, and what JSON knows.
+
+    Returns:
+        Indented text; ``"NaN"``, ``"inf"`` and ``"-inf"`` for what is not finite, ``null`` for what
+        was not measured.
+    """
+    return json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """The value in the types of JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return {field.name: _plain(getattr(value, field.name)) for field in fields}
+    if isinstance(value, dict):
+        return {str(key): _plain(cell) for key, cell in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(cell) for cell in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    return value

@@ -7,7 +7,7 @@ import pytest
 
 from analyzer.analysis.findings import THRESHOLDS
 from analyzer.cli import main
-from analyzer.cli.json_text import json_text
+from analyzer.cli.terminal import json_text
 from tests.support.runs import layer_row, write_run
 
 JOIN = {

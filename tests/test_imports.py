@@ -210,3 +210,38 @@ def test_the_command_is_installed_under_its_name() -> None:
     module, _, function = project["scripts"]["analyzer"].partition(":")
     assert importlib.util.find_spec(module) is not None
     assert callable(vars(importlib.import_module(module))[function])
+
+
+def _imports_by_file() -> dict[str, set[str]]:
+    """Return the modules of the project that each module imports, at its top or later."""
+    names = {dotted(path): path for part in ("analyzer", *FOLDERS) for path in sources(part)}
+    # A compiled module is a name in its package, but imports nothing of ours.
+    compiled = {dotted(path) for path in (ROOT / "analyzer").rglob("*.pyi")}
+
+    def module_of(name: str) -> str:
+        return name if name in names or name in compiled else name.rpartition(".")[0]
+
+    return {
+        module: {module_of(name) for name in project_imports(path)} & (set(names) - {module})
+        # The package itself is a table of contents: it loads a name when that is asked for.
+        for module, path in names.items()
+        if module != "analyzer"
+    }
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    left = _imports_by_file()
+    # Taking away again and again what imports nothing that is left: a circle remains.
+    while free := [module for module, needs in left.items() if not needs & set(left)]:
+        for module in free:
+            del left[module]
+    assert not left
+
+
+def test_no_module_is_longer_than_400_lines() -> None:
+    lines = {
+        path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines())
+        for part in ("analyzer", *FOLDERS)
+        for path in sources(part)
+    }
+    assert [name for name, count in lines.items() if count > 400] == []

@@ -127,3 +127,22 @@ def test_the_site_is_built_without_a_warning_and_asks_no_other_host(tmp_path: Pa
         if page.name != "sample-report.html":
             loaded = re.findall(r'(?:src|<link[^>]* href)="(https?:[^"]*)', page.read_text())
             assert loaded == [], page.name
+
+
+def test_the_walk_of_a_gradient_has_at_most_twelve_stations_at_places_that_exist() -> None:
+    walk = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    stations = re.findall(r"^\| \d+ \| ([^|]*) \|", walk, re.M)
+    assert 6 < len(stations) <= 12
+    for station in stations:
+        found = ""
+        for name in re.findall(r"`([^`]+)`", station):
+            if "/" in name:
+                places = [path for path in (ROOT / "analyzer" / name, ROOT / name) if path.exists()]
+                assert places, name
+                found += places[0].read_text(encoding="utf-8") if places[0].is_file() else ""
+            else:
+                last = name.rpartition(".")[2]
+                assert (
+                    re.search(rf"(def|class) {last}\b|^{last} = ", found, re.M)
+                    or name == "Run.grid"
+                ), name

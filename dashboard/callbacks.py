@@ -16,7 +16,7 @@ from .compare import verdict_of
 from .components import message, number_table
 from .drawing import recorded, shown, step_choices
 from .finding_list import finding_list
-from .ids import Id
+from .ids import Id, control
 from .layout import navigation, page_content
 from .library import Library, pulse, shortened
 from .run_list import run_table
@@ -203,57 +203,42 @@ def _connect_live(app: Dash, library: Library, seen: Any) -> None:
 
 def _connect_scripts(app: Dash) -> None:
     """What the browser does by itself; the functions stand in ``assets``."""
-    app.clientside_callback(
-        ClientsideFunction("gradientflow", "runRows"),
-        Output(Id.RUN_ROWS, "storage_type"),
-        Input(Id.RUN_ROWS, "data"),
-    )
-    app.clientside_callback(
-        ClientsideFunction("gradientflow", "control"),
-        Output(Id.SEARCH, "data", allow_duplicate=True),
-        Input({"type": Id.CONTROL, "key": ALL}, "value"),
-        State({"type": Id.CONTROL, "key": ALL}, "id"),
-        State(Id.SEARCH, "data"),
-        prevent_initial_call=True,
-    )
-    app.clientside_callback(
-        ClientsideFunction("gradientflow", "scheme"),
-        Output(Id.SCHEME, "data"),
-        Output(Id.NARROW, "data"),
-        Input(Id.URL, "pathname"),
-        State(Id.SCHEME, "data"),
-        State(Id.NARROW, "data"),
-    )
-    app.clientside_callback(
-        ClientsideFunction("gradientflow", "pick"),
-        Output(Id.URL, "search"),
-        Input(Id.RUN_PICKER, "value"),
-        prevent_initial_call=True,
-    )
-    app.clientside_callback(
-        ClientsideFunction("gradientflow", "links"),
-        Output({"type": Id.NAV_LINK, "key": ALL}, "href"),
-        Input(Id.SEARCH, "data"),
-        Input(Id.STEP, "data"),
-        State({"type": Id.NAV_LINK, "key": ALL}, "id"),
-    )
-    app.clientside_callback(
-        ClientsideFunction("gradientflow", "steps"),
-        Output(Id.SINK, "data"),
-        Input(Id.STEPS, "data"),
-        State(Id.STEP, "data"),
-    )
-    app.clientside_callback(
-        ClientsideFunction("gradientflow", "live"),
-        Output(Id.POLL, "disabled"),
-        Input(Id.LIVE, "data"),
-    )
-    app.clientside_callback(
-        ClientsideFunction("gradientflow", "block"),
-        Output({"type": Id.CONTROL, "key": "layers"}, "value"),
-        Input(Id.BLOCK, "value"),
-        prevent_initial_call=True,
-    )
+    controls = {"type": Id.CONTROL, "key": ALL}
+    links = {"type": Id.NAV_LINK, "key": ALL}
+    later = {"prevent_initial_call": True}
+    for name, more, *places in (
+        ("runRows", {}, Output(Id.RUN_ROWS, "storage_type"), Input(Id.RUN_ROWS, "data")),
+        (
+            "control",
+            later,
+            Output(Id.SEARCH, "data", allow_duplicate=True),
+            Input(controls, "value"),
+            State(controls, "id"),
+            State(Id.SEARCH, "data"),
+        ),
+        (
+            "scheme",
+            {},
+            Output(Id.SCHEME, "data"),
+            Output(Id.NARROW, "data"),
+            Input(Id.URL, "pathname"),
+            State(Id.SCHEME, "data"),
+            State(Id.NARROW, "data"),
+        ),
+        ("pick", later, Output(Id.URL, "search"), Input(Id.RUN_PICKER, "value")),
+        (
+            "links",
+            {},
+            Output(links, "href"),
+            Input(Id.SEARCH, "data"),
+            Input(Id.STEP, "data"),
+            State(links, "id"),
+        ),
+        ("steps", {}, Output(Id.SINK, "data"), Input(Id.STEPS, "data"), State(Id.STEP, "data")),
+        ("live", {}, Output(Id.POLL, "disabled"), Input(Id.LIVE, "data")),
+        ("block", later, Output(control("layers"), "value"), Input(Id.BLOCK, "value")),
+    ):
+        app.clientside_callback(ClientsideFunction("gradientflow", name), *places, **more)
 
 
 def _connect_downloads(app: Dash, seen: Any) -> None:

@@ -1,5 +1,7 @@
 """Activations along depth, and dead units."""
 
+from functools import partial
+
 import numpy as np
 import plotly.graph_objects as go
 
@@ -71,7 +73,8 @@ def dead_unit_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
     return figure
 
 
-PROFILE = Panel(
+_panel = partial(Panel, reads=("step", "layers"), has_controls=True)
+PROFILE = _panel(
     key="activation_profile",
     title="Activations along depth",
     how_to_read="Mean with one standard deviation around it. A spread that shrinks to nothing or "
@@ -79,10 +82,8 @@ PROFILE = Panel(
     needs=("activation_mean", "activation_std"),
     info=activation_profiles,
     drawing=activation_figure,
-    reads=("step", "layers"),
-    controls=("layers",),
 )
-DEAD_UNITS = Panel(
+DEAD_UNITS = _panel(
     key="dead_units",
     title="Dead units",
     how_to_read="Units that are zero for every sample of the step. They get no gradient and rarely "
@@ -95,6 +96,4 @@ DEAD_UNITS = Panel(
     needs=("activation_num_dead",),
     info=dead_unit_profiles,
     drawing=dead_unit_figure,
-    reads=("step", "layers"),
-    controls=("layers",),
 )

@@ -31,14 +31,7 @@ _BY_LAYER = probes.layer_panels(PROBES, {need for panel in _WRITTEN for need in 
 
 PAGES = checked(
     (
-        Page(
-            key="runs",
-            path="/",
-            title="Runs",
-            letter="r",
-            has_layout=True,
-            needs_run=False,
-        ),
+        Page(key="runs", path="/", title="Runs", letter="r", has_layout=True, needs_run=False),
         Page(
             key="overview",
             title="Overview",

@@ -1,6 +1,7 @@
 """A quantity over layers and steps: heatmap, profile along depth, series, difference, updates."""
 
 import math
+from functools import partial
 
 import numpy as np
 
@@ -154,7 +155,8 @@ def difference_sketch(info: GridDifference, theme: Theme) -> Sketch:
     return Sketch([heat], merged(theme.layout(400), more))
 
 
-HEATMAP = Panel(
+_panel = partial(Panel, needs=("output_gradient_norm",), has_controls=True)
+HEATMAP = _panel(
     key="gradient_heatmap",
     title="Layer × step",
     how_to_read="Each row is a layer, input at the bottom; all runs share one color range. A "
@@ -167,13 +169,11 @@ HEATMAP = Panel(
         "y of a layer; its L2 norm over all elements of the pooled step, accumulated so that "
         "nothing under- or overflows. Non-finite values are kept and shown.",
     ),
-    needs=("output_gradient_norm",),
     info=flow_grid,
     drawing=grid_sketch,
     reads=("quantity", "layers", "aggregate", "relative"),
-    controls=("quantity", "layers", "aggregate", "relative"),
 )
-PROFILE = Panel(
+PROFILE = _panel(
     key="depth_profile",
     title="Depth profile",
     how_to_read="One step along depth. A flat line passes the gradient on; a slope is a gain per "
@@ -187,46 +187,20 @@ PROFILE = Panel(
         "counted. Total gain is the fitted ratio from the last layer to the first.",
         sources=("sen1968", "theil1950"),
     ),
-    needs=("output_gradient_norm",),
     info=profile_curves,
     drawing=profile_sketch,
     reads=("step", "quantity", "layers", "relative"),
-    controls=("quantity", "layers", "relative"),
 )
-SERIES = Panel(
+SERIES = _panel(
     key="layer_series",
     title="Layers over time",
     how_to_read="Layers from input (dark) to output (bright). Lines that stay apart by decades are "
     "trained at different speeds by one learning rate; the band spans smallest to largest of a "
     "bin.",
-    needs=("output_gradient_norm",),
     info=layer_series,
     drawing=series_sketch,
     reads=("quantity", "layers", "smooth"),
-    controls=("quantity", "layers", "smooth"),
     follows_click=True,
-)
-OVERLAY = Panel(
-    key="profile_overlay",
-    title="Profiles on a relative depth",
-    how_to_read="First layer at 0, last at 1, so that nets of any depth compare. Where the lines "
-    "part is where the runs differ.",
-    needs=("output_gradient_norm",),
-    info=profile_overlay,
-    drawing=profile_sketch,
-    reads=("step", "quantity", "layers", "relative"),
-    controls=("quantity", "layers", "relative"),
-)
-DIFFERENCE = Panel(
-    key="heatmap_difference",
-    title="Difference",
-    how_to_read="The second run over the first: 10³ is a thousand times its value, white is no "
-    "difference. Color toward the input only is an effect that builds up with depth.",
-    needs=("output_gradient_norm",),
-    info=grid_difference,
-    drawing=difference_sketch,
-    reads=("quantity", "layers", "aggregate", "relative"),
-    controls=("quantity", "layers", "aggregate", "relative"),
 )
 UPDATES = Panel(
     key="update_ratio",
@@ -243,5 +217,23 @@ UPDATES = Panel(
     info=update_grid,
     drawing=grid_sketch,
     reads=("layers", "aggregate"),
-    controls=("layers", "aggregate"),
+    has_controls=True,
+)
+OVERLAY = _panel(
+    key="profile_overlay",
+    title="Profiles on a relative depth",
+    how_to_read="First layer at 0, last at 1, so that nets of any depth compare. Where the lines "
+    "part is where the runs differ.",
+    info=profile_overlay,
+    drawing=profile_sketch,
+    reads=("step", "quantity", "layers", "relative"),
+)
+DIFFERENCE = _panel(
+    key="heatmap_difference",
+    title="Difference",
+    how_to_read="The second run over the first: 10³ is a thousand times its value, white is no "
+    "difference. Color toward the input only is an effect that builds up with depth.",
+    info=grid_difference,
+    drawing=difference_sketch,
+    reads=("quantity", "layers", "aggregate", "relative"),
 )

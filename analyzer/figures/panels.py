@@ -36,15 +36,14 @@ class Panel:
         drawing: Draws the record and computes nothing. Returns a plotly figure, or a sketch of one
             where plotly's checks would make a reader wait.
         reads: Fields of the view that change the record, out of ``READABLE``.
-        controls: Those of them for which its page has a control, out of ``CONTROLS``.
+        has_controls: Whether its page has a control for each of them that is in ``CONTROLS``.
         follows_click: Whether it shows the layers that were clicked in a heatmap.
         method: How a paper describes it; None where that of its probe says it.
         height: Pixels that are kept free on a page until the figure is there.
         is_wide: Whether its card takes the whole width of a page.
 
     Raises:
-        ValueError: If it reads what a view does not have, or has a control for what it does not
-            read.
+        ValueError: If it reads what a view does not have.
     """
 
     key: str
@@ -54,24 +53,23 @@ class Panel:
     info: Callable[[View], Any]
     drawing: Callable[[Any, Theme], go.Figure | Sketch]
     reads: tuple[str, ...] = ()
-    controls: tuple[str, ...] = ()
+    has_controls: bool = False
     follows_click: bool = False
     method: Method | None = None
     height: int = 380
     is_wide: bool = True
 
     def __post_init__(self) -> None:
-        for name, known in (("reads", READABLE), ("controls", CONTROLS)):
-            if unknown := set(getattr(self, name)) - set(known):
-                raise ValueError(
-                    f"{name} of panel {self.key!r} has {', '.join(sorted(unknown))}; expected "
-                    f"some of {', '.join(known)}"
-                )
-        if unread := set(self.controls) - set(self.reads):
+        if unknown := set(self.reads) - set(READABLE):
             raise ValueError(
-                f"panel {self.key!r} has a control for {', '.join(sorted(unread))}, which it does "
-                "not read; expected each of its controls among what it reads"
+                f"reads of panel {self.key!r} has {', '.join(sorted(unknown))}; expected some of "
+                f"{', '.join(READABLE)}"
             )
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """What its page has controls for, in their order."""
+        return tuple(name for name in CONTROLS if self.has_controls and name in self.reads)
 
     def draw(self, info: Any, theme: Theme) -> go.Figure:
         """Draw a record; plotly checks each property."""

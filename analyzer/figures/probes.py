@@ -321,7 +321,7 @@ def layer_panels(probes: Iterable[Probe], drawn: Collection[str]) -> tuple[Panel
                 info=probe_by_layer(probe.name, numbers[0].key),
                 drawing=partial(layer_figure, row=numbers[0]),
                 reads=("step", "layers"),
-                controls=("layers",),
+                has_controls=True,
             )
         )
     return tuple(panels)

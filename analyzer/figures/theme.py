@@ -145,34 +145,28 @@ def _layout(theme: Theme, height: int) -> Layout:
     return layout
 
 
-LIGHT = Theme(
-    name="light",
-    text="#22303f",
-    faint="#a9b3bd",
-    grid="#e6eaee",
-    paper="#ffffff",
-    mark="#CC1F8A",
-    zero="#9aa3ad",
-    runs=_LIGHT_RUNS,
-    scale="Cividis",
-    diverging=((0.0, "#0072B2"), (0.5, "#f4f4f4"), (1.0, "#D55E00")),
-    lines=(0.05, 0.8),
-    arcs=("#b9cfe4", "#8db4d8", "#5a93c7", "#2a6faf", "#084a86"),
-)
-DARK = Theme(
-    name="dark",
-    text="#dce4ec",
-    faint="#66717d",
-    grid="#313a44",
-    paper="#1a1f25",
-    mark="#FF6FC4",
-    zero="#59626c",
-    runs=_DARK_RUNS,
-    scale="Cividis",
-    diverging=((0.0, "#5DB7F0"), (0.5, "#262c33"), (1.0, "#FF8A3D")),
-    lines=(0.35, 1.0),
-    arcs=("#4a6a8c", "#5581ad", "#6aa0d4", "#94c1ec", "#cfe6fc"),
-)
+# Of the light page, and of the dark one.
+_LOOK: dict[str, tuple[Any, Any]] = {
+    "name": ("light", "dark"),
+    "text": ("#22303f", "#dce4ec"),
+    "faint": ("#a9b3bd", "#66717d"),
+    "grid": ("#e6eaee", "#313a44"),
+    "paper": ("#ffffff", "#1a1f25"),
+    "mark": ("#CC1F8A", "#FF6FC4"),
+    "zero": ("#9aa3ad", "#59626c"),
+    "runs": (_LIGHT_RUNS, _DARK_RUNS),
+    "scale": ("Cividis", "Cividis"),
+    "diverging": (
+        ((0.0, "#0072B2"), (0.5, "#f4f4f4"), (1.0, "#D55E00")),
+        ((0.0, "#5DB7F0"), (0.5, "#262c33"), (1.0, "#FF8A3D")),
+    ),
+    "lines": ((0.05, 0.8), (0.35, 1.0)),
+    "arcs": (
+        ("#b9cfe4", "#8db4d8", "#5a93c7", "#2a6faf", "#084a86"),
+        ("#4a6a8c", "#5581ad", "#6aa0d4", "#94c1ec", "#cfe6fc"),
+    ),
+}
+LIGHT, DARK = (Theme(**{key: pair[k] for key, pair in _LOOK.items()}) for k in range(2))
 THEMES = {theme.name: theme for theme in (LIGHT, DARK)}
 
 

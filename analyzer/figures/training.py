@@ -61,7 +61,7 @@ def _panel(key: str, title: str, how_to_read: str, needs: str, info: Any, *reads
         info=info,
         drawing=step_curve_figure,
         reads=reads,
-        controls=reads,
+        has_controls=bool(reads),
         is_wide=False,
     )
 

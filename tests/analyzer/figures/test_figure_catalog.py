@@ -196,11 +196,11 @@ def test_pages_and_panels_that_do_not_go_together_are_refused(pages: list[Page],
         checked(pages, PANELS)
 
 
-def test_a_panel_says_what_it_reads_before_it_has_a_control_for_it() -> None:
+def test_a_panel_reads_what_a_view_has_and_has_controls_for_no_more() -> None:
     with pytest.raises(ValueError, match="reads of panel 'loss' has colour; expected some of step"):
         replace(panel("loss"), reads=("colour",))
-    with pytest.raises(ValueError, match="panel 'loss' has a control for layers, which it does"):
-        replace(panel("loss"), controls=("layers",))
+    assert replace(panel("loss"), reads=("step", "layers")).controls == ("layers",)
+    assert replace(panel("loss"), has_controls=False).controls == ()
 
 
 CHANGES: dict[str, Any] = {

@@ -22,7 +22,7 @@ from analyzer.joins.products import (
     statistics_of_products,
 )
 
-__all__ = ["SplitHooks", "join_gradients", "splits_of_model"]
+__all__ = ["SplitHooks", "join_gradients", "node_of_loss", "splits_of_model"]
 
 Parts = tuple[Tensor, ...]
 OnGradients = Callable[[Join, JoinGradients], None]
@@ -206,7 +206,7 @@ def join_gradients(
         args, kwargs = cloned(call_arguments(inputs), requires_grad=True, memo=copies)
         output, log = watched_forward(model, args, kwargs)
         value = loss(output, targets)
-        _check_loss(value)
+        node_of_loss(value)
         walk = Walk(output_nodes([*tensors_in(output), value]))
         plan = joins_in_graph(walk, log)
         hooks = SplitHooks(plan.sites(walk) or [], on_gradients)
@@ -219,7 +219,8 @@ def join_gradients(
     return plan
 
 
-def _check_loss(value: Any) -> None:
+def node_of_loss(value: Any) -> Node:
+    """Return the node that made a loss; refuse one that is not one number with a gradient."""
     if not isinstance(value, Tensor) or value.numel() != 1:
         seen = f"shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
         raise ValueError(
@@ -230,3 +231,4 @@ def _check_loss(value: Any) -> None:
             "the loss has no gradient; expected one that depends on the model. Compute it from the "
             "model's output without detach or no_grad."
         )
+    return value.grad_fn

@@ -109,9 +109,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     In a program that is in inference mode, gradients are possible inside.
     """
-    with torch.inference_mode(False), preserve_state(model):
-        for module in model.modules():
-            module.training = False
+    with torch.inference_mode(False), preserve_state(model, in_eval=True):
         yield
 
 

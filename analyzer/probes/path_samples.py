@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, Node
+from torch.autograd.graph import GradientEdge
 
 from analyzer.errors import AnalyzerError
 from analyzer.joins import JoinSite, joins_in_graph
+from analyzer.joins.backward import node_of_loss
 from analyzer.joins.calls import tensors_in
 from analyzer.joins.find import call_arguments, output_nodes, watched_forward
 from analyzer.joins.graph import Walk
@@ -262,7 +263,10 @@ def evaluate(
     input_edges = [GradientEdge(c.grad_fn, 0) for _, c in copies.values() if c.grad_fn]
     output, log = watched_forward(model, args, kwargs)
     value = loss(output, targets)
-    root = _root_of(value)
+    try:
+        root = node_of_loss(value)
+    except ValueError as error:
+        raise PathsError(str(error)) from None
     roots = list(dict.fromkeys([*output_nodes(output), root]))
     plan = joins_in_graph(roots, log)
     if plan.unseen:
@@ -281,20 +285,6 @@ def evaluate(
         input_edges=input_edges,
         outputs=_outputs_read(output, walk),
     )
-
-
-def _root_of(value: Any) -> Node:
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        seen = f"shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
-        raise PathsError(
-            f"the loss has {seen}; expected one number. Let loss(output, target) return the mean."
-        )
-    if value.grad_fn is None:
-        raise PathsError(
-            "the loss has no gradient; expected one that depends on the model. Compute it from the "
-            "model's output without detach or no_grad."
-        )
-    return value.grad_fn
 
 
 def _outputs_read(output: Any, walk: Walk) -> list[Tensor]:

@@ -357,7 +357,7 @@ def layer_attribution(
 ) -> pd.DataFrame:
     """Return how much of an output every layer carries, as Captum's layer methods have it.
 
-    The way goes from zero inputs (zero embeddings, for token models) to the inputs. Conductance is
+    The path goes from zero inputs (zero embeddings, for token models) to the inputs. Conductance is
     the sum over its steps of gradient · change of the activation: the layers that all paths cross
     carry the whole change of the output, the layers of a branch what goes through the branch.
 
@@ -369,7 +369,7 @@ def layer_attribution(
             are those of the last position.
         method: ``conductance`` | ``integrated_gradients`` | ``gradient_x_activation`` |
             ``internal_influence``.
-        num_steps: Steps of the way (Captum's ``n_steps``).
+        num_steps: Steps of the path (Captum's ``n_steps``).
 
     Returns:
         One row a layer, in call order: ``layer``, ``name``, ``method``, ``attribution`` (summed

@@ -74,7 +74,7 @@ class Interception:
     """Edits the operands of the joins in each call of a model; leaves nothing behind.
 
     Only hooks that torch keeps for all modules are used, so that a model that is copied or saved
-    in the meantime carries nothing of it.
+    meanwhile carries nothing of it.
 
     Args:
         edit: What is done to the operands.
@@ -287,7 +287,7 @@ class _OpenCall:
         if token not in operands:
             if num_running(self.root) < self.level:
                 return None  # an interrupt left this mode behind: this is no part of the call
-            # The call takes another way than those that were planned: stochastic depth.
+            # The call takes a path that no planned call took: stochastic depth.
             self._plan()
         if token not in operands and not torch.is_grad_enabled():
             self._plan(with_grad=False)

@@ -144,6 +144,32 @@ def test_a_join_at_the_networks_input_is_found_and_scaled_however_it_is_written(
     assert torch.equal(found, model.output(expected))
 
 
+@pytest.mark.parametrize("of_view", [True, False], ids=["the view", "what it views"])
+def test_a_fork_that_was_changed_in_place_after_a_view_of_it(of_view: bool) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.branch = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            whole = self.stem(x)
+            # Autograd gives the view a new node, which is younger than what reads it.
+            view = whole[:, :]
+            (view if of_view else whole).add_(1.0)
+            return view + self.branch(view)
+
+    model, x = Net(), torch.randn(3, 4)
+    (join,) = analyzer.find_joins(model, x)
+    assert (join.shortcut, join.branch_layers) == ("identity", ["branch"])
+    fork = (model.stem(x) + 1).detach().requires_grad_()
+    with analyzer.skip_scale(model, 0):
+        assert torch.equal(model(x), model.branch(fork))
+    (through_branch,) = torch.autograd.grad(model.branch(fork).sum(), fork)
+    splits = analyzer.gradient_splits(model, x, None, lambda output, _: output.sum())
+    assert splits["shortcut_gradient_norm"][0] == pytest.approx(fork.numel() ** 0.5)
+    assert splits["branch_gradient_norm"][0] == pytest.approx(through_branch.norm().item())
+
+
 def test_an_addition_is_known_by_its_operands_not_by_its_place() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

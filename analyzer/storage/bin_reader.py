@@ -59,26 +59,14 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Heatmap:
-    """One column of all ids in bins of steps.
+class Heatmap(Series):
+    """One column of all ids in bins of steps: the numbers of a `Series`, ``[ids, bins]`` each.
 
     Args:
-        steps: First step of each bin, ``[bins]``.
         ids: Layers, parameters or joins, ``[ids]``.
-        min: Smallest finite value, ``[ids, bins]``; NaN where there is none.
-        mean: Mean of the finite values, in the same shape.
-        max: Largest finite value, in the same shape.
-        num_nonfinite: Values that are NaN or infinite, in the same shape.
-        width: Steps per bin.
     """
 
-    steps: NDArray[np.int64]
     ids: NDArray[np.int32]
-    min: Floats
-    mean: Floats
-    max: Floats
-    num_nonfinite: NDArray[np.int64]
-    width: int
 
 
 @dataclass(frozen=True)
@@ -103,7 +91,7 @@ class Grid:
 class BinReader:
     """The screen-sized questions about one table.
 
-    Answers come from the overview; what it does not hold yet is read from the table. They show the
+    Answers come from the bins; what they do not hold yet is read from the table. They show the
     rows of rank 0 as they were recorded.
 
     Args:
@@ -128,14 +116,8 @@ class BinReader:
         found = self._from_file(column, lambda file: _one_id(file, column, id_))
         mine, width = self._rows_of(column, id_) if found is None else found
         mine, width = _coarse(mine, width, max_points)
-        return Series(
-            mine.start,
-            mine.low[:, 0],
-            mine.mean[:, 0],
-            mine.high[:, 0],
-            mine.nonfinite[:, 0],
-            width,
-        )
+        low, mean, high = mine.low[:, 0], mine.mean[:, 0], mine.high[:, 0]
+        return Series(mine.start, low, mean, high, mine.nonfinite[:, 0], width)
 
     def grid(self, column: str, number: NumberName, max_bins: int) -> Grid:
         """Return one number of one column of all ids in at most ``max_bins`` bins.
@@ -149,7 +131,7 @@ class BinReader:
         """Return one column of all ids in at most ``max_bins`` bins."""
         low, mean, high = self._grids(column, get_args(NumberName), max_bins)
         numbers = (low.values, mean.values, high.values, low.num_nonfinite)
-        return Heatmap(low.steps, low.ids, *numbers, low.width)
+        return Heatmap(low.steps, *numbers, low.width, low.ids)
 
     def _grids(self, column: str, numbers: Sequence[NumberName], max_bins: int) -> list[Grid]:
         found = self._from_file(
@@ -195,7 +177,7 @@ class BinReader:
         return int(counts.sum()) == len(steps) and bool(np.array_equal(counts, most))
 
     def _whole(self) -> BinFile | None:
-        """The file of the overview, where there is one that holds all there is as a grid."""
+        """The file of bins, where there is one that holds everything as a grid."""
         if not self._looked:
             self._file, self._looked = self._find_whole(), True
         return self._file
@@ -265,7 +247,7 @@ class BinReader:
             return None
 
     def _rows(self, column: str, first: int, last: int | None) -> list[Bins]:
-        """Rows that no file of the overview holds."""
+        """Rows that no file of bins holds."""
         bounds = self._table.bounds()
         if bounds is None or bounds[1] < first or (last is not None and last < first):
             return []

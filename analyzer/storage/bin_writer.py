@@ -38,7 +38,7 @@ _NAME = re.compile(r"(\d{12,18})-(\d{12,18})\.w(\d{1,18})\.parquet")
 
 @dataclass(frozen=True, order=True)
 class Chunk:
-    """One file of an overview.
+    """One file of bins.
 
     Args:
         start: First step that it holds.
@@ -57,9 +57,9 @@ class Chunk:
 
 
 def chunks_in(folder: Path) -> list[Chunk]:
-    """Return the files that hold an overview, by first step; they do not overlap."""
+    """Return the files of bins, by first step; they do not overlap."""
     found = []
-    # A link may lead out of the run: the folder of all overviews must be a plain one, too.
+    # A link may lead out of the run: the folder of all bins must be a plain one, too.
     for name in () if folder.parent.is_symlink() else listing(folder):
         match = _NAME.fullmatch(name)
         if match and int(match[3]) > 0:
@@ -88,12 +88,7 @@ def _table_from(table: str, bins: Bins) -> pa.Table:
 
 
 def bins_from(table: pa.Table, key: str | None) -> Bins:
-    """Return the bins of a file with all its columns.
-
-    Args:
-        table: Its content.
-        key: Its id column; None for ``steps``.
-    """
+    """Return the bins of the rows of a file, whose ids stand in the column ``key``, if any."""
     ending = f"_{NUMBERS[-1]}"
     columns = [n.removesuffix(ending) for n in table.column_names if n.endswith(ending)]
     start = as_numpy(table.column("start")).astype(np.int64, copy=False)
@@ -115,7 +110,7 @@ def bins_from(table: pa.Table, key: str | None) -> Bins:
 
 
 class BinWriter:
-    """The growing overview of one table: old bins on disk, only the newest in memory.
+    """The growing bins of one table: old ones on disk, only the newest in memory.
 
     Args:
         folder: Folder of its files.
@@ -142,12 +137,7 @@ class BinWriter:
     ) -> None:
         """Add rows, whose steps do not lie before those of an earlier call.
 
-        Args:
-            columns: Names of the columns.
-            steps: Step of each row, ``[rows]``.
-            ids: Id of each row, ``[rows]``.
-            values: Numbers, ``[rows, columns]``.
-            present: False for null; None where nothing is null.
+        Arguments are those of `analyzer.storage.bins.single`.
 
         Raises:
             OSError: If the disk refuses.

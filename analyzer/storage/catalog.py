@@ -28,6 +28,9 @@ __all__ = [
     "write_manifest",
 ]
 
+CRASHED_AFTER_SECONDS = 30.0
+_STATUSES = ("running", "finished", "failed", "interrupted")
+_MOST_BYTES = 64 * 2**20
 _LATEST = "latest"
 _MOST_STEM_BYTES = 200
 # What a list shows of a manifest; the rest of it is not worth keeping.
@@ -204,11 +207,6 @@ def _file_name(stem: str) -> str:
     """The stem without separators, control characters and leading dots, of a legal length."""
     clean = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]+', "-", stem).strip(" .-") or "run"
     return clean.encode()[:_MOST_STEM_BYTES].decode(errors="ignore")
-
-
-CRASHED_AFTER_SECONDS = 30.0
-_STATUSES = ("running", "finished", "failed", "interrupted")
-_MOST_BYTES = 64 * 2**20
 
 
 def write_manifest(folder: Path, fields: Mapping[str, Any]) -> None:

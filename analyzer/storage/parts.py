@@ -31,6 +31,12 @@ __all__ = [
     "write_table",
 ]
 
+FAN_IN = 50
+# Parts of this many rows are merged no further, so that the cost of the end does not grow
+# with the length of the run.
+_FULL_ROWS = 8_000_000
+# Merged parts stay this long: a reader that has just listed them has time to read them.
+_GRACE_SECONDS = 5.0
 ROW_GROUP = 120_000
 _NAME = re.compile(
     r"(\d{12,18})-(\d{12,18})\.r(\d{1,5})\.a(\d{1,5})\.p(\d{1,12})-(\d{1,12})\.parquet"
@@ -170,14 +176,6 @@ def write_table(path: Path, table: pa.Table) -> None:
     replace_file(
         path, lambda hidden: pq.write_table(table, hidden, row_group_size=ROW_GROUP, **options)
     )
-
-
-FAN_IN = 50
-# Parts of this many rows are merged no further, so that the cost of the end does not grow
-# with the length of the run.
-_FULL_ROWS = 8_000_000
-# Merged parts stay this long: a reader that has just listed them has time to read them.
-_GRACE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)

@@ -39,12 +39,12 @@ __all__ = [
     "probe_rows",
 ]
 
+# Their rows are gradients of a rank's own loss; those of parameters were averaged by the training.
+_OF_OWN_LOSS = ("layer_stats", "splits")
 Columns = str | Sequence[str] | None
 Ids = int | str | Iterable[int | str] | None
 Ranks = Literal["pooled", "all"]
 _NAMES_OF = {"layer_stats": "layers", "parameter_stats": "parameters", "splits": "joins"}
-
-
 _PROBE_FILE = re.compile(r"step-(\d{12,18})\.parquet")
 _FORMAT_KEYS = (b"schema_version", b"ARROW:schema")
 _FAILURES = (OSError, pa.ArrowException, ValueError, KeyError)
@@ -125,10 +125,6 @@ def probe_notes(folder: Path) -> dict[int, dict[str, str]]:
         ours = {key: value for key, value in raw.items() if key not in _FORMAT_KEYS}
         notes[step] = {key.decode(): value.decode() for key, value in ours.items()}
     return notes
-
-
-# Their rows are gradients of a rank's own loss; those of parameters were averaged by the training.
-_OF_OWN_LOSS = ("layer_stats", "splits")
 
 
 def pooled(

@@ -199,7 +199,27 @@ class StepTable:
         Returns:
             A table with exactly these columns.
         """
-        return self._again(lambda: self._read(columns, steps, ids, ranks, all_attempts))
+
+        def rows() -> pa.Table:
+            parts = [p for p in self.parts if ranks is None or p.rank in ranks]
+            is_mixed = not all_attempts and len({part.attempt for part in parts}) > 1
+            keys = [self.key] if self.key is not None and ids is not None else []
+            needed = list(dict.fromkeys(["step", *columns, *keys]))
+            pieces = []
+            for part in parts:
+                piece = self._piece(part, needed, steps, ids)
+                if piece is not None:
+                    pieces.append(piece.append_column("_attempt", _constant(part.attempt, piece)))
+            schema = _full_schema(self.name, [piece.schema for piece in pieces])
+            schema = pa.schema(
+                [_field(schema, name) for name in needed] + [("_attempt", pa.int16())]
+            )
+            whole = pa.concat_tables([conform(p, schema) for p in pieces] or [schema.empty_table()])
+            if is_mixed:
+                whole = self._newest(whole, parts)
+            return _by_step(whole).select(list(columns))
+
+        return self._again(rows)
 
     def numbers(self, first: int, last: int, rank: int) -> Iterator[Numbers]:
         """Yield the numeric columns of a rank's rows, as an overview takes them."""
@@ -228,30 +248,6 @@ class StepTable:
             except FileNotFoundError:
                 self.refresh()
         return question()
-
-    def _read(
-        self,
-        columns: Sequence[str],
-        steps: Steps,
-        ids: Sequence[int] | None,
-        ranks: Sequence[int] | None,
-        all_attempts: bool,
-    ) -> pa.Table:
-        parts = [p for p in self.parts if ranks is None or p.rank in ranks]
-        is_mixed = not all_attempts and len({part.attempt for part in parts}) > 1
-        keys = [self.key] if self.key is not None and ids is not None else []
-        needed = list(dict.fromkeys(["step", *columns, *keys]))
-        pieces = []
-        for part in parts:
-            piece = self._piece(part, needed, steps, ids)
-            if piece is not None:
-                pieces.append(piece.append_column("_attempt", _constant(part.attempt, piece)))
-        schema = _full_schema(self.name, [piece.schema for piece in pieces])
-        schema = pa.schema([_field(schema, name) for name in needed] + [("_attempt", pa.int16())])
-        whole = pa.concat_tables([conform(p, schema) for p in pieces] or [schema.empty_table()])
-        if is_mixed:
-            whole = self._newest(whole, parts)
-        return _by_step(whole).select(list(columns))
 
     def _piece(
         self, part: Part, needed: Sequence[str], steps: Steps, ids: Sequence[int] | None

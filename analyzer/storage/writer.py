@@ -30,6 +30,12 @@ from analyzer.storage.tables import StepTable
 
 __all__ = ["Block", "RunWriter", "StepRecord"]
 
+_HEARTBEAT_SECONDS = 5.0
+_SAVE_SECONDS = 10.0
+_UNFINISHED_SECONDS = 60.0
+# Rows of a network of thousands of layers are written before they are as old or as many as
+# the limits say, so that memory does not grow with the network.
+_MOST_BYTES = 8 * 2**20
 # The thread looks at the queue this often instead of being woken by each step: a wake-up costs
 # the training a switch of threads.
 _POLL_SECONDS = 0.05
@@ -232,14 +238,6 @@ class RunWriter:
         if not self._has_warned:
             self._has_warned = True
             self._warn(message)
-
-
-_HEARTBEAT_SECONDS = 5.0
-_SAVE_SECONDS = 10.0
-_UNFINISHED_SECONDS = 60.0
-# Rows of a network of thousands of layers are written before they are as old or as many as
-# the limits say, so that memory does not grow with the network.
-_MOST_BYTES = 8 * 2**20
 
 
 class _Folder:

@@ -319,7 +319,7 @@ def _draw(trace: Any, made: Panes) -> list[tuple[Any, Any, Any]]:
         axes = made.flat[names]
         x = values_of(trace.x, made.categories.get(names[0]))
         y = values_of(trace.y, made.categories.get(names[1]))
-        if not len(x) and len(y) and trace.type not in ("heatmap", "contour", "histogram"):
+        if not len(x) and len(y) and trace.type not in ("heatmap", "contour"):
             # Plotly counts where a trace has no x.
             x = np.asarray((trace.x0 or 0) + (trace.dx or 1) * np.arange(len(y)), np.float64)
     drawn = DRAWERS[trace.type](axes, trace, x, y)

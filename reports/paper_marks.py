@@ -190,7 +190,7 @@ def draw_legend(figure: Any, made: Panes) -> None:
     if figure.layout.showlegend is False:
         return
     entries: dict[str, Any] = {}
-    shown = [t for t in figure.data if t.type in ("scatter", "bar", "histogram", "scatter3d")]
+    shown = [t for t in figure.data if t.type in ("scatter", "bar")]
     for trace in shown:
         if trace.showlegend is not False and trace.name and trace.visible in (None, True):
             entries.setdefault(plain_text(trace.name), _handle(trace))
@@ -213,7 +213,7 @@ def draw_legend(figure: Any, made: Panes) -> None:
 
 def _handle(trace: Any) -> Any:
     """The sample of a trace in the legend."""
-    if trace.type in ("bar", "histogram"):
+    if trace.type == "bar":
         color = trace.marker.color if isinstance(trace.marker.color, str) else "#555555"
         return Patch(color=matplotlib_color(color), alpha=trace.opacity)
     mode = trace.mode or "lines"

@@ -14,7 +14,6 @@ from .paper_values import (
     limits_of,
     marker_of,
     matplotlib_color,
-    plain_text,
     values_of,
 )
 
@@ -34,14 +33,7 @@ def _bars(axes: Any, trace: Any, x: Floats, y: Floats) -> Drawn:
     width, shift, floor = _place_of_bars(axes, trace, places, heights)
     color = trace.marker.color
     if isinstance(color, list | tuple | np.ndarray):
-        array = np.asarray(color)
-        if array.dtype.kind in "fiu":
-            scale = colormap(trace.marker, axes.get_figure())
-            marker = trace.marker
-            limits = limits_of(marker.cmin, marker.cmax, array, marker, axes.get_figure())
-            color = scale(limits(array))
-        else:
-            color = [matplotlib_color(one) for one in array.tolist()]
+        color = [matplotlib_color(one) for one in color]
     else:
         color = matplotlib_color(color, default="#555555")
     if lying:
@@ -70,27 +62,6 @@ def _place_of_bars(axes: Any, trace: Any, places: Floats, heights: Floats) -> tu
     width = slot / max(layout["count"], 1)
     layout["next"] += 1
     return width, (layout["next"] - 1 - (layout["count"] - 1) / 2) * width, floor
-
-
-def _histogram(axes: Any, trace: Any, x: Floats, y: Floats) -> Drawn:
-    """Counts of values in bins."""
-    lying = not len(x)
-    values = y if lying else x
-    values = values[np.isfinite(values)]
-    bins = trace.ybins if lying else trace.xbins
-    if bins.start is not None and bins.end is not None and bins.size:
-        borders: Any = np.arange(bins.start, bins.end + bins.size / 2, bins.size)
-    else:
-        borders = trace.nbinsx or trace.nbinsy or 30
-    axes.hist(
-        values,
-        borders,
-        color=matplotlib_color(trace.marker.color, default="#555555"),
-        alpha=trace.opacity,
-        density=trace.histnorm in ("probability density", "density"),
-        orientation="horizontal" if lying else "vertical",
-    )
-    return None
 
 
 def _edges(centers: Floats, count: int, *, log: bool) -> Floats:
@@ -189,19 +160,6 @@ def _surface(axes: Any, trace: Any, x: Floats, y: Floats) -> Drawn:
     return (ScalarMappable(limits, scale), trace) if trace.showscale is not False else None
 
 
-def _scatter3d(axes: Any, trace: Any, x: Floats, y: Floats) -> Drawn:
-    """Lines and points in space."""
-    z = values_of(trace.z)
-    mode = trace.mode or "lines+markers"
-    if "lines" in mode:
-        color = trace.line.color if isinstance(trace.line.color, str) else None
-        axes.plot(x, y, z, color=matplotlib_color(color), linewidth=1, zorder=5)
-    if "markers" in mode:
-        color = trace.marker.color if isinstance(trace.marker.color, str) else None
-        axes.scatter(x, y, z, color=matplotlib_color(color), s=8, depthshade=False, zorder=6)
-    return None
-
-
 def _line(trace: Any) -> dict[str, Any]:
     """Color, dashes and width of a line."""
     line = trace.line
@@ -213,29 +171,17 @@ def _line(trace: Any) -> dict[str, Any]:
 
 
 def _scatter(axes: Any, trace: Any, x: Floats, y: Floats) -> Drawn:
-    """Lines, points, text, and bands between two lines."""
+    """Lines, points, and bands between two lines."""
     mode = trace.mode or "lines"
     alpha = trace.opacity
-    if trace.fill in ("toself", "tozeroy", "tonexty", "tozerox"):
+    if trace.fill in ("toself", "tonexty"):
         _fill(axes, trace, x, y)
     # What a band reaches to may be a line that is not drawn itself.
     axes.before = (x, y)
     if "lines" in mode and (trace.line.width is None or trace.line.width > 0):
         style = _STEPS.get(trace.line.shape, "default")
         axes.plot(x, y, drawstyle=style, alpha=alpha, **_line(trace))
-    if trace.error_y.array is not None:
-        spread = values_of(trace.error_y.array)
-        color = matplotlib_color(trace.line.color or trace.marker.color)
-        axes.errorbar(x, y, yerr=spread, fmt="none", ecolor=color, elinewidth=0.8, capsize=2)
-    if "text" in mode:
-        for a, b, words in zip(x, y, _texts(trace, len(x)), strict=True):
-            axes.annotate(plain_text(words), (a, b), (2, 2), textcoords="offset points", size=6)
     return _points(axes, trace, x, y) if "markers" in mode else None
-
-
-def _texts(trace: Any, count: int) -> list[Any]:
-    text = trace.text
-    return [text] * count if isinstance(text, str) or text is None else list(text)
 
 
 def _fill(axes: Any, trace: Any, x: Floats, y: Floats) -> None:
@@ -250,9 +196,6 @@ def _fill(axes: Any, trace: Any, x: Floats, y: Floats) -> None:
         else:
             ring = np.concatenate([x, other_x[::-1]]), np.concatenate([y, other[::-1]])
             axes.fill(*ring, color=color, linewidth=0)
-    elif trace.fill == "tozeroy":
-        floor = 0.0 if axes.get_yscale() == "linear" else axes.get_ylim()[0]
-        axes.fill_between(x, floor, y, color=color, linewidth=0)
 
 
 def _points(axes: Any, trace: Any, x: Floats, y: Floats) -> Drawn:
@@ -317,9 +260,7 @@ DRAWERS: dict[str, Callable[[Any, Any, Floats, Floats], Drawn]] = {
     "bar": _bars,
     "contour": _contour,
     "heatmap": _heatmap,
-    "histogram": _histogram,
     "scatter": _scatter,
-    "scatter3d": _scatter3d,
     "surface": _surface,
 }
-"""How each kind of trace is drawn; those of the bundle, and no other."""
+"""How each kind of trace that a figure has is drawn; the bundle knows all of them."""

@@ -1,4 +1,4 @@
-// The traces that the figures draw; plotly.js itself knows `scatter`. A test asks for no other.
+// The traces that figures may draw; plotly.js itself knows `scatter`. `paper_traces.DRAWERS` draws those in use.
 const Plotly = require('plotly.js/lib/core');
 
 Plotly.register([

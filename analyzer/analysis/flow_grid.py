@@ -60,7 +60,6 @@ class GridColumn(RunRecord):
         marks: ``ZERO`` where the value is exactly zero, ``NONFINITE`` where the bin holds NaN or an
             infinite value, else 0, ``[rows, bins]``.
         width: Steps per bin.
-        num_rows: Layers or parameters before neighbors were put together.
     """
 
     quantity: str
@@ -71,7 +70,6 @@ class GridColumn(RunRecord):
     values: Floats
     marks: NDArray[np.uint8]
     width: int
-    num_rows: int
 
     @property
     def log10(self) -> Floats:
@@ -244,7 +242,7 @@ def _thinned(
     marks = np.where(values == 0, ZERO, 0).astype(np.uint8)
     marks[_summed(bad.T, size).T > 0] = NONFINITE
     return GridColumn(
-        label, name, rows.ids[kept[firsts]], names, middle, steps, values, marks, width, len(kept)
+        label, name, rows.ids[kept[firsts]], names, middle, steps, values, marks, width
     )
 
 

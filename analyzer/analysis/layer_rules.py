@@ -5,11 +5,11 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from analyzer.analysis.activations import num_units
 from analyzer.analysis.evidence import Evidence
 from analyzer.analysis.finding import SUSTAINED_SHARE, Limits, Rule, Seen, Threshold, named, stretch
 from analyzer.analysis.gradient_flow import Gain, gain
 from analyzer.analysis.numerals import decades, number, percent
+from analyzer.analysis.profiles import num_units
 
 __all__ = [
     "DEAD",

@@ -51,7 +51,6 @@ class OverviewColumn(RunAtStep):
         shares: Shortcut share of each arc at those steps, ``[splits, arcs]``.
         stages: Depth and name at which a stage of the network begins.
         loss: Loss over steps.
-        training: First and final losses.
         title: The outcome.
         note: The number of the profile.
     """
@@ -65,7 +64,6 @@ class OverviewColumn(RunAtStep):
     shares: Floats
     stages: tuple[tuple[float, str], ...]
     loss: Band
-    training: TrainingSummary
     title: str
     note: str
 
@@ -155,7 +153,6 @@ def _column(view: View, run: Run, label: RunLabel) -> OverviewColumn:
         shares=shares,
         stages=stage_borders(grid.names, grid.positions),
         loss=loss_band(run, _MOST_POINTS, view.smooth),
-        training=training,
         title=_outcome(training),
         note=_note(fit, arcs),
     )

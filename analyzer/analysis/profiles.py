@@ -1,5 +1,6 @@
-"""A quantity along depth at one step, and of chosen layers over the steps."""
+"""Quantities along depth at one step, activations and dead units; chosen layers over the steps."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from analyzer.analysis.bands import Band, series_band, spaced_places
 from analyzer.analysis.gradient_flow import ROUTE, depth_profile, profile_gain, relative_depth
-from analyzer.analysis.numerals import number
+from analyzer.analysis.numerals import number, percent
 from analyzer.analysis.per_run import (
     AlongDepth,
     PerRun,
@@ -32,7 +33,10 @@ __all__ = [
     "LayerSeries",
     "ProfileCurves",
     "RunSeries",
+    "activation_profiles",
+    "dead_unit_profiles",
     "layer_series",
+    "num_units",
     "over_deepest",
     "profile_curves",
     "profile_overlay",
@@ -40,6 +44,7 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 _MOST_LAYERS, _MOST_POINTS = 5, 500
+_CHANNEL_FIRST = ("Conv1d", "BatchNorm", "GroupNorm", "InstanceNorm", "LocalResponseNorm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +135,83 @@ def over_deepest(values: Floats) -> Floats:
         return np.asarray(values / values[-1], np.float64)
 
 
+def activation_profiles(view: View) -> PerRun[AlongDepth]:
+    """Read ``activation_mean`` and ``activation_std`` of every run at the step, layers by depth.
+
+    Raises:
+        NotRecordedError: If no run has them.
+        AnalyzerError: If the pattern for layers is refused or matches nothing.
+    """
+    return PerRun(*read_runs(view, _activations))
+
+
+def _activations(view: View, run: Run, label: RunLabel) -> AlongDepth:
+    layers = row_set(run, "activation_mean", view.layers, every=True)
+    step = recorded_step(run, view.step)
+    columns = ("activation_mean", "activation_std")
+    values = {name: profile_values(run, name, step, layers.ids) for name in columns}
+    if not any(np.isfinite(column).any() for column in values.values()):
+        raise not_recorded("activations were", run, "record with `--columns all`")
+    stds = values["activation_std"]
+    known = np.flatnonzero(np.isfinite(stds) & (stds > 0))
+    text = "no layer has a finite standard deviation above 0."
+    if len(known):
+        first, last = (f"{number(stds[at])} ({layers.names[at]})" for at in known[[0, -1]])
+        text = f"the standard deviation of activations goes from {first} to {last}."
+    return AlongDepth(label, step, layers.names, layers.positions, values, text)
+
+
+def dead_unit_profiles(view: View) -> PerRun[AlongDepth]:
+    """Read ``num_dead`` and ``dead_share`` of the layers with units of every run at the step.
+
+    The share is NaN where the number of units is unknown.
+
+    Raises:
+        NotRecordedError: If no run counted them.
+        AnalyzerError: If the pattern for layers is refused or matches nothing.
+    """
+    return PerRun(*read_runs(view, _dead_units))
+
+
+def num_units(kind: str, shape: Sequence[int] | None) -> int | None:
+    """Return the number of units of an output: channels of images and convolutions, else features.
+
+    Args:
+        kind: Class name of the module.
+        shape: Shape of its output, batch first; None where it is not a single tensor.
+
+    Returns:
+        The size of axis 1 with 4 or more axes, or where the kind puts channels there; else of the
+        last axis. None with fewer than 2 axes, where there is no unit axis.
+    """
+    if shape is None or len(shape) < 2:
+        return None
+    channels_first = len(shape) > 3 or kind.startswith(_CHANNEL_FIRST)
+    return int(shape[1] if channels_first else shape[-1])
+
+
+def _dead_units(view: View, run: Run, label: RunLabel) -> AlongDepth:
+    layers = row_set(run, "activation_num_dead", view.layers, every=True)
+    step = recorded_step(run, view.step)
+    dead = profile_values(run, "activation_num_dead", step, layers.ids)
+    kept = np.flatnonzero(np.isfinite(dead))
+    if not len(kept):
+        raise not_recorded("dead units were", run, "record with `--columns all`")
+    shapes = run.layers.set_index("layer").loc[layers.ids[kept], ["kind", "output_shape"]]
+    units = [num_units(*row) or np.nan for row in shapes.itertuples(index=False)]
+    names, counts = tuple(layers.names[k] for k in kept), dead[kept].astype(np.int64)
+    shares = counts / np.array(units, np.float64)
+    text, worst = "no unit is dead.", int(np.argmax(counts))
+    if counts.any():
+        text = (
+            f"{int(counts.sum()):,} dead units in {int(np.count_nonzero(counts))} of {len(names)} "
+            f"layers, most in {names[worst]} ({counts[worst]:,}, "
+            f"{percent(float(shares[worst]))} of its units)."
+        )
+    values = {"num_dead": counts, "dead_share": shares}
+    return AlongDepth(label, step, names, layers.positions[kept], values, text)
+
+
 @dataclass(frozen=True, eq=False)
 class RunSeries(RunRecord):
     """A quantity of chosen layers of one run over the steps, with its min–max band.
@@ -138,13 +220,11 @@ class RunSeries(RunRecord):
         quantity: Its key.
         names: Layers or parameters, by depth; at most five.
         bands: The series of each.
-        num_matching: Layers or parameters that the view selects.
     """
 
     quantity: str
     names: tuple[str, ...]
     bands: tuple[Band, ...]
-    num_matching: int
 
     def sentence(self) -> str:
         """Return where the first of the layers began and where it ended."""
@@ -213,4 +293,4 @@ def _series(view: View, run: Run, label: RunLabel) -> RunSeries:
     if not any(len(band.steps) for band in bands):
         raise not_recorded(f"{view.quantity} was", run, "record with `--columns all`")
     names = tuple(rows.names[k] for k in chosen)
-    return RunSeries(label, view.quantity, names, bands, len(rows.ids))
+    return RunSeries(label, view.quantity, names, bands)

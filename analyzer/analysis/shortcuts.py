@@ -55,7 +55,6 @@ class JoinArcs:
         levels: 1 for an arc that holds no other, else one more than the highest inside.
         shares: Shortcut share at the step shown; NaN where it is null or was not recorded.
         step: The step of the shares; None where no split was recorded.
-        num_unplaced: Joins without a known layer, which are left out.
         size: Joins per arc, neighbors along depth; above 1 the arcs are a band of their medians.
     """
 
@@ -67,7 +66,6 @@ class JoinArcs:
     levels: NDArray[np.int64]
     shares: Floats
     step: int | None
-    num_unplaced: int
     size: int = 1
 
     @property
@@ -95,7 +93,6 @@ class JoinArcs:
             np.ones(len(firsts), np.int64),
             grouped(np.where(np.isfinite(self.shares), self.shares, np.nan), size, "median"),
             self.step,
-            self.num_unplaced,
             size,
         )
 
@@ -130,29 +127,25 @@ def join_arcs(run: Run, step: int | None) -> JoinArcs:
     """Return the joins of a run with their shares at the recorded split nearest to a step.
 
     Returns:
-        The arcs; none for a run without joins.
+        The arcs, without joins of which no layer is known; none for a run without joins.
     """
     rows, layers = run.static_rows("joins"), run.static_rows("layers")
     names = layers.column("name").to_pylist()
     depth_of = dict(zip(names, as_floats(layers.column("depth")).tolist(), strict=True))
-    joins = rows.to_pylist()
-    spans = [_span(depth_of, row) for row in joins]
-    placed = [k for k, span in enumerate(spans) if span is not None]
-    starts, ends = (np.array([s[side] for s in spans if s is not None], float) for side in (0, 1))
-    order = np.lexsort((ends, starts))
-    kept, starts, ends = [joins[placed[k]] for k in order], starts[order], ends[order]
-    ids = np.array([row["join"] for row in kept], np.int32)
+    spans = [(_span(depth_of, row), row) for row in rows.to_pylist()]
+    placed = sorted(((span, row) for span, row in spans if span), key=lambda one: one[0])
+    starts, ends = (np.array([span[side] for span, _ in placed], float) for side in (0, 1))
+    ids = np.array([row["join"] for _, row in placed], np.int32)
     at = run.nearest_step(step, "splits") if len(ids) else None
     return JoinArcs(
         ids,
-        tuple(str(row["name"]) for row in kept),
-        tuple(str(row["shortcut"]) for row in kept),
+        tuple(str(row["name"]) for _, row in placed),
+        tuple(str(row["shortcut"]) for _, row in placed),
         starts,
         ends,
         nesting(starts, ends),
         np.full(len(ids), np.nan) if at is None else profile_values(run, "shortcut_share", at, ids),
         at,
-        len(joins) - len(placed),
     )
 
 

@@ -88,18 +88,14 @@ class RowSet:
         table: ``layer_stats`` or ``parameter_stats``.
         ids: Layers or parameters, ``[rows]``.
         names: Their names.
-        depths: Depth of each, ``[rows]``; of a parameter, that of its layer.
-        positions: Place along the axis of depth: the depth, with rows of one depth side by side
-            within a unit of it, ``[rows]``, ascending.
-        has_parameters: Whether the row belongs to a layer with parameters.
+        positions: Place along the axis of depth: the depth (of a parameter, that of its layer),
+            with rows of one depth side by side within a unit of it, ``[rows]``, ascending.
     """
 
     table: str
     ids: NDArray[np.int32]
     names: tuple[str, ...]
-    depths: NDArray[np.float64]
     positions: NDArray[np.float64]
-    has_parameters: NDArray[np.bool_]
 
 
 def has_shortcuts(run: Run) -> bool:
@@ -192,7 +188,7 @@ def row_set(run: Run, quantity: str, pattern: str | None = None, *, every: bool 
     order = np.flatnonzero(keep)[np.lexsort((ids[keep], depths[keep]))]
     positions = _side_by_side(depths[order])
     shown = tuple(names[place] for place in order)
-    return RowSet(table, ids[order], shown, depths[order], positions, owns[order])
+    return RowSet(table, ids[order], shown, positions)
 
 
 def stage_borders(

@@ -5,11 +5,11 @@ from functools import partial
 import numpy as np
 import plotly.graph_objects as go
 
-from analyzer.analysis.activations import (
+from analyzer.analysis.per_run import AlongDepth, PerRun
+from analyzer.analysis.profiles import (
     activation_profiles,
     dead_unit_profiles,
 )
-from analyzer.analysis.per_run import AlongDepth, PerRun
 from analyzer.figures.axes import DEPTH, panes
 from analyzer.figures.marks import run_line, translucent, zero_marks
 from analyzer.figures.panels import Panel

@@ -61,7 +61,7 @@ def test_bins_of_a_long_run_show_the_aggregate(tmp_path: Path, aggregate: str) -
 def test_a_thousand_layers_are_put_together_for_a_screen(tmp_path: Path) -> None:
     path = write_network_run(tmp_path / "deep", has_shortcuts=False, blocks=500, steps=4)
     column = flow_grid(View((open_run(path),))).runs[0]
-    assert column.num_rows == 1002 and len(column.names) <= 240
+    assert 120 <= len(column.names) <= 240
     assert column.names[0] == "stem … layer1.1.fc2"
     shown = np.isfinite(column.log10[:, 0])
     assert (np.diff(column.log10[shown, 0]) > 0).all()

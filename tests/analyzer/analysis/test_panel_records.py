@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analyzer.analysis.activations import activation_profiles, dead_unit_profiles
 from analyzer.analysis.loss_landscape import landscapes, trajectories
 from analyzer.analysis.probe_results import (
     attribution_shares,
@@ -18,7 +17,13 @@ from analyzer.analysis.probe_results import (
     probe_by_layer,
     shattering_curves,
 )
-from analyzer.analysis.profiles import layer_series, profile_curves, profile_overlay
+from analyzer.analysis.profiles import (
+    activation_profiles,
+    dead_unit_profiles,
+    layer_series,
+    profile_curves,
+    profile_overlay,
+)
 from analyzer.analysis.shortcuts import shortcut_strip, split_series
 from analyzer.analysis.training import (
     gradient_norm_curves,

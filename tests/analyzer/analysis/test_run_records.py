@@ -3,10 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from analyzer.analysis.activations import dead_units, num_units
 from analyzer.analysis.evidence import first_nonfinite
 from analyzer.analysis.gradient_flow import depth_profile, profile_gain
+from analyzer.analysis.profiles import dead_unit_profiles, num_units
 from analyzer.analysis.training import run_training
+from analyzer.analysis.view import View
 from analyzer.storage.run import open_run
 from tests.support.runs import layer_row, write_run
 
@@ -46,8 +47,10 @@ def test_the_first_nan_going_backward_is_that_of_the_last_layer(tmp_path: Path) 
 
 def test_dead_units_are_counted_against_the_units_of_the_layer(tmp_path: Path) -> None:
     layers = [layer_row(0, "conv", "Conv2d", output_shape=[8, 14, 5, 5])]
-    (row,) = dead_units(open_run(write_run(tmp_path / "r", [1.0], [[1.0]], layers=layers)), 0)
-    assert (row.name, row.num_dead, row.num_units, row.fraction) == ("conv", 7, 14, 0.5)
+    run = open_run(write_run(tmp_path / "r", [1.0], [[1.0]], layers=layers))
+    (found,) = dead_unit_profiles(View((run,), step=0)).runs
+    assert found.names == ("conv",)
+    assert [found.values[key].tolist() for key in ("num_dead", "dead_share")] == [[7], [0.5]]
 
 
 @pytest.mark.parametrize(

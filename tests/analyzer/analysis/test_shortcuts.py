@@ -15,7 +15,7 @@ def test_an_arc_reaches_from_the_layer_before_the_branch_to_its_last(tmp_path: P
     assert arcs.ends.tolist() == [4, 8, 12, 16, 20, 24, 28, 32]
     assert arcs.shortcuts.count("projection") == 1
     assert arcs.shares == pytest.approx([share_of(join, 59, 60) for join in range(8)])
-    assert (arcs.step, arcs.num_unplaced) == (59, 0)
+    assert arcs.step == 59
 
 
 def test_shares_are_those_of_the_nearest_split(tmp_path: Path) -> None:
@@ -62,5 +62,5 @@ def test_joins_whose_layers_are_unknown_are_counted_and_splits_may_be_missing(
     layers = [layer_row(0, "layers.0")]
     run = open_run(write_run(tmp_path / "a", [1.0], [[1.0]], layers=layers, joins=joins))
     arcs = join_arcs(run, None)
-    assert (arcs.names, arcs.num_unplaced, arcs.step) == (("block0",), 1, None)
+    assert (arcs.names, arcs.step) == (("block0",), None)
     assert np.isnan(arcs.shares).all() and np.isnan(arcs.median_share)

@@ -1,6 +1,5 @@
+import multiprocessing
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from torch.nn.functional import cross_entropy
 import analyzer
 from analyzer.probes.landscape import ledger, surface
 
-ROOT = Path(__file__).parents[3]
 AXIS = np.linspace(-1, 1, 13)
 
 
@@ -105,42 +103,48 @@ def test_a_fingerprint_sees_every_bit_and_name():
     assert ledger.fingerprint([{"a": x.clone()}]) == marks[3]
 
 
-CHILD = """
-import sys, time, numpy as np, torch
-from torch import nn
-from analyzer.probes.landscape import random_directions, surface
-torch.set_num_threads(1)
-torch.manual_seed(0)
-model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 3))
-data = [(torch.randn(12, 1, 8, 8), torch.arange(12) % 3)]
-def loss(output, target):
-    time.sleep(0.004)
-    return nn.functional.cross_entropy(output, target)
-axis = np.linspace(-1, 1, 17)
-print("started", flush=True)
-found = surface(model.double(), [(data[0][0].double(), data[0][1])], loss,
-                random_directions(model), axis, axis, resume=sys.argv[1] or None)
-np.save(sys.argv[2], found.losses)
-"""
+def evaluate_slowly(started, resume: str, result: Path) -> None:
+    """What a child process does: a surface whose loss takes its time."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 3)).double()
+    data = [(torch.randn(12, 1, 8, 8).double(), torch.arange(12) % 3)]
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        time.sleep(0.004)
+        return cross_entropy(output, target)
+
+    axis, planes = np.linspace(-1, 1, 17), analyzer.random_directions(model)
+    started.set()
+    found = surface(model, data, loss, planes, axis, axis, resume=resume or None)
+    np.save(result, found.losses)
 
 
 @pytest.mark.slow
 def test_killed_ten_times_a_surface_ends_with_the_same_values(tmp_path):
-    def start(resume: str, result: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", CHILD, resume, str(tmp_path / result)]
-        child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        assert child.stdout is not None and child.stdout.readline() == "started\n"
+    # Children are forked from a process that has torch: a new one takes seconds to import it.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([__name__])
+
+    def start(resume: str, result: str) -> multiprocessing.Process:
+        started = processes.Event()
+        given = (started, resume, tmp_path / result)
+        child = processes.Process(target=evaluate_slowly, args=given)
+        child.start()
+        assert started.wait(60)
         return child
 
     random, killed = np.random.default_rng(0), 0
     for _ in range(10):
-        with start(str(tmp_path / "points"), "resumed.npy") as child:
-            time.sleep(float(random.uniform(0.1, 1.5)))
-            child.send_signal(signal.SIGKILL)
-            killed += child.wait() == -signal.SIGKILL
+        child = start(str(tmp_path / "points"), "resumed.npy")
+        time.sleep(float(random.uniform(0.1, 1.5)))
+        child.kill()
+        child.join()
+        killed += child.exitcode == -signal.SIGKILL
     for resume, result in ((str(tmp_path / "points"), "resumed.npy"), ("", "undisturbed.npy")):
-        with start(resume, result) as child:
-            assert child.wait() == 0
+        child = start(resume, result)
+        child.join()
+        assert child.exitcode == 0
     assert killed >= 1
     resumed, undisturbed = (
         np.load(tmp_path / f"{name}.npy") for name in ("resumed", "undisturbed")

@@ -85,7 +85,7 @@ def _probe(probe: Probe) -> str:
     blocks = [f"## {probe.name}", probe.sentence + (f" [More]({guide})" if guide else "")]
     blocks += [as_markdown(PROBE_SCHEMAS[probe.name])]
     if probe.options:
-        options = ", ".join(f"`--{name.replace('_', '-')}`" for name in probe.options)
+        options = ", ".join(f"`{option.flag}`" for option in probe.options)
         blocks.append(f"Options of `analyzer probe`: {options}.")
     return "\n\n".join([*blocks, *_method(probe.method)])
 

@@ -10,6 +10,7 @@ import numpy as np
 from analyzer.storage.rows import Block, StepRecord
 from analyzer.storage.schema import STAT_COLUMNS
 from analyzer.storage.writer import RunWriter
+from analyzer.vocabulary import PROBES
 
 __all__ = ["GRID", "write_empty_run", "write_full_pair", "write_network_run"]
 
@@ -315,8 +316,17 @@ def _write_probes(
         step,
         {"gradient_noise_scale": [40.0 + step], "signal_norm": [0.5], "noise_trace": [10.0]},
     )
+    for probe in PROBES:
+        keys = [column.key for column in probe.columns]
+        if probe.name not in _WRITTEN and {"layer", "name"} <= set(keys):
+            numbers = {key: weights for key in keys if key not in ("layer", "name")}
+            named = {key: [row[key] for row in linear] for key in ("layer", "name")}
+            writer.write_probe(probe.name, step, named | numbers)
 
 
+# What _write_probes has its own numbers for; a new probe by layer gets some there.
+_WRITTEN = {"paths", "lesion", "landscape", "shattering", "jacobian", "curvature", "noise"}
+_WRITTEN |= {"attribution"}
 _PLANE = {
     "normalization": "filter",
     "seed": "0",

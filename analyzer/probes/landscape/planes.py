@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from analyzer.probes.landscape.evaluation import BATCH_NORM
 from analyzer.probes.landscape.surface import MODES, surface
 from analyzer.probes.landscape.weights import Direction
 
-__all__ = ["Checkpoints", "LandscapeRequest", "drawn"]
+__all__ = ["Checkpoints", "LandscapeRequest", "drawn", "measure"]
 
 
 Range = tuple[float, float]
@@ -141,6 +142,7 @@ def _is_range(low: float, high: float) -> bool:
 Checkpoints = Mapping[int, Mapping[str, Tensor]]
 """State dicts by step."""
 _NOT_RANDOM = {"normalization": "none", "seed": ""}
+_SECONDS = 30.0
 _BESIDE = 0.2  # of what the checkpoints span, on either side of them
 
 
@@ -149,6 +151,28 @@ class _Plane:
     directions: tuple[Direction, ...]
     ranges: tuple[Range, Range] = ((-1.0, 1.0), (-1.0, 1.0))
     notes: Mapping[str, str] = field(default_factory=dict)
+
+
+def measure(batch: HeldBatch, **options: Any) -> Measurement:
+    """Measure the loss of one batch over a plane of two random directions, in half a minute.
+
+    ``L(θ* + α d₁ + β d₂)`` on ``[−1, 1]²`` with 51 points along each axis; (0, 0) is one of them.
+
+    Args:
+        batch: The live model, one batch and its loss; left as they are.
+        options: Fields of `LandscapeRequest`, for another plane, grid or mode; ``seconds`` is 30.
+
+    Returns:
+        ``alpha``, ``beta``, ``loss``, ``evaluated``, a row a point; NaN where time ran out before
+        anything could be fitted. The metadata say how it was made.
+
+    Raises:
+        ValueError: If an option is unknown, or asks for checkpoints.
+
+    Reference:
+        Li et al. (2018), Visualizing the loss landscape of neural nets, §4.
+    """
+    return drawn(batch, LandscapeRequest(**{"seconds": _SECONDS, **options}))
 
 
 def drawn(

@@ -266,7 +266,7 @@ def test_probes_during_a_training_leave_its_weights_bit_identical():
             optimizer.zero_grad()
             cross_entropy(model(x), y).backward()
             if is_probed:
-                measure(HeldBatch(model, x, y, cross_entropy), size=5)
+                measure(HeldBatch(model, x, y, cross_entropy), grid="5")
             optimizer.step()
         return model.state_dict()
 
@@ -375,13 +375,13 @@ def test_a_probe_works_where_the_loss_holds_its_own_targets_and_inputs_have_name
     batch = HeldBatch(
         model, {"data": x, "scale": 2.0}, None, lambda o, _: cross_entropy(o["scores"], y)
     )
-    found = measure(batch, size=5, mode="exact")
+    found = measure(batch, grid="5", mode="exact")
     assert all(found.columns["evaluated"]) and found.metadata["method"] == "plain"
     assert found.columns["loss"][12] == cross_entropy(2 * model.linear(x), y).item()
 
 
 def test_a_probe_that_is_out_of_time_shows_what_it_did_not_evaluate():
     model, batches = problem(nn.Linear(4, 3), 4)
-    found = measure(HeldBatch(model, *batches[0], cross_entropy), seconds=0.0)
+    found = measure(HeldBatch(model, *batches[0], cross_entropy), seconds=1e-9)
     assert not any(found.columns["evaluated"]) and np.isnan(found.columns["loss"]).all()
     assert found.metadata["tolerance_met"] == "false"

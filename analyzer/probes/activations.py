@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C import _current_graph_task_id
+from torch.utils._pytree import tree_map
 
 from analyzer.joins.calls import clean_path, is_layer, numbered_call, tensors_in
 from analyzer.joins.model_state import preserve_state
@@ -156,10 +157,9 @@ def samples_between(value: Any, start: int, stop: int, size: int) -> Any:
         stop: Sample after the last one.
         size: Length of the sample axis; tensors of another first axis are left as they are.
     """
-    if isinstance(value, Tensor):
-        return value[start:stop] if value.dim() and len(value) == size else value
-    if type(value) is dict:
-        return {key: samples_between(item, start, stop, size) for key, item in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(samples_between(item, start, stop, size) for item in value)
-    return value
+
+    def cut(leaf: Any) -> Any:
+        has_samples = isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == size
+        return leaf[start:stop] if has_samples else leaf
+
+    return tree_map(cut, value)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from analyzer.errors import AnalyzerError
 from analyzer.joins.calls import CallLog, tensors_in
@@ -74,26 +75,16 @@ class InputPath:
         # Copies, so that the model may change its inputs in place.
         given = [point.clone() for point in points]
         ends = {id(end): new for end, new in zip(self.ends, given, strict=True)}
-        with self._embedded(given):
-            yield self._filled(self.args, ends, start, stop, repeats)
 
-    def _filled(
-        self, value: Any, ends: dict[int, Tensor], start: int, stop: int, repeats: int
-    ) -> Any:
-        """Return arguments with points instead of ends, and other samples repeated."""
-        if isinstance(value, Tensor):
-            if id(value) in ends:
-                return ends[id(value)]
-            if value.dim() and len(value) == self.size:
-                some = value[start:stop]
-                return some.repeat(repeats, *[1] * (some.dim() - 1))
-            return value
-        if type(value) is dict:
-            items = value.items()
-            return {k: self._filled(item, ends, start, stop, repeats) for k, item in items}
-        if type(value) in (tuple, list):
-            return type(value)(self._filled(i, ends, start, stop, repeats) for i in value)
-        return value
+        def filled(leaf: Any) -> Any:
+            if id(leaf) in ends:
+                return ends[id(leaf)]
+            if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == self.size:
+                return leaf[start:stop].repeat(repeats, *[1] * (leaf.dim() - 1))
+            return leaf
+
+        with self._embedded(given):
+            yield tree_map(filled, self.args)
 
     @contextmanager
     def _embedded(self, given: Sequence[Tensor]) -> Iterator[None]:
@@ -137,7 +128,7 @@ def input_path(model: nn.Module, inputs: Any) -> InputPath:
         )
     tensors = [t.detach() for t in tensors_in(args)]
     by_id = {id(t): d for t, d in zip(tensors_in(args), tensors, strict=True)}
-    args = _swapped(args, by_id)
+    args = tree_map(lambda leaf: by_id.get(id(leaf), leaf), args)
     ends = [t for t in tensors if t.is_floating_point() and t.dim() and len(t) == size]
     places: list[tuple[nn.Module, int] | None] = [None] * len(ends)
     tokens = [t for t in tensors if not t.is_floating_point() and t.dim() and len(t) == size]
@@ -190,17 +181,6 @@ def _embedding_calls(
 
 def _is_same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and bool((one == other).all())
-
-
-def _swapped(value: Any, by_id: dict[int, Tensor]) -> Any:
-    """Return nested arguments with other tensors in place of the given ones."""
-    if isinstance(value, Tensor):
-        return by_id[id(value)]
-    if type(value) is dict:
-        return {key: _swapped(item, by_id) for key, item in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(_swapped(item, by_id) for item in value)
-    return value
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,8 +18,7 @@ from analyzer.figures.csv_text import csv_text
 
 from .paper_axes import Panes, finish_axes, layout_axis, panes
 from .paper_marks import draw_annotations, draw_color_bars, draw_legend, draw_shapes
-from .paper_traces import DRAWERS
-from .paper_values import values_of
+from .paper_traces import DRAWERS, values_of
 from .story import Story
 
 __all__ = [

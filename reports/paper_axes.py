@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from .paper_values import plain_text, values_of
+from .paper_traces import plain_text, values_of
 
 __all__ = ["Panes", "finish_axes", "inches_wide", "layout_axis", "panes"]
 

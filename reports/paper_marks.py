@@ -10,7 +10,7 @@ from matplotlib.path import Path
 from matplotlib.transforms import blended_transform_factory
 
 from .paper_axes import Panes, inches_wide, layout_axis
-from .paper_values import dashes_of, marker_of, matplotlib_color, plain_text
+from .paper_traces import dashes_of, marker_of, matplotlib_color, plain_text
 
 __all__ = ["draw_annotations", "draw_color_bars", "draw_legend", "draw_shapes"]
 

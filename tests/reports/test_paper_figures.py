@@ -22,8 +22,7 @@ from analyzer.reports.paper import (
     width_in_inches,
     write_figures,
 )
-from analyzer.reports.paper_traces import DRAWERS
-from analyzer.reports.paper_values import plain_text
+from analyzer.reports.paper_traces import DRAWERS, plain_text
 from analyzer.reports.story import Story
 
 

@@ -65,6 +65,7 @@ _LATEX = _Letters(
             "–": "--",
             "‖": r"$\|$",
             "∂": r"$\partial$",
+            "δ": r"$\delta$",
             "Δ": r"$\Delta$",
             "θ": r"$\theta$",
             "Σ": r"$\Sigma$",

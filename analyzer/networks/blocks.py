@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 __all__ = [
+    "INITIALIZATIONS",
     "BasicBlock",
     "MLPBlock",
     "PaddedShortcut",

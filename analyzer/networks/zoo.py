@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from analyzer.errors import ScriptError
+from analyzer.networks.blocks import INITIALIZATIONS
 from analyzer.networks.data import Dataset
 from analyzer.networks.models import MLP, ConstantWidthNet, ResNet
 
@@ -36,7 +37,7 @@ _OPTIONS = {
     "mlp": ("residual", "pair", "preact", "batchnorm", "layernorm"),
     "simple": ("plain", "single", "batchnorm"),
 }
-_EXCLUSIVE = (("a", "b", "c"), ("batchnorm", "layernorm"), ("he", "default"))
+_EXCLUSIVE = (("a", "b", "c"), ("batchnorm", "layernorm"), INITIALIZATIONS)
 EXAMPLES = (
     *(f"{family}{depth}" for depth in (20, 32, 44, 56, 110) for family in ("resnet", "plain")),
     *("resnet20-b", "resnet20-c", "resnet20-preact", "resnet110-preact", "resnet20-zeroinit"),
@@ -63,7 +64,7 @@ class _Name:
         return next((choice for choice in choices if self.has(choice)), None)
 
     def initialization(self, default: str) -> str:
-        return self.first("he", "default") or default
+        return self.first(*INITIALIZATIONS) or default
 
 
 def zoo(
@@ -135,7 +136,7 @@ def _parsed(name: str) -> _Name:
     family, number, options = match[1], int(match[2]), match[3].split("-")[1:]
     widths = [option for option in options if _WIDTH.fullmatch(option)]
     others = tuple(option for option in options if option not in widths)
-    allowed = (*_OPTIONS[family], "he", "default")
+    allowed = (*_OPTIONS[family], *INITIALIZATIONS)
     wrong = [option for option in others if option not in allowed]
     if wrong:
         raise ScriptError(

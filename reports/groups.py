@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from analyzer.analysis.gradient_flow import depth_profile, profile_gain
 from analyzer.analysis.numerals import counted, number
 from analyzer.analysis.training import run_training
+from analyzer.analysis.view import has_shortcuts
 from analyzer.figures.theme import Theme, labeled
 from analyzer.storage.run import Run
 
@@ -22,7 +23,6 @@ __all__ = [
     "SeedSpread",
     "Spread",
     "grouped",
-    "has_shortcuts",
     "pairs_of",
     "program",
     "representatives",
@@ -54,11 +54,6 @@ class Group:
     def seeds(self) -> tuple[str, ...]:
         """Seed of each run; a dash where the manifest has none."""
         return tuple(seed_of(run.manifest) for run in self.runs)
-
-
-def has_shortcuts(run: Run) -> bool:
-    """Return whether gradients of a run flow through joins."""
-    return len(run.joins) > 0 and run.manifest.get("skip_scale") != 0
 
 
 def seed_of(manifest: dict[str, Any]) -> str:

@@ -11,9 +11,10 @@ import pandas as pd
 from analyzer.analysis.gradient_flow import Gain, depth_profile, profile_gain
 from analyzer.analysis.numerals import number, percent
 from analyzer.analysis.training import run_training
+from analyzer.analysis.view import has_shortcuts
 from analyzer.storage.run import Run
 
-from .groups import has_shortcuts, seed_of
+from .groups import seed_of
 
 __all__ = ["AnonymousRun", "last_gain", "reproducibility", "run_table", "without_paths"]
 

@@ -123,7 +123,6 @@ def _ends(run: Run) -> tuple[int, int]:
 
 
 def _reached(run: Run) -> list[int]:
-    """Layers with an output gradient at any step."""
     column = "output_gradient_norm"
     if run.ranks != [0]:
         return run.layer_stats(column).dropna()["layer"].unique().tolist()

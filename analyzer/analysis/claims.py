@@ -269,7 +269,6 @@ Pair = tuple[Measured, Measured]
 
 
 def _claim(statement: Statement, plain: Sequence[Run], residual: Sequence[Run]) -> Claim:
-    """Measure a statement on every pair."""
     pairs = [_measured(statement, p, r) for p, r in zip(plain, residual, strict=True)]
     found = [pair for pair in pairs if pair is not None]
     claim = Claim(
@@ -315,12 +314,10 @@ def _measured(statement: Statement, plain: Run, residual: Run) -> Pair | None:
 
 
 def _bare(text: str) -> str:
-    """The statement before its numbers."""
     return text.partition(":")[0] if ":" in text else text.partition("{")[0].rstrip(" .")
 
 
 def _side(values: list[float]) -> tuple[float | None, Spread]:
-    """Median and range over seeds."""
     if len(values) == 1:
         return values[0], None
     if any(math.isnan(v) for v in values):
@@ -334,7 +331,6 @@ def _seeds(num_holding: int, count: int) -> str:
 
 
 def _pair_query(pair: Pair, is_of_residual: bool) -> str:
-    """The expression that gives the number, or both as a tuple."""
     plain, residual = (
         pair[0].query.replace("RUN", "plain"),
         pair[1].query.replace("RUN", "residual"),

@@ -183,7 +183,6 @@ def difference(plain: Facts, residual: Facts) -> str:
 
 
 def _last_step(run: Run) -> int:
-    """The last step with layer statistics."""
     step = run.nearest_step(None, "layer_stats")
     if step is None:
         raise NotRecordedError(
@@ -194,7 +193,6 @@ def _last_step(run: Run) -> int:
 
 
 def _numbers(run: Run, profile: DepthProfile, facts: Facts) -> ComparedRun:
-    """The numbers of one run."""
     gain, training = facts[0].gain, facts[1]
     share = run.splits(columns="shortcut_share")["shortcut_share"].median()
     has_loss = training.num_losses > 0
@@ -217,7 +215,6 @@ def _numbers(run: Run, profile: DepthProfile, facts: Facts) -> ComparedRun:
 
 
 def _profile(profiles: list[DepthProfile]) -> tuple[ProfileRow, ...]:
-    """Both profiles at places of relative depth."""
     places = np.linspace(0, 1, _PLACES)
     left, right = (on_grid(profile, places) for profile in profiles)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -356,7 +356,6 @@ def grid_difference(view: View) -> GridDifference:
 
 
 def _common_steps(first: GridColumn, second: GridColumn) -> NDArray[np.int64]:
-    """Bins of the coarser run within the steps of both."""
     coarse = max((first, second), key=lambda column: column.width).steps
     last = min(column.steps[-1] + column.width - 1 for column in (first, second))
     shared = (coarse >= max(first.steps[0], second.steps[0])) & (coarse <= last)

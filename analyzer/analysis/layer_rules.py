@@ -77,7 +77,6 @@ def _nonfinite(evidence: Evidence, limits: Limits) -> Seen | None:
 
 
 def _shrinking(evidence: Evidence, limits: Limits) -> Seen | None:
-    """Whether gradients shrink over time, and not because the loss does."""
     steps = evidence.layer_history.steps
     loss_fall = _loss_decades(evidence, limits["shrinking_loss"])
     if len(steps) < _LEAST_STEPS_OF_A_TREND or loss_fall is None or not evidence.owners:
@@ -121,7 +120,6 @@ def _has_gradient(evidence: Evidence) -> NDArray[np.bool_]:
 
 
 def _has_layer(evidence: Evidence) -> NDArray[np.bool_]:
-    """Whether each parameter belongs to a layer, that is, to a module that was called."""
     return evidence.parameters["layer"].notna().to_numpy(bool)
 
 
@@ -161,7 +159,6 @@ def _detached(evidence: Evidence, limits: Limits) -> Seen | None:
 
 
 def _dead(evidence: Evidence, limits: Limits) -> Seen | None:
-    """Whether output gradients are exactly zero up to the last judged step."""
     history, owners = evidence.layer_history, evidence.has_parameters
     start = _silent_since(history.values["output_gradient_norm"] == 0)
     chosen = owners & (len(history.steps) - start >= _LEAST_STEPS)

@@ -115,7 +115,6 @@ def _curve(view: View, run: Run, label: RunLabel) -> AlongDepth:
 
 
 def _reach(what: str, names: tuple[str, ...], values: Floats) -> str:
-    """The smallest and the largest value of a quantity."""
     shown = np.where(np.isfinite(values), values, np.nan)
     if np.isnan(shown).all():
         return f"{what} is nowhere finite."

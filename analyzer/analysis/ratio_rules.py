@@ -126,7 +126,6 @@ def _at_joins(evidence: Evidence, chosen: list[int], worst: float, steps: tuple[
 
 
 def _cancellation(evidence: Evidence, limits: Limits) -> Seen | None:
-    """Whether the two gradients cancel at a join, sustained over steps."""
     history, limit = evidence.split_history, limits["cancellation_ratio"]
     left = remaining_share(
         history.values["shortcut_gradient_norm"],

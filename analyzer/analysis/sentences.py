@@ -160,7 +160,6 @@ def trend_clause(facts: DepthFacts) -> str:
 
 
 def _left_out(gain: Gain) -> str:
-    """How many layers the fit used and could not use."""
     return (
         f"{counted(gain.num_layers, 'usable layer')}, {gain.num_zero} with a zero gradient, "
         f"{gain.num_nonfinite} with a non-finite one"

@@ -276,7 +276,6 @@ def _column(run: Run, name: str) -> tuple[NDArray[np.int64], Floats]:
 
 @remembered("steps")
 def _is_measured(run: Run, name: str) -> bool:
-    """Whether a column of ``steps`` has a value at any step."""
     column = run.read("steps", name).column(name)
     return bool(column.null_count < len(column))
 

@@ -86,17 +86,14 @@ def _trends(claim: Claim) -> tuple[Trend, Trend]:
 
 
 def _plain(claim: Claim) -> str:
-    """The number of the run without shortcuts, with its range over seeds."""
     return with_range(claim.plain, claim.plain_spread)
 
 
 def _residual(claim: Claim) -> str:
-    """The number of the run with shortcuts, with its range over seeds."""
     return with_range(claim.residual, claim.residual_spread)
 
 
 def _mechanism(found: Claims) -> str:
-    """What the norms along depth say."""
     relative, claim = found["relative_gradient"], found["vanishing"]
     if relative.plain == 0 and relative.residual:
         return (
@@ -136,7 +133,6 @@ def _instead(found: Claims) -> str:
 
 
 def _shortcuts(found: Claims) -> str:
-    """How much gradient the shortcuts carry, and through which paths."""
     start, share, paths = (found[k] for k in ("identity_start", "shortcut_share", "path_length"))
     parts = []
     if start.status == "holds" and start.residual is not None:
@@ -151,7 +147,6 @@ def _shortcuts(found: Claims) -> str:
 
 
 def _outcome(found: Claims) -> str:
-    """What the training did."""
     loss = found["training_loss"]
     if loss.plain is None or loss.residual is None:
         return ""

@@ -35,7 +35,7 @@ class LayerOutput:
         module: The module called.
         tensor: The first floating tensor of the output; a later operation in place may change it.
         edge: Where its gradient arrives, whatever happens to the tensor later; None without one.
-        value: A copy of what the tensor held then, where asked for.
+        value: A copy of what the tensor held then, where requested.
     """
 
     name: str
@@ -69,7 +69,7 @@ def layer_outputs(model: nn.Module, *, with_values: bool = False) -> Iterator[li
             return None
         is_copied = output is tensor and _is_own_view(tensor, args)
         if _current_graph_task_id() != -1:
-            # Checkpointing computes it once more; what its graph saves must stay the same.
+            # Checkpointing computes it again; what its graph saves must stay the same.
             return tensor.clone() if is_copied else None
         name = numbered_call(path, times_called)
         # A view that is later changed in place gets a new node: its gradient would not be seen.

@@ -235,7 +235,7 @@ def _integrated_gradients(
 
     Modules that work in place do so on copies meanwhile, where that changes no output. Captum
     cannot tell the calls of a reused module apart: these are refused, and so are layers whose
-    output is changed in place by other code, and those that checkpointing runs once more.
+    output is changed in place by other code, and those that checkpointing runs again.
     """
     from captum.attr import LayerIntegratedGradients
 

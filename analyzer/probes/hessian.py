@@ -117,7 +117,7 @@ class Hessian:
         if not self._variables:
             raise ValueError(
                 f"no parameter of {type(model).__name__!r} wants a gradient; expected at least "
-                "one. Set requires_grad on the parameters whose curvature is asked for."
+                "one. Set requires_grad on the parameters whose curvature you want."
             )
         if any(variable.is_complex() for variable in self._variables):
             raise ValueError(

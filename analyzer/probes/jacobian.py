@@ -133,7 +133,7 @@ def _units(size: int) -> Tensor:
 
 
 def _parts(vector: Tensor, likes: Sequence[Tensor]) -> list[Tensor]:
-    """Cut a vector into tensors of the shapes and types asked for."""
+    """Cut a vector into tensors of the given shapes and types."""
     pieces = torch.split(vector, [like.numel() for like in likes])
     return [
         piece.reshape(like.shape).to(device=like.device, dtype=like.dtype)

@@ -124,7 +124,7 @@ def end_eigenpairs(
 ) -> EigenPairs:
     """Return eigenpairs from the ends of the spectrum of a symmetric matrix.
 
-    Lanczos; it stops when each value asked for is within ``tolerance`` of the largest magnitude, by
+    Lanczos; it stops when each requested value is within ``tolerance`` of the largest magnitude, by
     the residual r or, where a Ritz value stands apart from the others, by ``r² / gap``. That gap is
     between the values found so far: a value that has a twin closer than r may be off by r, which is
     at most ``sqrt(tolerance · gap)``. A smaller tolerance tells the two apart.
@@ -134,7 +134,7 @@ def end_eigenpairs(
         like: A vector of the matrix's size, type and device.
         largest: How many of the largest.
         smallest: How many of the smallest.
-        start: A vector to begin near, where one is known that leans to the vectors asked for.
+        start: A vector to begin near, where one is known that leans to the requested vectors.
         tolerance: Relative error.
         max_steps: Stop then in any case.
         seed: Seed of the random part of the start; the global random state is not touched.

@@ -177,7 +177,7 @@ def gradient_noise(
     if not named:
         raise ValueError(
             f"no parameter of {type(model).__name__!r} wants a gradient; expected at least one. "
-            "Set requires_grad on the parameters whose gradient is asked for."
+            "Set requires_grad on the parameters whose gradient you want."
         )
     data = held(batches)
     each = math.ceil(num_pieces / len(data))

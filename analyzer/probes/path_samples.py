@@ -1,4 +1,4 @@
-"""Which elements of a tensor belong to which sample of a batch, asked of the gradient itself."""
+"""Which elements of a tensor belong to which sample of a batch, found from the gradient."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def layouts_of(
 
     Args:
         outputs: Tensors of the model's output that the loss reads; those without batch axis (loss
-            terms) are not asked.
+            terms) are left out.
         inputs: Floating inputs with batch axis, as edges of the graph.
         parts: The tensors, as edges of the graph.
         num_samples: Samples of the batch.
@@ -126,10 +126,10 @@ def layouts_of(
     """
     if num_samples == 1:
         return [Layout(0) for _ in parts]
-    asked = [t for t in outputs if t.dim() > batch_dim and t.shape[batch_dim] % num_samples == 0]
+    seen = [t for t in outputs if t.dim() > batch_dim and t.shape[batch_dim] % num_samples == 0]
     found = [_candidates(_shape(edge), num_samples, batch_dim) for edge in parts]
-    for sample in (0, num_samples - 1) if asked else ():
-        gradients = _gradients_of_sample(asked, [*inputs, *parts], sample, num_samples, batch_dim)
+    for sample in (0, num_samples - 1) if seen else ():
+        gradients = _gradients_of_sample(seen, [*inputs, *parts], sample, num_samples, batch_dim)
         for gradient in gradients[: len(inputs)]:
             if not _is_apart(gradient, Layout(batch_dim), sample, num_samples):
                 raise _mixed(batch_dim, num_samples)

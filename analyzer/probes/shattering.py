@@ -290,7 +290,7 @@ def gradient_autocorrelation(
         Values at lag 0 (which is 1) to ``max_lag``; NaN where the gradient is constant.
 
     Raises:
-        ValueError: If the grid has fewer than ``max_lag + 2`` points, or is no line.
+        ValueError: If the grid has fewer than ``max_lag + 2`` points, or is not a line.
 
     Reference:
         Balduzzi et al. (2017), The shattered gradients problem, section 1.2.
@@ -314,7 +314,7 @@ def gradient_on_line(model: nn.Module, grid: Tensor) -> Tensor:
         ``[points]`` in float64, per unit of length.
 
     Raises:
-        ValueError: If the grid has fewer than two points, or is no line of even steps.
+        ValueError: If the grid has fewer than two points, or is not a line of even steps.
     """
     steps = grid.detach().double().diff(dim=0).flatten(1)
     if not len(steps) or not torch.allclose(steps, steps[:1].expand_as(steps), rtol=1e-2):

@@ -119,7 +119,7 @@ def estimated_surface(
         evaluate: Loss at points given by their places on the two axes; of the first ones only if
             time is up.
         tolerance: Allowed error over the range of the loss.
-        is_late: Whether to stop with what is there; asked between rounds.
+        is_late: Whether to stop with what is there; called between rounds.
 
     Returns:
         The surface ``[alphas, betas]``.

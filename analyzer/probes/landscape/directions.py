@@ -57,7 +57,7 @@ def random_directions(
 
 
 def _drawn(weight: Tensor, generator: torch.Generator) -> Tensor:
-    """Return Gaussian values in double precision, zeros for weights that are no floats."""
+    """Return Gaussian values in double precision, zeros for weights that are not floating."""
     if not (weight.is_floating_point() or weight.is_complex()):
         return torch.zeros(weight.shape)
     wide = torch.complex128 if weight.is_complex() else torch.float64
@@ -145,7 +145,7 @@ def direction_to(model: nn.Module, checkpoint: Mapping[str, Tensor]) -> Directio
 
     Args:
         model: The model at the start of the line.
-        checkpoint: A state dict, or parameters by name. What is no parameter is not used.
+        checkpoint: A state dict, or parameters by name. Other entries are not used.
 
     Returns:
         The direction over all parameters.

@@ -61,7 +61,7 @@ def _absorb(digest: Any, value: Any) -> None:
 class Ledger:
     """Losses by their places on the grid, evaluated group by group.
 
-    Points are evaluated in the groups in which they are first asked for, and a group that a killed
+    Points are evaluated in the groups in which they are first requested, and a group that a killed
     run left unfinished is evaluated as a whole again: the values do not depend on interruptions.
 
     Args:

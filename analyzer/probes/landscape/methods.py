@@ -61,7 +61,7 @@ class Work:
 class Checked:
     """A fast method; the model itself, and what is not finite, is left to the plain one.
 
-    So (0, 0) is the model's loss bit for bit, and an overflow inside a method is no result.
+    So (0, 0) is the model's loss bit for bit, and an overflow inside a method never counts.
 
     Args:
         fast: The method.
@@ -112,7 +112,7 @@ def chosen(work: Work, points: Sequence[Point], share: float = 1.0) -> str:
     is_short = rate * num_samples(work.batches) * share * len(points) < _WORTH_SECONDS
     if is_short or not all(math.isfinite(value) for value in expected):
         return PLAIN
-    # Parts of unequal size show a loss that is no mean over samples.
+    # Parts of unequal size show a loss that is not a mean over samples.
     uneven = split(whole, _UNEVEN_SAMPLES)[0]
     uneven_loss = work.plain([uneven]).losses(probed[:1])
     for name in _candidates(some):

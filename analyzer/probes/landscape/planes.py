@@ -1,4 +1,4 @@
-"""Planes that are asked for by words, and where the checkpoints of a training lie in them."""
+"""Planes as a command line describes them, and where the checkpoints of a training lie in them."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def drawn(
     resume: Path | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Measurement:
-    """Measure the loss of one batch over the plane that was asked for.
+    """Measure the loss of one batch over the requested plane.
 
     Args:
         batch: The model at the checkpoint of `step`, one batch and its loss; left as they are.

@@ -34,7 +34,7 @@ class Surface:
     """Losses over a plane.
 
     Attributes:
-        alphas: Coordinates along the first direction, as asked for.
+        alphas: Coordinates along the first direction, as given.
         betas: Along the second; a single 0 for a line.
         losses: ``[alphas, betas]``; interpolated where not evaluated, never repaired.
         evaluated: Which points were evaluated.
@@ -186,7 +186,7 @@ def _given(directions: Any, needed: int) -> list[Mapping[str, Tensor]]:
 
 
 def _distinct(axes: tuple[Floats, Floats]) -> tuple[tuple[Floats, Floats], Any]:
-    """Return increasing axes, and how to index their surface to get the one asked for."""
+    """Return increasing axes, and how to index their surface to get the requested one."""
     if not np.isfinite(np.concatenate(axes)).all():
         raise ValueError(
             "alphas or betas hold a value that is not finite, expected numbers; "

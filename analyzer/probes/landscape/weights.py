@@ -59,7 +59,7 @@ def aligned(
             Names of a wrapped model (``module.``, ``_orig_mod.``) are understood, and of tied
             parameters any name.
         model: The model whose weights it moves.
-        others_allowed: Leave out names that are no parameters (the buffers of a state dict).
+        others_allowed: Leave out names that are not parameters (the buffers of a state dict).
 
     Returns:
         Only the named parameters, each as a tensor of the parameter's type and device.

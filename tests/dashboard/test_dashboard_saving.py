@@ -38,7 +38,7 @@ def test_every_figure_is_saved_as_data_and_as_a_picture(visit: Open, place: Page
 
 
 @pytest.mark.parametrize(
-    ("key", "path"), [(page.letter, page.path) for page in PAGES if page.letter in "autlos"]
+    ("key", "path"), [(page.letter, page.path) for page in PAGES if page.letter not in ("", "d")]
 )
 def test_g_and_a_letter_go_to_a_page_and_keep_the_runs(visit: Open, key: str, path: str) -> None:
     shown = visit()

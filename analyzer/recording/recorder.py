@@ -38,7 +38,7 @@ __all__ = ["Recorder"]
 class Recorder:
     """Records a training: a context manager around an unchanged loop.
 
-    Example:
+    Examples:
         >>> with Recorder(model, "runs/mine", every=1) as recorder:  # doctest: +SKIP
         ...     train(model)
         ...     recorder.log(accuracy=0.93)

@@ -14,6 +14,7 @@ from typing import Any
 import analyzer
 from analyzer.cli import COMMANDS, load
 from analyzer.figures.catalog import PAGES as DASHBOARD
+from analyzer.options import RECORDER, options_of
 from analyzer.storage.pages import as_markdown, schema_page, vocabulary_page
 from analyzer.storage.schema import PROBES as PROBE_SCHEMAS
 from analyzer.vocabulary import PROBES, Probe
@@ -85,8 +86,8 @@ def _probe(probe: Probe) -> str:
     blocks = [f"## {probe.name}", probe.sentence + (f" [More]({guide})" if guide else "")]
     blocks += [as_markdown(PROBE_SCHEMAS[probe.name])]
     if probe.options:
-        options = ", ".join(f"`{option.flag}`" for option in probe.options)
-        blocks.append(f"Options of `analyzer probe`: {options}.")
+        rows = [(f"`{one.flag} {one.metavar}`", one.help) for one in probe.options]
+        blocks.append(table(("option of `analyzer probe`", "meaning"), rows))
     return "\n\n".join([*blocks, *_method(probe.method)])
 
 
@@ -116,7 +117,25 @@ def api_page() -> str:
     names = [f"::: analyzer.{name}" for name in analyzer.__all__ if not name.startswith("_")]
     opening = "`import analyzer` loads nothing heavy: a name is imported when it is first used."
     run = "## A run\n\nWhat `analyzer.open_run` returns.\n\n::: analyzer.opened.Run"
-    return "\n\n".join(["# Python", opening, *names, run]) + "\n"
+    blocks = [
+        "# Python",
+        opening,
+        "## Names",
+        *names,
+        "## Options of Recorder",
+        recorder_table(),
+        run,
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def recorder_table() -> str:
+    """Return the keywords of ``Recorder`` that are options of a recording."""
+    rows = [
+        (f"`{field.name}`", f"`{field.default!r}`", field.metadata["option"].help)
+        for field in options_of(RECORDER)
+    ]
+    return table(("keyword", "default", "meaning"), rows)
 
 
 def examples_page() -> str:

@@ -11,6 +11,7 @@ import pytest
 from analyzer.analysis.findings import RULES, THRESHOLDS
 from analyzer.cli import COMMANDS, load
 from analyzer.figures.catalog import PANELS
+from analyzer.options import RECORDER, options_of
 from analyzer.vocabulary import PROBES, QUANTITIES
 from analyzer.vocabulary.glossary import GLOSSARY
 from docs.generated import PAGES, on_page_markdown
@@ -48,6 +49,7 @@ def undocumented(pages: dict[str, str]) -> list[str]:
         told = section(pages["probes.md"], probe.name)
         if probe.sentence not in told:
             found.append(f"probe {probe.name}")
+        found += [f"analyzer probe {o.flag}" for o in probe.options if f"`{o.flag} " not in told]
         found += [f"{probe.table}.{one.key}" for one in probe.columns if not row(told, one.key)]
     for rule in RULES:
         told = row(pages["findings.md"], rule.code)
@@ -57,6 +59,11 @@ def undocumented(pages: dict[str, str]) -> list[str]:
         if threshold.reason.replace("|", "\\|") not in row(pages["findings.md"], threshold.name):
             found.append(f"threshold {threshold.name}")
     found += [f"panel {one.key}" for one in PANELS if one.how_to_read not in pages["figures.md"]]
+    for field in options_of(RECORDER):
+        if field.metadata["option"].help.replace("<", "&lt;") not in row(
+            pages["api.md"], field.name
+        ):
+            found.append(f"Recorder({field.name}=...)")
     for command in COMMANDS:
         told = section(pages["commands.md"], f"analyzer {command}")
         for parameter in load(command).params:
@@ -81,6 +88,7 @@ def test_everything_is_documented() -> None:
         ("probes.md", "## lesion", "probe lesion"),
         ("findings.md", "| `vanishing` |", "finding vanishing"),
         ("findings.md", "| `sleeping_ratio` |", "threshold sleeping_ratio"),
+        ("api.md", "| `splits_every` |", "Recorder(splits_every=...)"),
         ("commands.md", "| `--every N` |", "analyzer record --every"),
     ],
 )

@@ -1,16 +1,20 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from analyzer.analysis.per_run import PerRun
 from analyzer.analysis.probe_results import PathSpectrum
-from analyzer.analysis.view import RunLabel
+from analyzer.analysis.view import RunLabel, View
 from analyzer.figures.axes import name_ticks, value_axis
+from analyzer.figures.catalog import panel
 from analyzer.figures.landscape import contour_levels
 from analyzer.figures.marks import edge_marks
 from analyzer.figures.probes import path_figure
 from analyzer.figures.theme import LIGHT, decade_step
+from analyzer.storage.run import open_run
+from analyzer.storage.writer import RunWriter
 
 
 def spectrum(name: str, counts: list[int]) -> PathSpectrum:
@@ -73,3 +77,18 @@ def test_a_run_without_joins_has_a_sentence_where_others_have_bars() -> None:
     assert figure.layout.yaxis2.title.text == "share"
     tallest = max(np.nanmax(trace.y) for trace in figure.data if trace.visible is not False)
     assert tallest < figure.layout.yaxis2.range[1] < 1.2 * tallest < 1
+
+
+def test_a_landscape_along_one_direction_is_a_line(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path / "a", {})
+    for write in (writer.write_layers, writer.write_parameters, writer.write_joins):
+        write([])
+    alphas = [-1.0, 0.0, 1.0]
+    points = {"alpha": alphas, "beta": [0.0] * 3, "loss": [3.0, 1.0, 2.5], "evaluated": [True] * 3}
+    writer.write_probe("landscape", 0, points)
+    writer.close("finished")
+    shown = panel("landscape_contour")
+    figure = shown.draw(shown.info(View((open_run(tmp_path / "a"),))), LIGHT)
+    (line,) = [trace for trace in figure.data if trace.type == "scatter" and trace.x is not None]
+    assert (list(line.x), list(line.y)) == (alphas, [3.0, 1.0, 2.5])
+    assert "α" in figure.layout.xaxis.title.text

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from analyzer.errors import AnalyzerError
-from analyzer.networks.loop import choose_device, optimizer, seed_everything, train
+from analyzer.errors import AnalyzerError, ScriptError
+from analyzer.networks.loop import choose_device, model_of, optimizer, seed_everything, train
 
 
 class Line(nn.Module):
@@ -156,3 +156,25 @@ def test_a_seed_repeats_all_three_generators() -> None:
     assert draws[0] == draws[1]
     with pytest.raises(AnalyzerError, match="seed -1 is negative; choose an integer from 0"):
         seed_everything(-1)
+
+
+def test_the_model_of_a_file_is_its_variable_or_what_it_builds() -> None:
+    line, other = Line(), Line()
+    assert model_of({"model": line, "build_model": lambda: other}, "a.py") is line
+    assert model_of({"model": "resnet", "build_model": lambda: other}, "a.py") is other
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            {"build_model": dict},
+            r"build_model\(\) of 'a.py' returned a dict; expected a torch.nn.Mod",
+        ),
+        ({"net": 1, "_x": 2}, "'a.py' ran no backward pass and defines net; expected a training"),
+        ({}, "defines nothing; expected a training script"),
+    ],
+)
+def test_a_file_without_a_model_is_told_what_it_defines(names: dict, message: str) -> None:
+    with pytest.raises(ScriptError, match=message):
+        model_of(names, "a.py")

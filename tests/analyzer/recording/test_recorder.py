@@ -2,7 +2,10 @@
 
 import copy
 import math
+import sys
+from types import ModuleType
 
+import numpy as np
 import pyarrow.dataset as ds
 import pytest
 import torch
@@ -502,3 +505,40 @@ def test_wrong_arguments_are_refused_in_words(tmp_path):
         analyzer.Recorder(nn.Linear(1, 1), tmp_path / "run", every=0)
     with pytest.raises(ValueError, match="expected a regular expression"):
         analyzer.Recorder(nn.Linear(1, 1), tmp_path / "run", layers="(")
+
+
+def test_a_training_continues_where_no_folder_can_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    model, (x, y) = nn.Linear(4, 2), batches(1)[0][0]
+    recorder = analyzer.Recorder(model, tmp_path / "file" / "run")
+    told = r"cannot write run .*Not a directory\); the training continues, nothing more is recorded"
+    with pytest.warns(RuntimeWarning, match=told), recorder:
+        loss_of(model, x, y).backward()
+    assert model.weight.grad is not None
+    assert "Not a directory" in recorder.storage_failure
+
+
+def test_in_a_notebook_a_folder_that_exists_is_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    assert analyzer.Recorder(None, tmp_path / "run").path == tmp_path / "run-1"
+    with pytest.raises(RunExistsError):
+        analyzer.Recorder(None, tmp_path / "run", exist="raise")
+
+
+def test_a_run_without_a_name_takes_that_of_its_model(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANALYZER_RUNS", str(tmp_path))
+    (tmp_path / "linear-0").mkdir()
+    assert analyzer.Recorder(nn.Linear(1, 1)).path == tmp_path / "linear-1"
+    assert analyzer.Recorder(None).path == tmp_path / "run-0"
+
+
+def test_numbers_of_any_kind_are_logged_once_a_run_is_open_and_never_after(tmp_path):
+    model, (x, y) = nn.Linear(4, 2), batches(1)[0][0]
+    with analyzer.Recorder(model, tmp_path / "run") as recorder:
+        loss_of(model, x, y).backward()
+        recorder.log(accuracy=torch.tensor(0.5), count=np.int64(3))
+    steps = analyzer.open_run(tmp_path / "run").steps
+    assert (steps["accuracy"].tolist(), steps["count"].tolist()) == ([0.5], [3])
+    with pytest.raises(AnalyzerError, match="closed"):
+        recorder.log(accuracy=1.0)

@@ -29,6 +29,7 @@ __all__ = [
     "is_number",
     "is_present",
     "plain",
+    "side_by_side",
     "static_frame",
     "unified",
 ]
@@ -276,17 +277,25 @@ def frame(rows: pa.Table) -> "pd.DataFrame":
 
 def static_frame(table: str, rows: pa.Table) -> "pd.DataFrame":
     """Return a static table: lists as lists, ids that may be null as nullable integers."""
+    import pandas as pd
+
     result = frame(rows)
     for field in TABLES[table]:
         if pa.types.is_list(field.type):
-            result[field.name] = _objects(rows.column(field.name).to_pylist())
+            # Without the type, pandas would spread lists of equal length over columns.
+            cells = rows.column(field.name).to_pylist()
+            result[field.name] = pd.Series(cells, dtype=object)
         elif pa.types.is_integer(field.type) and field.nullable:
             result[field.name] = result[field.name].astype("Int32")
     return result
 
 
-def _objects(cells: Sequence[Any]) -> "pd.Series[Any]":
-    """A column of Python objects; without the type, pandas would spread lists of equal length."""
-    import pandas as pd
-
-    return pd.Series(list(cells), dtype=object)
+def side_by_side(
+    rows: pa.Table, names: Sequence[str]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return numeric columns as one array ``[rows, columns]``, and where they are not null."""
+    values = np.empty((rows.num_rows, len(names)))
+    present = np.empty(values.shape, dtype=bool)
+    for place, name in enumerate(names):
+        values[:, place], present[:, place] = as_floats(rows[name]), is_present(rows[name])
+    return values, present

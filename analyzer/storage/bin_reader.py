@@ -114,7 +114,8 @@ class BinReader:
     def series(self, column: str, id_: int, max_points: int) -> Series:
         """Return one column of one id in at most ``max_points`` bins."""
         found = self._from_file(column, lambda file: _one_id(file, column, id_))
-        mine, width = self._rows_of(column, id_) if found is None else found
+        mine, width = self._of(column) if found is None else found
+        mine = mine[mine.ids == id_] if found is None else mine
         mine, width = _coarse(mine, width, max_points)
         low, mean, high = mine.low[:, 0], mine.mean[:, 0], mine.high[:, 0]
         return Series(mine.start, low, mean, high, mine.nonfinite[:, 0], width)
@@ -203,10 +204,6 @@ class BinReader:
             return None if file is None else answer(file)
         except _FAILURES:
             return None
-
-    def _rows_of(self, column: str, id_: int) -> tuple[Bins, int]:
-        bins, width = self._of(column)
-        return bins[bins.ids == id_], width
 
     def _of(self, column: str) -> tuple[Bins, int]:
         """All bins of a column, and their width."""

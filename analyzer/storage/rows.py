@@ -12,12 +12,11 @@ from analyzer.storage.arrays import (
     as_array,
     as_cells,
     as_column,
-    as_floats,
     as_numpy,
     inferred,
     is_number,
-    is_present,
     plain,
+    side_by_side,
 )
 from analyzer.storage.schema import PROBES, SCHEMA_VERSION, STAT_COLUMNS, TABLES
 
@@ -133,7 +132,7 @@ def step_rows(
     table = pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=schema.metadata))
     steps = as_numpy(table.column("step")).astype(np.int64, copy=False)
     numbers = [f.name for f in table.schema if f.name not in _KEYS and is_number(f.type)]
-    values, present = _numbers(table, numbers)
+    values, present = side_by_side(table, numbers)
     ids = np.zeros(len(steps), dtype=np.int32)
     return Rows(table, tuple(numbers), steps, ids, values, present)
 
@@ -167,19 +166,6 @@ def _fits(cell: Any, type_: pa.DataType) -> bool:
     except (TypeError, ValueError, OverflowError):
         return False
     return True
-
-
-def _numbers(
-    table: pa.Table, names: Sequence[str]
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Numeric columns side by side, with where they are not null."""
-    shape = (table.num_rows, len(names))
-    values, present = np.full(shape, np.nan), np.zeros(shape, dtype=bool)
-    for place, name in enumerate(names):
-        column = table.column(name)
-        present[:, place] = is_present(column)
-        values[:, place] = as_floats(column)
-    return values, present
 
 
 def static_table(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:

@@ -33,11 +33,6 @@ class Steps:
     only: NDArray[np.int64] | None = None
 
     @classmethod
-    def every(cls) -> "Steps":
-        """Return the set of all steps."""
-        return cls()
-
-    @classmethod
     def listed(cls, steps: Iterable[int]) -> "Steps":
         """Return the set of these steps."""
         only = np.unique(np.fromiter(steps, dtype=np.int64))
@@ -78,7 +73,7 @@ def selected_steps(asked: StepsLike, latest: Callable[[int], NDArray[np.int64]])
         ValueError: If a slice goes backward.
     """
     if asked is None:
-        return Steps.every()
+        return Steps()
     if isinstance(asked, slice):
         return _sliced(asked, latest)
     if isinstance(asked, int | np.integer) and not isinstance(asked, bool):

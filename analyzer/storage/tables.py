@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from analyzer.storage.arrays import (
     as_array,
-    as_floats,
     as_numpy,
     conform,
     is_number,
-    is_present,
+    side_by_side,
     unified,
 )
 from analyzer.storage.parts import Part, current_parts, reason_of
@@ -209,7 +208,8 @@ class StepTable:
             for part in parts:
                 piece = self._piece(part, needed, steps, ids)
                 if piece is not None:
-                    pieces.append(piece.append_column("_attempt", _constant(part.attempt, piece)))
+                    attempt = np.full(piece.num_rows, part.attempt, dtype=np.int16)
+                    pieces.append(piece.append_column("_attempt", as_array(attempt)))
             schema = _full_schema(self.name, [piece.schema for piece in pieces])
             schema = pa.schema(
                 [_field(schema, name) for name in needed] + [("_attempt", pa.int16())]
@@ -236,8 +236,7 @@ class StepTable:
                     tuple(values),
                     as_numpy(rows.column("step")),
                     ids.astype(np.int32),
-                    np.column_stack([as_floats(rows.column(name)) for name in values]),
-                    np.column_stack([is_present(rows.column(n)) for n in values]),
+                    *side_by_side(rows, values),
                 )
 
     def _again(self, question: Callable[[], _Answer]) -> _Answer:
@@ -311,10 +310,6 @@ class StepTable:
 def _nearest(steps: NDArray[np.int64], step: int | None) -> int:
     """The one of some steps that is nearest to another, the earlier of two; the last for None."""
     return int(steps[-1] if step is None else steps[np.argmin(np.abs(steps - step))])
-
-
-def _constant(attempt: int, piece: pa.Table) -> pa.Array:
-    return as_array(np.full(piece.num_rows, attempt, dtype=np.int16))
 
 
 def _field(schema: pa.Schema, name: str) -> pa.Field:

@@ -29,11 +29,14 @@ def train_zoo(options: RecordOptions, max_norm: float | None = None) -> int:
     from analyzer.networks.zoo import zoo_for
 
     session = _LoopSession(options)
-    with session.removing_an_empty_folder():
+    try:
         seed_everything(session.seed)
         data = dataset(options.data, seed=session.seed)
         model = zoo_for(options.target.removeprefix(ZOO), data, seed=session.seed)
         return session.train(model, data, {}, "zoo", max_norm)
+    except AnalyzerError:
+        session.remove_empty_folder()
+        raise
 
 
 def train_model_file(options: RecordOptions, run: Path, namespace: Mapping[str, Any]) -> int:
@@ -63,15 +66,6 @@ class _LoopSession(Session):
     def __init__(self, options: RecordOptions, run: Path | None = None) -> None:
         super().__init__(options, run)
         self.seed = 0 if options.seed is None else options.seed
-
-    @contextlib.contextmanager
-    def removing_an_empty_folder(self) -> Iterator[None]:
-        """Leave nothing behind where nothing could be recorded."""
-        try:
-            yield
-        except AnalyzerError:
-            self.remove_empty_folder()
-            raise
 
     def train(
         self,

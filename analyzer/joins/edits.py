@@ -53,6 +53,7 @@ class JoinOperands:
 OperandsByToken = dict[int, JoinOperands | None]
 """By the token of its operands each addition and concatenation: a join, or None."""
 _RECORDING = ("analyzer.recording.", "analyzer.probes.", "analyzer.joins.")
+_MODES = "analyzer.joins."  # where each `FunctionMode` is: it passes on what the model calls
 _MODULE_CALL = "torch.nn.modules.module"
 
 
@@ -145,8 +146,10 @@ def _is_called_by_recording() -> bool:
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         home = str(frame.f_globals.get("__name__", ""))
-        is_passed_on = home.startswith("torch.") or frame.f_code.co_name == "__torch_function__"
-        is_call = home == _MODULE_CALL and frame.f_code.co_name in ("inner", "_call_impl")
+        name = frame.f_code.co_name
+        is_passed_on = home.startswith("torch.") or name == "__torch_function__"
+        is_passed_on |= name == "call" and home.startswith(_MODES)
+        is_call = home == _MODULE_CALL and name in ("inner", "_call_impl")
         if is_call or not is_passed_on:
             return home.startswith(_RECORDING)
         frame = frame.f_back

@@ -170,6 +170,19 @@ def test_a_fork_that_was_changed_in_place_after_a_view_of_it(of_view: bool) -> N
     assert splits["branch_gradient_norm"][0] == pytest.approx(through_branch.norm().item())
 
 
+def test_a_pass_whose_trace_begins_inside_the_call_is_scaled_too() -> None:
+    model, x, trace = net(operator.add), torch.randn(6, 4), analyzer.joins.ForwardTrace()
+    handles = [
+        model.register_forward_pre_hook(lambda *_: trace.__enter__() and None),
+        model.register_forward_hook(lambda *_: trace.__exit__(None, None, None)),
+    ]
+    with analyzer.skip_scale(model, 0):
+        found = model(x)
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(found, net(None)(x))
+
+
 def test_an_addition_is_known_by_its_operands_not_by_its_place() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -15,7 +15,7 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from analyzer.vocabulary import PROBE_NAMES
+from analyzer.vocabulary.probes import PROBE_NAMES
 
 __all__ = [
     "COMMAND",

@@ -12,7 +12,7 @@ from analyzer.errors import AnalyzerError
 from analyzer.figures.catalog import page_at, page_of, panel
 from analyzer.figures.overview_frames import overview_frames
 from analyzer.figures.theme import LIGHT, THEMES
-from analyzer.vocabulary import PROBE_NAMES
+from analyzer.vocabulary.probes import PROBE_NAMES
 
 from .address import Context
 from .narrow import stacked

@@ -17,8 +17,8 @@ from analyzer.figures.catalog import PAGES as DASHBOARD
 from analyzer.options import RECORDER, options_of
 from analyzer.storage.pages import as_markdown, schema_page, vocabulary_page
 from analyzer.storage.schema import PROBES as PROBE_SCHEMAS
-from analyzer.vocabulary import PROBES, Probe
 from analyzer.vocabulary.methods import SOURCES, Method
+from analyzer.vocabulary.probes import PROBES, Probe
 
 __all__ = ["PAGES", "on_files", "on_page_markdown"]
 

@@ -16,8 +16,8 @@ from analyzer.analysis.view import View
 from analyzer.errors import AnalyzerError
 from analyzer.figures.theme import LIGHT, Theme
 from analyzer.storage.run import Run, open_run
-from analyzer.vocabulary import PROBES
 from analyzer.vocabulary.methods import Method
+from analyzer.vocabulary.probes import PROBES
 
 from .groups import (
     Group,

@@ -12,8 +12,8 @@ from analyzer.analysis.findings import RULES, THRESHOLDS
 from analyzer.cli import COMMANDS, load
 from analyzer.figures.catalog import PANELS
 from analyzer.options import RECORDER, options_of
-from analyzer.vocabulary import PROBES, QUANTITIES
-from analyzer.vocabulary.glossary import GLOSSARY
+from analyzer.vocabulary import GLOSSARY, QUANTITIES
+from analyzer.vocabulary.probes import PROBES
 from docs.generated import PAGES, on_page_markdown
 
 ROOT = Path(__file__).parents[1]

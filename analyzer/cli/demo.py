@@ -11,7 +11,7 @@ import typer
 from analyzer.cli import RunsDir
 from analyzer.errors import AnalyzerError
 from analyzer.options import RecordOptions
-from analyzer.vocabulary import PROBE_NAMES
+from analyzer.vocabulary.probes import PROBE_NAMES
 
 __all__ = ["demo", "record_pair"]
 

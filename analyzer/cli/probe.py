@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from analyzer.cli import RunsDir
-from analyzer.vocabulary import PROBE_NAMES, PROBES, ProbeOption
+from analyzer.vocabulary.probes import PROBE_NAMES, PROBES, ProbeOption
 
 __all__ = ["probe"]
 

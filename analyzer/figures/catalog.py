@@ -14,7 +14,7 @@ from analyzer.figures import (
     training,
 )
 from analyzer.figures.panels import Page, Panel, checked
-from analyzer.vocabulary import PROBES
+from analyzer.vocabulary.probes import PROBES
 
 __all__ = ["PAGES", "PANELS", "page_at", "page_of", "panel"]
 

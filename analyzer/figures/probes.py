@@ -26,7 +26,8 @@ from analyzer.figures.marks import edge_marks, run_line, zero_marks
 from analyzer.figures.panels import Panel
 from analyzer.figures.sketch import Sketch, merged
 from analyzer.figures.theme import Theme, labeled
-from analyzer.vocabulary import Probe, Quantity
+from analyzer.vocabulary import Quantity
+from analyzer.vocabulary.probes import Probe
 
 __all__ = [
     "ATTRIBUTION",

@@ -16,7 +16,7 @@ from torch import nn
 from analyzer.errors import AnalyzerError
 from analyzer.joins.model_state import preserve_state
 from analyzer.probes.batch import HeldBatch, Measurement
-from analyzer.vocabulary import PROBE_NAMES, PROBES
+from analyzer.vocabulary.probes import PROBE_NAMES, PROBES
 
 __all__ = ["PROBE_NAMES", "probe_named", "same_draws"]
 

@@ -22,7 +22,7 @@ from analyzer.recording.probing import Held, measured, said_of
 from analyzer.storage.parts import write_table
 from analyzer.storage.rows import probe_table
 from analyzer.storage.run import Run
-from analyzer.vocabulary import PROBES
+from analyzer.vocabulary.probes import PROBES
 
 __all__ = [
     "ProbeOrder",

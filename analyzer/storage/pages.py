@@ -8,7 +8,8 @@ from analyzer.storage.bin_writer import MAX_BINS
 from analyzer.storage.catalog import CRASHED_AFTER_SECONDS
 from analyzer.storage.schema import PROBES as PROBE_SCHEMAS
 from analyzer.storage.schema import SCHEMA_VERSION, STATIC_TABLES, STEP_TABLES, TABLES
-from analyzer.vocabulary import PROBES, RULES, Quantity, quantities_of
+from analyzer.vocabulary import RULES, Quantity, quantities_of
+from analyzer.vocabulary.probes import PROBES
 
 __all__ = ["as_markdown", "schema_page", "vocabulary_page"]
 

@@ -2,8 +2,8 @@
 
 import pyarrow as pa
 
-from analyzer.vocabulary import PROBES as PROBE_ROWS
 from analyzer.vocabulary import quantities_of
+from analyzer.vocabulary.probes import PROBES as PROBE_ROWS
 
 __all__ = [
     "CONSTANT_COLUMNS",

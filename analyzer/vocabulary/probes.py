@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from analyzer.vocabulary.methods import Method
-from analyzer.vocabulary.quantity import Pooling, Quantity
+from analyzer.vocabulary.quantities import Pooling, Quantity
 
 __all__ = ["PROBES", "PROBE_NAMES", "Probe", "ProbeOption"]
 

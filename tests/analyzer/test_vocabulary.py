@@ -7,15 +7,8 @@ import pytest
 from analyzer.storage.pages import vocabulary_page
 from analyzer.storage.schema import CONSTANT_COLUMNS, STEP_TABLES, TABLES, key_column
 from analyzer.storage.schema import PROBES as SCHEMAS
-from analyzer.vocabulary import (
-    PROBES,
-    QUANTITIES,
-    RULES,
-    Pooling,
-    Probe,
-    Quantity,
-    quantity,
-)
+from analyzer.vocabulary import QUANTITIES, RULES, Pooling, Quantity, quantity
+from analyzer.vocabulary.probes import PROBES, Probe
 
 # What tells rows apart or says when, and is not measured.
 KEYS = {*CONSTANT_COLUMNS, "epoch", "time"}

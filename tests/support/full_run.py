@@ -10,7 +10,7 @@ import numpy as np
 from analyzer.storage.rows import Block, StepRecord
 from analyzer.storage.schema import STAT_COLUMNS
 from analyzer.storage.writer import RunWriter
-from analyzer.vocabulary import PROBES
+from analyzer.vocabulary.probes import PROBES
 
 __all__ = ["GRID", "write_empty_run", "write_full_pair", "write_network_run"]
 

@@ -16,7 +16,7 @@ from analyzer.figures.probes import layer_panels
 from analyzer.figures.sketch import Sketch, axes_of, merged, scatter
 from analyzer.figures.theme import DARK, LIGHT, THEMES
 from analyzer.storage.run import Run, open_run
-from analyzer.vocabulary import PROBE_NAMES, PROBES
+from analyzer.vocabulary.probes import PROBE_NAMES, PROBES
 from tests.support.full_run import write_empty_run, write_full_pair, write_network_run
 from tests.support.runs import layer_row, write_run
 

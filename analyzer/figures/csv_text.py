@@ -50,16 +50,17 @@ def _csv_cell(value: Any, digits: int | None = None) -> str:
 
 def cell_rows(rows: pd.DataFrame) -> list[tuple[Any, ...]]:
     """Return the cells row by row; a missing text is None, and a NaN stays NaN."""
-    columns = [
-        [_or_none(value, is_nan_missing=not is_numeric(rows[name])) for value in rows[name]]
-        for name in rows.columns
-    ]
-    return list(zip(*columns, strict=True))
+    return list(zip(*(_cells(rows[name]) for name in rows.columns), strict=True))
 
 
-def _or_none(value: Any, *, is_nan_missing: bool) -> Any:
-    is_nan = is_nan_missing and isinstance(value, float) and np.isnan(value)
-    return None if is_nan or value is pd.NA else value
+def _cells(column: "pd.Series[Any]") -> list[Any]:
+    if is_numeric(column):
+        return [None if value is pd.NA else value for value in column]
+    return [None if value is pd.NA or _is_nan(value) else value for value in column]
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and bool(np.isnan(value))
 
 
 def is_numeric(column: "pd.Series[Any]") -> bool:

@@ -24,7 +24,6 @@ class Band:
         steps: First step of each bin, ``[points]``.
         low: Smallest finite value; NaN where there is none.
         middle: Median or mean of the finite values.
-        high: Largest finite value.
         num_nonfinite: Values of the bin that are NaN or infinite.
         width: Recorded steps per bin; at 1 the three are the recorded value.
         smooth: The middle smoothed; None where that was not asked for.
@@ -39,11 +38,7 @@ class Band:
     smooth: Floats | None = None
 
     def cells(self, middle: str) -> dict[str, Any]:
-        """Return one row per bin as cells by column.
-
-        Args:
-            middle: Name of the column of the middle.
-        """
+        """Return one row per bin as cells by column; ``middle`` names the column of the middle."""
         return {
             "step": self.steps,
             "min": self.low,
@@ -54,24 +49,15 @@ class Band:
 
 
 def spaced_places(count: int, most: int) -> NDArray[np.int64]:
-    """Return a limited number of evenly spaced places, the first and the last among them.
-
-    Args:
-        count: Places to choose from.
-        most: Largest number of them.
-    """
+    """Return at most ``most`` of ``count`` places, evenly spaced, with the first and the last."""
     return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
 
 
 def smoothed(values: ArrayLike, keep: float = _SMOOTHING) -> Floats:
-    """Return an exponential moving average, divided by the sum of its weights.
+    """Return an exponential moving average, divided by the sum of its weights, ``[points]``.
 
     ``s_t = Σ_i keep^(t−i) x_i / Σ_i keep^(t−i)``, so that a constant stays that constant from the
     first value on. Non-finite values have no weight and stay NaN.
-
-    Args:
-        values: Values in order, ``[points]``.
-        keep: Weight of the past, from 0 to below 1.
     """
     x = np.asarray(values, np.float64)
     result = np.full(len(x), np.nan)
@@ -83,15 +69,10 @@ def smoothed(values: ArrayLike, keep: float = _SMOOTHING) -> Floats:
 
 
 def grouped(values: Floats, size: int, how: str) -> Floats:
-    """Reduce groups of neighbors along the last axis; NaN is left out.
+    """Reduce groups of ``size`` neighbors along the last axis, ``[..., ceil(n / size)]``.
 
-    Args:
-        values: ``[..., n]``.
-        size: Neighbors per group; the last group may have fewer.
-        how: ``median``, ``mean``, ``min`` or ``max``.
-
-    Returns:
-        ``[..., ceil(n / size)]``; NaN where a group has no number.
+    By ``median``, ``mean``, ``min`` or ``max``. NaN is left out, and stays where a group has no
+    number; the last group may be shorter.
     """
     if size <= 1 or not values.shape[-1]:
         return values
@@ -163,13 +144,9 @@ def _chosen(cells: Floats, places: NDArray[np.int64]) -> Floats:
 
 
 def band(steps: ArrayLike, values: ArrayLike, most: int, *, smooth: bool = False) -> Band:
-    """Return recorded values in a limited number of bins, the median of each in the middle.
+    """Return recorded values, ``[steps]``, in at most ``most`` bins with their medians.
 
-    Args:
-        steps: Recorded steps, ascending, ``[steps]``.
-        values: Their values, ``[steps]``; NaN and infinite ones are counted.
-        most: Largest number of bins.
-        smooth: Whether the middle is smoothed too.
+    Values that are NaN or infinite are counted.
     """
     numbers, x = np.asarray(steps, np.int64), np.asarray(values, np.float64)
     size = max(1, -(-len(x) // max(1, most)))

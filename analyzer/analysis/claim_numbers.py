@@ -44,8 +44,6 @@ class Measured(NamedTuple):
     """A number of one run.
 
     Args:
-        value: The number; NaN where it is not one.
-        query: The expression that gives it, in which ``RUN`` stands for the run.
         scale: What it is to be compared with, where that is a number of the run too.
     """
 
@@ -105,11 +103,7 @@ def _ratio_of_layers(
 
 
 def _ends(run: Run) -> tuple[int, int]:
-    """The shallowest layer with parameters and a gradient, and the deepest with a gradient.
-
-    Raises:
-        NotRecordedError: If no layer has one.
-    """
+    """The shallowest layer with parameters and a gradient, and the deepest with a gradient."""
     layers = run.layers[run.layers["layer"].isin(_reached(run))].sort_values(
         ["depth", "layer"], kind="stable"
     )
@@ -154,11 +148,7 @@ def first_share(run: Run) -> Measured:
 
 
 def first_update(run: Run) -> Measured:
-    """Median update ratio of the first trained weight.
-
-    Raises:
-        NotRecordedError: If no trained weight belongs to a layer.
-    """
+    """Median update ratio of the first trained weight."""
     parameters = run.parameters
     is_weight = parameters["shape"].map(len) > 1
     chosen = parameters[parameters["trained"] & parameters["layer"].notna() & is_weight]

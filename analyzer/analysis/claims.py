@@ -23,12 +23,10 @@ class Claim:
     """One statement about a pair of runs, and whether it holds.
 
     Args:
-        key: Its name, for programs.
         text: The statement with its numbers, or what to record to have them.
         status: ``holds``, ``fails`` or ``not measured``.
         plain: The number of the run without shortcuts; None where it has none.
         residual: The number of the run with them; None where it has none.
-        reference: Where the statement comes from.
         query: A Python expression on ``plain`` and ``residual``, both from ``analyzer.open_run``
             (lists of them over several seeds), that gives the number, or both as a tuple.
         panel: Key of the panel that shows it.
@@ -55,13 +53,10 @@ class Statement:
     """A claim before it is measured.
 
     Args:
-        key: Its name, for programs.
         text: The statement; ``{plain}`` and ``{residual}`` stand for its numbers.
         holds_when: When it holds, as a clause.
         measure: Returns the number of one run.
         holds: Whether it holds, given the number of the plain and of the residual run.
-        reference: Where it comes from.
-        panel: Key of the panel that shows it.
         needs: What must have been recorded.
         remedy: What to do where that is missing.
         is_of_residual: Whether it is about the residual run alone.
@@ -256,12 +251,7 @@ def statements_table() -> str:
 
 
 def claims(plain: Sequence[Run], residual: Sequence[Run]) -> tuple[Claim, ...]:
-    """Return every claim about pairs of runs.
-
-    Args:
-        plain: Runs without shortcuts, one for each seed.
-        residual: Those with them, in the same order.
-    """
+    """Return every claim about pairs of runs, on each side one run for each seed, in one order."""
     return tuple(_claim(statement, plain, residual) for statement in STATEMENTS)
 
 

@@ -41,11 +41,6 @@ class ComparedRun:
     """The numbers of one run.
 
     Args:
-        name: Name of its folder.
-        status: finished, running, failed, interrupted or crashed.
-        steps: Recorded steps.
-        layers: Layers.
-        joins: Residual joins.
         shortcut_share: Median over joins and steps; None without splits.
         step: The last step with layer statistics, that of ``gain``.
         gain: Factor of the output gradient per layer, going backward; None where none is defined.
@@ -81,7 +76,6 @@ class ProfileRow:
         relative_depth: From 0, the first layer, to 1, the last.
         left: Norm of the left run, between layers on a straight line of its logarithm; None where
             no layer on one side of the place has a usable gradient.
-        right: Norm of the right run.
         log10_ratio: Decades that the right one is larger; None where either is.
     """
 
@@ -96,8 +90,6 @@ class Comparison:
     """Two runs side by side.
 
     Args:
-        left: The run that was named first.
-        right: The other.
         profile: Both profiles at the last step, on eleven places of relative depth.
         sentence: What separates them, with numbers.
     """
@@ -109,15 +101,10 @@ class Comparison:
 
 
 def on_grid(profile: DepthProfile, places: Floats) -> Floats:
-    """Return norms at places of relative depth.
+    """Return norms at places of relative depth, from 0 (first layer) to 1 (last), ``[places]``.
 
-    Args:
-        profile: A profile; layers with parameters and a usable gradient are used, of several at
-            one depth their median.
-        places: From 0 (first layer) to 1 (last), ``[places]``.
-
-    Returns:
-        ``[places]``, interpolated on a logarithmic scale; NaN outside the usable layers.
+    They are interpolated on a logarithmic scale between layers with parameters and a usable
+    gradient, of several at one depth their median; NaN outside of these layers.
     """
     owners = profile.has_parameters
     usable = profile.usable[owners]
@@ -133,13 +120,8 @@ def on_grid(profile: DepthProfile, places: Floats) -> Floats:
 def compare_runs(left: Run, right: Run) -> Comparison:
     """Put two runs side by side.
 
-    Args:
-        left: An opened run.
-        right: Another one; where one of them has shortcuts and the other has none, the sentence
-            calls them so.
-
-    Raises:
-        NotRecordedError: If a run holds no layer statistics.
+    Where one of them has shortcuts and the other has none, the sentence calls them so.
+    NotRecordedError is raised where a run holds no layer statistics.
     """
     runs = (left, right)
     profiles = [depth_profile(run, _last_step(run)) for run in runs]
@@ -158,16 +140,9 @@ def compare_runs(left: Run, right: Run) -> Comparison:
 def difference(plain: Facts, residual: Facts) -> str:
     """Say what separates a plain run from its residual twin at one step.
 
+    A headline, both runs with their numbers, and how the losses compare where both are known.
     Vanishing or exploding gradients are claimed only where the fit shows 3 decades or more between
-    the last layer and the first.
-
-    Args:
-        plain: Gradient and training of the run without shortcuts.
-        residual: Those of the run with them.
-
-    Returns:
-        A headline, both runs with their numbers, and how the losses compare where both are known;
-        it names what could not be fitted.
+    the last layer and the first; what could not be fitted is named.
     """
     clauses = [f"{trend_clause(facts)} and {loss_clause(run)}" for facts, run in (plain, residual)]
     text = (

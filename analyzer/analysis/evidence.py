@@ -28,11 +28,7 @@ Floats = NDArray[np.float64]
 class NonFinite:
     """The first place where a tensor of a layer was not finite.
 
-    Args:
-        step: The first step with such a tensor.
-        layer: Row of the table of layers.
-        name: Its name.
-        what: ``activation`` or ``output gradient``.
+    ``layer`` is a row of the table of layers, ``what`` its ``activation`` or ``output gradient``.
     """
 
     step: int
@@ -45,14 +41,8 @@ def first_nonfinite(run: Run, ignored: NDArray[np.int64] | None = None) -> NonFi
     """Find the first layer with NaN or infinite values, in the order in which they are computed.
 
     Within its step that is the first activation in call order; where all activations are finite,
-    the output gradient of the last layer in call order, since backward runs from there.
-
-    Args:
-        run: An opened run.
-        ignored: Steps that do not count, such as those that a gradient scaler skipped.
-
-    Returns:
-        The place; None where every recorded value is finite.
+    the output gradient of the last layer in call order, since backward runs from there. Steps in
+    ``ignored`` do not count, such as those that a gradient scaler skipped.
     """
     for first, last in _suspects(run):
         rows = run.read("layer_stats", _NONFINITE_COUNTS, steps=slice(first, last + 1))

@@ -47,8 +47,6 @@ class Finding:
         steps: First and last step of the evidence.
         value: The measured number, in the unit of ``threshold``.
         threshold: What the value was compared with; None where the state itself is the finding.
-        sentence: What was seen, with its number.
-        remedy: What to do.
     """
 
     code: str
@@ -66,7 +64,6 @@ class Threshold:
     """A number that a measured one is compared with; users may override it by its name.
 
     Args:
-        name: Its name.
         value: The number.
         reason: What it means, and why it is this number and not another.
     """
@@ -81,7 +78,6 @@ class Seen:
     """What a rule saw in a run.
 
     Args:
-        value: The measured number.
         layers: Names of the layers (or parameters) concerned, in call order.
         steps: First and last step of the evidence.
         words: Texts for the places in the sentence of the rule.
@@ -100,8 +96,6 @@ class Rule:
     """One kind of finding: the only place that knows when it is found and what is said of it.
 
     Args:
-        code: Its name, for programs.
-        severity: ``severe``, ``warning`` or ``note``.
         seen_when: When it is found, as a clause.
         value: What the number of such a finding is.
         reads: Columns of each history that it looks at; see ``Evidence``.
@@ -152,11 +146,10 @@ class Rule:
 
 
 def checked_rules(rules: Sequence[Rule]) -> tuple[Rule, ...]:
-    """Return rules that are whole and fit together.
+    """Return rules that are whole and fit together; ValueError names what is wrong with one.
 
-    Raises:
-        ValueError: If a rule lacks a field, two have one code, one hides an unknown code or reads
-            an unknown column, or a threshold has no reason or two values.
+    A rule may not lack a field, share a code, hide an unknown code or read an unknown column; a
+    threshold needs a reason and one value wherever it stands.
     """
     codes = [rule.code for rule in rules]
     by_name: dict[str, Threshold] = {}
@@ -208,16 +201,10 @@ SUSTAINED_SHARE = Threshold(
 def stretch(
     sick: NDArray[np.bool_], steps: NDArray[np.int64], share: float
 ) -> tuple[int, int] | None:
-    """Return the first and last step of the longest piece in which a state lasted.
+    """Return the first and last step of the longest piece in which a state lasted, ``[steps]``.
 
-    Args:
-        sick: Whether it was seen, ``[steps]``.
-        steps: Step numbers, ascending.
-        share: Least part of the steps that the piece must fill, at least 3 of them (or all, where
-            there are fewer).
-
-    Returns:
-        The ends of the longest piece, of several the latest; None where it is too short.
+    Of several the latest; None where it fills less than ``share`` of the steps, or less than 3 of
+    them (or all, where there are fewer).
     """
     edges = np.flatnonzero(np.diff(np.concatenate([[False], sick, [False]]).astype(np.int8)))
     starts, stops = edges[::2], edges[1::2]

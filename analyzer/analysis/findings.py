@@ -48,13 +48,9 @@ THRESHOLDS: dict[str, Threshold] = {
 
 
 def thresholds_with(overrides: Mapping[str, float] | None = None) -> dict[str, float]:
-    """Return the values of the thresholds with some of them replaced.
+    """Return the values of the thresholds, some of them replaced by name.
 
-    Args:
-        overrides: Values by name.
-
-    Raises:
-        ValueError: If there is no threshold of a name, or a value is NaN.
+    ValueError is raised for an unknown name or a value that is NaN.
     """
     values = {name: threshold.value for name, threshold in THRESHOLDS.items()}
     for name, value in (overrides or {}).items():
@@ -67,18 +63,11 @@ def thresholds_with(overrides: Mapping[str, float] | None = None) -> dict[str, f
 
 
 def findings(run: Run, thresholds: Mapping[str, float] | None = None) -> list[Finding]:
-    """Return what is wrong with a run, the most severe first; nothing for a healthy one.
+    """Return what is wrong with a run, finished or running, the most severe first.
 
-    Args:
-        run: An opened run, finished or still running.
-        thresholds: Values that replace those of ``THRESHOLDS``, by name.
-
-    Returns:
-        Findings by severity, within one in the order of the steps at which they began. What
-        another finding causes in the same layers is left out.
-
-    Raises:
-        ValueError: If there is no threshold of a name.
+    Within a severity findings stand in the order of the steps at which they began. What another
+    finding causes in the same layers is left out; a healthy run has none. ``thresholds`` replace
+    values of ``THRESHOLDS`` by name, and ValueError is raised where there is none of a name.
     """
     limits = thresholds_with(thresholds)
     if not len(run.layers):
@@ -100,11 +89,7 @@ def _is_explained(finding: Finding, found: Sequence[tuple[Rule, Finding]]) -> bo
 
 
 def health(found: Sequence[Finding]) -> str:
-    """Return a run's state in a word: the code of its worst finding that is not a note.
-
-    Returns:
-        ``healthy`` where there is none.
-    """
+    """Return the code of a run's worst finding that is not a note; ``healthy`` without one."""
     return next((f.code for f in found if f.severity != "note"), "healthy")
 
 

@@ -51,11 +51,9 @@ class GridColumn(RunRecord):
     """The grid of one run.
 
     Args:
-        quantity: Key of what is shown.
         ids: Layer or parameter of each row, the first of a group of neighbors, ``[rows]``.
         names: Name of each row; ``first … last`` of a group.
         positions: Place along depth, ascending, ``[rows]``.
-        steps: First step of each bin, ``[bins]``.
         values: Recorded values, ``[rows, bins]``; NaN where there is no finite number.
         marks: ``ZERO`` where the value is exactly zero, ``NONFINITE`` where the bin holds NaN or an
             infinite value, else 0, ``[rows, bins]``.
@@ -135,7 +133,6 @@ class FlowGrid(PerRun[GridColumn]):
         label: What the color bar says.
         is_log: Whether colors show the decimal logarithm.
         low: Smallest value shown, of all runs; a logarithm where ``is_log``.
-        high: Largest value shown, of all runs.
     """
 
     label: str
@@ -145,12 +142,7 @@ class FlowGrid(PerRun[GridColumn]):
 
 
 def flow_grid(view: View) -> FlowGrid:
-    """Read the grid of every run.
-
-    Raises:
-        NotRecordedError: If no run has the quantity.
-        AnalyzerError: If the pattern for layers is refused or matches nothing.
-    """
+    """Read the grid of every run."""
     columns, missing = read_runs(view, grid_column)
     row = quantity(view.quantity)
     is_log = row.scale == "log"
@@ -162,15 +154,8 @@ def update_grid(view: View) -> FlowGrid:
     """Read the update ratio of every run, parameter × step.
 
     ``‖θ_after − θ_before‖₂ / ‖θ_before‖₂``; about 1e-3 is usual when training from scratch. In bins
-    of several steps it is the ratio of the two summarized norms.
-
-    Returns:
-        The grid; steps at which no update was measured are left out, and a parameter that is all
-        zeros has no number.
-
-    Raises:
-        NotRecordedError: If no run measured updates.
-        AnalyzerError: If the pattern for parameters is refused or matches nothing.
+    of several steps it is the ratio of the two summarized norms. Steps at which no update was
+    measured are left out, and a parameter that is all zeros has no number.
     """
     columns, missing = read_runs(view, _update_column)
     label = "update ratio ‖Δθ‖ / ‖θ‖"
@@ -184,9 +169,6 @@ def grid_column(
 
     A bin shows the median (or what the view asks for) of the finest bins that the overview holds:
     up to 1024 recorded steps that is of the recorded values, above it of means of a few steps.
-
-    Raises:
-        NotRecordedError: If the run has no value of the quantity.
     """
     rows = row_set(run, view.quantity, view.layers, every=every)
     number = _NUMBERS.get(view.aggregate, "mean")
@@ -249,9 +231,8 @@ def _thinned(
 def value_range(columns: tuple[GridColumn, ...], is_log: bool) -> tuple[float, float]:
     """Return the smallest and the largest value of all runs, logarithms where ``is_log``.
 
-    Returns:
-        The range, at least 3 decades or a tenth wide, so that the colors of a healthy net stay
-        close to each other; from 0 to 1 where nothing is finite.
+    At least 3 decades or a tenth apart, so that the colors of a healthy net stay close to each
+    other; from 0 to 1 where nothing is finite.
     """
     cells = np.concatenate([(c.log10 if is_log else c.values).ravel() for c in columns])
     finite = cells[np.isfinite(cells)]
@@ -285,14 +266,10 @@ class GridDifference:
     """Second run over first, or minus it where the quantity is not shown by its logarithm.
 
     Args:
-        label: What the color bar says.
-        is_log: Whether differences are of decimal logarithms.
-        runs: Labels of the first and the second run.
         positions: Relative depth, 0 for the first layer and 1 for the last, ``[rows]``.
         steps: First step of each bin that both runs have, ``[bins]``.
         values: Second minus first, ``[rows, bins]``; NaN where one has no finite number.
         reach: Largest absolute difference; the color range goes from minus to plus that.
-        caption: The finding with its number.
     """
 
     label: str
@@ -322,10 +299,7 @@ def grid_difference(view: View) -> GridDifference:
     """Compare the second run of a view with the first.
 
     Rows are the nearest layers on the relative axis, bins the nearest in steps, over the steps that
-    both runs reached.
-
-    Raises:
-        NotRecordedError: If there are not two runs with the quantity, or no step in common.
+    both runs reached. NotRecordedError is raised without two runs or a step in common.
     """
     if len(view.runs) < 2:
         raise NotRecordedError(

@@ -43,8 +43,6 @@ class DepthProfile:
     """Output gradient norms of one step, one row per layer in call order.
 
     Args:
-        step: The step that the norms belong to.
-        names: Layer names.
         kinds: Class names of the modules.
         depths: Layers on the longest path from the input, counted from the first.
         norms: ``‖∂L/∂y‖₂``, in units of loss per unit of y; NaN also where nothing was recorded.
@@ -81,8 +79,7 @@ class DepthProfile:
 def span_decades(profile: DepthProfile) -> float:
     """Return ``log10(max ‖∂L/∂y‖ / min ‖∂L/∂y‖)`` over layers with parameters and a gradient.
 
-    Returns:
-        Decades between the largest and the smallest norm, 0 or more; NaN without such a layer.
+    0 or more; NaN without such a layer.
     """
     norms = profile.norms[profile.has_parameters & profile.usable]
     if not len(norms):
@@ -93,8 +90,7 @@ def span_decades(profile: DepthProfile) -> float:
 def relative_depth(depths: ArrayLike) -> Floats:
     """Return depth mapped to [0, 1], first layer to last, so that networks of any depth compare.
 
-    Returns:
-        ``(d − d_min) / (d_max − d_min)``; zeros where all depths are equal.
+    ``(d − d_min) / (d_max − d_min)``; zeros where all depths are equal.
     """
     x = np.asarray(depths, np.float64)
     if not len(x):
@@ -105,15 +101,10 @@ def relative_depth(depths: ArrayLike) -> Floats:
 
 
 def depth_profile(run: Run, step: int) -> DepthProfile:
-    """Read the profile of one step.
+    """Read the profile of one step, every layer of the run in call order.
 
-    Args:
-        run: An opened run.
-        step: A step number; one without layer statistics gives a profile without a measured layer.
-
-    Returns:
-        Every layer of the run in call order. A null, from a layer that no gradient reached, is not
-        measured; NaN is.
+    A null, from a layer that no gradient reached, is not measured; NaN is. A step without layer
+    statistics gives a profile without a measured layer.
     """
     layers = run.static_rows("layers")
     rows = run.read("layer_stats", "output_gradient_norm", steps=step)
@@ -272,14 +263,7 @@ def profile_gain(profile: DepthProfile) -> Gain:
 
 
 def median_gain(gains: Sequence[Gain]) -> MedianGain:
-    """Return the medians over steps, of the steps that have a gain.
-
-    Args:
-        gains: One fit per step, in any order.
-
-    Returns:
-        The medians and the number of steps on either side; NaN where no step has a gain.
-    """
+    """Return the medians over steps, of the steps that have a gain; NaN where none has."""
     defined = [g for g in gains if g.is_defined]
     return MedianGain(
         gain=float(np.median([g.gain for g in defined])) if defined else math.nan,
@@ -290,15 +274,7 @@ def median_gain(gains: Sequence[Gain]) -> MedianGain:
 
 
 def run_gain(run: Run, steps: NDArray[np.int64] | None = None) -> MedianGain:
-    """Return the median gain over evenly spaced steps.
-
-    Args:
-        run: An opened run.
-        steps: Steps to choose from; all with layer statistics when None.
-
-    Returns:
-        Medians over at most 15 steps; NaN where none of them has a gain.
-    """
+    """Return the median gain over at most 15 evenly spaced steps, of those given or of all."""
     recorded = run.layer_steps() if steps is None else steps
     chosen = recorded[spaced_places(len(recorded), _MOST_STEPS)]
     return median_gain([profile_gain(depth_profile(run, int(step))) for step in chosen])

@@ -182,8 +182,7 @@ def _dead(evidence: Evidence, limits: Limits) -> Seen | None:
 def _silent_since(silent: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Place of the step from which each layer is silent to the end; their number where it is not.
 
-    Args:
-        silent: Whether the layer was silent, ``[steps, layers]``.
+    ``silent`` is ``[steps, layers]``.
     """
     to_the_end = np.cumprod(silent[::-1], axis=0).sum(axis=0)
     since: NDArray[np.int64] = len(silent) - to_the_end

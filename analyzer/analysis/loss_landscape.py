@@ -32,7 +32,6 @@ class Trajectory:
     """Where the checkpoints of a training lie in a plane.
 
     Args:
-        steps: Their steps, ``[checkpoints]``.
         alphas: First coordinate, ``[checkpoints]``.
         betas: Second coordinate.
         residuals: What of its distance from the weights at (0, 0) the plane does not show, from 0
@@ -58,9 +57,7 @@ class Landscape(RunAtStep):
             not evaluated, never repaired; NaN also where the table has no such point.
         evaluated: Where the loss was evaluated rather than interpolated, in the same shape.
         center: Loss at (0, 0); NaN where that is not a point of the grid.
-        num_nonfinite: Evaluated points whose loss is NaN or infinite.
         trajectory: Checkpoints in this plane; None where the probe noted none.
-        notes: What the probe noted.
     """
 
     alphas: Floats
@@ -149,9 +146,6 @@ class Landscapes(PerRun[Landscape]):
 def landscapes(view: View) -> Landscapes:
     """Read the loss landscape of every run at the probe nearest to the step.
 
-    Raises:
-        NotRecordedError: If no run has it.
-
     Reference:
         Li et al. (2018), Visualizing the loss landscape of neural nets.
     """
@@ -159,11 +153,7 @@ def landscapes(view: View) -> Landscapes:
 
 
 def trajectories(view: View) -> Landscapes:
-    """Read the landscapes that hold a trajectory of the optimizer.
-
-    Raises:
-        NotRecordedError: If no run has one.
-    """
+    """Read the landscapes that hold a trajectory of the optimizer."""
     return _in_one_range(*read_runs(view, _crossed))
 
 

@@ -31,11 +31,7 @@ def power(exponent: int) -> str:
 
 
 def number(value: float) -> str:
-    """Return a number in three digits, as in ``0.394``, ``2.30`` and ``3.2·10⁻¹³``.
-
-    Returns:
-        The text; ``NaN``, ``∞`` or ``−∞`` for what is not finite.
-    """
+    """Return a number in three digits, as in ``0.394``, ``2.30``, ``3.2·10⁻¹³`` and ``−∞``."""
     if not math.isfinite(value):
         return "NaN" if math.isnan(value) else ("∞" if value > 0 else "−∞")
     if value == 0:
@@ -86,12 +82,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def with_range(value: float | None, spread: Spread = None) -> str:
-    """Return a number in three digits, with its range over seeds where there are several.
-
-    Args:
-        value: The number; None where there is none.
-        spread: Smallest and largest over seeds.
-    """
+    """Return a number in three digits, with its range over seeds; ``nothing`` for None."""
     if value is None:
         return "nothing"
     if spread is None:
@@ -100,12 +91,7 @@ def with_range(value: float | None, spread: Spread = None) -> str:
 
 
 def decades(size: float, spread: Spread = None) -> str:
-    """Return a size in decades, as in ``12.2 decades`` and ``1 decade``; its sign is left out.
-
-    Args:
-        size: Decimal logarithm of a ratio.
-        spread: Smallest and largest over seeds, of one sign.
-    """
+    """Return a size in decades, as in ``12.2 decades`` and ``1 decade``; its sign is left out."""
     text = _digits(size)
     if spread is not None:
         low, high = sorted(map(abs, spread))
@@ -120,9 +106,7 @@ def _digits(size: float) -> str:
 def decades_fallen(value: float | None, spread: Spread = None) -> str:
     """Return what a gradient does along depth: ``falls 12.2 decades``, ``grows 0.139 decades``.
 
-    Args:
-        value: Decades that it falls; below 0 it grows.
-        spread: Range over seeds; None for a single pair.
+    A value below 0 grows.
     """
     if value is None or math.isnan(value):
         return f"changes by {with_range(value)} decades"

@@ -41,7 +41,6 @@ class OverviewColumn(RunAtStep):
     """One run of the overview.
 
     Args:
-        grid: Output gradient norms over depth and steps.
         profile: Norms of the same rows at the step, ``[rows]``.
         gain: The fit at the step, over all layers with parameters.
         gains: Gain per layer of each bin of the grid, over its rows, ``[bins]``; NaN without one.
@@ -50,9 +49,6 @@ class OverviewColumn(RunAtStep):
         share_steps: Steps of ``shares``, ``[splits]``.
         shares: Shortcut share of each arc at those steps, ``[splits, arcs]``.
         stages: Depth and name at which a stage of the network begins.
-        loss: Loss over steps.
-        title: The outcome.
-        note: The number of the profile.
     """
 
     grid: GridColumn
@@ -87,7 +83,6 @@ class Overview(PerRun[OverviewColumn]):
 
     Args:
         low: Smallest decimal logarithm of a norm.
-        high: Largest decimal logarithm of a norm.
         depth: First and last place along depth.
         loss_range: Smallest and largest finite loss.
     """
@@ -103,11 +98,7 @@ class Overview(PerRun[OverviewColumn]):
 
 
 def overview(view: View) -> Overview:
-    """Read the overview; its quantity is the output gradient norm whatever the view says.
-
-    Raises:
-        NotRecordedError: If no run has output gradients.
-    """
+    """Read the overview; its quantity is the output gradient norm whatever the view says."""
     found, missing = read_runs(replace(view, quantity="output_gradient_norm"), _column)
     low, high = value_range(tuple(column.grid for column in found), is_log=True)
     places = np.concatenate([column.grid.positions for column in found])
@@ -159,13 +150,11 @@ def _column(view: View, run: Run, label: RunLabel) -> OverviewColumn:
 
 
 def step_gains(grid: GridColumn) -> Floats:
-    """Return the gain per layer, going backward, of every bin of a grid.
+    """Return the gain per layer, going backward, of every bin of a grid, ``[bins]``.
 
     ``exp(−slope)`` with the median slope of ``ln ‖∂L/∂y‖`` over pairs of rows of different depth,
-    as in ``analyzer.analysis.gradient_flow``; of more than 2,000 pairs evenly spaced ones.
-
-    Returns:
-        One gain per bin; NaN where no pair of rows has two finite norms above 0.
+    as in ``analyzer.analysis.gradient_flow``; of more than 2,000 pairs evenly spaced ones. NaN
+    where no pair of rows has two finite norms above 0.
     """
     depths = np.round(grid.positions)
     first, second = np.triu_indices(len(depths), k=1)

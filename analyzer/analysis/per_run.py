@@ -41,11 +41,7 @@ _MOST_REMEMBERED = 8
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """What a figure shows of one run.
-
-    Args:
-        label: Name and style of the run.
-    """
+    """What a figure shows of one run."""
 
     label: RunLabel
 
@@ -63,11 +59,7 @@ class RunRecord:
 
 @dataclass(frozen=True, eq=False)
 class RunAtStep(RunRecord):
-    """What a figure shows of one run at one step.
-
-    Args:
-        step: The recorded step shown.
-    """
+    """What a figure shows of one run at one recorded step."""
 
     step: int
 
@@ -85,7 +77,6 @@ class AlongDepth(RunAtStep):
         names: Layers, by depth.
         positions: Place along depth, ``[layers]``.
         values: Numbers by the name of their column, ``[layers]`` each.
-        text: The finding with its number, without run and step.
         references: Curves that theory expects at the same layers, by their names.
         row: What a row is, as the column of names: ``layer`` or ``join``.
         axis: Column of the positions; empty where they only count the rows.
@@ -112,12 +103,7 @@ class AlongDepth(RunAtStep):
 
 @dataclass(frozen=True, eq=False)
 class PerRun(Generic[R]):
-    """One record of each run of a view: what most figures draw.
-
-    Args:
-        runs: Records of the runs that have the data, in the order of the view.
-        missing: Names of the runs that lack it.
-    """
+    """One record of each run of a view that has the data, and the names of those that lack it."""
 
     runs: tuple[R, ...]
     missing: tuple[str, ...]
@@ -136,18 +122,11 @@ class PerRun(Generic[R]):
 def read_runs(
     view: View, read: Callable[[View, Run, RunLabel], T]
 ) -> tuple[tuple[T, ...], tuple[str, ...]]:
-    """Read something of each run of a view.
+    """Return what is read of each run of a view, and the names of the runs that lack it.
 
-    Args:
-        view: What to show.
-        read: Reads one run; raises NotRecordedError where it lacks the data.
-
-    Returns:
-        What was read, and the names of the runs that lack it.
-
-    Raises:
-        NotRecordedError: If every run lacks it.
-        ValueError: If the view has no run.
+    ``read`` raises NotRecordedError where a run lacks the data, and so does this where all do: as
+    every function that reads the records of a figure. A pattern for layers that is refused or
+    matches nothing is an AnalyzerError.
     """
     if not view.runs:
         raise ValueError("a view has 0 runs; expected at least one. Choose a run to show")
@@ -173,8 +152,7 @@ def not_recorded(what: str, run: Run, remedy: str) -> NotRecordedError:
 def joined_table(parts: Iterable[Mapping[str, Any]]) -> "pd.DataFrame":
     """Return the data behind a figure as one table, the parts (of runs, curves) below one another.
 
-    Args:
-        parts: Cells by column; a single value fills its column.
+    Parts are cells by column; a single value fills its column.
     """
     import pandas as pd
 
@@ -189,9 +167,7 @@ def missing_clause(missing: tuple[str, ...]) -> str:
 def shown_range(parts: Iterable[Floats], *, is_log: bool) -> tuple[float, float]:
     """Return the smallest and the largest value that an axis can show; NaN without one.
 
-    Args:
-        parts: Arrays of values, those of all runs.
-        is_log: Whether the axis is logarithmic, and has no place for zero and less.
+    A logarithmic axis has no place for zero and less.
     """
     values = np.concatenate([np.ravel(part) for part in parts])
     shown = values[np.isfinite(values) & ((values > 0) | (not is_log))]
@@ -201,14 +177,9 @@ def shown_range(parts: Iterable[Floats], *, is_log: bool) -> tuple[float, float]
 def profile_values(
     run: Run, quantity: str, step: int, ids: NDArray[np.int32], table: str | None = None
 ) -> Floats:
-    """Return a quantity of some layers, parameters or joins at a step; NaN where there is none.
+    """Return a quantity of layers, parameters or joins at a step; NaN where there is none.
 
-    Args:
-        run: An opened run.
-        quantity: A recorded column.
-        step: A recorded step.
-        ids: Layers, parameters or joins, ``[rows]``.
-        table: Table of the column; needed where several have one of this name.
+    ``table`` is needed where several have a column of this name.
     """
     found, values = run.profile(quantity, step, table=table)
     value_of = dict(zip(found.tolist(), values.tolist(), strict=True))
@@ -216,11 +187,7 @@ def profile_values(
 
 
 def recorded_step(run: Run, step: int | None, table: str = "layer_stats") -> int:
-    """Return the recorded step of a table that is nearest to one; None asks for the last.
-
-    Raises:
-        NotRecordedError: If the table has no row.
-    """
+    """Return the recorded step of a table that is nearest to one; None asks for the last."""
     found = run.nearest_step(step, table)
     if found is None:
         remedy = {
@@ -234,9 +201,8 @@ def recorded_step(run: Run, step: int | None, table: str = "layer_stats") -> int
 def probe_rows(run: Run, name: str) -> "pd.DataFrame":
     """Return what a probe measured at all steps, at least one row.
 
-    Raises:
-        NotRecordedError: If the probe measured nothing: it was not asked for, or the network has
-            nothing that it measures, such as a join.
+    NotRecordedError is raised where the probe measured nothing: it was not asked for, or the
+    network has nothing that it measures, such as a join.
     """
     if name not in run.probes:
         raise not_recorded(f"probe {name} was", run, f"add `--probe {name}`")
@@ -248,14 +214,7 @@ def probe_rows(run: Run, name: str) -> "pd.DataFrame":
 
 
 def probe_rows_at(run: Run, name: str, step: int | None) -> "tuple[int, pd.DataFrame]":
-    """Return what a probe measured at the step nearest to one; None asks for the last.
-
-    Returns:
-        The step and its rows, without the ``step`` column.
-
-    Raises:
-        NotRecordedError: If the probe measured nothing.
-    """
+    """Return the probed step nearest to one, and the rows of it; None asks for the last."""
     rows = probe_rows(run, name)
     found = nearest_step(np.unique(rows["step"].to_numpy(np.int64)), step)
     assert found is not None  # there is at least one row
@@ -267,9 +226,6 @@ def remembered(table: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
     """Return a decorator: a function of a run is computed once until a table of the run grows.
 
     What it returns is shared by all who ask, and must not be changed.
-
-    Args:
-        table: The table that the function reads.
     """
 
     def decorated(function: Callable[..., T]) -> Callable[..., T]:

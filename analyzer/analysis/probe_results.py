@@ -101,9 +101,6 @@ class PathSpectrum(RunAtStep):
 def path_lengths(view: View) -> PerRun[PathSpectrum]:
     """Read the path-length spectrum of every run at the probe nearest to the step.
 
-    Raises:
-        NotRecordedError: If no run has it.
-
     Reference:
         Veit et al. (2016), Residual networks behave like ensembles of relatively shallow networks.
     """
@@ -126,9 +123,6 @@ def join_lesions(view: View) -> PerRun[AlongDepth]:
 
     Of every run at the probe nearest to the step. The change is the loss without the branch minus
     that of the whole network; the accuracy is NaN where there are no classes.
-
-    Raises:
-        NotRecordedError: If no run has it.
 
     Reference:
         Veit et al. (2016), Residual networks behave like ensembles of relatively shallow networks.
@@ -203,12 +197,7 @@ class JacobianSpectra(RunAtStep):
 
 @dataclass(frozen=True, eq=False)
 class BlockSpectra(PerRun[JacobianSpectra]):
-    """Spectra of all runs with the probe.
-
-    Args:
-        low: Smallest value above 0, of all runs; NaN without one.
-        high: Largest finite value.
-    """
+    """Spectra of all runs with the probe, and the range of their finite values above 0."""
 
     low: float
     high: float
@@ -216,9 +205,6 @@ class BlockSpectra(PerRun[JacobianSpectra]):
 
 def block_spectra(view: View) -> BlockSpectra:
     """Read the Jacobian spectra of every run at the probe nearest to the step.
-
-    Raises:
-        NotRecordedError: If no run has them.
 
     Reference:
         Saxe et al. (2013); Pennington et al. (2017), Resurrecting the sigmoid.
@@ -241,10 +227,6 @@ def shattering_curves(view: View) -> PerRun[AlongDepth]:
 
     Of every run at the probe nearest to the step: the mean cosine over pairs of inputs, NaN where
     it is not defined, with the curves that theory expects.
-
-    Raises:
-        NotRecordedError: If no run has them.
-        AnalyzerError: If the pattern for layers is refused or matches nothing.
 
     Reference:
         Balduzzi et al. (2017), The shattered gradients problem.
@@ -271,9 +253,7 @@ def _shattering(view: View, run: Run, label: RunLabel) -> AlongDepth:
 def probe_by_layer(probe: str, column: str) -> Callable[[View], PerRun[AlongDepth]]:
     """Return a function that reads one number by layer that a probe measured.
 
-    Args:
-        probe: Name of the probe, whose table has a column ``layer``, or ``name`` for blocks.
-        column: The number.
+    The table of the probe has a column ``layer``, or ``name`` for blocks.
     """
 
     def read(view: View, run: Run, label: RunLabel) -> AlongDepth:
@@ -323,8 +303,6 @@ class AttributionShares(RunRecord):
     """The share of each layer in what the network puts out, over the checkpoints of one run.
 
     Args:
-        method: Attribution method.
-        names: Layers in call order.
         steps: Steps of the probe, at most six, the first and the last among them.
         shares: Attribution over the sum of all layers, ``[steps, layers]``; NaN where a step has no
             row of the layer.
@@ -359,12 +337,7 @@ class AttributionShares(RunRecord):
 
 
 def attribution_shares(view: View) -> PerRun[AttributionShares]:
-    """Read the attribution shares of every run; of several methods the first.
-
-    Raises:
-        NotRecordedError: If no run has them.
-        AnalyzerError: If the pattern for layers is refused.
-    """
+    """Read the attribution shares of every run; of several methods the first."""
     return PerRun(*read_runs(view, _shares))
 
 

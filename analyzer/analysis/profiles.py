@@ -52,9 +52,6 @@ class ProfileCurves(PerRun[AlongDepth]):
     """Profiles of one step, their values under the key of the quantity.
 
     Args:
-        quantity: Its key.
-        label: What the axis says.
-        is_log: Whether the axis is logarithmic.
         is_relative_depth: Whether positions run from 0 (first layer) to 1 (last).
     """
 
@@ -65,22 +62,12 @@ class ProfileCurves(PerRun[AlongDepth]):
 
 
 def profile_curves(view: View) -> ProfileCurves:
-    """Read the profile of every run at the step of the view, layers at their depth.
-
-    Raises:
-        NotRecordedError: If no run has the quantity.
-        AnalyzerError: If the pattern for layers is refused or matches nothing.
-    """
+    """Read the profile of every run at the step of the view, layers at their depth."""
     return _curves(view, is_relative_depth=False)
 
 
 def profile_overlay(view: View) -> ProfileCurves:
-    """Read the profiles of all runs on one axis from the first layer, 0, to the last, 1.
-
-    Raises:
-        NotRecordedError: If no run has the quantity.
-        AnalyzerError: If the pattern for layers is refused or matches nothing.
-    """
+    """Read the profiles of all runs on one axis from the first layer, 0, to the last, 1."""
     return _curves(view, is_relative_depth=True)
 
 
@@ -135,12 +122,7 @@ def over_deepest(values: Floats) -> Floats:
 
 
 def activation_profiles(view: View) -> PerRun[AlongDepth]:
-    """Read ``activation_mean`` and ``activation_std`` of every run at the step, layers by depth.
-
-    Raises:
-        NotRecordedError: If no run has them.
-        AnalyzerError: If the pattern for layers is refused or matches nothing.
-    """
+    """Read ``activation_mean`` and ``activation_std`` of every run at the step, layers by depth."""
     return PerRun(*read_runs(view, _activations))
 
 
@@ -164,10 +146,6 @@ def dead_unit_profiles(view: View) -> PerRun[AlongDepth]:
     """Read ``num_dead`` and ``dead_share`` of the layers with units of every run at the step.
 
     The share is NaN where the number of units is unknown.
-
-    Raises:
-        NotRecordedError: If no run counted them.
-        AnalyzerError: If the pattern for layers is refused or matches nothing.
     """
     return PerRun(*read_runs(view, _dead_units))
 
@@ -175,13 +153,8 @@ def dead_unit_profiles(view: View) -> PerRun[AlongDepth]:
 def num_units(kind: str, shape: Sequence[int] | None) -> int | None:
     """Return the number of units of an output: channels of images and convolutions, else features.
 
-    Args:
-        kind: Class name of the module.
-        shape: Shape of its output, batch first; None where it is not a single tensor.
-
-    Returns:
-        The size of axis 1 with 4 or more axes, or where the kind puts channels there; else of the
-        last axis. None with fewer than 2 axes, where there is no unit axis.
+    The size of axis 1 with 4 or more axes, or where the kind of module puts channels there; else of
+    the last axis. None with fewer than 2 axes (batch first), or without a single tensor.
     """
     if shape is None or len(shape) < 2:
         return None
@@ -213,13 +186,7 @@ def _dead_units(view: View, run: Run, label: RunLabel) -> AlongDepth:
 
 @dataclass(frozen=True, eq=False)
 class RunSeries(RunRecord):
-    """A quantity of chosen layers of one run over the steps, with its min–max band.
-
-    Args:
-        quantity: Its key.
-        names: Layers or parameters, by depth; at most five.
-        bands: The series of each.
-    """
+    """A quantity of at most five layers of one run over the steps, by depth, with min–max bands."""
 
     quantity: str
     names: tuple[str, ...]
@@ -240,14 +207,7 @@ class RunSeries(RunRecord):
 
 @dataclass(frozen=True, eq=False)
 class LayerSeries(PerRun[RunSeries]):
-    """Series of the same quantity in every run.
-
-    Args:
-        label: What the axis says.
-        is_log: Whether the axis is logarithmic.
-        low: Smallest finite value that the axis can show, of all runs; NaN without one.
-        high: Largest one.
-    """
+    """Series of the same quantity in every run, and the range that their axis can show."""
 
     label: str
     is_log: bool
@@ -264,12 +224,7 @@ class LayerSeries(PerRun[RunSeries]):
 
 
 def layer_series(view: View) -> LayerSeries:
-    """Read the series of the layers that the view picks, or of five from the first to the last.
-
-    Raises:
-        NotRecordedError: If no run has the quantity.
-        AnalyzerError: If the pattern for layers is refused or matches nothing.
-    """
+    """Read the series of the layers that the view picks, or of five from the first to the last."""
     runs, missing = read_runs(view, _series)
     row = quantity(view.quantity)
     is_log = row.scale == "log"

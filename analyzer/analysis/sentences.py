@@ -89,10 +89,8 @@ class Trend(Enum):
 def trend_of(fallen: float, span: float = 0.0, lost: int = 0) -> Trend:
     """Return the norms along depth in one word, by ``THRESHOLDS``.
 
-    Args:
-        fallen: Decades that the fit falls from the last layer to the first; NaN without a fit.
-        span: Decades between the largest and the smallest norm.
-        lost: Layers whose gradient is zero or not finite.
+    ``fallen`` and ``span`` are in decades, NaN without a fit; ``lost`` counts layers whose gradient
+    is zero or not finite.
     """
     if math.isnan(fallen):
         return Trend.UNKNOWN
@@ -104,12 +102,7 @@ def trend_of(fallen: float, span: float = 0.0, lost: int = 0) -> Trend:
 
 @dataclass(frozen=True)
 class DepthFacts:
-    """The gradient of one run along depth at one step.
-
-    Args:
-        gain: The fit.
-        span_decades: Decades between the largest and the smallest output gradient norm.
-    """
+    """The fit to the gradient of one run at one step, and the decades that its norms span."""
 
     gain: Gain
     span_decades: float
@@ -193,10 +186,7 @@ def loss_clause(training: TrainingSummary) -> str:
 def ends_lower(plain: float, residual: float, scale: float) -> bool:
     """Return whether the final loss with shortcuts is lower by more than noise.
 
-    Args:
-        plain: Final loss without shortcuts; a NaN is higher than any number.
-        residual: Final loss with them.
-        scale: The smaller first loss of the two.
+    NaN is higher than any number; ``scale`` is the smaller first loss of the two.
     """
     return math.isfinite(residual) and not (plain - residual <= limit("loss_difference") * scale)
 
@@ -204,14 +194,7 @@ def ends_lower(plain: float, residual: float, scale: float) -> bool:
 def outcome(
     plain: float, residual: float, lower: bool, spreads: tuple[Spread, Spread] = (None, None)
 ) -> str:
-    """Return in a sentence how the final losses of a pair compare.
-
-    Args:
-        plain: Final loss without shortcuts.
-        residual: Final loss with them.
-        lower: Whether it ends lower with them; see ``ends_lower``.
-        spreads: Ranges of both over seeds.
-    """
+    """Return in a sentence how the final losses of a pair compare, with their ranges over seeds."""
     numbers = (
         f"{with_range(plain, spreads[0])} without them, {with_range(residual, spreads[1])} with"
     )

@@ -48,7 +48,6 @@ class JoinArcs:
 
     Args:
         joins: Row of the table of joins, ``[arcs]``.
-        names: Their names.
         shortcuts: ``identity``, ``projection`` or ``concat``.
         starts: Depth of the layer before the branch: the fork, ``[arcs]``.
         ends: Depth of the last layer of branch and shortcut: the join, ``[arcs]``.
@@ -98,14 +97,9 @@ class JoinArcs:
 
 
 def nesting(starts: Floats, ends: Floats) -> NDArray[np.int64]:
-    """Return how high each arc must rise to stand over those that it holds.
+    """Return how high each arc, ``[arcs]``, must rise to stand over those that it holds.
 
-    Args:
-        starts: Left ends, ``[arcs]``.
-        ends: Right ends, ``[arcs]``.
-
-    Returns:
-        1 for an arc that holds no other; else one more than the highest arc within it.
+    1 for an arc that holds no other; else one more than the highest arc within it.
     """
     levels = np.ones(len(starts), np.int64)
     for at in np.argsort(ends - starts, kind="stable"):
@@ -126,8 +120,7 @@ def share_level(shares: Floats) -> NDArray[np.int64]:
 def join_arcs(run: Run, step: int | None) -> JoinArcs:
     """Return the joins of a run with their shares at the recorded split nearest to a step.
 
-    Returns:
-        The arcs, without joins of which no layer is known; none for a run without joins.
+    Joins of which no layer is known are left out.
     """
     rows, layers = run.static_rows("joins"), run.static_rows("layers")
     names = layers.column("name").to_pylist()
@@ -167,8 +160,7 @@ def _names(cell: object) -> list[str]:
 def share_grid(run: Run, arcs: JoinArcs, most: int = 200) -> tuple[NDArray[np.int64], Floats]:
     """Return the shortcut shares over steps, means of the bins of the overview.
 
-    Returns:
-        Steps ``[splits]`` and shares ``[splits, arcs]``; both empty without a split.
+    Steps ``[splits]`` and shares ``[splits, arcs]``; both empty without a split.
     """
     if not len(arcs.joins) or arcs.step is None:
         return np.zeros(0, np.int64), np.zeros((0, len(arcs.joins)))
@@ -187,10 +179,8 @@ class ShortcutStrip(RunRecord):
 
     Args:
         positions: Place of each layer along depth.
-        names: Their names.
         arcs: The joins; a band of groups where there are many.
         stages: Depth and name at which a stage begins.
-        num_joins: Joins of the run.
     """
 
     positions: Floats
@@ -229,11 +219,7 @@ class ShortcutStrip(RunRecord):
 
 
 def shortcut_strip(view: View) -> PerRun[ShortcutStrip]:
-    """Read the joins of every run with their shares at the step of the view.
-
-    Raises:
-        NotRecordedError: If no run has joins.
-    """
+    """Read the joins of every run with their shares at the step of the view."""
     return PerRun(*read_runs(view, _strip))
 
 
@@ -254,9 +240,6 @@ class SplitCurves(RunRecord):
 
     Args:
         steps: First step of each bin, ``[points]``.
-        median: Median over joins, ``[points]``.
-        low: Smallest over joins.
-        high: Largest over joins.
         names: Joins drawn one by one; none where there are more than twelve.
         shares: Their shares, ``[points, names]``.
         smooth: The median smoothed; None where that was not asked for.
@@ -295,11 +278,7 @@ class SplitCurves(RunRecord):
 
 
 def split_series(view: View) -> PerRun[SplitCurves]:
-    """Read the shortcut shares of every run over its steps.
-
-    Raises:
-        NotRecordedError: If no run has splits.
-    """
+    """Read the shortcut shares of every run over its steps."""
     return PerRun(*read_runs(view, _splits))
 
 

@@ -50,7 +50,6 @@ class TrainingSummary:
     """Losses, steps and time of one run.
 
     Args:
-        num_steps: Recorded steps.
         losses: Loss of each step that has a scalar one, NaN and infinite ones included.
         first_loss: Loss of the first such step; NaN without one.
         last_loss: Loss of the last such step; NaN without one.
@@ -80,11 +79,7 @@ class TrainingSummary:
 
 
 def smoothed_final(losses: ArrayLike) -> float:
-    """Return the median of the last 5 % of the values, at least of one.
-
-    Returns:
-        The median, in units of the values; NaN when a value among them is NaN, or without values.
-    """
+    """Return the median of the last 5 % of the values, at least of one; NaN if one is NaN."""
     values = np.asarray(losses, np.float64)
     if not len(values):
         return math.nan
@@ -94,18 +89,10 @@ def smoothed_final(losses: ArrayLike) -> float:
 def training_summary(
     steps: ArrayLike, losses: ArrayLike, measured: ArrayLike, *, skipped: int = 0, seconds: float
 ) -> TrainingSummary:
-    """Summarize the losses of a run.
+    """Summarize the losses of a run over its steps, ascending.
 
-    Args:
-        steps: Step numbers, ascending, ``[steps]``.
-        losses: Loss of each step, ``[steps]``; NaN where it is not measured.
-        measured: Whether the step has a scalar loss at all, ``[steps]``: a loss that is NaN is
-            measured, a null in the table is not.
-        skipped: Updates that a gradient scaler skipped.
-        seconds: Wall time of the steps.
-
-    Returns:
-        The summary; its losses are in the unit of the loss.
+    ``measured`` tells which steps have a scalar loss at all: a loss that is NaN is measured, a null
+    in the table is not. ``skipped`` counts updates that a gradient scaler skipped.
     """
     has_loss = np.asarray(measured, bool)
     numbers, values = np.asarray(steps, np.int64), np.asarray(losses, np.float64)
@@ -131,11 +118,7 @@ def training_summary(
 
 @remembered("steps")
 def run_training(run: Run) -> TrainingSummary:
-    """Summarize a recorded run, its ranks pooled.
-
-    Returns:
-        The summary; ``seconds`` is the sum over the recorded steps.
-    """
+    """Summarize a recorded run, its ranks pooled; ``seconds`` is the sum over recorded steps."""
     rows = run.read("steps", ["loss", "skipped", "seconds"])
     loss = rows.column("loss")
     return training_summary(
@@ -149,15 +132,10 @@ def run_training(run: Run) -> TrainingSummary:
 
 @remembered("steps")
 def loss_band(run: Run, most: int, smooth: bool) -> Band:
-    """Return the loss over the steps that have one, in a limited number of bins.
+    """Return the loss over the steps that have one, in at most ``most`` bins.
 
     Its middle is the median of each bin; in a run of more than 200,000 steps the mean, since then
     the bins are those of the overview.
-
-    Args:
-        run: An opened run.
-        most: Largest number of bins.
-        smooth: Whether the middle is smoothed too.
     """
     if run.ranks == [0] and (run.nearest_step(None) or 0) > _LONG:
         return series_band(run.series("loss", max_points=most), smooth=smooth)
@@ -172,10 +150,7 @@ class StepCurve(RunRecord):
     """One number of one run over its steps.
 
     Args:
-        quantity: What it is.
         name: What tells it from other curves of the run; empty where it is the only one.
-        band: The number.
-        text: The finding with its number.
         is_behind: Whether it stands behind another of the same run.
     """
 
@@ -196,13 +171,9 @@ class StepCurve(RunRecord):
 
 @dataclass(frozen=True, eq=False)
 class StepCurves(PerRun[StepCurve]):
-    """One kind of number over the steps of all runs; a run may have several curves.
+    """One kind of number over the steps of all runs, and the range that their axis can show.
 
-    Args:
-        label: What the axis says.
-        is_log: Whether the axis is logarithmic.
-        low: Smallest finite value that the axis can show; NaN without one.
-        high: Largest one.
+    A run may have several curves.
     """
 
     label: str
@@ -212,20 +183,12 @@ class StepCurves(PerRun[StepCurve]):
 
 
 def loss_curves(view: View) -> StepCurves:
-    """Read the loss of every run.
-
-    Raises:
-        NotRecordedError: If no run has a scalar loss.
-    """
+    """Read the loss of every run."""
     return _curves(view, _loss, "loss", is_log=False)
 
 
 def learning_rate_curves(view: View) -> StepCurves:
-    """Read the learning rate of every run: first group of the first optimizer.
-
-    Raises:
-        NotRecordedError: If no run has one.
-    """
+    """Read the learning rate of every run: first group of the first optimizer."""
     return _curves(view, _learning_rate, "learning rate", is_log=True)
 
 
@@ -233,18 +196,12 @@ def gradient_norm_curves(view: View) -> StepCurves:
     """Read the global gradient norm of every run, before clipping and as the optimizer received it.
 
     ``received = gradient_norm · clip_factor``.
-
-    Raises:
-        NotRecordedError: If no run has one.
     """
     return _curves(view, _gradient_norm, "global gradient norm", is_log=True)
 
 
 def noise_curves(view: View) -> StepCurves:
     """Read the gradient noise scale of every run, in samples, at the steps of the probe.
-
-    Raises:
-        NotRecordedError: If no run has it.
 
     Reference:
         McCandlish et al. (2018), An empirical model of large-batch training.

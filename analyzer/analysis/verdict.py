@@ -26,7 +26,6 @@ class Verdict:
 
     Args:
         sentence: Two to five sentences, each with its numbers: the mechanism first.
-        claims: Every claim with its status, numbers and query.
         note: How the plain run was made, as far as its manifest says.
         num_seeds: Pairs of runs that it is about.
     """
@@ -38,21 +37,11 @@ class Verdict:
 
 
 def verdict(plain: Run | Sequence[Run], residual: Run | Sequence[Run]) -> Verdict:
-    """Say what separates plain runs from residual ones.
+    """Say what separates plain runs from residual ones, each one run or one for each seed.
 
     Vanishing gradients are claimed only where the fitted norm falls by 3 decades or more from the
-    last layer to the first; elsewhere the sentence says so and names what differs instead.
-
-    Args:
-        plain: A run without shortcuts, or one for each seed.
-        residual: The run with them, or one for each seed in the same order.
-
-    Returns:
-        The verdict; over several seeds numbers are medians with their range, and a claim holds
-        where it holds in all of them.
-
-    Raises:
-        ValueError: If the numbers of runs differ, or there is none.
+    last layer to the first; elsewhere the sentence says so and names what differs instead. Over
+    several seeds numbers are medians with their range, and a claim holds where it holds in all.
 
     Reference:
         He et al. (2015), Deep residual learning for image recognition, §4.1.

@@ -45,9 +45,6 @@ class View:
         aggregate: What a bin of several steps shows: ``median``, ``mean``, ``min`` or ``max``.
         smooth: Whether series are smoothed; the raw ones stay behind.
         relative: Whether values are divided by that of the deepest layer.
-
-    Raises:
-        ValueError: If the aggregate is none of the four words.
     """
 
     runs: tuple[Run, ...]
@@ -71,7 +68,6 @@ class RunLabel:
 
     Args:
         text: Name of the run; numbered where two have the same.
-        has_shortcuts: Whether gradients of its loss flow through joins.
         style: Place in the palette: even for runs with shortcuts, odd for those without.
     """
 
@@ -85,9 +81,7 @@ class RowSet:
     """The rows of a table that a figure shows, by depth.
 
     Args:
-        table: ``layer_stats`` or ``parameter_stats``.
         ids: Layers or parameters, ``[rows]``.
-        names: Their names.
         positions: Place along the axis of depth: the depth (of a parameter, that of its layer),
             with rows of one depth side by side within a unit of it, ``[rows]``, ascending.
     """
@@ -120,9 +114,7 @@ def run_labels(runs: Sequence[Run]) -> tuple[RunLabel, ...]:
 def nearest_step(steps: NDArray[np.int64], step: int | None) -> int | None:
     """Return the recorded step nearest to one, the earlier of two; None where there is none.
 
-    Args:
-        steps: Recorded steps, ascending.
-        step: A step; None for the last one.
+    Without a step it is the last one.
     """
     if not len(steps):
         return None
@@ -132,17 +124,11 @@ def nearest_step(steps: NDArray[np.int64], step: int | None) -> int | None:
 
 
 def matching(pattern: str, names: Sequence[str]) -> NDArray[np.bool_]:
-    """Return which names contain a match of a pattern.
+    """Return which names contain a match of a pattern; an empty one finds everything.
 
     The engine (RE2, in Arrow) takes time linear in its input: ``(a+)+$`` is as quick as ``a``. It
-    knows no back references and no look-around.
-
-    Args:
-        pattern: The expression; an empty one finds everything.
-        names: Names of layers or parameters.
-
-    Raises:
-        AnalyzerError: If the pattern is too long or not a regular expression.
+    knows no back references and no look-around. A pattern that is too long or not a regular
+    expression is an AnalyzerError.
     """
     shown = pattern[:_MOST_PATTERN]
     if len(pattern) > _MOST_PATTERN:
@@ -164,15 +150,8 @@ def matching(pattern: str, names: Sequence[str]) -> NDArray[np.bool_]:
 def row_set(run: Run, quantity: str, pattern: str | None = None, *, every: bool = False) -> RowSet:
     """Return the layers or parameters that a figure of a quantity shows.
 
-    Args:
-        run: An opened run.
-        quantity: Column of ``layer_stats`` or ``parameter_stats``.
-        pattern: Regular expression; see ``View.layers``.
-        every: Whether layers without parameters are shown where there is no pattern.
-
-    Raises:
-        NotRecordedError: If neither table has the quantity.
-        AnalyzerError: If the pattern is refused, or matches no name.
+    ``every`` shows layers without parameters too where there is no pattern; see ``View.layers``.
+    A pattern that is refused or matches no name is an AnalyzerError.
     """
     table = _table_of(quantity)
     names, ids, depths, owns = _layers(run) if table == "layer_stats" else _parameters(run)

@@ -262,10 +262,7 @@ def _table(headings: list[str], rows: list[list[str]]) -> "Table":
 def explain_text(verdict: "Verdict", width: int = 100, *, queries: bool = True) -> list[str]:
     """Return a verdict as lines: the sentence, then every claim with its status.
 
-    Args:
-        verdict: What ``analyzer.analysis.verdict.verdict`` says.
-        width: Columns to wrap at; queries are never wrapped, so that they can be copied.
-        queries: Whether the query and the reference of each claim follow it.
+    Queries are never wrapped, so that they can be copied.
     """
     from analyzer.analysis.claims import STATUSES
 

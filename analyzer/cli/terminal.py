@@ -29,12 +29,8 @@ class Signs:
     """Signs that not every stream can hold.
 
     Args:
-        unicode: Whether charts may use more than ASCII.
-        missing: What was not measured.
         plus_minus: Between a mean and its standard deviation.
         dot: Between the parts of a line.
-        norm: The norm of an output gradient.
-        arrow: From one value to another.
     """
 
     unicode: bool
@@ -115,14 +111,9 @@ def printable(text: str, limit: int = 60) -> str:
 
 
 def json_text(value: Any) -> str:
-    """Return a value as JSON.
+    """Return a value (dataclasses and arrays too) as indented JSON.
 
-    Args:
-        value: Dicts, lists, tuples, dataclasses, numpy numbers and arrays, and what JSON knows.
-
-    Returns:
-        Indented text; ``"NaN"``, ``"inf"`` and ``"-inf"`` for what is not finite, ``null`` for what
-        was not measured.
+    ``"NaN"``, ``"inf"`` and ``"-inf"`` for what is not finite, ``null`` for what was not measured.
     """
     return json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False)
 

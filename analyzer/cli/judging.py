@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from analyzer.analysis.claims import Claim
-    from analyzer.analysis.comparison import Comparison
     from analyzer.analysis.findings import Finding
-    from analyzer.analysis.verdict import Verdict
+    from analyzer.analysis.verdict import Comparison, Verdict
     from analyzer.storage.run import Run
 
 __all__ = ["compare", "diagnose", "explain", "explain_text", "finding_lines", "findings_summary"]
@@ -92,7 +91,7 @@ def compare(
         analyzer compare runs/mine-plain runs/mine
         analyzer compare latest runs/before --json
     """  # noqa: D301 -- click reads the control character
-    from analyzer.analysis.comparison import compare_runs
+    from analyzer.analysis.verdict import compare_runs
     from analyzer.cli.terminal import console, json_text
     from analyzer.storage.catalog import resolve_run
     from analyzer.storage.run import open_run

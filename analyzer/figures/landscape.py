@@ -7,7 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from analyzer.analysis.loss_landscape import Landscape, Landscapes, landscapes, trajectories
+from analyzer.analysis.network_probes import Landscape, Landscapes, landscapes, trajectories
 from analyzer.figures.axes import panes
 from analyzer.figures.marks import color_bar, run_line
 from analyzer.figures.panels import Panel

@@ -8,19 +8,17 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from analyzer.analysis.numerals import number
-from analyzer.analysis.per_run import AlongDepth, PerRun, shown_range
-from analyzer.analysis.probe_results import (
+from analyzer.analysis.layer_probes import (
     AttributionShares,
     BlockSpectra,
-    PathSpectrum,
     attribution_shares,
     block_spectra,
-    join_lesions,
-    path_lengths,
     probe_by_layer,
     shattering_curves,
 )
+from analyzer.analysis.network_probes import PathSpectrum, join_lesions, path_lengths
+from analyzer.analysis.numerals import number
+from analyzer.analysis.per_run import AlongDepth, PerRun, shown_range
 from analyzer.figures.axes import DEPTH, axis_edges, name_ticks, panes, row_ticks, value_axis
 from analyzer.figures.marks import edge_marks, run_line, zero_marks
 from analyzer.figures.panels import Panel

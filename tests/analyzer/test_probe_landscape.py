@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 import analyzer
-from analyzer.analysis.loss_landscape import trajectories
+from analyzer.analysis.network_probes import trajectories
 from analyzer.analysis.view import View
 from analyzer.errors import AnalyzerError
 from analyzer.figures.landscape import trajectory_figure

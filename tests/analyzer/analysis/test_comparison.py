@@ -2,10 +2,10 @@ import math
 
 import pytest
 
-from analyzer.analysis.comparison import difference
 from analyzer.analysis.gradient_flow import Gain
 from analyzer.analysis.sentences import DepthFacts, Trend
 from analyzer.analysis.training import TrainingSummary, training_summary
+from analyzer.analysis.verdict import difference
 
 Facts = tuple[DepthFacts, TrainingSummary]
 

@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analyzer.analysis.loss_landscape import landscapes, trajectories
-from analyzer.analysis.probe_results import (
+from analyzer.analysis.layer_probes import (
     attribution_shares,
     block_spectra,
-    join_lesions,
-    path_lengths,
     probe_by_layer,
     shattering_curves,
+)
+from analyzer.analysis.network_probes import (
+    join_lesions,
+    landscapes,
+    path_lengths,
+    trajectories,
 )
 from analyzer.analysis.profiles import (
     activation_profiles,

@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analyzer.analysis.network_probes import PathSpectrum
 from analyzer.analysis.per_run import PerRun
-from analyzer.analysis.probe_results import PathSpectrum
 from analyzer.analysis.view import RunLabel, View
 from analyzer.figures.axes import name_ticks, value_axis
 from analyzer.figures.catalog import panel

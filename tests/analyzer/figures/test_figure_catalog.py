@@ -129,7 +129,7 @@ def test_a_probe_with_a_number_by_layer_has_a_panel_without_code_of_its_own(
 ) -> None:
     mine = next(probe for probe in PROBES if probe.name == "shattering")
     if place == "name":
-        monkeypatch.setattr("analyzer.analysis.probe_results.quantities_of", lambda _: ())
+        monkeypatch.setattr("analyzer.analysis.layer_probes.quantities_of", lambda _: ())
     (one,) = layer_panels([mine], drawn=())
     info = one.info(View(pair))
     assert "correlation goes from" in info.caption

@@ -1,15 +1,15 @@
-"""What probes measured: path lengths, lesions, Jacobians, shattering, attribution, any by layer."""
+"""What probes measured of blocks and layers: Jacobians, shattering, attribution, any by layer."""
 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.bands import spaced_places
-from analyzer.analysis.numerals import counted, number, percent
+from analyzer.analysis.numerals import number, percent
 from analyzer.analysis.per_run import (
     AlongDepth,
     PerRun,
@@ -33,11 +33,8 @@ __all__ = [
     "AttributionShares",
     "BlockSpectra",
     "JacobianSpectra",
-    "PathSpectrum",
     "attribution_shares",
     "block_spectra",
-    "join_lesions",
-    "path_lengths",
     "probe_by_layer",
     "shattering_curves",
 ]
@@ -50,109 +47,6 @@ REFERENCES = {
     "residual": "residual, (3/4)ᴸ",
     "residual_norm": "residual with norm, 1/√L",
 }
-
-
-@dataclass(frozen=True, eq=False)
-class PathSpectrum(RunAtStep):
-    """The path-length spectrum of one run: how many branches the gradient crosses on its way.
-
-    Args:
-        lengths: Branches that the paths cross, from 0, ``[lengths]``.
-        num_paths: Number of paths of each length.
-        norms: Mean over samples of ``‖G_k‖₂``, in loss / unit of x.
-        norm_shares: ``‖G_k‖ / Σ ‖G_k‖``; NaN where all are zero.
-        path_shares: ``num_paths / Σ num_paths``.
-        effective_length: ``Σ k‖G_k‖ / Σ ‖G_k‖``, in branches; NaN where all are zero.
-    """
-
-    lengths: NDArray[np.int64]
-    num_paths: Floats
-    norms: Floats
-    norm_shares: Floats
-    path_shares: Floats
-    effective_length: float
-
-    columns: ClassVar[Mapping[str, str]] = {
-        "step": "step",
-        "length": "lengths",
-        "num_paths": "num_paths",
-        "gradient_norm": "norms",
-        "norm_share": "norm_shares",
-    }
-
-    def sentence(self) -> str:
-        """Return the effective length, and the length at which the gradient is largest."""
-        start = f"{self.where}: {number(float(self.num_paths.sum()))} paths"
-        if not np.isfinite(self.effective_length):
-            return f"{start}; their gradient is zero or not finite."
-        if len(self.lengths) < 2:
-            return (
-                f"{self.where}: there are no joins, so a single path carries all of the gradient."
-            )
-        peak = int(self.norms.argmax())
-        share, paths = percent(self.norm_shares[peak]), percent(self.path_shares[peak])
-        return (
-            f"{start} of up to {self.lengths[-1]} branches; the gradient has effective length "
-            f"{number(self.effective_length)} and is largest at length {self.lengths[peak]} "
-            f"({share} of it, in {paths} of the paths)."
-        )
-
-
-def path_lengths(view: View) -> PerRun[PathSpectrum]:
-    """Read the path-length spectrum of every run at the probe nearest to the step.
-
-    Reference:
-        Veit et al. (2016), Residual networks behave like ensembles of relatively shallow networks.
-    """
-    return PerRun(*read_runs(view, _spectrum))
-
-
-def _spectrum(view: View, run: Run, label: RunLabel) -> PathSpectrum:
-    step, rows = probe_rows_at(run, "paths", view.step)
-    rows = rows.sort_values("length")
-    lengths = rows["length"].to_numpy(np.int64)
-    norms, paths = (rows[name].to_numpy(np.float64) for name in ("gradient_norm", "num_paths"))
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        shares, of_paths = norms / norms.sum(), paths / paths.sum()
-    effective = float((lengths * shares).sum())
-    return PathSpectrum(label, step, lengths, paths, norms, shares, of_paths, effective)
-
-
-def join_lesions(view: View) -> PerRun[AlongDepth]:
-    """Read ``loss_change`` and ``accuracy`` without each residual branch, joins in forward order.
-
-    Of every run at the probe nearest to the step. The change is the loss without the branch minus
-    that of the whole network; the accuracy is NaN where there are no classes.
-
-    Reference:
-        Veit et al. (2016), Residual networks behave like ensembles of relatively shallow networks.
-    """
-    return PerRun(*read_runs(view, _lesions))
-
-
-def _lesions(view: View, run: Run, label: RunLabel) -> AlongDepth:
-    step, rows = probe_rows_at(run, "lesion", view.step)
-    rows = rows[rows["join"].notna()].sort_values("join")
-    if not len(rows):
-        raise not_recorded("probe lesion has no join:", run, "a net without joins has no lesion")
-    known = dict(zip(run.joins["join"], run.joins["name"].astype(str), strict=True))
-    joins = rows["join"].to_numpy(np.int64)
-    names = tuple(known.get(int(join), f"join {join}") for join in joins)
-    columns = ("loss_change", "accuracy")
-    values = {name: rows[name].to_numpy(np.float64, na_value=np.nan) for name in columns}
-    changes = values["loss_change"]
-    finite = np.isfinite(changes)
-    text = f"without the branch of one of {counted(len(names), 'join')} the loss "
-    if finite.any():
-        worst = int(np.argmax(np.where(finite, changes, -np.inf)))
-        text += (
-            f"changes by {number(float(np.median(changes[finite])))} (median), by "
-            f"{number(float(changes[worst]))} at most ({names[worst]})."
-        )
-    else:
-        text += "is not finite."
-    places = np.arange(len(names), dtype=np.float64)
-    return AlongDepth(label, step, names, places, values, text, row="join", axis="")
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from analyzer.analysis.view import View, matching
 from analyzer.errors import AnalyzerError
 from analyzer.figures.catalog import page_at, page_of, panel
-from analyzer.figures.overview_frames import overview_frames
+from analyzer.figures.overview import overview_frames
 from analyzer.figures.theme import LIGHT, THEMES
 from analyzer.vocabulary.probes import PROBE_NAMES
 

@@ -39,11 +39,7 @@ _WIDTH, _HALF_LETTER, _GAP = 1000, 4.2, 6
 def panes(titles: list[str], theme: Theme, *, height: int, gap: float = 0.0) -> go.Figure:
     """Return a figure of panes side by side, one per run, each with its title.
 
-    Args:
-        titles: Names of the runs.
-        theme: Colors and fonts.
-        height: Height in pixels.
-        gap: Room for names left of each pane, as a part of the width; 0 for one shared axis.
+    The ``gap`` left of each pane is room for names, as a part of the width; 0 for one shared axis.
     """
     figure = go.Figure(_blank_panes(len(titles), theme, height, gap))
     for note, title in zip(figure.layout.annotations, titles, strict=True):
@@ -88,12 +84,9 @@ def _blank_panes(count: int, theme: Theme, height: int, gap: float) -> go.Figure
 
 
 def log_range(low: float, high: float, pad: float = 0.06) -> list[float]:
-    """Return the range of a logarithmic axis with room at its ends.
+    """Return the range of a logarithmic axis, in decimal logarithms, with room at its ends.
 
-    Args:
-        low: Smallest decimal logarithm.
-        high: Largest decimal logarithm.
-        pad: Room at each end, as a part of the whole.
+    The room at each end is ``pad`` of the whole, and at least 0.15.
     """
     room = max(0.15, pad * (high - low))
     return [low - room, high + room]
@@ -104,12 +97,8 @@ def value_axis(
 ) -> dict[str, Any]:
     """Return an axis of values; a logarithmic one has powers of ten as ticks.
 
-    Args:
-        label: Title of the axis.
-        is_log: Whether it is logarithmic.
-        low: Smallest finite value shown, above 0 where ``is_log``; NaN for a range by plotly.
-        high: Largest one.
-        least_decades: Decades that a logarithmic axis shows at least.
+    Between the smallest and the largest finite value shown, above 0 where ``is_log``; NaN leaves
+    the range to plotly.
     """
     axis: dict[str, Any] = {"title": {"text": label, "standoff": 8}}
     if is_log:
@@ -134,9 +123,7 @@ def value_axis(
 def axis_edges(axis: dict[str, Any], *, is_log: bool) -> tuple[float, float]:
     """Return the ends of an axis in values, where marks stand; those of a blank one are 0.1 and 1.
 
-    Args:
-        axis: What ``value_axis`` returned.
-        is_log: Whether it is logarithmic.
+    The axis is one of ``value_axis``.
     """
     low, high = axis.get("range", [-1.0, 0.0] if is_log else [0.1, 1.0])
     # A norm beyond a float's range is infinite, or zero, and is marked there.
@@ -150,10 +137,7 @@ def row_ticks(
 ) -> dict[str, Any]:
     """Return ticks of names at 0, 1, 2, …: all of them where they fit, else every second, third, ….
 
-    Args:
-        names: The names in their order.
-        most: Largest number of ticks.
-        longest: Characters of a name that are shown.
+    There are at most ``most`` ticks of at most ``longest`` characters.
     """
     places = list(range(0, len(names), max(1, math.ceil(len(names) / max(2, most)))))
     texts = [labeled(names[place].partition(" … ")[0], longest) for place in places]
@@ -182,7 +166,7 @@ def stage_ticks(
     Args:
         stages: Depth and name at which each stage begins, ascending.
         depth: First and last place of the axis.
-        panes: Panes side by side.
+        panes: How many stand side by side and share the width.
     """
     ends = [at for at, _ in stages[1:]] + [depth[1] + 1]
     unit = (depth[1] - depth[0] + 2) / (_WIDTH / panes)

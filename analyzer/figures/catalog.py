@@ -1,34 +1,24 @@
 """The pages and their panels, once: what dashboard and reports show follows from this list."""
 
-from importlib import import_module
-from pkgutil import iter_modules
-
-import analyzer.figures
-from analyzer.figures import (
-    activations,
-    gradients,
-    landscape,
-    overview,
-    probes,
-    shortcuts,
-    training,
-)
+from analyzer.figures import landscape, overview, probes, shortcuts, statistics
 from analyzer.figures.panels import Page, Panel, checked
 from analyzer.vocabulary.probes import PROBES
 
 __all__ = ["PAGES", "PANELS", "page_at", "page_of", "panel"]
 
-# Modules that draw, whether or not a page below shows what they draw.
-_MODULES = [
-    import_module(f"{analyzer.figures.__name__}.{module.name}")
-    for module in iter_modules(analyzer.figures.__path__)
-    if module.name != "catalog"
-]
-
+# Whatever these modules draw must be on a page.
+_MODULES = (landscape, overview, probes, shortcuts, statistics)
 _WRITTEN = [value for one in _MODULES for value in vars(one).values() if isinstance(value, Panel)]
 # A probe with a number by layer needs no code here to be shown.
 _BY_LAYER = probes.layer_panels(PROBES, {need for panel in _WRITTEN for need in panel.needs})
 
+_OTHER_PROBES = Page(
+    key="probes",
+    title="Probes",
+    lead="What other probes measured, layer by layer.",
+    letter="p",
+    panels=_BY_LAYER,
+)
 PAGES = checked(
     (
         Page(key="runs", path="/", title="Runs", letter="r", has_layout=True, needs_run=False),
@@ -46,7 +36,7 @@ PAGES = checked(
             title="Gradient flow",
             lead="Where the gradient goes, layer by layer and step by step.",
             letter="f",
-            panels=(gradients.HEATMAP, gradients.PROFILE, gradients.SERIES),
+            panels=(statistics.HEATMAP, statistics.PROFILE, statistics.SERIES),
         ),
         Page(
             key="compare",
@@ -54,8 +44,8 @@ PAGES = checked(
             lead="Two runs on one axis of depth.",
             letter="c",
             # Two runs are compared on their heatmaps too, which stand side by side.
-            also=(gradients.HEATMAP,),
-            panels=(gradients.OVERLAY, gradients.DIFFERENCE),
+            also=(statistics.HEATMAP,),
+            panels=(statistics.OVERLAY, statistics.DIFFERENCE),
             heading="Plain against residual",
             has_layout=True,
         ),
@@ -79,14 +69,14 @@ PAGES = checked(
             title="Activations",
             lead="The forward signal along depth, and units that are dead.",
             letter="a",
-            panels=(activations.PROFILE, activations.DEAD_UNITS),
+            panels=(statistics.ACTIVATIONS, statistics.DEAD_UNITS),
         ),
         Page(
             key="updates",
             title="Updates",
             lead="How far each step moves each parameter.",
             letter="u",
-            panels=(gradients.UPDATES,),
+            panels=(statistics.UPDATES,),
         ),
         Page(
             key="training",
@@ -94,10 +84,10 @@ PAGES = checked(
             lead="What it means for the loss.",
             letter="t",
             panels=(
-                training.LOSS,
-                training.LEARNING_RATE,
-                training.GRADIENT_NORM,
-                training.NOISE_SCALE,
+                statistics.LOSS,
+                statistics.LEARNING_RATE,
+                statistics.GRADIENT_NORM,
+                statistics.NOISE_SCALE,
             ),
         ),
         Page(
@@ -122,19 +112,7 @@ PAGES = checked(
             lead="Which layers the output depends on.",
             panels=(probes.ATTRIBUTION,),
         ),
-        *(
-            [
-                Page(
-                    key="probes",
-                    title="Probes",
-                    lead="What other probes measured, layer by layer.",
-                    letter="p",
-                    panels=_BY_LAYER,
-                )
-            ]
-            if _BY_LAYER
-            else []
-        ),
+        *([_OTHER_PROBES] if _BY_LAYER else []),
         Page(
             key="findings",
             title="Findings",

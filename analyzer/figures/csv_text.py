@@ -25,9 +25,7 @@ def csv_text(rows: pd.DataFrame) -> str:
 def csv_cells(rows: pd.DataFrame, digits: int | None = None) -> list[list[str]]:
     """Return the columns of a table as cells of a CSV file, each below its heading.
 
-    Args:
-        rows: The table.
-        digits: Significant digits of numbers that are not whole; None for all that they have.
+    Numbers that are not whole have ``digits`` significant digits; None for all that they have.
     """
     columns = zip(*cell_rows(rows), strict=True) if len(rows) else ((),) * rows.shape[1]
     return [

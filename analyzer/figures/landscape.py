@@ -150,12 +150,7 @@ def _contour(info: Landscapes, run: Landscape) -> go.Contour:
 
 
 def contour_levels(low: float, high: float) -> tuple[float, float]:
-    """Return the first contour line and the distance of two, both round, at most 18 lines.
-
-    Args:
-        low: Smallest number drawn.
-        high: Largest one, above ``low``.
-    """
+    """Return the first contour line and the distance of two, both round, at most 18 lines."""
     least = (high - low) / _LEVELS
     whole = 10.0 ** math.floor(math.log10(least))
     size = next(whole * part for part in (1, 2, 5, 10) if whole * part >= least)

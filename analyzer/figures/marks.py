@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from analyzer.analysis.bands import Band
 from analyzer.analysis.flow_grid import NONFINITE, ZERO, GridColumn
+from analyzer.analysis.per_run import AlongDepth
 from analyzer.analysis.view import RunLabel
 from analyzer.figures.sketch import Trace, scatter
 from analyzer.figures.theme import Theme, labeled, log_ticks
@@ -15,7 +16,9 @@ from analyzer.figures.theme import Theme, labeled, log_ticks
 __all__ = [
     "band_traces",
     "color_bar",
+    "depth_lines",
     "edge_marks",
+    "filled",
     "grid_traces",
     "layer_dots",
     "mark_legend",
@@ -37,13 +40,7 @@ def translucent(color: str, opacity: float) -> str:
 
 
 def run_line(label: RunLabel, theme: Theme, **more: Any) -> Trace:
-    """Return the line of one run in its color, dash and marker.
-
-    Args:
-        label: Name and style of the run.
-        theme: Colors.
-        more: Fields of the trace, ``x`` among them.
-    """
+    """Return the line of one run in its color, dash and marker; ``more`` has at least ``x``."""
     style = theme.style(label.style)
     has_markers = len(more["x"]) <= _MOST_MARKERS
     return scatter(
@@ -58,21 +55,48 @@ def run_line(label: RunLabel, theme: Theme, **more: Any) -> Trace:
     )
 
 
+def depth_lines(
+    curve: AlongDepth,
+    key: str,
+    edges: tuple[float, float],
+    theme: Theme,
+    *,
+    is_log: bool,
+    hovertemplate: str = "%{text}: %{y:.3e}",
+) -> list[Trace]:
+    """Return one number of a run along depth: its line, and marks where it has no place."""
+    values = curve.values[key]
+    names = [labeled(name) for name in curve.names]
+    words = {"text": names, "hovertemplate": hovertemplate}
+    line = run_line(curve.label, theme, x=curve.positions, y=values, **words)
+    return [line, edge_marks(curve.positions, values, edges, theme, is_log=is_log)]
+
+
+def filled(x: Any, low: Any, high: Any, color: str, opacity: float, **more: Any) -> Trace:
+    """Return the area between two lines; places without a finite number are left out.
+
+    A polygon there and back cannot have gaps.
+    """
+    known = np.isfinite(low) & np.isfinite(high)
+    return scatter(
+        x=np.concatenate([x[known], x[known][::-1]]),
+        y=np.concatenate([high[known], low[known][::-1]]),
+        mode="lines",
+        fill="toself",
+        fillcolor=translucent(color, opacity),
+        line={"width": 0},
+        hoverinfo="skip",
+        **more,
+    )
+
+
 def edge_marks(
     x: Any, values: Floats, bounds: tuple[float, float], theme: Theme, *, is_log: bool, **more: Any
 ) -> Trace:
     """Return marks at the edge of a plot where a value has no place in it.
 
-    NaN and infinity stand at the upper edge, minus infinity and on a logarithmic axis zero and
-    less at the lower.
-
-    Args:
-        x: Places, ``[points]``.
-        values: Values, ``[points]``; null and NaN look alike here.
-        bounds: Lower and upper edge, in values.
-        theme: Colors.
-        is_log: Whether the axis is logarithmic.
-        more: Fields of the trace.
+    NaN and infinity stand at the upper of the two ``bounds``, minus infinity and on a logarithmic
+    axis zero and less at the lower. Null and NaN look alike here.
     """
     low = np.isneginf(values) | ((values <= 0) & is_log)
     bad = ~np.isfinite(values) | low
@@ -138,32 +162,14 @@ def band_traces(
 ) -> list[Trace]:
     """Return a series: its min–max band, the raw line faint where there is a smooth one, the line.
 
-    Args:
-        band: The series.
-        label: Name and style of the run.
-        theme: Colors.
-        name: Name in the legend; that of the run where empty.
-        color: Color where it is not that of the run.
-        top: Where marks for NaN and infinite values stand; None for no marks.
-        more: Fields of all traces, such as axes.
+    Name and color are those of the run where empty. Marks for NaN and infinite values stand at
+    ``top``; there are none where it is None.
     """
     shade = color or theme.style(label.style).color
     traces = []
     if band.width > 1 and len(band.steps):
-        # A polygon there and back cannot have gaps: bins without a number are left out.
-        known = np.isfinite(band.low) & np.isfinite(band.high)
-        steps = band.steps[known]
-        edge = {
-            "x": np.concatenate([steps, steps[::-1]]),
-            "y": np.concatenate([band.high[known], band.low[known][::-1]]),
-        }
-        fill = {
-            "mode": "lines",
-            "fill": "toself",
-            "fillcolor": translucent(shade, 0.18),
-            "line": {"width": 0},
-        }
-        traces.append(scatter(edge, fill, {"hoverinfo": "skip", "showlegend": False}, more))
+        area = filled(band.steps, band.low, band.high, shade, 0.18)
+        traces.append(area | {"showlegend": False} | more)
     line = {"line": {"color": shade, "dash": theme.style(label.style).dash, "width": 2}}
     named = {
         "name": labeled(name or label.text),
@@ -223,12 +229,8 @@ def grid_traces(
 ) -> list[Trace]:
     """Return the heatmap of one run, and over it the cells that are exactly zero or not finite.
 
-    Args:
-        column: The grid.
-        theme: Colors.
-        is_log: Whether colors show logarithms.
-        along_depth: Whether depth runs along x, with steps along y; else layers are rows.
-        axes: ``xaxis``, ``yaxis`` and ``coloraxis``.
+    Depth runs along x, with steps along y, where ``along_depth``; else layers are rows. The
+    ``axes`` are ``xaxis``, ``yaxis`` and ``coloraxis``.
     """
     cells = (column.log10 if is_log else column.values).astype(np.float32)
     place, hover = _place(column, axes, along_depth=along_depth)

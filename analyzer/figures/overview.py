@@ -1,9 +1,15 @@
-"""The overview: depth along x in every row, one column per run, all ranges shared."""
+"""The overview: depth along x in every row, one column per run, all ranges shared; its frames."""
 
+import base64
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from analyzer.analysis.flow_grid import NONFINITE
 from analyzer.analysis.overview import Overview, OverviewColumn, overview
+from analyzer.analysis.shortcuts import SHARE_LEVELS
 from analyzer.figures.axes import axis_edges, log_range, stage_ticks
 from analyzer.figures.marks import (
     band_traces,
@@ -15,19 +21,12 @@ from analyzer.figures.marks import (
     run_line,
 )
 from analyzer.figures.panels import Panel
-from analyzer.figures.shortcuts import arc_traces
+from analyzer.figures.shortcuts import arc_traces, arc_words, highest_level, outline
 from analyzer.figures.sketch import Layout, Sketch, Trace, merged, scatter
-from analyzer.figures.theme import Theme, decade_step, labeled
+from analyzer.figures.theme import LIGHT, Theme, decade_step, labeled
 from analyzer.vocabulary.methods import Method
 
-__all__ = [
-    "OVERVIEW",
-    "axis_names",
-    "drawn_parts",
-    "layout_name",
-    "note_places",
-    "overview_sketch",
-]
+__all__ = ["OVERVIEW", "overview_frames", "overview_sketch"]
 
 _HEIGHT = 920
 # Lower and upper edge of the rows, from the bottom: loss, grid, profile, network.
@@ -38,7 +37,7 @@ _ROWS = {
     "network": (0.88, 0.97),
 }
 _GAP = 0.05
-_SHARED = 4
+_NO_VALUE, _IS_NONFINITE = -32768, 32767
 
 
 def overview_sketch(info: Overview, theme: Theme) -> Sketch:
@@ -74,27 +73,25 @@ def overview_sketch(info: Overview, theme: Theme) -> Sketch:
     )
     for place, column in enumerate(info.runs):
         layout = layout | _axes_of_column(info, column, place, theme)
-    return Sketch([trace for _, _, trace in drawn_parts(info, theme)], layout)
+    return Sketch([trace for _, _, trace in _drawn_parts(info, theme)], layout)
 
 
-def drawn_parts(info: Overview, theme: Theme) -> Iterator[tuple[int, str, Trace]]:
-    """Yield the traces in their order, each with its run and what it is.
+def _drawn_parts(info: Overview, theme: Theme) -> Iterator[tuple[int, str, Trace]]:
+    """Every trace in its order, with the place of its run and what it is.
 
-    Yields:
-        Place of the run, ``arcs``, ``dots``, ``behind``, ``profile``, ``marks``, ``grid``, ``loss``
-        or ``legend``, and the trace. Another step changes arcs, behind, profile and marks.
+    Another step changes arcs, behind, profile and marks.
     """
-    highest = max([int(level) for c in info.runs for level in c.arcs.levels], default=1)
+    highest = highest_level(info.runs)
     legend = next((k for k, c in enumerate(info.runs) if len(c.arcs.joins)), None)
     bounds = axis_edges({"range": log_range(info.low, info.high)}, is_log=True)
     for place, column in enumerate(info.runs):
-        top, grid, below = (axis_names(place, row) for row in ("network", "grid", "loss"))
+        top, grid, below = (_axis_names(place, row) for row in ("network", "grid", "loss"))
         for arc in arc_traces(column.arcs, theme, highest, top, in_legend=place == legend):
             yield place, "arcs", arc
         color = theme.style(column.label.style).color
         dots = layer_dots(column.grid.positions, column.grid.names, color, theme)
         yield place, "dots", dots | top
-        middle = axis_names(place, "profile")
+        middle = _axis_names(place, "profile")
         for other, behind in enumerate(info.runs):
             if other != place:
                 yield other, "behind", _behind(behind, theme, middle)
@@ -114,20 +111,11 @@ def drawn_parts(info: Overview, theme: Theme) -> Iterator[tuple[int, str, Trace]
         yield 0, "legend", entry
 
 
-def note_places(info: Overview) -> list[int]:
-    """Return the place of each run's note among the annotations: each run has its title before."""
-    places, at = [], 0
-    for column in info.runs:
-        places.append(at + 1)
-        at += 2 + (not len(column.arcs.joins))
-    return places
-
-
 def _step_shapes(info: Overview, theme: Theme) -> list[dict[str, Any]]:
     """Lines that mark the step: for each run one in row 3, then one in row 4."""
     shapes = []
     for place, column in enumerate(info.runs):
-        grid, loss = axis_names(place, "grid"), axis_names(place, "loss")
+        grid, loss = _axis_names(place, "grid"), _axis_names(place, "loss")
         line = {"type": "line", "x0": 0, "x1": 1, "y0": column.step, "y1": column.step}
         look = {"line": {"color": "#ffffff", "width": 2, "dash": "dot"}}
         shapes.append(line | look | {"xref": f"{grid['xaxis']} domain", "yref": grid["yaxis"]})
@@ -164,7 +152,7 @@ def _behind(column: OverviewColumn, theme: Theme, axes: dict[str, str]) -> Trace
 
 def _words(column: OverviewColumn, place: int, theme: Theme) -> list[dict[str, Any]]:
     """The outcome over the column, the numbers over the rows that they are of."""
-    axis = axis_names(place, "profile")["xaxis"]
+    axis = _axis_names(place, "profile")["xaxis"]
     at = {"xref": f"{axis} domain", "yref": "paper", "showarrow": False}
     color = theme.style(column.label.style).color
     title = f"<b>{labeled(column.label.text, 40)}</b>  {column.title}"
@@ -183,19 +171,11 @@ def _words(column: OverviewColumn, place: int, theme: Theme) -> list[dict[str, A
     return words
 
 
-def axis_names(place: int, row: str) -> dict[str, str]:
-    """Return the axes of a row of a column: rows 1 to 3 share the axis of depth.
-
-    Args:
-        place: Place of the run from the left.
-        row: ``network``, ``profile``, ``grid`` or ``loss``.
-
-    Returns:
-        ``xaxis`` and ``yaxis`` as traces name them.
-    """
+def _axis_names(place: int, row: str) -> dict[str, str]:
+    """The axes of a row of a column, as traces name them; rows 1 to 3 share the axis of depth."""
     order = ("network", "profile", "grid", "loss")
     x = 2 * place + (2 if row == "loss" else 1)
-    y = _SHARED * place + order.index(row) + 1
+    y = len(order) * place + order.index(row) + 1
     return {"xaxis": "x" if x == 1 else f"x{x}", "yaxis": "y" if y == 1 else f"y{y}"}
 
 
@@ -204,11 +184,23 @@ def _axes_of_column(info: Overview, column: OverviewColumn, place: int, theme: T
     count = len(info.runs)
     width = (1 - _GAP * (count - 1)) / count
     across = [place * (width + _GAP), place * (width + _GAP) + width]
-    names = {row: axis_names(place, row) for row in _ROWS}
-    titles, ranges = _titles(info), _ranges(info)
+    names = {row: _axis_names(place, row) for row in _ROWS}
+    steps = {column.step for column in info.runs}
+    when = f"at step {steps.pop()}" if len(steps) == 1 else "at the step"
+    titles = {"network": "", "profile": f"‖∂L/∂y‖₂ {when}", "grid": "step", "loss": "loss"}
+    low, high = log_range(info.low, info.high)
+    lowest, highest = info.loss_range
+    room = 0.05 * (highest - lowest or 1.0)
+    ranges = {
+        "network": [-0.18, 1.12],
+        "profile": [low, high],
+        # Matched axes that find their own range find a wrong one over heatmaps (plotly.js 4.1).
+        "grid": _step_range(info),
+        "loss": [lowest - room, highest + room],
+    }
     axes: Layout = {}
     for row, domain in _ROWS.items():
-        axes[layout_name(names[row]["yaxis"])] = {
+        axes[_layout_name(names[row]["yaxis"])] = {
             "domain": list(domain),
             "anchor": names[row]["xaxis"],
             "title": {"text": "" if place else titles[row], "standoff": 8},
@@ -217,17 +209,16 @@ def _axes_of_column(info: Overview, column: OverviewColumn, place: int, theme: T
             # Plotly writes powers larger than other ticks.
             "tickfont": {"size": 11 if row == "profile" else 12},
             # All digits between powers would be labeled otherwise.
-            **({"dtick": _decades_per_tick(info)} if row == "profile" else {"nticks": 5}),
+            **({"dtick": decade_step(high - low)} if row == "profile" else {"nticks": 5}),
             "visible": row != "network",
             "showticklabels": not place,
             "ticks": "",
             "gridcolor": theme.grid,
             "zeroline": False,
             "range": ranges[row],
-            **({"matches": axis_names(0, row)["yaxis"]} if place else {}),
+            **({"matches": _axis_names(0, row)["yaxis"]} if place else {}),
         }
-    stages = stage_ticks(column.stages, info.depth, count)
-    axes[layout_name(names["grid"]["xaxis"])] = {
+    axes[_layout_name(names["grid"]["xaxis"])] = {
         "domain": across,
         "anchor": names["grid"]["yaxis"],
         "range": [info.depth[0] - 1.2, info.depth[1] + 0.8],
@@ -235,43 +226,18 @@ def _axes_of_column(info: Overview, column: OverviewColumn, place: int, theme: T
         "ticks": "",
         "gridcolor": theme.grid,
         "zeroline": False,
-        **stages,
+        **stage_ticks(column.stages, info.depth, count),
     }
-    axes[layout_name(names["loss"]["xaxis"])] = {
+    axes[_layout_name(names["loss"]["xaxis"])] = {
         "domain": across,
         "anchor": names["loss"]["yaxis"],
         "title": {"text": "step", "standoff": 4},
         "gridcolor": theme.grid,
         "zeroline": False,
         "range": _step_range(info),
-        **({"matches": axis_names(0, "loss")["xaxis"]} if place else {}),
+        **({"matches": _axis_names(0, "loss")["xaxis"]} if place else {}),
     }
     return axes
-
-
-def _decades_per_tick(info: Overview) -> int:
-    low, high = log_range(info.low, info.high)
-    return decade_step(high - low)
-
-
-def _titles(info: Overview) -> dict[str, str]:
-    """Titles of the rows, at the left of the first column."""
-    steps = {column.step for column in info.runs}
-    when = f"at step {steps.pop()}" if len(steps) == 1 else "at the step"
-    return {"network": "", "profile": f"‖∂L/∂y‖₂ {when}", "grid": "step", "loss": "loss"}
-
-
-def _ranges(info: Overview) -> dict[str, list[float]]:
-    """What each row shows in every column."""
-    low, high = info.loss_range
-    room = 0.05 * (high - low or 1.0)
-    return {
-        "network": [-0.18, 1.12],
-        "profile": log_range(info.low, info.high),
-        "loss": [low - room, high + room],
-        # Matched axes that find their own range find a wrong one over heatmaps (plotly.js 4.1).
-        "grid": _step_range(info),
-    }
 
 
 def _step_range(info: Overview) -> list[float]:
@@ -282,9 +248,95 @@ def _step_range(info: Overview) -> list[float]:
     return [first - room, last + room]
 
 
-def layout_name(axis: str) -> str:
-    """Return the name of an axis in the layout: ``xaxis2`` for ``x2``."""
+def _layout_name(axis: str) -> str:
+    """The name of an axis in the layout: ``xaxis2`` for ``x2``."""
     return f"{axis[0]}axis{axis[1:]}"
+
+
+def overview_frames(info: Overview) -> dict[str, Any]:
+    """Return the profiles and shares of every shown step, as JSON can hold them.
+
+    Norms are decimal logarithms in 16-bit integers, ``log10 ‖∂L/∂y‖ = offset + scale · n``;
+    ``no_value`` stands for null and for zero, ``nonfinite`` for NaN and infinities. Arcs are
+    outlines: a browser puts the outline of each arc into the trace of its level, gaps between.
+
+    Returns:
+        ``levels`` (upper bounds of the first four), ``no_value``, ``nonfinite``, ``low`` and
+        ``high``; and for each run in ``runs``: ``name``, ``steps``, ``norms`` (``bdata`` in base64,
+        ``shape`` [steps, rows], ``offset``, ``scale``), ``positions``, ``layers``,
+        ``gains`` (per layer, one a step), ``share_steps``, ``shares`` [splits][arcs],
+        ``arcs`` (``x``, ``y``, ``text``, ``is_identity``), and the places of the traces in the
+        figure: ``profile_trace``, ``mark_trace``, ``behind_traces``, ``arc_traces`` (five of
+        identities, five of others, one of unknown share), ``step_shapes`` (in rows 3
+        and 4), ``note_annotation`` (the numbers over row 2), ``profile_axis`` (whose title names
+        the step).
+    """
+    order = [(place, part) for place, part, _ in _drawn_parts(info, LIGHT)]
+    highest = highest_level(info.runs)
+    runs = []
+    # Among the annotations each run has its title, its note and, without joins, a word on that.
+    note = 1
+    for place, column in enumerate(info.runs):
+        at = {
+            part: [k for k, one in enumerate(order) if one == (place, part)]
+            for part in ("arcs", "behind", "profile", "marks")
+        }
+        run = _run_frames(info, column, highest) | {
+            "profile_trace": at["profile"][0],
+            "mark_trace": at["marks"][0],
+            "behind_traces": at["behind"],
+            "arc_traces": at["arcs"],
+            "step_shapes": [2 * place, 2 * place + 1],
+            "note_annotation": note,
+            "profile_axis": _layout_name(_axis_names(0, "profile")["yaxis"]),
+        }
+        note += 2 + (not len(column.arcs.joins))
+        runs.append(run)
+    return {
+        "levels": list(SHARE_LEVELS[:-1]),
+        "no_value": _NO_VALUE,
+        "nonfinite": _IS_NONFINITE,
+        "low": info.low,
+        "high": info.high,
+        "runs": runs,
+    }
+
+
+def _run_frames(info: Overview, column: OverviewColumn, highest: int) -> dict[str, Any]:
+    grid, arcs = column.grid, column.arcs
+    shapes = zip(outline(arcs, highest), arc_words(arcs), arcs.shortcuts, strict=True)
+    shares = np.round(column.shares.astype(np.float64), 4)
+    return {
+        "name": column.label.text,
+        "step": column.step,
+        "steps": grid.steps.tolist(),
+        "norms": _packed(grid.log10.T, (grid.marks == NONFINITE).T, info.low, info.high),
+        "gains": [round(g, 4) if np.isfinite(g) else None for g in column.gains.tolist()],
+        "positions": np.round(grid.positions, 3).tolist(),
+        "layers": list(grid.names),
+        "share_steps": column.share_steps.tolist(),
+        "shares": [[s if np.isfinite(s) else None for s in row] for row in shares.tolist()],
+        "arcs": [
+            {"x": x, "y": y, "text": word, "is_identity": kind == "identity"}
+            for (x, y), word, kind in shapes
+        ],
+    }
+
+
+def _packed(
+    log10: NDArray[np.float64], is_nonfinite: NDArray[np.bool_], low: float, high: float
+) -> dict[str, Any]:
+    """Numbers from ``low`` to ``high``, ``[steps, rows]``, as 16-bit integers in base64.
+
+    NaN is no value. A number is off by half of ``scale`` at most; bytes are little-endian.
+    """
+    scale = (high - low) / 65_000
+    offset = (low + high) / 2
+    known = np.isfinite(log10)
+    whole = np.where(known, np.round((np.where(known, log10, offset) - offset) / scale), _NO_VALUE)
+    whole[is_nonfinite] = _IS_NONFINITE
+    data = base64.b64encode(whole.astype("<i2").tobytes()).decode("ascii")
+    return {"bdata": data, "shape": list(log10.shape), "offset": offset, "scale": scale}
 
 
 OVERVIEW = Panel(

@@ -27,7 +27,6 @@ class Panel:
 
     Args:
         key: Its name, as in the page's address and in file names.
-        title: What the card or section is called.
         how_to_read: A sentence or two for a reader who sees it for the first time.
         needs: Tables, columns or probes without which there is nothing to draw.
         info: Reads and computes what is shown: a frozen record with ``caption`` (a sentence that
@@ -82,8 +81,6 @@ class Page:
     """Panels that stand together, or a page that the dashboard lays out itself.
 
     Args:
-        key: Its name.
-        title: What it is called.
         lead: A sentence below the title.
         letter: The key that opens it after ``g``.
         panels: The panels whose home it is.
@@ -128,21 +125,13 @@ class Page:
         return any("step" in panel.reads for panel in self.shown)
 
     def probe_of(self, probes: Iterable[str]) -> str | None:
-        """Return the probe at whose steps its panels stand; None where it has recorded steps.
-
-        Args:
-            probes: Names of all probes.
-        """
+        """Return which of all probes sets the steps of its panels; None for recorded steps."""
         needs = {need for panel in self.shown for need in panel.needs}
         return needs.pop() if len(needs) == 1 and needs <= set(probes) else None
 
 
 def checked(pages: Sequence[Page], written: Iterable[Panel]) -> tuple[Page, ...]:
-    """Return pages if they and their panels go together.
-
-    Args:
-        pages: All pages.
-        written: Every panel that a module of figures defines.
+    """Return pages if they and all ``written`` panels go together.
 
     Raises:
         ValueError: If two pages have one key, path or letter, two panels one key, a page shows

@@ -20,7 +20,7 @@ from analyzer.analysis.network_probes import PathSpectrum, join_lesions, path_le
 from analyzer.analysis.numerals import number
 from analyzer.analysis.per_run import AlongDepth, PerRun, shown_range
 from analyzer.figures.axes import DEPTH, axis_edges, name_ticks, panes, row_ticks, value_axis
-from analyzer.figures.marks import edge_marks, run_line, zero_marks
+from analyzer.figures.marks import depth_lines, edge_marks, zero_marks
 from analyzer.figures.panels import Panel
 from analyzer.figures.sketch import Sketch, merged
 from analyzer.figures.theme import Theme, labeled
@@ -141,18 +141,13 @@ def jacobian_figure(info: BlockSpectra, theme: Theme) -> go.Figure:
     figure = panes([run.label.text for run in info.runs], theme, height=420)
     axis = value_axis("singular value", is_log=True, low=info.low, high=info.high)
     bounds = axis_edges(axis, is_log=True)
+    dashes = {"symbol": "line-ew-open", "size": 13, "line": {"width": 2}}
     for place, run in enumerate(info.runs, start=1):
-        style = theme.style(run.label.style)
         points = go.Scatter(
             x=run.blocks,
             y=run.values,
             mode="markers",
-            marker={
-                "color": style.color,
-                "symbol": "line-ew-open",
-                "size": 13,
-                "line": {"width": 2},
-            },
+            marker=dashes | {"color": theme.style(run.label.style).color},
             text=[labeled(run.names[block]) for block in run.blocks],
             customdata=run.orders,
             hovertemplate="%{text}, value %{customdata}: %{y:.3e}<extra></extra>",
@@ -186,13 +181,9 @@ def shattering_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
                 hovertemplate="%{y:.3f}",
             )
             figure.add_trace(reference, row=1, col=place)
-        names = [labeled(name) for name in curve.names]
-        hover = {"text": names, "hovertemplate": "%{text}: %{y:.3f}<extra></extra>"}
-        correlations = curve.values["correlation"]
-        line = run_line(curve.label, theme, x=curve.positions, y=correlations, **hover)
-        figure.add_trace(line, row=1, col=place)
-        top = edge_marks(curve.positions, correlations, (0.0, 1.0), theme, is_log=False)
-        figure.add_trace(top, row=1, col=place)
+        hover = {"hovertemplate": "%{text}: %{y:.3f}<extra></extra>"}
+        line = depth_lines(curve, "correlation", (0.0, 1.0), theme, is_log=False, **hover)
+        figure.add_traces(line, rows=[1, 1], cols=[place, place])
     figure.update_xaxes(**DEPTH)
     lowest, _ = shown_range((c.values["correlation"] for c in info.runs), is_log=False)
     low = min(0.0, lowest) if math.isfinite(lowest) else 0.0
@@ -286,25 +277,19 @@ def layer_figure(info: PerRun[AlongDepth], theme: Theme, row: Quantity) -> Sketc
     low, high = shown_range((run.values[row.key] for run in info.runs), is_log=is_log)
     title = row.label if row.unit in ("", "1") else f"{row.label} ({row.unit})"
     axis = value_axis(title, is_log=is_log, low=low, high=high)
-    traces = []
-    for run in info.runs:
-        names = [labeled(name) for name in run.names]
-        hover = {"text": names, "hovertemplate": "%{text}: %{y:.4g}"}
-        values = run.values[row.key]
-        traces.append(run_line(run.label, theme, x=run.positions, y=values, **hover))
-        edges = axis_edges(axis, is_log=is_log)
-        traces.append(edge_marks(run.positions, values, edges, theme, is_log=is_log))
+    edges = axis_edges(axis, is_log=is_log)
+    hover = {"hovertemplate": "%{text}: %{y:.4g}"}
+    traces = [
+        trace
+        for run in info.runs
+        for trace in depth_lines(run, row.key, edges, theme, is_log=is_log, **hover)
+    ]
     more = {"xaxis": DEPTH, "yaxis": axis, "showlegend": True}
     return Sketch(traces, merged(theme.layout(400), more))
 
 
 def layer_panels(probes: Iterable[Probe], drawn: Collection[str]) -> tuple[Panel, ...]:
-    """Return a panel for each probe with one number a layer, or a block, that no other panel shows.
-
-    Args:
-        probes: Rows of the vocabulary.
-        drawn: Names of the probes that have a panel of their own.
-    """
+    """Return a panel for each probe with one number a layer, or a block, that is not ``drawn``."""
     panels = []
     for probe in probes:
         numbers = [row for row in probe.columns if row.type.startswith("float")]

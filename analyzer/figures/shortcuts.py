@@ -1,6 +1,6 @@
 """What the shortcuts do: an arc over the network for each, wide and dark by its share; shares."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from analyzer.analysis.shortcuts import (
     split_series,
 )
 from analyzer.figures.axes import DEPTH, STEP, stage_ticks
-from analyzer.figures.marks import layer_dots, run_line, translucent
+from analyzer.figures.marks import filled, layer_dots, run_line, translucent
 from analyzer.figures.panels import Panel
 from analyzer.figures.sketch import Trace, scatter
 from analyzer.figures.theme import Theme, labeled
@@ -30,6 +30,7 @@ __all__ = [
     "STRIP",
     "arc_traces",
     "arc_words",
+    "highest_level",
     "outline",
     "split_figure",
     "strip_figure",
@@ -42,15 +43,15 @@ _POINTS, _MANY = 25, 24
 _IDENTITY, _OTHER = "solid", "dot"
 
 
+def highest_level(runs: Iterable[Any]) -> int:
+    """Return the level of the highest arc of all runs; 1 where there are none."""
+    return max((int(level) for run in runs for level in run.arcs.levels), default=1)
+
+
 def outline(arcs: JoinArcs, highest: int) -> list[tuple[list[float], list[float]]]:
-    """Return the points of each arc; a box where an arc stands for several joins.
+    """Return places along depth and heights from 0 to 1 of each arc, of several joins a box.
 
-    Args:
-        arcs: Joins along depth.
-        highest: Level of the highest arc of all runs, which reaches 1.
-
-    Returns:
-        Places along depth and heights from 0 to 1, per arc.
+    An arc at ``highest``, the highest level of all runs, reaches 1.
     """
     angles = np.linspace(np.pi, 0, _POINTS)
     shapes = []
@@ -78,15 +79,8 @@ def arc_traces(
 ) -> list[Trace]:
     """Return the arcs of one run: a trace per level of share, first of identities, then of others.
 
-    Args:
-        arcs: Joins along depth.
-        theme: Colors.
-        highest: Level of the highest arc of all runs.
-        axes: ``xaxis`` and ``yaxis`` of the traces.
-        in_legend: Whether the levels are named in the legend.
-
-    Returns:
-        Eleven traces whatever is recorded: five levels twice, then joins of unknown share.
+    Eleven traces whatever is recorded: five levels twice, then joins of unknown share. The levels
+    are named in the legend where ``in_legend``.
     """
     shapes, words = outline(arcs, highest), arc_words(arcs)
     levels = share_level(arcs.shares)
@@ -100,37 +94,31 @@ def arc_traces(
         for level in range(len(SHARE_LEVELS)):
             chosen = np.flatnonzero((levels == level) & (is_identity == identity))
             trace = _trace(arcs, theme.arcs[level], scale * _WIDTHS[level], identity, axes)
-            trace.update(_picked(shapes, said, chosen))
-            trace.update(
-                name=_LEVELS[level],
-                showlegend=in_legend and identity,
-                legendgroup=f"share-{level}",
-            )
+            trace |= _broken_lines(shapes, said, chosen) | {
+                "name": _LEVELS[level],
+                "showlegend": in_legend and identity,
+                "legendgroup": f"share-{level}",
+            }
             traces.append(trace)
     unknown = _trace(arcs, theme.faint, 1.5, True, axes)
     chosen = np.flatnonzero(levels < 0)
-    unknown.update(_picked(shapes, [f"{word}<br>share not recorded" for word in words], chosen))
-    unknown.update(name="share not recorded", showlegend=in_legend and len(chosen) > 0)
-    return [*traces, unknown]
+    said = [f"{word}<br>share not recorded" for word in words]
+    named = {"name": "share not recorded", "showlegend": in_legend and len(chosen) > 0}
+    return [*traces, unknown | _broken_lines(shapes, said, chosen) | named]
 
 
-def _broken_lines(
-    shapes: Sequence[tuple[list[float], list[float]]], words: Sequence[str]
-) -> dict[str, list[Any]]:
-    """Several lines as one trace: their points one after another, gaps between."""
+def _broken_lines(shapes: list[Any], words: list[str], chosen: Any) -> dict[str, list[Any]]:
+    """The chosen lines as one trace: their points one after another, gaps between."""
     # A trace without a point would be missing in the legend.
     x: list[Any] = [None]
     y: list[Any] = [None]
     text: list[Any] = [None]
-    for (xs, ys), word in zip(shapes, words, strict=True):
+    for k in chosen:
+        xs, ys = shapes[k]
         x += [*xs, None]
         y += [*ys, None]
-        text += [word] * len(xs) + [None]
+        text += [words[k]] * len(xs) + [None]
     return {"x": x, "y": y, "text": text}
-
-
-def _picked(shapes: list[Any], words: list[str], chosen: Any) -> dict[str, list[Any]]:
-    return _broken_lines([shapes[k] for k in chosen], [words[k] for k in chosen])
 
 
 def _trace(
@@ -158,9 +146,14 @@ def strip_figure(info: PerRun[ShortcutStrip], theme: Theme) -> go.Figure:
     )
     theme.apply(figure, 110 + 220 * count)
     figure.update_annotations(font={"size": 14, "color": theme.text})
-    highest = max([int(level) for row in info.runs for level in row.arcs.levels], default=1)
+    highest = highest_level(info.runs)
     for place, row in enumerate(info.runs, start=1):
-        _strip(figure, row, place, theme, highest)
+        arcs = arc_traces(row.arcs, theme, highest, {}, in_legend=place == 1)
+        dots = layer_dots(row.positions, row.names, theme.style(row.label.style).color, theme)
+        for trace in (*arcs, dots):
+            figure.add_trace(trace, row=place, col=1)
+        ends = (row.positions[0], row.positions[-1]) if len(row.positions) else (0.0, 1.0)
+        figure.update_xaxes(row=place, col=1, **stage_ticks(row.stages, ends))
     figure.update_yaxes(visible=False, range=[-0.15, 1.1])
     figure.update_xaxes(showgrid=False)
     figure.update_xaxes(row=count, col=1, **DEPTH)
@@ -168,16 +161,6 @@ def strip_figure(info: PerRun[ShortcutStrip], theme: Theme) -> go.Figure:
     figure.update_layout(legend=legend | {"x": 0, "y": -0.3 / count, "yanchor": "top"})
     figure.update_layout(margin={"b": 96})
     return figure
-
-
-def _strip(figure: go.Figure, row: ShortcutStrip, place: int, theme: Theme, highest: int) -> None:
-    for trace in arc_traces(row.arcs, theme, highest, {}, in_legend=place == 1):
-        figure.add_trace(trace, row=place, col=1)
-    color = theme.style(row.label.style).color
-    dots = layer_dots(row.positions, row.names, color, theme)
-    figure.add_trace(dots, row=place, col=1)
-    ends = (float(row.positions[0]), float(row.positions[-1])) if len(row.positions) else (0.0, 1.0)
-    figure.update_xaxes(row=place, col=1, **stage_ticks(row.stages, ends))
 
 
 def split_figure(info: PerRun[SplitCurves], theme: Theme) -> go.Figure:
@@ -192,22 +175,12 @@ def split_figure(info: PerRun[SplitCurves], theme: Theme) -> go.Figure:
     return figure
 
 
-def _split_traces(run: SplitCurves, theme: Theme) -> list[go.Scatter]:
+def _split_traces(run: SplitCurves, theme: Theme) -> list[Trace]:
     color = theme.style(run.label.style).color
-    known = np.isfinite(run.low) & np.isfinite(run.high)
-    steps = run.steps[known]
-    around = go.Scatter(
-        x=np.concatenate([steps, steps[::-1]]),
-        y=np.concatenate([run.high[known], run.low[known][::-1]]),
-        mode="lines",
-        fill="toself",
-        fillcolor=translucent(color, 0.15),
-        line={"width": 0},
-        hoverinfo="skip",
-        name=f"{labeled(run.label.text)}: all joins",
-    )
+    text = labeled(run.label.text)
+    around = filled(run.steps, run.low, run.high, color, 0.15, name=f"{text}: all joins")
     single = [
-        go.Scatter(
+        scatter(
             x=run.steps,
             y=shares,
             mode="lines",
@@ -219,9 +192,8 @@ def _split_traces(run: SplitCurves, theme: Theme) -> list[go.Scatter]:
         for name, shares in zip(run.names, run.shares.T, strict=True)
     ]
     middle = run.median if run.smooth is None else run.smooth
-    name = {"name": f"{labeled(run.label.text)}: median"}
-    hover = {"hovertemplate": "step %{x}: %{y:.0%}"}
-    return [around, *single, run_line(run.label, theme, x=run.steps, y=middle, **name, **hover)]
+    words = {"name": f"{text}: median", "hovertemplate": "step %{x}: %{y:.0%}"}
+    return [around, *single, run_line(run.label, theme, x=run.steps, y=middle, **words)]
 
 
 STRIP = Panel(

@@ -22,11 +22,7 @@ class Sketch:
     """Traces and layout of a figure.
 
     Plotly takes longer to check a figure than we take to compute what it shows; the dashboard
-    leaves the checks to the tests.
-
-    Args:
-        traces: Traces as plotly.js takes them, arrays as NumPy arrays.
-        layout: The layout.
+    leaves the checks to the tests. Arrays of the traces are NumPy arrays.
     """
 
     traces: list[Trace]
@@ -61,13 +57,7 @@ def merged(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
 
 
 def axes_of(layout: Layout, letter: str, more: dict[str, Any]) -> Layout:
-    """Return a layout with the same properties given to all its axes.
-
-    Args:
-        layout: A layout.
-        letter: ``x`` or ``y``.
-        more: Properties of an axis.
-    """
+    """Return a layout with the same properties given to all its axes ``x`` or ``y``."""
     names = [name for name in layout if name.startswith(f"{letter}axis")]
     return merged(layout, {name: more for name in names})
 

@@ -27,13 +27,7 @@ _MOST_LABEL = 64
 
 @dataclass(frozen=True)
 class RunStyle:
-    """How the lines of one run look.
-
-    Args:
-        color: Color of line and marker.
-        dash: Plotly's name of the dash pattern.
-        marker: Plotly's name of the marker.
-    """
+    """How the lines of one run look: dash and marker by plotly's names."""
 
     color: str
     dash: str
@@ -45,10 +39,7 @@ class Theme:
     """The look of figures on a light or a dark page.
 
     Args:
-        name: ``light`` or ``dark``.
-        text: Color of words.
         faint: Color of what stands behind: the other runs, raw series.
-        grid: Color of grid lines.
         paper: Background, for what must cover other marks.
         mark: Color of marks for NaN and infinite values.
         zero: Color of cells that are exactly zero.
@@ -78,12 +69,7 @@ class Theme:
         return RunStyle(self.runs[wrapped], _DASHES[wrapped], _MARKERS[wrapped])
 
     def figure(self, *traces: Any, height: int = 380) -> go.Figure:
-        """Return a figure of these traces in this look.
-
-        Args:
-            traces: Plotly traces.
-            height: Height in pixels; the width is that of the page.
-        """
+        """Return a figure of these traces in this look; its width is that of the page."""
         figure = go.Figure(_blank(self, height))
         figure.add_traces(list(traces))
         return figure
@@ -179,28 +165,16 @@ def labeled(text: str, most: int = _MOST_LABEL) -> str:
 
 
 def decade_step(decades: float, most: int = 6) -> int:
-    """Return how many decades lie between two ticks: 1, 2, 3, 5, 10, 20, 30, 50, ….
-
-    Args:
-        decades: Decades that the axis shows.
-        most: Largest number of ticks, about.
-    """
+    """Return how many decades lie between two ticks: 1, 2, 3, 5, 10, 20, 30, 50, …."""
     sizes = (size * 10**k for k in range(5) for size in (1, 2, 3, 5))
     return next((size for size in sizes if size * most >= decades), 100_000)
 
 
 def log_ticks(low: float, high: float, most: int = 6) -> tuple[Sequence[float], Sequence[str]]:
-    """Return ticks of a color bar that shows decimal logarithms.
+    """Return ticks of a color bar that shows decimal logarithms: about ``most`` places and texts.
 
-    Plotly has no logarithmic color scale and writes ``100µ`` elsewhere.
-
-    Args:
-        low: Smallest logarithm shown.
-        high: Largest logarithm shown.
-        most: Largest number of ticks, about.
-
-    Returns:
-        Places and texts, such as ``-4`` and ``10⁻⁴``; between decades also twice and five times.
+    Such as ``-4`` and ``10⁻⁴``; between decades also twice and five times. Plotly has no
+    logarithmic color scale and writes ``100µ`` elsewhere.
     """
     if high - low > 2.2:
         step = decade_step(high - low, most)

@@ -9,7 +9,7 @@ import pytest
 from analyzer.analysis.overview import Overview, overview
 from analyzer.analysis.view import View
 from analyzer.figures.catalog import panel
-from analyzer.figures.overview_frames import overview_frames
+from analyzer.figures.overview import overview_frames
 from analyzer.figures.theme import LIGHT
 from analyzer.storage.run import Run, open_run
 from tests.support.full_run import write_full_pair, write_network_run

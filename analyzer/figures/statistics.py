@@ -1,9 +1,10 @@
-"""A quantity over layers and steps: heatmap, profile along depth, series, difference, updates."""
+"""What is recorded of every step: by layer, along depth, over the training, and as differences."""
 
 import math
 from functools import partial
 
 import numpy as np
+import plotly.graph_objects as go
 
 from analyzer.analysis.flow_grid import (
     FlowGrid,
@@ -12,13 +13,23 @@ from analyzer.analysis.flow_grid import (
     grid_difference,
     update_grid,
 )
-from analyzer.analysis.per_run import shown_range
+from analyzer.analysis.per_run import AlongDepth, PerRun, shown_range
 from analyzer.analysis.profiles import (
     LayerSeries,
     ProfileCurves,
+    activation_profiles,
+    dead_unit_profiles,
     layer_series,
     profile_curves,
     profile_overlay,
+)
+from analyzer.analysis.training import (
+    StepCurve,
+    StepCurves,
+    gradient_norm_curves,
+    learning_rate_curves,
+    loss_curves,
+    noise_curves,
 )
 from analyzer.figures.axes import (
     DEPTH,
@@ -27,34 +38,25 @@ from analyzer.figures.axes import (
     name_gap,
     pane_axes,
     pane_layout,
+    panes,
     row_ticks,
     value_axis,
 )
 from analyzer.figures.marks import (
     band_traces,
     color_bar,
-    edge_marks,
+    depth_lines,
+    filled,
     grid_traces,
     mark_legend,
     run_line,
+    translucent,
+    zero_marks,
 )
 from analyzer.figures.panels import Panel
 from analyzer.figures.sketch import Sketch, Trace, axes_of, merged
 from analyzer.figures.theme import Theme, labeled
 from analyzer.vocabulary.methods import Method
-
-__all__ = [
-    "DIFFERENCE",
-    "HEATMAP",
-    "OVERLAY",
-    "PROFILE",
-    "SERIES",
-    "UPDATES",
-    "difference_sketch",
-    "grid_sketch",
-    "profile_sketch",
-    "series_sketch",
-]
 
 # An axis that a healthy net fills would make it look like a vanishing one.
 _LEAST_DECADES = 3.0
@@ -93,15 +95,12 @@ def profile_sketch(info: ProfileCurves, theme: Theme) -> Sketch:
     axis = value_axis(
         info.label, is_log=info.is_log, low=low, high=high, least_decades=_LEAST_DECADES
     )
-    traces: list[Trace] = []
-    for curve in info.runs:
-        names = [labeled(name) for name in curve.names]
-        values = curve.values[info.quantity]
-        line = {"x": curve.positions, "y": values, "text": names}
-        hover = {"hovertemplate": "%{text}: %{y:.3e}"}
-        traces.append(run_line(curve.label, theme, **line, **hover))
-        edges = axis_edges(axis, is_log=info.is_log)
-        traces.append(edge_marks(curve.positions, values, edges, theme, is_log=info.is_log))
+    edges = axis_edges(axis, is_log=info.is_log)
+    traces = [
+        trace
+        for curve in info.runs
+        for trace in depth_lines(curve, info.quantity, edges, theme, is_log=info.is_log)
+    ]
     relative = {"title": {"text": "relative depth: first layer → last layer", "standoff": 6}}
     axes = {"xaxis": relative if info.is_relative_depth else DEPTH, "yaxis": axis}
     return Sketch(traces, merged(theme.layout(400), axes | {"showlegend": True}))
@@ -155,8 +154,85 @@ def difference_sketch(info: GridDifference, theme: Theme) -> Sketch:
     return Sketch([heat], merged(theme.layout(400), more))
 
 
-_panel = partial(Panel, needs=("output_gradient_norm",), has_controls=True)
-HEATMAP = _panel(
+def activation_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
+    """Draw the mean of the activations with one standard deviation around it, a pane per run."""
+    figure = panes([profile.label.text for profile in info.runs], theme, height=400)
+    for place, profile in enumerate(info.runs, start=1):
+        color = theme.style(profile.label.style).color
+        means, stds = (profile.values[f"activation_{what}"] for what in ("mean", "std"))
+        words = {"name": "± one standard deviation", "showlegend": False}
+        around = filled(profile.positions, means - stds, means + stds, color, 0.2, **words)
+        names = np.array([labeled(name) for name in profile.names], object)
+        line = run_line(
+            profile.label,
+            theme,
+            x=profile.positions,
+            y=means,
+            text=names.tolist(),
+            customdata=stds,
+            hovertemplate="%{text}: %{y:.4g} ± %{customdata:.4g}<extra></extra>",
+        )
+        broken = ~(np.isfinite(means) & np.isfinite(stds))
+        marks = zero_marks(profile.positions[broken], names[broken], theme)
+        figure.add_traces([around, line, marks], rows=[1] * 3, cols=[place] * 3)
+    figure.update_xaxes(**DEPTH)
+    figure.update_yaxes(title={"text": "activation, mean ± std"}, row=1, col=1)
+    figure.update_layout(showlegend=False)
+    return figure
+
+
+def dead_unit_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
+    """Draw the share of dead units along depth."""
+    figure = theme.figure(height=360)
+    for profile in info.runs:
+        line = run_line(
+            profile.label,
+            theme,
+            x=profile.positions,
+            y=profile.values["dead_share"],
+            text=[labeled(name) for name in profile.names],
+            customdata=profile.values["num_dead"],
+            hovertemplate="%{text}: %{y:.1%} (%{customdata} units)",
+        )
+        figure.add_trace(line)
+    figure.update_xaxes(**DEPTH)
+    figure.update_yaxes(title={"text": "dead units"}, tickformat=".0%", range=[-0.02, 1.02])
+    figure.update_layout(showlegend=True)
+    return figure
+
+
+def step_curve_figure(info: StepCurves, theme: Theme) -> go.Figure:
+    """Draw one number over the steps of all runs; what stands behind is faint."""
+    figure = theme.figure(height=380)
+    for curve in info.runs:
+        figure.add_traces(_traces(info, curve, theme))
+    figure.update_xaxes(**STEP)
+    figure.update_yaxes(**value_axis(info.label, is_log=info.is_log, low=info.low, high=info.high))
+    figure.update_layout(showlegend=True)
+    return figure
+
+
+def _traces(info: StepCurves, curve: StepCurve, theme: Theme) -> list[Trace]:
+    run = labeled(curve.label.text)
+    name = f"{run}, {curve.name}" if curve.name else run
+    top = info.high if info.high == info.high else 1.0
+    traces = band_traces(curve.band, curve.label, theme, name=name, top=top)
+    if len(curve.band.steps) <= 40:
+        style = theme.style(curve.label.style)
+        marker = {"symbol": style.marker, "color": style.color, "size": 7}
+        for trace in traces:
+            if trace.get("name") == name:
+                trace.update(mode="lines+markers", marker=marker)
+    if curve.is_behind:
+        faint = translucent(theme.style(curve.label.style).color, 0.4)
+        for trace in traces:
+            if trace.get("line", {}).get("width"):
+                trace["line"] = trace["line"] | {"color": faint, "width": 1.25}
+    return traces
+
+
+_by_layer = partial(Panel, needs=("output_gradient_norm",), has_controls=True)
+HEATMAP = _by_layer(
     key="gradient_heatmap",
     title="Layer × step",
     how_to_read="Each row is a layer, input at the bottom; all runs share one color range. A "
@@ -173,7 +249,7 @@ HEATMAP = _panel(
     drawing=grid_sketch,
     reads=("quantity", "layers", "aggregate", "relative"),
 )
-PROFILE = _panel(
+PROFILE = _by_layer(
     key="depth_profile",
     title="Depth profile",
     how_to_read="One step along depth. A flat line passes the gradient on; a slope is a gain per "
@@ -191,7 +267,7 @@ PROFILE = _panel(
     drawing=profile_sketch,
     reads=("step", "quantity", "layers", "relative"),
 )
-SERIES = _panel(
+SERIES = _by_layer(
     key="layer_series",
     title="Layers over time",
     how_to_read="Layers from input (dark) to output (bright). Lines that stay apart by decades are "
@@ -219,7 +295,7 @@ UPDATES = Panel(
     reads=("layers", "aggregate"),
     has_controls=True,
 )
-OVERLAY = _panel(
+OVERLAY = _by_layer(
     key="profile_overlay",
     title="Profiles on a relative depth",
     how_to_read="First layer at 0, last at 1, so that nets of any depth compare. Where the lines "
@@ -228,7 +304,7 @@ OVERLAY = _panel(
     drawing=profile_sketch,
     reads=("step", "quantity", "layers", "relative"),
 )
-DIFFERENCE = _panel(
+DIFFERENCE = _by_layer(
     key="heatmap_difference",
     title="Difference",
     how_to_read="The second run over the first: 10³ is a thousand times its value, white is no "
@@ -236,4 +312,68 @@ DIFFERENCE = _panel(
     info=grid_difference,
     drawing=difference_sketch,
     reads=("quantity", "layers", "aggregate", "relative"),
+)
+ACTIVATIONS = Panel(
+    key="activation_profile",
+    title="Activations along depth",
+    how_to_read="Mean with one standard deviation around it. A spread that shrinks to nothing or "
+    "grows without end along depth is an initialization that does not fit the net.",
+    needs=("activation_mean", "activation_std"),
+    info=activation_profiles,
+    reads=("step", "layers"),
+    has_controls=True,
+    drawing=activation_figure,
+)
+DEAD_UNITS = Panel(
+    key="dead_units",
+    title="Dead units",
+    how_to_read="Units that are zero for every sample of the step. They get no gradient and rarely "
+    "recover.",
+    method=Method(
+        title="Dead units",
+        text="Units (channels of a convolution, features of a linear layer) whose activation is "
+        "exactly zero for every sample of the step.",
+    ),
+    needs=("activation_num_dead",),
+    info=dead_unit_profiles,
+    reads=("step", "layers"),
+    has_controls=True,
+    drawing=dead_unit_figure,
+)
+_over_steps = partial(Panel, drawing=step_curve_figure, is_wide=False)
+LOSS = _over_steps(
+    key="loss",
+    title="Loss",
+    how_to_read="The loss that the training computed, per step; the band spans smallest to largest "
+    "of a bin, crosses are NaN or infinite.",
+    needs=("loss",),
+    info=loss_curves,
+    reads=("smooth",),
+    has_controls=True,
+)
+LEARNING_RATE = _over_steps(
+    key="learning_rate",
+    title="Learning rate",
+    how_to_read="First group of the first optimizer. Compare its steps with edges in the other "
+    "figures.",
+    needs=("learning_rate",),
+    info=learning_rate_curves,
+)
+GRADIENT_NORM = _over_steps(
+    key="gradient_norm",
+    title="Global gradient norm",
+    how_to_read="Over all parameters; faint before clipping, strong as the optimizer received it. "
+    "Lines that part are steps that were clipped.",
+    needs=("gradient_norm",),
+    info=gradient_norm_curves,
+    reads=("smooth",),
+    has_controls=True,
+)
+NOISE_SCALE = _over_steps(
+    key="noise_scale",
+    title="Gradient noise scale",
+    how_to_read="Roughly the batch size up to which larger batches pay off; it grows while the "
+    "loss falls.",
+    needs=("noise",),
+    info=noise_curves,
 )

@@ -34,26 +34,19 @@ __all__ = [
     "unified",
 ]
 
-_DTYPES: dict[pa.DataType, type[np.generic]] = {
-    pa.int8(): np.int8,
-    pa.int16(): np.int16,
-    pa.int32(): np.int32,
-    pa.int64(): np.int64,
-    pa.uint8(): np.uint8,
-    pa.uint16(): np.uint16,
-    pa.uint32(): np.uint32,
-    pa.uint64(): np.uint64,
-    pa.float16(): np.float16,
-    pa.float32(): np.float32,
-    pa.float64(): np.float64,
-    pa.bool_(): np.bool_,
+_TYPES = {
+    np.dtype(name): pa.type_for_alias(name)
+    for name in (
+        *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+        *("float16", "float32", "float64"),
+    )
 }
-_TYPES = {np.dtype(dtype): type_ for type_, dtype in _DTYPES.items()}
+_DTYPES = {type_: dtype for dtype, type_ in _TYPES.items()}
 
 
-def _dtype(type_: pa.DataType) -> type[np.generic]:
+def _dtype(type_: pa.DataType) -> np.dtype[Any]:
     """The NumPy type of the values in the buffer of an array; times are integers there."""
-    return np.int64 if pa.types.is_timestamp(type_) else _DTYPES[type_]
+    return np.dtype(np.int64) if pa.types.is_timestamp(type_) else _DTYPES[type_]
 
 
 def _bits(flags: NDArray[np.bool_]) -> pa.Buffer:
@@ -63,13 +56,7 @@ def _bits(flags: NDArray[np.bool_]) -> pa.Buffer:
 def as_array(
     values: NDArray[Any], type_: pa.DataType | None = None, null: NDArray[np.bool_] | None = None
 ) -> pa.Array:
-    """Return an Arrow array of numbers; NaN stays a value.
-
-    Args:
-        values: Numbers or booleans, ``[n]``.
-        type_: Its type; None for that of the values.
-        null: True for null, ``[n]``; None where nothing is null.
-    """
+    """Return numbers or booleans ``[n]``, null where ``null`` is True; NaN stays a value."""
     type_ = type_ or _TYPES[values.dtype]
     with np.errstate(over="ignore"):  # a float64 beyond the range of float32 is infinite there
         cast = np.ascontiguousarray(values, dtype=_dtype(type_))
@@ -93,9 +80,7 @@ def as_cells(cells: Sequence[Any], type_: pa.DataType) -> pa.Array:
     """Return an Arrow array of Python values; None becomes null.
 
     Raises:
-        TypeError: If a value is of another kind than the type.
-        ValueError: If a number does not fit the type exactly.
-        OverflowError: If an integer is too large.
+        TypeError, ValueError, OverflowError: If the type does not hold a value exactly.
     """
     if pa.types.is_null(type_):
         return pa.nulls(len(cells))
@@ -154,10 +139,9 @@ def as_numpy(column: pa.Array | pa.ChunkedArray) -> NDArray[Any]:
         return np.zeros(len(array), dtype=np.int64)
     if pa.types.is_boolean(array.type):
         return _unpacked(data, array)
-    dtype = np.dtype(_dtype(array.type))
-    values: NDArray[Any] = np.frombuffer(
-        data, dtype, count=len(array), offset=array.offset * dtype.itemsize
-    )
+    dtype = _dtype(array.type)
+    offset = array.offset * dtype.itemsize
+    values: NDArray[Any] = np.frombuffer(data, dtype, count=len(array), offset=offset)
     return values
 
 
@@ -220,8 +204,7 @@ def _wider(left: pa.DataType, right: pa.DataType) -> pa.DataType:
         return left
     if pa.types.is_null(left):
         return right
-    numbers = all(is_number(type_) for type_ in (left, right))
-    return pa.float64() if numbers else pa.string()
+    return pa.float64() if is_number(left) and is_number(right) else pa.string()
 
 
 def is_number(type_: pa.DataType) -> bool:
@@ -246,11 +229,7 @@ def unified(schemas: Iterable[pa.Schema]) -> pa.Schema:
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return a table with the columns and types of a schema; columns that it lacks are null.
-
-    Raises:
-        pyarrow.ArrowInvalid: If a value does not fit its new type.
-    """
+    """Return a table with the columns and types of a schema; columns that it lacks are null."""
     if table.schema.equals(schema):
         return table
     columns = [

@@ -1,5 +1,9 @@
-"""One file of bins: its keys are read once, a number of a column when it is asked for."""
+"""The files of bins: their names, their columns, and one of them as a reader asks it.
 
+Of a file the keys are read once, a number of a column when it is asked for.
+"""
+
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -7,29 +11,99 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from cachetools import LRUCache
 from numpy.typing import NDArray
 
-from analyzer.storage.arrays import as_numpy, is_present
-from analyzer.storage.bin_writer import NUMBERS, Chunk
+from analyzer.storage.arrays import as_array, as_numpy, is_present
 from analyzer.storage.bins import Bins, ids_of_each_bin
+from analyzer.storage.parts import listing
+from analyzer.storage.schema import TABLES, key_column
 
-__all__ = ["BinFile", "GridKeys", "opened"]
+__all__ = ["BinFile", "Chunk", "bins_from", "chunks_in", "opened", "table_from"]
 
 # A number of a thousand layers is 5 MB; figures of two runs ask for four of each.
 _MOST_BYTES = 80 << 20
 _ROWS_AT_ONCE = 32_768
+NUMBERS = ("min", "mean", "max", "num_finite", "num_nonfinite")
+"""What a file holds of each column; its columns are ``<column>_<number>``."""
+
+_NAME = re.compile(r"(\d{12,18})-(\d{12,18})\.w(\d{1,18})\.parquet")
+
+
+@dataclass(frozen=True, order=True)
+class Chunk:
+    """One file of bins: of the steps from ``start`` to before ``end``, ``width`` steps a bin."""
+
+    start: int
+    end: int
+    width: int
+
+    @property
+    def name(self) -> str:
+        """The file name."""
+        return f"{self.start:012d}-{self.end:012d}.w{self.width}.parquet"
+
+
+def chunks_in(folder: Path) -> list[Chunk]:
+    """Return the files of bins, by first step; they do not overlap."""
+    found = []
+    # A link may lead out of the run: the folder of all bins must be a plain one, too.
+    for name in () if folder.parent.is_symlink() else listing(folder):
+        match = _NAME.fullmatch(name)
+        if match and int(match[3]) > 0:
+            found.append(Chunk(*map(int, match.groups())))
+    kept: list[Chunk] = []
+    for chunk in sorted(found, key=lambda c: (c.start, -c.end, -c.width)):
+        if not kept or chunk.end > kept[-1].end:
+            kept.append(chunk)
+    return kept
+
+
+def table_from(table: str, bins: Bins) -> pa.Table:
+    """Return the columns of a file: start, id, rows, then five for each column of the table."""
+    schema, key = TABLES[table], key_column(table)
+    arrays: dict[str, Any] = {"start": bins.start}
+    if key is not None:
+        arrays[key] = bins.ids
+    arrays["num_rows"] = bins.num_rows
+    for place, name in enumerate(bins.columns):
+        single_precision = name in schema.names and schema.field(name).type == pa.float32()
+        kinds = [np.float32 if single_precision else np.float64] * 3 + [np.int32] * 2
+        sources = (bins.low, bins.mean, bins.high, bins.finite, bins.nonfinite)
+        for suffix, source, kind in zip(NUMBERS, sources, kinds, strict=True):
+            arrays[f"{name}_{suffix}"] = source[:, place].astype(kind)
+    return pa.table({name: as_array(values) for name, values in arrays.items()})
+
+
+def bins_from(table: pa.Table, key: str | None) -> Bins:
+    """Return the bins of the rows of a file, whose ids stand in the column ``key``, if any."""
+    ending = f"_{NUMBERS[-1]}"
+    columns = [n.removesuffix(ending) for n in table.column_names if n.endswith(ending)]
+    start = as_numpy(table.column("start")).astype(np.int64, copy=False)
+    ids = np.zeros(len(start), dtype=np.int32)
+    if key is not None:
+        ids = as_numpy(table.column(key)).astype(np.int32, copy=False)
+    shape = (len(start), len(columns))
+    low, mean, high = (np.empty(shape) for _ in range(3))
+    finite, nonfinite = (np.empty(shape, dtype=np.int64) for _ in range(2))
+    for place, name in enumerate(columns):
+        for target, suffix in zip((low, mean, high, finite, nonfinite), NUMBERS, strict=True):
+            # Null in the rows of a file that was written before the column was first logged.
+            column = table.column(f"{name}_{suffix}")
+            target[:, place] = as_numpy(column)
+            if column.null_count:
+                target[~is_present(column), place] = np.nan if target.dtype == np.float64 else 0
+    num_rows = as_numpy(table.column("num_rows")).astype(np.int64, copy=False)
+    return Bins(tuple(columns), start, ids, num_rows, low, mean, high, finite, nonfinite)
 
 
 @dataclass(frozen=True, eq=False)
-class GridKeys:
-    """The keys of bins all of which hold the same ids.
+class _GridKeys:
+    """The keys of bins all of which hold the same ids, ascending: steps ``[bins]``, ids ``[ids]``.
 
-    Args:
-        steps: First step of each bin, ascending, ``[bins]``.
-        ids: Ids of each bin, ascending, ``[ids]``.
-        num_rows: Recorded rows of an id in each bin, the most of all ids, ``[bins]``.
+    Of ``num_rows``, the recorded rows of an id in each bin, it is the most of all ids, ``[bins]``.
     """
 
     steps: NDArray[np.int64]
@@ -37,12 +111,11 @@ class GridKeys:
     num_rows: NDArray[np.int64]
 
 
-def _room(most_bytes: int) -> "LRUCache[tuple[object, ...], NDArray[Any]]":
-    """Room for the arrays that were asked for last; one of any size has room alone."""
-    return LRUCache(most_bytes, getsizeof=lambda array: min(_size(array), most_bytes))
-
-
-_kept, _kept_lock = _room(_MOST_BYTES), Lock()
+# The arrays that were asked for last; one of any size has room alone.
+_kept: LRUCache[tuple[object, ...], NDArray[Any]] = LRUCache(
+    _MOST_BYTES, getsizeof=lambda array: min(_size(array), _MOST_BYTES)
+)
+_kept_lock = Lock()
 
 
 def _kept_at(place: tuple[object, ...]) -> NDArray[Any] | None:
@@ -57,18 +130,12 @@ class BinFile:
     It stays open, so that it can be read to its end when a writer has replaced it.
 
     Args:
-        path: The file.
         inode: Tells it from a later file of that name.
         width: Steps per bin.
         key: Its id column; None for ``steps``.
 
     Attributes:
-        width: Steps per bin.
         grid: Its keys, where all bins hold the same ids and each of them has rows; else None.
-
-    Raises:
-        OSError: If it cannot be read.
-        ValueError: If it does not hold bins.
     """
 
     def __init__(self, path: Path, inode: int, width: int, key: str | None) -> None:
@@ -87,12 +154,7 @@ class BinFile:
         self._num_rows, self._length = _small(num_rows), len(start)
 
     def part(self, column: str, number: str) -> NDArray[Any]:
-        """Return one number of a column, ``[rows]``; NaN or 0 where there is none.
-
-        Args:
-            column: A column; one that the file does not hold has no value.
-            number: ``min``, ``mean``, ``max``, ``num_finite`` or ``num_nonfinite``.
-        """
+        """Return one of `NUMBERS` of a column, ``[rows]``; NaN or 0 where there is none."""
         if f"{column}_{NUMBERS[-1]}" not in self._columns:
             nothing = 0 if number in NUMBERS[3:] else np.nan
             return np.broadcast_to(nothing, (self._length,))
@@ -172,12 +234,7 @@ def _opened(path: Path, inode: int, width: int, key: str | None) -> BinFile:
 
 
 def opened(folder: Path, chunk: Chunk, key: str | None) -> BinFile:
-    """Return a file of bins; the last ones stay open.
-
-    Raises:
-        OSError: If it cannot be read.
-        ValueError: If it does not hold bins.
-    """
+    """Return a file of bins; the last ones stay open."""
     path = folder / chunk.name
     return _opened(path, path.stat().st_ino, chunk.width, key)
 
@@ -199,7 +256,7 @@ def _small(counts: NDArray[Any]) -> NDArray[Any]:
 
 def _grid_keys(
     start: NDArray[np.int64], ids: NDArray[np.int32], num_rows: NDArray[Any], count: int
-) -> GridKeys:
+) -> _GridKeys:
     # Copies, so that they do not keep the arrays of all rows.
     most = num_rows.reshape(-1, count).max(axis=1).astype(np.int64)
-    return GridKeys(start[::count].copy(), ids[:count].copy(), most)
+    return _GridKeys(start[::count].copy(), ids[:count].copy(), most)

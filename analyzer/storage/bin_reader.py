@@ -8,15 +8,13 @@ from threading import Lock
 from typing import Literal, TypeVar, get_args
 
 import numpy as np
-import pyarrow as pa
 from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from analyzer.storage.arrays import as_floats, as_numpy, is_present
-from analyzer.storage.bin_file import BinFile, opened
-from analyzer.storage.bin_writer import Chunk, chunks_in
+from analyzer.storage.bin_file import BinFile, Chunk, chunks_in, opened
 from analyzer.storage.bins import Bins, concatenated, ids_of_each_bin, rebinned, single
-from analyzer.storage.parts import reason_of
+from analyzer.storage.parts import READ_FAILURES, reason_of
 from analyzer.storage.schema import STAT_COLUMNS
 from analyzer.storage.selection import Steps
 from analyzer.storage.tables import StepTable
@@ -29,7 +27,6 @@ _Answer = TypeVar("_Answer")
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 # Some 60 bytes each: of a thousand layers that is one or two columns.
 _MOST_ROWS = 1_000_000
-_FAILURES = (OSError, pa.ArrowException, ValueError, KeyError)
 
 
 def _room() -> "LRUCache[str, tuple[Bins, int]]":
@@ -71,14 +68,10 @@ class Heatmap(Series):
 
 @dataclass(frozen=True)
 class Grid:
-    """One number of one column of all ids in bins of steps.
+    """One number of one column of all ids in bins of steps, named as in a `Heatmap`.
 
     Args:
-        steps: First step of each bin, ``[bins]``.
-        ids: Layers, parameters or joins, ``[ids]``.
         values: The number of the finite values, ``[ids, bins]``; NaN where there is none.
-        num_nonfinite: Values that are NaN or infinite, in the same shape.
-        width: Steps per bin.
     """
 
     steps: NDArray[np.int64]
@@ -93,11 +86,6 @@ class BinReader:
 
     Answers come from the bins; what they do not hold yet is read from the table. They show the
     rows of rank 0 as they were recorded.
-
-    Args:
-        run: Folder of the run.
-        table: The table.
-        warn: Receives a sentence for each file that cannot be read.
     """
 
     def __init__(self, run: Path, table: StepTable, warn: Callable[[str], None]) -> None:
@@ -161,8 +149,7 @@ class BinReader:
     def holds_each_of(self, steps: NDArray[np.int64]) -> bool:
         """Return whether an id has a row at each of these steps, as far as the bins can show it.
 
-        Args:
-            steps: Steps in order; the table has rows at no others.
+        The table has rows at no other steps.
         """
         file = self._whole()
         if file is not None and file.grid is not None:
@@ -192,7 +179,7 @@ class BinReader:
             return None
         try:
             file = opened(self._folder, chunk, self._table.key)
-        except _FAILURES:
+        except READ_FAILURES:
             # Whoever reads the files one by one warns of it.
             return None
         return file if file.grid is not None else None
@@ -202,7 +189,7 @@ class BinReader:
         file = None if column in self._bins else self._whole()
         try:
             return None if file is None else answer(file)
-        except _FAILURES:
+        except READ_FAILURES:
             return None
 
     def _of(self, column: str) -> tuple[Bins, int]:
@@ -236,7 +223,7 @@ class BinReader:
             return opened(self._folder, chunk, self._table.key).bins(column)
         except FileNotFoundError:
             raise
-        except _FAILURES as error:
+        except READ_FAILURES as error:
             self._warn(
                 f"overview/{self._table.name}/{chunk.name} cannot be read; the table itself is "
                 f"read instead ({reason_of(error)})"

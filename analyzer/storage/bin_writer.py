@@ -7,115 +7,30 @@ lie inside another's is not read. Steps that no file holds are read from the tab
 hold the rows of rank 0 as they were recorded.
 """
 
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from analyzer.storage.arrays import as_array, as_numpy, conform, is_present, unified
+from analyzer.storage.arrays import conform, unified
+from analyzer.storage.bin_file import Chunk, bins_from, chunks_in, table_from
 from analyzer.storage.bins import Bins, concatenated, rebinned, single
-from analyzer.storage.parts import encoding, listing, replace_file, write_table
-from analyzer.storage.schema import TABLES, key_column
+from analyzer.storage.parts import encoding, replace_file, write_table
+from analyzer.storage.schema import key_column
 
-__all__ = ["MAX_BINS", "NUMBERS", "BinWriter", "Chunk", "bins_from", "chunks_in"]
+__all__ = ["MAX_BINS", "BinWriter"]
 
 MAX_BINS = 1024
 # Rows of one file: small enough to hold two of them in memory with a thousand layers.
 _CHUNK_ROWS = 8_192
 # Rows that are binned at once: the arrays for it are ten times as large as the rows.
 _SLICE_ROWS = 8_192
-NUMBERS = ("min", "mean", "max", "num_finite", "num_nonfinite")
-"""What a file holds of each column; its columns are ``<column>_<number>``."""
-
-_NAME = re.compile(r"(\d{12,18})-(\d{12,18})\.w(\d{1,18})\.parquet")
-
-
-@dataclass(frozen=True, order=True)
-class Chunk:
-    """One file of bins.
-
-    Args:
-        start: First step that it holds.
-        end: Step after the last one.
-        width: Steps per bin.
-    """
-
-    start: int
-    end: int
-    width: int
-
-    @property
-    def name(self) -> str:
-        """The file name."""
-        return f"{self.start:012d}-{self.end:012d}.w{self.width}.parquet"
-
-
-def chunks_in(folder: Path) -> list[Chunk]:
-    """Return the files of bins, by first step; they do not overlap."""
-    found = []
-    # A link may lead out of the run: the folder of all bins must be a plain one, too.
-    for name in () if folder.parent.is_symlink() else listing(folder):
-        match = _NAME.fullmatch(name)
-        if match and int(match[3]) > 0:
-            found.append(Chunk(*map(int, match.groups())))
-    kept: list[Chunk] = []
-    for chunk in sorted(found, key=lambda c: (c.start, -c.end, -c.width)):
-        if not kept or chunk.end > kept[-1].end:
-            kept.append(chunk)
-    return kept
-
-
-def _table_from(table: str, bins: Bins) -> pa.Table:
-    """The columns of a file: start, id, rows, then five for each column of the table."""
-    schema, key = TABLES[table], key_column(table)
-    arrays: dict[str, Any] = {"start": bins.start}
-    if key is not None:
-        arrays[key] = bins.ids
-    arrays["num_rows"] = bins.num_rows
-    for place, name in enumerate(bins.columns):
-        single_precision = name in schema.names and schema.field(name).type == pa.float32()
-        kinds = [np.float32 if single_precision else np.float64] * 3 + [np.int32] * 2
-        sources = (bins.low, bins.mean, bins.high, bins.finite, bins.nonfinite)
-        for suffix, source, kind in zip(NUMBERS, sources, kinds, strict=True):
-            arrays[f"{name}_{suffix}"] = source[:, place].astype(kind)
-    return pa.table({name: as_array(values) for name, values in arrays.items()})
-
-
-def bins_from(table: pa.Table, key: str | None) -> Bins:
-    """Return the bins of the rows of a file, whose ids stand in the column ``key``, if any."""
-    ending = f"_{NUMBERS[-1]}"
-    columns = [n.removesuffix(ending) for n in table.column_names if n.endswith(ending)]
-    start = as_numpy(table.column("start")).astype(np.int64, copy=False)
-    ids = np.zeros(len(start), dtype=np.int32)
-    if key is not None:
-        ids = as_numpy(table.column(key)).astype(np.int32, copy=False)
-    shape = (len(start), len(columns))
-    low, mean, high = (np.empty(shape) for _ in range(3))
-    finite, nonfinite = (np.empty(shape, dtype=np.int64) for _ in range(2))
-    for place, name in enumerate(columns):
-        for target, suffix in zip((low, mean, high, finite, nonfinite), NUMBERS, strict=True):
-            # Null in the rows of a file that was written before the column was first logged.
-            column = table.column(f"{name}_{suffix}")
-            target[:, place] = as_numpy(column)
-            if column.null_count:
-                target[~is_present(column), place] = np.nan if target.dtype == np.float64 else 0
-    num_rows = as_numpy(table.column("num_rows")).astype(np.int64, copy=False)
-    return Bins(tuple(columns), start, ids, num_rows, low, mean, high, finite, nonfinite)
 
 
 class BinWriter:
-    """The growing bins of one table: old ones on disk, only the newest in memory.
-
-    Args:
-        folder: Folder of its files.
-        table: Name of the table.
-    """
+    """The growing bins of one table: old ones on disk, only the newest in memory."""
 
     def __init__(self, folder: Path, table: str) -> None:
         self.width = 1
@@ -138,9 +53,6 @@ class BinWriter:
         """Add rows, whose steps do not lie before those of an earlier call.
 
         Arguments are those of `analyzer.storage.bins.single`.
-
-        Raises:
-            OSError: If the disk refuses.
         """
         for first in range(0, len(steps), _SLICE_ROWS):
             rows = slice(first, first + _SLICE_ROWS)
@@ -177,7 +89,7 @@ class BinWriter:
         self._chunks.append(chunk)
 
     def _write(self, chunk: Chunk, bins: Bins) -> None:
-        write_table(self._folder / chunk.name, _table_from(self._table, bins))
+        write_table(self._folder / chunk.name, table_from(self._table, bins))
 
     def _read(self, chunk: Chunk) -> Bins:
         return bins_from(
@@ -207,11 +119,7 @@ class BinWriter:
             self._extend_tail(rebinned(concatenated(tail), self.width))
 
     def save(self) -> None:
-        """Write the bins that are still growing, so that a reader has little to scan.
-
-        Raises:
-            OSError: If the disk refuses.
-        """
+        """Write the bins that are still growing, so that a reader has little to scan."""
         if not self._tail:
             return
         chunk = Chunk(self._tail_start, self._end, self.width)
@@ -223,11 +131,7 @@ class BinWriter:
             self._remove(before)
 
     def finish(self) -> None:
-        """Write everything into one file.
-
-        Raises:
-            OSError: If the disk refuses.
-        """
+        """Write everything into one file."""
         self.save()
         chunks = [*self._chunks, *([self._saved_tail] if self._saved_tail else [])]
         chunks = [chunk for chunk in chunks if (self._folder / chunk.name).exists()]
@@ -248,13 +152,9 @@ class BinWriter:
                 writer.write_table(conform(pq.ParquetFile(path).read(use_threads=False), schema))
 
     def recover(self, before: int) -> int:
-        """Take over what an earlier attempt left, as far as it lies before a step.
+        """Take over what an earlier attempt left before the first step of this one.
 
-        Args:
-            before: First step of this attempt.
-
-        Returns:
-            The first step that is not taken over; rows from it to ``before`` are still missing.
+        Returns the first step that is not taken over; rows from it to ``before`` are missing.
         """
         chunks = chunks_in(self._folder)
         self.width = max((chunk.width for chunk in chunks), default=1)

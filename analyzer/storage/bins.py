@@ -60,15 +60,7 @@ def single(
     values: Floats,
     present: NDArray[np.bool_] | None,
 ) -> Bins:
-    """Return each row as a bin of its own.
-
-    Args:
-        columns: Names of the columns.
-        steps: Step of each row, ``[rows]``.
-        ids: Id of each row, ``[rows]``.
-        values: Numbers, ``[rows, columns]``.
-        present: False for null; None where nothing is null.
-    """
+    """Return each row ``[rows, columns]`` as a bin of its own; ``present`` is False for null."""
     finite = np.isfinite(values)
     known = np.ones(values.shape, dtype=bool) if present is None else present
     finite &= known
@@ -118,12 +110,7 @@ def rebinned(bins: Bins, width: int) -> Bins:
 
 
 def ids_of_each_bin(start: Counts, ids: NDArray[np.int32]) -> int:
-    """Return how many ids a bin has, where all have the same ones in the same order; else 0.
-
-    Args:
-        start: First step of the bin of each row, ``[rows]``.
-        ids: Id of each row, ``[rows]``.
-    """
+    """Return how many ids a bin has, where all have the same ones in the same order; else 0."""
     # In a sorted table the first bin ends where a start differs.
     count = int(np.searchsorted(start, start[0], side="right")) if len(start) else 0
     if not count or len(start) % count:

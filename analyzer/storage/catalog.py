@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +19,6 @@ __all__ = [
     "RunSummary",
     "age_seconds",
     "check_version",
-    "free_run_path",
     "read_manifest",
     "resolve_run",
     "runs_in",
@@ -32,17 +30,8 @@ CRASHED_AFTER_SECONDS = 30.0
 _STATUSES = ("running", "finished", "failed", "interrupted")
 _MOST_BYTES = 64 * 2**20
 _LATEST = "latest"
-_MOST_STEM_BYTES = 200
 # What a list shows of a manifest; the rest of it is not worth keeping.
-_SHOWN = (
-    "status",
-    "heartbeat",
-    "created",
-    "steps",
-    "num_layers",
-    "num_joins",
-    "last_loss",
-)
+_SHOWN = ("status", "heartbeat", "created", "steps", "num_layers", "num_joins", "last_loss")
 
 
 @dataclass(frozen=True)
@@ -50,16 +39,12 @@ class RunSummary:
     """One run as a list shows it.
 
     Args:
-        name: Name of its folder.
-        path: The folder.
         status: running, finished, failed, interrupted, crashed or unknown; ``broken`` where it
             cannot be read.
-        steps: Steps that were recorded; None where that is not known.
-        layers: Layers; None where that is not known.
-        joins: Residual joins; None where that is not known.
-        loss: Loss of the last recorded step; NaN where it was NaN, None where there is none.
-        created: When it began, as an ISO time; None where that is not known.
-        age: Seconds since it began; None where that is not known.
+        steps: Recorded steps; here as below, None where it is not known.
+        loss: Loss of the last recorded step; NaN where it was NaN.
+        created: When it began, as an ISO time.
+        age: Seconds since it began.
         problem: Why it cannot be read; None for a run that can.
     """
 
@@ -177,44 +162,8 @@ def _hint(name: str, known: list[str], folder: Path) -> str:
     return f"of {len(known)} runs in '{folder}' {nearest(name, known)}; `analyzer runs` lists all"
 
 
-def free_run_path(runs_dir: str | Path, stem: str) -> Path:
-    """Make the folder ``<stem>-<k>`` with the next number and return it.
-
-    Making it is what claims the name: two processes that ask at once get two folders.
-
-    Args:
-        runs_dir: Folder of runs; it is made where it does not exist.
-        stem: Any text; what a file name cannot hold is replaced.
-
-    Raises:
-        OSError: If the folder cannot be made.
-    """
-    folder, stem = Path(runs_dir), _file_name(stem)
-    folder.mkdir(parents=True, exist_ok=True)
-    numbered = re.compile(re.escape(stem) + r"-(\d{1,9})")
-    taken = filter(None, (numbered.fullmatch(name) for name in os.listdir(folder)))
-    k = max((int(match[1]) for match in taken), default=0) + 1
-    while True:
-        try:
-            path = folder / f"{stem}-{k}"
-            path.mkdir()
-            return path
-        except FileExistsError:
-            k += 1
-
-
-def _file_name(stem: str) -> str:
-    """The stem without separators, control characters and leading dots, of a legal length."""
-    clean = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]+', "-", stem).strip(" .-") or "run"
-    return clean.encode()[:_MOST_STEM_BYTES].decode(errors="ignore")
-
-
 def write_manifest(folder: Path, fields: Mapping[str, Any]) -> None:
-    """Write ``run.json`` with the time of now as its heartbeat.
-
-    Raises:
-        OSError: If the disk refuses.
-    """
+    """Write ``run.json`` with the time of now as its heartbeat."""
     beating = {**fields, "heartbeat": datetime.now(UTC).isoformat()}
     text = json.dumps(beating, indent=1, ensure_ascii=True, default=str)
     replace_file(
@@ -262,11 +211,7 @@ def _parsed(folder: Path, path: Path) -> dict[str, Any]:
 
 
 def check_version(folder: Path | str, found: Any) -> None:
-    """Refuse a schema version that this analyzer does not read.
-
-    Raises:
-        SchemaError: With the versions that it reads.
-    """
+    """Raise SchemaError for a schema version that this analyzer does not read."""
     if type(found) is int and found in READABLE_VERSIONS:
         return
     first, last = READABLE_VERSIONS.start, READABLE_VERSIONS.stop - 1
@@ -294,11 +239,7 @@ def age_seconds(moment: Any) -> float | None:
 
 
 def status_of(manifest: Mapping[str, Any]) -> str:
-    """Return running, finished, failed or interrupted; crashed where the heart of a run stopped.
-
-    Returns:
-        One of those words; ``unknown`` for any other status.
-    """
+    """Return running, finished, failed, interrupted or unknown; crashed where the heart stopped."""
     status = manifest.get("status")
     if status == "running":
         age = age_seconds(manifest.get("heartbeat"))

@@ -1,7 +1,7 @@
-"""Part files: what their names say, how they appear, and which of them hold a table"s rows.
+"""Part files: what their names say, how they appear, and which of them hold a table's rows.
 
 A part is named ``<first step>-<last step>.r<rank>.a<attempt>.p<first flush>-<last flush>.parquet``.
-Merging parts gives one whose flushes contain theirs, and a part whose flushes lie inside another"s
+Merging parts gives one whose flushes contain theirs, and a part whose flushes lie inside another's
 is not read: so every row is seen exactly once at each moment of a merge, and after a kill.
 """
 
@@ -20,6 +20,7 @@ from analyzer.storage.arrays import conform, unified
 
 __all__ = [
     "FAN_IN",
+    "READ_FAILURES",
     "ROW_GROUP",
     "Part",
     "PartSeries",
@@ -49,13 +50,8 @@ _serial = itertools.count()
 class Part:
     """One part file of a table, as its name describes it.
 
-    Args:
-        attempt: Restart in which it was written.
-        rank: Process that wrote it.
-        first_flush: First flush of that process whose rows it holds.
-        last_flush: Last flush whose rows it holds.
-        first: Smallest step in it.
-        last: Largest step in it.
+    It holds the rows of steps ``first`` to ``last`` from the flushes ``first_flush`` to
+    ``last_flush`` of one rank in one attempt.
     """
 
     attempt: int
@@ -84,14 +80,9 @@ class Part:
 
     def joined(self, last: "Part") -> "Part":
         """Return the part that holds this one, the last one and those between."""
-        return Part(
-            self.attempt,
-            self.rank,
-            self.first_flush,
-            last.last_flush,
-            min(self.first, last.first),
-            max(self.last, last.last),
-        )
+        first, last_step = min(self.first, last.first), max(self.last, last.last)
+        flushes = (self.first_flush, last.last_flush)
+        return Part(self.attempt, self.rank, *flushes, first, last_step)
 
 
 def listing(folder: Path) -> frozenset[str]:
@@ -135,8 +126,7 @@ def current_parts(folder: Path) -> list[Part]:
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under a name that readers ignore, then give it its name in one move.
 
-    Raises:
-        OSError: If the disk refuses; nothing is left behind then.
+    Nothing is left behind when the disk refuses.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     hidden = path.parent / f".{os.getpid()}-{next(_serial)}.tmp"
@@ -165,6 +155,10 @@ def encoding(
     }
 
 
+READ_FAILURES = (OSError, pa.ArrowException, ValueError, KeyError)
+"""What reading a damaged or foreign file raises."""
+
+
 def reason_of(error: Exception) -> str:
     """Return why a file cannot be read, in a line."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
@@ -189,13 +183,7 @@ class _Own:
 
 
 class PartSeries:
-    """The parts of one table that one process writes in one attempt.
-
-    Args:
-        folder: Folder of the table.
-        rank: Number of this process.
-        attempt: Number of this restart.
-    """
+    """The parts of one table that one process writes in one attempt."""
 
     def __init__(self, folder: Path, rank: int, attempt: int) -> None:
         self.folder = folder
@@ -206,11 +194,7 @@ class PartSeries:
         self._merged_away: list[tuple[float, Part]] = []
 
     def append(self, rows: pa.Table, first: int, last: int) -> None:
-        """Write the rows of one flush, which hold steps ``first`` to ``last``.
-
-        Raises:
-            OSError: If the disk refuses.
-        """
+        """Write the rows of one flush, which hold steps ``first`` to ``last``."""
         flush = self._num_flushes
         part = Part(self._attempt, self._rank, flush, flush, first, last)
         write_table(self.folder / part.name, rows)
@@ -230,11 +214,7 @@ class PartSeries:
             self._merge = None
 
     def finish(self) -> None:
-        """Merge everything that is not full yet.
-
-        Raises:
-            OSError: If the disk refuses; the parts are then as they were.
-        """
+        """Merge everything that is not full yet; parts stay as they were if the disk refuses."""
         while self._merge is not None:
             self.advance()
         for group in _neighbors(self._parts):

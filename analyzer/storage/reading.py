@@ -21,7 +21,7 @@ from analyzer.storage.arrays import (
     is_present,
     unified,
 )
-from analyzer.storage.parts import listing, reason_of
+from analyzer.storage.parts import READ_FAILURES, listing, reason_of
 from analyzer.storage.schema import STAT_COLUMNS, STEP_TABLES, TABLES
 from analyzer.storage.selection import StepsLike, nearest, selected_ids, selected_steps
 from analyzer.storage.tables import StepTable
@@ -47,17 +47,10 @@ Ranks = Literal["pooled", "all"]
 _NAMES_OF = {"layer_stats": "layers", "parameter_stats": "parameters", "splits": "joins"}
 _PROBE_FILE = re.compile(r"step-(\d{12,18})\.parquet")
 _FORMAT_KEYS = (b"schema_version", b"ARROW:schema")
-_FAILURES = (OSError, pa.ArrowException, ValueError, KeyError)
 
 
 class StaticTable:
-    """One of the tables that are written whole.
-
-    Args:
-        run: Folder of the run.
-        name: ``layers``, ``parameters`` or ``joins``.
-        warn: Receives a sentence when the file cannot be read.
-    """
+    """``layers``, ``parameters`` or ``joins``, written whole; warns where it cannot be read."""
 
     def __init__(self, run: Path, name: str, warn: Callable[[str], None]) -> None:
         self._path, self._name, self._warn = run / f"{name}.parquet", name, warn
@@ -86,7 +79,7 @@ class StaticTable:
             return schema.empty_table()
         try:
             return conform(pq.ParquetFile(self._path).read(), schema)
-        except _FAILURES as error:
+        except READ_FAILURES as error:
             self._warn(f"{self._path.name} cannot be read and is left out ({reason_of(error)})")
             return schema.empty_table()
 
@@ -103,7 +96,7 @@ def probe_rows(folder: Path, warn: Callable[[str], None]) -> pa.Table:
     for step, path in probe_files(folder).items():
         try:
             rows = pq.ParquetFile(path).read().replace_schema_metadata(None)
-        except _FAILURES as error:
+        except READ_FAILURES as error:
             name = f"probes/{folder.name}/{path.name}"
             warn(f"{name} cannot be read and is left out ({reason_of(error)})")
             continue
@@ -208,14 +201,7 @@ class _Ranks:
 
 
 class RunRows:
-    """The tables of a run that have rows for steps.
-
-    Args:
-        run: Folder of the run.
-        manifest: Returns the present content of ``run.json``.
-        static: The tables of layers, parameters and joins.
-        warn: Receives a sentence for each part that cannot be read.
-    """
+    """The tables of a run that have rows for steps; ``manifest`` returns what is in run.json."""
 
     def __init__(
         self,

@@ -18,9 +18,13 @@ from analyzer.storage.arrays import (
     plain,
     side_by_side,
 )
-from analyzer.storage.schema import PROBES, SCHEMA_VERSION, STAT_COLUMNS, TABLES
-
-_KEYS = ("step", "rank", "attempt")
+from analyzer.storage.schema import (
+    CONSTANT_COLUMNS,
+    PROBES,
+    SCHEMA_VERSION,
+    STAT_COLUMNS,
+    TABLES,
+)
 
 __all__ = [
     "Block",
@@ -74,10 +78,8 @@ class Rows:
 
     Args:
         table: The rows as they are stored.
-        columns: Names of the columns of ``values``.
-        steps: Step of each row, ``[rows]``.
+        columns: Names of the columns of ``values``, which are ``[rows, columns]``.
         ids: Id of each row, ``[rows]``; zeros for ``steps``.
-        values: Numbers, ``[rows, columns]``.
         present: False for null; None where nothing is null.
     """
 
@@ -131,20 +133,18 @@ def step_rows(
         fields.append(known or _logged(name, type_))
     table = pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=schema.metadata))
     steps = as_numpy(table.column("step")).astype(np.int64, copy=False)
-    numbers = [f.name for f in table.schema if f.name not in _KEYS and is_number(f.type)]
+    numbers = [f.name for f in table.schema if f.name not in CONSTANT_COLUMNS and is_number(f.type)]
     values, present = side_by_side(table, numbers)
     ids = np.zeros(len(steps), dtype=np.int32)
     return Rows(table, tuple(numbers), steps, ids, values, present)
 
 
 def _logged(name: str, type_: pa.DataType) -> pa.Field:
-    rate = TABLES["steps"].field("learning_rate")
+    unit, text = b"", "Logged by the training."
     if name.startswith("learning_rate_"):
+        unit = TABLES["steps"].field("learning_rate").metadata[b"unit"]
         text = f"Learning rate of group {name.removeprefix('learning_rate_')}, counted from 0."
-        return pa.field(
-            name, type_, metadata={b"unit": rate.metadata[b"unit"], b"description": text.encode()}
-        )
-    return pa.field(name, type_, metadata={"unit": "", "description": "Logged by the training."})
+    return pa.field(name, type_, metadata={b"unit": unit, b"description": text.encode()})
 
 
 def _cells(
@@ -154,10 +154,10 @@ def _cells(
     try:
         return as_cells(cells, type_)
     except (TypeError, ValueError, OverflowError):
-        fitting = [cell if _fits(cell, type_) else None for cell in cells]
-        wrong = next(cell for cell in cells if not _fits(cell, type_))
+        fits = [_fits(cell, type_) for cell in cells]
+        wrong = cells[fits.index(False)]
         warn(f"{name} was {str(wrong)[:80]!r} in a step, expected {type_}; it is null there")
-        return as_cells(fitting, type_)
+        return as_cells([c if fit else None for c, fit in zip(cells, fits, strict=True)], type_)
 
 
 def _fits(cell: Any, type_: pa.DataType) -> bool:
@@ -169,11 +169,7 @@ def _fits(cell: Any, type_: pa.DataType) -> bool:
 
 
 def static_table(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Return the table of layers, parameters or joins.
-
-    Raises:
-        ValueError: If a row lacks a value that is never null.
-    """
+    """Return the table of layers, parameters or joins; refuse a null where there must be none."""
     schema = TABLES[name]
     arrays = [as_cells([row.get(field.name) for row in rows], field.type) for field in schema]
     for known, array in zip(schema, arrays, strict=True):

@@ -125,11 +125,7 @@ class Run:
         return static_frame("joins", self._static["joins"].read())
 
     def static_rows(self, table: str) -> pa.Table:
-        """Return a table without steps as it is on disk, a thousand rows in no time.
-
-        Args:
-            table: ``layers``, ``parameters`` or ``joins``.
-        """
+        """Return ``layers``, ``parameters`` or ``joins`` as on disk, a thousand rows in no time."""
         return self._static[table].read()
 
     # Rows of steps
@@ -224,12 +220,7 @@ class Run:
         return self._rows.read(table, columns, ids, steps, ranks)
 
     def batches(self, table: str, most_steps: int = 1000) -> Iterator[pa.Table]:
-        """Yield the pooled rows of a table in order, ``most_steps`` at a time.
-
-        Args:
-            table: As in ``read``.
-            most_steps: Recorded steps of one batch.
-        """
+        """Yield the pooled rows of a table in order, those of ``most_steps`` steps at a time."""
         recorded = self.recorded_steps(table)
         for start in range(0, len(recorded), most_steps):
             some = recorded[start : start + most_steps]
@@ -268,11 +259,7 @@ class Run:
         return self._rows.tables[table].nearest(step)
 
     def written(self, table: str) -> tuple[Part, ...]:
-        """Return the part files that hold a table's rows: others once it has grown.
-
-        Args:
-            table: As in ``read``.
-        """
+        """Return the part files that hold a table's rows: others once it has grown."""
         return tuple(self._rows.tables[table].parts)
 
     def layer_steps(self) -> NDArray[np.int64]:

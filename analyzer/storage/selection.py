@@ -21,8 +21,6 @@ class Steps:
     """A set of steps.
 
     Args:
-        first: Smallest step.
-        last: Largest step.
         stride: Only every ``stride``-th step, counted from ``first``.
         only: The steps themselves, in order; None for all between.
     """
@@ -67,10 +65,6 @@ def selected_steps(asked: StepsLike, latest: Callable[[int], NDArray[np.int64]])
             numbers, a range, or several steps; None for all.
         latest: Returns the last recorded steps, as many as asked for if there are; called only for
             negative numbers.
-
-    Raises:
-        TypeError: If it is none of these.
-        ValueError: If a slice goes backward.
     """
     if asked is None:
         return Steps()
@@ -125,16 +119,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def selected_ids(
     asked: int | str | Iterable[int | str] | None, names: Mapping[int, str], kind: str
 ) -> list[int] | None:
-    """Return ids for ids or names.
+    """Return ids for one or several ids or names; None for all. One that is unknown is refused.
 
-    Args:
-        asked: One or several ids or names; None for all.
-        names: The name of each id; where it is empty, because the file of names is missing, any id
-            is taken.
-        kind: Word for an error: ``layer``, ``parameter`` or ``join``.
-
-    Raises:
-        NotRecordedError: If one is not in the run.
+    Where ``names`` is empty, because the file of names is missing, any id is taken; ``kind`` is the
+    word for an error: ``layer``, ``parameter`` or ``join``.
     """
     if asked is None:
         return None

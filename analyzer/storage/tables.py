@@ -3,35 +3,24 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from analyzer.storage.arrays import (
-    as_array,
-    as_numpy,
-    conform,
-    is_number,
-    side_by_side,
-    unified,
-)
-from analyzer.storage.parts import Part, current_parts, reason_of
-from analyzer.storage.schema import TABLES, key_column
+from analyzer.storage.arrays import as_array, as_numpy, conform, is_number, side_by_side, unified
+from analyzer.storage.parts import READ_FAILURES, Part, current_parts, reason_of
+from analyzer.storage.schema import CONSTANT_COLUMNS, TABLES, key_column
 from analyzer.storage.selection import Steps
 
-__all__ = ["Numbers", "StepTable"]
+__all__ = ["StepTable"]
 
 _Answer = TypeVar("_Answer")
 # Names of columns, then steps, ids, values and where they are not null.
-Numbers = tuple[
-    tuple[str, ...],
-    NDArray[np.int64],
-    NDArray[np.int32],
-    NDArray[np.float64],
-    NDArray[np.bool_],
+_Numbers: TypeAlias = tuple[
+    tuple[str, ...], NDArray[Any], NDArray[np.int32], NDArray[np.float64], NDArray[np.bool_]
 ]
 _MOST_TRIES = 10
 # Above this many rows a second core pays for its start.
@@ -70,13 +59,7 @@ def _open(path: Path) -> _OpenPart:
 
 
 class StepTable:
-    """One table of a run that has rows for steps.
-
-    Args:
-        run: Folder of the run.
-        name: Name of the table.
-        warn: Receives a sentence for each part that cannot be read.
-    """
+    """One table of a run that has rows for steps; warns of each part that cannot be read."""
 
     def __init__(self, run: Path, name: str, warn: Callable[[str], None]) -> None:
         self.name, self.key = name, key_column(name)
@@ -142,15 +125,9 @@ class StepTable:
         return steps[is_new].astype(np.int64, copy=False)
 
     def nearest(self, step: int | None) -> int | None:
-        """Return the step with rows that is nearest to one, the earlier of two.
+        """Return the step with rows that is nearest to one, the earlier of two; the last for None.
 
-        Only rows near it are read.
-
-        Args:
-            step: A step; None for the last one.
-
-        Returns:
-            The step; None where there are no rows.
+        Only rows near it are read. None where there are no rows.
         """
         bounds = self.bounds()
         if bounds is None:
@@ -186,17 +163,9 @@ class StepTable:
         ranks: Sequence[int] | None = None,
         all_attempts: bool = False,
     ) -> pa.Table:
-        """Return rows in the order of their steps; of several attempts the newest has the step.
+        """Return exactly these columns, null where unknown, of rows in the order of their steps.
 
-        Args:
-            columns: Columns to return; unknown ones are null.
-            steps: Steps to return.
-            ids: Ids to return; None for all.
-            ranks: Ranks to return; None for all.
-            all_attempts: Return the rows of every attempt.
-
-        Returns:
-            A table with exactly these columns.
+        Of several attempts the newest has the step, unless the rows of all are asked for.
         """
 
         def rows() -> pa.Table:
@@ -221,11 +190,11 @@ class StepTable:
 
         return self._again(rows)
 
-    def numbers(self, first: int, last: int, rank: int) -> Iterator[Numbers]:
+    def numbers(self, first: int, last: int, rank: int) -> Iterator[_Numbers]:
         """Yield the numeric columns of a rank's rows, as an overview takes them."""
         span = 256
         names = [f.name for f in self.schema() if is_number(f.type)]
-        values = [n for n in names if n not in ("step", "rank", "attempt", self.key)]
+        values = [n for n in names if n not in (*CONSTANT_COLUMNS, self.key)]
         keys = ["step"] if self.key is None else ["step", self.key]
         for start in range(first, last + 1, span):
             steps = Steps(start, min(last, start + span - 1))
@@ -274,7 +243,7 @@ class StepTable:
             return pa.concat_tables(pieces)
         except FileNotFoundError:
             raise
-        except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+        except READ_FAILURES as error:
             self._leave_out(part, error)
             return None
 
@@ -287,7 +256,7 @@ class StepTable:
             return _open(self._folder / part.name)
         except FileNotFoundError:
             raise
-        except (OSError, pa.ArrowException, ValueError) as error:
+        except READ_FAILURES as error:
             self._leave_out(part, error)
             return None
 

@@ -114,11 +114,7 @@ class RunWriter:
         self._folder.begin()
 
     def add(self, make: Callable[[], StepRecord]) -> None:
-        """Queue one step.
-
-        Args:
-            make: Returns its rows. Runs on the writer's thread, where it may wait for a device.
-        """
+        """Queue one step; ``make`` runs on the writer's thread, where it may wait for a device."""
         self._put(lambda: self._folder.take(make()))
 
     def write_layers(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -147,9 +143,6 @@ class RunWriter:
             step: Step at which it was measured.
             columns: Sequences or arrays of equal length, by column.
             metadata: Kept in the file beside the table.
-
-        Raises:
-            ValueError: If the name is not a plain file name.
         """
         if not name.replace("_", "").replace("-", "").isalnum():
             raise ValueError(f"probe is named {name!r}; expected letters, digits, _ and -")
@@ -157,12 +150,7 @@ class RunWriter:
         self._put(lambda: write_table(target, probe_table(name, columns, metadata or {})))
 
     def write_checkpoint(self, step: int, save: Callable[[Path], object]) -> None:
-        """Queue a checkpoint.
-
-        Args:
-            step: Its step.
-            save: Writes the weights to the path that it is given, on the writer's thread.
-        """
+        """Queue a checkpoint; ``save`` writes the weights to a path, on the writer's thread."""
         target = self.path / "checkpoints" / f"step-{step:012d}.safetensors"
         self._put(lambda: replace_file(target, save))
 
@@ -175,7 +163,7 @@ class RunWriter:
 
         Args:
             status: ``finished``, ``failed`` or ``interrupted``.
-            error: What went wrong, when something did.
+            error: What went wrong, if anything.
             fields: More fields of ``run.json``.
         """
         if os.getpid() != self._pid or self._is_closed:
@@ -318,8 +306,7 @@ class _Folder:
         """Write the table of layers, parameters or joins over the one before."""
         if self._rank == 0:
             self._fields[f"num_{table}"] = len(rows)
-            whole = static_table(table, rows)
-            write_table(self.path / f"{table}.parquet", whole)
+            write_table(self.path / f"{table}.parquet", static_table(table, rows))
 
     def work(self) -> None:
         """Do what is due: write rows, merge a few parts, beat."""

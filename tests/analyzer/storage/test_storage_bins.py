@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analyzer.storage import bin_writer
-from analyzer.storage.bin_writer import MAX_BINS, BinWriter, chunks_in
+from analyzer.storage.bin_file import chunks_in
+from analyzer.storage.bin_writer import MAX_BINS, BinWriter
 from analyzer.storage.bins import concatenated, rebinned, single
 from analyzer.storage.run import open_run
 from analyzer.storage.writer import Block, StepRecord

@@ -1,6 +1,5 @@
 import json
 import math
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import pytest
 
 from analyzer.errors import RunNotFoundError
-from analyzer.storage.catalog import free_run_path, resolve_run, runs_in
+from analyzer.storage.catalog import resolve_run, runs_in
 from analyzer.storage.writer import StepRecord
 from tests.analyzer.storage.storage_rows import record, written
 
@@ -118,32 +117,3 @@ def test_a_run_that_is_not_there_names_the_nearest(tmp_path: Path) -> None:
 def test_in_an_empty_folder_the_remedy_is_to_record_a_run(tmp_path: Path, name: str) -> None:
     with pytest.raises(RunNotFoundError, match=r"holds no run.*`analyzer record train.py`"):
         resolve_run(name, tmp_path)
-
-
-def test_the_next_number_is_free(tmp_path: Path) -> None:
-    (tmp_path / "train-1").mkdir()
-    (tmp_path / "train-7").mkdir()
-    (tmp_path / "train-x").mkdir()
-    assert free_run_path(tmp_path, "train").name == "train-8"
-    assert free_run_path(tmp_path, "train").name == "train-9"
-
-
-def test_two_that_ask_at_once_get_two_folders(tmp_path: Path) -> None:
-    got: list[Path] = []
-    threads = [
-        threading.Thread(target=lambda: got.append(free_run_path(tmp_path / "runs", "train")))
-        for _ in range(16)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(set(got)) == 16
-
-
-@pytest.mark.parametrize("stem", ["a/b", "..", "", "x\0y", "n" * 300, "größe" * 60, "<b>"])
-def test_any_stem_becomes_a_folder_directly_in_the_runs(tmp_path: Path, stem: str) -> None:
-    path = free_run_path(tmp_path, stem)
-    assert path.is_dir()
-    assert path.parent == tmp_path
-    assert path.name.endswith("-1")

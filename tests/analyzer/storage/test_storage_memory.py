@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from analyzer.storage import bin_file
-from analyzer.storage.bin_file import opened
-from analyzer.storage.bin_writer import NUMBERS, chunks_in
+from analyzer.storage.bin_file import NUMBERS, chunks_in, opened
 from analyzer.storage.run import Run, open_run
 from tests.analyzer.storage.storage_rows import block, record, value, written
 

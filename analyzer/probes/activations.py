@@ -32,7 +32,6 @@ class LayerOutput:
 
     Args:
         name: Module path, ``#k`` for the k-th further call; the root's is its class name.
-        module: The module called.
         tensor: The first floating tensor of the output; a later operation in place may change it.
         edge: Where its gradient arrives, whatever happens to the tensor later; None without one.
         value: A copy of what the tensor held then, where requested.
@@ -50,14 +49,7 @@ def layer_outputs(model: nn.Module, *, with_values: bool = False) -> Iterator[li
     """Collect the output of every layer call of the forward passes inside, in call order.
 
     A layer is a call of a leaf module, or of one that owns parameters, with gradient enabled. Calls
-    inside a backward pass (checkpointing) are none.
-
-    Args:
-        model: The model, outside of wrappers; its hooks are as before at the end.
-        with_values: Whether to copy the values.
-
-    Yields:
-        The list that fills while the model runs.
+    inside a backward pass (checkpointing) are none. The list fills while the model runs.
     """
     found: list[LayerOutput] = []
     times_called: dict[str, int] = {}
@@ -125,12 +117,8 @@ def norm_over_batch(model: nn.Module) -> str | None:
 def main_output(output: Any, *, needs_gradient: bool = True) -> Tensor:
     """Return the first floating tensor of a model's output that has a sample axis.
 
-    Args:
-        output: A tensor, or what holds some: a tuple, a mapping, an object.
-        needs_gradient: Whether tensors without gradient are passed over.
-
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, or, where it `needs_gradient`, none with a gradient.
     """
     for tensor in tensors_in(output):
         is_seen = tensor.requires_grad or not needs_gradient
@@ -151,11 +139,7 @@ def num_samples(inputs: Any) -> int:
 def samples_between(value: Any, start: int, stop: int, size: int) -> Any:
     """Return nested arguments with the sample axis of their tensors cut to a range of samples.
 
-    Args:
-        value: Tensors, or tuples, lists and dicts of them.
-        start: First sample.
-        stop: Sample after the last one.
-        size: Length of the sample axis; tensors of another first axis are left as they are.
+    Tensors whose first axis is not `size` long are left as they are.
     """
 
     def cut(leaf: Any) -> Any:

@@ -41,9 +41,7 @@ class Attribution:
     """How much of an output the layers carry.
 
     Args:
-        method: One of `METHODS`.
-        names: Layers in call order.
-        values: Attribution of each, summed over its elements, mean over the samples.
+        values: Attribution of each layer, summed over its elements, mean over the samples.
         deltas: Per layer the value minus the output's change from baseline to input, for methods
             that are complete.
         refused: Layers without a value, with the reason.
@@ -52,8 +50,6 @@ class Attribution:
             reason; their values here are right where they are not refused.
         target: What was explained, in words.
         output_change: Mean over the samples of the output minus that of the baseline.
-        num_samples: Samples of the batch.
-        num_steps: Points on the way from the baseline.
     """
 
     method: str
@@ -86,24 +82,13 @@ def layer_attribution(
     *,
     num_steps: int = 50,
 ) -> Attribution:
-    """Return how much of an output every layer carries, as Captum's layer methods have it.
+    """Return how much of an output every layer carries; see `analyzer.layer_attribution`.
 
     ``conductance``: Σ over steps of gradient · change of the activation on the way from zero inputs
-    (zero embeddings, for token models) to the inputs; over all paths it sums to the output's
-    change. ``integrated_gradients`` goes straight in the layer's own space.
-    ``gradient_x_activation`` takes the inputs alone, ``internal_influence`` the mean gradient. All
-    but ``integrated_gradients`` see every layer call in one pass, reused modules call by call.
-
-    Args:
-        model: Any eager model, evaluated in eval mode.
-        inputs: A batch; a tuple for several arguments, a dict for keyword arguments.
-        target: See `chosen_target`; None for the predicted class, of the last position.
-        method: One of `METHODS`.
-        num_steps: Points on the way (Captum's ``n_steps``).
-
-    Raises:
-        ValueError: If method, steps or target do not fit.
-        AnalyzerError: If the inputs cannot be scaled to zero.
+    to the inputs; over all paths it sums to the output's change. ``integrated_gradients`` goes
+    straight in the layer's own space. ``gradient_x_activation`` takes the inputs alone,
+    ``internal_influence`` the mean gradient. All but ``integrated_gradients`` see every layer call
+    in one pass, reused modules call by call.
 
     Reference:
         Dhamdhere et al. (2018), How important is a neuron; Sundararajan et al. (2017), Axiomatic

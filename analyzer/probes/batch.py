@@ -36,7 +36,7 @@ class HeldBatch:
         targets: Second argument of `loss`; None where the loss holds its own targets.
         loss: ``loss(output, targets)``, the mean over the batch. For a recorded script it repeats
             the operations from the model's output to the root of the backward pass.
-        labels: The class of each sample, where the batch has classes; None elsewhere.
+        labels: The class of each sample, where the batch has classes.
     """
 
     model: nn.Module
@@ -63,11 +63,7 @@ class Measurement:
 class Batch:
     """Arguments of one call of the model, and what the loss compares its output with.
 
-    Args:
-        args: Positional arguments.
-        kwargs: Keyword arguments.
-        target: Second argument of the loss; None where the loss holds its own.
-        size: Number of samples, the weight of the batch.
+    The target is None where the loss holds its own; the size is the number of samples.
     """
 
     args: tuple[Any, ...]
@@ -94,14 +90,10 @@ class Batch:
 
 
 def held(batches: Iterable[Any]) -> list[Batch]:
-    """Return the batches of an iterable, checked, in its order.
+    """Return the batches of an iterable that have samples, checked, in its order.
 
-    Args:
-        batches: Pairs ``(input, target)``; the input is one argument, a tuple or list of positional
-            ones, or a mapping of keyword arguments.
-
-    Returns:
-        The batches that have samples; all stay in memory, for they are read again and again.
+    Items are pairs ``(input, target)``; the input is one argument, a tuple or list of positional
+    ones, or a mapping of keyword arguments. All stay in memory, for they are read again and again.
 
     Raises:
         ValueError: If there is none, none has a sample, or an item is no pair.

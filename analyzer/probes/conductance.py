@@ -40,8 +40,6 @@ class PathSums:
         values: Per layer the sum over its elements and the samples.
         refused: Layers without a value, with the reason.
         picked: The explained output at every point.
-        output: The model's output.
-        log: The module calls.
         points: The points of the way.
         weights: The weight of each step in an integral over the way.
     """
@@ -76,16 +74,9 @@ def path_sums(
     start: int,
     stop: int,
 ) -> PathSums:
-    """Run a model once at all points of the way; return the sums of every layer.
+    """Run a model once at all points of the way; return the sums of every layer over some samples.
 
-    Args:
-        path: The way.
-        layers: The list that fills with the layers of a pass.
-        target: What is explained.
-        method: ``conductance`` | ``gradient_x_activation`` | ``internal_influence``.
-        num_steps: Steps of the way.
-        start: First sample.
-        stop: Sample after the last one.
+    ``layers`` is the list that fills with the layers of a pass.
     """
     fractions, weights = {
         # One point more than steps: conductance needs the change from point to point.
@@ -136,13 +127,8 @@ def _terms(
 class JoinAttribution:
     """How much of an output passes a join on either side.
 
-    ``∫ ⟨∂F/∂x through one side, dx/dα⟩ dα`` at the fork x, on the way from the baseline.
-
-    Args:
-        join: Number of the join.
-        name: Its name.
-        shortcut: Through the shortcut; NaN where autograd does not see the fork.
-        branch: Through the branch.
+    ``∫ ⟨∂F/∂x through one side, dx/dα⟩ dα`` at the fork x, on the way from the baseline; through
+    the shortcut it is NaN where autograd does not see the fork.
     """
 
     join: int
@@ -168,16 +154,10 @@ class JoinAttribution:
 def join_attributions(
     done: PathSums, path: InputPath, start: int, stop: int
 ) -> list[JoinAttribution]:
-    """Return the attribution through both sides of each join, summed over the samples.
+    """Return the attribution through both sides of each join, summed over the samples of a pass.
 
     The gradient that reaches a fork through one side continues to the inputs by itself, where it
     meets their change along the way.
-
-    Args:
-        done: A pass over the way, with its graph.
-        path: The way.
-        start: First sample of that pass.
-        stop: Sample after the last one.
     """
     if done.picked is None or done.log is None:
         return []

@@ -30,10 +30,7 @@ class HessianSpectrum:
         eigenvalues: The largest, falling, in loss / (unit of θ)²; NaN where it is not finite.
         eigenvectors: One direction each, of length 1: parameter name to tensor.
         errors: How far each eigenvalue may be off.
-        smallest: The smallest eigenvalue.
         density: The whole spectrum as weighted points, with the trace.
-        num_parameters: Elements of the parameters that want a gradient.
-        num_samples: Samples of all batches.
         num_products: Hessian-vector products for the eigenpairs.
     """
 
@@ -105,19 +102,7 @@ def hessian_spectrum(
 ) -> HessianSpectrum:
     """Return the k largest eigenpairs of the Hessian, its density and its trace.
 
-    Args:
-        model: Any eager model, evaluated in eval mode; frozen parameters are left out.
-        batches: Pairs of (input, target); losses are weighted by batch size.
-        loss: ``loss(output, target)``, the mean over the batch.
-        k: How many eigenpairs; all where there are fewer parameters.
-        num_vectors: Random vectors for density and trace.
-        num_steps: Products for each of them.
-        seed: Seed of all random vectors; the global random state is not touched.
-
-    Raises:
-        ValueError: If k or a count is not positive, there is no batch, no parameter, or the loss is
-            not one number.
-        AnalyzerError: If an operation has no second derivative.
+    See `analyzer.hessian_spectrum`; all eigenpairs where there are fewer parameters than k.
     """
     for name, count in (("k", k), ("num_vectors", num_vectors), ("num_steps", num_steps)):
         if count < 1:

@@ -25,17 +25,11 @@ __all__ = [
 
 
 def refuse_if_severed(gradients: Iterable[Tensor]) -> Walk:
-    """Return the graph of some gradients; refuse it where a custom function cuts it off.
+    """Return the graph of gradients that have one; refuse it where a custom function cuts it off.
 
     Such a function's backward is marked ``once_differentiable``. Torch raises only where it runs
     into the mark, and it never does when it looks for the derivative by something behind it: that
     part would silently be missing.
-
-    Args:
-        gradients: Results of ``torch.autograd.grad(…, create_graph=True)``.
-
-    Raises:
-        RuntimeError: If there is such a mark.
     """
     walk = Walk([g.grad_fn for g in gradients if g.grad_fn is not None])
     if any(type(node).__name__ == "Error" for node in walk.nodes):
@@ -72,15 +66,7 @@ Pairs = list[tuple[Tensor, Tensor]]
 def hessian_of(
     model: nn.Module, batches: Iterable[tuple[Any, Any]], loss: Loss
 ) -> Iterator[Hessian]:
-    """Give the Hessian of the mean loss over some batches, in eval mode.
-
-    Args:
-        model: Any eager model whose operations have second derivatives; nothing of it is changed.
-        batches: Pairs of (input, target); losses are weighted by batch size.
-        loss: ``loss(output, target)``, the mean over the batch.
-
-    Yields:
-        The Hessian with respect to the parameters that want a gradient.
+    """Give the Hessian of the mean loss over some batches, in eval mode, weighted by batch size.
 
     Raises:
         ValueError: If there is no batch, no such parameter, or the loss is not one number.
@@ -92,21 +78,11 @@ def hessian_of(
 
 
 class Hessian:
-    """The Hessian of the mean loss over some batches.
+    """The Hessian of the mean loss over some batches, by the parameters that want a gradient.
 
     A product is the derivative of ``⟨∂L/∂θ, v⟩``; the graph of the gradient is built once a batch
-    and used for every product, as long as it fits into 2 GiB in all.
-
-    Args:
-        model: The model, in eval mode.
-        batches: At least one; small ones are merged where that leaves the loss as it is.
-        loss: ``loss(output, target)``.
-
-    Attributes:
-        parameters: The parameters that want a gradient, by name; those that the loss does not use
-            have rows of zeros.
-        size: Elements of them all.
-        num_samples: Samples of all batches.
+    and used for every product, as long as it fits into 2 GiB in all. Small batches are merged where
+    that leaves the loss as it is. Parameters that the loss does not use have rows of zeros.
     """
 
     def __init__(self, model: nn.Module, batches: list[Batch], loss: Loss) -> None:

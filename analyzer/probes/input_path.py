@@ -21,10 +21,9 @@ __all__ = ["InputPath", "Target", "chosen_target", "flattened", "input_path"]
 
 @dataclass(frozen=True, eq=False)
 class InputPath:
-    """A model as a function of its continuous inputs, whose baseline is zero.
+    """A model, outside of wrappers, as a function of its continuous inputs, whose baseline is zero.
 
     Args:
-        model: The model, outside of wrappers.
         args: Arguments of its call.
         ends: What runs from zero to its value: floating inputs with the sample axis; for token
             models the output of each embedding call that reads an input.
@@ -47,16 +46,7 @@ class InputPath:
         return points
 
     def run(self, points: Sequence[Tensor], start: int, stop: int) -> tuple[Tensor, Any, CallLog]:
-        """Run the model at points of some samples.
-
-        Args:
-            points: As `at` returns them.
-            start: First sample.
-            stop: Sample after the last one.
-
-        Returns:
-            The main output, the whole output, and the log of the module calls.
-        """
+        """Run the model at points of some samples; return main output, output and call log."""
         with self._arguments(points, start, stop) as (args, kwargs):
             output, log = watched_forward(self.model, args, kwargs)
         return main_output(output), output, log
@@ -105,11 +95,7 @@ class InputPath:
 
 
 def input_path(model: nn.Module, inputs: Any) -> InputPath:
-    """Return the way from zero to a model's inputs.
-
-    Args:
-        model: The model, outside of wrappers.
-        inputs: A batch; a tuple for several arguments, a dict for keyword arguments.
+    """Return the way from zero to a model's inputs; the model is outside of wrappers.
 
     Raises:
         ValueError: If the batch is empty.
@@ -185,12 +171,7 @@ def _is_same(one: Tensor, other: Tensor) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """The output that is explained, one number a sample.
-
-    Args:
-        index: Per sample its place in the flattened output.
-        said: How it was chosen, in words.
-    """
+    """The output that is explained: each sample's place in the flattened output, and why."""
 
     index: Tensor
     said: str
@@ -199,11 +180,9 @@ class Target:
 def chosen_target(target: Any, output: Tensor) -> Target:
     """Return the output to explain, as a place in each sample's flattened output.
 
-    Args:
-        target: None for the predicted class (of the last position, for outputs
-            ``[batch, position, class]``); a class; a class per sample; or a tuple of indices of the
-            axes behind the first, as in Captum.
-        output: The main output at the inputs, ``[batch, …]``.
+    ``target`` is None for the predicted class (of the last position, for outputs ``[batch,
+    position, class]``); a class; a class per sample; or a tuple of indices of the axes behind the
+    first, as in Captum.
 
     Raises:
         ValueError: If the target does not fit the output.

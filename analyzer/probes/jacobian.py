@@ -34,15 +34,10 @@ _BLOCK = 64
 
 
 class _EdgeMap:
-    """The Jacobian of some places of an autograd graph by others below them.
+    """The Jacobian ``[rows, columns]`` of some places of an autograd graph by others below them.
 
     ``Jᵀv`` is a backward pass between them; ``J u`` is the derivative of ``⟨Jᵀv, u⟩`` by v. The
-    graph is kept and used for every product.
-
-    Attributes:
-        rows: Elements of the outputs.
-        columns: Elements of the inputs.
-        epsilon: Relative rounding error of a product.
+    graph is kept and used for every product. `epsilon` is the rounding error of a product.
     """
 
     def __init__(
@@ -164,8 +159,6 @@ class JacobianSpectrum:
     Args:
         names: Per value the block (the name of its join), or `NETWORK`.
         orders: Per value its place among all of its block, 0 for the largest.
-        values: The singular values.
-        shapes: Per block the shape of its Jacobian.
         residuals: Per block how far the values at the top and at the bottom may be off, in units
             of its largest; 0 where they come from the whole matrix.
         refused: Blocks without values, with the reason.
@@ -191,29 +184,10 @@ class JacobianSpectrum:
 def jacobian_spectrum(
     model: nn.Module, inputs: Any, k: int = 10, *, seed: int = 0
 ) -> JacobianSpectrum:
-    """Return singular values of ∂(block output)/∂(block input), per block and for the network.
+    """Return singular values of each block's Jacobian, forward order, then of the whole network.
 
-    A block reaches from the fork of a residual join to what the join returns. Values near 1 pass
-    gradients on unchanged; a wide spread is bad conditioning.
-
-    Args:
-        model: Any eager model, evaluated in eval mode.
-        inputs: Where the Jacobian is taken, all samples at once; a tuple for several arguments, a
-            dict for keyword arguments.
-        k: How many from the top and from the bottom; all of them where the smaller side of the
-            Jacobian has at most 256 elements, or 2k.
-        seed: Seed of the iteration; the global random state is not touched.
-
-    Returns:
-        The values of each block, forward order, then those of the whole network.
-
-    Raises:
-        ValueError: If k is not positive, the batch is empty, or the output holds no tensor with a
-            gradient.
-
-    Reference:
-        Saxe et al. (2013), Exact solutions to the nonlinear dynamics of learning in deep linear
-        neural networks; Pennington et al. (2017), Resurrecting the sigmoid.
+    See `analyzer.jacobian_spectrum`. ``k`` values are taken from the top and from the bottom; all
+    where the smaller side of the Jacobian has at most 256 elements, or 2k.
     """
     if k < 1:
         raise ValueError(f"k is {k}; expected how many singular values to take from each end, >= 1")

@@ -26,13 +26,11 @@ Product = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class EigenPairs:
-    """Eigenvalues from both ends of a spectrum, with vectors.
+    """Eigenvalues from both ends of a spectrum, with vectors of length 1, one row a value.
 
     Args:
         values: The largest, falling, then the smallest, falling; NaN where not finite.
-        vectors: One row a value, of length 1.
         errors: How far each may be off: its residual r, or ``r² / gap`` where it stands apart.
-        num_products: Products with the matrix.
     """
 
     values: list[float]
@@ -43,13 +41,9 @@ class EigenPairs:
 
 @dataclass(frozen=True)
 class Quadrature:
-    """The spectrum of a matrix as a weighted set of points (stochastic Lanczos quadrature).
+    """A spectrum as points with weights that add to 1 (stochastic Lanczos quadrature).
 
-    Args:
-        nodes: Where.
-        weights: How much of the spectrum is there; they add to 1.
-        trace: Hutchinson's estimate of the trace.
-        trace_error: Its standard error over the vectors; NaN for one.
+    ``trace`` is Hutchinson's estimate, ``trace_error`` its standard error; NaN for one vector.
     """
 
     nodes: list[float]
@@ -129,18 +123,8 @@ def end_eigenpairs(
     between the values found so far: a value that has a twin closer than r may be off by r, which is
     at most ``sqrt(tolerance · gap)``. A smaller tolerance tells the two apart.
 
-    Args:
-        product: ``v → H v``.
-        like: A vector of the matrix's size, type and device.
-        largest: How many of the largest.
-        smallest: How many of the smallest.
-        start: A vector to begin near, where one is known that leans to the requested vectors.
-        tolerance: Relative error.
-        max_steps: Stop then in any case.
-        seed: Seed of the random part of the start; the global random state is not touched.
-
-    Returns:
-        The pairs; fewer where the matrix is smaller.
+    ``like`` is a vector of the matrix's size, type and device; ``start`` one that leans to the
+    requested vectors, where such is known. There are fewer pairs where the matrix is smaller.
 
     Reference:
         Parlett (1998), The symmetric eigenvalue problem, chapters 11 and 13.
@@ -180,13 +164,6 @@ def quadrature(
 
     Each vector of random signs gives the points of its Lanczos matrix, weighted by the squared
     first components of the eigenvectors. ``vᵀHv`` of the same vectors estimates the trace.
-
-    Args:
-        product: ``v → H v``.
-        like: A vector of the matrix's size, type and device.
-        num_vectors: Random vectors.
-        num_steps: Products for each.
-        seed: Seed of the vectors; the global random state is not touched.
 
     Reference:
         Ubaru, Chen, Saad (2017), Fast estimation of tr(f(A)) via stochastic Lanczos quadrature;
@@ -270,7 +247,7 @@ class ExtremeValues:
         values: Largest and smallest, falling; all of them where the iteration reached the end.
         orders: Place of each among all, 0 for the largest.
         residuals: Largest ``‖Aᵀu − σ v‖`` among the largest and among the smallest values, in units
-            of the largest: how far they may be off.
+            of the largest.
         num_steps: Products with A, and as many with Aᵀ.
     """
 
@@ -332,21 +309,13 @@ class _Bidiagonal:
 def extreme_singular_values(
     matrix: LinearMap, k: int, *, tolerance: float, max_steps: int, seed: int = 0
 ) -> ExtremeValues:
-    """Return the largest and smallest singular values of a linear map.
+    """Return k singular values from each end of a linear map; all ``min(rows, columns)`` up to 2k.
 
     Golub–Kahan–Lanczos bidiagonalization with full reorthogonalization, begun on the smaller side.
-    A subspace that is exhausted is left through a random vector, so that an identity has all its
-    values 1. Of equal singular values of other maps only some may be seen.
-
-    Args:
-        matrix: The map; at least one row and one column.
-        k: How many from each end.
-        tolerance: Stop when all 2k residuals are below this, in units of the largest value.
-        max_steps: Stop then in any case, at least 2k.
-        seed: Seed of the first vector; the global random state is not touched.
-
-    Returns:
-        2k values, or all ``min(rows, columns)``. NaN where a product is not finite.
+    It stops when all 2k residuals are below ``tolerance``, in units of the largest value. A
+    subspace that is exhausted is left through a random vector, so that an identity has all its
+    values 1. Of equal singular values of other maps only some may be seen. NaN where a product is
+    not finite.
 
     Reference:
         Golub and Kahan (1965), Calculating the singular values and pseudo-inverse of a matrix.

@@ -45,16 +45,9 @@ def measure(batch: HeldBatch) -> Measurement:
     does without it, as in residual networks; large where it does not, as at a change of size. The
     branch operand is replaced by zeros, the shortcut stays. Everything is in eval mode.
 
-    Args:
-        batch: The model and its batch.
-
-    Returns:
-        One row a join, forward order; ``accuracy`` is null where the batch has no classes. The
-        metadata has ``loss`` and ``accuracy`` of the whole network, and ``permutations``: JSON, one
-        object for each two neighboring blocks of one shape that were swapped.
-
-    Raises:
-        AnalyzerError: If a join cannot be intercepted.
+    One row a join, forward order; ``accuracy`` is null where the batch has no classes. In the
+    metadata are ``loss`` and ``accuracy`` of the whole network, and ``permutations``: JSON, one
+    object for each two neighboring blocks of one shape that were swapped.
 
     Reference:
         Veit et al. (2016), Residual networks behave like ensembles of relatively shallow networks,

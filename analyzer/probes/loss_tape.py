@@ -45,11 +45,7 @@ class _Operation:
 
 
 class LossTape(TorchDispatchMode):
-    """Notes the operations between a model's output and the backward pass; changes no result.
-
-    Args:
-        output: What the model returned.
-    """
+    """Notes the operations between a model's output and the backward pass; changes no result."""
 
     def __init__(self, output: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -135,10 +131,7 @@ class LossTape(TorchDispatchMode):
         self._refusal = self._refusal or reason
 
     def loss(self, roots: Sequence[Any]) -> RecordedLoss:
-        """Return the loss as a function of the output.
-
-        Args:
-            roots: The tensors from which the backward pass starts.
+        """Return the loss as a function of the output, from the roots of the backward pass.
 
         Raises:
             ReplayError: If it cannot be computed again, with the reason.
@@ -176,13 +169,7 @@ class LossTape(TorchDispatchMode):
 class RecordedLoss:
     """``loss(output, targets)`` of one recorded step; targets are those of the step.
 
-    Args:
-        operations: What was noted.
-        num_slots: Number of tensors that they make or read.
-        roots: Slots of the roots of the backward pass; their values are added.
-        outputs: The recorded output, for the check.
-        values: The recorded values of the roots.
-        constants: The tensors that enter as constants, with their version.
+    Constants come with their version: one that was overwritten since is refused.
     """
 
     def __init__(
@@ -222,9 +209,6 @@ class RecordedLoss:
         """See that the recorded output gives the recorded loss, bit for bit.
 
         At the recorded step only: later the parameters that the loss may read have changed.
-
-        Raises:
-            ReplayError: If it does not.
         """
         with torch.no_grad():
             again = self._play([output.clone() for output in self._outputs])

@@ -65,11 +65,7 @@ class NoiseTerms:
 class GradientNoise:
     """Signal and noise of the gradient of all parameters, and of each layer's.
 
-    Args:
-        total: Of all parameters that want a gradient.
-        layers: By the path of the module that owns the parameters.
-        num_samples: Samples of all batches.
-        num_pieces: Small batches that they were cut into.
+    Layers go by the path of the module that owns the parameters.
     """
 
     total: NoiseTerms
@@ -79,18 +75,12 @@ class GradientNoise:
 
 
 def noise_terms(sizes: Sequence[int], squares: Sequence[float], mean_square: float) -> NoiseTerms:
-    """Return signal and noise from gradients of small batches and of all of them together.
+    """Return signal and noise from gradients of M small batches and of all of them together.
 
     ``tr Σ = (Σ bᵢ‖gᵢ‖² − N‖ḡ‖²) / (M − 1)`` and ``‖G‖² = ‖ḡ‖² − tr Σ / N``: with equal sizes the
     two-batch-size estimators of McCandlish et al., both terms averaged before they are divided.
-
-    Args:
-        sizes: Samples bᵢ of the M small batches, N in all.
-        squares: ``‖gᵢ‖²`` of the gradient of each one's mean loss.
-        mean_square: ``‖ḡ‖²`` of their mean, weighted by size.
-
-    Raises:
-        ValueError: If there are fewer than two small batches.
+    ``sizes`` are bᵢ, N in all; ``squares`` are ``‖gᵢ‖²`` of the gradient of each one's mean loss,
+    ``mean_square`` is ``‖ḡ‖²`` of their mean, weighted by size.
 
     Reference:
         McCandlish et al. (2018), An empirical model of large-batch training, appendix A.1.
@@ -109,19 +99,12 @@ def noise_terms(sizes: Sequence[int], squares: Sequence[float], mean_square: flo
 def micro_batch_terms(
     mean_square: float, total_square: float, num_pieces: int, inverse_size: float
 ) -> NoiseTerms:
-    """Return signal and noise from the micro-batches of one step, each of the same weight in it.
+    """Return signal and noise from the M micro-batches of one step, each of the same weight in it.
 
     ``tr Σ = (mean ‖gᵢ‖² − ‖ḡ‖²) / (mean(1/bᵢ) · (1 − 1/M))`` and
     ``‖G‖² = ‖ḡ‖² − tr Σ · mean(1/bᵢ) / M``: what `noise_terms` gives where all sizes are equal.
-
-    Args:
-        mean_square: Mean of ``‖gᵢ‖²`` over micro-batches of one process.
-        total_square: ``‖ḡ‖²`` of the mean over the M micro-batches of all processes.
-        num_pieces: M, two or more.
-        inverse_size: Mean of ``1/bᵢ``, bᵢ the samples of a micro-batch.
-
-    Raises:
-        ValueError: If there are fewer than two micro-batches.
+    ``mean_square`` is the mean of ``‖gᵢ‖²`` over micro-batches of one process, ``total_square``
+    ``‖ḡ‖²`` of the mean over those of all processes, ``inverse_size`` the mean of ``1/bᵢ``.
 
     Reference:
         McCandlish et al. (2018), An empirical model of large-batch training, appendix A.1.
@@ -136,11 +119,7 @@ def micro_batch_terms(
 
 
 def averaged(terms: Sequence[NoiseTerms]) -> NoiseTerms:
-    """Return the mean of signals and of traces, so that their ratio has little bias.
-
-    Args:
-        terms: Estimates, one or more; one that is not finite makes the mean not finite.
-    """
+    """Return the mean of signals and of traces, so that their ratio has little bias."""
     # Not fsum, which raises where inf meets -inf.
     signal, trace = sum(t.signal for t in terms), sum(t.trace for t in terms)
     return NoiseTerms(signal / len(terms), trace / len(terms))
@@ -155,15 +134,10 @@ def gradient_noise(
 ) -> GradientNoise:
     """Return signal and noise of the gradient of the mean loss.
 
-    The batches are cut into pieces along the sample axis; gradients of the pieces (small batches)
-    are compared with the gradient of all samples (the large one).
-
-    Args:
-        model: Any eager model, evaluated in eval mode; frozen parameters are left out.
-        batches: Pairs of (input, target), weighted by batch size.
-        loss: ``loss(output, target)``, the mean over the batch. With the target None, where it
-            holds its own, pieces are taken of its gradient by the output.
-        num_pieces: Pieces at least, as far as there are samples.
+    See `analyzer.gradient_noise_scale`. The batches are cut into ``num_pieces`` pieces at least
+    along the sample axis, as far as there are samples; gradients of the pieces (small batches) are
+    compared with the gradient of all samples (the large one). With the target None, where the loss
+    holds its own, pieces are taken of its gradient by the output.
 
     Raises:
         ValueError: If there are fewer than two samples, or no parameter wants a gradient.
@@ -210,12 +184,7 @@ def measure(batch: HeldBatch) -> Measurement:
 
 
 def noise_table(found: GradientNoise, notes: Mapping[str, str]) -> Measurement:
-    """Return the table of the probe.
-
-    Args:
-        found: Signal and noise.
-        notes: Further metadata: where it comes from.
-    """
+    """Return the table of the probe, with notes that say where it comes from as metadata."""
     columns = {
         "gradient_noise_scale": [found.total.scale],
         "signal_norm": [found.total.signal_norm],
@@ -271,13 +240,7 @@ Gradients = Sequence[Tensor | None]
 def _gradient_pieces(
     model: nn.Module, batch: Batch, loss: Loss, parameters: list[nn.Parameter], num: int
 ) -> Iterator[tuple[int, Gradients]]:
-    """Yield the size of each piece of a batch, and the gradient of its mean loss.
-
-    Raises:
-        ValueError: If the loss is not one number that depends on the parameters.
-        AnalyzerError: If the model mixes the samples of a batch, or a loss that holds its own
-            targets reads an output without sample axis.
-    """
+    """Yield the size of each piece of a batch, and the gradient of its mean loss."""
     if (norm := norm_over_batch(model)) is not None:
         raise AnalyzerError(
             f"the gradient noise cannot be split: batch norm {norm!r} of {type(model).__name__!r} "

@@ -27,10 +27,8 @@ Slot = tuple[Node, int]
 class Crossing:
     """The edges by which a gradient enters the branch of one join.
 
-    Args:
-        node: The node that adds or concatenates.
-        edges: (reader, its input slot): from the join to its branch operand, and from the shortcut
-            into a gate, which belongs to the branch.
+    Each is (reader, its input slot): from the join's node to its branch operand, and from the
+    shortcut into a gate, which belongs to the branch.
     """
 
     node: Node
@@ -39,12 +37,9 @@ class Crossing:
 
 @dataclass(frozen=True, eq=False)
 class Destination:
-    """The tensor at which the gradients of all paths are taken.
+    """The tensor at which the gradients of all paths are taken, and the node that made it.
 
-    Args:
-        name: What it is, in words.
-        node: The node that made it.
-        parts: It, as edges of the graph; several where a join reads several chunks of one tensor.
+    There are several parts where a join reads several chunks of one tensor.
     """
 
     name: str
@@ -53,16 +48,10 @@ class Destination:
 
 
 def crossings_of(sites: Sequence[JoinSite]) -> list[Crossing]:
-    """Return for each join with gradient the edges that cross into its branch.
+    """Return for each join with gradient the edges that cross into its branch, forward order.
 
     A concatenation crosses as an addition does: it is the sum of its operands, each padded with
     zeros. An edge belongs to one join: that whose node it leaves.
-
-    Args:
-        sites: The joins in the graph, forward order.
-
-    Returns:
-        One crossing a join; without edges where no gradient goes to the branch.
     """
     taken = {(site.node, slot) for site in sites if site.node for slot in site.branch_slots}
     crossings: list[Crossing] = []
@@ -81,12 +70,7 @@ def destination_of(
 ) -> Destination:
     """Return the fork of the first join: of nested joins the outermost one's, made first.
 
-    Without joins it is the first floating input, or the first embedding.
-
-    Args:
-        sites: The joins with gradient, forward order.
-        inputs: Floating inputs of the model that have a batch axis.
-        walk: The graph of the loss.
+    Without joins it is the first floating input with a batch axis, or the first embedding.
 
     Raises:
         PathsError: If that tensor has no gradient.
@@ -158,20 +142,12 @@ Counts = list[int]
 
 
 def count_paths(root: Node, fork: Node, crossings: Sequence[Crossing]) -> Counts:
-    """Return the number of paths from the loss to the fork by the branches that they cross.
+    """Return the number of paths from the loss to the fork, by the branches that they cross.
 
     A path is a choice of shortcut or branch at each join that it meets; routes inside one branch
     that meet the same joins (query, key and value) are one path. At every join
     ``N_k ← N_k(through shortcut) + N_{k−1}(through branch)``: C(n, k) for n joins one after
     another, 1, 2, 0 for ``x + a(x) + m(x)``, 1, 1, 1 for a join inside the branch of another.
-
-    Args:
-        root: The node of the loss.
-        fork: Where paths end.
-        crossings: The joins.
-
-    Returns:
-        Whole numbers for lengths 0 to the number of joins.
     """
     joins = {crossing.node: crossing for crossing in crossings}
     cut = {edge for crossing in crossings for edge in crossing.edges}

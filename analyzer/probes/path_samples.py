@@ -37,11 +37,9 @@ class PathsError(AnalyzerError, ValueError):
 
 
 class Layout(NamedTuple):
-    """Where the samples of a tensor are.
+    """The axis that counts the samples of a tensor, alone or merged with another one.
 
-    Args:
-        axis: The axis that counts samples, alone or merged with another one.
-        is_minor: Whether the sample is the faster part of a merged axis.
+    ``is_minor``: whether the sample is the faster part of a merged axis.
     """
 
     axis: int
@@ -52,11 +50,6 @@ def batch_size(inputs: Iterable[Tensor], outputs: Iterable[Tensor], batch_dim: i
     """Return the number of samples: the size that inputs and outputs share along `batch_dim`.
 
     Inputs without batch axis, such as a mask for all samples, have another size and do not count.
-
-    Args:
-        inputs: Tensors that the model was called with.
-        outputs: Tensors of its output that the loss reads.
-        batch_dim: The batch axis.
 
     Raises:
         PathsError: If no size fits.
@@ -108,18 +101,8 @@ def layouts_of(
     A random gradient at the outputs of the first sample alone, then of the last alone, must reach
     nothing of another sample: neither in the inputs along `batch_dim`, nor in the tensors along the
     axis returned. What is compared with zero is exact, so there is no tolerance; NaN is passed
-    over, because 0 · ∞ is NaN in a sample that nothing reached.
-
-    Args:
-        outputs: Tensors of the model's output that the loss reads; those without batch axis (loss
-            terms) are left out.
-        inputs: Floating inputs with batch axis, as edges of the graph.
-        parts: The tensors, as edges of the graph.
-        num_samples: Samples of the batch.
-        batch_dim: The batch axis of inputs and outputs.
-
-    Returns:
-        One layout a part.
+    over, because 0 · ∞ is NaN in a sample that nothing reached. Outputs without batch axis (loss
+    terms) are left out.
 
     Raises:
         PathsError: If samples are mixed, or a part has no axis that keeps them apart.
@@ -213,7 +196,7 @@ class EvaluatedBatch:
         walk: The graph below the loss.
         sites: The joins with gradient, forward order.
         inputs: Tensors that the model was called with.
-        input_edges: The floating ones among them, as edges of the graph.
+        input_edges: The floating ones among them.
         outputs: Floating tensors of the model's output that the loss reads.
     """
 
@@ -248,11 +231,7 @@ def evaluate(
 ) -> EvaluatedBatch:
     """Run a batch forward on copies of its inputs and locate the joins in its graph.
 
-    Args:
-        model: Inside of `evaluating_with_gradients`, outside of wrappers.
-        inputs: Its arguments, as `analyzer.joins.find.call_arguments` takes them.
-        targets: Second argument of `loss`.
-        loss: ``loss(output, targets)``.
+    The model is inside of `evaluating_with_gradients`, outside of wrappers.
 
     Raises:
         PathsError: If the loss is not one number with a gradient, or joins cannot be seen.

@@ -38,13 +38,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The gradient of a network by the number of branches that it crossed.
+    """The gradient of a network by the number of branches that it crossed, from 0 to all joins.
 
     Args:
-        num_paths: Number of paths by length, from 0 to the number of joins.
         gradient_norms: Mean over samples of ‖G_k‖₂ by length.
         shares: Mean over samples of ⟨G_k, G⟩/‖G‖² by length; None where all samples have G = 0.
-        num_samples: Samples of the batch.
         destination: The tensor at which the gradient was taken, in words.
         sum_error: ‖Σ_k G_k − G‖ / ‖G‖ with the gradient G of a plain backward pass.
     """
@@ -68,18 +66,7 @@ class Spectrum:
 
 
 def measure(batch: HeldBatch) -> Measurement:
-    """Return the path-length spectrum of a model on one batch, samples along the first axis.
-
-    Args:
-        batch: The model, its inputs, targets and mean loss; see `path_lengths`.
-
-    Returns:
-        The columns of ``probes/paths``; in the metadata the effective path length, the number of
-        joins and samples, where the gradient was taken, and the error of the sum rule.
-
-    Raises:
-        PathsError: If the spectrum of this model cannot be exact.
-    """
+    """Return the path-length spectrum of a model on one batch, samples along the first axis."""
     spectrum = path_lengths(batch)
     return Measurement(
         columns={
@@ -104,15 +91,12 @@ def path_lengths(batch: HeldBatch, batch_dim: int = 0) -> Spectrum:
 
     A network of n joins is a sum over paths. ``G_k`` is the gradient carried by all paths that
     cross exactly k branches: at every join ``G_k ← G_k(through shortcut) + Jᵀ G_{k−1}(through
-    branch)``. Exact: nothing is sampled. ``G_k[i]`` is of sample i's own loss. A concatenation is a
-    join as well: the sum of its operands, each padded with zeros.
+    branch)``. Exact: nothing is sampled. ``G_k[i]`` is of sample i's own loss, samples along
+    ``batch_dim`` of inputs and outputs. A concatenation is a join as well: the sum of its operands,
+    each padded with zeros.
 
     Eval mode, so that norms use running statistics and nothing is dropped; all parts get a
     gradient, frozen ones too. The model is left as it was.
-
-    Args:
-        batch: The model, its inputs, targets and mean loss.
-        batch_dim: The axis of inputs and outputs that counts samples.
 
     Raises:
         PathsError: If the model mixes samples or has another batch axis; if joins cannot be seen;
@@ -148,15 +132,9 @@ def path_lengths(batch: HeldBatch, batch_dim: int = 0) -> Spectrum:
 def effective_path_length(lengths: Iterable[float], norms: Iterable[float]) -> float:
     """Return the mean length of a path, weighted by the gradient that paths of its length carry.
 
-    ``Σ k‖G_k‖ / Σ ‖G_k‖``. Far below the number of joins in deep residual networks: the gradient
-    is carried by short paths, although most paths are long.
-
-    Args:
-        lengths: Path lengths k, in joins.
-        norms: ‖G_k‖ by length, in any unit.
-
-    Returns:
-        The length, in joins. NaN where no gradient arrives, or a norm is NaN or infinite.
+    ``Σ k‖G_k‖ / Σ ‖G_k‖`` in joins. Far below the number of joins in deep residual networks: the
+    gradient is carried by short paths, although most paths are long. NaN where no gradient arrives,
+    or a norm is NaN or infinite.
 
     Reference:
         Veit et al. (2016), section 4.3.
@@ -257,14 +235,8 @@ def gradients_by_length(
     begins with that, there. All run over one graph, so memory holds one forward pass and one
     gradient a join, whatever their number, and a pass computes nothing above its first branch.
 
-    Args:
-        loss: One number, with its graph, which is kept.
-        parts: The tensors at which the gradient is taken, as edges of the graph.
-        crossings: The joins; their nodes are hooked until the last gradient is taken.
-
-    Yields:
-        One gradient a part, None where no path of that length arrives; ends early once no path
-        is left.
+    One gradient a part (a place where it is taken), None where no path of that length arrives;
+    ends early once no path is left. The joins' nodes are hooked until then.
     """
     held: dict[tuple[Node, int], Tensor] = {}
     slots: dict[Node, list[int]] = {}

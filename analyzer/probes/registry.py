@@ -28,12 +28,6 @@ def probe_named(name: str) -> Callable[..., Measurement]:
     """Return the function that measures a probe, with the same random numbers each time.
 
     It takes the held batch, and the options in the probe's row as keywords.
-
-    Args:
-        name: One of `PROBE_NAMES`.
-
-    Raises:
-        AnalyzerError: If there is no such probe.
     """
     row = next((probe for probe in PROBES if probe.name == name), None)
     if row is None:
@@ -57,10 +51,7 @@ def same_draws(model: nn.Module) -> Iterator[None]:
     """Let a model draw the same random numbers whenever it is measured.
 
     So a probe sees the same dropout masks at every step, and gives the same values during a
-    training as afterwards from its checkpoint.
-
-    Args:
-        model: Its devices are seeded, too; all generators are put back at the end.
+    training as afterwards from its checkpoint. All generators are put back at the end.
     """
     devices = {p.device for p in (*model.parameters(), *model.buffers())}
     with preserve_state(model):

@@ -42,7 +42,6 @@ class Correlations:
     """The correlation of gradients at every layer, and what theory says of idealized nets.
 
     Args:
-        names: Layers in call order.
         values: Mean cosine over all pairs of inputs; NaN where it is not defined.
         depths: Per layer the nonlinearities on the longest path from it to the output.
         joins: Per layer the residual joins on the longest such path; all 0 in a plain net.
@@ -63,18 +62,9 @@ def gradient_correlation(model: nn.Module, inputs: Any) -> Correlations:
 
     Row i of a layer's gradient is ∂(sum of all outputs)/∂(activation of input i), from one backward
     pass. Where the model mixes samples, as batch norm does in training mode, that row also holds
-    what input i does to the outputs of the others; `Correlations.mixes_samples` says so.
-
-    Args:
-        model: Any eager model, used in the mode it is in.
-        inputs: A batch; a tuple for several arguments, a dict for keyword arguments.
-
-    Returns:
-        One value per layer. NaN where fewer than two inputs have a gradient, where it is not
-        finite, and where the output's first axis is not the batch.
-
-    Raises:
-        ValueError: If the output holds no floating tensor with a gradient.
+    what input i does to the outputs of the others; `Correlations.mixes_samples` says so. NaN where
+    fewer than two inputs have a gradient, where it is not finite, and where the output's first axis
+    is not the batch.
 
     Reference:
         Balduzzi et al. (2017), The shattered gradients problem, sections 2 and 3.
@@ -99,17 +89,10 @@ def gradient_correlation(model: nn.Module, inputs: Any) -> Correlations:
 
 
 def mean_cosine(rows: Tensor) -> float:
-    """Return the mean cosine over all pairs of rows, uncentered.
+    """Return the mean cosine over all pairs of rows ``[samples, …]``, uncentered.
 
     With unit rows u: ``(‖Σ u‖² − n) / (n (n − 1))``. Rows of zeros have no direction and are left
-    out.
-
-    Args:
-        rows: ``[samples, …]``, flattened to one vector a sample.
-
-    Returns:
-        A number in [−1, 1], without unit. NaN for fewer than two rows that are not zero, and where
-        a row is not finite.
+    out. NaN for fewer than two rows that are not zero, and where a row is not finite.
     """
     count, total = 0, torch.zeros((), dtype=torch.float64)
     for block in torch.split(rows.detach().flatten(1), _BLOCK):
@@ -132,12 +115,7 @@ def references(
 
     ``plain``: 1/2^L with L nonlinearities above the layer. ``residual``: (3/4)^L and
     ``residual_norm``: 1/(β√L), at most 1, with L joins above the layer (one mask in each branch);
-    in a net without joins L is that of ``plain``.
-
-    Args:
-        depths: Nonlinearities above each layer.
-        joins: Joins above each layer.
-        branch_scale: β, the factor on every branch.
+    in a net without joins L is that of ``plain``. β is the factor on every branch.
 
     Reference:
         Balduzzi et al. (2017), The shattered gradients problem, theorems 1 to 3.
@@ -172,12 +150,7 @@ def measure(batch: HeldBatch) -> Measurement:
 
 @contextmanager
 def fixed_statistics(model: nn.Module, inputs: Any) -> Iterator[int]:
-    """Let batch norms in training use the statistics of one batch as constants; yield how many do.
-
-    Args:
-        model: The model; it is put back as it was.
-        inputs: The batch.
-    """
+    """Let batch norms in training use one batch's statistics as constants; yield how many do."""
     model = unwrapped(model)
     norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.training]
     norms = [norm for norm in norms if norm.running_mean is not None]
@@ -277,20 +250,10 @@ _MAX_LAG = 15
 def gradient_autocorrelation(
     model: nn.Module, grid: Tensor, max_lag: int = _MAX_LAG
 ) -> list[float]:
-    """Return the autocorrelation, along a line of inputs, of the gradient along that line.
+    """Return the autocorrelation of the gradient along a line of inputs, at lag 0 to ``max_lag``.
 
-    White noise falls to 0 at lag 1: the gradient is shattered. Brown noise decays slowly.
-
-    Args:
-        model: Any eager model whose first argument is the input, used in the mode it is in.
-        grid: Inputs evenly spaced on a line, ``[points, …]``.
-        max_lag: Largest distance in grid points.
-
-    Returns:
-        Values at lag 0 (which is 1) to ``max_lag``; NaN where the gradient is constant.
-
-    Raises:
-        ValueError: If the grid has fewer than ``max_lag + 2`` points, or is not a line.
+    White noise falls to 0 at lag 1: the gradient is shattered. Brown noise decays slowly. NaN where
+    the gradient is constant.
 
     Reference:
         Balduzzi et al. (2017), The shattered gradients problem, section 1.2.
@@ -306,15 +269,7 @@ def gradient_autocorrelation(
 def gradient_on_line(model: nn.Module, grid: Tensor) -> Tensor:
     """Return the derivative of the sum of a model's outputs along a line of inputs.
 
-    Args:
-        model: Any eager model whose first argument is the input.
-        grid: Inputs evenly spaced on a line, ``[points, …]``.
-
-    Returns:
-        ``[points]`` in float64, per unit of length.
-
-    Raises:
-        ValueError: If the grid has fewer than two points, or is not a line of even steps.
+    ``[points]`` in float64, per unit of length, for evenly spaced inputs ``[points, …]``.
     """
     steps = grid.detach().double().diff(dim=0).flatten(1)
     if not len(steps) or not torch.allclose(steps, steps[:1].expand_as(steps), rtol=1e-2):
@@ -333,16 +288,10 @@ def gradient_on_line(model: nn.Module, grid: Tensor) -> Tensor:
 
 
 def autocorrelation(series: Sequence[float], max_lag: int) -> list[float]:
-    """Return the autocorrelation of a series about its mean.
+    """Return the autocorrelation of a series about its mean, for lags 0 … `max_lag`.
 
-    ``Σ (g_t − ḡ)(g_{t+k} − ḡ) / Σ (g_t − ḡ)²`` for k = 0 … `max_lag`.
-
-    Args:
-        series: At least ``max_lag + 1`` numbers.
-        max_lag: Largest lag.
-
-    Returns:
-        A value per lag, without unit; NaN for a constant series, and where it is not finite.
+    ``Σ (g_t − ḡ)(g_{t+k} − ḡ) / Σ (g_t − ḡ)²``; NaN for a constant series, and where it is not
+    finite.
     """
     values = torch.tensor(list(series), dtype=torch.float64)
     centered: Any = values - values.mean()

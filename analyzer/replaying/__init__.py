@@ -42,17 +42,10 @@ _PROGRESS_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class ProbeOrder:
-    """What is to be measured.
+    """What is to be measured, on which checkpoints (a step, ``last`` or ``all``).
 
-    Args:
-        names: The probes.
-        which: The checkpoints: a step, ``last`` or ``all``.
-        options: Values of the options in the probes' rows, by name; what is missing has its
-            default.
-        overwrites: Whether existing tables are replaced.
-
-    Raises:
-        AnalyzerError: If an option has no such value.
+    ``options`` are values of the options in the probes' rows, by name; what is missing has its
+    default. Existing tables are replaced where it `overwrites`.
     """
 
     names: tuple[str, ...]
@@ -103,14 +96,8 @@ def sentences(say: Say) -> Progress:
 def measure_all(run: Run, held: Held, order: ProbeOrder, say: Say, progress: Progress) -> None:
     """Measure the probes on each of the checkpoints and write their tables.
 
-    One that is refused keeps none of the others from being measured.
-
-    Args:
-        run: The run.
-        held: The model, whose weights are replaced, and its first batch.
-        order: What to measure.
-        say: Receives a sentence about each table.
-        progress: Told how far a landscape is.
+    The weights of the held model are replaced. One probe that is refused keeps none of the others
+    from being measured.
 
     Raises:
         AnalyzerError: If a checkpoint does not fit, or, after the others, if a probe cannot be
@@ -201,15 +188,10 @@ def _with_layers(run: Run, measurement: Measurement) -> dict[str, Any]:
 
 
 def checkpoints_of(run: Run, which: str) -> dict[int, Path]:
-    """Return the checkpoints of a run by step.
-
-    Args:
-        run: The run.
-        which: A step, ``last`` or ``all``.
+    """Return the requested checkpoints of a run by step: a step, ``last`` or ``all``.
 
     Raises:
         NotRecordedError: If there is no such checkpoint; the message lists the existing ones.
-        AnalyzerError: If ``which`` is neither.
     """
     files = sorted((run.path / "checkpoints").glob("step-*.safetensors"))
     known = {int(file.stem.removeprefix("step-")): file for file in files}
@@ -232,14 +214,7 @@ def checkpoints_of(run: Run, which: str) -> dict[int, Path]:
 
 
 def state_of(model: nn.Module, file: Path) -> dict[str, Tensor]:
-    """Read a checkpoint, also one of several models whose names have prefixes.
-
-    Args:
-        model: The model that it is for.
-        file: The checkpoint.
-
-    Returns:
-        A state dict of the model.
+    """Read a checkpoint as a state dict of a model, also one of several models with prefixed names.
 
     Raises:
         AnalyzerError: If it is of another model, or of several that could be this one.

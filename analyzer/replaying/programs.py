@@ -31,12 +31,6 @@ def probe_run(
 ) -> None:
     """Measure probes on the checkpoints of a run of a zoo network or a model file.
 
-    Args:
-        run: The run; its tables get the new ones, none that exists is written again unasked.
-        order: What to measure.
-        say: Receives a sentence about each table.
-        progress: Told how far a landscape is; None for a sentence now and then.
-
     Raises:
         AnalyzerError: If the run cannot be rebuilt, or a probe cannot be measured on it, with the
             reason.
@@ -48,12 +42,8 @@ def probe_run(
 def command_of(run: Run, args: Sequence[str]) -> list[str]:
     """Return the command line of a recorded script, as it is started again.
 
-    Args:
-        run: The run of a script.
-        args: Arguments to use instead of the recorded ones; empty to use those.
-
-    Raises:
-        AnalyzerError: If the recorded arguments hold paths that the run does not know.
+    It has the recorded arguments where `args` is empty; these may hold hidden paths, which are
+    refused.
     """
     argv = list(run.manifest["argv"])
     head = argv[:2] if argv[0] == "-m" else argv[:1]
@@ -72,12 +62,8 @@ def replay_script(
 ) -> None:
     """Measure probes on the checkpoints of a script's run, in a child process.
 
-    Args:
-        run: The run of a script.
-        order: What to measure.
-        args: Arguments of the script; empty to use the recorded ones.
-        in_place: Run it in this working folder instead of a temporary one.
-        say: Receives sentences.
+    The script gets the recorded arguments where `args` is empty, and runs in a temporary folder
+    unless `in_place`.
 
     Raises:
         AnalyzerError: If something could not be measured, with the reason; if the script did not
@@ -145,11 +131,7 @@ def _environment(*, is_module: bool) -> dict[str, str]:
 
 
 def rebuilt(run: Run) -> Held:
-    """Build the model and the first batch of a run again.
-
-    Raises:
-        AnalyzerError: If it is of another kind, or its program fails now, or the batch differs.
-    """
+    """Build the model and the first batch of a run again; another kind of program is refused."""
     kind = run.manifest.get("kind")
     if kind == "zoo":
         held = _zoo(run.manifest)
@@ -228,15 +210,7 @@ def _first_batch(model: nn.Module, stream: Any, loss: Callable[[Any, Any], Tenso
 
 
 def check_batch(run: Run, held: Held) -> None:
-    """Compare the first batch with the recorded one.
-
-    Args:
-        run: The run.
-        held: The first batch of the training that was built again.
-
-    Raises:
-        AnalyzerError: If they differ: the data or the random numbers do.
-    """
+    """Refuse a first batch that is not the recorded one: data or random numbers differ."""
     expected = run.manifest.get("first_batch")
     if expected is not None and held.hash() != expected:
         raise AnalyzerError(

@@ -21,14 +21,8 @@ def chebyshev_nodes(count: int, nodes: int) -> NDArray[np.intp]:
     """Return the places on an axis of `count` points that are nearest to Chebyshev's nodes.
 
     ``(N − 1) (1 − cos(π k / (n − 1))) / 2``, both ends and the middle included for odd n: a
-    polynomial, and a spline, errs most near the ends, so the nodes are denser there.
-
-    Args:
-        count: Points on the axis.
-        nodes: Nodes to choose, 2 or more.
-
-    Returns:
-        Increasing places from 0 to ``count - 1``, fewer than `nodes` where they coincide.
+    polynomial, and a spline, errs most near the ends, so the nodes are denser there. Fewer than
+    `nodes`, which are 2 or more, where they coincide.
     """
     angles = np.pi * np.arange(nodes) / (nodes - 1)
     return np.unique(np.round((count - 1) * (1 - np.cos(angles)) / 2).astype(np.intp))
@@ -83,9 +77,8 @@ class Estimate:
     """A surface, partly evaluated.
 
     Attributes:
-        values: Loss at every point; where not evaluated, that of the fitted surface, NaN where none
-            could be fitted.
-        evaluated: Which points were evaluated.
+        values: Loss at every point ``[alphas, betas]``; where not evaluated, that of the fitted
+            surface, NaN where none could be fitted.
         error: Largest error at points that were predicted before they were evaluated, over the
             range of the loss, in the rounds that decided; 0 where all were evaluated, NaN where no
             point was held out.
@@ -112,17 +105,8 @@ def estimated_surface(
     fits (cubic and quintic radial functions of L and of log L) disagree most, and where the next
     evaluated point is farthest. Each is predicted, evaluated, and then used. It ends when the
     best fit was within 0.6 of the tolerance in three rounds in a row. A surface too rough for that,
-    or with a point that is not finite, is evaluated at every point.
-
-    Args:
-        axes: Increasing coordinates of the two axes.
-        evaluate: Loss at points given by their places on the two axes; of the first ones only if
-            time is up.
-        tolerance: Allowed error over the range of the loss.
-        is_late: Whether to stop with what is there; called between rounds.
-
-    Returns:
-        The surface ``[alphas, betas]``.
+    or with a point that is not finite, is evaluated at every point. ``evaluate`` returns the losses
+    of the first places only if time is up.
     """
     search = _Search(axes, evaluate)
     search.start()

@@ -67,24 +67,13 @@ def _drawn(weight: Tensor, generator: torch.Generator) -> Tensor:
 def normalized(
     direction: Mapping[str, Tensor], weights: Mapping[str, Tensor], normalization: str = "filter"
 ) -> Direction:
-    """Scale a direction to the weights, tensor by tensor.
+    """Scale a direction to the weights of the same names, in their types, on their devices.
 
     ``filter``: each slice f along dimension 0 becomes ``d[f] · ‖θ[f]‖ / (‖d[f]‖ + 1e-10)``: a row
     of a linear layer or an embedding, an output channel of a convolution, an *input* channel of a
     transposed convolution (as in the authors' code). ``layer``: ``d · ‖θ‖ / ‖d‖``. ``none``: as it
-    is. In all three, tensors of one dimension or none (biases, γ and β of norms) become zero.
-
-    Args:
-        direction: Tensors by parameter name.
-        weights: The weights by the same names, same shapes.
-        normalization: ``"filter"``, ``"layer"`` or ``"none"``.
-
-    Returns:
-        The scaled direction in the weights' types, on their devices. A slice whose weights are zero
-        is zero; one whose weights are not finite is not finite.
-
-    Raises:
-        ValueError: If the normalization is unknown.
+    is. In all three, tensors of one dimension or none (biases, γ and β of norms) become zero. A
+    slice whose weights are zero is zero; one whose weights are not finite is not finite.
 
     Reference:
         Li et al. (2018), §4; ``xnorm=filter, xignore=biasbn`` of their code.
@@ -116,12 +105,7 @@ def _scaled(step: Tensor, weight: Tensor, normalization: str) -> Tensor:
 def cosine(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
     """Return the cosine of the angle between two directions, ``⟨d₁, d₂⟩ / (‖d₁‖ ‖d₂‖)``.
 
-    Args:
-        first: A direction; names that only one of the two has count as zeros in the other.
-        second: Another.
-
-    Returns:
-        The cosine; NaN where one of them is zero.
+    Names that only one of the two has count as zeros in the other. NaN where one is zero.
     """
 
     def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
@@ -138,17 +122,10 @@ def _widened(tensor: Tensor) -> Tensor:
 
 
 def direction_to(model: nn.Module, checkpoint: Mapping[str, Tensor]) -> Direction:
-    """Return the direction from a model's weights to those of a checkpoint.
+    """Return the direction from a model's weights to those of a checkpoint, a state dict.
 
     ``d = θ_checkpoint − θ``: the model is at α = 0, the checkpoint at α = 1. All parameters are
     taken, biases included; buffers such as running statistics stay those of the model.
-
-    Args:
-        model: The model at the start of the line.
-        checkpoint: A state dict, or parameters by name. Other entries are not used.
-
-    Returns:
-        The direction over all parameters.
 
     Raises:
         ValueError: If the checkpoint lacks a parameter, or one has another shape.
@@ -169,18 +146,8 @@ def plane_through(
 ) -> tuple[Direction, Direction]:
     """Return the directions of the plane through a model and two checkpoints.
 
-    The model is at (0, 0), the first checkpoint at (1, 0), the second at (0, 1).
-
-    Args:
-        model: One of the three points.
-        first: A checkpoint, as for `direction_to`.
-        second: Another.
-
-    Returns:
-        Two directions over all parameters; not orthogonal, and of different lengths.
-
-    Raises:
-        ValueError: If a checkpoint does not fit the model.
+    The model is at (0, 0), the first checkpoint at (1, 0), the second at (0, 1): the directions are
+    not orthogonal, and of different lengths.
     """
     return direction_to(model, first), direction_to(model, second)
 
@@ -213,16 +180,8 @@ def trajectory_plane(
 
     The two leading right singular vectors of the rows ``θᵢ − θ*``, θ* the model's weights. The rows
     are not centered: the plane is drawn through θ*, so it is the distance from θ* that it explains.
-
-    Args:
-        model: The model at the end of the trajectory.
-        checkpoints: State dicts, or parameters by name; three or more that differ.
-        centered: Subtract the mean of the rows first, as scikit-learn's PCA in the code of Li et
-            al. does.
-        weights_only: Leave out tensors of one dimension or none, as with filter normalization.
-
-    Returns:
-        The plane; each residual is ``‖rest‖ / ‖θᵢ − θ*‖``, 0 for a checkpoint at θ*.
+    ``centered`` and ``weights_only`` (no tensors of one dimension or none) make it the PCA in the
+    code of Li et al. Each residual is ``‖rest‖ / ‖θᵢ − θ*‖``, 0 for a checkpoint at θ*.
 
     Raises:
         ValueError: If the checkpoints span less than a plane, or do not fit the model.
@@ -269,19 +228,9 @@ def projected(
 ) -> tuple[Tensor, Tensor]:
     """Project checkpoints onto a plane (or a line) through a model, by least squares.
 
-    ``min_c ‖θᵢ − θ* − Σ_k c_k d_k‖``: right for directions of any length and angle.
-
-    Args:
-        model: The model at the origin.
-        checkpoints: State dicts, or parameters by name.
-        directions: One or two.
-
-    Returns:
-        Coordinates ``[checkpoints, directions]`` and residuals ``[checkpoints]`` relative to
-        ``‖θᵢ − θ*‖``: near 1, the picture says nothing about that checkpoint.
-
-    Raises:
-        ValueError: If a checkpoint or a direction does not fit the model.
+    ``min_c ‖θᵢ − θ* − Σ_k c_k d_k‖``: right for directions of any length and angle. Returns
+    coordinates ``[checkpoints, directions]`` and residuals ``[checkpoints]`` relative to
+    ``‖θᵢ − θ*‖``: near 1, the picture says nothing about that checkpoint.
     """
     rows = torch.stack([_row(model, checkpoint, False) for checkpoint in checkpoints])
     zeros = {name: torch.zeros_like(weight) for name, weight in named_weights(model).items()}

@@ -49,11 +49,7 @@ def evaluating(model: nn.Module, moves: Moves) -> Iterator[nn.Module]:
 
 
 def loss_value(loss: Loss, output: Any, target: Any) -> Tensor | float:
-    """Return the loss of one batch, as a tensor of one number or as a number.
-
-    Raises:
-        ValueError: If it is not one number.
-    """
+    """Return the loss of one batch, as a tensor of one number or as a number."""
     value = loss(output, target)
     if isinstance(value, Tensor) and value.numel() == 1:
         return value.detach().double().reshape(())
@@ -68,14 +64,8 @@ def loss_value(loss: Loss, output: Any, target: Any) -> Tensor | float:
 class InPlace:
     """Moves the weights of a module and runs it over batches, one point after the other.
 
-    Args:
-        module: In the mode in which it is to be evaluated.
-        moves: Its weights.
-        batches: The data.
-        loss: ``loss(output, target)``, the mean over a batch.
-        batch_norm: ``"keep"`` the running statistics, or ``"recompute"`` them at every point, as
-            the plain averages over the batches.
-        name: What the metadata call it.
+    The module is in the mode in which it is to be evaluated. ``batch_norm="recompute"`` estimates
+    the running statistics at every point, as the plain averages over the batches.
     """
 
     group = 1

@@ -28,14 +28,7 @@ class PartialSurfaceError(ValueError):
 
 
 def fingerprint(parts: Iterable[Any]) -> str:
-    """Return a hash of tensors, arrays, numbers and names, nested or not.
-
-    Args:
-        parts: Everything that a result depends on.
-
-    Returns:
-        64 hexadecimal digits.
-    """
+    """Return a hash of tensors, arrays, numbers and names, nested or not, in hexadecimal digits."""
     digest = hashlib.sha256()
     _absorb(digest, list(parts))
     return digest.hexdigest()
@@ -70,9 +63,6 @@ class Ledger:
         identity: The `fingerprint` of what is evaluated.
         is_late: Asked before every group; once true, nothing more is evaluated.
         on_progress: Called with the number of points done so far.
-
-    Raises:
-        PartialSurfaceError: If the file holds another surface, or none.
     """
 
     def __init__(
@@ -113,11 +103,7 @@ class Ledger:
         self._is_checked = not done.any()
 
     def evaluate(self, method: Method, places: Places) -> NDArray[np.float64]:
-        """Return the losses at some places; of the first ones only if time is up.
-
-        Raises:
-            PartialSurfaceError: If the file was made with another loss.
-        """
+        """Return the losses at some places; of the first ones only if time is up."""
         for start in range(0, len(places), method.group):
             group = places[start : start + method.group]
             index = tuple(np.array(group, dtype=np.intp).T)

@@ -32,16 +32,7 @@ _MAX_GROUP, _CACHED_ELEMENTS = 8, 300_000
 
 @dataclass
 class Work:
-    """What is to be evaluated.
-
-    Args:
-        module: The model, in eval mode.
-        moves: Its weights.
-        directions: One or two aligned directions.
-        batches: The data.
-        loss: ``loss(output, target)``.
-        batch_norm: ``"keep"`` or ``"recompute"``.
-    """
+    """What is to be evaluated: a module in eval mode, moved along one or two aligned directions."""
 
     module: nn.Module
     moves: Moves
@@ -62,10 +53,6 @@ class Checked:
     """A fast method; the model itself, and what is not finite, is left to the plain one.
 
     So (0, 0) is the model's loss bit for bit, and an overflow inside a method never counts.
-
-    Args:
-        fast: The method.
-        plain: The reference.
     """
 
     def __init__(self, fast: Method, plain: Method) -> None:
@@ -86,16 +73,8 @@ def chosen(work: Work, points: Sequence[Point], share: float = 1.0) -> str:
 
     The trial takes two points of the grid and the first batches, up to 512 samples where batches
     are smaller. A method that raises, or differs from the plain loop by more than rounding, is out;
-    one that is not 1.15 times as fast is not worth its risk.
-
-    Args:
-        work: What is to be evaluated.
-        points: All points of the surface.
-        share: How many of them will be evaluated. What takes less than half a second in all needs
-            no trial.
-
-    Returns:
-        A name for `method_named`: ``plain``, or a kind and a number of samples at once.
+    one that is not 1.15 times as fast is not worth its risk. Where the `share` of the points that
+    will be evaluated takes less than half a second in all, there is no trial.
     """
     if work.batch_norm != "keep" or len(points) <= _FEW_POINTS or pooled(work.batches) is None:
         return PLAIN
@@ -158,11 +137,7 @@ def _times(methods: dict[str, Method], points: Sequence[Point]) -> dict[str, flo
 
 
 def method_named(work: Work, name: str) -> Method:
-    """Return the method of a name that `chosen` gave.
-
-    Raises:
-        ValueError: If this work has no such method.
-    """
+    """Return the method of a name that `chosen` gave."""
     plain, whole = work.plain(), pooled(work.batches)
     if name == PLAIN or whole is None:
         return plain
@@ -201,14 +176,8 @@ class Stacked:
     """Evaluates a group of points with batched matrix products.
 
     Where a moved layer reads the data itself, its output is ``(W₀x + b₀) + α D₁x + β D₂x``, and
-    those three products are made once for all points.
-
-    Args:
-        module: The model, in eval mode.
-        moves: Its weights; put back before each evaluation.
-        batch: All data as one batch.
-        loss: ``loss(output, target)``, taken once over all samples of a point.
-        size: Samples at once; activations should stay in the cache.
+    those three products are made once for all points. The loss is taken once over all samples of a
+    point. ``size`` samples run at once: their activations should stay in the cache.
 
     Raises:
         NotStackableError: If weights or directions are not finite; later, if the network holds
@@ -248,11 +217,7 @@ class _AtPoints(TorchFunctionMode):
     """Runs a forward pass at several points: what depends on moved weights is a stack.
 
     A stack is ``[points, batch, features]``; where its form is read, it is that of one point.
-
-    Args:
-        slices: The weights that move.
-        points: Where to.
-        kept: The products of layers that read the data itself, by weight; filled here.
+    ``kept`` fills with the products of layers that read the data itself, by weight.
     """
 
     def __init__(

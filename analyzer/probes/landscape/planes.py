@@ -34,7 +34,7 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class LandscapeRequest:
-    """What is to be drawn, in words as a command line has them.
+    """What is to be drawn, as the options of a command line have it; wrong ones are refused.
 
     Args:
         plane: ``random``; ``trajectory``, the principal plane of the checkpoints; ``N``, the line
@@ -44,16 +44,9 @@ class LandscapeRequest:
         range: Coordinates, ``LOW:HIGH`` for both axes or ``LOW:HIGH,LOW:HIGH``. Empty for −1 to 1
             on random directions, −0.5 to 1.5 where a checkpoint is at 1, and what holds all
             checkpoints for their principal plane; (0, 0) is then a point of the grid.
-        normalization: Of random directions: ``filter``, ``layer`` or ``none``.
-        seed: Of random directions.
-        mode: ``fast`` or ``exact``.
         tolerance: Of the fast mode, over the range of the loss.
-        batch_norm: ``keep`` the running statistics or ``recompute`` them at every point.
         weight_decay: λ of ``λ/2 ‖θ‖²``, added to the loss.
         seconds: Evaluate no more after this time; None for no limit.
-
-    Raises:
-        ValueError: If one of them is not as expected; the message names it as an option.
     """
 
     plane: str = "random"
@@ -157,17 +150,8 @@ def measure(batch: HeldBatch, **options: Any) -> Measurement:
     """Measure the loss of one batch over a plane of two random directions, in half a minute.
 
     ``L(θ* + α d₁ + β d₂)`` on ``[−1, 1]²`` with 51 points along each axis; (0, 0) is one of them.
-
-    Args:
-        batch: The live model, one batch and its loss; left as they are.
-        options: Fields of `LandscapeRequest`, for another plane, grid or mode; ``seconds`` is 30.
-
-    Returns:
-        ``alpha``, ``beta``, ``loss``, ``evaluated``, a row a point; NaN where time ran out before
-        anything could be fitted. The metadata say how it was made.
-
-    Raises:
-        ValueError: If an option is unknown, or asks for checkpoints.
+    ``options`` are fields of `LandscapeRequest`, for another plane, grid or mode. The loss is NaN
+    where time ran out before anything could be fitted.
 
     Reference:
         Li et al. (2018), Visualizing the loss landscape of neural nets, §4.
@@ -186,18 +170,10 @@ def drawn(
 ) -> Measurement:
     """Measure the loss of one batch over the requested plane.
 
-    Args:
-        batch: The model at the checkpoint of `step`, one batch and its loss; left as they are.
-        request: What is to be drawn.
-        step: The step of the model's weights, which are at (0, 0).
-        checkpoints: Those of the training; planes through checkpoints need them.
-        resume: A file for the points that are done, as in `surface`.
-        on_progress: Called with points done and in all.
-
-    Returns:
-        ``alpha``, ``beta``, ``loss``, ``evaluated``, a row a point. Planes through checkpoints have
-        in their metadata ``trajectory``, ``[[step, alpha, beta], …]`` as JSON, and
-        ``trajectory_residuals``, what the plane does not show of ``θᵢ − θ*`` (0: all is in it).
+    The model has the weights of `step`, which are at (0, 0). One row a point: ``alpha``, ``beta``,
+    ``loss``, ``evaluated``. Planes through checkpoints have in their metadata ``trajectory``,
+    ``[[step, alpha, beta], …]`` as JSON, and ``trajectory_residuals``, what the plane does not show
+    of ``θᵢ − θ*`` (0: all is in it). ``resume`` is a file for the points that are done.
 
     Raises:
         ValueError: If a checkpoint is missing or does not fit.

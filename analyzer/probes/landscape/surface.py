@@ -37,7 +37,6 @@ class Surface:
         alphas: Coordinates along the first direction, as given.
         betas: Along the second; a single 0 for a line.
         losses: ``[alphas, betas]``; interpolated where not evaluated, never repaired.
-        evaluated: Which points were evaluated.
         metadata: How it was made, and `surface_measures`.
     """
 
@@ -74,31 +73,31 @@ def surface(
     seconds: float | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Surface:
-    """Evaluate the loss at ``θ(α, β) = θ* + α d₁ + β d₂``.
+    """Evaluate the loss at ``θ(α, β) = θ* + α d₁ + β d₂``; the options are those of `loss_surface`.
 
     ``L(α, β) = Σ_b n_b L_b / Σ_b n_b`` over the batches, in eval mode, θ* the model's weights.
+    Afterwards weights, buffers, modes, ``.grad``, hooks and the random state are bit for bit what
+    they were. The coordinates may be in any order; ``betas`` None is a line. ``mode="exact"``
+    evaluates every point, ``"fast"`` as few as the tolerance (allowed error over the range of the
+    loss) needs, for grids of more than 256 points. ``weight_decay`` is λ of a term
+    ``λ/2 ‖θ(α, β)‖²`` over all parameters. What is not evaluated after ``seconds`` is interpolated,
+    or NaN. Where the model or the loss is NaN or infinite, so is the surface.
 
     Args:
-        model: Any eager model; afterwards weights, buffers, modes, ``.grad``, hooks and the random
-            state are bit for bit what they were.
+        model: Any eager model.
         batches: Pairs ``(input, target)``; all are held in memory.
         loss: ``loss(output, target)``, the mean over the batch.
-        directions: One direction or two: dicts of tensors by parameter name. Without `betas` the
-            first is used.
-        alphas: Coordinates along the first direction, in any order.
-        betas: Along the second; None for a line.
-        mode: ``"exact"``: every point is evaluated. ``"fast"``: as few as the tolerance allows, for
-            grids of more than 256 points.
-        tolerance: Of the fast mode: allowed error over the range of the loss.
+        directions: One direction or two: dicts of tensors by parameter name.
+        alphas: Coordinates along the first direction.
+        betas: Along the second.
+        mode: One of `MODES`.
+        tolerance: Of the fast mode.
         batch_norm: ``"keep"`` the running statistics, or ``"recompute"`` them at every point.
-        weight_decay: λ of a term ``λ/2 ‖θ(α, β)‖²`` over all parameters, added to the data term.
+        weight_decay: λ.
         resume: A file for the points that are done. A killed run is resumed from it, with the
             values of an undisturbed one.
-        seconds: Evaluate no more after this time; what is left is interpolated, or NaN.
+        seconds: The time after which no point is begun.
         on_progress: Called with points done and points in all.
-
-    Returns:
-        The surface. Where the model or the loss is NaN or infinite, so is the surface.
 
     Raises:
         ValueError: If an option, a direction, the batches or the loss are not as expected.
@@ -237,17 +236,8 @@ def plane_curvatures(losses: Floats, alphas: Floats, betas: Floats) -> tuple[Flo
     """Return the smallest and the largest curvature at the inner points of a surface.
 
     Eigenvalues of the 2 × 2 Hessian in the coordinates (α, β), by central differences on the grid,
-    which need not be even.
-
-    Args:
-        losses: ``[alphas, betas]``.
-        alphas: Increasing coordinates.
-        betas: The same; one value only for a line.
-
-    Returns:
-        Two arrays over the inner points, in loss per unit of coordinate squared; on a line both
-        hold the second derivative. NaN beside a loss that is not finite, empty where there is no
-        inner point.
+    which need not be even; in loss per unit of coordinate squared. On a line both hold the second
+    derivative. NaN beside a loss that is not finite, empty where there is no inner point.
     """
     if len(betas) == 1:
         bent = _second(losses[:, 0], alphas)
@@ -275,7 +265,7 @@ def _second(losses: Floats, axis: Floats) -> Floats:
 
 
 def surface_measures(losses: Floats, alphas: Floats, betas: Floats) -> dict[str, float]:
-    """Measure a surface.
+    """Measure a surface; NaN where nothing finite gives a number.
 
     - ``loss_min``, ``loss_max``: of the finite values.
     - ``nonfinite_points``: values that are NaN or infinite.
@@ -287,14 +277,6 @@ def surface_measures(losses: Floats, alphas: Floats, betas: Floats) -> dict[str,
       coordinates of the plane; not the largest eigenvalue of the Hessian.
     - ``epsilon_sharpness``: ``(max L − L₀) / (1 + L₀)`` over the points with ``max(|α|, |β|) ≤
       0.1``, L₀ at the point nearest to (0, 0), as Keskar et al. do in a box.
-
-    Args:
-        losses: ``[alphas, betas]``, interpolated where not evaluated.
-        alphas: Coordinates; sorted here.
-        betas: The same; one value only for a line.
-
-    Returns:
-        The measures; NaN where nothing finite gives one.
 
     Reference:
         Li et al. (2018), §6; Keskar et al. (2017), On large-batch training, metric 2.1.

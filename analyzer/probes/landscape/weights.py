@@ -27,14 +27,10 @@ Direction = dict[str, Tensor]
 
 
 def named_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return a model's parameters by name, without the parts that wrappers put into it.
+    """Return a model's parameters by name, each once, in the order of ``named_parameters()``.
 
-    Args:
-        model: Any model; inside DistributedDataParallel or ``torch.compile`` the user's own is
-            taken.
-
-    Returns:
-        Each parameter once, also a tied one, in the order of ``named_parameters()``.
+    Inside DistributedDataParallel or ``torch.compile`` the user's own model is taken, without the
+    parts that wrappers put into the names.
 
     Raises:
         ValueError: If a parameter has no shape yet (a lazy module that never ran).
@@ -54,15 +50,9 @@ def aligned(
 ) -> Direction:
     """Return a direction in the names, types and places of a model's parameters.
 
-    Args:
-        direction: Tensors by parameter name; parameters that it does not name stay where they are.
-            Names of a wrapped model (``module.``, ``_orig_mod.``) are understood, and of tied
-            parameters any name.
-        model: The model whose weights it moves.
-        others_allowed: Leave out names that are not parameters (the buffers of a state dict).
-
-    Returns:
-        Only the named parameters, each as a tensor of the parameter's type and device.
+    Parameters that it does not name stay where they are. Names of a wrapped model (``module.``,
+    ``_orig_mod.``) are understood, and of tied parameters any name. Names that are not parameters
+    (the buffers of a state dict) are left out where `others_allowed`.
 
     Raises:
         ValueError: If a name or a shape does not fit.
@@ -101,13 +91,7 @@ def _unknown(name: str, names: list[str]) -> str:
 
 
 class Slice:
-    """One weight with the steps that two directions take along it.
-
-    Args:
-        parameter: What is written to.
-        first: Step of the first direction, same shape.
-        second: Step of the second direction, same shape.
-    """
+    """One weight with the steps that two directions take along it."""
 
     def __init__(self, parameter: nn.Parameter, first: Tensor, second: Tensor) -> None:
         self.parameter = parameter
@@ -130,9 +114,6 @@ class Moves:
     ``θ(α, β) = θ* + α d₁ + β d₂``; a coefficient that is zero adds nothing, so that (0, 0) is the
     model itself, bit for bit, also where a direction is not finite. Weights that neither direction
     moves are never written to.
-
-    Args:
-        slices: What moves.
     """
 
     def __init__(self, slices: Sequence[Slice]) -> None:
@@ -174,17 +155,7 @@ def squared_norm(
     alphas: NDArray[np.float64],
     betas: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Return ``‖θ + α d₁ + β d₂‖²`` over a plane, from inner products.
-
-    Args:
-        model: Its weights are θ.
-        directions: One or two aligned directions.
-        alphas: Coordinates along the first.
-        betas: Coordinates along the second.
-
-    Returns:
-        ``[alphas, betas]``.
-    """
+    """Return ``‖θ + α d₁ + β d₂‖²`` over a plane ``[alphas, betas]``, from inner products."""
     a, b = np.meshgrid(alphas, betas, indexing="ij")
     total = np.zeros_like(a)
     for name, parameter in named_weights(model).items():

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
         SchemaError,
         ScriptError,
     )
-    from analyzer.joins import Join, find_joins, skip_scale
+    from analyzer.joins.find import find_joins
+    from analyzer.joins.interception import skip_scale
+    from analyzer.joins.search import Join
     from analyzer.live import (
         gradient_autocorrelation,
         gradient_correlation,
@@ -71,9 +73,9 @@ __all__ = [  # noqa: RUF022 - grouped for readers
 _HOMES = {
     "Recorder": "analyzer.recording.recorder",
     "open_run": "analyzer.opened",
-    "Join": "analyzer.joins",
-    "find_joins": "analyzer.joins",
-    "skip_scale": "analyzer.joins",
+    "Join": "analyzer.joins.search",
+    "find_joins": "analyzer.joins.find",
+    "skip_scale": "analyzer.joins.interception",
     "gradient_correlation": "analyzer.live",
     "gradient_autocorrelation": "analyzer.live",
     "gradient_splits": "analyzer.live",

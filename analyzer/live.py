@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor, nn
 
-from analyzer.joins import splits_of_model
+from analyzer.joins.backward import splits_of_model
 from analyzer.probes import HeldBatch, attribution, curvature, jacobian, lesion, noise, shattering
 from analyzer.probes.curvature import sharpness
 from analyzer.probes.paths import path_lengths

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 import analyzer
-from analyzer.joins import joins_in_graph
 from analyzer.joins.find import output_nodes, watched_forward
 from analyzer.joins.graph import Walk
+from analyzer.joins.plan import joins_in_graph
 
 
 class Block(nn.Module):

@@ -14,13 +14,14 @@ from analyzer.joins.calls import tensors_in
 from analyzer.joins.find import call_arguments, output_nodes, watched_forward
 from analyzer.joins.graph import Walk
 from analyzer.joins.model_state import cloned, preserve_state, unwrapped
-from analyzer.joins.plan import Join, JoinPlan, JoinSite, joins_in_graph
+from analyzer.joins.plan import JoinPlan, JoinSite, joins_in_graph
 from analyzer.joins.products import (
     SPLIT_COLUMNS,
     JoinGradients,
     split_products,
     statistics_of_products,
 )
+from analyzer.joins.search import Join
 
 __all__ = ["SplitHooks", "join_gradients", "node_of_loss", "splits_of_model"]
 

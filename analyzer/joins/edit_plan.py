@@ -19,7 +19,8 @@ from analyzer.joins.find import output_nodes
 from analyzer.joins.graph import Dataflow, Walk
 from analyzer.joins.model_state import RandomStates, arguments_copied, unobserved
 from analyzer.joins.operations import OPERANDS, Operands
-from analyzer.joins.plan import HIDDEN, hiding_reason, joins_of_model
+from analyzer.joins.plan import HIDDEN, hiding_reason
+from analyzer.joins.search import joins_of_model
 from analyzer.joins.trace import ForwardTrace, Untracked, sequence_number
 
 __all__ = ["planned_operands"]

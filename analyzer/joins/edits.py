@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from analyzer.joins.operations import OPERANDS, Operands
-from analyzer.joins.plan import Join
+from analyzer.joins.search import Join
 from analyzer.joins.trace import FunctionMode
 
 __all__ = [

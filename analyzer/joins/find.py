@@ -11,7 +11,8 @@ from torch.autograd.graph import Node
 
 from analyzer.joins.calls import CallLog, tensors_in
 from analyzer.joins.model_state import cloned, preserve_state, unwrapped
-from analyzer.joins.plan import Join, JoinPlan, joins_in_graph
+from analyzer.joins.plan import JoinPlan, joins_in_graph
+from analyzer.joins.search import Join
 
 __all__ = ["call_arguments", "find_joins", "output_nodes", "plan_joins", "watched_forward"]
 

@@ -6,17 +6,19 @@ they read counts as parameters of the node that they feed.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 from torch import nn
 from torch.autograd.graph import Node
 
-from analyzer.joins.calls import CallLog
+from analyzer.joins.calls import CallLog, ModuleCall
 from analyzer.joins.operations import NODE_KINDS
 from analyzer.joins.trace import TracedCall, Untracked
 
-__all__ = ["Dataflow", "Walk"]
+__all__ = ["Dataflow", "Scopes", "Walk"]
 
 Edge = tuple[Node | None, int]
 Read = tuple[int, int, int]
@@ -223,3 +225,111 @@ def _children_first(items: Sequence[Item]) -> list[Item]:
         children = (child for child, _ in by_vertex[vertex][4])
         stack.extend((c, False) for c in children if c in by_vertex and c not in done)
     return list(done.values())
+
+
+class Scopes:
+    """Which call of a log made which vertex of a graph."""
+
+    def __init__(self, flow: Dataflow, log: CallLog) -> None:
+        self.flow = flow
+        self.log = log
+        self._starts = [call.start for call in log.calls]
+        self._ticks = [call.tick for call in log.calls]
+        self._layers: dict[int, list[int]] = {}
+        for number, call in enumerate(log.calls):
+            if call.layer is not None:
+                for vertex in self._made_by(call):
+                    self._layers.setdefault(vertex, []).append(number)
+
+    def owner(self, join: int, between: Iterable[int]) -> ModuleCall | None:
+        """Return the innermost call that contains a join and what lies between it and its fork.
+
+        None where there is no such call, as for a sum of losses outside of the model, and where
+        the join is inside of one of torch's own leaf modules (the cell of an LSTM).
+        """
+        number = self._innermost(join)
+        if number < 0:
+            return None
+        module = self.log.calls[number].module
+        if type(module).__module__.startswith("torch.nn.") and not module._modules:
+            return None
+        while number >= 0:
+            call = self.log.calls[number]
+            if all(self._is_after_start(call, vertex) for vertex in between):
+                return call
+            number = call.parent
+        return None
+
+    def layers(self, vertices: Iterable[int], owner: ModuleCall, join: int) -> list[str]:
+        """Return the names of the layers that made vertices inside of a call, in call order."""
+        numbers = {number for vertex in vertices for number in self._layers.get(vertex, ())}
+        calls = [self.log.calls[number] for number in sorted(numbers)]
+        return [
+            call.layer or ""
+            for call in calls
+            if call.start >= owner.start
+            and call.tick >= owner.tick
+            and not self._contains(call, join)
+        ]
+
+    def parameters(self, vertices: Iterable[int], owner: ModuleCall) -> int:
+        """Return the elements of the different parameters that vertices inside of a call read."""
+        found: dict[nn.Parameter, None] = {}
+        for vertex in vertices:
+            if self._is_after_start(owner, vertex):
+                found.update(dict.fromkeys(self.flow.parameters[vertex]))
+        return sum(parameter.numel() for parameter in found)
+
+    def _made_by(self, call: ModuleCall) -> list[int]:
+        """Return the vertices of a layer's outputs.
+
+        Where a view of the output was changed in place, autograd has replaced its node: what the
+        layer computed before that view stands for it.
+        """
+        places = [
+            self._by_sequence.get(maker) if isinstance(maker, int) else self.flow.place.get(maker)
+            for maker in call.outputs
+        ]
+        made = [vertex for vertex in places if vertex is not None]
+        if made or call.start == call.end:
+            return made
+        before = bisect_right(self._numbered, (call.end, -1)) - 1
+        sequence, vertex = self._numbered[before] if before >= 0 else (-1, -1)
+        return [vertex] if sequence >= call.start else []
+
+    @cached_property
+    def _by_sequence(self) -> dict[int, int]:
+        """Vertex by sequence number: a log may hold numbers, to keep no graph alive."""
+        return {sequence: vertex for sequence, vertex in self._numbered if sequence >= 0}
+
+    @cached_property
+    def _numbered(self) -> list[tuple[int, int]]:
+        """Sequence number and vertex of every autograd node that carries data."""
+        return sorted(
+            (self.flow.sequences[vertex], vertex)
+            for vertex, maker in enumerate(self.flow.vertices)
+            if not isinstance(maker, Untracked)
+        )
+
+    def _innermost(self, vertex: int) -> int:
+        """Return the number of the innermost call that made a vertex, -1 where none did."""
+        maker = self.flow.vertices[vertex]
+        if isinstance(maker, Untracked):
+            number = bisect_right(self._ticks, maker.tick - 1) - 1
+        else:
+            number = bisect_right(self._starts, self.flow.sequences[vertex]) - 1
+        while number >= 0 and not self._contains(self.log.calls[number], vertex):
+            number = self.log.calls[number].parent
+        return number
+
+    def _contains(self, call: ModuleCall, vertex: int) -> bool:
+        maker = self.flow.vertices[vertex]
+        if isinstance(maker, Untracked):
+            return call.tick < maker.tick <= call.tock
+        return call.start <= self.flow.sequences[vertex] < call.end
+
+    def _is_after_start(self, call: ModuleCall, vertex: int) -> bool:
+        maker = self.flow.vertices[vertex]
+        if isinstance(maker, Untracked):
+            return call.tick < maker.tick
+        return call.start <= self.flow.sequences[vertex]

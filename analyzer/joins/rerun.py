@@ -16,7 +16,7 @@ from analyzer.joins.edit_plan import planned_operands
 from analyzer.joins.edits import Edit, EditingMode, JoinOperands, ScaledShortcuts
 from analyzer.joins.interception import active_edits
 from analyzer.joins.model_state import RandomStates, arguments_copied, unobserved, unwrapped
-from analyzer.joins.plan import Join
+from analyzer.joins.search import Join
 
 __all__ = ["Rerun", "Rescaling", "rescale_branches"]
 

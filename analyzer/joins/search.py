@@ -7,15 +7,44 @@ fork (cross-attention, a recurrent input).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from analyzer.joins.graph import Dataflow
+from torch.autograd.graph import Node
 
-__all__ = ["JoinVertices", "joins_of"]
+from analyzer.joins.calls import CallLog
+from analyzer.joins.graph import Dataflow, Scopes
+
+__all__ = ["Edge", "Join", "JoinVertices", "joins_of_model", "numbered"]
 
 NOWHERE = -1
 Edge = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Join:
+    """A place where a shortcut and a residual branch that left the same tensor meet again.
+
+    Args:
+        index: Number in forward order, from 0.
+        name: Path of the innermost module whose call contains fork and join.
+        operation: ``add`` | ``cat``.
+        shortcut: ``identity`` | ``projection`` | ``concat``.
+        branch_layers: Names of the branch's layers, forward order; a gate's are among them.
+        shortcut_layers: Names of the layers on the shortcut's lightest path, forward order.
+        branch_parameters: Elements of all different parameters of the branch.
+        shortcut_parameters: Elements of the different parameters on the shortcut's lightest path.
+    """
+
+    index: int
+    name: str
+    operation: str
+    shortcut: str
+    branch_layers: list[str] = field(hash=False)
+    shortcut_layers: list[str] = field(hash=False)
+    branch_parameters: int
+    shortcut_parameters: int
 
 
 @dataclass(slots=True)
@@ -28,9 +57,7 @@ class JoinVertices:
         shortcut_slot: Input of the join that comes from the shortcut.
         branch_slots: Inputs of the join that come from the branch; one for an addition.
         shortcut_elements: Elements of the parameters on the shortcut's lightest path.
-        branch_elements: The same for the branch.
         shortcut_path: Vertices on the lightest paths of the shortcut.
-        shortcut_region: All vertices between the shortcut's operand and the fork.
         branch_region: All vertices of the branch after the fork, a gate's included.
         shortcut_edges: Reads of the fork by the shortcut: (reader, its slot, output of the fork).
         branch_edges: Reads of the fork by the branch.
@@ -43,9 +70,7 @@ class JoinVertices:
     shortcut_slot: int
     branch_slots: tuple[int, ...]
     shortcut_elements: int
-    branch_elements: int
     shortcut_path: set[int]
-    shortcut_region: set[int]
     branch_region: set[int]
     shortcut_edges: tuple[Edge, ...]
     branch_edges: tuple[Edge, ...]
@@ -53,9 +78,51 @@ class JoinVertices:
     between: set[int]
 
 
-def joins_of(flow: Dataflow) -> list[JoinVertices]:
-    """Return the residual joins of a network, in forward order."""
-    return _Search(flow).run()
+def joins_of_model(flow: Dataflow, log: CallLog) -> list[tuple[Join, JoinVertices]]:
+    """Return the joins inside of a model's calls, each with its vertices, forward order."""
+    scopes = Scopes(flow, log)
+    owned = []
+    for vertices in _Search(flow).run():
+        owner = scopes.owner(vertices.join, vertices.between)
+        if owner is not None and not _is_scalar(flow, vertices.join):
+            owned.append((vertices, owner))
+    names = numbered([log.root_name(owner) for _, owner in owned])
+    joins = [
+        Join(
+            index=index,
+            name=name,
+            operation=flow.kinds[vertices.join],
+            shortcut=_shortcut_kind(flow, vertices),
+            branch_layers=scopes.layers(vertices.branch_region, owner, vertices.join),
+            shortcut_layers=scopes.layers(vertices.shortcut_path, owner, vertices.join),
+            branch_parameters=scopes.parameters(vertices.branch_region, owner),
+            shortcut_parameters=scopes.parameters(vertices.shortcut_path, owner),
+        )
+        for index, (name, (vertices, owner)) in enumerate(zip(names, owned, strict=True))
+    ]
+    return [(join, vertices) for join, (vertices, _) in zip(joins, owned, strict=True)]
+
+
+def _shortcut_kind(flow: Dataflow, vertices: JoinVertices) -> str:
+    if flow.kinds[vertices.join] == "cat":
+        return "concat"
+    return "projection" if vertices.shortcut_elements else "identity"
+
+
+def _is_scalar(flow: Dataflow, vertex: int) -> bool:
+    maker = flow.vertices[vertex]
+    shape = maker._input_metadata[0].shape if isinstance(maker, Node) else maker.shape
+    return len(shape) == 0
+
+
+def numbered(names: list[str]) -> list[str]:
+    """Return names made unique: those that occur more than once get ``#0``, ``#1`` and so on."""
+    total, seen = Counter(names), Counter[str]()
+    result = []
+    for name in names:
+        result.append(name if total[name] == 1 else f"{name}#{seen[name]}")
+        seen[name] += 1
+    return result
 
 
 class _Search:
@@ -218,9 +285,7 @@ class _Search:
             shortcut_slot=shortcut[0],
             branch_slots=tuple(sorted(slots)),
             shortcut_elements=cost[shortcut[1]],
-            branch_elements=min(cost[start] for _, start in heavier),
             shortcut_path=path,
-            shortcut_region=own_region,
             branch_region=branch_region,
             shortcut_edges=self._edges(own_region, fork) + direct,
             branch_edges=self._edges(branch_region, fork),

@@ -15,8 +15,9 @@ from torch.autograd.graph import GradientEdge
 from analyzer.joins.backward import SplitHooks
 from analyzer.joins.calls import CallLog
 from analyzer.joins.find import output_nodes
-from analyzer.joins.plan import Join, JoinSite, joins_in_graph
+from analyzer.joins.plan import JoinSite, joins_in_graph
 from analyzer.joins.products import JoinGradients
+from analyzer.joins.search import Join
 from analyzer.probes.activations import LayerOutput
 from analyzer.probes.input_path import InputPath, Target, flattened
 

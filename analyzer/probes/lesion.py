@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from analyzer.joins import Edit, Join, JoinOperands, Rerun
 from analyzer.joins.calls import tensors_in
+from analyzer.joins.edits import Edit, JoinOperands
 from analyzer.joins.find import call_arguments
+from analyzer.joins.rerun import Rerun
+from analyzer.joins.search import Join
 from analyzer.probes.batch import HeldBatch, Measurement
 
 __all__ = [

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch.autograd.graph import GradientEdge, Node
 
-from analyzer.joins import JoinSite
 from analyzer.joins.graph import Walk
+from analyzer.joins.plan import JoinSite
 from analyzer.probes.path_samples import PathsError
 
 __all__ = [

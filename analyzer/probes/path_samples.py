@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from analyzer.errors import AnalyzerError
-from analyzer.joins import JoinSite, joins_in_graph
 from analyzer.joins.backward import node_of_loss
 from analyzer.joins.calls import tensors_in
 from analyzer.joins.find import call_arguments, output_nodes, watched_forward
 from analyzer.joins.graph import Walk
 from analyzer.joins.model_state import cloned
+from analyzer.joins.plan import JoinSite, joins_in_graph
 from analyzer.probes.activations import evaluating
 
 __all__ = [

@@ -15,13 +15,14 @@ from torch.autograd.graph import Node
 
 from analyzer.joins.backward import SplitHooks
 from analyzer.joins.graph import Walk
-from analyzer.joins.plan import Join, JoinPlan, JoinSite, joins_in_graph, numbered
+from analyzer.joins.plan import JoinPlan, JoinSite, joins_in_graph
 from analyzer.joins.products import (
     SPLIT_COLUMNS,
     JoinGradients,
     split_products,
     statistics_of_products,
 )
+from analyzer.joins.search import Join, numbered
 from analyzer.options import RecordOptions
 from analyzer.recording.buffer import Transfer
 from analyzer.recording.live_log import LiveLog, is_compiled, token

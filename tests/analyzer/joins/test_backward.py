@@ -6,14 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from analyzer.joins import (
-    JoinGradients,
-    join_gradients,
-    split_products,
-    split_statistics,
-    splits_of_model,
-)
+from analyzer.joins.backward import join_gradients, splits_of_model
 from analyzer.joins.calls import tensors_in
+from analyzer.joins.products import JoinGradients, split_products, split_statistics
 from tests.support.families import FAMILIES, Branches, Family, Scaled, taps
 
 

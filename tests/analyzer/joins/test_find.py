@@ -9,7 +9,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from analyzer.joins import find_joins, plan_joins
+from analyzer.joins.find import find_joins, plan_joins
 from tests.support.families import FAMILIES, BasicBlock, Expected, Family
 
 

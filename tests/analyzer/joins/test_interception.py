@@ -15,6 +15,10 @@ from torch.utils.checkpoint import checkpoint
 import analyzer
 from analyzer.errors import AnalyzerError
 from analyzer.joins.calls import tensors_in
+from analyzer.joins.edits import Edit
+from analyzer.joins.find import plan_joins
+from analyzer.joins.interception import Interception
+from analyzer.joins.trace import ForwardTrace
 from analyzer.networks.zoo import plain_twin, zoo
 from tests.support import families
 from tests.support.families import FAMILIES, Family
@@ -171,7 +175,7 @@ def test_a_fork_that_was_changed_in_place_after_a_view_of_it(of_view: bool) -> N
 
 
 def test_a_pass_whose_trace_begins_inside_the_call_is_scaled_too() -> None:
-    model, x, trace = net(operator.add), torch.randn(6, 4), analyzer.joins.ForwardTrace()
+    model, x, trace = net(operator.add), torch.randn(6, 4), ForwardTrace()
     handles = [
         model.register_forward_pre_hook(lambda *_: trace.__enter__() and None),
         model.register_forward_hook(lambda *_: trace.__exit__(None, None, None)),
@@ -240,7 +244,7 @@ def test_every_join_of_every_family_is_seen_and_a_scale_of_one_keeps_the_bits(
     model, inputs = family.build().train(is_training), family.inputs()
     seen: set[int] = set()
 
-    class Seen(analyzer.joins.Edit):
+    class Seen(Edit):
         def factor(self, place: Any, slot: int, operand: Tensor) -> float:
             seen.add(place.join.index)
             return 1.0
@@ -250,14 +254,14 @@ def test_every_join_of_every_family_is_seen_and_a_scale_of_one_keeps_the_bits(
 
     torch.manual_seed(1)
     expected = list(tensors_in(copy.deepcopy(model)(*inputs)))
-    interception = analyzer.joins.Interception(Seen(), model)
+    interception = Interception(Seen(), model)
     torch.manual_seed(1)
     interception.start()
     found = list(tensors_in(model(*inputs)))
     interception.stop()
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     torch.manual_seed(1)
-    plan = analyzer.joins.plan_joins(model, inputs, {})
+    plan = plan_joins(model, inputs, {})
     assert seen == {join.index for join in plan.joins}
 
 

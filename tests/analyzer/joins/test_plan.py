@@ -6,15 +6,12 @@ import weakref
 import torch
 from torch import Tensor, nn
 
-from analyzer.joins import (
-    CallLog,
-    Join,
-    JoinGradients,
-    SplitHooks,
-    join_gradients,
-    joins_in_graph,
-    plan_joins,
-)
+from analyzer.joins.backward import SplitHooks, join_gradients
+from analyzer.joins.calls import CallLog
+from analyzer.joins.find import plan_joins
+from analyzer.joins.plan import joins_in_graph
+from analyzer.joins.products import JoinGradients
+from analyzer.joins.search import Join
 from tests.support.families import FAMILIES, BasicBlock, Branches
 
 

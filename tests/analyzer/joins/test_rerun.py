@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import analyzer
-from analyzer.joins import rescale_branches
+from analyzer.joins.rerun import rescale_branches
 from analyzer.networks.zoo import zoo
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from analyzer.joins import find_joins
+from analyzer.joins.find import find_joins
 
 transformers = pytest.importorskip("transformers")
 pytestmark = [

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import analyzer
-from analyzer.joins import splits_of_model
+from analyzer.joins.backward import splits_of_model
 from analyzer.joins.calls import tensors_in
 from analyzer.networks.zoo import zoo
 from analyzer.probes.batch import HeldBatch

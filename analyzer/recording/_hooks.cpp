@@ -2,7 +2,7 @@
 // between two operators of a training all code is cold, and a few hundred lines of Python cost more
 // than the reading: 1.29 instead of 1.24 times the step of an MLP of 50 layers.
 //
-// The names are those of the Python twins in `plain_hooks`, which decide wherever something is unusual.
+// The names are those of the Python twins in `hook_classes`, which decide wherever something is unusual.
 
 #include "_scan.h"
 

@@ -1,9 +1,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from analyzer.recording.plain_hooks import Call as Call
-from analyzer.recording.plain_hooks import Gate as Gate
-from analyzer.recording.plain_hooks import Layer as Layer
+from analyzer.recording.hook_classes import Call as Call
+from analyzer.recording.hook_classes import Gate as Gate
+from analyzer.recording.hook_classes import Layer as Layer
 
 ACTIVATION: tuple[str, ...]
 GRADIENT: tuple[str, ...]

@@ -21,15 +21,9 @@ from torch._C._functorch import maybe_current_level
 from torch.compiler import is_compiling, is_dynamo_compiling
 
 from analyzer.joins.calls import after_calls, before_calls, tensors_in
+from analyzer.recording.hook_classes import Call, Gate, Layer
 from analyzer.recording.layers import ForwardDepth, Site, graph_depths, own_unit_axis
-from analyzer.recording.statistics import (
-    Call,
-    Gate,
-    Layer,
-    activation_row,
-    gradient_row,
-    none_dead,
-)
+from analyzer.recording.statistics import activation_row, gradient_row, none_dead
 
 __all__ = ["Call", "Capture", "Invocation"]
 

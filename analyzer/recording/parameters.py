@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from analyzer.recording.hook_classes import parameters
 from analyzer.recording.layers import Layers
 from analyzer.recording.moments import device_norms
 from analyzer.recording.names import clean_path, unwrapped
@@ -16,7 +17,6 @@ from analyzer.recording.statistics import (
     gradient_row,
     gradient_rows,
     host_norm,
-    parameters,
     real_values,
 )
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,36 +20,19 @@ from torch._C._functorch import maybe_current_level
 from analyzer.pooling import Column, Groups, Pool
 from analyzer.recording import moments
 from analyzer.recording.buffer import OnDevice
+from analyzer.recording.hook_classes import IS_COMPILED, prepare
 from analyzer.recording.moments import Activation, Gradient, dense, none_dead
 from analyzer.storage.writer import Block
 from analyzer.vocabulary import quantities_of
 
-if TYPE_CHECKING:
+if IS_COMPILED:
     from analyzer.recording import _scan
-    from analyzer.recording.plain_hooks import Call, Gate, Layer, parameters, prepare
-
-    IS_COMPILED = True
-else:
-    try:
-        from analyzer.recording import _scan
-        from analyzer.recording._scan import Call, Gate, Layer, parameters, prepare
-
-        # One that was built from other sources has other moments.
-        found = (_scan.ACTIVATION, _scan.GRADIENT)
-        IS_COMPILED = found == (Activation._fields, Gradient._fields)
-    except (ImportError, AttributeError):
-        IS_COMPILED = False
-    if not IS_COMPILED:
-        from analyzer.recording.plain_hooks import Call, Gate, Layer, parameters, prepare
 
 __all__ = [
     "HAS_QUICK_WAYS",
     "IS_COMPILED",
     "ActivationRow",
-    "Call",
-    "Gate",
     "GradientRow",
-    "Layer",
     "Measured",
     "activation_row",
     "block_of",
@@ -60,7 +43,6 @@ __all__ = [
     "host_gradient",
     "host_norm",
     "none_dead",
-    "parameters",
     "real_values",
 ]
 

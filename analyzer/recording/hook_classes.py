@@ -1,12 +1,15 @@
-"""What the hooks keep, without compiled code; ``_scan`` has the same classes with quick ways."""
+"""What the hooks keep: the compiled classes of ``_scan`` where it was built, else those here."""
 
+import contextlib
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-__all__ = ["Call", "Gate", "Layer", "parameters", "prepare"]
+from analyzer.recording.moments import Activation, Gradient
+
+__all__ = ["IS_COMPILED", "Call", "Gate", "Layer", "parameters", "prepare"]
 
 
 def prepare(*places: Any) -> bool:
@@ -151,3 +154,13 @@ class Call:
         """Take the statistics of the gradient that arrived at the layer's output."""
         if self.capture.in_backward and self.invocation is not None:
             self.capture.take_gradient(self, gradient)
+
+
+IS_COMPILED = False
+with contextlib.suppress(ImportError, AttributeError):
+    from analyzer.recording import _scan
+
+    # One that was built from other sources has other moments.
+    IS_COMPILED = (Activation._fields, Gradient._fields) == (_scan.ACTIVATION, _scan.GRADIENT)
+if IS_COMPILED and not TYPE_CHECKING:  # for a type checker the two are the same
+    from analyzer.recording._scan import Call, Gate, Layer, parameters, prepare

@@ -28,11 +28,7 @@ class OnDevice(NamedTuple):
 
 
 class Transfer:
-    """One copy a device and dtype of many small tensors, started now and read later.
-
-    Args:
-        tensors: Small tensors of any real dtype, on any devices.
-    """
+    """One copy a device and dtype of many small real tensors, started now and read later."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._sizes = [tensor.numel() for tensor in tensors]

@@ -26,15 +26,12 @@ class Layer:
     """A module whose calls are layers, and what its last output looked like.
 
     Attributes:
-        module: The module, held weakly.
-        site: Its place among all sites of the recording.
         shape: The shape that the other attributes describe.
         axis: The axis of units in it; None where there is none.
         none_dead: The mask of its units of which none is dead.
         is_ready: Whether a tensor of that shape can be taken without asking anyone.
-        before: Elements along the axes before that one.
+        before: Elements along the axes before that one; ``after``: along those after it.
         units: How many units there are; 0 without an axis.
-        after: Elements along the axes after it.
     """
 
     __slots__ = (
@@ -63,12 +60,10 @@ class Gate:
     """What decides whether a call or a gradient is recorded.
 
     Attributes:
-        layers: The layers by the ``id`` of their module.
-        roots: The root models by ``id``.
+        layers: The layers by the ``id`` of their module, as ``roots`` the root models.
         used: The invocations that the backward pass has met.
         current: The forward pass that is running.
         listening: Whether this step is recorded.
-        in_backward: Whether a backward pass runs.
         keeps_graph: Whether another pass over the same graph may follow.
         discovering: Whether graphs are looked at.
         watches_all: Whether somebody wants to know of every call.
@@ -130,18 +125,10 @@ class Call:
     __torch_unserializable__ = True
 
     def __init__(
-        self,
-        capture: Gate,
-        invocation: Any,
-        site: Any,
-        activation: Any,
-        shape: tuple[int, ...],
+        self, capture: Gate, invocation: Any, site: Any, activation: Any, shape: tuple[int, ...]
     ) -> None:
-        self.capture = capture
-        self.invocation = invocation
-        self.site = site
-        self.activation = activation
-        self.shape = shape
+        self.capture, self.invocation, self.site = capture, invocation, site
+        self.activation, self.shape = activation, shape
         self.gradient: Any = None
         self.kept: Tensor | None = None
         self.node: Any = None

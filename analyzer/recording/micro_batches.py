@@ -61,7 +61,7 @@ class MicroBatches:
         self._is_on = True
         self._rows = 0
         self._sum: _Sum | None = None
-        self._steps: deque[AccumulatedStep] = deque(maxlen=_MOST_STEPS)
+        self._steps: deque[_AccumulatedStep] = deque(maxlen=_MOST_STEPS)
         self._hooks: list[tuple[Tensor, Any, bool]] = []
 
     # --- watching ----------------------------------------------------------------------------
@@ -97,12 +97,7 @@ class MicroBatches:
             self._hooks.append((parameter, handle, is_bare))
 
     def end_pass(self, held: Held, *, failed: bool) -> None:
-        """That pass has ended.
-
-        Args:
-            held: The parameters that want a gradient, with their numbers.
-            failed: Whether it raised.
-        """
+        """That pass has ended, or has ``failed`` with an exception."""
         self.close()
         if self._sum is not None:
             self._sum.end(held, failed=failed)
@@ -116,13 +111,7 @@ class MicroBatches:
         self._hooks.clear()
 
     def end_step(self, step: int, num_backward: int, *, is_whole: bool) -> None:
-        """A step has ended.
-
-        Args:
-            step: Its number.
-            num_backward: Its backward passes.
-            is_whole: Whether it ended with an update.
-        """
+        """A step with ``num_backward`` passes has ended; a whole one with an update."""
         ended, self._sum, self._rows = self._sum, None, 0
         if ended is None:
             self._is_on |= num_backward > 1
@@ -130,15 +119,7 @@ class MicroBatches:
             self._is_on = False
             self._steps.clear()
         elif is_whole and ended.is_plain:
-            self._steps.append(
-                AccumulatedStep(
-                    step,
-                    (ended.squares, ended.total, ended.start),
-                    num_passes=ended.num_passes,
-                    num_ranks=ended.num_ranks,
-                    inverse_size=ended.inverse_rows / ended.num_passes,
-                )
-            )
+            self._steps.append(_AccumulatedStep(step, ended))
 
     # --- measuring ---------------------------------------------------------------------------
 
@@ -153,16 +134,18 @@ class MicroBatches:
         steps = list(self._steps)
         if not steps:
             return None
-        return noise_of(steps, names)
+        table = functools.cache(lambda: _table(steps, names))
+        columns = {name: _LaterColumn(table, name) for name in _COLUMNS}
+        return Measurement(columns, _LaterNotes(table))
 
 
 @dataclass(slots=True)
 class _Sum:
     """The gradients of the current step.
 
-    Args:
-        num_ranks: Processes over which gradients are averaged.
-        start: Norms of what was there before the first pass.
+    By parameter: ``start`` are the norms of what was there before the first pass, ``squares`` the
+    sums of the squared norms of the passes, ``total`` the norms of their sum. ``inverse_rows`` adds
+    one over the samples of each pass.
     """
 
     num_ranks: int
@@ -240,32 +223,15 @@ def _add_squares(found: Numbers, sums: Numbers) -> None:
             sums[number] = new
 
 
-class AccumulatedStep:
-    """What is known of a step that accumulated; its numbers may be on their way to the host.
+class _AccumulatedStep:
+    """What is known of a step that accumulated; its numbers may be on their way to the host."""
 
-    Args:
-        index: Its number.
-        numbers: By parameter: the sum of the squared norms of its passes, the norm of the sum, and
-            the norm of what was there before the first pass.
-        num_passes: Backward passes on this rank.
-        num_ranks: Processes over which gradients are averaged.
-        inverse_size: Mean of one over the samples of a pass.
-    """
-
-    def __init__(
-        self,
-        index: int,
-        numbers: tuple[Numbers, Numbers, Numbers],
-        *,
-        num_passes: int,
-        num_ranks: int,
-        inverse_size: float,
-    ) -> None:
-        self.index, self.num_ranks = index, num_ranks
-        self.num_pieces, self.inverse_size = num_passes * num_ranks, inverse_size
-        self._num_passes = num_passes
-        self._numbers: Sequence[Numbers] = numbers
-        moving = [v for part in numbers for v in part.values() if isinstance(v, Tensor)]
+    def __init__(self, index: int, ended: _Sum) -> None:
+        self.index, self.num_ranks, self.num_pieces = index, ended.num_ranks, ended.num_pieces
+        self.inverse_size = ended.inverse_rows / ended.num_passes
+        self._num_passes = ended.num_passes
+        self._numbers: Sequence[Numbers] = (ended.squares, ended.total, ended.start)
+        moving = [v for part in self._numbers for v in part.values() if isinstance(v, Tensor)]
         self._transfer = Transfer(moving) if moving else None
 
     def terms(self) -> dict[int, NoiseTerms]:
@@ -295,24 +261,7 @@ class AccumulatedStep:
         return [{n: float(v) for n, v in part.items()} for part in self._numbers]
 
 
-def noise_of(steps: Sequence[AccumulatedStep], names: Mapping[int, str]) -> Measurement:
-    """Return the table of some steps; its numbers are read when it is written.
-
-    Args:
-        steps: One or more.
-        names: The layer of each parameter by the parameter's number.
-    """
-    table = functools.cache(lambda: _table(steps, names))
-
-    def column(name: str) -> _LaterColumn:
-        return _LaterColumn(lambda: table().columns[name])
-
-    return Measurement(
-        {name: column(name) for name in _COLUMNS}, _LaterNotes(lambda: table().metadata)
-    )
-
-
-def _table(steps: Sequence[AccumulatedStep], names: Mapping[int, str]) -> Measurement:
+def _table(steps: Sequence[_AccumulatedStep], names: Mapping[int, str]) -> Measurement:
     """Average the steps, each parameter's layer by layer, and all of them together."""
     known = [(step, terms) for step in steps if (terms := step.terms())]
     newest = steps[-1]
@@ -349,27 +298,27 @@ def _added(parts: Sequence[NoiseTerms]) -> NoiseTerms:
 class _LaterColumn(Sequence[Any]):
     """A column whose values are made when they are read."""
 
-    def __init__(self, make: Callable[[], Sequence[Any]]) -> None:
-        self._make = make
+    def __init__(self, table: Callable[[], Measurement], name: str) -> None:
+        self._table, self._name = table, name
 
     def __len__(self) -> int:
-        return len(self._make())
+        return len(self._table().columns[self._name])
 
     def __getitem__(self, place: Any) -> Any:
-        return self._make()[place]
+        return self._table().columns[self._name][place]
 
 
 class _LaterNotes(Mapping[str, str]):
     """Metadata that are made when they are read."""
 
-    def __init__(self, make: Callable[[], Mapping[str, str]]) -> None:
-        self._make = make
+    def __init__(self, table: Callable[[], Measurement]) -> None:
+        self._table = table
 
     def __getitem__(self, key: str) -> str:
-        return self._make()[key]
+        return self._table().metadata[key]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._make())
+        return iter(self._table().metadata)
 
     def __len__(self) -> int:
-        return len(self._make())
+        return len(self._table().metadata)

@@ -89,8 +89,9 @@ class _Kernels(NamedTuple):
 
 _SINGLE = _Kernels(blas.sdot, blas.sasum, blas.isamax, 1e-16, 1e16, 120)
 _DOUBLE = _Kernels(blas.ddot, blas.dasum, blas.idamax, 1e-140, 1e150, 1000)
-_ONES = {np.dtype(t): np.ones(_BLOCK, dtype=t) for t in (np.float32, np.float64)}
-_ZEROS = {np.dtype(t): np.zeros((), dtype=t) for t in (np.float32, np.float64)}
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+_ONES = {dtype: np.ones(_BLOCK, dtype) for dtype in _FLOATS}
+_ZEROS = {dtype: np.zeros((), dtype) for dtype in _FLOATS}
 _minimum, _maximum = np.minimum.reduce, np.maximum.reduce
 
 
@@ -99,7 +100,7 @@ class _Scratch(threading.local):
 
     def __init__(self) -> None:
         self.mask = np.empty(_BLOCK, dtype=bool)
-        self.scaled = {np.dtype(t): np.empty(_BLOCK, dtype=t) for t in (np.float32, np.float64)}
+        self.scaled = {dtype: np.empty(_BLOCK, dtype) for dtype in _FLOATS}
 
 
 _scratch = _Scratch()
@@ -126,12 +127,10 @@ def _flat(x: Tensor) -> Array:
     """All elements of x as a one-dimensional array of float32 or float64, in any order."""
     if x.dtype is not torch.float32 and x.dtype is not torch.float64:
         x = x.to(torch.float32 if x.is_floating_point() else torch.float64)
-    array: Array
     if x.is_contiguous():
-        array = x.numpy().reshape(-1)
-    else:
-        array = torch.as_strided(x := dense(x), (x.numel(),), (1,)).numpy()
-    return array
+        return x.numpy().reshape(-1)
+    x = dense(x)
+    return torch.as_strided(x, (x.numel(),), (1,)).numpy()
 
 
 def _blocks(flat: Array) -> list[Array]:
@@ -216,13 +215,8 @@ def host_activation(
 ) -> tuple[Activation, NDArray[np.bool_] | None]:
     """Return the moments of an activation in host memory, and which units are zero in all of it.
 
-    Args:
-        x: Any real tensor.
-        unit_axis: The axis of channels or features; None where there is none.
-
-    Returns:
-        The moments, and an array of truth values ``[units]``, True for a unit that is zero
-        everywhere; None without an axis.
+    The units are those along the axis of channels or features: a mask ``[units]``, None without an
+    axis.
     """
     if x.numel() == 0:
         return Activation(*(math.nan,) * 6, num_nonfinite=0.0), None
@@ -329,15 +323,13 @@ def device_gradient(x: Tensor) -> OnDevice:
     if x.numel() == 0:
         return OnDevice([], lambda _: host_gradient(x))
     (found,) = device_gradients([x])
-    tensors = [*found.tensors, torch.count_nonzero(x)]
-    return OnDevice(tensors, _gradient(x.numel()))
+    return OnDevice([*found.tensors, torch.count_nonzero(x)], found.finish)
 
 
 def device_gradients(gradients: list[Tensor]) -> list[OnDevice]:
     """Return the moments of many gradients with foreach kernels; zeros are not counted.
 
-    Args:
-        gradients: Dense tensors of one device and dtype, none of them empty.
+    They are dense tensors of one device and dtype, none of them empty.
     """
     totals = torch._foreach_norm(gradients, 1, dtype=_wide(gradients[0]))
     largest = torch._foreach_norm(gradients, math.inf)

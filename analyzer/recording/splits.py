@@ -52,10 +52,7 @@ class SplitRows:
     def add(self, place: tuple[int, int], gradients: JoinGradients, *, keeps: bool) -> None:
         """Take the gradients of a join; those of a second pass over a kept graph add.
 
-        Args:
-            place: The join, and the sequence number of its node: one place in one graph.
-            gradients: What the backward pass computed there.
-            keeps: Whether another pass over this graph may come.
+        A place is the join and the sequence number of its node: one place in one graph.
         """
         earlier = self.kept.pop(place, None)
         if earlier is not None:
@@ -104,11 +101,7 @@ class JoinTable:
         return True
 
     def rows(self, name_of: Callable[[int, str], str]) -> list[dict[str, Any]]:
-        """Return the rows of ``joins.parquet``.
-
-        Args:
-            name_of: The name of a module, from the number of its root and its path there.
-        """
+        """Return the rows of joins.parquet; names from the number of a root and a path there."""
         names = numbered([_spelled(_base(join), name_of) for join in self._joins])
         return [
             {
@@ -367,10 +360,7 @@ def pooled_splits(ids: Sequence[int], rows: Sequence[Sequence[float | None]]) ->
     """Return the rows of ``splits``: the micro-batches of a join as one batch.
 
     Gradients of different samples stand side by side, so squares of norms and dot products add.
-
-    Args:
-        ids: The join of each row.
-        rows: The values of `SPLIT_COLUMNS`, None where nothing was computed.
+    Rows hold the values of `SPLIT_COLUMNS`, None where nothing was computed.
     """
     by_column = zip(SPLIT_COLUMNS, zip(*rows, strict=True), strict=True)
     columns = {key: column_of(cells) for key, cells in by_column}

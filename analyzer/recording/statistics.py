@@ -108,7 +108,7 @@ class Measured:
         """Return one row an id, in order: micro-batches pooled as if they had been one batch."""
         if other is None and (self.ids[1:] > self.ids[:-1]).all():
             return self
-        both = [part for part in (other, self) if part is not None]
+        both = [self] if other is None else [other, self]
         ids = np.concatenate([part.ids for part in both])
         elements = np.concatenate([part.elements for part in both])
         order = np.argsort(ids, kind="stable")
@@ -139,10 +139,7 @@ def _masks(dead: Sequence[NDArray[np.bool_] | None]) -> Column:
 def block_of(table: str, parts: Sequence[Measured], columns: str = "all") -> Block:
     """Return the rows of a table for one step: null where a part has no row of an id.
 
-    Args:
-        table: Name of the table.
-        parts: Quantities by id; the first of them says which ids there are.
-        columns: ``all`` or ``norms``.
+    The first part says which ids there are; columns are ``all`` or ``norms``.
     """
     ids = parts[0].ids
     quantities = quantities_of(table)
@@ -190,11 +187,9 @@ def real_values(x: Tensor) -> Tensor:
 
 
 def activation_row(x: Tensor, unit_axis: int | None) -> ActivationRow:
-    """Return the moments of an activation; reads only, never waits for a device.
+    """Return the moments of a layer's output of any shape and dtype; never waits for a device.
 
-    Args:
-        x: The output of a layer, any shape and dtype.
-        unit_axis: Its axis of channels or features; None where there is none.
+    Its unit axis is that of channels or features; None where there is none.
     """
     if x.is_cpu and x.dtype is torch.float32 and x.layout is torch.strided:  # the usual case
         return ActivationRow(x.numel(), *host_activation(x, unit_axis))

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ def scalar(value: Tensor) -> float | Tensor:
 
 
 # A layer, its activation where that is new, and its gradient where there is one.
+_Row = TypeVar("_Row", ActivationRow | None, GradientRow | None)
 _Parts: TypeAlias = tuple[int, ActivationRow | None, GradientRow | None]
 
 
@@ -47,12 +48,7 @@ class _Pending:
 
 @dataclass(slots=True)
 class OpenStep:
-    """What is known of the current step.
-
-    Args:
-        index: Its number, from 0.
-        recorded: Whether layers and parameters are recorded in it.
-    """
+    """What is known of the current step; ``recorded`` where layers and parameters are, too."""
 
     index: int
     recorded: bool
@@ -126,7 +122,7 @@ class OpenStep:
     def _receive(self, pending: _Pending) -> None:
         arrays = iter(pending.transfer.arrays())
         for layer, activation, gradient in pending.rows:
-            row = _arrived_activation(activation, arrays)
+            row = _arrived(activation, arrays)
             self._rows.append((layer, row, _arrived(gradient, arrays)))
 
     def seal(
@@ -250,21 +246,15 @@ def _tensors_of(rows: Sequence[_Parts]) -> list[Tensor]:
     return tensors
 
 
-def _finished(numbers: OnDevice, arrays: Iterator[NDArray[np.float64]]) -> Any:
-    return numbers.finish([next(arrays) for _ in numbers.tensors])
-
-
-def _arrived_activation(row: ActivationRow | None, arrays: Any) -> ActivationRow | None:
+def _arrived(row: _Row, arrays: Iterator[NDArray[np.float64]]) -> _Row:
+    """The row with its numbers on the host; for that, the next arrays are taken."""
     if row is None or not isinstance(row.numbers, OnDevice):
         return row
-    numbers, dead = _finished(row.numbers, arrays)
-    return ActivationRow(row.elements, numbers, dead)
-
-
-def _arrived(row: GradientRow | None, arrays: Any) -> GradientRow | None:
-    if row is None or not isinstance(row.numbers, OnDevice):
-        return row
-    return GradientRow(row.elements, _finished(row.numbers, arrays))
+    found = row.numbers.finish([next(arrays) for _ in row.numbers.tensors])
+    if isinstance(row, GradientRow):
+        return row._replace(numbers=found)
+    numbers, dead = found
+    return row._replace(numbers=numbers, dead=dead)
 
 
 def _norm_and_clipping(values: dict[int, list[Any]], clipped: bool) -> dict[str, float | None]:
@@ -291,7 +281,6 @@ def _rates(rates: dict[tuple[int, int], float]) -> dict[str, float]:
 
 
 def _parameter_block(rows: dict[int, list[Any]], columns: str) -> Block:
-    """Rows of ``parameter_stats``."""
     numbers = sorted(rows)
     ids = np.array(numbers, dtype=np.int32)
     norms = {

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from analyzer.analysis.findings import findings, health
 from analyzer.analysis.numerals import age_text
-from analyzer.errors import AnalyzerError, RunNotFoundError, SchemaError
+from analyzer.errors import RunNotFoundError, SchemaError
 from analyzer.storage.catalog import RunSummary, resolve_run, runs_in
 from analyzer.storage.run import Run, open_run
 
@@ -164,14 +164,7 @@ class Library:
 
     def completed(self, listed: Listed) -> Listed:
         """Return a listed run with what its manifest does not say read from its tables."""
-        run = listed.summary
-        if run.problem is not None or None not in (run.steps, run.layers, run.joins, run.loss):
-            return listed
-        try:
-            opened = self.open(listed.id)
-            return Listed(listed.id, _counted(run, opened))
-        except (AnalyzerError, OSError, ValueError) as error:
-            return Listed(listed.id, replace(run, status="broken", problem=str(error)))
+        return replace(listed, summary=listed.summary.completed(lambda _: self.open(listed.id)))
 
 
 def _word(path: Path) -> str:
@@ -246,20 +239,6 @@ def _runs_of(source: Path) -> list[RunSummary]:
     beside = {run.path.resolve(): run for run in runs_in(source.resolve().parent)}
     own = beside.get(source.resolve())
     return [] if own is None else [own]
-
-
-def _counted(summary: RunSummary, run: Run) -> RunSummary:
-    recorded = run.recorded_steps()
-    loss = summary.loss
-    if loss is None and len(recorded):
-        loss = run.read("steps", "loss", steps=int(recorded[-1]))["loss"][0].as_py()
-    return replace(
-        summary,
-        steps=len(recorded) if summary.steps is None else summary.steps,
-        layers=len(run.layers) if summary.layers is None else summary.layers,
-        joins=len(run.joins) if summary.joins is None else summary.joins,
-        loss=loss,
-    )
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,6 @@ __all__ = [
     "seed_figure",
     "seed_of",
     "seed_spread",
-    "spread",
 ]
 
 _SEED = re.compile(r"--?seed(=.*)?", re.IGNORECASE)
@@ -38,13 +37,7 @@ _MOST_SHOWN = 3
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one program that differ by their seed at most.
-
-    Args:
-        label: What the figures call it.
-        has_shortcuts: Whether gradients flow through joins in its runs.
-        runs: Its runs, by seed.
-    """
+    """Runs of one program that differ by their seed at most, by seed."""
 
     label: str
     has_shortcuts: bool
@@ -85,11 +78,7 @@ def program(manifest: dict[str, Any]) -> tuple[str, ...]:
 def grouped(runs: Sequence[Run]) -> list[Group]:
     """Put the seeds of one program together, plain nets before residual ones.
 
-    Args:
-        runs: Opened runs, in the order in which they were named.
-
-    Returns:
-        Groups; those of one kind in the order of their first run. A run of its own is a group.
+    Groups of one kind are in the order of their first run; a run of its own is a group.
     """
     members: dict[tuple[bool, tuple[str, ...]], list[Run]] = {}
     for run in runs:
@@ -131,8 +120,7 @@ def _label(
 def representatives(groups: Sequence[Group]) -> tuple[Run, ...]:
     """Return the runs that the figures show: one of each group, of one seed where there is one.
 
-    Returns:
-        At most three runs, since the figures have room for three columns.
+    At most three runs, since the figures have room for three columns.
     """
     common = set.intersection(*(set(group.seeds) for group in groups)) if groups else set()
     first = next((seed for seed in groups[0].seeds if seed in common), None) if groups else None
@@ -148,13 +136,9 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Spread:
-    """One number over seeds.
+    """One number over seeds, ``[seeds]``; NaN where a seed has none."""
 
-    Args:
-        values: Its value of each seed; NaN where a seed has none.
-    """
-
-    values: Floats
+    values: Sequence[float]
 
     @property
     def mean(self) -> float:
@@ -179,9 +163,7 @@ class SeedRow:
     """What the seeds of one group show.
 
     Args:
-        label: Name of the group.
-        has_shortcuts: Whether gradients flow through joins.
-        seeds: The seeds.
+        group: The runs.
         gain: Gain per layer going backward, at the last recorded step.
         decades: Decades that the fit falls from the last layer to the first.
         final_loss: Median loss of the last 5 % of the steps.
@@ -189,9 +171,7 @@ class SeedRow:
         norms: Their output gradient norms at the last recorded step, ``[seeds, layers]``.
     """
 
-    label: str
-    has_shortcuts: bool
-    seeds: tuple[str, ...]
+    group: Group
     gain: Spread
     decades: Spread
     final_loss: Spread
@@ -201,11 +181,7 @@ class SeedRow:
 
 @dataclass(frozen=True)
 class SeedSpread:
-    """Groups of seeds side by side.
-
-    Args:
-        rows: One for each group.
-    """
+    """Groups of seeds side by side, a row for each."""
 
     rows: tuple[SeedRow, ...]
 
@@ -213,7 +189,7 @@ class SeedSpread:
     def caption(self) -> str:
         """Mean and standard deviation of gain and loss of every group."""
         parts = [
-            f"{row.label} (n = {len(row.seeds)}): gain {row.gain.words} per layer, "
+            f"{row.group.label} (n = {len(row.group.runs)}): gain {row.gain.words} per layer, "
             f"final loss {row.final_loss.words}"
             for row in self.rows
         ]
@@ -223,7 +199,8 @@ class SeedSpread:
         """One row for each group: seeds, and mean and standard deviation of each number."""
         rows = []
         for row in self.rows:
-            cells: dict[str, object] = {"group": row.label, "seeds": " ".join(row.seeds)}
+            cells: dict[str, object] = {"group": row.group.label}
+            cells["seeds"] = " ".join(row.group.seeds)
             for name in ("gain", "decades", "final_loss"):
                 one: Spread = getattr(row, name)
                 cells |= {f"{name}_mean": one.mean, f"{name}_sd": one.deviation}
@@ -231,17 +208,8 @@ class SeedSpread:
         return pd.DataFrame(rows)
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Return the spread of one number over seeds."""
-    return Spread(np.asarray(values, np.float64))
-
-
 def seed_spread(groups: Sequence[Group]) -> SeedSpread:
-    """Read gain, final loss and depth profile of every run at its last recorded step.
-
-    Args:
-        groups: Groups of which at least one has several runs.
-    """
+    """Read gain, final loss and depth profile of every run at its last recorded step."""
     return SeedSpread(tuple(_row(group) for group in groups))
 
 
@@ -257,12 +225,10 @@ def _row(group: Group) -> SeedRow:
     # Seeds of one program have the same layers; where they have not, each stands for itself.
     same = len({len(row) for row in norms}) == 1
     return SeedRow(
-        label=group.label,
-        has_shortcuts=group.has_shortcuts,
-        seeds=group.seeds,
-        gain=spread([fit.gain for fit in fits]),
-        decades=spread([fit.decades_fallen for fit in fits]),
-        final_loss=spread(losses),
+        group=group,
+        gain=Spread([fit.gain for fit in fits]),
+        decades=Spread([fit.decades_fallen for fit in fits]),
+        final_loss=Spread(losses),
         depths=depths,
         norms=np.array(norms) if same else np.array([norms[-1]]),
     )
@@ -278,8 +244,10 @@ def seed_figure(info: SeedSpread, theme: Theme) -> go.Figure:
     figure = theme.figure()
     taken = {True: 0, False: 0}
     for row in info.rows:
-        place = 2 * taken[row.has_shortcuts] + (0 if row.has_shortcuts else 1)
-        taken[row.has_shortcuts] += 1
+        kind = row.group.has_shortcuts
+        # Residual nets have the even styles and plain ones the odd, however many of each.
+        place = 2 * taken[kind] + (0 if kind else 1)
+        taken[kind] += 1
         _draw_row(figure, row, theme, place)
     figure.update_xaxes(title="depth, input → output")
     figure.update_yaxes(title="output gradient norm ‖∂L/∂y‖₂", type="log", exponentformat="power")
@@ -305,7 +273,7 @@ def _draw_row(figure: go.Figure, row: SeedRow, theme: Theme, place: int) -> None
         x=x,
         y=middle,
         mode="lines+markers",
-        name=labeled(f"{row.label} ({counted(len(row.seeds), 'seed')})"),
+        name=labeled(f"{row.group.label} ({counted(len(row.group.runs), 'seed')})"),
         line={"color": look.color, "dash": look.dash},
         marker={"color": look.color, "symbol": look.marker},
     )

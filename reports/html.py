@@ -48,11 +48,11 @@ _TOLERANCE = 1e-6
 
 
 def write_report(story: Story, path: Path, *, template: Path | None = None) -> None:
-    """Write the report of a story as one file.
+    """Write the report of a story as one file; one that exists is replaced.
 
     Args:
         story: What it tells.
-        path: The file; one that exists is replaced.
+        path: The file.
         template: A folder whose files replace those of ``reports/templates``, by name.
 
     Raises:
@@ -64,15 +64,7 @@ def write_report(story: Story, path: Path, *, template: Path | None = None) -> N
 
 
 def report_html(story: Story, *, template: Path | None = None) -> str:
-    """Return the report of a story as the text of an HTML file; equal runs give equal text.
-
-    Args:
-        story: What it tells.
-        template: As in ``write_report``.
-
-    Raises:
-        AnalyzerError: As in ``write_report``.
-    """
+    """Return the report of a story as the text of an HTML file; equal runs give equal text."""
     environment = _environment(template)
     try:
         return environment.get_template("report.html.j2").render(**_content(story, environment))
@@ -239,15 +231,12 @@ def packed(values: Any) -> str:
 
 
 def packed_figures(figures: Mapping[str, Any]) -> str:
-    """Return figures as text of a page, which ``report.js`` reads.
+    """Return figures, by name and with arrays as plotly writes them, as text of a page.
 
-    Args:
-        figures: JSON values by the name of the figure, arrays as plotly writes them.
-
-    Returns:
-        ``packed`` of ``{"figures": …, "arrays": …}``. Where an array stood there is its place in
-        ``arrays``: base64 of all first bytes, then all second bytes, and so on. Numbers of eight
-        bytes are rounded to four where that changes none by more than a millionth of itself.
+    It is ``packed`` of ``{"figures": …, "arrays": …}``, which ``report.js`` reads. Where an array
+    stood there is its place in ``arrays``: base64 of all first bytes, then all second bytes, and
+    so on. Numbers of eight bytes are rounded to four where that changes none by more than a
+    millionth of itself.
     """
     places: dict[str, int] = {}
     shared = _with_places(figures, places)
@@ -279,14 +268,11 @@ def _narrowed(array: Any) -> Any:
 
 
 def packed_tables(tables: Mapping[str, pd.DataFrame]) -> str:
-    """Return tables as text of a page, from which ``report.js`` makes CSV files.
+    """Return tables, by the name of their figure, as text of a page.
 
-    Args:
-        tables: Tables by the name of their figure.
-
-    Returns:
-        ``packed`` of ``{"columns": …, "tables": …}``: each different column once, as its cells
-        in CSV with seven digits, and for each table the places of its columns.
+    It is ``packed`` of ``{"columns": …, "tables": …}``, from which ``report.js`` makes CSV files:
+    each different column once, as its cells in CSV with seven digits, and for each table the
+    places of its columns.
     """
     places: dict[tuple[str, ...], int] = {}
     held = {
@@ -299,34 +285,23 @@ def packed_tables(tables: Mapping[str, pd.DataFrame]) -> str:
 def screen_figure(figure: Figure) -> dict[str, Any]:
     """Return a figure as JSON values.
 
-    Args:
-        figure: A figure of a story.
-
-    Returns:
-        ``light``: the figure on white; ``dark``: places in it, each with its value on a dark page.
+    ``light`` is the figure on white; ``dark`` are places in it, each with its value on a dark page.
     """
     light = json.loads(figure.drawn.to_json())
     dark = json.loads(figure.draw(figure.info, DARK).to_json())
     return {"light": light, "dark": list(what_differs(light, dark))}
 
 
-def what_differs(light: Any, dark: Any, at: Place | None = None) -> Iterator[tuple[Place, Any]]:
-    """Yield the places at which two JSON values differ, each with the value of the second.
-
-    Args:
-        light: The first value.
-        dark: The second.
-        at: Where they stand.
-    """
-    place = at or []
+def what_differs(light: Any, dark: Any, *place: str | int) -> Iterator[tuple[Place, Any]]:
+    """Yield the places at which two JSON values differ, each with the value of the second."""
     if isinstance(light, dict) and isinstance(dark, dict) and light.keys() == dark.keys():
         for key in light:
-            yield from what_differs(light[key], dark[key], [*place, key])
+            yield from what_differs(light[key], dark[key], *place, key)
     elif isinstance(light, list) and isinstance(dark, list) and len(light) == len(dark):
         for index, pair in enumerate(zip(light, dark, strict=True)):
-            yield from what_differs(*pair, [*place, index])
+            yield from what_differs(*pair, *place, index)
     elif light != dark:
-        yield place, dark
+        yield list(place), dark
 
 
 @dataclass(frozen=True)
@@ -349,12 +324,7 @@ def plotly_bundle(folder: Path = BUNDLE) -> PlotlyBundle:
     """Return the bundle; all of plotly.js where none of the installed plotly's version is there.
 
     A figure is written for one version of plotly.js, so a bundle of another version is not used.
-
-    Args:
-        folder: Where ``bundle/build.py`` has put it.
-
-    Returns:
-        The bundle, 0.8 MB as text; 2 MB where it is all of plotly.js.
+    What ``bundle/build.py`` has built is 0.8 MB as text, all of plotly.js is 2 MB.
     """
     from plotly.offline import get_plotlyjs, get_plotlyjs_version
 

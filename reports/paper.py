@@ -108,16 +108,10 @@ _TAG = re.compile(r"<[^>']*>")
 
 
 def width_in_inches(text: str) -> float:
-    """Return the width that a venue or a length names.
+    """Return the width in inches, from 1 to 20, that a venue or a length names.
 
     Args:
         text: A key of ``WIDTHS``, or a length such as ``3.25in``, ``84mm``, ``8.4cm``, ``240pt``.
-
-    Returns:
-        Inches, from 1 to 20.
-
-    Raises:
-        AnalyzerError: If it is neither.
     """
     known = WIDTHS.get(text.strip().lower())
     if known is not None:
@@ -134,14 +128,7 @@ def width_in_inches(text: str) -> float:
 
 
 def formats_in(text: str) -> tuple[str, ...]:
-    """Return the formats that an option names.
-
-    Args:
-        text: Some of ``pdf``, ``svg`` and ``png``, with commas between them.
-
-    Raises:
-        AnalyzerError: If another one is named, or none.
-    """
+    """Return the formats that an option names, with commas between them, each once."""
     names = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",") if name.strip()))
     unknown = [name for name in names if name not in FORMATS]
     if unknown or not names:
@@ -159,9 +146,6 @@ def paper_style(extra: dict[str, Any] | None = None, file: Path | None = None) -
     Args:
         extra: Settings over those of the house.
         file: A matplotlib style file over both.
-
-    Raises:
-        AnalyzerError: If the file cannot be read as a style.
     """
     import matplotlib as mpl
 
@@ -212,11 +196,11 @@ def write_figures(
     formats: Sequence[str] = ("pdf",),
     style: Path | None = None,
 ) -> list[Path]:
-    """Write every figure of a story, each with the CSV behind it.
+    """Write every figure of a story, each with the CSV behind it; files there are replaced.
 
     Args:
         story: What is told.
-        folder: Where the files go, as ``<key>.<format>`` and ``<key>.csv``; those are replaced.
+        folder: Where the files go, as ``<key>.<format>`` and ``<key>.csv``.
         width: Width in inches.
         formats: Some of ``pdf``, ``svg`` and ``png``.
         style: A matplotlib style file over the house style.
@@ -245,13 +229,10 @@ def figure_bytes(
     TrueType; dashes and markers tell lines apart where there is no color.
 
     Args:
-        figure: A plotly figure of the traces in ``paper_traces.DRAWERS``.
+        figure: A plotly figure of the traces in ``paper_traces.DRAWERS``; another one is an error.
         kind: ``pdf``, ``svg`` or ``png``.
         width: Width in inches; the height follows from that of the figure.
         style: A matplotlib style file over the house style.
-
-    Raises:
-        ValueError: If the figure has another kind of trace, or ``kind`` is not one of those.
     """
     if kind not in FORMATS:
         raise ValueError(f"format is {kind!r}; expected one of {', '.join(FORMATS)}")
@@ -325,22 +306,17 @@ def _draw(trace: Any, made: Panes) -> list[tuple[Any, Any, Any]]:
     return [] if drawn is None else [(axes, *drawn)]
 
 
-def static_svg(figure: Any, width: float = _STATIC_INCHES) -> str:
+def static_svg(figure: Any) -> str:
     """Return the static figure that a report shows in print and without scripts.
 
-    Args:
-        figure: A plotly figure of the traces in ``paper_traces.DRAWERS``.
-        width: Width in inches.
-
-    Returns:
-        SVG with words as text; places in it are right to a tenth of a point. Equal figures give
-        equal text.
+    It is SVG with words as text; places in it are right to a tenth of a point. Equal figures give
+    equal text.
     """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     buffer = io.BytesIO()
     with paper_style(_SCREEN):
-        drawn = drawn_figure(figure, width, _STATIC_CELLS, _STATIC_MOST_HIGH)
+        drawn = drawn_figure(figure, _STATIC_INCHES, _STATIC_CELLS, _STATIC_MOST_HIGH)
         _write_decades(drawn)
         # The same as `savefig`, which would draw everything a second time to lay it out.
         drawn.get_layout_engine().execute(drawn)

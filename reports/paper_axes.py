@@ -45,11 +45,8 @@ class Panes:
 
     def of(self, x: str, y: str) -> Any:
         """Return the axes of a pair of references; those of either where they never meet."""
-        found = self.flat.get((x, y))
-        if found is not None:
-            return found
         meets = [axes for key, axes in self.flat.items() if x == key[0] or y == key[1]]
-        return meets[0] if meets else None
+        return self.flat.get((x, y)) or next(iter(meets), None)
 
 
 def _distance(domain: tuple[float, float, float, float], x: float, y: float) -> float:
@@ -72,14 +69,9 @@ def inches_wide(axes: Any) -> float:
 
 
 def panes(figure: Any, canvas: Any) -> Panes:
-    """Lay out the axes of a plotly figure on a matplotlib figure, in the same places.
+    """Lay out the axes of a plotly figure on an empty matplotlib figure, in the same places.
 
-    Args:
-        figure: The plotly figure.
-        canvas: The empty matplotlib figure.
-
-    Returns:
-        Its axes, with their scales set and nothing drawn.
+    Their scales are set; nothing is drawn.
     """
     made = Panes(canvas)
     canvas.color_axes = {
@@ -100,8 +92,7 @@ def panes(figure: Any, canvas: Any) -> Panes:
             continue
         over = layout_axis(figure.layout, pair[1]).overlaying
         below = made.flat.get((pair[0], over)) if over and over != "free" else None
-        axes = below.twinx() if below is not None else canvas.add_subplot(cell)
-        made.flat[pair] = axes
+        made.flat[pair] = canvas.add_subplot(cell) if below is None else below.twinx()
     _prepare(figure, made)
     return made
 

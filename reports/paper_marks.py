@@ -235,10 +235,7 @@ def _handle(trace: Any) -> Any:
 def draw_color_bars(figure: Any, made: Panes, drawn: list[tuple[Any, Any, Any]]) -> None:
     """Draw the color bars: one for each shared color axis, else one beside the axes of a trace.
 
-    Args:
-        figure: The plotly figure.
-        made: Its axes.
-        drawn: Axes, mappable and holder of the color bar for every trace that has one.
+    ``drawn`` has axes, mappable and holder of the color bar for every trace that has one.
     """
     shared: dict[str, tuple[list[Any], Any]] = {}
     for axes, mappable, holder in drawn:

@@ -43,16 +43,7 @@ def _cleaned(value: Any) -> Any:
 
 
 class AnonymousRun(Run):
-    """A run under a name that says nothing.
-
-    Args:
-        path: Folder of the run.
-        alias: The name that it is shown under.
-
-    Raises:
-        RunNotFoundError: If no run is there.
-        SchemaError: If ``run.json`` is damaged, foreign, or of a newer version.
-    """
+    """A run under a name that says nothing, without what would name its author."""
 
     def __init__(self, path: Path, alias: str) -> None:
         super().__init__(path)
@@ -73,26 +64,23 @@ class AnonymousRun(Run):
 _UNKNOWN = "not recorded"
 
 
-def reproducibility(runs: Sequence[Run], overrides: Sequence[str] = ()) -> pd.DataFrame:
-    """Return the facts of runs: one row each fact, one column each run.
+def reproducibility(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return the facts of runs: a row for each ``fact``, a column for each run.
 
-    Args:
-        runs: Opened runs.
-        overrides: Names of the columns; those of the runs where there are none.
-
-    Returns:
-        The first column is called ``fact``. What a manifest does not hold reads ``not recorded``.
+    What a manifest does not hold reads ``not recorded``.
     """
-    names = list(overrides) or [run.name for run in runs]
     rows = [[fact, *(of(run) for run in runs)] for fact, of in _FACTS.items()]
-    extra = dict.fromkeys(v for run in runs for v in run.manifest.get("versions") or {})
-    for package in extra:
-        versions = [(run.manifest.get("versions") or {}).get(package) for run in runs]
-        rows.append([f"version of {package}", *(str(v or _UNKNOWN) for v in versions)])
-    for flag in dict.fromkeys(f for run in runs for f in run.manifest.get("determinism") or {}):
-        values = [(run.manifest.get("determinism") or {}).get(flag) for run in runs]
-        rows.append([flag.replace("_", " "), *(_text(v) for v in values)])
-    return pd.DataFrame(rows, columns=["fact", *names])
+    for key, words in _TABLES.items():
+        held = [run.manifest.get(key) or {} for run in runs]
+        for name in dict.fromkeys(name for of_run in held for name in of_run):
+            rows.append([words(name), *(_text(of_run.get(name)) for of_run in held)])
+    return pd.DataFrame(rows, columns=["fact", *(run.name for run in runs)])
+
+
+_TABLES: dict[str, Callable[[str], str]] = {
+    "versions": "version of {}".format,
+    "determinism": lambda flag: flag.replace("_", " "),
+}
 
 
 def _text(value: Any) -> str:

@@ -78,12 +78,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Missing:
-    """A figure that cannot be drawn, and what to do to have it.
-
-    Args:
-        title: Its heading.
-        reason: What was not recorded, with the remedy.
-    """
+    """A figure that cannot be drawn: what was not recorded, and what to do to have it."""
 
     title: str
     reason: str
@@ -91,14 +86,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class Section:
-    """The figures of one page.
-
-    Args:
-        key: Name of the page.
-        title: Its heading.
-        figures: What can be drawn.
-        missing: What cannot.
-    """
+    """The figures of one page, and those that cannot be drawn."""
 
     key: str
     title: str
@@ -149,9 +137,6 @@ def story_of(paths: Sequence[Path], *, anonymous: bool = False) -> Story:
     Args:
         paths: Folders of runs; one named twice is read once.
         anonymous: Whether names, paths, commits and times of the runs are left out.
-
-    Raises:
-        AnalyzerError: If a run cannot be read.
     """
     unique = list({path.resolve(): path for path in paths}.values())
     opened: list[Run] = [open_run(path) for path in unique]

@@ -100,13 +100,7 @@ _LATEX = _Letters(
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table with its words.
-
-    Args:
-        key: Name of its files, and of its label.
-        caption: What it shows, with the run that it is of.
-        rows: Its cells; column names are the headings.
-    """
+    """A table with its caption; ``key`` names its files and its label."""
 
     key: str
     caption: str
@@ -114,14 +108,9 @@ class PaperTable:
 
 
 def write_tables(story: Story, folder: Path) -> list[Path]:
-    """Write every table of a story as LaTeX, Markdown and CSV.
+    """Write every table of a story as ``<key>.tex``, ``.md`` and ``.csv``; return the files.
 
-    Args:
-        story: What is told.
-        folder: Where the files go, as ``<key>.tex``, ``.md`` and ``.csv``; those are replaced.
-
-    Returns:
-        The files.
+    Files of these names that are in the folder already are replaced.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from analyzer.cli import RunsDir
+from analyzer.cli import RunsDir, main
 from analyzer.errors import AnalyzerError
 from analyzer.options import RecordOptions
 from analyzer.vocabulary.probes import PROBE_NAMES
@@ -43,7 +43,7 @@ def demo(
     ] = False,
     runs_dir: RunsDir = Path("runs"),
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
-) -> None:
+) -> int:
     """Train a plain net and its residual twin on the digits of scikit-learn, and explain them.
 
     Ends with the verdict and a report; on a terminal the dashboard then opens.
@@ -75,9 +75,8 @@ def demo(
     if not no_report:
         _write_report(plain, residual)
     if sys.stdout.isatty() and not no_dashboard:
-        from analyzer.cli.reading import dashboard
-
-        dashboard([str(plain), str(residual)])
+        return main(["dashboard", str(plain), str(residual)])
+    return 0
 
 
 def _write_report(plain: Path, residual: Path) -> None:
@@ -149,8 +148,9 @@ def _side_by_side(plain: Path, residual: Path, width: int) -> list[str]:
     from analyzer.analysis.gradient_flow import depth_profile
     from analyzer.analysis.training import run_training
     from analyzer.analysis.verdict import verdict
-    from analyzer.cli.chart import depth_chart, shared_decades, side_by_side
+    from analyzer.cli.chart import shared_decades, side_by_side
     from analyzer.cli.judging import explain_text
+    from analyzer.cli.run_text import profile_chart
     from analyzer.cli.terminal import number, signs
     from analyzer.storage.run import open_run
 
@@ -158,15 +158,12 @@ def _side_by_side(plain: Path, residual: Path, width: int) -> list[str]:
     profiles = [depth_profile(run, int(run.layer_steps()[-1])) for run in runs]
     losses = [run_training(run).last_loss for run in runs]
     decades = shared_decades(*(profile.norms[profile.measured] for profile in profiles))
-    marks = signs()
     is_narrow = width < 90
     room = width if is_narrow else (width - _GAP) // 2
     charts = [
-        depth_chart(
-            profile.depths[profile.measured],
-            profile.norms[profile.measured],
+        profile_chart(
+            profile,
             width=min(room, 70),
-            unicode=marks.unicode,
             decades=decades,
             title=f"{run.name}: loss {number(loss)} after step {profile.step}",
         )
@@ -175,7 +172,7 @@ def _side_by_side(plain: Path, residual: Path, width: int) -> list[str]:
     drawn = "\n\n".join(charts) if is_narrow else side_by_side(charts[0], charts[1], _GAP)
     return [
         "",
-        f"output gradient norm {marks.norm} against depth, at the last recorded step",
+        f"output gradient norm {signs().norm} against depth, at the last recorded step",
         "",
         *drawn.splitlines(),
         "",

@@ -9,14 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from analyzer.cli import RunsDir
+from analyzer.cli import RunName, RunsDir
 from analyzer.vocabulary.probes import PROBE_NAMES, PROBES, ProbeOption
 
 __all__ = ["probe"]
 
 
 def probe(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run: folder, name or latest.")],
+    run: RunName,
     names: Annotated[
         list[str], typer.Argument(metavar="NAME...", help="Probes: paths, landscape, ...")
     ],

@@ -1,17 +1,19 @@
 """The commands that read runs and write for people and other programs; nothing here judges them."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from analyzer.cli import AsJson, RunName, RunsDir
 from analyzer.errors import AnalyzerError
 
-__all__ = ["dashboard", "export", "report", "runs", "show"]
+if TYPE_CHECKING:
+    from analyzer.storage.catalog import RunSummary
 
-_EXPORTS = ("csv", "tensorboard")
+__all__ = ["dashboard", "report", "runs", "show"]
 
 
 def runs(
@@ -36,17 +38,88 @@ def runs(
         analyzer runs
         analyzer runs experiments --json
     """  # noqa: D301 -- click reads the control character
-    from analyzer.cli.run_list import as_json, completed, print_runs, verdict_of
-    from analyzer.cli.terminal import console
+    from analyzer.cli.terminal import json_text
     from analyzer.storage.catalog import runs_in
+    from analyzer.storage.run import open_run
 
     where = folder or Path(os.environ.get("ANALYZER_RUNS") or "runs")
-    found = [completed(run) for run in runs_in(where)]
-    verdicts = {} if quick else {run.path: verdict_of(run) for run in found}
+    found = [run.completed(open_run) for run in runs_in(where)]
+    verdicts = [None if quick else _verdict_of(run) for run in found]
     if json:
-        typer.echo(as_json(found, verdicts))
+        listed = [_fields(run, word) for run, word in zip(found, verdicts, strict=True)]
+        typer.echo(json_text(listed))
     else:
-        print_runs(where, found, verdicts, console())
+        _print_runs(where, found, verdicts)
+
+
+def _verdict_of(run: "RunSummary") -> str | None:
+    """``healthy``, or the code of the worst finding; None without a layer, or unreadable."""
+    from analyzer.analysis.findings import findings, health
+    from analyzer.storage.run import open_run
+
+    if run.problem is not None or not run.layers:
+        return None
+    try:
+        return health(findings(open_run(run.path)))
+    except (AnalyzerError, OSError):
+        return None
+
+
+def _fields(run: "RunSummary", verdict: str | None) -> dict[str, object]:
+    return {
+        "name": run.name,
+        "path": str(run.path),
+        "status": run.status,
+        "steps": run.steps,
+        "layers": run.layers,
+        "joins": run.joins,
+        "loss": run.loss,
+        "verdict": verdict,
+        "created": run.created,
+        "age_seconds": run.age,
+        "problem": run.problem,
+    }
+
+
+def _print_runs(folder: Path, runs: Sequence["RunSummary"], verdicts: Sequence[str | None]) -> None:
+    """Print the table of runs, then the reason of each that cannot be read."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from analyzer.analysis.numerals import age_text
+    from analyzer.cli.terminal import console, number, printable, signs, table_box
+
+    screen, marks = console(), signs()
+    if not runs:
+        seen = "holds no run" if folder.is_dir() else "does not exist"
+        screen.print(
+            f"No runs: the folder '{printable(str(folder), 300)}' {seen}; looked for folders with "
+            "a run.json in it. Make a run with: analyzer record train.py",
+            soft_wrap=True,
+        )
+        return
+    table = Table(box=table_box(), pad_edge=False, show_edge=False)
+    # The only one that gives way where a terminal is narrow.
+    table.add_column("name", overflow="ellipsis")
+    table.add_column("status", no_wrap=True)
+    for name in ("steps", "layers", "joins", "loss", "verdict", "age"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for run, verdict in zip(runs, verdicts, strict=True):
+        counts = (run.steps, run.layers, run.joins)
+        cells = [
+            printable(run.name, 40),
+            run.status,
+            *(marks.missing if count is None else f"{count:,}" for count in counts),
+            number(run.loss, marks.missing),
+            verdict or marks.missing,
+            marks.missing if run.age is None else age_text(run.age),
+        ]
+        table.add_row(*map(Text, cells))
+    screen.print(table)
+    for run in runs:
+        if run.problem is not None:
+            reason = f"{printable(run.name, 40)}: {printable(run.problem, 300)}"
+            screen.print(reason, soft_wrap=True)
 
 
 def show(
@@ -76,52 +149,6 @@ def show(
     from analyzer.storage.run import open_run
 
     print_run(open_run(resolve_run(run, runs_dir)), step, layers, console())
-
-
-def export(
-    run: RunName,
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="DIR", help="A new or empty folder.")
-    ],
-    format_: Annotated[
-        str, typer.Option("--format", metavar="csv|tensorboard", help="What to write.")
-    ] = "csv",
-    runs_dir: RunsDir = Path("runs"),
-) -> None:
-    """Write the tables of a run: one CSV file each, every number in full precision.
-
-    Missing values are empty cells; NaN, inf and -inf are written as such. Text that a spreadsheet
-    would take for a formula gets an apostrophe in front.
-
-    \b
-    Example:
-        analyzer export latest --format csv -o tables
-    """  # noqa: D301 -- click reads the control character
-    from analyzer.cli import not_built
-
-    if format_ not in _EXPORTS:
-        raise AnalyzerError(
-            f"--format is {format_!r}; expected one of {', '.join(_EXPORTS)}. Try --format csv."
-        )
-    if format_ == "tensorboard":
-        raise not_built("export --format tensorboard")
-
-    from analyzer.cli.csv_tables import export_csv
-    from analyzer.storage.catalog import resolve_run
-    from analyzer.storage.run import open_run
-
-    opened = open_run(resolve_run(run, runs_dir))
-    if output.exists() and not output.is_dir():
-        raise AnalyzerError(
-            f"-o '{output}' is a file; expected a new or empty folder. Name another one."
-        )
-    if output.is_dir() and any(output.iterdir()):
-        raise AnalyzerError(
-            f"-o '{output}' holds files already; expected a new or empty folder, since nothing is "
-            "overwritten. Name another one."
-        )
-    for name, rows in export_csv(opened, output):
-        typer.echo(f"{output / name}: {rows:,} rows")
 
 
 def report(

@@ -33,7 +33,7 @@ from analyzer.cli.terminal import Signs, number, printable, signs, table_box
 from analyzer.errors import AnalyzerError, NotRecordedError
 from analyzer.storage.run import Run
 
-__all__ = ["print_run"]
+__all__ = ["print_run", "profile_chart"]
 
 _VERSIONS = ("gradient-flow-analyzer", "torch", "python")
 _MAX_WIDTH = 140
@@ -57,15 +57,8 @@ _NUMBERS = (
 def print_run(run: Run, step: str, pattern: str | None, console: Console) -> None:
     """Print everything that ``analyzer show`` says about a run.
 
-    Args:
-        run: An opened run.
-        step: ``last``, ``first`` or a step number.
-        pattern: Regular expression; only layers whose name matches are drawn and listed.
-        console: Where to print.
-
-    Raises:
-        AnalyzerError: If the step is not a step, or no layer matches the pattern.
-        NotRecordedError: If nothing was recorded at the step.
+    The step is ``last``, ``first`` or a number; only layers whose name matches the pattern, a
+    regular expression, are drawn and listed.
     """
     marks = signs()
     training, steps = run_training(run), run.layer_steps()
@@ -176,12 +169,7 @@ def _matching(names: Sequence[str], pattern: str | None) -> NDArray[np.bool_]:
     return chosen
 
 
-def _flow(
-    run: Run,
-    profile: DepthProfile,
-    chosen: NDArray[np.bool_],
-    width: int,
-) -> list[str]:
+def _flow(run: Run, profile: DepthProfile, chosen: NDArray[np.bool_], width: int) -> list[str]:
     """The chart with its marks, the gain, and where NaN came first."""
     marks = signs()
     seen = _selected(profile, chosen)
@@ -189,21 +177,28 @@ def _flow(
         f"output gradient norm {marks.norm} of {counted(len(seen.names), 'layer')}, "
         f"step {profile.step}"
     )
-    chart = depth_chart(
-        seen.depths[seen.measured],
-        seen.norms[seen.measured],
-        width=min(width, _MAX_WIDTH),
-        unicode=marks.unicode,
-        title=title,
-    )
     first = first_nonfinite(run)
     return [
-        chart,
+        profile_chart(seen, width=min(width, _MAX_WIDTH), title=title),
         *_mark_lines(seen, unicode=marks.unicode),
         "",
         *_gain_lines(profile, run_gain(run), marks.missing),
         *([_nonfinite_line(first, profile.step, run.layer_steps())] if first else []),
     ]
+
+
+def profile_chart(
+    profile: DepthProfile, *, width: int, title: str, decades: tuple[int, int] | None = None
+) -> str:
+    """Draw the layers of a profile whose gradient was recorded, in what stdout can hold."""
+    return depth_chart(
+        profile.depths[profile.measured],
+        profile.norms[profile.measured],
+        width=width,
+        unicode=signs().unicode,
+        title=title,
+        decades=decades,
+    )
 
 
 def _selected(profile: DepthProfile, chosen: NDArray[np.bool_]) -> DepthProfile:

@@ -2,17 +2,20 @@
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from analyzer.errors import AnalyzerError, RunNotFoundError, SchemaError
 from analyzer.storage.parts import Part, listing, replace_file
 from analyzer.storage.schema import READABLE_VERSIONS
 from analyzer.storage.selection import nearest
+
+if TYPE_CHECKING:
+    from analyzer.storage.run import Run
 
 __all__ = [
     "CRASHED_AFTER_SECONDS",
@@ -58,6 +61,29 @@ class RunSummary:
     created: str | None = None
     age: float | None = None
     problem: str | None = None
+
+    def completed(self, open_run: Callable[[Path], "Run"]) -> "RunSummary":
+        """Return the summary with what its manifest does not say read from the tables.
+
+        A run that is running or crashed has no counts in its manifest. One that turns out to be
+        damaged is ``broken``.
+        """
+        if self.problem is not None or None not in (self.steps, self.layers, self.joins, self.loss):
+            return self
+        try:
+            run = open_run(self.path)
+            recorded, loss = run.recorded_steps(), self.loss
+            if loss is None and len(recorded):
+                loss = run.read("steps", "loss", steps=int(recorded[-1]))["loss"][0].as_py()
+            return replace(
+                self,
+                steps=len(recorded) if self.steps is None else self.steps,
+                layers=len(run.layers) if self.layers is None else self.layers,
+                joins=len(run.joins) if self.joins is None else self.joins,
+                loss=loss,
+            )
+        except (AnalyzerError, OSError, ValueError) as error:
+            return replace(self, status="broken", problem=str(error))
 
 
 def runs_in(folder: str | Path) -> list[RunSummary]:

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from analyzer.reports.groups import (
+    Spread,
     grouped,
     pairs_of,
     program,
     representatives,
     seed_of,
     seed_spread,
-    spread,
 )
 from analyzer.reports.story import story_of
 from analyzer.storage.run import Run, open_run
@@ -78,11 +78,11 @@ def test_figures_show_one_run_of_each_group_of_the_same_seed(tmp_path: Path) -> 
 
 
 def test_the_spread_is_mean_and_sample_deviation() -> None:
-    one = spread([1.0, 2.0, 6.0])
+    one = Spread([1.0, 2.0, 6.0])
     assert (one.mean, one.deviation) == (3.0, pytest.approx(math.sqrt(7)))
     assert one.words == "3 ± 2.65"
-    assert math.isnan(spread([1.0, math.nan]).mean)
-    assert math.isnan(spread([1.0]).deviation)
+    assert math.isnan(Spread([1.0, math.nan]).mean)
+    assert math.isnan(Spread([1.0]).deviation)
 
 
 def test_the_spread_over_seeds_is_that_of_the_gains(tmp_path: Path) -> None:

@@ -7,15 +7,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from analyzer.errors import AnalyzerError, RunNotFoundError, SchemaError
 from analyzer.storage.parts import Part, listing, replace_file
 from analyzer.storage.schema import READABLE_VERSIONS
 from analyzer.storage.selection import nearest
-
-if TYPE_CHECKING:
-    from analyzer.storage.run import Run
 
 __all__ = [
     "CRASHED_AFTER_SECONDS",
@@ -62,7 +59,7 @@ class RunSummary:
     age: float | None = None
     problem: str | None = None
 
-    def completed(self, open_run: Callable[[Path], "Run"]) -> "RunSummary":
+    def completed(self, open_run: Callable[[Path], Any]) -> "RunSummary":
         """Return the summary with what its manifest does not say read from the tables.
 
         A run that is running or crashed has no counts in its manifest. One that turns out to be

@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from analyzer.analysis.gradient_flow import MedianGain, run_gain
-from analyzer.analysis.per_run import not_recorded, probe_rows, remembered
+from analyzer.analysis.per_run import not_recorded, probe_rows, probe_rows_at, remembered
 from analyzer.analysis.training import run_training
 from analyzer.errors import NotRecordedError
 from analyzer.storage.arrays import as_floats
@@ -89,17 +88,9 @@ def relative_gradient(run: Run) -> Measured:
         '.pivot(index="step", columns="layer", values="output_gradient_norm")'
         f".pipe(lambda t: t[{first}] / t[{last}]).median()"
     )
-    return Measured(_ratio_of_layers(run, first, last, some), query)
-
-
-def _ratio_of_layers(
-    run: Run, first: int, last: int, steps: NDArray[np.int64] | None = None
-) -> float:
-    """Median over steps of one layer's output gradient norm over another's."""
-    column = "output_gradient_norm"
-    rows = run.layer_stats(column, layers=[first, last], steps=steps)
-    table = rows.pivot(index="step", columns="layer", values=column)
-    return float((table[first] / table[last]).median())
+    rows = run.layer_stats("output_gradient_norm", layers=[first, last], steps=some)
+    table = rows.pivot(index="step", columns="layer", values="output_gradient_norm")
+    return Measured(float((table[first] / table[last]).median()), query)
 
 
 def _ends(run: Run) -> tuple[int, int]:
@@ -179,9 +170,7 @@ def final_loss(run: Run) -> Measured:
 
 def path_length(run: Run) -> Measured:
     """``Σ k‖G_k‖ / Σ ‖G_k‖`` at the last step that was probed, of the longest path."""
-    rows = probe_rows(run, "paths")
-    step = int(rows["step"].max())
-    last = rows[rows["step"] == step]
+    step, last = probe_rows_at(run, "paths", None)
     norms = last["gradient_norm"].to_numpy(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         value = float((last["length"].to_numpy() * norms).sum() / norms.sum())
@@ -214,9 +203,7 @@ def input_correlation(run: Run) -> Measured:
 
 def condition_number(run: Run) -> Measured:
     """Largest over smallest singular value of the whole network's Jacobian at the first probe."""
-    rows = probe_rows(run, "jacobian")
-    step = int(rows["step"].min())
-    rows = rows[rows["step"] == step]
+    step, rows = probe_rows_at(run, "jacobian", 0)
     name = _whole(run, rows)
     values = rows[rows["name"] == name]["singular_value"]
     query = (
@@ -238,8 +225,7 @@ def _whole(run: Run, rows: pd.DataFrame) -> str:
 
 def lesion_change(run: Run) -> Measured:
     """Median change of the loss without one branch, at the last step that was probed."""
-    rows = probe_rows(run, "lesion")
-    step = int(rows["step"].max())
-    value = float(rows[rows["step"] == step]["loss_change"].median())
+    step, rows = probe_rows_at(run, "lesion", None)
+    value = float(rows["loss_change"].median())
     query = f'RUN.probe("lesion").query("step == {step}")["loss_change"].median()'
     return Measured(value, query, abs(run_training(run).first_loss))

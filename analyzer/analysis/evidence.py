@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from analyzer.analysis.bands import spaced_places
-from analyzer.analysis.training import TrainingSummary, run_training
+from analyzer.analysis.training import run_training
 from analyzer.storage.arrays import as_floats, is_present
 from analyzer.storage.run import Run
 
@@ -46,7 +46,9 @@ def first_nonfinite(run: Run, ignored: NDArray[np.int64] | None = None) -> NonFi
     """
     for first, last in _suspects(run):
         rows = run.read("layer_stats", _NONFINITE_COUNTS, steps=slice(first, last + 1))
-        activation, gradient = (_positive(rows, name) for name in _NONFINITE_COUNTS)
+        activation, gradient = (
+            rows.column(name).fill_null(0).to_numpy() > 0 for name in _NONFINITE_COUNTS
+        )
         counts = activation | gradient
         if ignored is not None:
             counts &= ~np.isin(rows.column("step").to_numpy(), ignored)
@@ -71,11 +73,6 @@ def _suspects(run: Run) -> Iterator[tuple[int, int]]:
     for start in range(0, len(steps), chunk):
         some = steps[start : start + chunk]
         yield int(some[0]), int(some[-1])
-
-
-def _positive(rows: pa.Table, name: str) -> NDArray[np.bool_]:
-    positive: NDArray[np.bool_] = rows.column(name).fill_null(0).to_numpy() > 0
-    return positive
 
 
 def _earliest(
@@ -129,9 +126,7 @@ class Evidence:
     Only finite history is judged: steps before the first NaN or infinite value, without those that
     a gradient scaler skipped, and at most 40 of them, evenly spaced.
 
-    Args:
-        run: An opened run.
-        reads: Columns by history that the rules look at; each history is read once, with all.
+    ``reads`` holds columns by history that the rules look at; each history is read once, with all.
     """
 
     def __init__(self, run: Run, reads: Iterable[Mapping[str, tuple[str, ...]]]) -> None:
@@ -140,56 +135,19 @@ class Evidence:
         for one in reads:
             for history, columns in one.items():
                 self._columns[history] |= dict.fromkeys(columns)
-
-    @cached_property
-    def layers(self) -> pd.DataFrame:
-        """The table of layers."""
-        return self.run.layers
-
-    @cached_property
-    def names(self) -> list[str]:
-        """Names of the layers, in call order."""
-        return [str(name) for name in self.layers["name"]]
-
-    @cached_property
-    def depths(self) -> Floats:
-        """Depth of each layer."""
-        return self.layers["depth"].to_numpy(np.float64)
-
-    @cached_property
-    def has_parameters(self) -> NDArray[np.bool_]:
-        """Whether each layer owns parameters."""
-        owns: NDArray[np.bool_] = self.layers["num_parameters"].to_numpy() > 0
-        return owns
-
-    @cached_property
-    def owners(self) -> tuple[str, ...]:
-        """Names of the layers that own parameters, in call order."""
-        return self.chosen(self.has_parameters)
+        self.layers, self.parameters, self.joins = run.layers, run.parameters, run.joins
+        self.training = run_training(run)
+        self.has_parameters: NDArray[np.bool_] = self.layers["num_parameters"].to_numpy() > 0
+        self.owners = self.chosen(self.has_parameters)
 
     def chosen(self, which: NDArray[np.bool_]) -> tuple[str, ...]:
         """Return the names of the chosen layers, in call order."""
-        return tuple(name for name, yes in zip(self.names, which, strict=True) if yes)
+        return tuple(self.layers["name"][which].astype(str))
 
     def layers_of(self, parameters: NDArray[np.bool_]) -> tuple[str, ...]:
         """Return the names of the layers of the chosen parameters, in call order."""
         ids = set(self.parameters["layer"][parameters].dropna().astype(int))
-        return self.chosen(np.array([layer in ids for layer in self.layers["layer"]], bool))
-
-    @cached_property
-    def parameters(self) -> pd.DataFrame:
-        """The table of parameters."""
-        return self.run.parameters
-
-    @cached_property
-    def joins(self) -> pd.DataFrame:
-        """The table of joins."""
-        return self.run.joins
-
-    @cached_property
-    def training(self) -> TrainingSummary:
-        """Losses and steps."""
-        return run_training(self.run)
+        return self.chosen(self.layers["layer"].isin(ids).to_numpy())
 
     @cached_property
     def skipped(self) -> NDArray[np.int64]:

@@ -18,11 +18,8 @@ from analyzer.storage.run import Run
 
 __all__ = [
     "RULES",
-    "SEVERITIES",
     "THRESHOLDS",
     "Finding",
-    "Rule",
-    "Threshold",
     "findings",
     "health",
     "rules_table",

@@ -27,7 +27,6 @@ __all__ = [
     "FlowGrid",
     "GridColumn",
     "GridDifference",
-    "UpdateColumn",
     "flow_grid",
     "grid_column",
     "grid_difference",

@@ -147,12 +147,6 @@ class Gain:
     num_nonfinite: int = 0
 
     @property
-    def total_gain(self) -> float:
-        """The fitted ratio from the last layer to the first; 0 or inf beyond float64."""
-        with np.errstate(over="ignore", under="ignore"):
-            return float(np.power(10.0, self.log10_total))
-
-    @property
     def decades_fallen(self) -> float:
         """Decades that the fit falls from the last layer to the first; negative where it grows."""
         return 0.0 - self.log10_total

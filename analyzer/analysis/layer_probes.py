@@ -21,7 +21,7 @@ from analyzer.analysis.per_run import (
     read_runs,
     shown_range,
 )
-from analyzer.analysis.view import RowSet, RunLabel, View, matching, row_set
+from analyzer.analysis.view import RunLabel, View, matching, row_set
 from analyzer.storage.run import Run
 from analyzer.vocabulary import quantities_of, quantity
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "REFERENCES",
     "AttributionShares",
     "BlockSpectra",
     "JacobianSpectra",
@@ -42,7 +41,7 @@ __all__ = [
 Floats = NDArray[np.float64]
 _MOST_ATTRIBUTION_STEPS = 6
 # The names under which the probe stores the curves of Balduzzi et al.
-REFERENCES = {
+_REFERENCES = {
     "plain": "plain, 1/2ᴸ",
     "residual": "residual, (3/4)ᴸ",
     "residual_norm": "residual with norm, 1/√L",
@@ -65,14 +64,10 @@ class JacobianSpectra(RunAtStep):
     orders: NDArray[np.int64]
     values: Floats
 
-    def span(self, block: int) -> tuple[float, float]:
-        """Return the largest and the smallest value of a block; NaN where one is NaN."""
-        mine = self.values[self.blocks == block]
-        return float(mine.max()), float(mine.min())
-
     def sentence(self) -> str:
         """Return what the last spectrum, that of the whole network, spans."""
-        top, bottom = self.span(len(self.names) - 1)
+        last = self.values[self.blocks == len(self.names) - 1]
+        top, bottom = float(last.max()), float(last.min())
         start = f"{self.where}: singular values of {self.names[-1]}"
         if not (np.isfinite(top) and np.isfinite(bottom)):
             return f"{start} are not all finite."
@@ -129,8 +124,7 @@ def shattering_curves(view: View) -> PerRun[AlongDepth]:
 
 
 def _shattering(view: View, run: Run, label: RunLabel) -> AlongDepth:
-    step, rows, layers, kept, at = _layer_rows("shattering", view, run)
-    names = tuple(layers.names[k] for k in kept)
+    step, rows, names, places, at = _layer_rows("shattering", view, run)
     correlations = rows["correlation"].to_numpy(np.float64)[at]
     known = np.flatnonzero(np.isfinite(correlations))
     text = "no correlation is defined."
@@ -139,9 +133,9 @@ def _shattering(view: View, run: Run, label: RunLabel) -> AlongDepth:
         text = f"gradients of different inputs correlate {first} and {last}."
     notes = run.probe_metadata("shattering").get(step, {})
     curves = _references(notes, len(rows)).items()
-    references = {REFERENCES[key]: curve[at] for key, curve in curves}
+    references = {_REFERENCES[key]: curve[at] for key, curve in curves}
     values = {"correlation": correlations}
-    return AlongDepth(label, step, names, layers.positions[kept], values, text, references)
+    return AlongDepth(label, step, names, places, values, text, references)
 
 
 def probe_by_layer(probe: str, column: str) -> Callable[[View], PerRun[AlongDepth]]:
@@ -152,8 +146,7 @@ def probe_by_layer(probe: str, column: str) -> Callable[[View], PerRun[AlongDept
 
     def read(view: View, run: Run, label: RunLabel) -> AlongDepth:
         if any(row.key == "layer" for row in quantities_of(f"probes/{probe}")):
-            step, rows, layers, kept, at = _layer_rows(probe, view, run)
-            names, places = tuple(layers.names[k] for k in kept), layers.positions[kept]
+            step, rows, names, places, at = _layer_rows(probe, view, run)
         else:
             step, rows = probe_rows_at(run, probe, view.step)
             at = np.arange(len(rows))
@@ -169,8 +162,8 @@ def probe_by_layer(probe: str, column: str) -> Callable[[View], PerRun[AlongDept
 
 def _layer_rows(
     probe: str, view: View, run: Run
-) -> tuple[int, "pd.DataFrame", RowSet, list[int], NDArray[np.int64]]:
-    """The step and the rows of a probe, the layers of the view, which of them it has, and where."""
+) -> tuple[int, "pd.DataFrame", tuple[str, ...], Floats, NDArray[np.int64]]:
+    """Step and rows of a probe; names, depths and rows of those layers of the view that it has."""
     step, rows = probe_rows_at(run, probe, view.step)
     layers = row_set(run, "output_gradient_norm", view.layers)
     # A module inside compiled code has a name, but no layer.
@@ -178,14 +171,15 @@ def _layer_rows(
     kept = [k for k, id_ in enumerate(layers.ids) if int(id_) in place]
     if not kept:
         raise not_recorded(f"probe {probe} has no such layer:", run, f"add `--probe {probe}`")
-    return step, rows, layers, kept, np.array([place[int(layers.ids[k])] for k in kept], np.int64)
+    at = np.array([place[int(layers.ids[k])] for k in kept], np.int64)
+    return step, rows, tuple(layers.names[k] for k in kept), layers.positions[kept], at
 
 
 def _references(notes: Mapping[str, str], count: int) -> dict[str, Floats]:
     """The curves that the probe noted; those that do not fit its rows are left out."""
     try:
         stored = json.loads(notes.get("references", "{}"))
-        items = [(key, stored[key]) for key in REFERENCES if key in stored]
+        items = [(key, stored[key]) for key in _REFERENCES if key in stored]
         curves = {key: np.asarray(values, np.float64) for key, values in items}
     except (ValueError, TypeError, RecursionError):
         return {}

@@ -1,6 +1,7 @@
 """Rules about the gradient of layers: along depth, over time, not finite, or none at all."""
 
 import math
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,16 +32,16 @@ def _gains(evidence: Evidence) -> list[Gain]:
     """The gain at each judged step, over layers with parameters that a gradient reached."""
     history, rows = evidence.layer_history, evidence.has_parameters
     norms, present = (x["output_gradient_norm"][:, rows] for x in (history.values, history.present))
-    depths = evidence.depths[rows]
+    depths = evidence.layers["depth"].to_numpy(np.float64)[rows]
     return [gain(depths[p], n[p]) for n, p in zip(norms, present, strict=True)]
 
 
-def _along_depth(evidence: Evidence, limits: Limits, sign: float, limit: float) -> Seen | None:
+def _along_depth(sign: float, limit: str, evidence: Evidence, limits: Limits) -> Seen | None:
     """Median decades of change and gain over the longest piece beyond the limit."""
     gains = _gains(evidence)
     steps = evidence.layer_history.steps
     changes = sign * np.array([g.decades_fallen for g in gains])
-    sick: NDArray[np.bool_] = changes >= limit
+    sick: NDArray[np.bool_] = changes >= limits[limit]
     ends = stretch(sick, steps, limits["sustained_share"])
     if ends is None:
         return None
@@ -49,14 +50,6 @@ def _along_depth(evidence: Evidence, limits: Limits, sign: float, limit: float) 
     value = float(np.median(changes[inside]))
     words = {"value": decades(value), "gain": number(float(per_layer))}
     return Seen(value, evidence.owners, ends, words)
-
-
-def _vanishing(evidence: Evidence, limits: Limits) -> Seen | None:
-    return _along_depth(evidence, limits, 1.0, limits["vanishing_decades"])
-
-
-def _exploding(evidence: Evidence, limits: Limits) -> Seen | None:
-    return _along_depth(evidence, limits, -1.0, limits["exploding_decades"])
 
 
 def _nonfinite(evidence: Evidence, limits: Limits) -> Seen | None:
@@ -219,7 +212,7 @@ VANISHING = Rule(
     "sustained",
     value="decades",
     reads={"layers": ("output_gradient_norm",)},
-    look=_vanishing,
+    look=partial(_along_depth, 1.0, "vanishing_decades"),
     sentence="The gradient vanishes: it falls {value} from the last layer to the first "
     "(gain {gain} per layer, steps {first} to {last}).",
     remedy="Add shortcuts or normalization, or use He initialization: the first layers get no "
@@ -243,7 +236,7 @@ EXPLODING = Rule(
     seen_when="it grows by decades on that way, sustained",
     value="decades",
     reads={"layers": ("output_gradient_norm",)},
-    look=_exploding,
+    look=partial(_along_depth, -1.0, "exploding_decades"),
     sentence="The gradient explodes: it grows {value} from the last layer to the first "
     "(gain {gain} per layer, steps {first} to {last}).",
     remedy="Normalize, scale the branches down (1/√depth, or from zero), or initialize smaller; "

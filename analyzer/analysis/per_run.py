@@ -22,7 +22,6 @@ __all__ = [
     "RunAtStep",
     "RunRecord",
     "joined_table",
-    "missing_clause",
     "not_recorded",
     "probe_rows",
     "probe_rows_at",
@@ -111,8 +110,10 @@ class PerRun(Generic[R]):
     @property
     def caption(self) -> str:
         """The findings with their numbers, and which runs lack the data."""
-        sentences = filter(None, (run.sentence() for run in self.runs))
-        return " ".join(sentences) + missing_clause(self.missing)
+        sentences = [run.sentence() for run in self.runs]
+        if self.missing:
+            sentences.append(f"Not recorded in {', '.join(self.missing)}.")
+        return " ".join(filter(None, sentences))
 
     def table(self) -> "pd.DataFrame":
         """Return the data behind the figure; its first column names the run."""
@@ -157,11 +158,6 @@ def joined_table(parts: Iterable[Mapping[str, Any]]) -> "pd.DataFrame":
     import pandas as pd
 
     return pd.concat([pd.DataFrame(cells) for cells in parts], ignore_index=True)
-
-
-def missing_clause(missing: tuple[str, ...]) -> str:
-    """Return the end of a caption that names runs without the data; empty where none lacks it."""
-    return f" Not recorded in {', '.join(missing)}." if missing else ""
 
 
 def shown_range(parts: Iterable[Floats], *, is_log: bool) -> tuple[float, float]:

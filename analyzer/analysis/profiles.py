@@ -63,33 +63,28 @@ class ProfileCurves(PerRun[AlongDepth]):
 
 def profile_curves(view: View) -> ProfileCurves:
     """Read the profile of every run at the step of the view, layers at their depth."""
-    return _curves(view, is_relative_depth=False)
+    runs, missing = read_runs(view, _curve)
+    row = quantity(view.quantity)
+    label = f"{row.label} / that of the deepest" if view.relative else row.label
+    return ProfileCurves(runs, missing, row.key, label, row.scale == "log", False)
 
 
 def profile_overlay(view: View) -> ProfileCurves:
     """Read the profiles of all runs on one axis from the first layer, 0, to the last, 1."""
-    return _curves(view, is_relative_depth=True)
-
-
-def _curves(view: View, *, is_relative_depth: bool) -> ProfileCurves:
-    def read(view: View, run: Run, label: RunLabel) -> AlongDepth:
-        found = _curve(view, run, label)
-        if not is_relative_depth:
-            return found
-        return replace(found, positions=relative_depth(found.positions))
-
-    runs, missing = read_runs(view, read)
-    row = quantity(view.quantity)
-    label = f"{row.label} / that of the deepest" if view.relative else row.label
-    return ProfileCurves(runs, missing, row.key, label, row.scale == "log", is_relative_depth)
+    found = profile_curves(view)
+    runs = tuple(replace(one, positions=relative_depth(one.positions)) for one in found.runs)
+    return replace(found, runs=runs, is_relative_depth=True)
 
 
 def _curve(view: View, run: Run, label: RunLabel) -> AlongDepth:
     rows = row_set(run, view.quantity, view.layers)
     step = recorded_step(run, view.step, rows.table)
     values = profile_values(run, view.quantity, step, rows.ids, rows.table)
-    if np.isnan(values).all() and not _has_rows(run, view.quantity, step, rows.ids, rows.table):
-        raise not_recorded(f"{view.quantity} at step {step} was", run, "choose another step")
+    if np.isnan(values).all():
+        known = run.profile(view.quantity, step, table=rows.table)[0]
+        # A row that holds NaN was recorded; one that is not there was not.
+        if not np.isin(rows.ids, known).any():
+            raise not_recorded(f"{view.quantity} at step {step} was", run, "choose another step")
     if view.relative:
         values = over_deepest(values)
     if view.quantity == "output_gradient_norm":
@@ -108,11 +103,6 @@ def _reach(what: str, names: tuple[str, ...], values: Floats) -> str:
     ends = (np.nanargmin(shown), np.nanargmax(shown))
     low, high = (f"{number(values[at])} ({names[at]})" for at in ends)
     return f"{what} reaches from {low} to {high}."
-
-
-def _has_rows(run: Run, name: str, step: int, ids: NDArray[np.int32], table: str) -> bool:
-    """Whether one of these layers or parameters has a row at the step, if only a NaN."""
-    return bool(np.isin(ids, run.profile(name, step, table=table)[0]).any())
 
 
 def over_deepest(values: Floats) -> Floats:

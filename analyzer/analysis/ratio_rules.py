@@ -14,7 +14,6 @@ __all__ = [
     "SLEEPING_BRANCH",
     "UPDATE_TOO_LARGE",
     "UPDATE_TOO_SMALL",
-    "median_update_ratios",
     "remaining_share",
 ]
 
@@ -25,16 +24,13 @@ _LEAST_RATE = 0.1
 _GROWTH = 3.0
 
 
-def median_update_ratios(evidence: Evidence) -> Floats:
-    """Return the median over steps of ``‖Δθ‖ / ‖θ‖`` of each parameter.
+def _median_update_ratios(evidence: Evidence) -> Floats:
+    """The median over steps of ``‖Δθ‖ / ‖θ‖`` of each parameter, ``[parameters]``.
 
     Steps with a learning rate below a tenth of the largest are left out, and those at which the
-    parameter was zero or received no gradient or one that is exactly zero.
-
-    Returns:
-        ``[parameters]``, without unit; NaN where nothing is left, for parameters that are not
-        trained, and for those with fewer than two axes: a bias or a gain that starts at zero moves
-        by any ratio.
+    parameter was zero or received no gradient or one that is exactly zero. NaN where nothing is
+    left, for parameters that are not trained, and for those with fewer than two axes: a bias or a
+    gain that starts at zero moves by any ratio.
     """
     history = evidence.update_history
     norms, moved = history.values["norm"], history.values["update_norm"]
@@ -81,13 +77,13 @@ def _updates(
 
 
 def _small_updates(evidence: Evidence, limits: Limits) -> Seen | None:
-    ratios = median_update_ratios(evidence)
+    ratios = _median_update_ratios(evidence)
     chosen = ratios < limits["update_ratio_low"]
     return _updates(evidence, ratios, chosen, float(ratios[chosen].min(initial=math.inf)))
 
 
 def _large_updates(evidence: Evidence, limits: Limits) -> Seen | None:
-    ratios = median_update_ratios(evidence)
+    ratios = _median_update_ratios(evidence)
     chosen = ratios > limits["update_ratio_high"]
     return _updates(evidence, ratios, chosen, float(ratios[chosen].max(initial=-math.inf)))
 
@@ -95,14 +91,8 @@ def _large_updates(evidence: Evidence, limits: Limits) -> Seen | None:
 def remaining_share(shortcut: Floats, branch: Floats, cosine: Floats) -> Floats:
     """Return what is left where two gradients add: ``‖g_s + g_b‖ / (‖g_s‖ + ‖g_b‖)``.
 
-    Args:
-        shortcut: ``‖g_s‖``, any shape.
-        branch: ``‖g_b‖``, the same shape.
-        cosine: Their cosine, the same shape.
-
-    Returns:
-        From 0 (they cancel) to 1 (they agree, or one of them is zero); NaN where both are zero or
-        one is not finite.
+    From the norms and the cosine of both, of any shape: from 0 (they cancel) to 1 (they agree, or
+    one of them is zero); NaN where both are zero or one is not finite.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         total = shortcut + branch

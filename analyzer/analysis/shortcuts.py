@@ -21,7 +21,6 @@ from analyzer.storage.arrays import as_floats
 from analyzer.storage.run import Run
 
 __all__ = [
-    "MOST_ARCS",
     "SHARE_LEVELS",
     "JoinArcs",
     "ShortcutStrip",
@@ -37,7 +36,7 @@ __all__ = [
 Floats = NDArray[np.float64]
 # Upper bounds of the levels in which arcs are drawn; a share can exceed 1 where parts cancel.
 SHARE_LEVELS = (0.2, 0.4, 0.6, 0.8, float("inf"))
-MOST_ARCS = 64
+_MOST_ARCS = 64
 _MOST_STRIP_ARCS = 110
 _MOST_POINTS, _MOST_LINES = 300, 12
 
@@ -73,7 +72,7 @@ class JoinArcs:
         known = self.shares[np.isfinite(self.shares)]
         return float(np.median(known)) if len(known) else float("nan")
 
-    def thinned(self, most: int = MOST_ARCS) -> "JoinArcs":
+    def thinned(self, most: int = _MOST_ARCS) -> "JoinArcs":
         """Return the same arcs, or where there are more than that, neighbors put together.
 
         A group reaches from its first fork to its last join and shows the median of its shares.
@@ -142,19 +141,15 @@ def join_arcs(run: Run, step: int | None) -> JoinArcs:
     )
 
 
-def _span(depth_of: dict[str, float], row: Mapping[Any, object]) -> tuple[float, float] | None:
+def _span(depth_of: dict[str, float], row: Mapping[str, Any]) -> tuple[float, float] | None:
     """Depth of fork and join; None where no layer of the branch is known."""
     branch, shortcut = (
-        [depth_of[name] for name in _names(row[key]) if name in depth_of]
+        [depth_of[name] for name in row[key] or () if name in depth_of]
         for key in ("branch_layers", "shortcut_layers")
     )
     if not branch:
         return None
     return min(branch) - 1, max(branch + shortcut)
-
-
-def _names(cell: object) -> list[str]:
-    return [str(name) for name in cell] if isinstance(cell, list) else []
 
 
 def share_grid(run: Run, arcs: JoinArcs, most: int = 200) -> tuple[NDArray[np.int64], Floats]:

@@ -62,14 +62,12 @@ def diagnose(
     """  # noqa: D301 -- click reads the control character
     from analyzer.analysis.findings import findings
     from analyzer.cli.terminal import console, json_text
-    from analyzer.storage.catalog import resolve_run
-    from analyzer.storage.run import open_run
 
     limits = _overrides(threshold or [])
     if thresholds:
         _print_thresholds(limits, console())
         return 0
-    opened = open_run(resolve_run(run, runs_dir))
+    opened = _open(run, runs_dir)
     found = findings(opened, limits)
     if json:
         typer.echo(json_text(found))
@@ -93,11 +91,8 @@ def compare(
     """  # noqa: D301 -- click reads the control character
     from analyzer.analysis.verdict import compare_runs
     from analyzer.cli.terminal import console, json_text
-    from analyzer.storage.catalog import resolve_run
-    from analyzer.storage.run import open_run
 
-    runs = [open_run(resolve_run(name, runs_dir)) for name in (left, right)]
-    compared = compare_runs(*runs)
+    compared = compare_runs(_open(left, runs_dir), _open(right, runs_dir))
     if json:
         typer.echo(json_text(compared))
     else:
@@ -306,12 +301,16 @@ def _opened_pairs(plain: str, residual: str, runs_dir: Path) -> "tuple[list[Run]
 
 def _opened(names: str, runs_dir: Path) -> "list[Run]":
     """The runs of one side; a folder whose name holds a comma is one run."""
-    from analyzer.storage.catalog import resolve_run
-    from analyzer.storage.run import open_run
-
     try:
-        return [open_run(resolve_run(names, runs_dir))]
+        return [_open(names, runs_dir)]
     except RunNotFoundError:
         if "," not in names:
             raise
-    return [open_run(resolve_run(name, runs_dir)) for name in names.split(",") if name]
+    return [_open(name, runs_dir) for name in names.split(",") if name]
+
+
+def _open(name: str, runs_dir: Path) -> "Run":
+    from analyzer.storage.catalog import resolve_run
+    from analyzer.storage.run import open_run
+
+    return open_run(resolve_run(name, runs_dir))

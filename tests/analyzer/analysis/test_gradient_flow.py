@@ -40,7 +40,7 @@ def test_a_chain_that_multiplies_by_a_has_gain_a(a: float) -> None:
     norms = [a ** (n - 1 - k) for k in range(n)]
     fit = gain(range(n), norms)
     assert fit.gain == pytest.approx(a, rel=1e-12)
-    assert fit.total_gain == pytest.approx(a ** (n - 1), rel=1e-9)
+    assert 10**fit.log10_total == pytest.approx(a ** (n - 1), rel=1e-9)
     assert fit.decades_fallen == pytest.approx(-(n - 1) * math.log10(a), abs=1e-9)
     assert (fit.num_layers, fit.num_zero, fit.num_nonfinite) == (50, 0, 0)
 
@@ -67,7 +67,7 @@ def test_zero_and_nonfinite_layers_are_left_out_and_counted() -> None:
     fit = gain(range(6), [0.0, 0.25, math.nan, 1.0, math.inf, 4.0])
     assert fit.gain == pytest.approx(0.5)
     assert (fit.num_layers, fit.num_zero, fit.num_nonfinite) == (3, 1, 2)
-    assert fit.total_gain == pytest.approx(0.5**5)  # the reach counts the layers left out too
+    assert 10**fit.log10_total == pytest.approx(0.5**5)  # the reach counts the layers left out too
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_zero_and_nonfinite_layers_are_left_out_and_counted() -> None:
 def test_too_few_layers_have_no_gain(depths: list[int], norms: list[float]) -> None:
     fit = gain(depths, norms)
     assert math.isnan(fit.gain)
-    assert math.isnan(fit.total_gain)
+    assert math.isnan(10**fit.log10_total)
     assert not fit.is_defined
     assert fit.num_layers + fit.num_zero == len(norms)
 

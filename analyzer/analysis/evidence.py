@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 
 import numpy as np
 import pandas as pd
@@ -137,17 +138,18 @@ class Evidence:
                 self._columns[history] |= dict.fromkeys(columns)
         self.layers, self.parameters, self.joins = run.layers, run.parameters, run.joins
         self.training = run_training(run)
+        self._names = [str(name) for name in self.layers["name"]]
         self.has_parameters: NDArray[np.bool_] = self.layers["num_parameters"].to_numpy() > 0
         self.owners = self.chosen(self.has_parameters)
 
     def chosen(self, which: NDArray[np.bool_]) -> tuple[str, ...]:
         """Return the names of the chosen layers, in call order."""
-        return tuple(self.layers["name"][which].astype(str))
+        return tuple(compress(self._names, which))
 
     def layers_of(self, parameters: NDArray[np.bool_]) -> tuple[str, ...]:
         """Return the names of the layers of the chosen parameters, in call order."""
         ids = set(self.parameters["layer"][parameters].dropna().astype(int))
-        return self.chosen(self.layers["layer"].isin(ids).to_numpy())
+        return self.chosen(np.array([layer in ids for layer in self.layers["layer"]], bool))
 
     @cached_property
     def skipped(self) -> NDArray[np.int64]:

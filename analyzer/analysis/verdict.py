@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from analyzer.analysis.claim_numbers import shortcut_share
 from analyzer.analysis.claims import Claim, claims
 from analyzer.analysis.findings import findings
 from analyzer.analysis.gradient_flow import (
@@ -321,7 +322,6 @@ def _last_step(run: Run) -> int:
 
 def _numbers(run: Run, profile: DepthProfile, facts: Facts) -> ComparedRun:
     gain, training = facts[0].gain, facts[1]
-    share = run.splits(columns="shortcut_share")["shortcut_share"].median()
     has_loss = training.num_losses > 0
     return ComparedRun(
         name=run.name,
@@ -329,7 +329,7 @@ def _numbers(run: Run, profile: DepthProfile, facts: Facts) -> ComparedRun:
         steps=training.num_steps,
         layers=len(run.layers),
         joins=len(run.joins),
-        shortcut_share=None if math.isnan(share) else float(share),
+        shortcut_share=_known(shortcut_share(run).value),
         step=profile.step,
         gain=gain.gain if gain.is_defined else None,
         decades_fallen=gain.decades_fallen if gain.is_defined else None,

@@ -21,8 +21,7 @@ from torch.nn.functional import cross_entropy
 from analyzer.networks.zoo import zoo
 from analyzer.probes.batch import held
 from analyzer.probes.landscape import random_directions, surface
-from analyzer.probes.landscape.evaluation import evaluating
-from analyzer.probes.landscape.methods import Work, chosen, method_named
+from analyzer.probes.landscape.methods import Work, chosen, evaluating, method_named
 from analyzer.probes.landscape.weights import Direction, moves_of
 
 AXIS = np.linspace(-1, 1, 51)

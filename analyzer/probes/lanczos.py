@@ -267,13 +267,7 @@ class _Vectors:
 
     def remainder(self, vector: Tensor) -> float:
         """Remove from a vector what lies in these, and normalize it; return its length before."""
-        rows = self._rows[: self._count]
-        for _ in range(2):
-            vector.sub_((rows @ vector) @ rows)
-        length = float(vector.norm())
-        if length > 0:
-            vector.div_(length)
-        return length
+        return _orthogonalize(vector, self._rows[: self._count])
 
     def append(self, vector: Tensor) -> Tensor:
         """Add a vector that `remainder` has made orthonormal to these; return it."""

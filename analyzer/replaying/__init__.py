@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from analyzer.errors import AnalyzerError, NotRecordedError
 from analyzer.probes import HeldBatch, Measurement
-from analyzer.probes.landscape.ledger import PartialSurfaceError
 from analyzer.probes.landscape.planes import LandscapeRequest, drawn
+from analyzer.probes.landscape.points import PartialSurfaceError
 from analyzer.probes.registry import probe_named, same_draws
 from analyzer.recording.names import root_prefixes
 from analyzer.recording.probing import Held, measured, said_of

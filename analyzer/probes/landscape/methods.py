@@ -1,33 +1,163 @@
-"""Faster ways to evaluate a surface than the plain loop, and the trial that each has to win."""
+"""Ways to evaluate a surface, by moving the model's own weights or faster, and their trial."""
 
 from __future__ import annotations
 
 import math
-import operator
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
+from analyzer.joins.model_state import preserve_state, unwrapped
 from analyzer.probes.batch import Batch, channels_last, num_samples, pooled, split
-from analyzer.probes.landscape.evaluation import InPlace, Loss, Method, Point, loss_value
-from analyzer.probes.landscape.weights import Direction, Moves, Slice
+from analyzer.probes.landscape.weights import AtPoints, Direction, Moves, NotStackableError, Point
 
-__all__ = ["Checked", "NotStackableError", "Stacked", "Work", "chosen", "method_named"]
+__all__ = [
+    "BATCH_NORM",
+    "Checked",
+    "Loss",
+    "Method",
+    "Stacked",
+    "Work",
+    "chosen",
+    "evaluating",
+    "method_named",
+]
 
+Loss = Callable[[Any, Any], Any]
+BATCH_NORM = ("keep", "recompute")
 PLAIN = "plain"
 _GAIN = 1.15  # a method has to be this much faster in the trial: less is noise
 _TRIAL_SAMPLES, _UNEVEN_SAMPLES = 512, 128
 _TRIAL_SECONDS, _WORTH_SECONDS = 0.05, 0.5
 _FEW_POINTS = 12
 _MAX_GROUP, _CACHED_ELEMENTS = 8, 300_000
+
+
+class Method(Protocol):
+    """A way to compute the losses at some points."""
+
+    name: str
+    group: int
+
+    def losses(self, points: Sequence[Point]) -> list[float]:
+        """Return the loss at each of at most `group` points."""
+        ...
+
+
+@contextmanager
+def evaluating(model: nn.Module, moves: Moves) -> Iterator[nn.Module]:
+    """Give the model in eval mode without gradients; afterwards everything is as it was.
+
+    Weights come back from a copy, bit for bit, also after an error; buffers, modes and the random
+    state as well. Not inference mode: a module that keeps a tensor of its forward pass (a mask, a
+    table of angles) would keep one that no later training can use.
+    """
+    inner = unwrapped(model)
+    with torch.inference_mode(False), preserve_state(inner), torch.no_grad():
+        inner.eval()
+        try:
+            yield inner
+        finally:
+            moves.back()
+
+
+def loss_value(loss: Loss, output: Any, target: Any) -> Tensor | float:
+    """Return the loss of one batch, as a tensor of one number or as a number."""
+    value = loss(output, target)
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.detach().double().reshape(())
+    if isinstance(value, int | float):
+        return float(value)
+    seen = f"shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)[:80]
+    raise ValueError(
+        f"the loss has {seen}, expected one number; let loss(output, target) return the mean"
+    )
+
+
+class InPlace:
+    """Moves the weights of a module and runs it over batches, one point after the other.
+
+    The module is in the mode in which it is to be evaluated. ``batch_norm="recompute"`` estimates
+    the running statistics at every point, as the plain averages over the batches.
+    """
+
+    group = 1
+
+    def __init__(
+        self,
+        module: nn.Module,
+        moves: Moves,
+        batches: Sequence[Batch],
+        loss: Loss,
+        *,
+        batch_norm: str = "keep",
+        name: str = "in place",
+    ) -> None:
+        self.name = name
+        self._module, self._moves, self._batches, self._loss = module, moves, batches, loss
+        self._recompute = batch_norm == "recompute"
+        # Every point sees the same draws, should the model or the loss draw any.
+        self._random_state = torch.get_rng_state()
+        self._writes_inputs: bool | None = None
+
+    def losses(self, points: Sequence[Point]) -> list[float]:
+        """Return the loss at each point: the mean over the batches, weighted by their sizes."""
+        return [self._loss_at(alpha, beta) for alpha, beta in points]
+
+    def _loss_at(self, alpha: float, beta: float) -> float:
+        self._moves.to(alpha, beta)
+        torch.set_rng_state(self._random_state)
+        if self._recompute:
+            with _averaging(self._module):
+                for batch in self._batches:
+                    self._output(batch)
+        if len(self._batches) == 1:
+            return float(self._batch_loss(self._batches[0]))
+        total: Tensor | float = 0.0
+        for batch in self._batches:
+            total = total + self._batch_loss(batch) * batch.size
+        return float(total) / num_samples(self._batches)
+
+    def _batch_loss(self, batch: Batch) -> Tensor | float:
+        if self._writes_inputs is False:
+            output = self._module(*batch.args, **batch.kwargs)
+            return loss_value(self._loss, output, batch.target)
+        copy = batch.copied()
+        value = loss_value(self._loss, self._module(*copy.args, **copy.kwargs), copy.target)
+        self._writes_inputs = bool(self._writes_inputs) or copy.is_written()
+        return value
+
+    def _output(self, batch: Batch) -> Any:
+        copy = batch.copied()
+        return self._module(*copy.args, **copy.kwargs)
+
+
+@contextmanager
+def _averaging(module: nn.Module) -> Iterator[None]:
+    """Let batch norms re-estimate their statistics as plain averages over the next batches."""
+    norms = [
+        part
+        for part in module.modules()
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats
+    ]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.training = True
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.training = False
 
 
 @dataclass
@@ -168,10 +298,6 @@ def _agree(found: Sequence[float], expected: Sequence[float], work: Work) -> boo
     )
 
 
-class NotStackableError(Exception):
-    """A network that holds more than linear layers and element-wise functions."""
-
-
 class Stacked:
     """Evaluates a group of points with batched matrix products.
 
@@ -202,7 +328,7 @@ class Stacked:
         outputs = []
         for part, kept in zip(self._parts, self._kept, strict=True):
             given = part.copied()
-            with _AtPoints(self._moves.slices, points, kept) as stacks:
+            with AtPoints(self._moves.slices, points, kept) as stacks:
                 output = self._module(*given.args, **given.kwargs)
             if not stacks.holds(output):
                 raise NotStackableError("the output does not depend on what moves")
@@ -211,119 +337,6 @@ class Stacked:
         if _is_cross_entropy(self._loss) and _are_classes(scores, target):
             return _cross_entropies(scores, target).tolist()
         return [float(loss_value(self._loss, one, target)) for one in scores]
-
-
-class _AtPoints(TorchFunctionMode):
-    """Runs a forward pass at several points: what depends on moved weights is a stack.
-
-    A stack is ``[points, batch, features]``; where its form is read, it is that of one point.
-    ``kept`` fills with the products of layers that read the data itself, by weight.
-    """
-
-    def __init__(
-        self,
-        slices: Sequence[Slice],
-        points: Sequence[Point],
-        kept: dict[int, tuple[Tensor, Tensor]],
-    ) -> None:
-        super().__init__()
-        self._slices = {id(part.parameter): part for part in slices}
-        like = slices[0].target
-        rows = [(1.0, alpha, beta) for alpha, beta in points]
-        self._points = torch.tensor(rows, dtype=like.dtype, device=like.device)
-        self._kept = kept
-        self._stacks: dict[int, Tensor] = {}  # by id, which counts as long as its tensor lives
-
-    def holds(self, value: Any) -> bool:
-        """Whether a value is a stack."""
-        return id(value) in self._stacks
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call a function of torch on stacks, or on values that all points share."""
-        kwargs = kwargs or {}
-        if func is functional.linear:
-            return self._linear(*args, **kwargs)
-        if func in _FORM:
-            return func(*(arg[0] if self.holds(arg) else arg for arg in args), **kwargs)
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if any(id(tensor) in self._slices for tensor in tensors):
-            raise NotStackableError("a weight moves outside of linear layers")
-        stacks = [tensor for tensor in tensors if self.holds(tensor)]
-        if not stacks:
-            return func(*args, **kwargs)
-        is_norm = func is functional.batch_norm and self.holds(args[0])
-        if is_norm and not kwargs.get("training", args[5] if len(args) > 5 else False):
-            rows = args[0].flatten(0, 1)
-            return self._stack(func(rows, *args[1:], **kwargs).view_as(args[0]))
-        is_wide = any(t.dim() >= stacks[0].dim() for t in tensors if not self.holds(t))
-        if func not in _ELEMENTWISE or is_wide:
-            raise NotStackableError(f"{func.__name__} is neither linear nor element-wise")
-        return self._stack(func(*args, **kwargs))
-
-    def _stack(self, tensor: Tensor) -> Tensor:
-        self._stacks[id(tensor)] = tensor
-        return tensor
-
-    def _linear(self, given: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Return a linear layer's output, from data that all points share or from their own."""
-        moves = id(weight) in self._slices or id(bias) in self._slices
-        if given.dim() != 2 + self.holds(given):
-            raise NotStackableError("a linear layer reads more than one axis")
-        if not self.holds(given):
-            return (
-                self._of_shared(given, weight, bias)
-                if moves
-                else functional.linear(given, weight, bias)
-            )
-        if not moves:
-            return self._stack(functional.linear(given, weight, bias))
-        matrices = self._at_points(weight).transpose(1, 2)
-        if bias is None:
-            return self._stack(torch.bmm(given, matrices))
-        return self._stack(torch.baddbmm(self._at_points(bias)[:, None], given, matrices))
-
-    def _of_shared(self, data: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        known = self._kept.get(id(weight))
-        if known is None or not torch.equal(known[0], data):
-            weights = self._basis(weight)
-            biases = [None] * 3 if bias is None else self._basis(bias)
-            parts = [functional.linear(data, *pair) for pair in zip(weights, biases, strict=True)]
-            known = self._kept[id(weight)] = data.clone(), torch.stack(parts).flatten(1)
-        return self._stack((self._points @ known[1]).view(len(self._points), len(data), -1))
-
-    def _at_points(self, parameter: Tensor) -> Tensor:
-        """Return a parameter at each point, also one that does not move."""
-        if id(parameter) not in self._slices:
-            return parameter.detach().expand(len(self._points), *parameter.shape)
-        basis = torch.stack(self._basis(parameter)).flatten(1)
-        return (self._points @ basis).view(len(self._points), *parameter.shape)
-
-    def _basis(self, parameter: Tensor) -> list[Tensor]:
-        """Return a parameter and its step along either direction."""
-        part = self._slices.get(id(parameter))
-        if part is None:
-            return [parameter.detach(), *[torch.zeros_like(parameter)] * 2]
-        return [part.origin, part.first, part.second]
-
-
-def _functions(names: str, *owners: Any) -> set[Callable[..., Any]]:
-    return {getattr(o, name) for o in owners for name in names.split() if hasattr(o, name)}
-
-
-_ELEMENTWISE = (
-    _functions(
-        "relu relu_ relu6 leaky_relu elu selu celu gelu silu mish tanh sigmoid softplus softsign "
-        "hardtanh hardswish logsigmoid dropout",
-        functional,
-    )
-    | _functions("relu relu_ tanh sigmoid add sub mul div neg sin cos exp", torch, Tensor)
-    | _functions("__add__ __sub__ __mul__ __truediv__ __neg__ __rsub__", Tensor)
-    | _functions("add sub mul truediv neg", operator)
-)
-_FORM = _functions("dim size is_floating_point", Tensor) | {
-    getattr(Tensor, name).__get__
-    for name in ("shape", "ndim", "dtype", "device", "requires_grad", "is_cuda")
-}
 
 
 def _is_cross_entropy(loss: Loss) -> bool:

@@ -22,7 +22,7 @@ from analyzer.probes.landscape.directions import (
     random_directions,
     trajectory_plane,
 )
-from analyzer.probes.landscape.evaluation import BATCH_NORM
+from analyzer.probes.landscape.methods import BATCH_NORM
 from analyzer.probes.landscape.surface import MODES, surface
 from analyzer.probes.landscape.weights import Direction
 

@@ -14,17 +14,28 @@ from torch import Tensor, nn
 
 from analyzer.joins.model_state import preserve_state, unwrapped
 from analyzer.probes.batch import held, num_samples
-from analyzer.probes.landscape.adaptive import Estimate, estimated_surface
 from analyzer.probes.landscape.directions import cosine
-from analyzer.probes.landscape.evaluation import BATCH_NORM, Loss, evaluating
-from analyzer.probes.landscape.ledger import Ledger, Places, fingerprint
-from analyzer.probes.landscape.methods import Work, chosen, method_named
+from analyzer.probes.landscape.methods import (
+    BATCH_NORM,
+    Loss,
+    Work,
+    chosen,
+    evaluating,
+    method_named,
+)
+from analyzer.probes.landscape.points import (
+    Estimate,
+    Floats,
+    Ledger,
+    Places,
+    estimated_surface,
+    fingerprint,
+)
 from analyzer.probes.landscape.weights import aligned, moves_of, named_weights, squared_norm
 
 __all__ = ["MODES", "Surface", "plane_curvatures", "surface", "surface_measures"]
 
 
-Floats = NDArray[np.float64]
 MODES = ("exact", "fast")
 _USUAL_SHARE = 0.1  # of the points of a surface that the fast mode evaluates
 

@@ -1,21 +1,29 @@
-"""The weights of a model by name, directions that fit them, and moving along them in place."""
+"""The weights of a model by name, and moving them along directions: in place, or as stacks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from analyzer.joins.calls import clean_path
 from analyzer.joins.model_state import unwrapped
 
 __all__ = [
+    "AtPoints",
     "Direction",
     "Moves",
+    "NotStackableError",
+    "Point",
     "Slice",
     "aligned",
     "moves_of",
@@ -24,6 +32,7 @@ __all__ = [
 ]
 
 Direction = dict[str, Tensor]
+Point = tuple[float, float]
 
 
 def named_weights(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -173,3 +182,120 @@ def _real(tensor: Tensor) -> Tensor:
     """Return the elements as real numbers in double precision."""
     plain = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     return plain.double().flatten()
+
+
+class NotStackableError(Exception):
+    """A network that holds more than linear layers and element-wise functions."""
+
+
+class AtPoints(TorchFunctionMode):
+    """Runs a forward pass at several points: what depends on moved weights is a stack.
+
+    A stack is ``[points, batch, features]``; where its form is read, it is that of one point.
+    ``kept`` fills with the products of layers that read the data itself, by weight.
+    """
+
+    def __init__(
+        self,
+        slices: Sequence[Slice],
+        points: Sequence[Point],
+        kept: dict[int, tuple[Tensor, Tensor]],
+    ) -> None:
+        super().__init__()
+        self._slices = {id(part.parameter): part for part in slices}
+        like = slices[0].target
+        rows = [(1.0, alpha, beta) for alpha, beta in points]
+        self._points = torch.tensor(rows, dtype=like.dtype, device=like.device)
+        self._kept = kept
+        self._stacks: dict[int, Tensor] = {}  # by id, which counts as long as its tensor lives
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is a stack."""
+        return id(value) in self._stacks
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of torch on stacks, or on values that all points share."""
+        kwargs = kwargs or {}
+        if func is functional.linear:
+            return self._linear(*args, **kwargs)
+        if func in _FORM:
+            return func(*(arg[0] if self.holds(arg) else arg for arg in args), **kwargs)
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if any(id(tensor) in self._slices for tensor in tensors):
+            raise NotStackableError("a weight moves outside of linear layers")
+        stacks = [tensor for tensor in tensors if self.holds(tensor)]
+        if not stacks:
+            return func(*args, **kwargs)
+        is_norm = func is functional.batch_norm and self.holds(args[0])
+        if is_norm and not kwargs.get("training", args[5] if len(args) > 5 else False):
+            rows = args[0].flatten(0, 1)
+            return self._stack(func(rows, *args[1:], **kwargs).view_as(args[0]))
+        is_wide = any(t.dim() >= stacks[0].dim() for t in tensors if not self.holds(t))
+        if func not in _ELEMENTWISE or is_wide:
+            raise NotStackableError(f"{func.__name__} is neither linear nor element-wise")
+        return self._stack(func(*args, **kwargs))
+
+    def _stack(self, tensor: Tensor) -> Tensor:
+        self._stacks[id(tensor)] = tensor
+        return tensor
+
+    def _linear(self, given: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return a linear layer's output, from data that all points share or from their own."""
+        moves = id(weight) in self._slices or id(bias) in self._slices
+        if given.dim() != 2 + self.holds(given):
+            raise NotStackableError("a linear layer reads more than one axis")
+        if not self.holds(given):
+            return (
+                self._of_shared(given, weight, bias)
+                if moves
+                else functional.linear(given, weight, bias)
+            )
+        if not moves:
+            return self._stack(functional.linear(given, weight, bias))
+        matrices = self._at_points(weight).transpose(1, 2)
+        if bias is None:
+            return self._stack(torch.bmm(given, matrices))
+        return self._stack(torch.baddbmm(self._at_points(bias)[:, None], given, matrices))
+
+    def _of_shared(self, data: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        known = self._kept.get(id(weight))
+        if known is None or not torch.equal(known[0], data):
+            weights = self._basis(weight)
+            biases = [None] * 3 if bias is None else self._basis(bias)
+            parts = [functional.linear(data, *pair) for pair in zip(weights, biases, strict=True)]
+            known = self._kept[id(weight)] = data.clone(), torch.stack(parts).flatten(1)
+        return self._stack((self._points @ known[1]).view(len(self._points), len(data), -1))
+
+    def _at_points(self, parameter: Tensor) -> Tensor:
+        """Return a parameter at each point, also one that does not move."""
+        if id(parameter) not in self._slices:
+            return parameter.detach().expand(len(self._points), *parameter.shape)
+        basis = torch.stack(self._basis(parameter)).flatten(1)
+        return (self._points @ basis).view(len(self._points), *parameter.shape)
+
+    def _basis(self, parameter: Tensor) -> list[Tensor]:
+        """Return a parameter and its step along either direction."""
+        part = self._slices.get(id(parameter))
+        if part is None:
+            return [parameter.detach(), *[torch.zeros_like(parameter)] * 2]
+        return [part.origin, part.first, part.second]
+
+
+def _functions(names: str, *owners: Any) -> set[Callable[..., Any]]:
+    return {getattr(o, name) for o in owners for name in names.split() if hasattr(o, name)}
+
+
+_ELEMENTWISE = (
+    _functions(
+        "relu relu_ relu6 leaky_relu elu selu celu gelu silu mish tanh sigmoid softplus softsign "
+        "hardtanh hardswish logsigmoid dropout",
+        functional,
+    )
+    | _functions("relu relu_ tanh sigmoid add sub mul div neg sin cos exp", torch, Tensor)
+    | _functions("__add__ __sub__ __mul__ __truediv__ __neg__ __rsub__", Tensor)
+    | _functions("add sub mul truediv neg", operator)
+)
+_FORM = _functions("dim size is_floating_point", Tensor) | {
+    getattr(Tensor, name).__get__
+    for name in ("shape", "ndim", "dtype", "device", "requires_grad", "is_cuda")
+}

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from analyzer.probes.landscape.adaptive import chebyshev_nodes, estimated_surface
+from analyzer.probes.landscape.points import chebyshev_nodes, estimated_surface
 from analyzer.probes.landscape.surface import plane_curvatures, surface_measures
 
 AXIS = np.linspace(-1, 1, 51)

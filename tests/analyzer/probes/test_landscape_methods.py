@@ -10,13 +10,13 @@ import analyzer
 from analyzer.networks.zoo import zoo
 from analyzer.probes.batch import held, pooled, split
 from analyzer.probes.landscape import methods, surface
-from analyzer.probes.landscape.evaluation import evaluating
 from analyzer.probes.landscape.methods import (
     Checked,
     NotStackableError,
     Stacked,
     Work,
     chosen,
+    evaluating,
     method_named,
 )
 from analyzer.probes.landscape.weights import moves_of

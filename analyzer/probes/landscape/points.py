@@ -1,19 +1,173 @@
-"""A surface from few evaluations: coarse to fine, until held-out points confirm it."""
+"""Which points of a surface are evaluated: what the tolerance needs, and no killed run had done."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import time
 import warnings
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.interpolate import RBFInterpolator
+from torch import Tensor
 
-__all__ = ["Estimate", "chebyshev_nodes", "estimated_surface"]
+from analyzer.probes.landscape.methods import Method
+from analyzer.probes.landscape.weights import Point
 
+__all__ = [
+    "Estimate",
+    "Ledger",
+    "PartialSurfaceError",
+    "chebyshev_nodes",
+    "estimated_surface",
+    "fingerprint",
+]
 
 Floats = NDArray[np.float64]
+Places = Sequence[tuple[int, int]]
+_SAVE_EVERY = 0.5  # seconds
+
+
+class PartialSurfaceError(ValueError):
+    """A file that should hold a part of this surface holds something else."""
+
+
+def fingerprint(parts: Iterable[Any]) -> str:
+    """Return a hash of tensors, arrays, numbers and names, nested or not, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    _absorb(digest, list(parts))
+    return digest.hexdigest()
+
+
+def _absorb(digest: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        plain = value.detach().cpu().contiguous()
+        digest.update(f"{plain.dtype} {list(plain.shape)}".encode())
+        digest.update(plain.flatten().view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+    elif isinstance(value, np.ndarray):
+        digest.update(f"{value.dtype} {value.shape}".encode() + value.tobytes())
+    elif isinstance(value, dict):
+        _absorb(digest, list(value.items()))
+    elif isinstance(value, list | tuple):
+        digest.update(f"{len(value)}(".encode())
+        for item in value:
+            _absorb(digest, item)
+    else:
+        digest.update(f"{type(value).__name__} {value!r}".encode())
+
+
+class Ledger:
+    """Losses by their places on the grid, evaluated group by group.
+
+    Points are evaluated in the groups in which they are first requested, and a group that a killed
+    run left unfinished is evaluated as a whole again: the values do not depend on interruptions.
+
+    Args:
+        axes: Coordinates of the two axes.
+        path: Where to keep what is done; None for nowhere.
+        identity: The `fingerprint` of what is evaluated.
+        is_late: Asked before every group; once true, nothing more is evaluated.
+        on_progress: Called with the number of points done so far.
+    """
+
+    def __init__(
+        self,
+        axes: tuple[Floats, Floats],
+        path: Path | None,
+        identity: str,
+        is_late: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[int], None] = lambda done: None,
+    ) -> None:
+        self._axes, self._path, self._identity = axes, path, identity
+        self.is_late, self._on_progress = is_late, on_progress
+        shape = (len(axes[0]), len(axes[1]))
+        self.values = np.full(shape, np.nan)
+        self.done = np.zeros(shape, dtype=bool)
+        self.method_name = ""
+        self._saved_at = time.monotonic()
+        self._is_checked = True
+        if path is not None and path.exists():
+            self._load(path)
+
+    def _load(self, path: Path) -> None:
+        try:
+            with np.load(path) as stored:
+                identity, name = str(stored["identity"]), str(stored["method"])
+                values, done = stored["values"], stored["done"]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise PartialSurfaceError(
+                f"{path.name!r} holds no partial surface ({error}), expected one that this function"
+                " wrote; name another file, or delete it"
+            ) from error
+        if identity != self._identity:
+            raise PartialSurfaceError(
+                f"{path.name!r} holds points of another surface, expected the same weights, "
+                "directions, data and grid; name another file, or delete it to start over"
+            )
+        self.values, self.done, self.method_name = values, done, name
+        self._is_checked = not done.any()
+
+    def evaluate(self, method: Method, places: Places) -> Floats:
+        """Return the losses at some places; of the first ones only if time is up."""
+        for start in range(0, len(places), method.group):
+            group = places[start : start + method.group]
+            index = tuple(np.array(group, dtype=np.intp).T)
+            if self.done[index].all():
+                self._check(method, group)
+                continue
+            if self.is_late():
+                self.save()
+                return self.values[tuple(np.array(places[:start], dtype=np.intp).reshape(-1, 2).T)]
+            self.values[index] = method.losses([self._point(place) for place in group])
+            self.done[index] = True
+            self._on_progress(int(self.done.sum()))
+            if time.monotonic() - self._saved_at > _SAVE_EVERY:
+                self.save()
+        found: Floats = self.values[tuple(np.array(places, dtype=np.intp).T)]
+        return found
+
+    def _point(self, place: tuple[int, int]) -> Point:
+        return float(self._axes[0][place[0]]), float(self._axes[1][place[1]])
+
+    def _check(self, method: Method, group: Places) -> None:
+        """Evaluate the first stored group again: the loss itself has no fingerprint."""
+        if self._is_checked:
+            return
+        self._is_checked = True
+        again = np.array(method.losses([self._point(place) for place in group]))
+        stored = self.values[tuple(np.array(group, dtype=np.intp).T)]
+        if not np.allclose(again, stored, rtol=1e-5, atol=1e-12, equal_nan=True):
+            raise PartialSurfaceError(
+                f"the loss at {self._point(group[0])} is {again[0]:.9g}, but the partial surface "
+                f"holds {stored[0]:.9g}; it was made with another loss: delete the file"
+            )
+
+    def save(self) -> None:
+        """Write what is done, whole or not at all."""
+        self._saved_at = time.monotonic()
+        if self._path is None:
+            return
+        new = self._path.with_name(f".{self._path.name}.{os.getpid()}.new")
+        with new.open("wb") as file:
+            np.savez(
+                file,
+                identity=self._identity,
+                method=self.method_name,
+                values=self.values,
+                done=self.done,
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self._path)
+
+
 _KERNELS = (("quintic", 2), ("cubic", 1))
 
 
@@ -26,11 +180,6 @@ def chebyshev_nodes(count: int, nodes: int) -> NDArray[np.intp]:
     """
     angles = np.pi * np.arange(nodes) / (nodes - 1)
     return np.unique(np.round((count - 1) * (1 - np.cos(angles)) / 2).astype(np.intp))
-
-
-def _unit_grid(axes: tuple[Floats, Floats]) -> Floats:
-    """Return the points of a grid with both axes mapped to [-1, 1], so that both count alike."""
-    return np.stack(np.meshgrid(*map(_to_unit, axes), indexing="ij"), axis=-1)
 
 
 def _to_unit(axis: Floats) -> Floats:
@@ -109,10 +258,10 @@ def estimated_surface(
     of the first places only if time is up.
     """
     search = _Search(axes, evaluate)
-    search.start()
     while not (search.is_complete or is_late()):
         if not search.is_smooth_so_far:
-            search.add(search.rest(limit=search.round_size * 4))
+            rest = np.argwhere(~search.evaluated)[: search.round_size * 4]
+            search.add([(int(i), int(j)) for i, j in rest])
             continue
         search.round()
         if search.rounds >= _ROUNDS and search.error <= _MARGIN * tolerance:
@@ -121,7 +270,7 @@ def estimated_surface(
 
 
 class _Search:
-    """The points evaluated so far and the fits through them."""
+    """The points evaluated so far, at first those of a coarse grid, and the fits through them."""
 
     def __init__(
         self,
@@ -132,16 +281,12 @@ class _Search:
         self.values = np.full(self.shape, np.nan)
         self.evaluated = np.zeros(self.shape, dtype=bool)
         self._evaluate = evaluate
-        self._grid = _unit_grid(axes)
+        self._grid = np.stack(np.meshgrid(*map(_to_unit, axes), indexing="ij"), axis=-1)
         self._distance = np.full(self.shape, np.inf)
         self._surprise = np.zeros(self.shape)
         self._errors: dict[str, list[float]] = {}
         self._best = ""
         self.rounds = 0
-        self._has_grid = False
-
-    def start(self) -> None:
-        """Evaluate the first grid; all of a grid that is small."""
         is_small = self.shape[0] * self.shape[1] <= _SMALL
         rows, columns = (
             range(count) if is_small else chebyshev_nodes(count, _START).tolist()
@@ -169,10 +314,6 @@ class _Search:
     @property
     def _is_finite(self) -> bool:
         return bool(np.isfinite(self.values[self.evaluated]).all())
-
-    def rest(self, limit: int) -> list[tuple[int, int]]:
-        """Some of the points that were not evaluated, in order."""
-        return [(int(i), int(j)) for i, j in np.argwhere(~self.evaluated)[:limit]]
 
     def add(self, points: Sequence[tuple[int, int]], predicted: Floats | None = None) -> None:
         """Evaluate points; remember around each of them how wrong its prediction was."""

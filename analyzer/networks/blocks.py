@@ -20,7 +20,6 @@ __all__ = [
     "initialize",
     "norm_layer",
     "private_random_state",
-    "zero",
 ]
 
 INITIALIZATIONS = ("he", "default")
@@ -48,13 +47,10 @@ def initialize(model: nn.Module, scheme: str, seed: int) -> None:
     them, so that a plain net and its residual twin start from the same trunk, projections or not.
 
     Args:
-        model: Built of convolutions, linear layers and norms; changed in place.
+        model: Built of convolutions, linear layers and norms.
         scheme: ``"he"``: ``w ~ N(0, 2 / fan_in)`` with zero biases; ``"default"``: PyTorch's own,
             ``w ~ U(−1/√fan_in, 1/√fan_in)`` and the same for biases.
         seed: Seed of the private generator.
-
-    Raises:
-        ValueError: If ``scheme`` is unknown.
 
     Reference:
         He et al. (2015), Delving deep into rectifiers, §2.2.
@@ -72,12 +68,6 @@ def initialize(model: nn.Module, scheme: str, seed: int) -> None:
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-
-
-def zero(module: nn.Module) -> None:
-    """Set all parameters to zero, so that a branch which ends in this module starts at zero."""
-    for parameter in module.parameters(recurse=False):
-        nn.init.zeros_(parameter)
 
 
 def norm_layer(kind: str | None, width: int, dimensions: int = 2) -> nn.Module | None:
@@ -102,12 +92,7 @@ def chain(*modules: nn.Module | None) -> nn.Sequential:
 
 
 class PaddedShortcut(nn.Module):
-    """Option A: every second pixel of the input, with zeros for the channels that it lacks.
-
-    Args:
-        channels: Channels of the output, at least those of the input.
-        stride: Step of the subsampling.
-    """
+    """Option A: every second pixel of the input, with zeros for the channels that it lacks."""
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
@@ -118,10 +103,6 @@ class PaddedShortcut(nn.Module):
         """Map ``[batch, c, h, w]`` to ``[batch, channels, ⌈h / stride⌉, ⌈w / stride⌉]``."""
         missing = self.channels - x.shape[1]
         return functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, missing))
-
-    def extra_repr(self) -> str:
-        """Show the options in ``repr``."""
-        return f"channels={self.channels}, stride={self.stride}"
 
 
 def _shortcut(
@@ -139,12 +120,8 @@ def _shortcut(
 class BasicBlock(nn.Module):
     """Post-activation block, ``relu(F(x) + shortcut(x))``, F = conv → norm → relu → conv → norm.
 
-    Args:
-        channels_in: Channels of the input.
-        channels: Channels of the output.
-        stride: Stride of the first convolution and of the shortcut.
-        shortcut: ``"A"``, ``"B"``, ``"C"``; ``None`` for the plain twin.
-        norm: ``"batch"`` or ``None``.
+    The stride is that of the first convolution and of the shortcut, which is ``"A"``, ``"B"`` or
+    ``"C"``, None in the plain twin.
 
     Reference:
         He et al. (2015), Deep residual learning, §3.1 and §4.2.
@@ -178,15 +155,8 @@ class PreactivationBlock(nn.Module):
     """Pre-activation block, ``F(x) + shortcut(x)``, F = norm → relu → conv → norm → relu → conv.
 
     A projection reads the activated input, as in the authors' code; an identity reads ``x``.
-
-    Args:
-        channels_in: Channels of the input.
-        channels: Channels of the output.
-        stride: Stride of the first convolution and of the shortcut.
-        shortcut: ``"A"``, ``"B"``, ``"C"``; ``None`` for the plain twin.
-        norm: ``"batch"`` or ``None``.
-        activate: Whether norm and ReLU come first; not in the first block, whose input the stem has
-            activated.
+    Without ``activate`` norm and ReLU do not come first: in the first block, whose input the stem
+    has activated. The other options are those of `BasicBlock`.
 
     Reference:
         He et al. (2016), Identity mappings in deep residual networks, §4.1 and appendix.
@@ -231,14 +201,6 @@ class MLPBlock(nn.Module):
     Post-activation: ``relu(β·F(x) + x)`` with F = linear, or linear → relu → linear;
     pre-activation: ``β·F(x) + x`` with a ReLU before each linear layer of F. A norm follows each
     linear layer, or precedes each ReLU. Without the shortcut the block is exactly the plain one.
-
-    Args:
-        width: Number of input and output features.
-        layers: Linear layers in the block, 1 or 2.
-        residual: Whether the input is added.
-        norm: ``"batch"``, ``"layer"`` or ``None``.
-        preactivation: Whether norm and ReLU come before the linear layers.
-        branch_scale: The factor β on the branch.
     """
 
     def __init__(
@@ -273,13 +235,7 @@ class MLPBlock(nn.Module):
 
 
 class SimpleBlock(nn.Module):
-    """The simplest residual block, ``relu(conv(x)) + x``.
-
-    Args:
-        width: Channels of input and output.
-        residual: Whether ``x`` is added.
-        norm: ``"batch"`` or ``None``.
-    """
+    """The simplest residual block, ``relu(conv(x)) + x``."""
 
     def __init__(self, width: int, *, residual: bool = True, norm: str | None = None) -> None:
         super().__init__()

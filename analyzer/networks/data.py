@@ -17,7 +17,7 @@ __all__ = ["Batches", "Dataset", "batches", "dataset", "synthetic"]
 _TEST_FRACTION = 0.2
 _FOLDER = "cifar-10-batches-py"
 _TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
-_TEST = ("test_batch",)
+_TEST = "test_batch"
 _RECONSTRUCT: Callable[..., Any] = np.empty(0).__reduce__()[0]  # type: ignore[assignment]
 
 
@@ -27,11 +27,8 @@ class Dataset:
 
     Attributes:
         name: The name it was asked for by, without a folder.
-        train_inputs: float32 ``[samples, channels, height, width]``.
-        train_targets: int64 ``[samples]``.
-        test_inputs: As ``train_inputs``.
-        test_targets: As ``train_targets``.
-        num_classes: Number of classes.
+        train_inputs: float32 ``[samples, channels, height, width]``; test inputs likewise.
+        train_targets: int64 ``[samples]``; test targets likewise.
     """
 
     name: str
@@ -95,14 +92,9 @@ def batches(
     device: torch.device | str = "cpu",
     epochs: int | None = None,
 ) -> Batches:
-    """Return the training part in shuffled batches, without end or for some epochs.
+    """Return the training part in shuffled batches, for some epochs or, with None, without end.
 
-    Args:
-        dataset: Where the batches come from; its training part is moved to ``device`` once.
-        batch_size: Samples in each batch.
-        seed: Seed of the private generator; the global random state is not touched.
-        device: Where the batches lie.
-        epochs: How often every sample may be given; ``None``: without end.
+    It is moved to the device once; the global random state is not touched.
 
     Raises:
         AnalyzerError: If the training part does not fill one batch.
@@ -125,7 +117,7 @@ def dataset(name: str, *, seed: int = 0) -> Dataset:
             for testing, the same fifth for every seed. ``"synthetic"`` or ``"synthetic:CxHxW"``: 10
             Gaussian classes, by default of 3x8x8. ``"cifar10:DIR"``: the Python version of CIFAR-10
             below DIR.
-        seed: Seed from which ``synthetic`` is drawn; without effect on the others.
+        seed: Of ``synthetic``; without effect on the others.
 
     Raises:
         AnalyzerError: If the name is unknown or the files are missing or damaged.
@@ -155,14 +147,8 @@ def synthetic(
     """Draw Gaussian classes.
 
     ``x = separation · u_c + ε`` with ``ε ~ N(0, 1)`` and random unit vectors ``u_c``. Two class
-    means lie about ``√2 · separation`` standard deviations apart, whatever the shape.
-
-    Args:
-        shape: Shape of one input.
-        num_classes: Number of classes, equally likely.
-        samples: Training and test samples together; a fifth is for testing.
-        separation: Length of the class means in units of the noise.
-        seed: Seed of the private generator.
+    means lie about ``√2 · separation`` standard deviations apart, whatever the shape. Classes are
+    equally likely; a fifth of the samples is for testing.
     """
     generator = torch.Generator().manual_seed(seed)
     means = torch.randn(num_classes, *shape, generator=generator)
@@ -242,34 +228,24 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def cifar10_arrays(folder: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Read training and test part of CIFAR-10.
+    """Read training and test part of CIFAR-10, from ``cifar-10-batches-py`` or what holds it.
 
-    Args:
-        folder: The folder ``cifar-10-batches-py``, or the one that holds it.
-
-    Returns:
-        Two pairs of images, uint8 ``[samples, 3, 32, 32]``, and classes, int64 ``[samples]``.
+    Each is a pair of images, uint8 ``[samples, 3, 32, 32]``, and classes, int64 ``[samples]``.
 
     Raises:
         AnalyzerError: If files are missing, are damaged, or contain anything but arrays.
     """
     inner = folder / _FOLDER
     found = inner if inner.is_dir() else folder
-    missing = [name for name in (*_TRAIN, *_TEST) if not (found / name).is_file()]
+    missing = [name for name in (*_TRAIN, _TEST) if not (found / name).is_file()]
     if missing:
         raise AnalyzerError(
             f"CIFAR-10 folder '{folder}' lacks {', '.join(missing)}; looked for "
-            f"{_TRAIN[0]} to {_TRAIN[-1][-1]} and {_TEST[0]} in it and in its {_FOLDER}. "
+            f"{_TRAIN[0]} to {_TRAIN[-1][-1]} and {_TEST} in it and in its {_FOLDER}. "
             "Unpack the Python version of CIFAR-10 there."
         )
-    return _joined(found, _TRAIN), _joined(found, _TEST)
-
-
-def _joined(folder: Path, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    """Read files one after the other into one pair."""
-    pairs = [_batch(folder / name) for name in names]
-    images, classes = zip(*pairs, strict=True)
-    return torch.cat(images), torch.cat(classes)
+    images, classes = zip(*[_batch(found / name) for name in _TRAIN], strict=True)
+    return (torch.cat(images), torch.cat(classes)), _batch(found / _TEST)
 
 
 def _batch(path: Path) -> tuple[Tensor, Tensor]:

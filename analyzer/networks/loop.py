@@ -28,19 +28,17 @@ def train(
     max_norm: float | None = None,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> None:
-    """Train a model for some steps; it never waits for the device.
+    """Train a model, already on the device, for some steps; it never waits for the device.
 
     Args:
-        model: Already on ``device``; put into training mode.
-        batches: Pairs of input and target, on any device. Ends the training where it ends before
-            ``steps``.
+        model: Put into training mode.
+        batches: Pairs of input and target, on any device. Where they end first, so does training.
         steps: Optimizer updates.
         optimizer: Made for the parameters of ``model``.
         loss: ``loss(output, target)``, a scalar.
         device: Where the model is.
         max_norm: Clip the global gradient norm to this; ``None``: no clipping.
-        on_step: Called after each update with the step, from 0, and its loss, a scalar still on the
-            device.
+        on_step: Called after each update with the step, from 0, and its loss, still on the device.
     """
     model.train()
     # The range comes first: zip must not take a batch that no step will use.
@@ -63,10 +61,8 @@ def _moved(value: Any, device: torch.device | str) -> Any:
 def optimizer(name: str, model: nn.Module, lr: float | None = None) -> torch.optim.Optimizer:
     """Build an optimizer for all parameters of a model that are trained.
 
-    Args:
-        name: ``"sgd"`` (momentum 0.9), ``"adam"`` or ``"adamw"``.
-        model: Whose parameters are updated.
-        lr: Learning rate; by default 0.02 for SGD, 0.001 for the others.
+    ``"sgd"`` has momentum 0.9 and by default a learning rate of 0.02; that of ``"adam"`` and
+    ``"adamw"`` is 0.001.
 
     Raises:
         AnalyzerError: If the name is unknown, the learning rate is negative or not a number, or the
@@ -80,13 +76,12 @@ def optimizer(name: str, model: nn.Module, lr: float | None = None) -> torch.opt
             f"{type(model).__name__} has no parameter that requires a gradient; the built-in loop "
             "needs at least one. Unfreeze a layer."
         )
+    if name not in OPTIMIZERS:
+        raise AnalyzerError(f"optimizer {name!r} is unknown; choose one of {', '.join(OPTIMIZERS)}")
     if name == "sgd":
         return torch.optim.SGD(trained, lr=0.02 if lr is None else lr, momentum=0.9)
-    if name == "adam":
-        return torch.optim.Adam(trained, lr=1e-3 if lr is None else lr)
-    if name == "adamw":
-        return torch.optim.AdamW(trained, lr=1e-3 if lr is None else lr)
-    raise AnalyzerError(f"optimizer {name!r} is unknown; choose one of {', '.join(OPTIMIZERS)}")
+    adaptive = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+    return adaptive(trained, lr=1e-3 if lr is None else lr)
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -123,8 +118,7 @@ def choose_device(name: str = "auto") -> torch.device:
 def seed_everything(seed: int) -> None:
     """Seed Python's, numpy's and torch's global generators, those of all devices included.
 
-    Args:
-        seed: Any integer from 0; numpy takes its last 32 bits.
+    Of the integer from 0 numpy takes the last 32 bits.
 
     Raises:
         AnalyzerError: If the seed is negative.
@@ -137,11 +131,7 @@ def seed_everything(seed: int) -> None:
 
 
 def model_of(namespace: Mapping[str, Any], target: str) -> nn.Module:
-    """Return ``model``, or what ``build_model()`` returns.
-
-    Args:
-        namespace: The globals of the file after it ran.
-        target: Its path, for the messages.
+    """Return ``model``, or what ``build_model()`` returns, from the globals of a file that ran.
 
     Raises:
         ScriptError: If it defines neither, or builds something else.

@@ -19,14 +19,242 @@ import difflib
 import re
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from analyzer.errors import ScriptError
-from analyzer.networks.blocks import INITIALIZATIONS
+from analyzer.networks.blocks import (
+    INITIALIZATIONS,
+    BasicBlock,
+    MLPBlock,
+    PairBlock,
+    PreactivationBlock,
+    SimpleBlock,
+    chain,
+    convolution,
+    initialize,
+    norm_layer,
+    private_random_state,
+)
 from analyzer.networks.data import Dataset
-from analyzer.networks.models import MLP, ConstantWidthNet, ResNet
 
-__all__ = ["EXAMPLES", "plain_twin", "zoo", "zoo_for"]
+__all__ = ["EXAMPLES", "MLP", "ConstantWidthNet", "ResNet", "zoo", "zoo_for"]
+
+
+class ResNet(nn.Module):
+    """The residual network for small images, and with ``residual=False`` its plain twin.
+
+    A 3x3 convolution, three stages of n blocks with ``width``, ``2·width`` and ``4·width``
+    channels, the later two starting with stride 2, average pooling and a linear layer: ``depth = 6n
+    + 2`` layers with weights.
+
+    Args:
+        depth: ``6n + 2``: 20, 32, 44, 56, 110, …
+        residual: Whether blocks have their shortcut; the twin without has the same weights.
+        shortcut: ``"A"`` subsampled and zero-padded where the size changes, no parameters; ``"B"``
+            1x1 convolution where the size changes; ``"C"`` 1x1 convolution everywhere. Without
+            meaning in the plain twin.
+        norm: ``"batch"``, or ``None`` with biases in the convolutions.
+        preactivation: The block of 2016 in place of that of 2015.
+        zero_init: Whether the last layer of every branch starts at zero; the plain twin then puts
+            out constants.
+
+    Reference:
+        He et al. (2015), §4.2; He et al. (2016), §4.1.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        *,
+        in_channels: int = 3,
+        num_classes: int = 10,
+        width: int = 16,
+        residual: bool = True,
+        shortcut: str = "A",
+        norm: str | None = "batch",
+        preactivation: bool = False,
+        zero_init: bool = False,
+        initialization: str = "he",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            below = max((depth - 2) // 6, 1) * 6 + 2
+            raise ValueError(
+                f"a residual net of depth {depth} cannot be built: depth is 6n + 2; "
+                f"the nearest are {below} and {below + 6}"
+            )
+        if shortcut not in ("A", "B", "C"):
+            raise ValueError(f"shortcut {shortcut!r} is unknown; choose 'A', 'B' or 'C'")
+        option = shortcut if residual else None
+        with private_random_state(seed):
+            self.stem = chain(
+                convolution(in_channels, width, 1, norm), norm_layer(norm, width), nn.ReLU()
+            )
+            self.layer1, self.layer2, self.layer3 = (
+                _stage(stage, (depth - 2) // 6, width, option, norm, preactivation)
+                for stage in range(3)
+            )
+            self.activation = (
+                chain(norm_layer(norm, 4 * width), nn.ReLU()) if preactivation else None
+            )
+            self.pool = nn.AdaptiveAvgPool2d(1)
+            self.flatten = nn.Flatten()
+            self.output = nn.Linear(4 * width, num_classes)
+        initialize(self, initialization, seed)
+        for module in self.modules() if zero_init else ():
+            if isinstance(module, BasicBlock | PreactivationBlock):
+                for parameter in module.branch[-1].parameters():
+                    nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[batch, in_channels, h, w]`` to ``[batch, num_classes]``."""
+        x = self.layer3(self.layer2(self.layer1(self.stem(x))))
+        if self.activation is not None:
+            x = self.activation(x)
+        scores: Tensor = self.output(self.flatten(self.pool(x)))
+        return scores
+
+
+def _stage(
+    stage: int, blocks: int, width: int, shortcut: str | None, norm: str | None, preactivation: bool
+) -> nn.Sequential:
+    """Return the blocks of one stage; the first of the later stages halves the image."""
+    channels = width * 2**stage
+    halved = channels if stage == 0 else channels // 2
+    modules: list[nn.Module] = []
+    for index in range(blocks):
+        first = index == 0
+        shape = (halved if first else channels, channels, 2 if first and stage else 1)
+        if preactivation:
+            activate = not (first and stage == 0)
+            modules.append(PreactivationBlock(*shape, shortcut, norm, activate))
+        else:
+            modules.append(BasicBlock(*shape, shortcut, norm))
+    return nn.Sequential(*modules)
+
+
+class MLP(nn.Module):
+    """A fully connected net: an input layer, ``depth − 2`` in blocks, an output layer.
+
+    Args:
+        in_features: Elements of one input; inputs are flattened.
+        depth: Linear layers in all, at least 2.
+        residual: Whether the blocks add their input; the twin without has the same weights.
+        block_layers: Linear layers that one shortcut spans, 1 or 2.
+        norm: ``"batch"``, ``"layer"`` or ``None``.
+        preactivation: Whether norm and ReLU come before the linear layers of a block.
+        branch_scale: Factor on every branch.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        depth: int,
+        width: int = 64,
+        residual: bool = False,
+        block_layers: int = 1,
+        norm: str | None = None,
+        preactivation: bool = False,
+        branch_scale: float = 1.0,
+        initialization: str = "default",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if block_layers not in (1, 2):
+            raise ValueError(
+                f"a block of {block_layers} linear layers is not offered; choose 1 or 2"
+            )
+        if depth < 2 or (depth - 2) % block_layers:
+            raise ValueError(
+                f"an MLP of depth {depth} cannot be built: an input layer, whole blocks of "
+                f"{block_layers} and an output layer are expected; choose 2 + {block_layers}·n"
+            )
+        with private_random_state(seed):
+            self.flatten = nn.Flatten()
+            self.input = nn.Linear(in_features, width)
+            self.input_relu = None if preactivation else nn.ReLU()
+            self.blocks = nn.Sequential(
+                *[
+                    MLPBlock(
+                        width,
+                        layers=block_layers,
+                        residual=residual,
+                        norm=norm,
+                        preactivation=preactivation,
+                        branch_scale=branch_scale,
+                    )
+                    for _ in range((depth - 2) // block_layers)
+                ]
+            )
+            self.output_relu = nn.ReLU() if preactivation else None
+            self.output = nn.Linear(width, num_classes)
+        initialize(self, initialization, seed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[batch, …]`` with ``in_features`` elements a sample to ``[batch, num_classes]``."""
+        x = self.input(self.flatten(x))
+        if self.input_relu is not None:
+            x = self.input_relu(x)
+        x = self.blocks(x)
+        if self.output_relu is not None:
+            x = self.output_relu(x)
+        scores: Tensor = self.output(x)
+        return scores
+
+
+class ConstantWidthNet(nn.Module):
+    """A net of constant width: a stem convolution, blocks, average pooling, a linear layer.
+
+    With 28 convolutions, no norm and PyTorch's initialization the plain net's output gradient falls
+    by a factor 0.39 per layer going backward, 13 decades in all, and it does not learn; with ``+
+    x`` it is flat, and it learns.
+
+    Args:
+        convolutions: Convolutions in the blocks, beside the stem.
+        residual: Whether blocks add their input; the twin without has the same weights.
+        single: ``SimpleBlock`` (one convolution each) in place of ``PairBlock`` (two).
+    """
+
+    def __init__(
+        self,
+        convolutions: int = 28,
+        *,
+        in_channels: int = 1,
+        num_classes: int = 10,
+        width: int = 16,
+        residual: bool = True,
+        single: bool = False,
+        norm: str | None = None,
+        initialization: str = "default",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        block, span = (SimpleBlock, 1) if single else (PairBlock, 2)
+        if convolutions < span or convolutions % span:
+            raise ValueError(
+                f"{convolutions} convolutions do not fill blocks of {span}; "
+                f"choose a positive multiple of {span}"
+            )
+        with private_random_state(seed):
+            self.stem = nn.Conv2d(in_channels, width, 3, padding=1)
+            self.relu = nn.ReLU()
+            self.blocks = nn.Sequential(
+                *[block(width, residual=residual, norm=norm) for _ in range(convolutions // span)]
+            )
+            self.pool = nn.AdaptiveAvgPool2d(1)
+            self.flatten = nn.Flatten()
+            self.output = nn.Linear(width, num_classes)
+        initialize(self, initialization, seed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[batch, in_channels, h, w]`` to ``[batch, num_classes]``."""
+        x = self.blocks(self.relu(self.stem(x)))
+        scores: Tensor = self.output(self.flatten(self.pool(x)))
+        return scores
+
 
 _NAME = re.compile(r"(resnet|plain|mlp|simple)([1-9][0-9]{0,3})((?:-[a-z0-9]+)*)")
 _WIDTH = re.compile(r"w([1-9][0-9]{0,3})")
@@ -55,7 +283,7 @@ class _Name:
     family: str
     number: int
     options: tuple[str, ...]
-    width: int | None
+    width: int
 
     def has(self, option: str) -> bool:
         return option in self.options
@@ -70,18 +298,10 @@ class _Name:
 def zoo(
     name: str, *, in_channels: int, num_classes: int, image_size: int, seed: int = 0
 ) -> nn.Module:
-    """Build a network by name; equal seeds give twins with equal trunks.
+    """Build a network by name, in training mode, on the CPU; equal seeds give equal trunks.
 
-    Args:
-        name: See the module's description, for instance ``"resnet20"``.
-        in_channels: Channels of the images.
-        num_classes: Number of outputs.
-        image_size: Height and width of the square images.
-        seed: Seed of the initial weights; the global random state is not touched.
-
-    Returns:
-        The network, in training mode, on the CPU: ``[batch, in_channels, image_size, image_size]``
-        to ``[batch, num_classes]``.
+    It maps ``[batch, in_channels, image_size, image_size]`` to ``[batch, num_classes]``. The global
+    random state is not touched.
 
     Raises:
         ScriptError: If the name is unknown, or its number does not fit the family.
@@ -90,49 +310,29 @@ def zoo(
     try:
         if parsed.family == "mlp":
             return _mlp(parsed, in_channels * image_size**2, num_classes, seed)
-        if parsed.family == "simple":
-            return _simple(parsed, in_channels, num_classes, seed)
-        return _resnet(parsed, in_channels, num_classes, seed)
+        make = _simple if parsed.family == "simple" else _resnet
+        return make(parsed, in_channels, num_classes, seed)
     except ValueError as error:
         raise ScriptError(f"zoo network {name!r}: {error}") from None
 
 
 def zoo_for(name: str, data: Dataset, *, seed: int = 0) -> nn.Module:
-    """Build a network by name that fits some data.
-
-    Args:
-        name: As for `zoo`.
-        data: Gives channels, size and number of classes; vectors count as images of one pixel.
-        seed: Seed of the initial weights.
-
-    Returns:
-        The network, in training mode, on the CPU.
-    """
+    """Build a network by name that fits some data; vectors count as images of one pixel."""
     channels, *size = data.shape if len(data.shape) == 3 else (data.shape[0], 1)
     return zoo(
         name, in_channels=channels, num_classes=data.num_classes, image_size=size[0], seed=seed
     )
 
 
-def plain_twin(name: str) -> str:
-    """Return the name of the same network without shortcuts; a plain network's own name.
-
-    Raises:
-        ScriptError: If the name is unknown.
-    """
-    parsed = _parsed(name)
-    family, dropped = parsed.family, ("a", "b", "c", "residual", "plain")
-    kept = [option for option in name.split("-")[1:] if option not in dropped]
-    if family == "simple":
-        kept.insert(0, "plain")
-    return "-".join([f"{'plain' if family == 'resnet' else family}{parsed.number}", *kept])
-
-
 def _parsed(name: str) -> _Name:
     """Take a name apart, or refuse it."""
     match = _NAME.fullmatch(name)
     if match is None:
-        raise ScriptError(_unknown(name))
+        near = difflib.get_close_matches(name, EXAMPLES, n=3, cutoff=0.4) or EXAMPLES[:3]
+        raise ScriptError(
+            f"zoo network {name!r} is unknown; a family (resnet, plain, mlp, simple), a number and "
+            f"options are expected; the nearest names are {', '.join(near)}"
+        )
     family, number, options = match[1], int(match[2]), match[3].split("-")[1:]
     widths = [option for option in options if _WIDTH.fullmatch(option)]
     others = tuple(option for option in options if option not in widths)
@@ -146,16 +346,8 @@ def _parsed(name: str) -> _Name:
     for group in (*_EXCLUSIVE, widths):
         if sum(option in group for option in options) > 1:
             raise ScriptError(f"zoo network {name!r}: give only one of {', '.join(group)}")
-    return _Name(family, number, others, int(widths[0][1:]) if widths else None)
-
-
-def _unknown(name: str) -> str:
-    """Say what is offered instead of ``name``."""
-    near = difflib.get_close_matches(name, EXAMPLES, n=3, cutoff=0.4) or EXAMPLES[:3]
-    return (
-        f"zoo network {name!r} is unknown; a family (resnet, plain, mlp, simple), a number and "
-        f"options are expected; the nearest names are {', '.join(near)}"
-    )
+    width = int(widths[0][1:]) if widths else 64 if family == "mlp" else 16
+    return _Name(family, number, others, width)
 
 
 def _resnet(name: _Name, in_channels: int, num_classes: int, seed: int) -> nn.Module:
@@ -164,7 +356,7 @@ def _resnet(name: _Name, in_channels: int, num_classes: int, seed: int) -> nn.Mo
         name.number,
         in_channels=in_channels,
         num_classes=num_classes,
-        width=name.width or 16,
+        width=name.width,
         residual=name.family == "resnet",
         shortcut=(name.first("a", "b", "c") or "a").upper(),
         norm=norm,
@@ -182,7 +374,7 @@ def _mlp(name: _Name, in_features: int, num_classes: int, seed: int) -> nn.Modul
         in_features,
         num_classes,
         depth=name.number,
-        width=name.width or 64,
+        width=name.width,
         residual=name.has("residual"),
         block_layers=2 if name.has("pair") else 1,
         norm=kind and kind.removesuffix("norm"),
@@ -198,7 +390,7 @@ def _simple(name: _Name, in_channels: int, num_classes: int, seed: int) -> nn.Mo
         name.number,
         in_channels=in_channels,
         num_classes=num_classes,
-        width=name.width or 16,
+        width=name.width,
         residual=not name.has("plain"),
         single=name.has("single"),
         norm=norm,

@@ -19,9 +19,10 @@ from analyzer.joins.edits import Edit
 from analyzer.joins.find import plan_joins
 from analyzer.joins.interception import Interception
 from analyzer.joins.trace import ForwardTrace
-from analyzer.networks.zoo import plain_twin, zoo
+from analyzer.networks.zoo import zoo
 from tests.support import families
 from tests.support.families import FAMILIES, Family
+from tests.support.zoo_names import plain_twin
 
 Add = Callable[[Tensor, Tensor], Tensor]
 

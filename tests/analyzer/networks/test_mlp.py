@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from analyzer.networks.blocks import MLPBlock
-from analyzer.networks.models import MLP
+from analyzer.networks.zoo import MLP
 
 
 @pytest.mark.parametrize("depth", [2, 5, 50])

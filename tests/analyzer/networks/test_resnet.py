@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from analyzer.networks.blocks import BasicBlock, PaddedShortcut, PreactivationBlock
-from analyzer.networks.models import ResNet
+from analyzer.networks.zoo import ResNet
 
 
 # He et al. (2015), table 6.

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from analyzer.networks.blocks import PairBlock, SimpleBlock
 from analyzer.networks.data import batches, dataset
 from analyzer.networks.loop import optimizer, train
-from analyzer.networks.models import ConstantWidthNet
+from analyzer.networks.zoo import ConstantWidthNet
 
 
 def output_gradient_norms(model: nn.Module) -> list[float]:

@@ -3,7 +3,8 @@ import torch
 from torch import Tensor, nn
 
 from analyzer.errors import ScriptError
-from analyzer.networks.zoo import EXAMPLES, plain_twin, zoo
+from analyzer.networks.zoo import EXAMPLES, zoo
+from tests.support.zoo_names import plain_twin
 
 
 def digits_net(name: str, seed: int = 0) -> nn.Module:

@@ -158,7 +158,7 @@ def test_autocorrelation_tells_white_from_brown_noise():
 
 
 def test_a_shattered_net_is_whiter_than_a_residual_one():
-    from analyzer.networks.models import MLP
+    from analyzer.networks.zoo import MLP
 
     grid = torch.linspace(-2, 2, 128)[:, None]
 

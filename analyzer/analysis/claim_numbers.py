@@ -40,10 +40,9 @@ _NETWORK = "network"
 
 
 class Measured(NamedTuple):
-    """A number of one run.
+    """A number of one run, NaN where it is not one, and the query that gives it.
 
-    Args:
-        scale: What it is to be compared with, where that is a number of the run too.
+    ``scale`` is what it is compared with, where that is a number of the run too.
     """
 
     value: float

@@ -55,10 +55,8 @@ class Statement:
     Args:
         text: The statement; ``{plain}`` and ``{residual}`` stand for its numbers.
         holds_when: When it holds, as a clause.
-        measure: Returns the number of one run.
         holds: Whether it holds, given the number of the plain and of the residual run.
         needs: What must have been recorded.
-        remedy: What to do where that is missing.
         is_of_residual: Whether it is about the residual run alone.
         keeps_nan: Whether NaN is a result; elsewhere such a number was not measured.
         say: Writes a number with its range over seeds.
@@ -271,6 +269,7 @@ def _claim(statement: Statement, plain: Sequence[Run], residual: Sequence[Run]) 
         query="",
         panel=statement.panel,
     )
+    # A median over some of the seeds would be of other runs than the next claim's.
     if len(found) < len(pairs):
         return claim
     sides = [_side([pair[k].value for pair in found]) for k in (0, 1)]

@@ -61,11 +61,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Threshold:
-    """A number that a measured one is compared with; users may override it by its name.
+    """A number that a measured one is compared with, and why it is this number and not another.
 
-    Args:
-        value: The number.
-        reason: What it means, and why it is this number and not another.
+    Users may override it by its name.
     """
 
     name: str
@@ -210,6 +208,7 @@ def stretch(
     starts, stops = edges[::2], edges[1::2]
     if not len(starts):
         return None
+    # Turned round, so that of several longest pieces the latest is found first.
     longest = len(starts) - 1 - int(np.argmax((stops - starts)[::-1]))
     least = max(math.ceil(share * len(steps)), min(3, len(steps)))
     if stops[longest] - starts[longest] < least:

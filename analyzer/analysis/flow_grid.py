@@ -126,13 +126,7 @@ class UpdateColumn(GridColumn):
 
 @dataclass(frozen=True, eq=False)
 class FlowGrid(PerRun[GridColumn]):
-    """Layer × step, one grid per run.
-
-    Args:
-        label: What the color bar says.
-        is_log: Whether colors show the decimal logarithm.
-        low: Smallest value shown, of all runs; a logarithm where ``is_log``.
-    """
+    """Layer × step, one grid per run, in one range of colors: of logarithms where ``is_log``."""
 
     label: str
     is_log: bool

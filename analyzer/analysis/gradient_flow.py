@@ -149,6 +149,7 @@ class Gain:
     @property
     def decades_fallen(self) -> float:
         """Decades that the fit falls from the last layer to the first; negative where it grows."""
+        # Not −x: a gain of 1 falls by 0 decades, not by −0.
         return 0.0 - self.log10_total
 
     @property
@@ -200,6 +201,7 @@ def _theil_sen_slope(x: Floats, y: Floats) -> float:
     if not apart.any():
         return math.nan
     rise = y[second] - y[first]
+    # A median, since a few layers of another scale (the stem, the head) would turn a mean.
     return float(np.median(rise[apart] / run[apart]))
 
 

@@ -79,6 +79,7 @@ def _shrinking(evidence: Evidence, limits: Limits) -> Seen | None:
     with np.errstate(divide="ignore", invalid="ignore"):
         early, late = (np.log10(np.median(n, axis=0)) for n in (norms[:width], norms[-width:]))
         fallen = early - late
+    # A loss that falls takes its gradients along; only what they fall beyond that is judged.
     limit = limits["shrinking_decades"] + 2 * loss_fall
     known = fallen[np.isfinite(fallen)]
     value = float(np.median(known)) if len(known) else 0.0

@@ -133,13 +133,7 @@ class CrossedLandscape(Landscape):
 
 @dataclass(frozen=True, eq=False)
 class Landscapes(PerRun[Landscape]):
-    """Landscapes of all runs with the probe.
-
-    Args:
-        is_log: Whether losses are shown by their logarithm.
-        low: Smallest loss shown, of all runs; a decimal logarithm where ``is_log``.
-        high: Largest loss shown.
-    """
+    """Landscapes of all runs with the probe in one range of losses, logarithms where ``is_log``."""
 
     is_log: bool
     low: float

@@ -81,10 +81,8 @@ class OverviewColumn(RunAtStep):
 class Overview(PerRun[OverviewColumn]):
     """One to three runs, with the ranges that they share.
 
-    Args:
-        low: Smallest decimal logarithm of a norm.
-        depth: First and last place along depth.
-        loss_range: Smallest and largest finite loss.
+    ``low`` to ``high`` are decimal logarithms of norms, ``depth`` the places along depth, and
+    ``loss_range`` the finite losses.
     """
 
     low: float
@@ -156,6 +154,7 @@ def step_gains(grid: GridColumn) -> Floats:
     as in ``analyzer.analysis.gradient_flow``; of more than 2,000 pairs evenly spaced ones. NaN
     where no pair of rows has two finite norms above 0.
     """
+    # Layers of one depth are drawn side by side, within a unit of it.
     depths = np.round(grid.positions)
     first, second = np.triu_indices(len(depths), k=1)
     apart = np.flatnonzero(depths[first] != depths[second])

@@ -225,6 +225,7 @@ def remembered(table: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
     """
 
     def decorated(function: Callable[..., T]) -> Callable[..., T]:
+        # Weak, so that answers go with the run: a dashboard opens and drops many.
         kept: WeakKeyDictionary[Run, tuple[object, dict[Hashable, Any]]] = WeakKeyDictionary()
 
         @wraps(function)

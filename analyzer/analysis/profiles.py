@@ -51,8 +51,7 @@ _CHANNEL_FIRST = ("Conv1d", "BatchNorm", "GroupNorm", "InstanceNorm", "LocalResp
 class ProfileCurves(PerRun[AlongDepth]):
     """Profiles of one step, their values under the key of the quantity.
 
-    Args:
-        is_relative_depth: Whether positions run from 0 (first layer) to 1 (last).
+    Relative depth is from 0 (first layer) to 1 (last).
     """
 
     quantity: str

@@ -188,6 +188,7 @@ def ends_lower(plain: float, residual: float, scale: float) -> bool:
 
     NaN is higher than any number; ``scale`` is the smaller first loss of the two.
     """
+    # Negated, since a comparison with NaN is never true: a plain loss of NaN is the higher one.
     return math.isfinite(residual) and not (plain - residual <= limit("loss_difference") * scale)
 
 

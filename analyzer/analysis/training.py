@@ -83,6 +83,7 @@ def smoothed_final(losses: ArrayLike) -> float:
     values = np.asarray(losses, np.float64)
     if not len(values):
         return math.nan
+    # A median, since a single batch says little; NaN among the last is a result, so it stays.
     return float(np.median(values[-max(1, math.ceil(_FINAL_SHARE * len(values))) :]))
 
 
@@ -149,9 +150,7 @@ def loss_band(run: Run, most: int, smooth: bool) -> Band:
 class StepCurve(RunRecord):
     """One number of one run over its steps.
 
-    Args:
-        name: What tells it from other curves of the run; empty where it is the only one.
-        is_behind: Whether it stands behind another of the same run.
+    ``name`` tells it from other curves of the run, of which one may stand behind another.
     """
 
     quantity: str

@@ -56,7 +56,6 @@ class Verdict:
     Args:
         sentence: Two to five sentences, each with its numbers: the mechanism first.
         note: How the plain run was made, as far as its manifest says.
-        num_seeds: Pairs of runs that it is about.
     """
 
     sentence: str
@@ -113,6 +112,7 @@ def _residual(claim: Claim) -> str:
 
 def _mechanism(found: Claims) -> str:
     relative, claim = found["relative_gradient"], found["vanishing"]
+    # A gradient of exactly 0 has no logarithm, so that no fit along depth would show it.
     if relative.plain == 0 and relative.residual:
         return (
             "Without shortcuts no gradient reaches the first layer: its norm is exactly 0 of that "
@@ -240,12 +240,7 @@ class ProfileRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs side by side.
-
-    Args:
-        profile: Both profiles at the last step, on eleven places of relative depth.
-        sentence: What separates them, with numbers.
-    """
+    """Two runs side by side, both profiles at the last step, and what separates them."""
 
     left: ComparedRun
     right: ComparedRun

@@ -64,11 +64,9 @@ class View:
 
 @dataclass(frozen=True)
 class RunLabel:
-    """How a run is named and told from the others.
+    """How a run is named (numbered where two have one name) and told from the others.
 
-    Args:
-        text: Name of the run; numbered where two have the same.
-        style: Place in the palette: even for runs with shortcuts, odd for those without.
+    ``style`` is a place in the palette: even for runs with shortcuts, odd for those without.
     """
 
     text: str
@@ -120,6 +118,7 @@ def nearest_step(steps: NDArray[np.int64], step: int | None) -> int | None:
         return None
     if step is None:
         return int(steps[-1])
+    # Of two that are as near, argmin takes the first.
     return int(steps[np.argmin(np.abs(steps - step))])
 
 

@@ -26,12 +26,7 @@ _PIPE_WIDTH = 100
 
 @dataclass(frozen=True)
 class Signs:
-    """Signs that not every stream can hold.
-
-    Args:
-        plus_minus: Between a mean and its standard deviation.
-        dot: Between the parts of a line.
-    """
+    """Signs that not every stream can hold."""
 
     unicode: bool
     missing: str

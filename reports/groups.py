@@ -85,7 +85,7 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
         members.setdefault((has_shortcuts(run), program(run.manifest)), []).append(run)
     keys = sorted(members, key=lambda key: key[0])
     return [
-        Group(_label(key, keys, members[key]), key[0], tuple(_by_seed(members[key])))
+        Group(_label(key, keys, members[key]), key[0], tuple(sorted(members[key], key=_by_seed)))
         for key in keys
     ]
 
@@ -99,12 +99,9 @@ def pairs_of(plain: Group, residual: Group) -> list[tuple[Run, Run]]:
     return [(run, right[seed]) for seed, run in left if seed in right]
 
 
-def _by_seed(runs: list[Run]) -> list[Run]:
-    def order(run: Run) -> tuple[float, str]:
-        seed = seed_of(run.manifest)
-        return (float(seed) if seed.isdigit() else math.inf, seed)
-
-    return sorted(runs, key=order)
+def _by_seed(run: Run) -> tuple[float, str]:
+    seed = seed_of(run.manifest)
+    return (float(seed) if seed.isdigit() else math.inf, seed)
 
 
 def _label(

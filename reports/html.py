@@ -8,6 +8,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,8 @@ def _environment(template: Path | None) -> Environment:
 
 def _content(story: Story, environment: Environment) -> dict[str, Any]:
     """Everything that the template writes."""
-    css, js = (_raw(environment, name) for name in ("report.css", "report.js"))
+    css, js, logo = (_raw(environment, name) for name in ("report.css", "report.js", "logo.svg"))
+    table = environment.get_template("table.html.j2")
     bundle = plotly_bundle()
     figures = list(story.figures)
     return {
@@ -101,7 +103,7 @@ def _content(story: Story, environment: Environment) -> dict[str, Any]:
         "policy": _policy(css, js, bundle.sha256),
         "css": css,
         "js": js,
-        "logo": _data_uri(_raw(environment, "logo.svg").encode()),
+        "logo": f"data:image/svg+xml;base64,{b64encode(logo.encode()).decode()}",
         "plotly": bundle.data,
         "figures": packed_figures({f.key: screen_figure(f) for f in figures}),
         "csv": packed_tables({f.key: f.table for f in figures}),
@@ -121,7 +123,7 @@ def _content(story: Story, environment: Environment) -> dict[str, Any]:
         "warnings": sorted({text for run in story.runs for text in run.warnings}),
         "is_anonymous": story.is_anonymous,
         "contents": list(_contents(story)),
-        "table_of": _table_writer(environment),
+        "table_of": lambda rows, caption: table.render(table=rows, caption=caption),
     }
 
 
@@ -129,11 +131,6 @@ def _raw(environment: Environment, name: str) -> str:
     """A file of the templates as it is."""
     assert environment.loader is not None
     return environment.loader.get_source(environment, name)[0]
-
-
-def _table_writer(environment: Environment) -> Any:
-    template = environment.get_template("table.html.j2")
-    return lambda table, caption: template.render(table=table, caption=caption)
 
 
 def _policy(css: str, js: str, plotly: str) -> str:
@@ -162,18 +159,10 @@ def _contents(story: Story) -> Iterator[tuple[str, str]]:
 
 def _sections(story: Story) -> Iterator[dict[str, Any]]:
     """Sections as the template reads them, their figures counted from 1."""
-    count = 0
+    numbers = count(1)
     for section in story.sections:
-        figures = []
-        for figure in section.figures:
-            count += 1
-            figures.append(_figure(figure, count))
-        yield {
-            "key": section.key,
-            "title": section.title,
-            "figures": figures,
-            "missing": section.missing,
-        }
+        figures = [_figure(figure, next(numbers)) for figure in section.figures]
+        yield vars(section) | {"figures": figures}
 
 
 def _figure(figure: Figure, place: int) -> dict[str, Any]:
@@ -198,10 +187,6 @@ def _points(svg: str) -> tuple[int, int]:
     """Width and height of an image, for the space that it takes before it is drawn."""
     found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
     return (round(float(found[1])), round(float(found[2]))) if found else (518, 300)
-
-
-def _data_uri(svg: bytes) -> str:
-    return f"data:image/svg+xml;base64,{b64encode(svg).decode()}"
 
 
 def _table(rows: pd.DataFrame) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from .paper_traces import plain_text, values_of
+from .paper_traces import plain_text, tick_words, values_of
 
 __all__ = ["Panes", "finish_axes", "inches_wide", "layout_axis", "panes"]
 
@@ -188,8 +188,7 @@ def _words(axes: Any, side: Any, settings: Any, categories: dict[str, int]) -> N
         side.tick_right()
     if settings.tickvals is not None:
         places = values_of(settings.tickvals, categories)
-        texts = [plain_text(word) for word in (settings.ticktext or settings.tickvals)]
-        _set_ticks(axes, side, list(places), texts)
+        _set_ticks(axes, side, list(places), tick_words(settings))
     elif categories:
         _set_ticks(axes, side, list(categories.values()), [plain_text(c) for c in categories])
 
@@ -284,8 +283,7 @@ def _finish_scene(scene: Any, axes: Any) -> None:
         if settings.range is not None:
             getattr(axes, f"set_{letter}lim")(*settings.range)
         if settings.tickvals is not None:
-            texts = [plain_text(word) for word in (settings.ticktext or settings.tickvals)]
-            getattr(axes, f"set_{letter}ticks")(list(settings.tickvals), texts)
+            getattr(axes, f"set_{letter}ticks")(list(settings.tickvals), tick_words(settings))
         side = getattr(axes, f"{letter}axis")
         side.set_tick_params(pad=-2, labelsize=7 if is_wide else 5)
         if settings.tickvals is None:

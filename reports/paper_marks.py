@@ -10,7 +10,7 @@ from matplotlib.path import Path
 from matplotlib.transforms import blended_transform_factory
 
 from .paper_axes import Panes, inches_wide, layout_axis
-from .paper_traces import dashes_of, marker_of, matplotlib_color, plain_text
+from .paper_traces import dashes_of, marker_of, matplotlib_color, plain_text, tick_words
 
 __all__ = ["draw_annotations", "draw_color_bars", "draw_legend", "draw_shapes"]
 
@@ -23,16 +23,15 @@ _NUMBERS = {"M": 2, "L": 2, "Q": 4, "C": 6}
 def draw_shapes(figure: Any, made: Panes) -> None:
     """Draw the lines, rectangles and paths of the layout."""
     for shape in figure.layout.shapes:
-        if shape.visible in (None, True):
-            _draw_shape(shape, made)
+        axes, transform = _anchored(made, shape)
+        if axes is not None and shape.visible in (None, True):
+            _draw_shape(shape, axes, transform)
 
 
 def _anchored(made: Panes, mark: Any) -> tuple[Any, Any]:
     """The axes and the transform of a mark by its two references."""
     x, y = mark.xref or "x", mark.yref or "y"
-    axes = made.of(x.partition(" ")[0], y.partition(" ")[0])
-    if axes is None:
-        axes = next(iter(made.flat.values()), None)
+    axes = made.of(x.partition(" ")[0], y.partition(" ")[0]) or next(iter(made.flat.values()), None)
     if axes is None:
         return None, None
     sides = [
@@ -42,10 +41,7 @@ def _anchored(made: Panes, mark: Any) -> tuple[Any, Any]:
     return axes, blended_transform_factory(*sides)
 
 
-def _draw_shape(shape: Any, made: Panes) -> None:
-    axes, transform = _anchored(made, shape)
-    if axes is None:
-        return
+def _draw_shape(shape: Any, axes: Any, transform: Any) -> None:
     look = {
         "edgecolor": matplotlib_color(shape.line.color, default="#555555"),
         "linewidth": 0.5 * (1.5 if shape.line.width is None else shape.line.width),
@@ -190,9 +186,9 @@ def draw_legend(figure: Any, made: Panes) -> None:
     if figure.layout.showlegend is False:
         return
     entries: dict[str, Any] = {}
-    shown = [t for t in figure.data if t.type in ("scatter", "bar")]
-    for trace in shown:
-        if trace.showlegend is not False and trace.name and trace.visible in (None, True):
+    for trace in figure.data:
+        is_shown = trace.type in ("scatter", "bar") and trace.visible in (None, True)
+        if is_shown and trace.showlegend is not False and trace.name:
             entries.setdefault(plain_text(trace.name), _handle(trace))
     if len(entries) < 2 and figure.layout.showlegend is not True:
         return
@@ -264,5 +260,4 @@ def _color_bar(made: Panes, mappable: Any, group: list[Any], settings: Any) -> N
     if settings.title.text:
         bar.set_label(plain_text(settings.title.text))
     if settings.tickvals is not None:
-        texts = settings.ticktext if settings.ticktext is not None else settings.tickvals
-        bar.set_ticks(list(settings.tickvals), labels=[plain_text(text) for text in texts])
+        bar.set_ticks(list(settings.tickvals), labels=tick_words(settings))

@@ -9,7 +9,15 @@ import numpy as np
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from numpy.typing import NDArray
 
-__all__ = ["DRAWERS", "dashes_of", "marker_of", "matplotlib_color", "plain_text", "values_of"]
+__all__ = [
+    "DRAWERS",
+    "dashes_of",
+    "marker_of",
+    "matplotlib_color",
+    "plain_text",
+    "tick_words",
+    "values_of",
+]
 
 Floats = NDArray[np.float64]
 Drawn = tuple[Any, Any] | None
@@ -123,6 +131,12 @@ def plain_text(text: Any) -> str:
     return html.unescape(words).replace("$", r"\$")
 
 
+def tick_words(settings: Any) -> list[str]:
+    """Return the words at the ticks of an axis or a color bar, the values where it has none."""
+    texts = settings.tickvals if settings.ticktext is None else settings.ticktext
+    return [plain_text(text) for text in texts]
+
+
 def matplotlib_color(color: Any, default: str = "#000000") -> Any:
     """Return a CSS color as matplotlib reads it."""
     if color is None:
@@ -208,13 +222,18 @@ def _heatmap(axes: Any, trace: Any, x: Floats, y: Floats) -> Drawn:
     return (cells, trace) if trace.showscale is not False else None
 
 
+def _places(x: Floats, y: Floats, z: Any) -> tuple[Floats, Floats]:
+    """The coordinates of a grid; plotly counts where a trace has none."""
+    rows, columns = (np.arange(length, dtype=np.float64) for length in z.shape)
+    return x if len(x) else columns, y if len(y) else rows
+
+
 def _contour(axes: Any, trace: Any, x: Floats, y: Floats) -> Drawn:
     """Level lines, filled where the figure fills them."""
     z = np.ma.masked_invalid(np.atleast_2d(values_of(trace.z)))
     if z.count() < 4 or min(z.shape) < 2:
         return None
-    x = x if len(x) else np.arange(z.shape[1], dtype=np.float64)
-    y = y if len(y) else np.arange(z.shape[0], dtype=np.float64)
+    x, y = _places(x, y, z)
     figure = axes.get_figure()
     limits = limits_of(trace.zmin, trace.zmax, np.asarray(z.compressed()), trace, figure)
     scale = colormap(trace, figure)
@@ -240,8 +259,7 @@ def _levels(trace: Any, z: Any, limits: Normalize) -> Floats:
 def _surface(axes: Any, trace: Any, x: Floats, y: Floats) -> Drawn:
     """A surface of colored faces, as vectors."""
     z = np.atleast_2d(values_of(trace.z))
-    x = x if len(x) else np.arange(z.shape[1], dtype=np.float64)
-    y = y if len(y) else np.arange(z.shape[0], dtype=np.float64)
+    x, y = _places(x, y, z)
     across, along = (x, y) if x.ndim == 2 else np.meshgrid(x, y)
     figure = axes.get_figure()
     shade = z if trace.surfacecolor is None else values_of(trace.surfacecolor)

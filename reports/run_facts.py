@@ -128,19 +128,14 @@ def _data_hash(run: Run) -> str:
     return f"{first} (types, shapes and first values of the first batch)" if first else _UNKNOWN
 
 
-def _seconds(run: Run) -> float | None:
-    seconds = run.manifest.get("seconds")
-    return float(seconds) if isinstance(seconds, int | float) else None
-
-
 def _wall_time(run: Run) -> str:
-    seconds = _seconds(run)
-    return _UNKNOWN if seconds is None else f"{number(seconds)} s"
+    seconds = run.manifest.get("seconds")
+    return f"{number(float(seconds))} s" if isinstance(seconds, int | float) else _UNKNOWN
 
 
 def _overhead(run: Run) -> str:
-    cost, seconds = run.manifest.get("recorder_seconds"), _seconds(run)
-    if not isinstance(cost, int | float) or not seconds:
+    cost, seconds = (run.manifest.get(key) for key in ("recorder_seconds", "seconds"))
+    if not isinstance(cost, int | float) or not isinstance(seconds, int | float) or not seconds:
         return _UNKNOWN
     return f"{percent(cost / seconds)} of the wall time ({number(float(cost))} s)"
 

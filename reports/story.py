@@ -141,7 +141,9 @@ def story_of(paths: Sequence[Path], *, anonymous: bool = False) -> Story:
     unique = list({path.resolve(): path for path in paths}.values())
     opened: list[Run] = [open_run(path) for path in unique]
     if anonymous:
-        opened = [AnonymousRun(run.path, f"run {i + 1}") for i, run in enumerate(_ordered(opened))]
+        # Counted in the order in which they are shown, not in that of their names.
+        ordered = [run for group in grouped(opened) for run in group.runs]
+        opened = [AnonymousRun(run.path, f"run {i + 1}") for i, run in enumerate(ordered)]
     groups = grouped(opened)
     shown = representatives(groups)
     return Story(
@@ -153,10 +155,6 @@ def story_of(paths: Sequence[Path], *, anonymous: bool = False) -> Story:
         findings=tuple((run, tuple(findings(run))) for run in shown),
         is_anonymous=anonymous,
     )
-
-
-def _ordered(runs: Sequence[Run]) -> list[Run]:
-    return [run for group in grouped(runs) for run in group.runs]
 
 
 def _sections(shown: tuple[Run, ...], groups: list[Group]) -> Iterator[Section]:

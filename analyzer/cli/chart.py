@@ -1,7 +1,6 @@
 """Charts made of characters: pure functions of arrays that return text."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,18 +71,9 @@ def depth_chart(
     a thousand layers fit. Norms that no logarithm can show are never dropped: a row of marks above
     the chart holds NaN and infinite ones, a row below it exact zeros.
 
-    Args:
-        depths: Depth of each layer, ``[layers]``.
-        norms: Norm of each layer, ``[layers]``, zero or more, NaN or inf.
-        width: Columns of the whole chart, labels included; at least 24.
-        height: Rows between the axes.
-        unicode: Whether to use more than ASCII.
-        title: A first line; none where empty.
-        decades: Ends of the axis as powers of ten, for charts that share one; by default those
-            of the norms. Norms beyond are drawn at its end.
-
-    Returns:
-        Lines without trailing spaces; one sentence where there are no layers.
+    Depths and norms are ``[layers]``, the width has the labels in it and is at least 24 columns,
+    and ``decades`` are the ends of the axis as powers of ten, for charts that share one; norms
+    beyond them are drawn at its end. Without layers it is one sentence.
     """
     x, y = np.asarray(depths, np.float64), np.asarray(norms, np.float64)
     heading = [title] if title else []
@@ -195,15 +185,8 @@ def side_by_side(left: str, right: str, gap: int = 3) -> str:
 def sparkline(values: ArrayLike, width: int = 40, *, unicode: bool = True) -> str:
     """Draw a series as one line of bars, each the median of its bin.
 
-    A bin that holds NaN or an infinite value is a mark, so that no single bad step hides.
-
-    Args:
-        values: The series, ``[steps]``.
-        width: The most characters to use.
-        unicode: Whether to use more than ASCII.
-
-    Returns:
-        At most ``width`` characters; empty for an empty series.
+    A bin that holds NaN or an infinite value is a mark, so that no single bad step hides. It is
+    at most ``width`` characters, and empty for an empty series.
     """
     y = np.asarray(values, np.float64)
     if not len(y):
@@ -211,11 +194,6 @@ def sparkline(values: ArrayLike, width: int = 40, *, unicode: bool = True) -> st
     glyphs = _UNICODE if unicode else _PLAIN
     bins = np.array_split(y, min(width, len(y)))
     heights = [float(np.median(b)) if np.isfinite(b).all() else math.nan for b in bins]
-    return _bars(heights, glyphs)
-
-
-def _bars(heights: Sequence[float], glyphs: _Glyphs) -> str:
-    """One character for each height, scaled to the finite range."""
     finite = [h for h in heights if not math.isnan(h)]
     low = min(finite, default=0.0)
     reach = max(finite, default=0.0) - low

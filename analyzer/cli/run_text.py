@@ -301,6 +301,7 @@ def _no_gain(profile: DepthProfile) -> str:
 
 def _mark_lines(profile: DepthProfile, *, unicode: bool) -> list[str]:
     """Say which layers the chart marks or cannot show."""
+    # The marks that the chart itself puts above and below its columns.
     cross, empty = ("✕", "∅") if unicode else ("x", "0")
     rows = (
         (profile.is_nonfinite, f"{cross} NaN or infinite gradient"),
@@ -333,6 +334,7 @@ def _nonfinite_line(first: NonFinite, shown: int, steps: NDArray[np.int64]) -> s
 
 def _layer_table(run: Run, step: int, chosen: NDArray[np.bool_], marks: Signs, width: int) -> Table:
     """The table of the chosen layers; of more than 40 the first and last 20."""
+    # Both ends are where a gradient shows what happened to it; the middle is in the export.
     stats = run.read("layer_stats", [*_NUMBERS, "activation_num_dead"], steps=step)
     values = {row.pop("layer"): row for row in stats.to_pylist()}
     layers = run.layers[chosen]

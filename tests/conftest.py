@@ -84,6 +84,8 @@ def _coverage(config: pytest.Config) -> dict[str, float]:
     if not asked or hasattr(config, "workerinput"):
         return {}
     file = config.rootpath / config.option.cov_report["json"]
+    if not file.exists():  # the tests were interrupted
+        return {}
     totals = json.loads(file.read_text())["totals"]
     return {what: totals[f"percent_{what}_covered"] for what in ("statements", "branches")}
 

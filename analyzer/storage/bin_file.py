@@ -111,11 +111,12 @@ class _GridKeys:
     num_rows: NDArray[np.int64]
 
 
-# The arrays that were asked for last; one of any size has room alone.
-_kept: LRUCache[tuple[object, ...], NDArray[Any]] = LRUCache(
-    _MOST_BYTES, getsizeof=lambda array: min(_size(array), _MOST_BYTES)
-)
-_kept_lock = Lock()
+def _room(most_bytes: int) -> "LRUCache[tuple[object, ...], NDArray[Any]]":
+    """Room for the arrays that were asked for last; one of any size has room alone."""
+    return LRUCache(most_bytes, getsizeof=lambda array: min(_size(array), most_bytes))
+
+
+_kept, _kept_lock = _room(_MOST_BYTES), Lock()
 
 
 def _kept_at(place: tuple[object, ...]) -> NDArray[Any] | None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from analyzer.storage.arrays import as_floats, as_numpy, is_present
 from analyzer.storage.bin_file import BinFile, Chunk, chunks_in, opened
-from analyzer.storage.bins import Bins, concatenated, ids_of_each_bin, rebinned, single
+from analyzer.storage.bins import Bins, Numbers, concatenated, ids_of_each_bin, rebinned, single
 from analyzer.storage.parts import READ_FAILURES, reason_of
 from analyzer.storage.schema import STAT_COLUMNS
 from analyzer.storage.selection import Steps
@@ -27,11 +27,6 @@ _Answer = TypeVar("_Answer")
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 # Some 60 bytes each: of a thousand layers that is one or two columns.
 _MOST_ROWS = 1_000_000
-
-
-def _room() -> "LRUCache[str, tuple[Bins, int]]":
-    """Room for the bins of columns, of the last one however many there are."""
-    return LRUCache(_MOST_ROWS, getsizeof=lambda found: min(len(found[0]), _MOST_ROWS))
 
 
 @dataclass(frozen=True)
@@ -90,14 +85,17 @@ class BinReader:
 
     def __init__(self, run: Path, table: StepTable, warn: Callable[[str], None]) -> None:
         self._folder, self._table, self._warn = run / "overview" / table.name, table, warn
-        self._bins, self._lock = _room(), Lock()
-        self._looked = False
-        self._file: BinFile | None = None
+        self._lock = Lock()
+        self.refresh()
 
     def refresh(self) -> None:
         """Look for new rows at the next question."""
-        self._bins = _room()
-        self._looked, self._file = False, None
+        # The bins of a column are kept, of the last one however many there are.
+        self._bins: LRUCache[str, tuple[Bins, int]] = LRUCache(
+            _MOST_ROWS, getsizeof=lambda found: min(len(found[0]), _MOST_ROWS)
+        )
+        self._looked = False
+        self._file: BinFile | None = None
 
     def series(self, column: str, id_: int, max_points: int) -> Series:
         """Return one column of one id in at most ``max_points`` bins."""
@@ -243,12 +241,13 @@ class BinReader:
         ids = as_numpy(rows.column(key)) if key else np.zeros(rows.num_rows, dtype=np.int32)
         known = is_present(values)
         number = as_numpy(rows.column("step"))
-        return [single([column], number, ids, as_floats(values)[:, None], known[:, None])]
+        numbers = Numbers((column,), number, ids, as_floats(values)[:, None], known[:, None])
+        return [single(numbers)]
 
 
 def _nothing(column: str) -> Bins:
     none = np.zeros(0, dtype=np.int64)
-    return single([column], none, none.astype(np.int32), np.zeros((0, 1)), None)
+    return single(Numbers((column,), none, none.astype(np.int32), np.zeros((0, 1)), None))
 
 
 def _one_id(file: BinFile, column: str, id_: int) -> tuple[Bins, int]:

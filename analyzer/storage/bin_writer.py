@@ -12,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from analyzer.storage.arrays import conform, unified
 from analyzer.storage.bin_file import Chunk, bins_from, chunks_in, table_from
-from analyzer.storage.bins import Bins, concatenated, rebinned, single
+from analyzer.storage.bins import Bins, Numbers, concatenated, rebinned, single
 from analyzer.storage.parts import encoding, replace_file, write_table
 from analyzer.storage.schema import key_column
 
@@ -42,23 +41,11 @@ class BinWriter:
         self._tail_start = self._end = 0
         self._saved_tail: Chunk | None = None
 
-    def add(
-        self,
-        columns: Sequence[str],
-        steps: NDArray[np.int64],
-        ids: NDArray[np.int32],
-        values: NDArray[np.float64],
-        present: NDArray[np.bool_] | None,
-    ) -> None:
-        """Add rows, whose steps do not lie before those of an earlier call.
-
-        Arguments are those of `analyzer.storage.bins.single`.
-        """
-        for first in range(0, len(steps), _SLICE_ROWS):
-            rows = slice(first, first + _SLICE_ROWS)
-            known = None if present is None else present[rows]
-            bins = single(columns, steps[rows], ids[rows], values[rows], known)
-            self.absorb(bins, int(steps[rows].max()) + 1)
+    def add(self, numbers: Numbers) -> None:
+        """Add rows, whose steps do not lie before those of an earlier call."""
+        for first in range(0, len(numbers.steps), _SLICE_ROWS):
+            part = numbers.part(slice(first, first + _SLICE_ROWS))
+            self.absorb(single(part), int(part.steps.max()) + 1)
 
     def absorb(self, bins: Bins, end: int) -> None:
         """Add bins that hold the steps to before ``end``."""

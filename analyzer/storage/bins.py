@@ -2,17 +2,35 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.pooling import Groups
 
-__all__ = ["Bins", "concatenated", "ids_of_each_bin", "rebinned", "single"]
+__all__ = ["Bins", "Numbers", "concatenated", "ids_of_each_bin", "rebinned", "single"]
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
+
+
+class Numbers(NamedTuple):
+    """The numeric columns of some rows of a table, ``[rows, columns]``.
+
+    ``ids`` are zeros for ``steps``; ``present`` is False for null, None where nothing is null.
+    """
+
+    columns: tuple[str, ...]
+    steps: Counts
+    ids: NDArray[np.int32]
+    values: Floats
+    present: NDArray[np.bool_] | None
+
+    def part(self, rows: slice) -> "Numbers":
+        """Return some of the rows."""
+        known = None if self.present is None else self.present[rows]
+        return Numbers(self.columns, self.steps[rows], self.ids[rows], self.values[rows], known)
 
 
 @dataclass(frozen=True)
@@ -53,21 +71,15 @@ class Bins:
         return [getattr(self, field.name) for field in fields(self)[1:]]
 
 
-def single(
-    columns: Sequence[str],
-    steps: Counts,
-    ids: NDArray[np.int32],
-    values: Floats,
-    present: NDArray[np.bool_] | None,
-) -> Bins:
-    """Return each row ``[rows, columns]`` as a bin of its own; ``present`` is False for null."""
-    finite = np.isfinite(values)
-    known = np.ones(values.shape, dtype=bool) if present is None else present
+def single(rows: Numbers) -> Bins:
+    """Return each row as a bin of its own."""
+    finite = np.isfinite(rows.values)
+    known = np.ones(finite.shape, dtype=bool) if rows.present is None else rows.present
     finite &= known
-    shown = np.where(finite, values, np.nan)
-    ones = np.ones(len(steps), dtype=np.int64)
+    shown = np.where(finite, rows.values, np.nan)
+    ones = np.ones(len(rows.steps), dtype=np.int64)
     counts, odd = finite.astype(np.int64), (known & ~finite).astype(np.int64)
-    return Bins(tuple(columns), steps, ids, ones, shown, shown, shown, counts, odd)
+    return Bins(rows.columns, rows.steps, rows.ids, ones, shown, shown, shown, counts, odd)
 
 
 def concatenated(pieces: Sequence[Bins]) -> Bins:

@@ -143,7 +143,8 @@ def pooled(
     """
     if not rows.num_rows:
         return rows.drop_columns(["rank"])
-    rows = rows.take(as_array(_order(rows, key)))
+    names = ["rank", *([key] if key else []), "step"]
+    rows = rows.take(as_array(np.lexsort([as_numpy(rows.column(name)) for name in names])))
     keys = [as_numpy(rows.column(name)) for name in ("step", key) if name is not None]
     groups = Groups.of(*keys)
     whole = _Ranks(table, rows, groups, num_ranks)
@@ -152,12 +153,6 @@ def pooled(
     fields = [field for field in rows.schema if field.name != "rank"]
     arrays = [whole.column(field) for field in fields]
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
-
-
-def _order(rows: pa.Table, key: str | None) -> NDArray[np.int64]:
-    """Rows by step, id and rank."""
-    names = ["rank", *([key] if key else []), "step"]
-    return np.lexsort([as_numpy(rows.column(name)) for name in names])
 
 
 class _Ranks:

@@ -18,6 +18,7 @@ from analyzer.storage.arrays import (
     plain,
     side_by_side,
 )
+from analyzer.storage.bins import Numbers
 from analyzer.storage.schema import (
     CONSTANT_COLUMNS,
     PROBES,
@@ -28,7 +29,6 @@ from analyzer.storage.schema import (
 
 __all__ = [
     "Block",
-    "Rows",
     "StepRecord",
     "probe_table",
     "stat_rows",
@@ -72,27 +72,10 @@ class StepRecord:
     blocks: Sequence[Block] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Rows of one table, as arrays for the overview and as the table that is written.
-
-    Args:
-        table: The rows as they are stored.
-        columns: Names of the columns of ``values``, which are ``[rows, columns]``.
-        ids: Id of each row, ``[rows]``; zeros for ``steps``.
-        present: False for null; None where nothing is null.
-    """
-
-    table: pa.Table
-    columns: tuple[str, ...]
-    steps: NDArray[np.int64]
-    ids: NDArray[np.int32]
-    values: NDArray[np.float64]
-    present: NDArray[np.bool_] | None
-
-
-def stat_rows(table: str, blocks: Sequence[tuple[int, Block]], rank: int) -> Rows:
-    """Return the rows of the blocks of some steps, in their order."""
+def stat_rows(
+    table: str, blocks: Sequence[tuple[int, Block]], rank: int
+) -> tuple[pa.Table, Numbers]:
+    """Return the rows of the blocks of some steps, in their order, as a table and as arrays."""
     schema = TABLES[table]
     counts = [len(block.ids) for _, block in blocks]
     steps = np.repeat(np.array([step for step, _ in blocks], dtype=np.int64), counts)
@@ -104,7 +87,7 @@ def stat_rows(table: str, blocks: Sequence[tuple[int, Block]], rank: int) -> Row
         known = None if present is None else present[:, place]
         columns.append(as_column(values[:, place], known, schema.field(name).type))
     whole = pa.Table.from_arrays(columns, schema=schema)
-    return Rows(whole, STAT_COLUMNS[table], steps, ids, values, present)
+    return whole, Numbers(STAT_COLUMNS[table], steps, ids, values, present)
 
 
 def _present(blocks: Sequence[Block]) -> NDArray[np.bool_] | None:
@@ -119,7 +102,7 @@ def _present(blocks: Sequence[Block]) -> NDArray[np.bool_] | None:
 
 def step_rows(
     records: Sequence[Mapping[str, Any]], rank: int, attempt: int, warn: Callable[[str], None]
-) -> Rows:
+) -> tuple[pa.Table, Numbers]:
     """Return the rows of ``steps``; a value that its column cannot hold is null, with a warning."""
     schema = TABLES["steps"]
     names = list(dict.fromkeys([*schema.names, *(name for row in records for name in row)]))
@@ -136,7 +119,7 @@ def step_rows(
     numbers = [f.name for f in table.schema if f.name not in CONSTANT_COLUMNS and is_number(f.type)]
     values, present = side_by_side(table, numbers)
     ids = np.zeros(len(steps), dtype=np.int32)
-    return Rows(table, tuple(numbers), steps, ids, values, present)
+    return table, Numbers(tuple(numbers), steps, ids, values, present)
 
 
 def _logged(name: str, type_: pa.DataType) -> pa.Field:

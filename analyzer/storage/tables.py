@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from analyzer.storage.arrays import as_array, as_numpy, conform, is_number, side_by_side, unified
+from analyzer.storage.bins import Numbers
 from analyzer.storage.parts import READ_FAILURES, Part, current_parts, reason_of
 from analyzer.storage.schema import CONSTANT_COLUMNS, TABLES, key_column
 from analyzer.storage.selection import Steps
@@ -18,10 +19,6 @@ from analyzer.storage.selection import Steps
 __all__ = ["StepTable"]
 
 _Answer = TypeVar("_Answer")
-# Names of columns, then steps, ids, values and where they are not null.
-_Numbers: TypeAlias = tuple[
-    tuple[str, ...], NDArray[Any], NDArray[np.int32], NDArray[np.float64], NDArray[np.bool_]
-]
 _MOST_TRIES = 10
 # Above this many rows a second core pays for its start.
 _MANY_ROWS = 500_000
@@ -91,8 +88,7 @@ class StepTable:
 
     def schema(self) -> pa.Schema:
         """The columns: those of this version, then what was logged."""
-        found = self._again(lambda: [s for p in self.parts if (s := self._schema_of(p))])
-        return _full_schema(self.name, found)
+        return _full_schema(self.name, [part.schema for part in self._readable()])
 
     def steps(self) -> NDArray[np.int64]:
         """Return the steps that have rows, in order, each once."""
@@ -105,15 +101,16 @@ class StepTable:
         bounds, found = self.bounds(), [np.zeros(0, np.int64)]
         if bounds is not None:
             first, last = bounds
-            span = max(1, _SCANNED_ROWS * (last - first + 1) // max(1, self._num_rows()))
+            num_rows = sum(part.num_rows for part in self._readable())
+            span = max(1, _SCANNED_ROWS * (last - first + 1) // max(1, num_rows))
             for start in range(first, last + 1, span):
                 found.append(self._between(start, start + span - 1))
         return np.concatenate(found)
 
-    def _num_rows(self) -> int:
-        """Rows of all parts that can be opened."""
-        opened = self._again(lambda: [self._open(part) for part in self.parts])
-        return sum(one.num_rows for one in opened if one is not None)
+    def _readable(self) -> list[_OpenPart]:
+        """All parts that can be opened."""
+        found = self._again(lambda: [self._open(part) for part in self.parts])
+        return [part for part in found if part is not None]
 
     def _between(self, first: int, last: int) -> NDArray[np.int64]:
         """The steps from one to another that have rows, in order, each once."""
@@ -190,7 +187,7 @@ class StepTable:
 
         return self._again(rows)
 
-    def numbers(self, first: int, last: int, rank: int) -> Iterator[_Numbers]:
+    def numbers(self, first: int, last: int, rank: int) -> Iterator[Numbers]:
         """Yield the numeric columns of a rank's rows, as an overview takes them."""
         span = 256
         names = [f.name for f in self.schema() if is_number(f.type)]
@@ -201,12 +198,8 @@ class StepTable:
             rows = self.read([*keys, *values], steps, ranks=[rank])
             if rows.num_rows:
                 ids = as_numpy(rows.column(self.key)) if self.key else np.zeros(rows.num_rows)
-                yield (
-                    tuple(values),
-                    as_numpy(rows.column("step")),
-                    ids.astype(np.int32),
-                    *side_by_side(rows, values),
-                )
+                keyed = tuple(values), as_numpy(rows.column("step")), ids.astype(np.int32)
+                yield Numbers(*keyed, *side_by_side(rows, values))
 
     def _again(self, question: Callable[[], _Answer]) -> _Answer:
         """Ask again when a merge took parts away between the listing and the reading."""
@@ -260,18 +253,14 @@ class StepTable:
             self._leave_out(part, error)
             return None
 
-    def _schema_of(self, part: Part) -> pa.Schema | None:
-        opened = self._open(part)
-        return None if opened is None else opened.schema
-
     def _newest(self, whole: pa.Table, parts: Sequence[Part]) -> pa.Table:
         """Leave out the rows of attempts that a newer one went over again."""
         steps = as_numpy(whole.column("step"))
         attempts = as_numpy(whole.column("_attempt"))
-        order = np.lexsort((attempts, steps))
-        last = np.append(np.flatnonzero(np.diff(steps[order])), len(order) - 1)
         if not len(steps):
             return whole
+        order = np.lexsort((attempts, steps))
+        last = np.append(np.flatnonzero(np.diff(steps[order])), len(order) - 1)
         newest = attempts[order][last][np.searchsorted(steps[order][last], steps)]
         return whole.filter(as_array(attempts == newest))
 

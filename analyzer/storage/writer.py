@@ -11,14 +11,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from analyzer.errors import RunExistsError
 from analyzer.storage.arrays import plain
 from analyzer.storage.bin_writer import BinWriter
+from analyzer.storage.bins import Numbers
 from analyzer.storage.catalog import read_manifest, write_manifest
 from analyzer.storage.parts import PartSeries, replace_file, write_table
 from analyzer.storage.rows import (
     Block,
-    Rows,
     StepRecord,
     probe_table,
     stat_rows,
@@ -87,15 +89,8 @@ class RunWriter:
         self._rank, self._attempt, self._warn = rank, attempt, warn
         self._most_waiting = queue_steps
         self._has_warned = False
-        self._folder = _Folder(
-            self.path,
-            manifest,
-            rank=rank,
-            attempt=attempt,
-            flush_seconds=flush_seconds,
-            flush_steps=flush_steps,
-            warn=self._warn_once,
-        )
+        flush = (flush_seconds, flush_steps)
+        self._folder = _Folder(self.path, manifest, (rank, attempt), flush, self._warn_once)
         self._waiting: deque[Callable[[], object]] = deque()
         self._pid = os.getpid()
         self._wake, self._room = threading.Event(), threading.Event()
@@ -231,29 +226,27 @@ class RunWriter:
 class _Folder:
     """What the thread of a writer does to a run folder: rows gather, and become files.
 
-    Arguments are those of `RunWriter`. Only rank 0 writes ``run.json``, static tables and bins.
+    ``writer`` is its rank and attempt, rows are written after the seconds or steps of ``flush``.
+    Only rank 0 writes ``run.json``, static tables and bins.
     """
 
     def __init__(
         self,
         path: Path,
         manifest: Mapping[str, Any],
-        *,
-        rank: int,
-        attempt: int,
-        flush_seconds: float,
-        flush_steps: int,
+        writer: tuple[int, int],
+        flush: tuple[float, int],
         warn: Callable[[str], None],
     ) -> None:
-        self.path = path
-        self._rank, self._attempt, self._warn = rank, attempt, warn
-        self._flush_seconds, self._flush_steps = flush_seconds, flush_steps
+        self.path, self._warn = path, warn
+        self._rank, self._attempt = writer
+        self._flush_seconds, self._flush_steps = flush
         self._fields: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **manifest}
         self._steps: list[Mapping[str, Any]] = []
         self._blocks: dict[str, list[tuple[int, Block]]] = {table: [] for table in STAT_COLUMNS}
         self._num_bytes = 0
         self._oldest = 0.0
-        self._series = {table: PartSeries(path / table, rank, attempt) for table in STEP_TABLES}
+        self._series = {table: PartSeries(path / table, *writer) for table in STEP_TABLES}
         self._bins_of: dict[str, BinWriter] = {}
         self._last_save = self._last_heartbeat = time.monotonic()
 
@@ -338,15 +331,15 @@ class _Folder:
         self._num_bytes = 0
         for table, some in blocks.items():
             if some:
-                self._append(table, stat_rows(table, some, self._rank))
-        self._append("steps", step_rows(steps, self._rank, self._attempt, self._warn))
+                self._append(table, *stat_rows(table, some, self._rank))
+        self._append("steps", *step_rows(steps, self._rank, self._attempt, self._warn))
 
-    def _append(self, table: str, rows: Rows) -> None:
-        first, last = int(rows.steps.min()), int(rows.steps.max())
-        self._series[table].append(rows.table, first, last)
+    def _append(self, table: str, rows: pa.Table, numbers: Numbers) -> None:
+        first, last = int(numbers.steps.min()), int(numbers.steps.max())
+        self._series[table].append(rows, first, last)
         if self._rank == 0:
             bins = self._bins_of.get(table) or self._begin_bins(table, first)
-            bins.add(rows.columns, rows.steps, rows.ids, rows.values, rows.present)
+            bins.add(numbers)
 
     def _begin_bins(self, table: str, first: int) -> BinWriter:
         """Return new bins, or those of earlier attempts up to the first step of this one."""
@@ -355,8 +348,8 @@ class _Folder:
         if self._attempt > 0:
             reached = bins.recover(first)
             source = StepTable(self.path, table, self._warn)
-            for rows in source.numbers(reached, first - 1, rank=0):
-                bins.add(*rows)
+            for numbers in source.numbers(reached, first - 1, rank=0):
+                bins.add(numbers)
         return bins
 
     def finish(self, fields: Mapping[str, Any]) -> None:

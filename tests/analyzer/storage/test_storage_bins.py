@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from analyzer.storage import bin_writer
 from analyzer.storage.bin_file import chunks_in
 from analyzer.storage.bin_writer import MAX_BINS, BinWriter
-from analyzer.storage.bins import concatenated, rebinned, single
+from analyzer.storage.bins import Numbers, concatenated, rebinned, single
 from analyzer.storage.run import open_run
 from analyzer.storage.writer import Block, StepRecord
 from tests.analyzer.storage.storage_rows import block, record, written
@@ -85,7 +85,7 @@ def test_width_doubles_and_the_number_of_bins_stays(tmp_path: Path) -> None:
     overview = BinWriter(tmp_path, "splits")
     for step in range(0, 100_000, 500):
         steps = np.arange(step, step + 500)
-        overview.add(NAMES, steps, np.zeros(500, np.int32), np.ones((500, 2)), None)
+        overview.add(Numbers(NAMES, steps, np.zeros(500, np.int32), np.ones((500, 2)), None))
     overview.finish()
     (chunk,) = chunks_in(tmp_path)
     assert (chunk.start, chunk.end, chunk.width) == (0, 100_000, 128)
@@ -96,7 +96,7 @@ def test_memory_and_files_do_not_grow_with_the_run(tmp_path: Path) -> None:
     overview = BinWriter(tmp_path, "splits")
     ids, sizes = np.arange(1000, dtype=np.int32), []
     for step in range(3000):
-        overview.add(NAMES, np.full(1000, step), ids, np.ones((1000, 2)), None)
+        overview.add(Numbers(NAMES, np.full(1000, step), ids, np.ones((1000, 2)), None))
         sizes.append((sum(len(b) for b in overview._tail), len(list(tmp_path.iterdir()))))
     assert max(rows for rows, _ in sizes) <= 2 * bin_writer._CHUNK_ROWS
     assert max(files for _, files in sizes) <= MAX_BINS / 8 + 1
@@ -109,7 +109,7 @@ def test_a_view_of_a_running_run_holds_its_newest_step(tmp_path: Path) -> None:
     (tmp_path / "a" / "overview" / "splits" / only.name).unlink()
     for s in range(200):
         rows = block("splits", s, 2)
-        overview.add(NAMES, np.full(2, s), rows.ids, rows.values[:, :2], None)
+        overview.add(Numbers(NAMES, np.full(2, s), rows.ids, rows.values[:, :2], None))
     overview.save()
     seen = open_run(tmp_path / "a").series(NAMES[1], 1)
     assert seen.steps.tolist() == list(range(300))
@@ -144,7 +144,9 @@ def test_a_column_that_was_logged_late_is_in_the_overview(tmp_path: Path) -> Non
 
 
 def test_a_mean_of_huge_values_does_not_overflow() -> None:
-    bins = single(["x"], np.arange(4), np.zeros(4, np.int32), np.full((4, 1), 1.5e308), None)
+    bins = single(
+        Numbers(("x",), np.arange(4), np.zeros(4, np.int32), np.full((4, 1), 1.5e308), None)
+    )
     assert rebinned(bins, 4).mean[0, 0] == pytest.approx(1.5e308)
 
 
@@ -152,7 +154,7 @@ def test_a_mean_of_huge_values_does_not_overflow() -> None:
 @given(st.lists(st.floats(), min_size=1, max_size=40), st.integers(0, 39))
 def test_bins_of_bins_are_bins_of_the_rows(values: list[float], cut: int) -> None:
     steps, ids = np.arange(len(values)), np.zeros(len(values), np.int32)
-    rows = single(["x"], steps, ids, np.array(values)[:, None] / 4, None)
+    rows = single(Numbers(("x",), steps, ids, np.array(values)[:, None] / 4, None))
     pieces = [rebinned(rows[:cut], 4), rebinned(rows[cut:], 4)]
     twice, once = rebinned(concatenated(pieces), 8), rebinned(rows, 8)
     for name in ("start", "low", "high", "finite", "nonfinite", "num_rows"):

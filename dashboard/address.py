@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, urlencode
 
 from analyzer.analysis.view import AGGREGATES, View
@@ -30,9 +30,6 @@ class Address:
         step: The chosen step; None for the last.
         quantity: Column to draw; empty for the page's own.
         layers: Regular expression for layer names; empty for all.
-        aggregate: What a bin of several steps shows.
-        relative: Whether values are divided by that of the last layer.
-        smooth: Whether series are smoothed.
         chosen: Layers whose series are drawn.
     """
 
@@ -43,7 +40,7 @@ class Address:
     aggregate: str = "median"
     relative: bool = False
     smooth: bool = False
-    chosen: tuple[str, ...] = field(default=())
+    chosen: tuple[str, ...] = ()
 
     def with_runs(self, runs: Sequence[str]) -> "Address":
         """Return the same view of other runs; what names a layer of the old ones goes."""
@@ -51,11 +48,9 @@ class Address:
 
 
 def parse(search: str | None, step: int | None = None) -> Address:
-    """Read a query string; what is malformed or too long counts as not given.
+    """Read a query string, with or without ``?``; what is malformed or too long is not given.
 
-    Args:
-        search: The query string with or without its ``?``.
-        step: Used where the query string names no step.
+    The ``step`` is used where the query string names none.
     """
     pairs = parse_qsl((search or "")[:_MOST_CHARACTERS].removeprefix("?"), max_num_fields=None)
     last = dict(pairs)
@@ -77,31 +72,21 @@ def query(address: Address) -> str:
     pairs = [("run", run) for run in address.runs]
     if address.step is not None:
         pairs.append(("step", str(address.step)))
-    pairs += [
-        (name, value)
-        for name, value in (
-            ("quantity", address.quantity),
-            ("layers", address.layers),
-            ("bins", "" if address.aggregate == AGGREGATES[0] else address.aggregate),
-            ("relative", "1" if address.relative else ""),
-            ("smooth", "1" if address.smooth else ""),
-        )
-        if value
-    ]
+    given = {
+        "quantity": address.quantity,
+        "layers": address.layers,
+        "bins": "" if address.aggregate == AGGREGATES[0] else address.aggregate,
+        "relative": "1" if address.relative else "",
+        "smooth": "1" if address.smooth else "",
+    }
+    pairs += [(name, value) for name, value in given.items() if value]
     pairs += [("layer", layer) for layer in address.chosen]
     return "?" + urlencode(pairs) if pairs else ""
 
 
 @dataclass(frozen=True)
 class Context:
-    """An address and what it leads to.
-
-    Args:
-        library: The runs that may be shown.
-        address: What the URL asks for.
-        runs: The opened runs, in the order of the URL.
-        problems: A sentence for each run that cannot be shown.
-    """
+    """An address and what it leads to: opened runs in its order, and a sentence for each other."""
 
     library: Library
     address: Address
@@ -114,18 +99,13 @@ class Context:
         names = [run.static_rows("layers").column("name").to_pylist() for run in self.runs]
         return list(dict.fromkeys(str(name) for some in names for name in some))
 
-    def view(self, *, layers: str | None = None, quantity: str | None = None) -> View:
-        """Return what a panel is asked to show.
-
-        Args:
-            layers: Pattern of layer names in place of that of the address.
-            quantity: Column in place of that of the address.
-        """
+    def view(self, *, layers: str | None = None) -> View:
+        """Return what a panel is asked to show, with other ``layers`` than the address asks for."""
         address = self.address
         return View(
             self.runs,
             step=address.step,
-            quantity=quantity or address.quantity or "output_gradient_norm",
+            quantity=address.quantity or "output_gradient_norm",
             layers=layers or address.layers or None,
             aggregate=address.aggregate,
             smooth=address.smooth,

@@ -1,21 +1,36 @@
-"""Makes the Dash application: the one place that knows app, layout and callbacks."""
+"""The Dash application: its pages, the callbacks behind them, and what is drawn ahead of them."""
 
+import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
-from dash import Dash
-from flask import redirect, request
-from werkzeug.wrappers import Response
+from dash import ALL, MATCH, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
+from dash.exceptions import PreventUpdate
+from flask import Response, redirect, request
+from werkzeug.wrappers import Response as BaseResponse
 
-from analyzer.figures.catalog import PAGES
+from analyzer.errors import AnalyzerError
+from analyzer.figures.catalog import PAGES, PANELS, page_at, page_of, panel
+from analyzer.figures.csv_text import csv_text
+from analyzer.storage.schema import STAT_COLUMNS
 
-from . import callbacks
-from .layout import shell
-from .library import Library
+from .address import Address, Context, context, parse, query
+from .cache import Line
+from .compare import verdict_of
+from .components import message, number_table
+from .drawing import recorded, shown, step_choices
+from .finding_list import finding_list
+from .ids import Id, control
+from .layout import navigation, page_content, shell
+from .library import Library, pulse, shortened
+from .run_list import run_table
 from .security import protect
 
-__all__ = ["create_app"]
+__all__ = ["Warmer", "create_app"]
 
 _INDEX = """<!DOCTYPE html>
 <html lang="en">
@@ -36,6 +51,82 @@ _INDEX = """<!DOCTYPE html>
 </html>"""
 _PHONE = {"name": "viewport", "content": "width=device-width, initial-scale=1"}
 _SCHEMES = {"name": "color-scheme", "content": "light dark"}
+_HIDDEN = {"display": "none"}
+# Newest runs whose overview is drawn ahead, once the list itself has been sent.
+_NEWEST, _LIST_SECONDS = 3, 1.0
+# The page itself comes first, too, and what it asks for meanwhile.
+_READ_SECONDS, _REST_SECONDS = 0.5, 0.05
+# Columns of single layers, some 60 kB each.
+_MOST_COLUMNS = 1_000
+
+
+class Warmer:
+    """Draws in a thread what a page will ask for; of several pages only the last one.
+
+    What is drawn is kept in the library.
+
+    Attributes:
+        line: The thread.
+        look: Name of the theme and whether the screen is narrow, as the last browser had them.
+    """
+
+    def __init__(self, library: Library) -> None:
+        self.look = ("light", False)
+        self.line = Line("warmer")
+        self._library = library
+
+    def ask(self, path: str, search: str) -> None:
+        """Draw the figures of a page in the background; a page without figures needs nothing.
+
+        The list of runs leads to an overview: those of the newest runs are drawn once it stands.
+        """
+        page = page_at(path)
+        if path != "/" and (not search or page is None or not page.shown):
+            return
+        self.line.put("page", lambda: self._warm(path, search))
+
+    def _warm(self, path: str, search: str) -> None:
+        # Whoever asks for a figure itself is told what is wrong with it.
+        with suppress(Exception):
+            if path == "/":
+                self._draw_newest()
+            else:
+                self._draw(path, context(self._library, parse(search)))
+
+    def _draw_newest(self) -> None:
+        time.sleep(_LIST_SECONDS)
+        for listed in self._library.listing()[:_NEWEST]:
+            if not self.line.is_called_off:
+                self._draw(page_of("overview").path, context(self._library, Address((listed.id,))))
+
+    def _draw(self, path: str, seen: Context) -> None:
+        if not seen.runs:
+            return
+        scheme, narrow = self.look
+        page = page_at(path)
+        for one in page.shown if page else ():
+            if self.line.is_called_off:
+                return
+            shown(one.key, seen, scheme, narrow=narrow)
+        step_choices(seen, path)
+        if page and "quantity" in page.controls:
+            self._read_ahead(seen)
+
+    def _read_ahead(self, seen: Context) -> None:
+        """Read the statistics of the layers, one of which a reader may choose next.
+
+        Only of runs so small that all of them are kept.
+        """
+        time.sleep(_READ_SECONDS)
+        quantities = STAT_COLUMNS["layer_stats"]
+        for column in quantities:
+            for run in seen.runs:
+                if self.line.is_called_off:
+                    return
+                if run.static_rows("layers").num_rows * len(quantities) <= _MOST_COLUMNS:
+                    with suppress(AnalyzerError):
+                        run.heatmap(column, 1, table="layer_stats")
+                    time.sleep(_REST_SECONDS)
 
 
 def create_app(
@@ -69,7 +160,16 @@ def create_app(
     app.layout = shell()
     # Tables of long runs are large and short-lived; the pool would keep their memory for good.
     app.server.teardown_request(lambda _error: pa.default_memory_pool().release_unused())
-    callbacks.connect(app, library)
+
+    def seen(search: str | None, step: int | None = None) -> Context:
+        return context(library, parse(search, step))
+
+    warmer = Warmer(library)
+    _connect_pages(app, library, warmer)
+    _connect_cards(app, seen, warmer)
+    _connect_live(app, library, seen)
+    _connect_scripts(app)
+    _connect_downloads(app, seen)
     _keep_former_paths(app)
     protect(app.server, app.csp_hashes(), hosts=hosts, token=token, frame_ancestors=frame_ancestors)
     return app
@@ -79,9 +179,214 @@ def _keep_former_paths(app: Dash) -> None:
     """Lead from paths that pages had once to where they are, with what is chosen."""
     moved = {f"/{name}": page.path for page in PAGES for name in page.former}
 
-    def lead() -> Response:
+    def lead() -> BaseResponse:
         text = request.query_string.decode(errors="replace")
         return redirect(moved[request.path] + (f"?{text}" if text else ""))
 
     for path in moved:
         app.server.add_url_rule(path, f"former{path}", lead)
+
+
+def _connect_pages(app: Dash, library: Library, warmer: Warmer) -> None:
+    @app.server.before_request
+    def warm() -> None:
+        # The page itself is asked for a second before its figures are.
+        if request.method == "GET" and page_at(request.path) is not None:
+            warmer.ask(request.path, "?" + request.query_string.decode(errors="replace"))
+
+    @app.callback(
+        Output(Id.MAIN, "children"),
+        Output(Id.NAV, "children"),
+        Output(Id.RUN_PICKER, "data"),
+        Output(Id.RUN_PICKER, "value"),
+        Output(Id.SEARCH, "data"),
+        Output(Id.STEP, "data"),
+        Output(Id.REVISION, "data", allow_duplicate=True),
+        Output(Id.LIVE_TEXT, "children", allow_duplicate=True),
+        Output(Id.LIVE, "data", allow_duplicate=True),
+        Input(Id.URL, "pathname"),
+        Input(Id.URL, "search"),
+        prevent_initial_call="initial_duplicate",
+    )
+    def route(path: str | None, search: str | None) -> tuple[Any, ...]:
+        path = path or "/"
+        warmer.ask(path, search or "")
+        address = parse(search)
+        chosen = context(library, address)
+        page = page_at(path)
+        content = page_content(page, path, chosen)
+        beat = pulse(library, address.runs)
+        listed = [run for run in library.listing() if run.summary.problem is None]
+        options = [{"value": run.id, "label": shortened(run.id, 60)} for run in listed]
+        known = {run.id for run in listed}
+        whole = query(address)
+        stepless = query(replace(address, step=None))
+        return (
+            content,
+            navigation(path, whole),
+            options,
+            [run for run in address.runs if run in known],
+            stepless,
+            address.step,
+            beat.mark,
+            beat.text,
+            {"over": beat.is_over},
+        )
+
+
+def _connect_cards(app: Dash, seen: Any, warmer: Warmer) -> None:
+    @app.callback(
+        Output({"type": Id.GRAPH, "key": MATCH}, "figure"),
+        Output({"type": Id.GRAPH, "key": MATCH}, "style"),
+        Output({"type": Id.CAPTION, "key": MATCH}, "children"),
+        Output({"type": Id.NOTE, "key": MATCH}, "children"),
+        Input(Id.SEARCH, "data"),
+        Input(Id.STEP, "data"),
+        Input(Id.REVISION, "data"),
+        Input(Id.SCHEME, "data"),
+        Input(Id.NARROW, "data"),
+        State({"type": Id.GRAPH, "key": MATCH}, "id"),
+    )
+    def draw(
+        search: str | None,
+        step: int | None,
+        _mark: str,
+        scheme: str,
+        narrow: bool,
+        place: dict[str, str],
+    ) -> tuple[Any, ...]:
+        key = place["key"]
+        if "step" not in panel(key).reads and set(ctx.triggered_prop_ids) == {f"{Id.STEP}.data"}:
+            raise PreventUpdate
+        chosen = seen(search, step)
+        if not chosen.runs:
+            raise PreventUpdate
+        warmer.look = (scheme, bool(narrow))
+        result = shown(key, chosen, scheme, narrow=bool(narrow))
+        if result.figure is None:
+            return no_update, _HIDDEN, "", message(result.problem, bad=result.is_bad)
+        # What the reader zoomed to stays while rows arrive, and goes when the question changes.
+        layout = result.figure["layout"] | {"uirevision": search or "all"}
+        height = {"height": f"{result.height}px"}
+        return result.figure | {"layout": layout}, height, result.caption, None
+
+    @app.callback(
+        Output({"type": Id.TABLE, "key": MATCH}, "children"),
+        Input({"type": Id.TABLE_OPEN, "key": MATCH}, "n_clicks"),
+        State(Id.SEARCH, "data"),
+        State(Id.STEP, "data"),
+        State({"type": Id.TABLE, "key": MATCH}, "id"),
+        prevent_initial_call=True,
+    )
+    def tabulate(_clicks: int, search: str, step: int | None, place: dict[str, str]) -> Any:
+        try:
+            return number_table(recorded(place["key"], seen(search, step)).table())
+        except AnalyzerError as error:
+            return message(str(error))
+
+    @app.callback(
+        Output(Id.STEPS, "data"),
+        Input(Id.SEARCH, "data"),
+        Input(Id.REVISION, "data"),
+        State(Id.URL, "pathname"),
+    )
+    def fill_steps(search: str | None, _mark: str, path: str | None) -> Any:
+        return step_choices(seen(search), path or "/")
+
+
+def _connect_live(app: Dash, library: Library, seen: Any) -> None:
+    @app.callback(
+        Output(Id.REVISION, "data"),
+        Output(Id.LIVE_TEXT, "children"),
+        Output(Id.LIVE, "data"),
+        Input(Id.POLL, "n_intervals"),
+        State(Id.SEARCH, "data"),
+        State(Id.REVISION, "data"),
+        State(Id.URL, "pathname"),
+        prevent_initial_call=True,
+    )
+    def poll(
+        _count: int, search: str | None, mark: str | None, path: str | None
+    ) -> tuple[Any, ...]:
+        beat = pulse(library, () if path == "/" else parse(search).runs)
+        fresh = no_update if beat.mark == mark else beat.mark
+        return fresh, beat.text, {"over": beat.is_over}
+
+    @app.callback(
+        Output(Id.RUN_LIST, "children"),
+        Input(Id.RUN_FILTER, "value"),
+        Input(Id.REVISION, "data"),
+        prevent_initial_call=True,
+    )
+    def list_runs(wanted: str | None, _mark: str | None) -> Any:
+        return run_table(library, wanted or "")
+
+    _connect_answer(app, seen, finding_list, Id.FINDINGS_SOON, Id.FINDINGS)
+    _connect_answer(app, seen, verdict_of, Id.VERDICT_SOON, Id.VERDICT, Id.CLAIMS)
+
+
+def _connect_answer(app: Dash, seen: Any, find: Any, clock: Id, *places: Id) -> None:
+    """Ask for a long answer at each tick of a clock until it is there."""
+
+    @app.callback(
+        *(Output(place, "children") for place in places),
+        Output(clock, "disabled"),
+        Input(Id.REVISION, "data"),
+        Input(clock, "n_intervals"),
+        State(Id.SEARCH, "data"),
+        prevent_initial_call=True,
+    )
+    def answer(_mark: str, _count: int, search: str | None) -> tuple[Any, ...]:
+        found = find(seen(search))
+        if found is None:
+            return (*[no_update] * len(places), False)
+        return (*(found if len(places) > 1 else [found]), True)
+
+
+def _connect_scripts(app: Dash) -> None:
+    """What the browser does by itself; the functions are in ``assets``."""
+
+    def script(name: str, *places: Any, is_first: bool = True) -> None:
+        function = ClientsideFunction("gradientflow", name)
+        app.clientside_callback(function, *places, prevent_initial_call=not is_first)
+
+    url, search, step = Input(Id.URL, "pathname"), Input(Id.SEARCH, "data"), Input(Id.STEP, "data")
+    searched, stepped = State(Id.SEARCH, "data"), State(Id.STEP, "data")
+    look = (Id.SCHEME, Id.NARROW)
+    controls = {"type": Id.CONTROL, "key": ALL}
+    links = {"type": Id.NAV_LINK, "key": ALL}
+    script("runRows", Output(Id.RUN_ROWS, "storage_type"), Input(Id.RUN_ROWS, "data"))
+    script("scheme", *(Output(x, "data") for x in look), url, *(State(x, "data") for x in look))
+    script("links", Output(links, "href"), search, step, State(links, "id"))
+    script("steps", Output(Id.SINK, "data"), Input(Id.STEPS, "data"), stepped)
+    script("live", Output(Id.POLL, "disabled"), Input(Id.LIVE, "data"))
+    asked = Output(Id.SEARCH, "data", allow_duplicate=True)
+    of_controls = (Input(controls, "value"), State(controls, "id"), searched)
+    script("control", asked, *of_controls, is_first=False)
+    picked = (Output(Id.URL, "search"), Input(Id.RUN_PICKER, "value"))
+    script("pick", *picked, is_first=False)
+    blocks = (Output(control("layers"), "value"), Input(Id.BLOCK, "value"))
+    script("block", *blocks, is_first=False)
+
+
+def _connect_downloads(app: Dash, seen: Any) -> None:
+    """Serve ``/csv/<panel>?run=…``."""
+
+    def download(key: str) -> Response:
+        if key not in {panel.key for panel in PANELS}:
+            return _refusal(f"there is no figure {key[:80]!r}", 404)
+        try:
+            chosen = seen(request.query_string.decode(errors="replace"))
+            if not chosen.runs:
+                return _refusal("no run is named that can be opened; expected ?run=NAME", 404)
+            table = recorded(key, chosen).table()
+        except AnalyzerError as error:
+            return _refusal(str(error), 404)
+        headers = {"Content-Disposition": f'attachment; filename="{key}.csv"'}
+        return Response(csv_text(table), mimetype="text/csv", headers=headers)
+
+    app.server.add_url_rule("/csv/<key>", "csv", download)
+
+
+def _refusal(text: str, status: int) -> Response:
+    return Response(text + "\n", status, mimetype="text/plain")

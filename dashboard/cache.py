@@ -28,10 +28,7 @@ class Cache:
     def get(self, kind: str, key: Hashable, find: Callable[[], Any]) -> Any:
         """Return a value; two who ask for the same at a time compute it once.
 
-        Args:
-            kind: Its kind.
-            key: Its name among values of this kind.
-            find: Computes it; what it raises is raised here, and not kept.
+        What ``find`` raises is raised here, and not kept.
         """
         future, is_new = self.slot(kind, key)
         if is_new:
@@ -70,11 +67,7 @@ class Cache:
 
 
 class Line:
-    """A thread that does one job after the other and ends when there is none.
-
-    Args:
-        name: Name of the thread.
-    """
+    """A thread of this name that does one job after the other and ends when there is none."""
 
     def __init__(self, name: str) -> None:
         self.thread: threading.Thread | None = None
@@ -83,12 +76,7 @@ class Line:
         self._lock = threading.Lock()
 
     def put(self, key: Hashable, job: Callable[[], None]) -> None:
-        """Add a job; one of the same key that has not begun is dropped.
-
-        Args:
-            key: What the job is about.
-            job: Must not raise.
-        """
+        """Add a job, which must not raise; one of the same key that has not begun is dropped."""
         with self._lock:
             self._jobs[key] = job
             if self.thread is None:

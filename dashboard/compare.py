@@ -46,11 +46,7 @@ def plain_and_residual(runs: tuple[Run, ...]) -> tuple[Run, Run] | None:
 
 
 def verdict_of(context: Context) -> tuple[list[Any], list[Any]] | None:
-    """Return the verdict on a pair: its sentence, and the table of its claims.
-
-    Returns:
-        Both; None while it is looked for.
-    """
+    """Return the sentence of the verdict on a pair and its claims; None while it is looked for."""
     pair = plain_and_residual(context.runs)
     if pair is None:
         text = (
@@ -76,10 +72,12 @@ def verdict_of(context: Context) -> tuple[list[Any], list[Any]] | None:
 
 
 def _claim_table(context: Context, rows: Sequence[Claim]) -> html.Table:
+    how = html.Summary("how it is computed")
     body = [
         html.Tr(
             [
-                html.Th([claim.text, _query(claim)], scope="row"),
+                # What gives the number in Python.
+                html.Th([claim.text, html.Details([how, html.Code(claim.query)])], scope="row"),
                 html.Td(_text(claim.plain), className="number"),
                 html.Td(_text(claim.residual), className="number"),
                 html.Td(claim.reference, className="reference"),
@@ -91,11 +89,6 @@ def _claim_table(context: Context, rows: Sequence[Claim]) -> html.Table:
     ]
     head = html.Thead(html.Tr([html.Th(name, scope="col") for name in _HEAD]))
     return html.Table([head, html.Tbody(body)], className="claims")
-
-
-def _query(claim: Claim) -> html.Details:
-    """What gives the number in Python."""
-    return html.Details([html.Summary("how it is computed"), html.Code(claim.query)])
 
 
 def _link(context: Context, key: str) -> Any:

@@ -35,16 +35,12 @@ _MILLISECONDS = 400
 _MOST_ROWS, _MOST_CHARACTERS = 60, 80
 _MOST_BLOCKS = 200
 _FORMATS = (("csv", "CSV"), ("svg", "SVG"), ("png", "PNG"))
+# Cards have buttons of their own for pictures, and nothing can be selected.
+_NO_BUTTONS = ("toImage", "lasso2d", "select2d")
 GRAPH_CONFIG: Any = {
     "displaylogo": False,
     # Nothing leaves this machine.
-    "modeBarButtonsToRemove": [
-        "sendDataToCloud",
-        "sendChartToCloud",
-        "toImage",
-        "lasso2d",
-        "select2d",
-    ],
+    "modeBarButtonsToRemove": ["sendDataToCloud", "sendChartToCloud", *_NO_BUTTONS],
     "responsive": True,
     "showTips": False,
     "plotlyServerURL": "",
@@ -58,21 +54,14 @@ _BLANK: dict[str, Any] = {
 
 
 def attributes(**values: str) -> dict[str, Any]:
-    """Return ``aria-`` and ``data-`` attributes: ``aria_label`` stands for ``aria-label``.
-
-    Args:
-        values: Values by name, ``_`` for each ``-``.
-    """
+    """Return ``aria-`` and ``data-`` attributes: ``aria_label`` stands for ``aria-label``."""
     return {name.replace("_", "-"): value for name, value in values.items()}
 
 
 def message(text: str, *, title: str = "", bad: bool = False) -> dmc.Alert:
-    """Return a sentence that says what was looked for and what to do.
+    """Return a sentence that says what was looked for and what to do, shown as it is.
 
-    Args:
-        text: The sentence, shown as text whatever it holds.
-        title: A word above it.
-        bad: Whether something is wrong, rather than merely not there.
+    It is ``bad`` where something is wrong, rather than merely not there.
     """
     return dmc.Alert(
         text,
@@ -87,19 +76,13 @@ def message(text: str, *, title: str = "", bad: bool = False) -> dmc.Alert:
 def soon(name: Id, is_there: bool) -> dcc.Interval:
     """Return the clock that asks again until the answer is there.
 
-    Args:
-        name: Its id; a page's own, since a callback waits for all of its outputs.
-        is_there: Whether it is there already.
+    Each page has its own, since a callback waits for all of its outputs.
     """
     return dcc.Interval(id=name, interval=_MILLISECONDS, disabled=is_there)
 
 
 def number_table(table: Any) -> list[Any]:
-    """Return the first rows of a DataFrame, and how many there are.
-
-    Args:
-        table: A pandas DataFrame.
-    """
+    """Return the first rows of a DataFrame, and how many there are."""
     head = html.Thead(html.Tr([html.Th(str(name), scope="col") for name in table.columns]))
     rows = table.head(_MOST_ROWS).itertuples(index=False, name=None)
     body = html.Tbody([html.Tr([html.Td(_text(cell)) for cell in row]) for row in rows])
@@ -121,11 +104,7 @@ _TERM = re.compile(
 
 
 def explained(text: str) -> list[Any]:
-    """Return a text whose terms say on hover what they mean, each where it comes first.
-
-    Args:
-        text: Words of ours; the terms are those of the glossary.
-    """
+    """Return a text whose terms of the glossary say what they mean, each where it comes first."""
     parts: list[Any] = []
     at, said = 0, set()
     for found in _TERM.finditer(text):
@@ -140,12 +119,7 @@ def explained(text: str) -> list[Any]:
 
 
 def cards(context: Context, page: Page) -> list[Any]:
-    """Return the controls and cards of a page.
-
-    Args:
-        context: The runs and the address.
-        page: The page.
-    """
+    """Return the controls and cards of a page."""
     names = context.layer_names if "layers" in page.controls else []
     # A native slider moved without a round trip through Dash answers within a frame; a script of
     # the page puts it there.
@@ -158,11 +132,7 @@ def cards(context: Context, page: Page) -> list[Any]:
 
 
 def panel_card(panel: Panel) -> html.Section:
-    """Return the card of a panel, its figure still to be drawn.
-
-    Args:
-        panel: The panel; its height is kept free until the figure is there.
-    """
+    """Return the card of a panel; its height is kept free until the figure is there."""
     key = panel.key
     return html.Section(
         [
@@ -222,13 +192,7 @@ def _buttons(key: str, title: str) -> dmc.Group:
 
 
 def controls(address: Address, names: Sequence[str], *shown: str) -> html.Div:
-    """Return the controls of these names.
-
-    Args:
-        address: Their values.
-        names: Names of the layers, from which the block picker chooses.
-        shown: Names out of ``quantity``, ``layers``, ``aggregate``, ``smooth`` and ``relative``.
-    """
+    """Return the ``shown`` ones of ``CONTROLS``; the block picker chooses from layer names."""
     made = {
         "quantity": lambda: _quantity(address),
         "layers": lambda: _layers(address, names),
@@ -303,7 +267,7 @@ def _layers(address: Address, names: Sequence[str]) -> dmc.Group:
     return dmc.Group([pattern, picker], gap="sm", align="end")
 
 
-def _choice(name: str, label: str, value: str, options: Sequence[str]) -> html.Div:
+def _choice(name: str, label: str, value: str, options: Sequence[Any]) -> html.Div:
     picked = dmc.SegmentedControl(
         id=control(name), value=value, data=list(options), size="xs", **attributes(aria_label=label)
     )
@@ -313,11 +277,4 @@ def _choice(name: str, label: str, value: str, options: Sequence[str]) -> html.D
 def _switch(name: str, label: str, value: bool, off: str, on: str) -> html.Div:
     """Two words of which one holds."""
     options = [{"value": "", "label": off}, {"value": "1", "label": on}]
-    picked = dmc.SegmentedControl(
-        id=control(name),
-        value="1" if value else "",
-        data=options,
-        size="xs",
-        **attributes(aria_label=label),
-    )
-    return html.Div([html.Span(label, className="label"), picked])
+    return _choice(name, label, "1" if value else "", options)

@@ -132,12 +132,7 @@ def _help() -> dmc.Modal:
 
 
 def navigation(path: str, search: str) -> list[dmc.NavLink]:
-    """Return links to all pages that keep what is chosen.
-
-    Args:
-        path: The page that is shown.
-        search: Query string that the links carry.
-    """
+    """Return links to all pages; their query string keeps what is chosen."""
     return [
         dmc.NavLink(
             label=page.title,

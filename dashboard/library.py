@@ -30,12 +30,7 @@ _LONGEST_REST = 0.5
 
 @dataclass(frozen=True)
 class Listed:
-    """One run of the listing.
-
-    Args:
-        id: Its name in URLs.
-        summary: What the catalog says of it.
-    """
+    """One run of the listing: its name in URLs, and what the catalog says of it."""
 
     id: str
     summary: RunSummary
@@ -49,7 +44,6 @@ class Library:
             ``$ANALYZER_RUNS``, or ``latest``. A folder that is not there yet is watched for.
 
     Attributes:
-        sources: The folders.
         cache: The last opened runs, records behind figures, figures as a browser is sent them,
             answers about runs, and the word for each run as far as it was looked for.
     """
@@ -70,9 +64,8 @@ class Library:
         listed = []
         for summary in ordered:
             count = seen[summary.name] = seen.get(summary.name, 0) + 1
-            listed.append(
-                Listed(summary.name if count == 1 else f"{summary.name}~{count}", summary)
-            )
+            name = summary.name if count == 1 else f"{summary.name}~{count}"
+            listed.append(Listed(name, summary))
         return listed[::-1]
 
     def find(self, run_id: str) -> Listed:
@@ -117,11 +110,7 @@ class Library:
     ) -> Any | None:
         """Return a long answer about runs, such as findings; None while a thread works on it.
 
-        Args:
-            what: Tells several answers about the same runs apart.
-            runs: The runs.
-            find: Finds the answer; what it raises is raised here.
-            patience: Seconds that a request waits.
+        What ``find`` raises is raised here. A request waits ``patience`` seconds.
         """
         future, is_new = self.cache.slot("answers", (what, runs))
 
@@ -143,12 +132,8 @@ class Library:
     def word(self, path: Path, mark: object) -> str | None:
         """Return what is worst about a run, in a word; the list of runs never waits for it.
 
-        Args:
-            path: Folder of the run.
-            mark: Changes when the run does.
-
-        Returns:
-            The word; that of an earlier state while a new one is looked for; None before the first.
+        The ``mark`` changes when the run does: the word is that of an earlier state while a new one
+        is looked for, and None before the first.
         """
         known = self.cache.peek("words", path)
 
@@ -201,17 +186,12 @@ def _refuse_links(path: Path, levels: int = 3) -> None:
 def revision(path: Path) -> tuple[object, ...]:
     """Return a mark of a run folder that changes whenever something is added to it."""
     folder = os.fspath(path)
-    mark: list[object] = [_changed(folder)]
-    for name in ("run.json", "steps", "layer_stats", "splits", "overview", "checkpoints"):
-        mark.append(_changed(f"{folder}/{name}"))
+    parts = ("run.json", "steps", "layer_stats", "splits", "overview", "checkpoints")
+    mark: list[object] = [_changed(folder), *(_changed(f"{folder}/{name}") for name in parts)]
     probes = f"{folder}/probes"
     if not os.path.islink(probes) and os.path.isdir(probes):
-        mark += [(e.name, _changed(e.path)) for e in sorted(os.scandir(probes), key=_name)]
+        mark += sorted((entry.name, _changed(entry.path)) for entry in os.scandir(probes))
     return tuple(mark)
-
-
-def _name(entry: os.DirEntry[str]) -> str:
-    return entry.name
 
 
 def _changed(path: str) -> int:
@@ -243,13 +223,7 @@ def _runs_of(source: Path) -> list[RunSummary]:
 
 @dataclass(frozen=True)
 class Pulse:
-    """The state of what a page shows.
-
-    Args:
-        mark: Changes whenever the figures would.
-        text: One line for the head of the page.
-        is_over: Whether nothing will change any more.
-    """
+    """The state of what a page shows: a mark that changes when the figures would, and one line."""
 
     mark: str
     text: str
@@ -260,7 +234,9 @@ def pulse(library: Library, run_ids: Sequence[str]) -> Pulse:
     """Return the pulse of runs; of the whole listing where none is named."""
     listed = library.listing()
     chosen = [run for run in listed if run.id in run_ids]
-    seen = [_mark(run) for run in chosen or listed]
+    seen: list[tuple[object, ...]] = [
+        (run.id, run.summary.status, revision(run.summary.path)) for run in chosen or listed
+    ]
     if not run_ids:
         # The words of the list are found one after the other; each changes what it shows.
         seen.append((library.cache.count("words"),))
@@ -270,10 +246,6 @@ def pulse(library: Library, run_ids: Sequence[str]) -> Pulse:
         return Pulse(mark, f"{len(listed)} runs, {running} running", is_over=False)
     text = " · ".join(_line(run) for run in chosen)
     return Pulse(mark, text, all(run.summary.status != "running" for run in chosen))
-
-
-def _mark(run: Listed) -> tuple[object, ...]:
-    return (run.id, run.summary.status, revision(run.summary.path))
 
 
 def _line(run: Listed) -> str:
@@ -287,10 +259,5 @@ def _line(run: Listed) -> str:
 
 def _age(path: Path) -> float:
     """Seconds since the last rows or the last heartbeat were written."""
-    newest = 0.0
-    for name in ("run.json", "steps"):
-        try:
-            newest = max(newest, (path / name).stat().st_mtime)
-        except OSError:
-            continue
-    return max(0.0, time.time() - newest)
+    newest = max(_changed(f"{path}/{name}") for name in ("run.json", "steps"))
+    return max(0.0, time.time() - newest / 1e9)

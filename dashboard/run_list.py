@@ -56,9 +56,7 @@ def layout(context: Context) -> list[Any]:
 def run_table(library: Library, wanted: str = "") -> list[Any]:
     """Return the table of the runs that a filter leaves, or what was looked for and where.
 
-    Args:
-        library: The runs.
-        wanted: Words that must all stand in name, status or verdict.
+    All words of the filter must stand in name, status or verdict.
     """
     listed = library.listing()
     if not listed:

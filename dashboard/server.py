@@ -26,13 +26,7 @@ _PORTS_TRIED = 100
 
 @dataclass(frozen=True)
 class Place:
-    """A bound address.
-
-    Args:
-        host: As it was asked for.
-        port: The port.
-        socket: Listens there; the server takes it over.
-    """
+    """A bound address; its socket listens there until the server takes it over."""
 
     host: str
     port: int
@@ -53,11 +47,7 @@ class _QuietHandler(WSGIRequestHandler):
 
 
 def take_port(host: str = "127.0.0.1", port: int | None = None) -> Place:
-    """Bind a port.
-
-    Args:
-        host: Address to listen at.
-        port: This port and no other; None for the next free one from 8050.
+    """Bind this port and no other; None for the next free one from 8050.
 
     Raises:
         AnalyzerError: If the port is taken or may not be bound, or none is free.
@@ -127,11 +117,7 @@ def new_token(host: str) -> str | None:
 
 
 def ssh_line(port: int, environ: "Mapping[str, str]" = os.environ) -> str | None:
-    """Return the command that brings the dashboard of a remote machine to a browser.
-
-    Returns:
-        The command; None outside of an SSH session.
-    """
+    """Return the command that brings a remote dashboard to a browser; None outside of SSH."""
     if not ("SSH_CONNECTION" in environ or "SSH_TTY" in environ):
         return None
     parts = environ.get("SSH_CONNECTION", "").split()

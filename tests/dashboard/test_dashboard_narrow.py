@@ -4,7 +4,7 @@ import plotly.graph_objects as go
 import pytest
 from plotly.subplots import make_subplots
 
-from analyzer.dashboard.narrow import stacked
+from analyzer.dashboard.drawing import stacked
 
 
 def panes(count: int) -> go.Figure:

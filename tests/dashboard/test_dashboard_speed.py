@@ -10,10 +10,9 @@ import pytest
 
 from analyzer.dashboard import drawing
 from analyzer.dashboard.address import Context, context, parse
-from analyzer.dashboard.app import create_app
+from analyzer.dashboard.app import Warmer, create_app
 from analyzer.dashboard.drawing import shown_steps
 from analyzer.dashboard.library import Library
-from analyzer.dashboard.warmer import Warmer
 from analyzer.errors import AnalyzerError
 from analyzer.storage.run import Run, open_run
 from analyzer.storage.schema import STAT_COLUMNS
@@ -109,7 +108,7 @@ def test_a_pattern_that_is_refused_is_a_sentence(seen: Context) -> None:
 
 def test_asking_for_a_page_draws_its_figures(seen: Context, monkeypatch: Any) -> None:
     drawn: list[str] = []
-    monkeypatch.setattr("analyzer.dashboard.warmer.shown", lambda key, *_, **__: drawn.append(key))
+    monkeypatch.setattr("analyzer.dashboard.app.shown", lambda key, *_, **__: drawn.append(key))
     warmer = Warmer(seen.library)
     for path, search in (("/flow", ""), ("/findings", "?run=a"), ("/flow", "?run=%00")):
         warmer.ask(path, search)
@@ -125,8 +124,8 @@ def test_what_a_reader_may_choose_next_is_read_ahead_of_small_runs(
     seen: Context, monkeypatch: Any, most: int, expected: tuple[str, ...]
 ) -> None:
     read: list[str] = []
-    monkeypatch.setattr("analyzer.dashboard.warmer._READ_SECONDS", 0.0)
-    monkeypatch.setattr("analyzer.dashboard.warmer._MOST_COLUMNS", most)
+    monkeypatch.setattr("analyzer.dashboard.app._READ_SECONDS", 0.0)
+    monkeypatch.setattr("analyzer.dashboard.app._MOST_COLUMNS", most)
     mine = seen.runs[0].path
 
     def heatmap(run: Run, column: str, *_: Any, **__: Any) -> None:
@@ -135,7 +134,7 @@ def test_what_a_reader_may_choose_next_is_read_ahead_of_small_runs(
             read.append(column)
 
     monkeypatch.setattr(Run, "heatmap", heatmap)
-    monkeypatch.setattr("analyzer.dashboard.warmer.shown", lambda *_, **__: None)
+    monkeypatch.setattr("analyzer.dashboard.app.shown", lambda *_, **__: None)
     warmer = Warmer(seen.library)
     warmer.ask("/flow", "?run=a")
     thread = warmer.line.thread
@@ -148,9 +147,9 @@ def test_the_list_draws_the_overviews_of_the_newest_runs(tmp_path: Path, monkeyp
     for number in range(5):
         write_run(tmp_path / f"run-{number}", [1.0], [[1.0]])
     drawn: list[tuple[str, str]] = []
-    monkeypatch.setattr("analyzer.dashboard.warmer._LIST_SECONDS", 0.0)
+    monkeypatch.setattr("analyzer.dashboard.app._LIST_SECONDS", 0.0)
     monkeypatch.setattr(
-        "analyzer.dashboard.warmer.shown",
+        "analyzer.dashboard.app.shown",
         lambda key, seen, *_, **__: drawn.append((key, seen.runs[0].name)),
     )
     Warmer(Library([tmp_path])).ask("/", "")

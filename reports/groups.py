@@ -119,6 +119,7 @@ def representatives(groups: Sequence[Group]) -> tuple[Run, ...]:
 
     At most three runs, since the figures have room for three columns.
     """
+    # Of one seed, so that what differs between two columns is the network and not the draw.
     common = set.intersection(*(set(group.seeds) for group in groups)) if groups else set()
     first = next((seed for seed in groups[0].seeds if seed in common), None) if groups else None
     chosen = []
@@ -214,7 +215,8 @@ def _row(group: Group) -> SeedRow:
     fits, losses, norms = [], [], []
     depths = np.zeros(0)
     for run in group.runs:
-        profile = depth_profile(run, _last_step(run))
+        steps = run.layer_steps()
+        profile = depth_profile(run, int(steps[-1]) if len(steps) else 0)
         fits.append(profile_gain(profile))
         losses.append(run_training(run).final_loss)
         depths = profile.depths[profile.has_parameters]
@@ -229,11 +231,6 @@ def _row(group: Group) -> SeedRow:
         depths=depths,
         norms=np.array(norms) if same else np.array([norms[-1]]),
     )
-
-
-def _last_step(run: Run) -> int:
-    steps = run.layer_steps()
-    return int(steps[-1]) if len(steps) else 0
 
 
 def seed_figure(info: SeedSpread, theme: Theme) -> go.Figure:
@@ -258,6 +255,7 @@ def _draw_row(figure: go.Figure, row: SeedRow, theme: Theme, place: int) -> None
     order = np.argsort(row.depths, kind="stable")
     look, x = theme.style(place), row.depths[order]
     norms = row.norms[:, order] if row.norms.size else np.zeros((1, 0))
+    # The axis is logarithmic: an arithmetic mean would follow the largest seed alone.
     with np.errstate(divide="ignore", invalid="ignore"):
         middle = np.exp(np.log(norms).mean(axis=0))
     low, high = norms.min(axis=0), norms.max(axis=0)

@@ -212,6 +212,7 @@ def _cell(value: Any) -> dict[str, Any]:
 def packed(values: Any) -> str:
     """Return JSON values as text of a page: gzip in base64; equal values give equal text."""
     text = json.dumps(values, separators=(",", ":")).encode()
+    # With a time in its head the same values would be another file every second.
     return b64encode(gzip.compress(text, compresslevel=9, mtime=0)).decode()
 
 

@@ -124,6 +124,7 @@ def _merged(edges: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _grid(canvas: Any, places: list[tuple[float, float, float, float]]) -> tuple[Any, Any, Any]:
+    # Plotly places panes by fractions of the paper; matplotlib aligns them only within a grid.
     columns = _merged((left, right) for left, right, _, _ in places)
     rows = _merged((1 - top, 1 - bottom) for _, _, bottom, top in places)
     grid = canvas.add_gridspec(
@@ -147,6 +148,7 @@ def _prepare(figure: Any, made: Panes) -> None:
         axes.set_yscale("log" if layout_axis(figure.layout, y).type == "log" else "linear")
         bars = [t for t in figure.data if t.type == "bar" and t.xaxis in (None, x)]
         mode = figure.layout.barmode or "group"
+        # What drawers of later traces need to know of earlier ones on the same axes.
         axes.before = None
         axes.bars_of = {"mode": mode, "count": len(bars), "next": 0, "below": {}}
     for trace in figure.data:
@@ -175,6 +177,7 @@ def finish_axes(figure: Any, made: Panes) -> None:
                 side.set_tick_params(labelbottom=False, labelleft=False)
                 side.set_minor_locator(NullLocator())
             _look(axes, side, settings)
+    # After the limits of each, from which the common ones are made.
     _share(figure, made)
     for name, axes in made.scenes.items():
         _finish_scene(figure.layout[name], axes)

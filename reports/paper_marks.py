@@ -80,6 +80,7 @@ def _path(text: str) -> Path:
         place += count
         points += list(zip(numbers[::2], numbers[1::2], strict=True))
         codes += [_CODES[command]] * (count // 2)
+        # In SVG, pairs that follow the first one of a move are lines.
         command = "L" if command == "M" else command
     return Path(points, codes)
 
@@ -145,6 +146,7 @@ def _write(
     categories: dict[str, dict[str, int]] | None = None,
 ) -> None:
     """Write words, with an arrow where the figure draws one; without a transform, on the axes."""
+    # Places on plotly's logarithmic axes are exponents; matplotlib wants the values.
     if transform is not None:
         x = _as_drawn(axes, "x", note.xref or "x", x, categories or {})
         y = _as_drawn(axes, "y", note.yref or "y", y, categories or {})
@@ -165,6 +167,7 @@ def _write(
         size=size,
         rotation=-(note.textangle or 0),
         annotation_clip=False,
+        # Otherwise long words at an edge would squeeze the panes to make room for themselves.
         color="#333333",
         in_layout=False,
     )

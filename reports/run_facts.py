@@ -47,6 +47,7 @@ class AnonymousRun(Run):
 
     def __init__(self, path: Path, alias: str) -> None:
         super().__init__(path)
+        # The status follows from the heartbeat, which is a time and so left out below.
         self._alias, self._known_status = alias, super().status
         self.manifest = anonymous_manifest(self.manifest)
 

@@ -19,15 +19,7 @@ from analyzer.storage.run import Run, open_run
 from analyzer.vocabulary.methods import Method
 from analyzer.vocabulary.probes import PROBES
 
-from .groups import (
-    Group,
-    grouped,
-    pairs_of,
-    representatives,
-    seed_figure,
-    seed_of,
-    seed_spread,
-)
+from .groups import Group, grouped, pairs_of, representatives, seed_figure, seed_of, seed_spread
 from .run_facts import AnonymousRun, last_gain
 
 __all__ = [
@@ -163,6 +155,7 @@ def _sections(shown: tuple[Run, ...], groups: list[Group]) -> Iterator[Section]:
 
     view = View(shown)
     for page in PAGES:
+        # With one run every panel there would say that it needs another one.
         if page.key == "compare" and len(shown) < 2:
             continue
         made = [_figure(panel, view) for panel in page.panels]

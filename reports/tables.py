@@ -202,6 +202,7 @@ def latex_text(table: PaperTable) -> str:
             hrules=True,
         )
         return f"{{\\scriptsize\\setlength{{\\tabcolsep}}{{3pt}}\n{text}}}\n"
+    # Shrunk where it is wider than the text, and never blown up where it is narrower.
     tabular = style.to_latex(column_format=columns, hrules=True)
     return rf"""\begin{{table}}[tbp]
 \centering

@@ -120,6 +120,7 @@ def _columns(x: NDArray[np.float64], room: int) -> tuple[NDArray[np.int64], int]
     count = int(order.max()) + 1
     if count <= room:
         return order.astype(np.int64), max(1, min(_MAX_SLOT, room // count))
+    # More layers than columns: neighbors share one, which then shows their range.
     return order * room // count, 1
 
 

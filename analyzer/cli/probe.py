@@ -86,6 +86,7 @@ def _parameter(option: ProbeOption) -> inspect.Parameter:
     )
 
 
+# The options of the command are those of the probes, so that a new one is declared once.
 _written = inspect.signature(probe)
 _options = {option.name: option for row in PROBES for option in row.options}
 vars(probe)["__signature__"] = _written.replace(

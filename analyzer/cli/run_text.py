@@ -266,6 +266,7 @@ def _gain_lines(profile: DepthProfile, median: MedianGain, missing: str) -> list
 
 def _ends(profile: DepthProfile) -> str:
     """The absolute norms at both ends of the fit, and their ratio."""
+    # The fit smooths over layers; beside it stand two numbers that anybody can look up.
     rows = np.flatnonzero(profile.has_parameters & profile.usable)
     rows = rows[np.argsort(profile.depths[rows], kind="stable")]
     first, last = profile.norms[rows[0]], profile.norms[rows[-1]]
@@ -334,12 +335,12 @@ def _nonfinite_line(first: NonFinite, shown: int, steps: NDArray[np.int64]) -> s
 
 def _layer_table(run: Run, step: int, chosen: NDArray[np.bool_], marks: Signs, width: int) -> Table:
     """The table of the chosen layers; of more than 40 the first and last 20."""
-    # Both ends are where a gradient shows what happened to it; the middle is in the export.
     stats = run.read("layer_stats", [*_NUMBERS, "activation_num_dead"], steps=step)
     values = {row.pop("layer"): row for row in stats.to_pylist()}
     layers = run.layers[chosen]
     num_hidden = max(0, len(layers) - 2 * _ENDS)
     if num_hidden:
+        # Both ends show what happened to a gradient on its way; the export has the middle.
         layers = pd.concat([layers.head(_ENDS), layers.tail(_ENDS)])
     rows = [_cells(row, values.get(row["layer"], {}), marks) for _, row in layers.iterrows()]
     if num_hidden:

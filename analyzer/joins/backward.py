@@ -87,13 +87,9 @@ class _Arrivals:
 class SplitHooks:
     """Hooks on the joins of a graph, so that its backward pass delivers their split gradients.
 
-    No gradient changes and nothing is computed twice. The tensors are the backward pass's own: they
-    must not be written to. Call `finish` after the backward pass, always.
-
-    Args:
-        sites: The joins in the graph that is going to run backward, from `JoinPlan.sites`.
-        on_gradients: Called during the backward pass with a join and its gradients, once each;
-            from `finish` for those whose fork no gradient reached.
+    Each join is delivered once, from `finish` where no gradient reached its fork. No gradient
+    changes and nothing is computed twice. The tensors are the backward pass's own: they must not be
+    written to. Call `finish` after the backward pass, always.
     """
 
     def __init__(self, sites: Iterable[JoinSite], on_gradients: OnGradients) -> None:
@@ -153,12 +149,6 @@ def splits_of_model(
     through the branch, each taken at the edges by which it reads x. The model runs in the mode it
     is in. Weights, buffers, ``.grad``, hooks and the random state stay as they are.
 
-    Args:
-        model: Any eager model.
-        inputs: Its argument; a tuple or list of positional, a mapping of keyword arguments.
-        targets: Second argument of `loss`.
-        loss: ``loss(output, target)``, the mean over the batch.
-
     Returns:
         Columns: ``join`` and those of `SPLIT_COLUMNS`; norms in units of the loss per unit of the
         tensor. None where the backward pass computes nothing.
@@ -184,16 +174,9 @@ def join_gradients(
     inputs: Any,
     targets: Any,
     loss: Loss,
-    on_gradients: Callable[[Join, JoinGradients], None],
+    on_gradients: OnGradients,
 ) -> JoinPlan:
     """Run a model forward and backward once; deliver the gradients at each of its joins.
-
-    Args:
-        model: Any eager model.
-        inputs: As for `splits_of_model`.
-        targets: Second argument of `loss`.
-        loss: ``loss(output, target)``.
-        on_gradients: Called once for each join; the tensors must not be written to.
 
     Returns:
         The joins of this forward pass.

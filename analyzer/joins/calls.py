@@ -102,13 +102,10 @@ class ModuleCall:
 
     Args:
         path: Module path; the root's is its prefix, usually empty.
-        module: The module called.
         layer: Layer name (path, ``#k`` for the k-th further call), None where no layer.
         parent: Position of the enclosing call in the log, -1 for a root.
-        start: First autograd sequence number inside the call.
-        tick: First count of followed functions inside the call.
-        end: Sequence number after the call.
-        tock: Count of followed functions after the call.
+        start: First autograd sequence number inside the call; `end`: the one after it.
+        tick: First count of followed functions inside the call; `tock`: the one after it.
         outputs: What made the outputs of a layer or a root: autograd nodes, or their sequence
             numbers; `Untracked` where there is none.
     """
@@ -128,12 +125,8 @@ class CallLog:
     """The module calls of one forward, in order.
 
     The recorder's own hooks may feed it through `enter` and `leave`; `watch` does so with
-    temporary hooks.
-
-    Args:
-        roots: Root modules, outside of wrappers such as DDP, by the prefix of their paths; one
-            root has the prefix ``""``.
-        trace: Follows the tensors that autograd does not track; where not given, a new one.
+    temporary hooks. Root modules are those inside of wrappers such as DDP, by the prefix of their
+    paths; one root has the prefix ``""``.
     """
 
     def __init__(self, roots: Mapping[str, nn.Module], trace: ForwardTrace | None = None) -> None:
@@ -238,9 +231,7 @@ def _calls_of(module: nn.Module) -> Iterator[FrameType]:
 def call_arguments_of(module: nn.Module, level: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of a running call; a hook for all modules does not get the keywords.
 
-    Args:
-        module: The module.
-        level: Which of its running calls, counted from 1 for the outermost; 0 for the innermost.
+    Of several running calls `level` counts from 1 for the outermost; 0 is the innermost.
     """
     frame = list(_calls_of(module))[-level]
     return frame.f_locals["args"], frame.f_locals["kwargs"]

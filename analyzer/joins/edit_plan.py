@@ -100,14 +100,9 @@ def planned_operands(
 ) -> OperandsByToken:
     """Run a model once on copies of its arguments; return its additions and what each is.
 
-    Weights, buffers, modes, ``.grad``, hooks and the random state stay as they are.
-
-    Args:
-        model: The model, outside of wrappers.
-        args: Arguments of the call that is planned for.
-        kwargs: Its keyword arguments.
-        states: The random states with which that call began.
-        with_grad: Whether to run with gradient; without it a model may compute otherwise.
+    Weights, buffers, modes, ``.grad``, hooks and the random state stay as they are. The model is
+    one without wrappers, the random states are those with which its call began. Without gradient a
+    model may compute otherwise.
 
     Raises:
         AnalyzerError: If a join, or a part that may hide one, cannot be intercepted.

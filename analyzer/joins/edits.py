@@ -38,7 +38,6 @@ class JoinOperands:
     """A join as an addition or concatenation that a forward pass calls.
 
     Args:
-        join: The join.
         shortcut: Number of the operand that comes from the shortcut.
         branches: Numbers of the operands that come from the branch.
         is_recomputed: Whether a checkpoint computes it once more in the backward pass.
@@ -80,11 +79,9 @@ class ScaledShortcuts(Edit):
 
 
 class EditingMode(FunctionMode):
-    """Changes the operands of joins in the functions that run under it.
+    """Changes the operands of joins in the functions that run under it, by each edit in turn.
 
-    Args:
-        edits: What is done to the operands, in this order.
-        operands_of: Returns by the token of its operands the join that an addition is, if it is.
+    ``operands_of`` returns by the token of its operands the join that an addition is, if it is.
     """
 
     def __init__(

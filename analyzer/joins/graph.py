@@ -27,11 +27,7 @@ NO_SLOT = -1
 
 
 class Walk:
-    """All nodes below some roots, in an order that depends on the graph's structure alone.
-
-    Args:
-        roots: Autograd nodes to start from.
-    """
+    """All nodes below some roots, in an order that depends on the graph's structure alone."""
 
     def __init__(self, roots: Iterable[Node]) -> None:
         self.nodes: list[Node] = []
@@ -85,7 +81,8 @@ class Dataflow:
     """
 
     def __init__(self, walk: Walk, log: CallLog) -> None:
-        self._notes = self._followed(log)
+        # The traced function calls by the sequence numbers of their nodes.
+        self._notes = {n: call for call in log.trace.calls for n in range(call.start, call.end)}
         leaves: list[Node] = []
         items: list[Item] = [(f.sequence, 0, f.tick, f, None) for f in self._untracked(log)]
         for place, (node, edges) in enumerate(zip(walk.nodes, walk.edges, strict=True)):
@@ -117,14 +114,10 @@ class Dataflow:
                 self._append(leaf, -1, "input", (), ())
         for sequence, _, _, vertex, edges in items:
             if edges is None:
-                self._add_untracked(vertex)
+                reads = tuple((slot, self.place[f], 0) for slot, f in enumerate(vertex.reads))
+                self._append(vertex, sequence, vertex.kind, reads, vertex.parameters)
             else:
                 self._add_node(vertex, edges, sequence)
-
-    @staticmethod
-    def _followed(log: CallLog) -> dict[int, TracedCall]:
-        """Return the traced function calls by the sequence numbers of their nodes."""
-        return {number: call for call in log.trace.calls for number in range(call.start, call.end)}
 
     def _untracked(self, log: CallLog) -> list[Untracked]:
         """Return the untracked tensors that carry data into the graph, or past it."""
@@ -159,11 +152,6 @@ class Dataflow:
         self.reads.append(reads)
         self.parameters.append(parameters)
         self.elements.append(sum([parameter.numel() for parameter in parameters]))
-
-    def _add_untracked(self, read: Untracked) -> None:
-        place = self.place
-        reads = tuple((slot, place[source], 0) for slot, source in enumerate(read.reads))
-        self._append(read, read.sequence, read.kind, reads, read.parameters)
 
     def _add_node(self, node: Node, edges: tuple[Edge, ...], sequence: int) -> None:
         reads: list[Read] = []

@@ -39,7 +39,7 @@ def skip_scale(model: nn.Module, alpha: float) -> Iterator[None]:
     """Multiply the shortcut at every join of a model by a constant, in every call inside.
 
     ``z = s + b`` becomes ``z = α·s + b``, and the gradient through the shortcut is multiplied by α
-    with it. α = 0 reoperands s by zeros, also where s is not finite; parameters on a shortcut then
+    with it. α = 0 replaces s by zeros, also where s is not finite; parameters on a shortcut then
     get gradients of zero. α = 1 changes no bit. Of a concatenation the slice of the fork is scaled.
 
     An addition is known by what its operands were computed from. Where that is not known yet (in
@@ -78,7 +78,7 @@ class Interception:
 
     Args:
         edit: What is done to the operands.
-        model: The model; None for every outermost module that is called and has parameters that
+        model: None for every outermost module that is called and has parameters that
             are trained.
         prepare: Called once with each model and the arguments of its first call with gradient,
             before that call.
@@ -144,10 +144,7 @@ class _Watch:
     def add(self, interception: Interception) -> None:
         _refuse_overlap(interception, self.interceptions)
         if not self.interceptions:
-            self._handles = [
-                before_calls(self._before_call),
-                after_calls(self._after_call),
-            ]
+            self._handles = [before_calls(self._before_call), after_calls(self._after_call)]
         self.interceptions.append(interception)
 
     def remove(self, interception: Interception) -> None:

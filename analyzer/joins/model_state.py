@@ -92,11 +92,9 @@ def cloned(
 ) -> Any:
     """Return nested tuples, lists and dicts with their tensors copied, each tensor only once.
 
-    Args:
-        value: The inputs of a model; anything else in them is passed on as it is.
-        requires_grad: Whether floating copies get a gradient. They are not leaves then, so that a
-            model may change its inputs in place.
-        memo: Filled with pairs of leaf and copy by the ``id`` of what was copied.
+    Anything else is passed on as it is. With ``requires_grad`` floating copies get a gradient; they
+    are not leaves, so that a model may change its inputs in place. ``memo`` is filled with pairs of
+    leaf and copy by the ``id`` of what was copied.
     """
     memo = {} if memo is None else memo
     if isinstance(value, Tensor):

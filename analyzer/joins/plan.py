@@ -27,7 +27,6 @@ class _Site(Generic[N]):
     """A join in one autograd graph, whose nodes are given as such or as numbers in a `Walk`.
 
     Args:
-        join: The join.
         node: The node that adds or concatenates; None in a part without gradient.
         fork: The node that made the fork; None where autograd does not see it.
         branch_slots: Inputs of `node` that come from the branch.
@@ -75,9 +74,8 @@ class JoinPlan:
     def sites(self, roots: Iterable[Node] | Walk) -> list[JoinSite] | None:
         """Return the joins in another graph of the same network; None where it differs.
 
-        Args:
-            roots: The nodes that correspond to those in which the joins were found, same order; or
-                the walk from them.
+        The roots, or the walk from them, are the nodes that correspond to those in which the joins
+        were found, in the same order.
         """
         walk = roots if isinstance(roots, Walk) else Walk(roots)
         if len(walk.nodes) != len(self._structure) or walk.structure() != self._structure:
@@ -97,15 +95,11 @@ class JoinPlan:
 
 
 def joins_in_graph(roots: Iterable[Node] | Walk, log: CallLog) -> JoinPlan:
-    """Find the residual joins of the graph below some nodes.
+    """Find the residual joins inside of the model's calls; sums of scalars (loss terms) are none.
 
     Args:
         roots: Autograd nodes of the model's outputs, or of the loss; or the walk from them.
-        log: The module calls of the forward that made the graph; its `ForwardTrace`, where it had
-            one, adds what autograd does not see.
-
-    Returns:
-        The joins inside of the model's calls, forward order. Sums of scalars (loss terms) are none.
+        log: The module calls of the forward that made the graph.
     """
     walk = roots if isinstance(roots, Walk) else Walk(roots)
     flow = Dataflow(walk, log)

@@ -54,10 +54,8 @@ class JoinGradients(NamedTuple):
 def split_products(gradients: JoinGradients) -> Tensor:
     """Return the norms and dot products of one join's gradients, on their device.
 
-    Computed in float64 of values divided by their largest, so that nothing under- or overflows.
-
-    Args:
-        gradients: Of one join; no element may be written while this runs.
+    Computed in float64 of values divided by their largest, so that nothing under- or overflows. No
+    element may be written while this runs.
 
     Returns:
         Seven float64 numbers: ‖∂L/∂z‖, ‖g_s‖, ‖g_b‖, ‖∂L/∂x‖, then the dot products ss, sb, bb in
@@ -131,12 +129,8 @@ def split_statistics(ss: float, sb: float, bb: float) -> tuple[float | None, flo
 
     ``cosine = sb / √(ss · bb)`` and ``share = (ss + sb) / (ss + 2 sb + bb)``: the projection of g_s
     on g_s + g_b. The shares of shortcut and branch add to 1; a share can exceed 1 when the two
-    cancel, and is exactly 1 when g_b = 0.
-
-    Args:
-        ss: ⟨g_s, g_s⟩, in any unit common to the three.
-        sb: ⟨g_s, g_b⟩.
-        bb: ⟨g_b, g_b⟩.
+    cancel, and is exactly 1 when g_b = 0. ss = ⟨g_s, g_s⟩, sb = ⟨g_s, g_b⟩, bb = ⟨g_b, g_b⟩, in any
+    unit common to the three.
 
     Returns:
         The cosine, None where one of the two gradients is zero; the shortcut's share, None where
@@ -153,14 +147,9 @@ def split_statistics(ss: float, sb: float, bb: float) -> tuple[float | None, flo
 
 
 def statistics_of_products(gradients: JoinGradients | None, products: list[float]) -> list[Any]:
-    """Return the values of `SPLIT_COLUMNS` from what `split_products` gives.
+    """Return the values of `SPLIT_COLUMNS` from the seven numbers of `split_products`.
 
-    Args:
-        gradients: What the products were made of; only which of them are None counts.
-        products: The seven numbers.
-
-    Returns:
-        Six values, None where the backward pass computed nothing.
+    Of the gradients only which of them are None counts: what the backward pass did not compute.
     """
     if gradients is None:
         return [None] * len(SPLIT_COLUMNS)

@@ -28,14 +28,11 @@ class Rerun:
     `skip_scale` does to the model at this moment is done in these runs too.
 
     Args:
-        model: Any eager model.
-        args: Arguments of the call.
-        kwargs: Its keyword arguments.
         in_eval: Whether the runs are in eval mode; else in the mode that the model is in.
         is_alone: Whether to run without what `skip_scale` does at this moment.
 
     Attributes:
-        model: The model, outside of wrappers.
+        model: The model, without its wrappers.
         joins: Its joins in this call, forward order.
 
     Raises:
@@ -62,12 +59,7 @@ class Rerun:
         self.joins: list[Join] = [found[index] for index in sorted(found)]
 
     def run(self, edits: Sequence[Edit] = (), call: Callable[..., Any] | None = None) -> Any:
-        """Return what a function of the model's output gives, without gradient.
-
-        Args:
-            edits: What is done to the operands of the joins.
-            call: Called with the arguments in place of the model.
-        """
+        """Return what the model, or `call` in its place, gives for the arguments; no gradient."""
         with torch.no_grad(), self._unobserved():
             positional, named = arguments_copied(self._args, self._kwargs)
             self._states.restore()
@@ -137,12 +129,8 @@ def rescale_branches(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str,
     had with them, on this call's data. Per join the parameters of the last layer
     of the branch that has any are multiplied by one factor; layer by layer as in LSUV, all factors
     of a pass at once, repeated where a branch does not follow them in proportion. A norm layer at
-    the end of a branch that starts at zero is set to one first.
-
-    Args:
-        model: Any eager model, before its first training step; used in the mode it is in.
-        args: Arguments of one call of the model.
-        kwargs: Its keyword arguments.
+    the end of a branch that starts at zero is set to one first. The model, in the mode it is in,
+    has made no training step yet.
 
     Returns:
         The factors, and the joins that could not be matched to 1 %: a branch that is zero for

@@ -52,12 +52,11 @@ class JoinVertices:
     """A join as vertices of a `Dataflow`.
 
     Args:
-        join: The vertex that adds or concatenates.
+        join: The vertex that adds or concatenates; its inputs by their slots.
         fork: The vertex that both operands come from.
-        shortcut_slot: Input of the join that comes from the shortcut.
-        branch_slots: Inputs of the join that come from the branch; one for an addition.
+        branch_slots: Inputs from the branch; one for an addition.
         shortcut_elements: Elements of the parameters on the shortcut's lightest path.
-        shortcut_path: Vertices on the lightest paths of the shortcut.
+        shortcut_path: Vertices on such paths.
         branch_region: All vertices of the branch after the fork, a gate's included.
         shortcut_edges: Reads of the fork by the shortcut: (reader, its slot, output of the fork).
         branch_edges: Reads of the fork by the branch.

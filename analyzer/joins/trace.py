@@ -38,7 +38,6 @@ class Untracked:
         parameters: Parameters that it was made from directly.
         sequence: Number of the next autograd node when it was made.
         tick: Number of the followed function that made it.
-        shape: Its shape.
     """
 
     kind: str
@@ -57,8 +56,7 @@ class TracedCall:
 
     Args:
         kind: As for `Untracked`.
-        start: Sequence number of its first autograd node.
-        end: Sequence number after its last one.
+        start: Sequence number of its first autograd node; `end`: the one after its last.
         operands: Per tensor argument its `Untracked`; None where autograd sees it, or a constant.
         parameters: Parameters without gradient that it read.
     """

@@ -176,10 +176,7 @@ def join_gradients(
     loss: Loss,
     on_gradients: OnGradients,
 ) -> JoinPlan:
-    """Run a model forward and backward once; deliver the gradients at each of its joins.
-
-    Returns:
-        The joins of this forward pass.
+    """Run a model forward and backward once; deliver the gradients at each join; return the joins.
 
     Raises:
         ValueError: If the loss is not one number, or does not depend on the model.

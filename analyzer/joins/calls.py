@@ -18,7 +18,6 @@ from analyzer.joins.trace import ForwardTrace, sequence_number
 
 __all__ = [
     "CallLog",
-    "GlobalHook",
     "ModuleCall",
     "after_calls",
     "before_calls",

@@ -122,8 +122,9 @@ class EditingMode(FunctionMode):
         return result
 
     def _change(self, which: JoinOperands, slot: int, operands: Operands) -> None:
+        values = operands.values
         for edit in self._edits:
-            operand = operands[slot]
+            operand = values[slot]
             factor = edit.factor(which, slot, operand)
             if factor == 1.0:
                 continue
@@ -133,9 +134,9 @@ class EditingMode(FunctionMode):
                 everywhere = torch.ones((), dtype=torch.bool, device=operand.device)
                 fill = operand.masked_fill_ if in_place else operand.masked_fill
                 # Not a product with zero, which is NaN where the operand is not finite.
-                operands[slot] = fill(everywhere, 0)
+                values[slot] = fill(everywhere, 0)
             else:
-                operands[slot] = operand.mul_(factor) if in_place else operand * factor
+                values[slot] = operand.mul_(factor) if in_place else operand * factor
 
 
 def _is_called_by_recording() -> bool:

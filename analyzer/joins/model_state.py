@@ -32,10 +32,7 @@ _WRAPPERS = {
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the user's model inside the wrappers of torch that run it as it is."""
-    while (name := _WRAPPERS.get(type(model).__name__)) and name in model._modules:
-        inner = model._modules[name]
-        if inner is None:
-            break
+    while (inner := model._modules.get(_WRAPPERS.get(type(model).__name__, ""))) is not None:
         model = inner
     return model
 

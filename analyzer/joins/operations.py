@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 __all__ = ["FUNCTION_KINDS", "NODE_KINDS", "OPERANDS", "Operands", "function_name"]
 
 
@@ -93,12 +91,6 @@ class Operands:
 
     def _holder(self, where: int | str) -> Any:
         return self._args if isinstance(where, int) else self._kwargs
-
-    def __getitem__(self, slot: int) -> Any:
-        return self.values[slot]
-
-    def __setitem__(self, slot: int, value: Tensor) -> None:
-        self.values[slot] = value
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments of the call with the operands as they are now."""

@@ -177,7 +177,7 @@ def are_in_host_memory(parts: Sequence[Tensor]) -> bool:
 
 def squares(part: Tensor) -> float:
     """Return ``Σ a²`` of float32 elements in float64, where nothing under- or overflows."""
-    part = _dense(part)
+    part = part.detach().contiguous()
     if _compiled is not None:
         return _compiled.squares(part.data_ptr(), part.numel())
     flat = part.numpy().reshape(-1)
@@ -193,7 +193,7 @@ def products(a: Tensor, b: Tensor) -> tuple[float, float, float]:
 
     The three are made alike, so that they cancel to zero exactly where ``b = −a``.
     """
-    a, b = _dense(a), _dense(b)
+    a, b = a.detach().contiguous(), b.detach().contiguous()
     if _compiled is not None:
         return _compiled.products(a.data_ptr(), b.data_ptr(), a.numel())
     sums = np.zeros(3)
@@ -203,7 +203,3 @@ def products(a: Tensor, b: Tensor) -> tuple[float, float, float]:
         y: Any = flat_b[start : start + _BLOCK].astype(np.float64)
         sums += [np.dot(x, x), np.dot(x, y), np.dot(y, y)]
     return float(sums[0]), float(sums[1]), float(sums[2])
-
-
-def _dense(part: Tensor) -> Tensor:
-    return part.detach().contiguous()

@@ -32,8 +32,7 @@ class Rerun:
         is_alone: Whether to run without what `skip_scale` does at this moment.
 
     Attributes:
-        model: The model, without its wrappers.
-        joins: Its joins in this call, forward order.
+        joins: The model's joins in this call, forward order.
 
     Raises:
         AnalyzerError: If one of its joins cannot be intercepted.

@@ -128,7 +128,13 @@ class _Search:
     def __init__(self, flow: Dataflow) -> None:
         self.flow = flow
         self.reads = [tuple({read for _, read, _ in reads}) for reads in flow.reads]
-        self.dominator = self._dominators()
+        # For each vertex the nearest one that all its paths to any source pass.
+        self.dominator: list[int] = []
+        for reads in self.reads:
+            nearest = reads[0] if reads else NOWHERE
+            for other in reads[1:]:
+                nearest = self._common(nearest, other)
+            self.dominator.append(nearest)
 
     def run(self) -> list[JoinVertices]:
         found: dict[int, JoinVertices] = {}
@@ -140,16 +146,6 @@ class _Search:
         for vertices in list(found.values()):
             self._drop_parallel_sums(vertices, found)
         return list(found.values())
-
-    def _dominators(self) -> list[int]:
-        """Return for each vertex the nearest one that all its paths to any source pass."""
-        self.dominator = dominator = list[int]()
-        for reads in self.reads:
-            nearest = reads[0] if reads else NOWHERE
-            for other in reads[1:]:
-                nearest = self._common(nearest, other)
-            dominator.append(nearest)
-        return dominator
 
     def _common(self, one: int, other: int) -> int:
         """Return the nearest vertex that all paths of two vertices to any source pass."""
@@ -206,14 +202,12 @@ class _Search:
         """Return the tensor that a vertex is a mere view, copy, crop or padding of."""
         kinds, reads = self.flow.kinds, self.flow.reads
         while kinds[vertex] in ("view", "select") and len(reads[vertex]) == 1:
-            if self._has_parts(vertex) or self.flow.elements[vertex]:
+            # Of several outputs of one node (split, unbind) each is another tensor.
+            outputs = getattr(self.flow.vertices[vertex], "_input_metadata", ())
+            if len(outputs) > 1 or self.flow.elements[vertex]:
                 break
             vertex = reads[vertex][0][1]
         return vertex
-
-    def _has_parts(self, vertex: int) -> bool:
-        """Whether a node has several outputs (split, unbind): each is another tensor."""
-        return len(getattr(self.flow.vertices[vertex], "_input_metadata", ())) > 1
 
     def _reaches(self, start: int, target: int) -> bool:
         region = self._region((start,), target)

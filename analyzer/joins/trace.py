@@ -35,7 +35,6 @@ class Untracked:
         carries_data: Whether it was computed from the network's inputs.
         is_differentiable: Whether it is floating, so that a gradient could flow through it.
         reads: What it was made from, slot by slot for ``add`` and ``cat``.
-        parameters: Parameters that it was made from directly.
         sequence: Number of the next autograd node when it was made.
         tick: Number of the followed function that made it.
     """
@@ -162,12 +161,11 @@ class ForwardTrace(FunctionMode):
 
     def _operand(self, tensor: Tensor) -> Untracked | None:
         operand = self.untracked(tensor)
+        if operand is not None or self._has_inputs:
+            return operand
         # A model whose inputs could not be found in its arguments reads them from elsewhere.
-        if operand is None and not self._has_inputs and not isinstance(tensor, nn.Parameter):
-            if tensor.requires_grad:
-                return None
-            return self._remember(tensor)
-        return operand
+        is_input = not (isinstance(tensor, nn.Parameter) or tensor.requires_grad)
+        return self._remember(tensor) if is_input else None
 
     def _note(self, name: str, arguments: list[Tensor], made: list[Tensor], start: int) -> None:
         self.tick += 1

@@ -52,22 +52,14 @@ class Series:
 
 @dataclass(frozen=True)
 class Heatmap(Series):
-    """One column of all ids in bins of steps: the numbers of a `Series`, ``[ids, bins]`` each.
-
-    Args:
-        ids: Layers, parameters or joins, ``[ids]``.
-    """
+    """One column of all ids in bins of steps: the numbers of a `Series`, ``[ids, bins]`` each."""
 
     ids: NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """One number of one column of all ids in bins of steps, named as in a `Heatmap`.
-
-    Args:
-        values: The number of the finite values, ``[ids, bins]``; NaN where there is none.
-    """
+    """One number of one column of all ids in bins of steps; values are as those of a `Heatmap`."""
 
     steps: NDArray[np.int64]
     ids: NDArray[np.int32]

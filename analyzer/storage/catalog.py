@@ -29,7 +29,6 @@ __all__ = [
 CRASHED_AFTER_SECONDS = 30.0
 _STATUSES = ("running", "finished", "failed", "interrupted")
 _MOST_BYTES = 64 * 2**20
-_LATEST = "latest"
 # What a list shows of a manifest; the rest of it is not worth keeping.
 _SHOWN = ("status", "heartbeat", "created", "steps", "num_layers", "num_joins", "last_loss")
 
@@ -88,10 +87,8 @@ def runs_in(folder: str | Path) -> list[RunSummary]:
 
     Only ``run.json`` and file names are read, about 0.2 ms a run, and a manifest only again when
     it has changed. A run that cannot be read is in the list with its reason; a folder without
-    ``run.json`` is not a run. Links that lead out of the folder are not followed.
-
-    Args:
-        folder: A folder of runs; one that does not exist has none.
+    ``run.json`` is not a run. Links that lead out of the folder are not
+    followed; a folder that does not exist has no runs.
     """
     try:
         entries = [entry for entry in os.scandir(folder) if entry.is_dir()]
@@ -165,7 +162,7 @@ def resolve_run(name: str | Path, runs_dir: str | Path | None = None) -> Path:
         if str(name) and (path / "run.json").is_file():
             return path
     known = runs_in(folder)
-    if str(name) == _LATEST:
+    if str(name) == "latest":
         readable = [run for run in known if run.problem is None]
         if readable:
             return readable[0].path

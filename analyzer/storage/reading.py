@@ -127,19 +127,11 @@ def pooled(
     num_ranks: int,
     sharded: Sequence[int] = (),
 ) -> pa.Table:
-    """Return one row per step and id.
+    """Return one row per step and id, without ``rank``; null where no rank has a value.
 
-    Args:
-        table: Name of the table that the rows are from.
-        rows: Rows of several ranks, with their step, rank and id.
-        key: The id column; None for ``steps``.
-        num_ranks: Number of data-parallel ranks.
-        sharded: Ids of the parameters of which each rank holds a part.
-
-    Returns:
-        The rows by step and id, with the same columns except ``rank``. Null where no rank has a
-        value. ``activation_num_dead`` is the smallest of the ranks' counts: a unit is dead where
-        it is dead on all of them, and which units were dead is not recorded.
+    ``activation_num_dead`` is the smallest of the ranks' counts: a unit is dead where it is dead on
+    all of them, and which units were dead is not recorded. Of ``sharded`` parameters each rank
+    holds a part.
     """
     if not rows.num_rows:
         return rows.drop_columns(["rank"])

@@ -19,33 +19,17 @@ from analyzer.storage.arrays import (
     side_by_side,
 )
 from analyzer.storage.bins import Numbers
-from analyzer.storage.schema import (
-    CONSTANT_COLUMNS,
-    PROBES,
-    SCHEMA_VERSION,
-    STAT_COLUMNS,
-    TABLES,
-)
+from analyzer.storage.schema import CONSTANT_COLUMNS, PROBES, SCHEMA_VERSION, STAT_COLUMNS, TABLES
 
-__all__ = [
-    "Block",
-    "StepRecord",
-    "probe_table",
-    "stat_rows",
-    "static_table",
-    "step_rows",
-]
+__all__ = ["Block", "StepRecord", "probe_table", "stat_rows", "static_table", "step_rows"]
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of one table of statistics for one step.
+    """Rows of one table of statistics for one step: ids ``[rows]``, values ``[rows, columns]``.
 
-    Args:
-        table: ``layer_stats``, ``parameter_stats`` or ``splits``.
-        ids: Layer, parameter or join of each row, ``[rows]``.
-        values: The table's statistics in the order of the schema, ``[rows, columns]``.
-        present: False for null; None where nothing is null. NaN is a value.
+    Columns are in the order of the schema; ``present`` is False for null, None where nothing is
+    null. NaN is a value.
     """
 
     table: str
@@ -61,11 +45,9 @@ class Block:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """Everything that one step adds to a run.
+    """Everything that one step adds to a run: its row of ``steps``, and those of other tables.
 
-    Args:
-        step: Columns of ``steps``, ``time`` in microseconds since 1970, and what was logged.
-        blocks: Rows of the other tables.
+    ``time`` is in microseconds since 1970; a column that ``steps`` does not know was logged.
     """
 
     step: Mapping[str, Any]

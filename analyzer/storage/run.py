@@ -251,10 +251,7 @@ class Run:
 
         Args:
             step: A step; None for the last one.
-            table: As in ``read``.
-
-        Returns:
-            The step; None where the table has no rows.
+            table: As in ``read``; None is returned where it has no rows.
         """
         return self._rows.tables[table].nearest(step)
 

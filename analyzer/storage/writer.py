@@ -19,14 +19,7 @@ from analyzer.storage.bin_writer import BinWriter
 from analyzer.storage.bins import Numbers
 from analyzer.storage.catalog import read_manifest, write_manifest
 from analyzer.storage.parts import PartSeries, replace_file, write_table
-from analyzer.storage.rows import (
-    Block,
-    StepRecord,
-    probe_table,
-    stat_rows,
-    static_table,
-    step_rows,
-)
+from analyzer.storage.rows import Block, StepRecord, probe_table, stat_rows, static_table, step_rows
 from analyzer.storage.schema import SCHEMA_VERSION, STAT_COLUMNS, STEP_TABLES
 from analyzer.storage.tables import StepTable
 
@@ -131,13 +124,9 @@ class RunWriter:
         columns: Mapping[str, Any],
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Queue the table of one probe at one step.
+        """Queue the table of one probe at one step: sequences of equal length, by column.
 
-        Args:
-            name: Name of the probe; letters, digits, ``_`` and ``-``.
-            step: Step at which it was measured.
-            columns: Sequences or arrays of equal length, by column.
-            metadata: Kept in the file beside the table.
+        The metadata are kept in the file beside it. A name is letters, digits, ``_`` and ``-``.
         """
         if not name.replace("_", "").replace("-", "").isalnum():
             raise ValueError(f"probe is named {name!r}; expected letters, digits, _ and -")

@@ -7,15 +7,7 @@ and pickers follow from these rows. Nothing heavy is imported here.
 from analyzer.vocabulary.probes import PROBES
 from analyzer.vocabulary.quantities import QUANTITIES, RULES, Pooling, Quantity
 
-__all__ = [
-    "GLOSSARY",
-    "QUANTITIES",
-    "RULES",
-    "Pooling",
-    "Quantity",
-    "quantities_of",
-    "quantity",
-]
+__all__ = ["GLOSSARY", "QUANTITIES", "RULES", "Pooling", "Quantity", "quantities_of", "quantity"]
 
 GLOSSARY = {
     "run": "One recorded execution of a training script, stored in one folder.",

@@ -13,7 +13,7 @@ from torch import Tensor
 from analyzer.vocabulary import quantities_of
 
 try:
-    from analyzer.joins import _products as _compiled
+    import analyzer.joins._products as _compiled
 except ImportError:  # installed without a compiler
     _compiled = None  # type: ignore[assignment]
 

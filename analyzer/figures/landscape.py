@@ -1,6 +1,7 @@
 """The loss landscape: contours first, the surface in 3-D, the optimizer's path."""
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,22 +14,14 @@ from analyzer.figures.marks import color_bar, run_line
 from analyzer.figures.panels import Panel
 from analyzer.figures.theme import Theme, labeled
 
-__all__ = [
-    "CONTOUR",
-    "SURFACE",
-    "TRAJECTORY",
-    "contour_figure",
-    "contour_levels",
-    "surface_figure",
-    "trajectory_figure",
-]
+__all__ = ["CONTOUR", "SURFACE", "TRAJECTORY", "contour_levels", "trajectory_figure"]
 
 _LEVELS = 18
 _SHADE = "rgba(20,30,40,0.55)"
 _EYE = {"x": 1.55, "y": -1.75, "z": 1.0}
 
 
-def contour_figure(info: Landscapes, theme: Theme) -> go.Figure:
+def _contour_figure(info: Landscapes, theme: Theme) -> go.Figure:
     """Draw the loss on the plane of each run in one color range; a line where there is no plane."""
     if all(not len(run.betas) for run in info.runs):
         return _line_figure(info, theme)
@@ -51,7 +44,7 @@ def contour_figure(info: Landscapes, theme: Theme) -> go.Figure:
 
 def trajectory_figure(info: Landscapes, theme: Theme) -> go.Figure:
     """Draw the path of the checkpoints over the contours of the plane they lie in."""
-    figure = contour_figure(info, theme)
+    figure = _contour_figure(info, theme)
     for place, run in enumerate(info.runs, start=1):
         if run.trajectory is None:
             continue
@@ -74,7 +67,7 @@ def trajectory_figure(info: Landscapes, theme: Theme) -> go.Figure:
     return figure
 
 
-def surface_figure(info: Landscapes, theme: Theme) -> go.Figure:
+def _surface_figure(info: Landscapes, theme: Theme) -> go.Figure:
     """Draw the loss as a surface, all runs on one scale of height and color."""
     count = len(info.runs)
     figure = make_subplots(
@@ -105,13 +98,12 @@ def surface_figure(info: Landscapes, theme: Theme) -> go.Figure:
         "nticks": 5,
         "tickfont": {"size": 11},
     }
-    height = {key: value for key, value in _bar(info).items() if key.startswith("tick")}
     figure.update_scenes(
         aspectmode="cube",
         camera={"eye": _EYE, "center": {"x": 0, "y": 0, "z": -0.12}},
         xaxis=line | {"title": {"text": "α"}},
         yaxis=line | {"title": {"text": "β"}},
-        zaxis=line | {"title": {"text": "loss"}, "range": [info.low, info.high]} | height,
+        zaxis=line | {"title": {"text": "loss"}, "range": [info.low, info.high]} | _ticks(info),
     )
     figure.update_layout(coloraxis=_colors(info, theme), margin={"l": 8, "r": 8, "t": 44, "b": 8})
     return figure
@@ -124,9 +116,8 @@ def _line_figure(info: Landscapes, theme: Theme) -> go.Figure:
         hover = {"hovertemplate": f"α %{{x:.3f}}: {_hover(info, 'y')}"}
         values = info.shown(run)[0]
         figure.add_trace(run_line(run.label, theme, x=run.alphas, y=values, **hover))
-    ticks = {key: value for key, value in _bar(info).items() if key.startswith("tick")}
     figure.update_xaxes(title={"text": "α, the direction"})
-    figure.update_yaxes(title={"text": "loss"}, **ticks)
+    figure.update_yaxes(title={"text": "loss"}, **_ticks(info))
     figure.update_layout(showlegend=True)
     return figure
 
@@ -195,43 +186,39 @@ def _center(theme: Theme) -> go.Scatter:
     )
 
 
-def _bar(info: Landscapes) -> dict[str, Any]:
-    return color_bar("loss", info.low, info.high, is_log=info.is_log)
+def _ticks(info: Landscapes) -> dict[str, Any]:
+    bar = color_bar("loss", info.low, info.high, is_log=info.is_log)
+    return {key: value for key, value in bar.items() if key.startswith("tick")}
 
 
 def _colors(info: Landscapes, theme: Theme) -> dict[str, Any]:
-    limits = {"cmin": info.low, "cmax": info.high}
-    return {"colorscale": theme.scale, **limits, "colorbar": _bar(info)}
+    bar = color_bar("loss", info.low, info.high, is_log=info.is_log)
+    return {"colorscale": theme.scale, "cmin": info.low, "cmax": info.high, "colorbar": bar}
 
 
-CONTOUR = Panel(
+_panel = partial(Panel, needs=("landscape",), reads=("step",))
+CONTOUR = _panel(
     key="landscape_contour",
     title="Loss landscape",
     how_to_read="The loss around the trained weights, along two random directions; all runs share "
     "one color range. Wide, round contours are easy to train, jagged ones are not.",
-    needs=("landscape",),
     info=landscapes,
-    drawing=contour_figure,
-    reads=("step",),
+    drawing=_contour_figure,
     height=560,
 )
-SURFACE = Panel(
+SURFACE = _panel(
     key="landscape_surface",
     title="Loss surface",
     how_to_read="The same losses as a surface, one height for all runs. Turn it; read numbers off "
     "the contours.",
-    needs=("landscape",),
     info=landscapes,
-    drawing=surface_figure,
-    reads=("step",),
+    drawing=_surface_figure,
     height=640,
 )
-TRAJECTORY = Panel(
+TRAJECTORY = _panel(
     key="trajectory",
     title="Trajectory",
     how_to_read="The checkpoints of the training in the plane; the last one is at the center.",
-    needs=("landscape",),
     info=trajectories,
     drawing=trajectory_figure,
-    reads=("step",),
 )

@@ -27,27 +27,14 @@ from analyzer.figures.theme import Theme, labeled
 from analyzer.vocabulary import Quantity
 from analyzer.vocabulary.probes import Probe
 
-__all__ = [
-    "ATTRIBUTION",
-    "JACOBIAN",
-    "LESION",
-    "PATHS",
-    "SHATTERING",
-    "attribution_figure",
-    "jacobian_figure",
-    "layer_figure",
-    "layer_panels",
-    "lesion_figure",
-    "path_figure",
-    "shattering_figure",
-]
+__all__ = ["ATTRIBUTION", "JACOBIAN", "LESION", "PATHS", "SHATTERING", "layer_panels"]
 
 _MOST_JOINS, _MOST_BLOCKS = 24, 20
 _DASHES = ("dot", "dash", "dashdot", "longdash", "longdashdot", "solid")
 _REFERENCE_DASHES = ("solid", "dash", "dot")
 
 
-def path_figure(info: PerRun[PathSpectrum], theme: Theme) -> go.Figure:
+def _path_figure(info: PerRun[PathSpectrum], theme: Theme) -> go.Figure:
     """Draw the share of the gradient by path length, with the share of the paths behind it."""
     figure = panes([run.label.text for run in info.runs], theme, height=420)
     empty: list[int] = []
@@ -108,7 +95,7 @@ def _path_traces(run: PathSpectrum, theme: Theme) -> list[Any]:
     return [bars, paths]
 
 
-def lesion_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
+def _lesion_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
     """Draw how the loss changes without each branch."""
     figure = panes([run.label.text for run in info.runs], theme, height=400)
     for place, run in enumerate(info.runs, start=1):
@@ -136,7 +123,7 @@ def lesion_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
     return figure
 
 
-def jacobian_figure(info: BlockSpectra, theme: Theme) -> go.Figure:
+def _jacobian_figure(info: BlockSpectra, theme: Theme) -> go.Figure:
     """Draw every singular value of every block; 1 is a block that passes gradients unchanged."""
     figure = panes([run.label.text for run in info.runs], theme, height=420)
     axis = value_axis("singular value", is_log=True, low=info.low, high=info.high)
@@ -165,7 +152,7 @@ def jacobian_figure(info: BlockSpectra, theme: Theme) -> go.Figure:
     return figure
 
 
-def shattering_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
+def _shattering_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
     """Draw the correlation along depth, a pane per run, with the curves of theory behind it."""
     figure = panes([curve.label.text for curve in info.runs], theme, height=420)
     for place, curve in enumerate(info.runs, start=1):
@@ -192,7 +179,7 @@ def shattering_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
     return figure
 
 
-def attribution_figure(info: PerRun[AttributionShares], theme: Theme) -> go.Figure:
+def _attribution_figure(info: PerRun[AttributionShares], theme: Theme) -> go.Figure:
     """Draw the share of each layer, a line per checkpoint, a pane per run."""
     figure = panes([run.label.text for run in info.runs], theme, height=440)
     for place, run in enumerate(info.runs, start=1):
@@ -226,7 +213,7 @@ PATHS = Panel(
     "the net.",
     needs=("paths",),
     info=path_lengths,
-    drawing=path_figure,
+    drawing=_path_figure,
     reads=("step",),
 )
 LESION = Panel(
@@ -236,7 +223,7 @@ LESION = Panel(
     "branch matters; a tall one is a block that the net depends on.",
     needs=("lesion",),
     info=join_lesions,
-    drawing=lesion_figure,
+    drawing=_lesion_figure,
     reads=("step",),
 )
 JACOBIAN = Panel(
@@ -246,7 +233,7 @@ JACOBIAN = Panel(
     "on unchanged; a wide spread is bad conditioning.",
     needs=("jacobian",),
     info=block_spectra,
-    drawing=jacobian_figure,
+    drawing=_jacobian_figure,
     reads=("step",),
 )
 SHATTERING = Panel(
@@ -256,7 +243,7 @@ SHATTERING = Panel(
     "shattered gradient, close to white noise; the gray curves are the theory for idealized nets.",
     needs=("shattering",),
     info=shattering_curves,
-    drawing=shattering_figure,
+    drawing=_shattering_figure,
     reads=("step", "layers"),
 )
 ATTRIBUTION = Panel(
@@ -266,12 +253,12 @@ ATTRIBUTION = Panel(
     "move show where the net began to use a layer.",
     needs=("attribution",),
     info=attribution_shares,
-    drawing=attribution_figure,
+    drawing=_attribution_figure,
     reads=("layers",),
 )
 
 
-def layer_figure(info: PerRun[AlongDepth], theme: Theme, row: Quantity) -> Sketch:
+def _layer_figure(info: PerRun[AlongDepth], theme: Theme, row: Quantity) -> Sketch:
     """Draw one number of every layer or block along depth, a line per run."""
     is_log = row.scale == "log"
     low, high = shown_range((run.values[row.key] for run in info.runs), is_log=is_log)
@@ -303,7 +290,7 @@ def layer_panels(probes: Iterable[Probe], drawn: Collection[str]) -> tuple[Panel
                 how_to_read=f"{probe.sentence} {numbers[0].description}",
                 needs=(probe.name,),
                 info=probe_by_layer(probe.name, numbers[0].key),
-                drawing=partial(layer_figure, row=numbers[0]),
+                drawing=partial(_layer_figure, row=numbers[0]),
                 reads=("step", "layers"),
                 has_controls=True,
             )

@@ -25,16 +25,7 @@ from analyzer.figures.sketch import Trace, scatter
 from analyzer.figures.theme import Theme, labeled
 from analyzer.vocabulary.methods import Method
 
-__all__ = [
-    "SHARES",
-    "STRIP",
-    "arc_traces",
-    "arc_words",
-    "highest_level",
-    "outline",
-    "split_figure",
-    "strip_figure",
-]
+__all__ = ["SHARES", "STRIP", "arc_traces", "arc_words", "highest_level", "outline"]
 
 _LEVELS = ("0 to 20 %", "20 to 40 %", "40 to 60 %", "60 to 80 %", "80 % and more")
 _WIDTHS = (1.25, 2.0, 3.0, 4.0, 5.0)
@@ -135,7 +126,7 @@ def _trace(
     return trace
 
 
-def strip_figure(info: PerRun[ShortcutStrip], theme: Theme) -> go.Figure:
+def _strip_figure(info: PerRun[ShortcutStrip], theme: Theme) -> go.Figure:
     """Draw the network of each run as a strip with one arc per join."""
     count = len(info.runs)
     figure = make_subplots(
@@ -163,7 +154,7 @@ def strip_figure(info: PerRun[ShortcutStrip], theme: Theme) -> go.Figure:
     return figure
 
 
-def split_figure(info: PerRun[SplitCurves], theme: Theme) -> go.Figure:
+def _split_figure(info: PerRun[SplitCurves], theme: Theme) -> go.Figure:
     """Draw the shortcut shares over the steps: the median, and all joins around it."""
     figure = theme.figure(height=400)
     for run in info.runs:
@@ -213,7 +204,7 @@ STRIP = Panel(
     ),
     needs=("joins",),
     info=shortcut_strip,
-    drawing=strip_figure,
+    drawing=_strip_figure,
     reads=("step",),
     height=420,
 )
@@ -225,6 +216,6 @@ SHARES = Panel(
     "above 100 % the two cancel in part.",
     needs=("shortcut_share",),
     info=split_series,
-    drawing=split_figure,
+    drawing=_split_figure,
     reads=("smooth",),
 )

@@ -58,6 +58,22 @@ from analyzer.figures.sketch import Sketch, Trace, axes_of, merged
 from analyzer.figures.theme import Theme, labeled
 from analyzer.vocabulary.methods import Method
 
+__all__ = [
+    "ACTIVATIONS",
+    "DEAD_UNITS",
+    "DIFFERENCE",
+    "GRADIENT_NORM",
+    "HEATMAP",
+    "LEARNING_RATE",
+    "LOSS",
+    "NOISE_SCALE",
+    "OVERLAY",
+    "PROFILE",
+    "SERIES",
+    "UPDATES",
+    "grid_sketch",
+]
+
 # An axis that a healthy net fills would make it look like a vanishing one.
 _LEAST_DECADES = 3.0
 
@@ -85,7 +101,7 @@ def grid_sketch(info: FlowGrid, theme: Theme) -> Sketch:
     return Sketch([*traces, *entries], merged(layout, words | {"coloraxis": colors}))
 
 
-def profile_sketch(info: ProfileCurves, theme: Theme) -> Sketch:
+def _profile_sketch(info: ProfileCurves, theme: Theme) -> Sketch:
     """Draw the profiles of all runs over depth."""
     every = (curve.values[info.quantity] for curve in info.runs)
     low, high = shown_range(every, is_log=info.is_log)
@@ -106,7 +122,7 @@ def profile_sketch(info: ProfileCurves, theme: Theme) -> Sketch:
     return Sketch(traces, merged(theme.layout(400), axes | {"showlegend": True}))
 
 
-def series_sketch(info: LayerSeries, theme: Theme) -> Sketch:
+def _series_sketch(info: LayerSeries, theme: Theme) -> Sketch:
     """Draw the series of chosen layers, a pane per run; colors run from input to output."""
     layout = pane_layout([run.label.text for run in info.runs], theme, height=460)
     axis = value_axis(
@@ -130,7 +146,7 @@ def series_sketch(info: LayerSeries, theme: Theme) -> Sketch:
     return Sketch(traces, layout)
 
 
-def difference_sketch(info: GridDifference, theme: Theme) -> Sketch:
+def _difference_sketch(info: GridDifference, theme: Theme) -> Sketch:
     """Draw where the second run has more than the first, and where less."""
     shown = "10<sup>%{z:.2f}</sup>" if info.is_log else "%{z:.4g}"
     heat = {
@@ -154,7 +170,7 @@ def difference_sketch(info: GridDifference, theme: Theme) -> Sketch:
     return Sketch([heat], merged(theme.layout(400), more))
 
 
-def activation_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
+def _activation_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
     """Draw the mean of the activations with one standard deviation around it, a pane per run."""
     figure = panes([profile.label.text for profile in info.runs], theme, height=400)
     for place, profile in enumerate(info.runs, start=1):
@@ -181,7 +197,7 @@ def activation_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
     return figure
 
 
-def dead_unit_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
+def _dead_unit_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
     """Draw the share of dead units along depth."""
     figure = theme.figure(height=360)
     for profile in info.runs:
@@ -201,7 +217,7 @@ def dead_unit_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
     return figure
 
 
-def step_curve_figure(info: StepCurves, theme: Theme) -> go.Figure:
+def _step_curve_figure(info: StepCurves, theme: Theme) -> go.Figure:
     """Draw one number over the steps of all runs; what stands behind is faint."""
     figure = theme.figure(height=380)
     for curve in info.runs:
@@ -264,7 +280,7 @@ PROFILE = _by_layer(
         sources=("sen1968", "theil1950"),
     ),
     info=profile_curves,
-    drawing=profile_sketch,
+    drawing=_profile_sketch,
     reads=("step", "quantity", "layers", "relative"),
 )
 SERIES = _by_layer(
@@ -274,7 +290,7 @@ SERIES = _by_layer(
     "trained at different speeds by one learning rate; the band spans smallest to largest of a "
     "bin.",
     info=layer_series,
-    drawing=series_sketch,
+    drawing=_series_sketch,
     reads=("quantity", "layers", "smooth"),
     follows_click=True,
 )
@@ -301,7 +317,7 @@ OVERLAY = _by_layer(
     how_to_read="First layer at 0, last at 1, so that nets of any depth compare. Where the lines "
     "part is where the runs differ.",
     info=profile_overlay,
-    drawing=profile_sketch,
+    drawing=_profile_sketch,
     reads=("step", "quantity", "layers", "relative"),
 )
 DIFFERENCE = _by_layer(
@@ -310,7 +326,7 @@ DIFFERENCE = _by_layer(
     how_to_read="The second run over the first: 10³ is a thousand times its value, white is no "
     "difference. Color toward the input only is an effect that builds up with depth.",
     info=grid_difference,
-    drawing=difference_sketch,
+    drawing=_difference_sketch,
     reads=("quantity", "layers", "aggregate", "relative"),
 )
 ACTIVATIONS = Panel(
@@ -322,7 +338,7 @@ ACTIVATIONS = Panel(
     info=activation_profiles,
     reads=("step", "layers"),
     has_controls=True,
-    drawing=activation_figure,
+    drawing=_activation_figure,
 )
 DEAD_UNITS = Panel(
     key="dead_units",
@@ -338,9 +354,9 @@ DEAD_UNITS = Panel(
     info=dead_unit_profiles,
     reads=("step", "layers"),
     has_controls=True,
-    drawing=dead_unit_figure,
+    drawing=_dead_unit_figure,
 )
-_over_steps = partial(Panel, drawing=step_curve_figure, is_wide=False)
+_over_steps = partial(Panel, drawing=_step_curve_figure, is_wide=False)
 LOSS = _over_steps(
     key="loss",
     title="Loss",

@@ -27,14 +27,22 @@ from analyzer.figures.theme import Theme, labeled
 from analyzer.vocabulary import Quantity
 from analyzer.vocabulary.probes import Probe
 
-__all__ = ["ATTRIBUTION", "JACOBIAN", "LESION", "PATHS", "SHATTERING", "layer_panels"]
+__all__ = [
+    "ATTRIBUTION",
+    "JACOBIAN",
+    "LESION",
+    "PATHS",
+    "SHATTERING",
+    "layer_panels",
+    "path_figure",
+]
 
 _MOST_JOINS, _MOST_BLOCKS = 24, 20
 _DASHES = ("dot", "dash", "dashdot", "longdash", "longdashdot", "solid")
 _REFERENCE_DASHES = ("solid", "dash", "dot")
 
 
-def _path_figure(info: PerRun[PathSpectrum], theme: Theme) -> go.Figure:
+def path_figure(info: PerRun[PathSpectrum], theme: Theme) -> go.Figure:
     """Draw the share of the gradient by path length, with the share of the paths behind it."""
     figure = panes([run.label.text for run in info.runs], theme, height=420)
     empty: list[int] = []
@@ -213,7 +221,7 @@ PATHS = Panel(
     "the net.",
     needs=("paths",),
     info=path_lengths,
-    drawing=_path_figure,
+    drawing=path_figure,
     reads=("step",),
 )
 LESION = Panel(

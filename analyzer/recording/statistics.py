@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -83,13 +84,21 @@ class Measured:
     columns: dict[str, Column]
 
     @classmethod
-    def of(cls, table: str, kind: str, rows: Sequence[tuple[int, Any]]) -> "Measured":
-        """Return the quantities of one kind of tensor: activation, output_gradient or gradient."""
+    def of(cls, table: str, kind: str, pairs: Sequence[tuple[int, Any]]) -> "Measured":
+        """Return the quantities of one kind of tensor: activation, output_gradient or gradient.
+
+        A pair is an id and its row; that of a parameter's gradient is its moments alone.
+        """
         names = Activation._fields if kind == "activation" else Gradient._fields
-        ids = np.array([id_ for id_, _ in rows], dtype=np.int32)
-        elements = np.array([row.elements for _, row in rows], dtype=np.float64)
-        numbers = np.array([row.numbers for _, row in rows], dtype=np.float64).T
-        x = SimpleNamespace(elements=elements, **dict(zip(names, numbers, strict=True)))
+        ids, rows = zip(*pairs, strict=True)
+        if kind == "gradient":
+            elements, numbers = np.ones(len(ids)), rows
+        else:
+            elements = np.array([row.elements for row in rows], dtype=np.float64)
+            numbers = tuple(row.numbers for row in rows)
+        flat = np.fromiter(chain.from_iterable(numbers), np.float64)  # faster than of tuples
+        by_name = zip(names, flat.reshape(-1, len(names)).T, strict=True)
+        x = SimpleNamespace(elements=elements, **dict(by_name))
         everywhere = np.ones(len(ids), dtype=bool)
         columns: dict[str, Column] = {}
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -97,12 +106,14 @@ class Measured:
                 if quantity.moments != kind:
                     continue
                 if quantity.pooling.batches == "dead":
-                    columns[quantity.key] = _masks([row.dead for _, row in rows])
+                    dead = [row.dead for row in rows]
+                    has_units = np.array([mask is not None for mask in dead], dtype=bool)
+                    columns[quantity.key] = np.fromiter(dead, object, len(dead)), has_units
                 elif callable(quantity.value):
                     columns[quantity.key] = quantity.value(x), everywhere
                 else:
                     columns[quantity.key] = getattr(x, quantity.value), everywhere
-        return cls(table, ids, elements, columns)
+        return cls(table, np.array(ids, dtype=np.int32), elements, columns)
 
     def merge(self, other: "Measured | None" = None) -> "Measured":
         """Return one row an id, in order: micro-batches pooled as if they had been one batch."""
@@ -130,12 +141,6 @@ class Measured:
         return Measured(self.table, ids[order][groups.firsts], total, pooled)
 
 
-def _masks(dead: Sequence[NDArray[np.bool_] | None]) -> Column:
-    masks = np.empty(len(dead), dtype=object)
-    masks[:] = dead
-    return masks, np.array([mask is not None for mask in dead], dtype=bool)
-
-
 def block_of(table: str, parts: Sequence[Measured], columns: str = "all") -> Block:
     """Return the rows of a table for one step: null where a part has no row of an id.
 
@@ -148,22 +153,29 @@ def block_of(table: str, parts: Sequence[Measured], columns: str = "all") -> Blo
     for part in parts:
         is_known: Any = slice(None)
         rows: Any = slice(None)
-        if not np.array_equal(part.ids, ids):
+        if part.ids is not ids and not np.array_equal(part.ids, ids):
             is_known = np.isin(part.ids, ids)
             rows = np.searchsorted(ids, part.ids[is_known])
         for place, quantity in enumerate(quantities):
             if quantity.key in part.columns and (columns == "all" or quantity.is_norm):
                 found, known = part.columns[quantity.key]
                 if quantity.pooling.batches == "dead":
-                    found = np.array([0 if m is None else np.count_nonzero(m) for m in found])
+                    found = _num_dead(found)
                 values[rows, place], present[rows, place] = found[is_known], known[is_known]
     return Block(table, ids, values, present)
+
+
+def _num_dead(masks: NDArray[np.object_]) -> NDArray[np.int64]:
+    # Layers with as many units share the mask of none, so that few masks are counted.
+    distinct = {id(mask): mask for mask in masks if mask is not None}
+    counts = {key: np.count_nonzero(mask) for key, mask in distinct.items()}
+    return np.array([counts.get(id(mask), 0) for mask in masks])
 
 
 def column_of(values: Sequence[float | None]) -> Column:
     """Return values, and which of them are not None."""
     present = np.array([value is not None for value in values], dtype=bool)
-    return np.array([math.nan if value is None else value for value in values]), present
+    return np.array(values, dtype=np.float64), present  # None becomes NaN
 
 
 # Named here, since compiled code has no other way to know them.

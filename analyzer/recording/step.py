@@ -126,13 +126,13 @@ class OpenStep:
             self._rows.append((layer, row, _arrived(gradient, arrays)))
 
     def seal(
-        self, columns: str, is_written: Callable[[int], bool], seconds: float
+        self, columns: str, is_written: Callable[[int], bool] | None, seconds: float
     ) -> Callable[[], StepRecord]:
         """Close the step: start the last copies, return what makes its rows on another thread.
 
         Args:
             columns: ``all`` or ``norms``.
-            is_written: Whether the rows of a parameter are wanted.
+            is_written: Whether the rows of a parameter are wanted; None where all are.
             seconds: Wall time of the step.
         """
         for invocation in self._kept:
@@ -171,9 +171,10 @@ class OpenStep:
             if self.recorded and self._activations is not None:
                 parts = [self._activations, *([self._gradients] if self._gradients else [])]
                 blocks.append(block_of("layer_stats", parts, columns))
-            written = {number: row for number, row in values.items() if is_written(number)}
-            if self.recorded and written:
-                blocks.append(_parameter_block(written, columns))
+            if is_written is not None:
+                values = {number: row for number, row in values.items() if is_written(number)}
+            if self.recorded and values:
+                blocks.append(_parameter_block(values, columns))
             if (split_rows := make_splits()) is not None:
                 blocks.append(split_rows)
             return StepRecord(step, blocks)
@@ -288,8 +289,7 @@ def _parameter_block(rows: dict[int, list[Any]], columns: str) -> Block:
         "update_norm": column_of([rows[number][2] for number in numbers]),
     }
     parts = [Measured("parameter_stats", ids, np.ones(len(ids)), norms)]
-    gradients = [(number, rows[number][0]) for number in numbers]
-    given = [(number, GradientRow(1, found)) for number, found in gradients if found is not None]
-    if given:
-        parts.append(Measured.of("parameter_stats", "gradient", given))
+    gradients = [(number, rows[number][0]) for number in numbers if rows[number][0] is not None]
+    if gradients:
+        parts.append(Measured.of("parameter_stats", "gradient", gradients))
     return block_of("parameter_stats", parts, columns)

@@ -167,7 +167,9 @@ class Training:
     def _close_step(self, step: OpenStep) -> None:
         self.models.end_step()
         seconds = time.perf_counter() - step.started
-        self._on_step(step.seal(self._options.columns, self._is_written, seconds))
+        is_choosy = self._options.layers or self._options.skip_layers
+        is_written = self._is_written if is_choosy else None
+        self._on_step(step.seal(self._options.columns, is_written, seconds))
 
     def _is_written(self, parameter: int) -> bool:
         return self._options.selects(self.models.parameters.module_path(parameter))

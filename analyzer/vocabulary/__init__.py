@@ -4,6 +4,8 @@ The layout of a run folder, how rows are written and pooled, the pages of the do
 and pickers follow from these rows. Nothing heavy is imported here.
 """
 
+from functools import cache
+
 from analyzer.vocabulary.probes import PROBES
 from analyzer.vocabulary.quantities import QUANTITIES, RULES, Pooling, Quantity
 
@@ -51,6 +53,7 @@ def quantity(key: str, table: str | None = None) -> Quantity:
     raise KeyError(key)
 
 
+@cache
 def quantities_of(table: str) -> tuple[Quantity, ...]:
     """Return the quantities of a table in the order of its columns; none of an unknown table."""
     return tuple(row for row in _BY_PLACE.values() if row.table == table)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,15 +78,11 @@ def layer_outputs(model: nn.Module, *, with_values: bool = False) -> Iterator[li
             if is_hidden or not is_layer(path, module):
                 continue
             name = clean_path(path) or type(model).__name__
-            handles.append(module.register_forward_hook(_hook(note, name)))
+            handles.append(module.register_forward_hook(partial(note, name)))
         yield found
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _hook(note: Callable[..., Any], path: str) -> Callable[..., Any]:
-    return lambda module, args, output: note(path, module, args, output)
 
 
 def _is_own_view(tensor: Tensor, args: tuple[Any, ...]) -> bool:

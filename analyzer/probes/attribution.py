@@ -67,11 +67,9 @@ class Attribution:
     @property
     def shares(self) -> list[float]:
         """Each value over the sum of those that there are; NaN where the sum is 0."""
-        total = math.fsum(v for v, n in zip(self.values, self.names, strict=True) if self._has(n))
+        named = zip(self.names, self.values, strict=True)
+        total = math.fsum(value for name, value in named if name not in self.refused)
         return [value / total if total else math.nan for value in self.values]
-
-    def _has(self, name: str) -> bool:
-        return name not in self.refused
 
 
 def layer_attribution(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -73,8 +74,7 @@ class Batch:
 
     def copied(self) -> Batch:
         """Return the batch with copies of its tensors, for a model that writes to its inputs."""
-        parts = cloned((self.args, self.kwargs, self.target), requires_grad=False)
-        args, kwargs, target = parts
+        args, kwargs, target = cloned((self.args, self.kwargs, self.target), requires_grad=False)
         return Batch(args, kwargs, target, self.size)
 
     def is_written(self) -> bool:
@@ -85,8 +85,7 @@ class Batch:
         """Return the batch with every tensor of its arguments changed, and another target."""
         args = tuple(change(v) if isinstance(v, Tensor) else v for v in self.args)
         kwargs = {k: change(v) if isinstance(v, Tensor) else v for k, v in self.kwargs.items()}
-        changed = Batch(args, kwargs, target, self.size)
-        return Batch(args, kwargs, target, _size(changed))
+        return _sized(args, kwargs, target)
 
 
 def held(batches: Iterable[Any]) -> list[Batch]:
@@ -106,8 +105,7 @@ def held(batches: Iterable[Any]) -> list[Batch]:
                 "write [(input, target)] for a single batch"
             )
         args, kwargs = call_arguments(item[0])
-        batch = Batch(args, kwargs, item[1], 1)
-        found.append(Batch(args, kwargs, item[1], _size(batch)))
+        found.append(_sized(args, kwargs, item[1]))
     if not found:
         raise ValueError("batches is empty, expected at least one pair (input, target)")
     filled = [batch for batch in found if batch.size > 0]
@@ -127,9 +125,11 @@ def _tensors(batch: Batch) -> list[Tensor]:
     return [part for part in parts if isinstance(part, Tensor)]
 
 
-def _size(batch: Batch) -> int:
-    """Return the length of the first tensor; 1 where nothing has a length."""
-    return next((len(tensor) for tensor in _tensors(batch) if tensor.dim() > 0), 1)
+def _sized(args: tuple[Any, ...], kwargs: dict[str, Any], target: Any) -> Batch:
+    """Return a batch as long as its first tensor; 1 where nothing has a length."""
+    batch = Batch(args, kwargs, target, 1)
+    size = next((len(tensor) for tensor in _tensors(batch) if tensor.dim() > 0), 1)
+    return replace(batch, size=size)
 
 
 def pooled(batches: Sequence[Batch]) -> Batch | None:
@@ -167,12 +167,8 @@ def split(batch: Batch, size: int) -> list[Batch]:
     """Cut a pooled batch into micro-batches of a size; the last one may be smaller."""
     if size >= batch.size:
         return [batch]
-    starts = range(0, batch.size, size)
-    return [_part(batch, start, start + size) for start in starts]
-
-
-def _part(batch: Batch, start: int, stop: int) -> Batch:
-    return batch.mapped(lambda tensor: tensor[start:stop], batch.target[start:stop])
+    cuts = [slice(start, start + size) for start in range(0, batch.size, size)]
+    return [batch.mapped(itemgetter(cut), batch.target[cut]) for cut in cuts]
 
 
 def channels_last(batch: Batch) -> Batch:

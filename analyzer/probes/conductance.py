@@ -96,20 +96,14 @@ def path_sums(
     )
     for layer in layers:
         gradient = next(gradients) if layer.edge is not None else None
-        reason = _reason(layer, gradient, len(main))
-        if gradient is None or layer.value is None or reason is not None:
+        has_samples = layer.tensor.dim() > 0 and len(layer.tensor) == len(main)
+        if gradient is None or layer.value is None or not has_samples:
             result.values[layer.name] = math.nan
-            result.refused[layer.name] = reason or _NO_GRADIENT
+            result.refused[layer.name] = _NO_GRADIENT if has_samples else _NO_SAMPLES
             continue
         terms = _terms(method, gradient, layer.value, stop - start, weights)
         result.values[layer.name] = float(terms.double().sum())
     return result
-
-
-def _reason(layer: LayerOutput, gradient: Tensor | None, rows: int) -> str | None:
-    if not layer.tensor.dim() or len(layer.tensor) != rows:
-        return _NO_SAMPLES
-    return _NO_GRADIENT if gradient is None else None
 
 
 def _terms(
@@ -174,7 +168,8 @@ def join_attributions(
         torch.autograd.grad(done.picked, done.points, retain_graph=True, allow_unused=True)
     finally:
         hooks.finish()
-    steps = _steps(done, path, start, stop)
+    # The change of the points over each step of the way.
+    steps = [torch.cat([end[start:stop] * weight for weight in done.weights]) for end in path.ends]
     result = []
     for site in sites:
         found = gradients.get(site.join.index)
@@ -182,15 +177,6 @@ def join_attributions(
         shortcut, branch = (_integral(site, side, done, steps) for side in sides)
         result.append(JoinAttribution(site.join.index, site.join.name, shortcut, branch))
     return result
-
-
-def _steps(done: PathSums, path: InputPath, start: int, stop: int) -> list[Tensor]:
-    """Return the change of the points over each step of the way."""
-    steps = []
-    for end in path.ends:
-        some = end[start:stop]
-        steps.append(torch.cat([some * weight for weight in done.weights]))
-    return steps
 
 
 def _integral(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -42,14 +43,8 @@ def refuse_if_severed(gradients: Iterable[Tensor]) -> Walk:
 
 def _num_bytes_held(walk: Walk) -> int:
     """Estimate what a graph holds in memory: the outputs of all its nodes."""
-    total = 0
-    for node in walk.nodes:
-        for part in node._input_metadata:
-            size = part.dtype.itemsize
-            for length in part.shape:
-                size *= length
-            total += size
-    return total
+    outputs = [part for node in walk.nodes for part in node._input_metadata]
+    return sum(part.dtype.itemsize * math.prod(part.shape) for part in outputs)
 
 
 Loss = Callable[[Any, Any], Tensor]

@@ -39,11 +39,8 @@ class InputPath:
 
     def at(self, fractions: Sequence[float], start: int, stop: int) -> list[Tensor]:
         """Return the points of some samples at fractions of the way, one after the other."""
-        points = []
-        for end in self.ends:
-            some = end[start:stop]
-            points.append(torch.cat([some * fraction for fraction in fractions]))
-        return points
+        parts = [end[start:stop] for end in self.ends]
+        return [torch.cat([part * fraction for fraction in fractions]) for part in parts]
 
     def run(self, points: Sequence[Tensor], start: int, stop: int) -> tuple[Tensor, Any, CallLog]:
         """Run the model at points of some samples; return main output, output and call log."""

@@ -173,13 +173,6 @@ class JacobianSpectrum:
     refused: dict[str, str] = field(default_factory=dict)
     num_samples: int = 1
 
-    def add(self, name: str, shape: tuple[int, int], found: ExtremeValues) -> None:
-        """Add the values of one block."""
-        self.names.extend([name] * len(found.values))
-        self.orders.extend(found.orders)
-        self.values.extend(found.values)
-        self.shapes[name], self.residuals[name] = shape, found.residuals
-
 
 def jacobian_spectrum(
     model: nn.Module, inputs: Any, k: int = 10, *, seed: int = 0
@@ -264,7 +257,10 @@ def _add_spectrum(result: JacobianSpectrum, name: str, block: _EdgeMap, k: int, 
     except (RuntimeError, NotImplementedError) as error:
         result.refused[name] = f"torch cannot differentiate it: {str(error).splitlines()[0]}"
         return
-    result.add(name, (block.rows, block.columns), found)
+    result.names.extend([name] * len(found.values))
+    result.orders.extend(found.orders)
+    result.values.extend(found.values)
+    result.shapes[name], result.residuals[name] = (block.rows, block.columns), found.residuals
 
 
 def _dense_values(matrix: Tensor, k: int) -> ExtremeValues:

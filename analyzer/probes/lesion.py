@@ -18,9 +18,7 @@ from analyzer.joins.rerun import Rerun
 from analyzer.joins.search import Join
 from analyzer.probes.batch import HeldBatch, Measurement
 
-__all__ = [
-    "measure",
-]
+__all__ = ["measure"]
 
 
 class Evaluation(NamedTuple):
@@ -58,7 +56,8 @@ def measure(batch: HeldBatch) -> Measurement:
     args, kwargs = call_arguments(batch.inputs)
     rerun = Rerun(batch.model, args, kwargs, in_eval=True)
     whole = _score_of(rerun.run(), batch)
-    scores = _lesion_scores(rerun, batch)
+    lesions = [_WithoutBranch(join.index) for join in rerun.joins]
+    scores = [_score_of(rerun.run([lesion]), batch) for lesion in lesions]
     swaps = [
         {
             "blocks": list(blocks),
@@ -81,12 +80,6 @@ def measure(batch: HeldBatch) -> Measurement:
         "accuracy": [score.accuracy for score in scores],
     }
     return Measurement(columns, metadata)
-
-
-def _lesion_scores(rerun: Rerun, batch: HeldBatch) -> list[Evaluation]:
-    """Return the scores of a network without the branch of each of its joins, in their order."""
-    lesions: list[Edit] = [_WithoutBranch(join.index) for join in rerun.joins]
-    return [_score_of(rerun.run([lesion]), batch) for lesion in lesions]
 
 
 def _swap_scores(rerun: Rerun, batch: HeldBatch) -> list[tuple[tuple[str, str], Evaluation]]:

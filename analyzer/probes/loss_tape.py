@@ -162,48 +162,43 @@ class LossTape(TorchDispatchMode):
             later = self._operations[place:]
             if later and is_decision:
                 self._refuse("Python decides by a value read from the device before it is complete")
-            if any(_has_float(operation) for operation in later):
+            words = [word for o in later for word in tree_leaves((o.args, o.kwargs))]
+            if any(isinstance(word, float) for word in words):
                 self._refuse("a value is read by Python and may be used as a number afterwards")
 
 
+@dataclass(frozen=True, eq=False)
 class RecordedLoss:
     """``loss(output, targets)`` of one recorded step; targets are those of the step.
 
-    Constants come with their version: one that was overwritten since is refused.
+    Args:
+        num_slots: Number of tensors that the operations make or read.
+        roots: Slots of the roots of the backward pass; their values are added.
+        outputs: The recorded output, for the check.
+        values: The recorded values of the roots.
+        constants: The tensors that enter as constants, with their version.
     """
 
-    def __init__(
-        self,
-        operations: list[_Operation],
-        num_slots: int,
-        roots: list[int],
-        outputs: list[Tensor],
-        values: list[Tensor],
-        constants: list[tuple[Tensor, int]],
-    ) -> None:
-        self._operations = operations
-        self._num_slots = num_slots
-        self._roots = roots
-        self._outputs = outputs
-        self._values = values
-        self._constants = constants
+    operations: list[_Operation]
+    num_slots: int
+    roots: list[int]
+    outputs: list[Tensor]
+    values: list[Tensor]
+    constants: list[tuple[Tensor, int]]
 
     def __call__(self, output: Any, targets: Any = None) -> Tensor:
         """Return the loss of an output of the same kind as the recorded one."""
         given = list(tensors_in(output))
-        if len(given) != len(self._outputs):
+        if len(given) != len(self.outputs):
             raise ReplayError(
-                f"the model returned {len(given)} tensors; expected {len(self._outputs)} as in the "
+                f"the model returned {len(given)} tensors; expected {len(self.outputs)} as in the "
                 "recorded step"
             )
-        for constant, version in self._constants:
+        for constant, version in self.constants:
             if constant._version != version:
                 raise ReplayError(_because("a tensor that it reads was overwritten since"))
         parts = self._play(given)
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
-        return total
+        return sum(parts[1:], parts[0])
 
     def check(self) -> None:
         """See that the recorded output gives the recorded loss, bit for bit.
@@ -211,8 +206,8 @@ class RecordedLoss:
         At the recorded step only: later the parameters that the loss may read have changed.
         """
         with torch.no_grad():
-            again = self._play([output.clone() for output in self._outputs])
-        for part, value in zip(again, self._values, strict=True):
+            again = self._play([output.clone() for output in self.outputs])
+        for part, value in zip(again, self.values, strict=True):
             same = torch.equal(part, value) or (part.isnan() & value.isnan()).all()
             if not same:
                 raise ReplayError(
@@ -223,7 +218,7 @@ class RecordedLoss:
     @property
     def labels(self) -> Tensor | None:
         """The classes that the loss compares with, where it is a cross entropy of a batch."""
-        for operation in self._operations:
+        for operation in self.operations:
             if operation.function is torch.ops.aten.nll_loss_forward.default:
                 target = operation.args[1]
                 if isinstance(target, Tensor) and target.dim() == 1:
@@ -231,18 +226,18 @@ class RecordedLoss:
         return None
 
     def _play(self, outputs: Sequence[Tensor]) -> list[Tensor]:
-        slots: list[Any] = [*outputs, *[None] * (self._num_slots - len(outputs))]
+        slots: list[Any] = [*outputs, *[None] * (self.num_slots - len(outputs))]
 
         def filled(leaf: Any) -> Any:
             return slots[leaf.number] if isinstance(leaf, _Slot) else leaf
 
-        for operation in self._operations:
+        for operation in self.operations:
             args, kwargs = tree_map(filled, (operation.args, operation.kwargs))
             result = operation.function(*args, **kwargs)
             made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
             for number, tensor in zip(operation.makes, made, strict=True):
                 slots[number] = tensor
-        return [slots[number] for number in self._roots]
+        return [slots[number] for number in self.roots]
 
 
 def _because(reason: str) -> str:
@@ -250,10 +245,6 @@ def _because(reason: str) -> str:
         f"the loss of this step cannot be computed again: {reason}. Probes that need no loss still "
         "work"
     )
-
-
-def _has_float(operation: _Operation) -> bool:
-    return any(isinstance(x, float) for x in tree_leaves((operation.args, operation.kwargs)))
 
 
 def _check_functions(roots: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:

@@ -62,12 +62,7 @@ def same_draws(model: nn.Module) -> Iterator[None]:
         torch.default_generator.manual_seed(_SEED)
         for device in devices:
             if device.type not in ("cpu", "meta"):
-                _seed(device)
+                module = torch.get_device_module(device)
+                with module.device(device) if hasattr(module, "device") else nullcontext():
+                    module.manual_seed(_SEED)
         yield
-
-
-def _seed(device: torch.device) -> None:
-    module = torch.get_device_module(device)
-    chosen = module.device(device) if hasattr(module, "device") else nullcontext()
-    with chosen:
-        module.manual_seed(_SEED)

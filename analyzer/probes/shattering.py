@@ -244,12 +244,7 @@ def _numbers_above(
     return [0 if place is None else above.get(place, 0) for place in places]
 
 
-_MAX_LAG = 15
-
-
-def gradient_autocorrelation(
-    model: nn.Module, grid: Tensor, max_lag: int = _MAX_LAG
-) -> list[float]:
+def gradient_autocorrelation(model: nn.Module, grid: Tensor, max_lag: int) -> list[float]:
     """Return the autocorrelation of the gradient along a line of inputs, at lag 0 to ``max_lag``.
 
     White noise falls to 0 at lag 1: the gradient is shattered. Brown noise decays slowly. NaN where

@@ -150,7 +150,7 @@ def _landscape(
     """Draw a landscape, from where a killed one ended."""
     points = _points_of(run.path / "probes" / "landscape" / f"step-{step:012d}.parquet")
     request, model = order.landscape, held.call.model
-    needed = checkpoints_of(run, "all") if request.goes_through_checkpoints else {}
+    needed = checkpoints_of(run, "all") if request.plane != "random" else {}
     checkpoints = {at: state_of(model, file) for at, file in needed.items()}
     if points.exists():
         say(f"landscape of step {step}: resuming with the points that are done")
@@ -235,8 +235,10 @@ def state_of(model: nn.Module, file: Path) -> dict[str, Tensor]:
             f"checkpoint {file.name} does not fit the model that was built again: "
             f"{_misfit(saved, shapes)}. Was the program changed since?"
         )
-    # With another one beside it, a model has the name of its variable.
-    own = fitting[0] if len(fitting) == 1 else "" if "" in fitting else _variable(model)
+    own = fitting[0]
+    if len(fitting) > 1:
+        # With another one beside it, a model has the name of its variable.
+        own = "" if "" in fitting else root_prefixes([model, None])[0]
     if own not in fitting:
         names = ", ".join(repr(prefix.rstrip(".")) for prefix in fitting)
         raise AnalyzerError(
@@ -245,11 +247,6 @@ def state_of(model: nn.Module, file: Path) -> dict[str, Tensor]:
         )
     # Checkpoints hold tensors only: extra state stays the model's.
     return {**wanted, **{key: saved[own + key] for key in shapes}}
-
-
-def _variable(model: nn.Module) -> str:
-    """The prefix of a model that is not the only one."""
-    return root_prefixes([model, None])[0]
 
 
 def _misfit(saved: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> str:

@@ -6,13 +6,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from analyzer.errors import AnalyzerError
+from analyzer.networks.data import batches, dataset
+from analyzer.networks.loop import model_of, seed_everything
+from analyzer.networks.zoo import zoo_for
 from analyzer.recording.probing import Call, Held
 from analyzer.replaying import ProbeOrder, Progress, Say, checkpoints_of, measure_all, sentences
 from analyzer.script import run_program
@@ -138,43 +143,33 @@ def rebuilt(run: Run) -> Held:
     elif kind == "model file":
         held = _model_file(run.manifest)
     else:
+        program = "training script" if kind == "script" else "Recorder in somebody's own program"
         raise AnalyzerError(
-            f"run '{run.name}' is of {_described(kind)}; to probe it, that program has to run "
+            f"run '{run.name}' is of a {program}; to probe it, that program has to run "
             "again, up to its first update: add --replay"
         )
     check_batch(run, held)
     return held
 
 
-def _described(kind: Any) -> str:
-    return "a training script" if kind == "script" else "a Recorder in somebody's own program"
-
-
+@dataclass(frozen=True)
 class _Loss:
     """The loss of a built-in training: a function of output and targets, on one batch."""
 
-    def __init__(self, loss: Callable[[Any, Any], Tensor], target: Any) -> None:
-        self._loss = loss
-        self._target = target
+    function: Callable[[Any, Any], Tensor]
+    target: Any
 
     def __call__(self, output: Any, targets: Any = None) -> Tensor:
-        return self._loss(output, self._target)
+        return self.function(output, self.target)
 
     @property
     def labels(self) -> Tensor | None:
         """The classes of the samples, where the targets are classes."""
-        target = self._target
-        is_classes = isinstance(target, Tensor) and target.dim() == 1
-        return target if is_classes and not target.is_floating_point() else None
+        is_class = isinstance(self.target, Tensor) and self.target.dim() == 1
+        return self.target if is_class and not self.target.is_floating_point() else None
 
 
 def _zoo(manifest: Mapping[str, Any]) -> Held:
-    from torch.nn.functional import cross_entropy
-
-    from analyzer.networks.data import batches, dataset
-    from analyzer.networks.loop import seed_everything
-    from analyzer.networks.zoo import zoo_for
-
     seed = manifest["seed"]
     seed_everything(seed)
     data = dataset(manifest["data"], seed=seed)
@@ -184,11 +179,6 @@ def _zoo(manifest: Mapping[str, Any]) -> Held:
 
 
 def _model_file(manifest: Mapping[str, Any]) -> Held:
-    from torch.nn.functional import cross_entropy
-
-    from analyzer.networks.data import batches, dataset
-    from analyzer.networks.loop import model_of, seed_everything
-
     seed, target = manifest["seed"], manifest["argv"][0]
     ending = run_program(target, manifest["argv"][1:])
     if ending.exit_code != 0:

@@ -116,8 +116,8 @@ class InPlace:
         torch.set_rng_state(self._random_state)
         if self._recompute:
             with _averaging(self._module):
-                for batch in self._batches:
-                    self._output(batch)
+                for batch in map(Batch.copied, self._batches):
+                    self._module(*batch.args, **batch.kwargs)
         if len(self._batches) == 1:
             return float(self._batch_loss(self._batches[0]))
         total: Tensor | float = 0.0
@@ -133,10 +133,6 @@ class InPlace:
         value = loss_value(self._loss, self._module(*copy.args, **copy.kwargs), copy.target)
         self._writes_inputs = bool(self._writes_inputs) or copy.is_written()
         return value
-
-    def _output(self, batch: Batch) -> Any:
-        copy = batch.copied()
-        return self._module(*copy.args, **copy.kwargs)
 
 
 @contextmanager

@@ -89,11 +89,6 @@ class LandscapeRequest:
             )
         return tuple(map(int, words))
 
-    @property
-    def goes_through_checkpoints(self) -> bool:
-        """Whether checkpoints are needed to draw it."""
-        return self.plane != "random"
-
     @cached_property
     def sizes(self) -> tuple[int, int]:
         """Points along the first and the second axis; 1 along the second for a line."""

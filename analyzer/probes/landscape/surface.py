@@ -84,34 +84,17 @@ def surface(
     seconds: float | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Surface:
-    """Evaluate the loss at ``θ(α, β) = θ* + α d₁ + β d₂``; the options are those of `loss_surface`.
+    """Evaluate the loss at ``θ(α, β) = θ* + α d₁ + β d₂``; see `analyzer.loss_surface`.
 
     ``L(α, β) = Σ_b n_b L_b / Σ_b n_b`` over the batches, in eval mode, θ* the model's weights.
     Afterwards weights, buffers, modes, ``.grad``, hooks and the random state are bit for bit what
     they were. The coordinates may be in any order; ``betas`` None is a line. ``mode="exact"``
     evaluates every point, ``"fast"`` as few as the tolerance (allowed error over the range of the
     loss) needs, for grids of more than 256 points. ``weight_decay`` is λ of a term
-    ``λ/2 ‖θ(α, β)‖²`` over all parameters. What is not evaluated after ``seconds`` is interpolated,
-    or NaN. Where the model or the loss is NaN or infinite, so is the surface.
-
-    Args:
-        model: Any eager model.
-        batches: Pairs ``(input, target)``; all are held in memory.
-        loss: ``loss(output, target)``, the mean over the batch.
-        directions: One direction or two: dicts of tensors by parameter name.
-        alphas: Coordinates along the first direction.
-        betas: Along the second.
-        mode: One of `MODES`.
-        tolerance: Of the fast mode.
-        batch_norm: ``"keep"`` the running statistics, or ``"recompute"`` them at every point.
-        weight_decay: λ.
-        resume: A file for the points that are done. A killed run is resumed from it, with the
-            values of an undisturbed one.
-        seconds: The time after which no point is begun.
-        on_progress: Called with points done and points in all.
-
-    Raises:
-        ValueError: If an option, a direction, the batches or the loss are not as expected.
+    ``λ/2 ‖θ(α, β)‖²`` over all parameters. ``resume`` is a file for the points that are done: a
+    killed run is resumed from it, with the values of an undisturbed one. What is not evaluated
+    after ``seconds`` is interpolated, or NaN. Where the model or the loss is NaN or infinite, so is
+    the surface.
 
     Reference:
         Li et al. (2018), Visualizing the loss landscape of neural nets.

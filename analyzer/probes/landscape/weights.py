@@ -72,7 +72,8 @@ def aligned(
     aliases = {clean_path(name): first[id(parameter)] for name, parameter in everything}
     found: Direction = {}
     for given, step in direction.items():
-        name = aliases.get(_known(clean_path(given), aliases))
+        clean = clean_path(given)
+        name = aliases.get(clean, aliases.get(clean.removeprefix("module.")))
         if name is None and others_allowed:
             continue
         if name is None:
@@ -86,11 +87,6 @@ def aligned(
             )
         found.setdefault(name, moved.to(device=weight.device, dtype=weight.dtype))
     return found
-
-
-def _known(name: str, names: Mapping[str, str]) -> str:
-    """Return the name without the ``module.`` of a wrapper, where only that is a parameter."""
-    return name if name in names else name.removeprefix("module.")
 
 
 def _unknown(name: str, names: list[str]) -> str:

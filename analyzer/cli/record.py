@@ -2,14 +2,17 @@
 
 import inspect
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import Field, replace
+from dataclasses import Field, asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import typer
 
+import analyzer
 from analyzer.cli import RunsDir, not_built
 from analyzer.errors import AnalyzerError, RunExistsError, ScriptError
 from analyzer.options import (
@@ -23,7 +26,20 @@ from analyzer.options import (
     with_parameters,
 )
 
-__all__ = ["record", "record_text"]
+__all__ = ["options_from", "options_text", "record", "record_text"]
+
+_LAST_LINES = 12
+_PATIENCE_SECONDS = 5.0
+# The package's own folder takes the place that Python gives to the working folder: a file of the
+# user's must not stand for a module of ours. What runs the script puts the script's folder there.
+_PROGRAM = """
+import sys
+sys.path[: not sys.flags.safe_path] = [sys.argv[1]]
+from analyzer.cli.record import record_text
+sys.exit(record_text(sys.argv[2]))
+"""
+# A private function of the standard library, which multiprocessing uses too.
+_interpreter_flags: Callable[[], list[str]] = vars(subprocess)["_args_from_interpreter_flags"]
 
 
 def record(
@@ -93,10 +109,8 @@ def _record(options: RecordOptions) -> int:
     """Record; called without the parser's frames, so that the script's stack is short."""
     if options.twin:
         from analyzer.cli.session import free_folder
-        from analyzer.cli.twin import record_twin
 
-        run = options.run or free_folder(options, has_twin=True)
-        options = record_twin(replace(options, run=run))
+        options = _record_twin(options, options.run or free_folder(options, has_twin=True))
     return _record_alone(options)
 
 
@@ -132,21 +146,100 @@ def _record_alone(options: RecordOptions) -> int:
 
 
 def record_text(text: str) -> int:
-    """Record a twin: all that its process does.
-
-    Args:
-        text: The options, as `analyzer.cli.twin.options_text` writes them.
-
-    Returns:
-        The exit code, where the process was not ended as the script's would have been.
-    """
-    from analyzer.cli.twin import options_from
-
+    """Record a twin by the options in a text of `options_text`: all that its process does."""
     try:
         return _record_alone(options_from(text))
     except AnalyzerError as error:
         print(f"analyzer: {error}", file=sys.stderr)
         return 2
+
+
+def _record_twin(options: RecordOptions, run: Path) -> RecordOptions:
+    """Record the twin into the folder beside the run's; return the options of the run itself.
+
+    The twin is the same program without shortcuts, with the same seed, in its own process. What it
+    prints is dropped; where it fails, its last lines are repeated after the run.
+    """
+    import tempfile
+
+    plain = plain_folder(run)
+    seed = 0 if options.seed is None else options.seed
+    twin = replace(
+        options,
+        run=plain,
+        seed=seed,
+        twin=False,
+        skip_scale=0.0,
+        twin_of=run.name,
+        quiet=False,
+        fail_on=None,
+    )
+    with tempfile.TemporaryFile() as stderr:
+        code = _run_twin(twin, stderr)
+        words = _words(code, stderr)
+    return replace(
+        options,
+        run=run,
+        seed=seed,
+        twin=False,
+        rescale=False,
+        twin_name=plain.name,
+        twin_words=words,
+    )
+
+
+def _run_twin(options: RecordOptions, stderr: IO[bytes]) -> int:
+    """Run the twin's process to its end; an interrupt of this one ends both."""
+    root = str(Path(analyzer.__file__).resolve().parents[1])
+    command = [sys.executable, *_interpreter_flags(), "-c", _PROGRAM, root, options_text(options)]
+    silent = subprocess.DEVNULL
+    process = subprocess.Popen(command, stdin=silent, stdout=silent, stderr=stderr)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        _end(process)
+        # As Python ends at an interrupt that nobody catches: a shell loop around it stops too.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Wait for a process that got the interrupt too; else send it one."""
+    try:
+        process.wait(_PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+
+
+def _words(code: int, stderr: IO[bytes]) -> tuple[str, ...]:
+    """Return what is to be said of a twin that failed: its exit code and its last lines."""
+    if code == 0:
+        return ()
+    stderr.seek(0)
+    lines = stderr.read().decode("utf-8", "replace").splitlines()
+    first = f"the twin without shortcuts ended with exit code {code}; it said last:"
+    return (first, *[line.removeprefix("analyzer: ") for line in lines[-_LAST_LINES:]])
+
+
+def options_text(options: RecordOptions) -> str:
+    """Return options as the text that the twin's process gets."""
+    import json
+
+    return json.dumps(asdict(options), default=str)
+
+
+def options_from(text: str) -> RecordOptions:
+    """Return the options in such a text."""
+    import json
+
+    fields: dict[str, Any] = json.loads(text)
+    for name in ("args", "probe", "twin_words"):
+        fields[name] = tuple(fields[name])
+    for name in ("run", "runs_dir"):
+        fields[name] = Path(fields[name])
+    return RecordOptions(**fields)
 
 
 def _check_target(options: RecordOptions) -> None:

@@ -139,15 +139,6 @@ _LAYER = (
         value=lambda x: x.zeros / x.elements,
     ),
     _activation(
-        "activation_nonfinite_fraction",
-        "activation NaN or infinite share",
-        "Elements that are NaN or infinite over elements.",
-        _MEAN,
-        unit="",
-        degenerate="NaN for an empty tensor.",
-        value=lambda x: x.num_nonfinite / x.elements,
-    ),
-    _activation(
         "activation_num_dead",
         "dead units",
         "Units (channels of a convolution, features of a linear layer) that are zero for every "

@@ -15,11 +15,8 @@ from analyzer.recording.statistics import (
     GradientRow,
     Measured,
     activation_row,
-    block_of,
     gradient_row,
 )
-from analyzer.storage.run import open_run
-from tests.analyzer.storage.storage_rows import record, written
 
 SHAPES = [(5,), (3, 4), (2, 3, 4), (2, 3, 4, 5), (300, 300)]
 
@@ -228,8 +225,6 @@ def columns(numbers, x):
     """The quantities that follow from moments."""
     found = numbers._asdict()
     found["zero_fraction"] = found.pop("zeros") / x.numel()
-    if "std" in found:
-        found["nonfinite_fraction"] = (~torch.isfinite(x)).double().mean().item()
     return found
 
 
@@ -282,20 +277,3 @@ def test_pooling_keeps_nan_and_large_norms():
     assert math.isnan(pooled("output_gradient", [b, a])[0]["max_abs"])
     wide = ActivationRow(2, (1e300, 0.0, 1e300, -1.0, 1.0, 0.0, 0.0), np.array([True, False]))
     assert pooled("activation", [wide, wide])[0]["std"] == pytest.approx(1e300)
-
-
-def test_the_share_of_nonfinite_elements_is_that_of_all_micro_batches_and_ranks(tmp_path):
-    short, long = torch.randn(4, 3), torch.randn(8, 3)
-    short[0, 0], long[2:4], long[5, 1] = math.nan, math.inf, -math.inf
-    ranks = [(short, long), (long * 5, torch.zeros(4, 3))]
-    for rank, batches in enumerate(ranks):
-        whole = None
-        for batch in batches:
-            rows = [(0, activation_row(batch, 1))]
-            whole = Measured.of("layer_stats", "activation", rows).merge(whole)
-        written(tmp_path, [record(0, block_of("layer_stats", [whole]))], rank=rank)
-    key = "activation_nonfinite_fraction"
-    run = open_run(tmp_path)
-    for ranks, expected in (("pooled", [15 / 72]), ("all", [8 / 36, 7 / 36])):
-        found = run.layer_stats(key, ranks=ranks)[key].tolist()
-        assert found == pytest.approx(expected, rel=1e-6)

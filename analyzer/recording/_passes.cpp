@@ -31,7 +31,7 @@ constexpr double kSmallest = 1e-280, kLargest = 1e300;
 constexpr double kCancellation = 1e-9;
 
 struct Totals {
-    double squares = 0, sum = 0, magnitudes = 0;
+    double squares = 0, sum = 0;
     double low = std::numeric_limits<double>::infinity();
     double high = -std::numeric_limits<double>::infinity();
     int64_t zeros = 0;
@@ -88,7 +88,7 @@ INLINE Totals pass(const T *x, Py_ssize_t n) {
     typedef Vector<T, kLanes * 8 / sizeof(T)> Narrow;
     constexpr int kSums = kAtOnce / kLanes, kWidth = kLanes * 8 / sizeof(T);
     constexpr bool is_gradient = wanted == kGradient || wanted == kGradientWithZeros;
-    typename Wide::Type squares[kSums] = {}, sums[kSums] = {}, magnitudes[kSums] = {};
+    typename Wide::Type squares[kSums] = {}, sums[kSums] = {};
     typename Narrow::Type low = typename Narrow::Type{} + std::numeric_limits<T>::infinity();
     typename Narrow::Type high = is_gradient ? typename Narrow::Type{} : -low;
     typename Narrow::Integers zeros = {};
@@ -101,10 +101,7 @@ INLINE Totals pass(const T *x, Py_ssize_t n) {
             squares[j] += value * value;
             if constexpr (is_gradient)
                 sums[j] += magnitude<typename Wide::Type, typename Wide::Integers>(value);
-            if constexpr (wanted == kActivation) {
-                sums[j] += value;
-                magnitudes[j] += magnitude<typename Wide::Type, typename Wide::Integers>(value);
-            }
+            if constexpr (wanted == kActivation) sums[j] += value;
         }
         if constexpr (wanted == kSquares) continue;
 #pragma GCC unroll 16
@@ -119,10 +116,7 @@ INLINE Totals pass(const T *x, Py_ssize_t n) {
     }
     Totals t;
     for (int j = 0; j < kSums; ++j)
-        for (int k = 0; k < kLanes; ++k) {
-            t.squares += squares[j][k], t.sum += sums[j][k];
-            if constexpr (wanted == kActivation) t.magnitudes += magnitudes[j][k];
-        }
+        for (int k = 0; k < kLanes; ++k) t.squares += squares[j][k], t.sum += sums[j][k];
     for (int k = 0; k < kWidth && wanted != kSquares; ++k) {
         if (low[k] < t.low) t.low = low[k];
         if (high[k] > t.high) t.high = high[k];
@@ -132,7 +126,6 @@ INLINE Totals pass(const T *x, Py_ssize_t n) {
         const double value = is_gradient ? std::fabs(*rest) : *rest;
         t.squares += value * value;
         t.sum += value;
-        if constexpr (wanted == kActivation) t.magnitudes += std::fabs(value);
         if (value < t.low) t.low = value;
         if (value > t.high) t.high = value;
         t.zeros += value == 0;
@@ -221,7 +214,7 @@ Totals scan_unlocked(const void *x, Py_ssize_t n, Py_ssize_t size) {
 
 // The names are those of `Activation` and `Gradient` in `moments.py`, which checks them.
 struct Activation {
-    double norm, mean, mean_abs, std, min, max, zeros, num_nonfinite;
+    double norm, mean, std, min, max, zeros, num_nonfinite;
 };
 
 struct Gradient {
@@ -232,7 +225,7 @@ static_assert(sizeof(Activation) <= kMostMoments * sizeof(double));
 
 }  // namespace
 
-const char *const activation_names[] = {"norm", "mean", "mean_abs", "std", "min",
+const char *const activation_names[] = {"norm", "mean",  "std",           "min",
                                         "max",  "zeros", "num_nonfinite", nullptr};
 const char *const gradient_names[] = {"norm", "mean_abs", "max_abs", "zeros", "num_nonfinite", nullptr};
 const int num_activation = sizeof(Activation) / sizeof(double);
@@ -247,7 +240,6 @@ int64_t activation_moments(const void *x, Py_ssize_t n, Py_ssize_t size, double 
     Activation found;
     found.norm = std::sqrt(t.squares);
     found.mean = mean;
-    found.mean_abs = t.magnitudes / n;
     found.std = std::sqrt(variance);
     found.min = t.low;
     found.max = t.high;

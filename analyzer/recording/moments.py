@@ -44,7 +44,6 @@ class Activation(NamedTuple):
 
     norm: Any
     mean: Any
-    mean_abs: Any
     std: Any
     min: Any
     max: Any
@@ -220,21 +219,21 @@ def host_activation(
     axis.
     """
     if x.numel() == 0:
-        return Activation(*(math.nan,) * 7, num_nonfinite=0.0), None
+        return Activation(*(math.nan,) * 6, num_nonfinite=0.0), None
     x = x.detach()
     flat = _flat(x)
     kernels = _kernels(flat)
-    norms, lows, highs, total, absolute, zeros = [], [], [], 0.0, 0.0, 0
+    norms, lows, highs, total, zeros = [], [], [], 0.0, 0
     for block in _blocks(flat):
         low, high = float(_minimum(block)), float(_maximum(block))
         norms.append(_block_norm(block, -low if -low > high else high, kernels))
         lows.append(low)
         highs.append(high)
-        magnitude = kernels.asum(block)
-        absolute += magnitude
         # Without negative elements the sum is the absolute one.
-        is_positive = low >= 0
-        total += magnitude if is_positive else kernels.dot(block, _ONES[block.dtype][: block.size])
+        if low >= 0:
+            total += kernels.asum(block)
+        else:
+            total += kernels.dot(block, _ONES[block.dtype][: block.size])
         if low <= 0.0 <= high:
             zeros += _num_zeros(block)
     if len(norms) == 1:
@@ -244,14 +243,13 @@ def host_activation(
     dead = None if unit_axis is None else _dead_units(x, unit_axis, zeros, low)
     if not math.isfinite(length):
         with np.errstate(invalid="ignore", over="ignore"):
-            mean, size = (float(x.mean(dtype=np.float64)) for x in (flat, np.abs(flat)))
-        zeros, odd = int(np.count_nonzero(flat == 0)), _num_nonfinite(flat)
-        return Activation(length, mean, size, math.nan, low, high, zeros, odd), dead
-    mean, size = total / flat.size, absolute / flat.size
-    if not (math.isfinite(mean) and math.isfinite(size)):  # a sum of finite elements overflowed
-        parts = flat.astype(np.float64) / flat.size
-        mean, size = float(parts.sum()), float(np.abs(parts).sum())
-    return Activation(length, mean, size, _std(flat, length, mean), low, high, zeros, 0.0), dead
+            mean = float(flat.mean(dtype=np.float64))
+        zeros = int(np.count_nonzero(flat == 0))
+        return Activation(length, mean, math.nan, low, high, zeros, _num_nonfinite(flat)), dead
+    mean = total / flat.size
+    if not math.isfinite(mean):  # a sum of finite elements overflowed
+        mean = float((flat.astype(np.float64) / flat.size).sum())
+    return Activation(length, mean, _std(flat, length, mean), low, high, zeros, 0.0), dead
 
 
 def _std(flat: Array, length: float, mean: float) -> float:
@@ -363,8 +361,7 @@ def device_activation(x: Tensor, unit_axis: int | None) -> OnDevice:
     else:
         others = [i for i in range(x.dim()) if i != unit_axis % x.dim()]
         nonzero = torch.count_nonzero(x, dim=others) if others else x.ne(0)
-    size = torch.linalg.vector_norm(x, 1, dtype=_wide(x))
-    tensors = [device_norm(x), x.sum(dtype=_wide(x)), size, low, high, nonzero]
+    tensors = [device_norm(x), x.sum(dtype=_wide(x)), low, high, nonzero]
     if x.is_floating_point():
         tensors.append(torch.count_nonzero(x - x))
     return OnDevice(tensors, _activation(x.numel(), unit_axis is not None))
@@ -372,8 +369,8 @@ def device_activation(x: Tensor, unit_axis: int | None) -> OnDevice:
 
 def _activation(elements: int, has_units: bool) -> Callable[[Arrays], Any]:
     def finish(arrays: Arrays) -> Any:
-        length, total, size, low, high = (float(array[0]) for array in arrays[:5])
-        nonzero = arrays[5]
+        length, total, low, high = (float(array[0]) for array in arrays[:4])
+        nonzero = arrays[4]
         mean = total / elements
         # Norm and sum are those of float64, so that the difference keeps enough digits.
         root_mean_square = length / math.sqrt(elements)
@@ -382,12 +379,11 @@ def _activation(elements: int, has_units: bool) -> Callable[[Arrays], Any]:
         moments = Activation(
             norm=length,
             mean=mean,
-            mean_abs=size / elements,
             std=std if math.isfinite(length) else math.nan,
             min=low,
             max=high,
             zeros=elements - float(nonzero.sum()),
-            num_nonfinite=float(arrays[6][0]) if len(arrays) > 6 else 0.0,
+            num_nonfinite=float(arrays[5][0]) if len(arrays) > 5 else 0.0,
         )
         return moments, (nonzero == 0 if has_units else None)
 

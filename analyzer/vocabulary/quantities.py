@@ -120,13 +120,6 @@ _LAYER = (
     ),
     _activation("activation_mean", "activation mean", "Mean over all elements.", _MEAN),
     _activation(
-        "activation_mean_abs",
-        "activation mean |y|",
-        "Mean of the absolute elements.",
-        _MEAN,
-        scale="log",
-    ),
-    _activation(
         "activation_std",
         "activation std",
         "Population standard deviation over all elements.",

@@ -211,9 +211,6 @@ class RecordOptions:
         _finite("a finite number; 0 removes the shortcuts"),
         is_stored=False,  # a field of its own, since readers ask for it
     )
-    forget_random_states: bool = _option(
-        False, "Keep no random states, with which a script could be replayed.", RECORDER
-    )
     twin: bool = _option(
         False, "First record the same program without shortcuts, into DIR-plain.", COMMAND
     )

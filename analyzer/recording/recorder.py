@@ -162,7 +162,7 @@ class Recorder:
 
     def _keep_random_states(self) -> None:
         """A script may be started again for a probe, with the random numbers of this time."""
-        if self._model is None and not self.options.forget_random_states:
+        if self._model is None:
             # Where nothing can be written the writer says so, once.
             with contextlib.suppress(OSError, SafetensorError):
                 save_random_states(self.path)

@@ -18,7 +18,6 @@ __all__ = [
     "DETACHED",
     "EXPLODING",
     "FROZEN",
-    "GROWING_ACTIVATIONS",
     "NONFINITE",
     "SHRINKING",
     "UNUSED",
@@ -207,20 +206,6 @@ def _dead_units(evidence: Evidence, limits: Limits) -> Seen | None:
     return Seen(worst, names, (int(steps[start[chosen].min()]), int(steps[-1])), words)
 
 
-def _growing_activations(evidence: Evidence, limits: Limits) -> Seen | None:
-    history, owners = evidence.layer_history, evidence.has_parameters
-    norms = history.values["activation_norm"][:, owners]
-    if not len(norms) or norms.shape[1] < 2:
-        return None
-    with np.errstate(divide="ignore", invalid="ignore"):
-        grown = np.log10(norms[:, -1]) - np.log10(norms[:, 0])
-    ends = stretch(grown >= limits["activation_decades"], history.steps, limits["sustained_share"])
-    if ends is None:
-        return None
-    value = float(np.nanmedian(grown[grown >= limits["activation_decades"]]))
-    return Seen(value, evidence.owners, ends, {"value": decades(value)})
-
-
 VANISHING = Rule(
     code="vanishing",
     severity="severe",
@@ -381,20 +366,4 @@ DEAD_UNITS = Rule(
         ),
     ),
     panel="dead_units",
-)
-
-GROWING_ACTIVATIONS = Rule(
-    code="growing_activations",
-    severity="warning",
-    seen_when="activations grow by decades from the first layer to the last, sustained",
-    value="decades",
-    reads={"layers": ("activation_norm",)},
-    look=_growing_activations,
-    sentence="Activations grow {value} from the first layer to the last (steps {first} to {last}).",
-    remedy="Normalize, or scale the branches down: every block adds to the variance.",
-    thresholds=(
-        Threshold("activation_decades", 3.0, "decades of ‖y‖ along depth; float16 overflows soon"),
-        SUSTAINED_SHARE,
-    ),
-    panel="activation_profile",
 )

@@ -270,20 +270,3 @@ def test_findings_are_sorted_and_health_is_the_worst(tmp_path: Path) -> None:
 
 def test_a_run_without_layers_has_no_finding(tmp_path: Path) -> None:
     assert codes(write_run(tmp_path / "run", [], [])) == []
-
-
-@pytest.mark.parametrize(("last", "expected"), [(1e4, ["growing_activations"]), (100.0, [])])
-def test_activations_that_grow_along_depth_are_found(
-    tmp_path: Path, last: float, expected: list[str]
-) -> None:
-    writer = RunWriter(tmp_path / "run", {})
-    writer.write_layers([layer_row(0, "a"), layer_row(1, "b")])
-    writer.write_parameters([])
-    for step in range(4):
-        values, present = np.ones((2, 13)), np.ones((2, 13), bool)
-        values[:, [6, 7, 12]] = 0
-        values[:, 0] = 1.0, last
-        block = Block("layer_stats", np.arange(2, dtype=np.int32), values, present)
-        add_step(writer, step, block, skipped=False)
-    writer.close("finished")
-    assert codes(tmp_path / "run") == expected

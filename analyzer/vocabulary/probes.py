@@ -270,20 +270,5 @@ PROBES = (
             ),
         ),
     ),
-    Probe(
-        name="saturation",
-        sentence="How much of every layer's output is exactly zero.",
-        method=Method(
-            title="Saturation",
-            text="Share of the elements of a layer's output that are exactly zero on the held "
-            "batch, in eval mode.",
-        ),
-        columns=_columns(
-            "saturation",
-            _LAYER,
-            _LAYER_NAME,
-            ("zero_share", "float64", "1", "Exact zeros over elements."),
-        ),
-    ),
 )
 PROBE_NAMES = tuple(probe.name for probe in PROBES)

@@ -1,13 +1,13 @@
 """The pages and their panels, once: what dashboard and reports show follows from this list."""
 
-from analyzer.figures import landscape, overview, probes, shortcuts, speed, statistics
+from analyzer.figures import landscape, overview, probes, shortcuts, statistics
 from analyzer.figures.panels import Page, Panel, checked
 from analyzer.vocabulary.probes import PROBES
 
 __all__ = ["PAGES", "PANELS", "page_at", "page_of", "panel"]
 
 # Whatever these modules draw must be on a page.
-_MODULES = (landscape, overview, probes, shortcuts, speed, statistics)
+_MODULES = (landscape, overview, probes, shortcuts, statistics)
 _WRITTEN = [value for one in _MODULES for value in vars(one).values() if isinstance(value, Panel)]
 # A probe with a number by layer needs no code here to be shown.
 _BY_LAYER = probes.layer_panels(PROBES, {need for panel in _WRITTEN for need in panel.needs})
@@ -89,13 +89,6 @@ PAGES = checked(
                 statistics.GRADIENT_NORM,
                 statistics.NOISE_SCALE,
             ),
-        ),
-        Page(
-            key="speed",
-            title="Speed",
-            lead="How long the training took.",
-            letter="e",
-            panels=(speed.SPEED,),
         ),
         Page(
             key="landscape",

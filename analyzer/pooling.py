@@ -162,7 +162,9 @@ class Pool:
         """A quantity that is a function of others, once those are pooled."""
         columns = {need.removeprefix(f"{row.moments}_"): self.column(need) for need in row.needs}
         assert callable(row.value)
-        values = row.value(SimpleNamespace(**{name: found[0] for name, found in columns.items()}))
+        needed = SimpleNamespace(**{name: found[0] for name, found in columns.items()})
+        with np.errstate(all="ignore"):  # what is not finite is a result
+            values = row.value(needed)
         return values, np.logical_and.reduce([known for _, known in columns.values()])
 
     def _of_products(self, rule: str, cosine: str) -> Column:

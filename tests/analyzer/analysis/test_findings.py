@@ -21,6 +21,7 @@ from analyzer.analysis.ratio_rules import remaining_share
 from analyzer.figures.catalog import PANELS
 from analyzer.storage.rows import Block, StepRecord
 from analyzer.storage.run import open_run
+from analyzer.storage.schema import STAT_COLUMNS
 from analyzer.storage.writer import RunWriter
 from tests.support.illnesses import HEALTHY, SICK, record
 from tests.support.runs import TIME, layer_row, write_run
@@ -181,9 +182,12 @@ def test_what_a_gradient_scaler_skipped_is_no_finding(tmp_path: Path) -> None:
     writer.write_layers([layer_row(0, "a"), layer_row(1, "b")])
     writer.write_parameters([])
     for step, norm in enumerate([math.inf, math.inf, 1.0, 1.0]):
-        values, present = np.ones((2, 13)), np.ones((2, 13), bool)
-        values[:, [6, 7]] = 0
-        values[:, 8], values[:, 12] = norm, float(math.isinf(norm))
+        columns = STAT_COLUMNS["layer_stats"]
+        values, present = np.ones((2, len(columns))), np.ones((2, len(columns)), bool)
+        values[:, columns.index("activation_num_dead")] = 0
+        values[:, columns.index("activation_num_nonfinite")] = 0
+        values[:, columns.index("output_gradient_norm")] = norm
+        values[:, columns.index("output_gradient_num_nonfinite")] = float(math.isinf(norm))
         block = Block("layer_stats", np.arange(2, dtype=np.int32), values, present)
         add_step(writer, step, block, skipped=math.isinf(norm))
     writer.close("finished")

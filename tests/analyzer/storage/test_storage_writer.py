@@ -177,7 +177,12 @@ def test_a_disk_that_refuses_costs_later_rows_and_one_warning(
     writer.add(lambda: record(0))
     wait_for(lambda: len(open_run(tmp_path / "a").steps) == 1)
 
-    def refuse(*_: object, **__: object) -> None:
+    write_table = parts.pq.write_table
+
+    def refuse(table: Any, path: Any, **options: Any) -> None:
+        # The writer that another test left open, as a killed program does, writes elsewhere.
+        if not Path(path).is_relative_to(tmp_path):
+            return write_table(table, path, **options)
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(parts.pq, "write_table", refuse)

@@ -243,7 +243,7 @@ def _update_column(view: View, run: Run, label: RunLabel) -> UpdateColumn:
     shared, ours, theirs = np.intersect1d(update.steps, norm.steps, return_indices=True)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         ratio = update.values[:, ours] / norm.values[:, theirs]
-    # A bias of zeros gives x / 0, which is no number to compare.
+    # A bias of zeros gives x / 0, which cannot be compared.
     ratio = np.where(norm.values[:, theirs] == 0, np.nan, ratio)
     marks = update.marks[:, ours]
     measured = np.isfinite(ratio).any(axis=0) | (marks > 0).any(axis=0)

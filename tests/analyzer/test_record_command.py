@@ -295,13 +295,10 @@ model = torch.nn.Sequential(*[torch.nn.Linear(8, 8) for _ in range(6)])
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 x = torch.randn(4, 8)
 print("ready", flush=True)
-step = 0
 while True:
     optimizer.zero_grad()
     model(x).sum().backward()
     optimizer.step()
-    step += 1
-    open("steps.txt", "w").write(str(step))
 """
 
 

@@ -118,7 +118,8 @@ def measure_all(run: Run, held: Held, order: ProbeOrder, say: Say, progress: Pro
                 refusals.setdefault((name, said_of(error, held)), []).append(step)
                 continue
             columns = _with_layers(run, measurement)
-            write_table(place, probe_table(name, columns, measurement.metadata))
+            table = probe_table(name, columns, measurement.metadata)
+            write_table(place, table, f"probes/{name}/{place.name}")
             for left in place.parent.glob(f"*{_points_of(place).name}*"):
                 left.unlink()  # the table has them all
             say(f"{name} of step {step}: {measurement.metadata['seconds']} s")

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from cachetools import LRUCache
 from numpy.typing import NDArray
 
@@ -20,6 +19,7 @@ from analyzer.storage.arrays import as_array, as_numpy, is_present
 from analyzer.storage.bins import Bins, ids_of_each_bin
 from analyzer.storage.parts import listing
 from analyzer.storage.schema import TABLES, key_column
+from analyzer.storage.sealed import open_file
 
 __all__ = ["BinFile", "Chunk", "bins_from", "chunks_in", "opened", "table_from"]
 
@@ -142,7 +142,7 @@ class BinFile:
     def __init__(self, path: Path, inode: int, width: int, key: str | None) -> None:
         self._place, self.width = (path, inode), width
         # Reading ahead takes five times as long where the file is in memory anyway.
-        self._file, self._lock = pq.ParquetFile(path, pre_buffer=False), Lock()
+        self._file, self._lock = open_file(path, pre_buffer=False), Lock()
         self._columns = frozenset(self._file.schema_arrow.names)
         start = self._numbers("start", is_count=True).astype(np.int64, copy=False)
         ids = np.zeros(len(start), dtype=np.int32)

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from analyzer.storage.arrays import conform, unified
 from analyzer.storage.bin_file import Chunk, bins_from, chunks_in, table_from
 from analyzer.storage.bins import Bins, Numbers, concatenated, rebinned, single
-from analyzer.storage.parts import encoding, replace_file, write_table
+from analyzer.storage.parts import replace_file, write_table
 from analyzer.storage.schema import key_column
+from analyzer.storage.sealed import encoding, open_file, placed, seal
 
 __all__ = ["MAX_BINS", "BinWriter"]
 
@@ -76,12 +77,14 @@ class BinWriter:
         self._chunks.append(chunk)
 
     def _write(self, chunk: Chunk, bins: Bins) -> None:
-        write_table(self._folder / chunk.name, table_from(self._table, bins))
+        write_table(self._folder / chunk.name, table_from(self._table, bins), self._place(chunk))
+
+    def _place(self, chunk: Chunk) -> str:
+        return f"{self._folder.name}/{chunk.name}"
 
     def _read(self, chunk: Chunk) -> Bins:
-        return bins_from(
-            pq.ParquetFile(self._folder / chunk.name).read(use_threads=False), self._key
-        )
+        with open_file(self._folder / chunk.name) as file:
+            return bins_from(file.read(use_threads=False), self._key)
 
     def _remove(self, chunk: Chunk) -> None:
         (self._folder / chunk.name).unlink(missing_ok=True)
@@ -121,22 +124,23 @@ class BinWriter:
         """Write everything into one file."""
         self.save()
         chunks = [*self._chunks, *([self._saved_tail] if self._saved_tail else [])]
-        chunks = [chunk for chunk in chunks if (self._folder / chunk.name).exists()]
         if len(chunks) < 2:
             return
         whole = Chunk(chunks[0].start, max(chunk.end for chunk in chunks), self.width)
-        replace_file(self._folder / whole.name, lambda hidden: self._copy(chunks, hidden))
+        replace_file(self._folder / whole.name, lambda hidden: self._copy(chunks, hidden, whole))
         for chunk in chunks:
             if chunk != whole:
                 self._remove(chunk)
 
-    def _copy(self, chunks: Sequence[Chunk], target: Path) -> None:
+    def _copy(self, chunks: Sequence[Chunk], target: Path, whole: Chunk) -> None:
         """Copy files into one, a row group each."""
         paths = [self._folder / chunk.name for chunk in chunks]
-        schema = unified(pq.read_schema(path) for path in paths)
+        schema = placed(unified(pq.read_schema(path) for path in paths), self._place(whole))
         with pq.ParquetWriter(target, schema, **encoding(schema)) as writer:
             for path in paths:
-                writer.write_table(conform(pq.ParquetFile(path).read(use_threads=False), schema))
+                with open_file(path) as file:
+                    writer.write_table(conform(file.read(use_threads=False), schema))
+        seal(target)
 
     def recover(self, before: int) -> int:
         """Take over what an earlier attempt left before the first step of this one.
@@ -148,7 +152,7 @@ class BinWriter:
         cut = before // self.width * self.width
         # Open first, then remove: what an earlier attempt wrote past `before` must not be
         # shown beside this one, and an open file can be read to its end.
-        files = [pq.ParquetFile(self._folder / chunk.name) for chunk in chunks]
+        files = [open_file(self._folder / chunk.name) for chunk in chunks]
         for chunk in chunks:
             self._remove(chunk)
         reached = 0

@@ -1,7 +1,10 @@
 """Finds runs and reads what they say of themselves: names, folders, and ``run.json``."""
 
+import contextlib
+import errno
 import json
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -9,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from analyzer.errors import AnalyzerError, RunNotFoundError, SchemaError
+from analyzer.errors import AnalyzerError, RunExistsError, RunNotFoundError, SchemaError
 from analyzer.storage.parts import Part, listing, replace_file
 from analyzer.storage.schema import READABLE_VERSIONS
 from analyzer.storage.selection import nearest
@@ -19,6 +22,8 @@ __all__ = [
     "RunSummary",
     "age_seconds",
     "check_version",
+    "claim_folder",
+    "make_folder",
     "read_manifest",
     "resolve_run",
     "runs_in",
@@ -29,6 +34,8 @@ __all__ = [
 CRASHED_AFTER_SECONDS = 30.0
 _STATUSES = ("running", "finished", "failed", "interrupted")
 _MOST_BYTES = 64 * 2**20
+# What a file system without hard links says.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 # What a list shows of a manifest; the rest of it is not worth keeping.
 _SHOWN = ("status", "heartbeat", "created", "steps", "num_layers", "num_joins", "last_loss")
 
@@ -184,11 +191,57 @@ def _hint(name: str, known: list[str], folder: Path) -> str:
 
 def write_manifest(folder: Path, fields: Mapping[str, Any]) -> None:
     """Write ``run.json`` with the time of now as its heartbeat."""
-    beating = {**fields, "heartbeat": datetime.now(UTC).isoformat()}
-    text = json.dumps(beating, indent=1, ensure_ascii=True, default=str)
-    replace_file(
-        folder / "run.json", lambda hidden: hidden.write_text(text + "\n", encoding="utf-8")
+    text = _text(fields)
+    replace_file(folder / "run.json", lambda hidden: hidden.write_text(text, encoding="utf-8"))
+
+
+def make_folder(folder: Path) -> None:
+    """Make a run folder; an empty one will do.
+
+    Raises:
+        RunExistsError: If it holds something.
+    """
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        if not folder.is_dir() or any(folder.iterdir()):
+            raise _taken(folder) from None
+
+
+def claim_folder(folder: Path, fields: Mapping[str, Any]) -> None:
+    """Write the first ``run.json``: of several processes at the same instant, exactly one can.
+
+    Raises:
+        RunExistsError: If the folder is another's by now.
+    """
+    hidden, target = folder / f".{os.getpid()}-{threading.get_ident()}.tmp", folder / "run.json"
+    try:
+        hidden.write_text(_text(fields), encoding="utf-8")
+        try:
+            # A link is never made over a file that is there, and what it leads to is whole.
+            os.link(hidden, target)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            with target.open("x", encoding="utf-8") as file:
+                file.write(_text(fields))
+    except FileExistsError:
+        raise _taken(folder) from None
+    finally:
+        with contextlib.suppress(OSError):
+            hidden.unlink()
+
+
+def _taken(folder: Path) -> RunExistsError:
+    return RunExistsError(
+        f"run folder '{folder}' exists and holds something; a run is never overwritten: "
+        "name another folder, or resume that run with --resume"
     )
+
+
+def _text(fields: Mapping[str, Any]) -> str:
+    beating = {**fields, "heartbeat": datetime.now(UTC).isoformat()}
+    return json.dumps(beating, indent=1, ensure_ascii=True, default=str) + "\n"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -37,11 +37,19 @@ once at each moment. Where several attempts hold a step, the newest has it. Part
 differ in what was logged; a reader widens types (bool, int64, float64, string) and takes null for
 what is missing. Null is "not measured", NaN is a measured value.
 
+Pages of a file have checksums, and its metadata say under `place` where it lies in the run: of
+two parts whose names were exchanged, each is what its `place` says. Between the last page and the
+footer of such a file stand `GFlowS1` and a line feed, the CRC-32 of all bytes before the footer
+(0 in files over 4 MiB) and the CRC-32 of all bytes from the footer on, 4 bytes each,
+little-endian. Earlier files have none of these. The flushes of a rank and attempt are numbered
+from 0 without gaps.
+
 An overview file holds the bins of the steps from `start` to before `end`, `width` steps a bin, for
 the rows of rank 0: `start`, the id, `num_rows`, and for each numeric column its `_min`, `_mean`
 and `_max` over the finite values, `_num_finite`, and `_num_nonfinite` (NaN or infinite; nulls are
 neither). A file whose steps lie inside another's MUST NOT be read. There are at most {MAX_BINS}
-bins, and at least {MAX_BINS // 2} once the run has as many steps."""
+bins, and at least {MAX_BINS // 2} once the run has as many steps. A table of few rows has no
+overview, and what no overview file holds is in the table."""
 _MANIFEST: tuple[tuple[str, str, str], ...] = (
     ("schema_version", "int", f"Version of this layout; {SCHEMA_VERSION} now."),
     ("status", "string", "`running`, `finished`, `failed` or `interrupted`."),
@@ -58,6 +66,18 @@ _MANIFEST: tuple[tuple[str, str, str], ...] = (
     ("num_layers, num_parameters, num_joins", "int", "Rows of the static tables."),
     ("data_parallel_ranks", "int?", "Ranks by which output gradients are divided when pooled."),
     ("storage_error", "string?", "Why nothing more could be written from some step on."),
+    ("lost_steps", "int?", "Steps that were recorded and could not be written."),
+    (
+        "damaged",
+        "list of strings?",
+        "`file: reason` for each file that the writer found damaged or could not write.",
+    ),
+    (
+        "flushes",
+        "object?",
+        "Parts that were written of each table by `<rank>.<attempt>`, before any merge: a flush "
+        "that no part holds is lost.",
+    ),
 )
 
 

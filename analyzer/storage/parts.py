@@ -3,20 +3,23 @@
 A part is named ``<first step>-<last step>.r<rank>.a<attempt>.p<first flush>-<last flush>.parquet``.
 Merging parts gives one whose flushes contain theirs, and a part whose flushes lie inside another's
 is not read: so every row is seen exactly once at each moment of a merge, and after a kill.
+A part that is damaged is never merged and never removed.
 """
 
+import errno
 import itertools
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analyzer.storage.arrays import conform, unified
+from analyzer.storage.sealed import encoding, open_file, place_of, placed, seal
 
 __all__ = [
     "FAN_IN",
@@ -25,10 +28,10 @@ __all__ = [
     "Part",
     "PartSeries",
     "current_parts",
-    "encoding",
     "listing",
     "reason_of",
     "replace_file",
+    "visible",
     "write_table",
 ]
 
@@ -112,8 +115,12 @@ def _scan(folder: Path) -> frozenset[str]:
 
 def current_parts(folder: Path) -> list[Part]:
     """Return the parts that hold a table's rows, by attempt, rank and flush."""
-    found = filter(None, map(Part.from_name, listing(folder)))
-    by_writer = sorted(found, key=lambda p: (p.attempt, p.rank, p.first_flush, -p.last_flush))
+    return visible(filter(None, map(Part.from_name, listing(folder))))
+
+
+def visible(parts: Iterable[Part]) -> list[Part]:
+    """Return the parts that do not lie inside another, by attempt, rank and flush."""
+    by_writer = sorted(parts, key=lambda p: (p.attempt, p.rank, p.first_flush, -p.last_flush))
     kept: list[Part] = []
     for part in by_writer:
         last = kept[-1] if kept else None
@@ -138,23 +145,6 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
-def encoding(
-    schema: pa.Schema, ids: Sequence[str] = ("layer", "parameter", "join")
-) -> dict[str, object]:
-    """Return the options that measured best: a dictionary for ids alone, floats split by byte.
-
-    Only ``step`` and ``start`` get statistics: they are all that a reader skips row groups by.
-    """
-    floats = [field.name for field in schema if pa.types.is_floating(field.type)]
-    return {
-        "compression": "zstd",
-        "compression_level": 1,
-        "use_dictionary": [name for name in ids if name in schema.names] or False,
-        "use_byte_stream_split": floats or False,
-        "write_statistics": [name for name in ("step", "start") if name in schema.names] or False,
-    }
-
-
 READ_FAILURES = (OSError, pa.ArrowException, ValueError, KeyError)
 """What reading a damaged or foreign file raises."""
 
@@ -164,17 +154,21 @@ def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write a whole table as one file, atomically."""
-    options = encoding(table.schema)
-    replace_file(
-        path, lambda hidden: pq.write_table(table, hidden, row_group_size=ROW_GROUP, **options)
-    )
+def write_table(path: Path, table: pa.Table, place: str | None = None) -> None:
+    """Write a whole table as one sealed file, atomically; ``place`` is where it lies in the run."""
+    schema = placed(table.schema, place or path.name)
+    whole, options = table.replace_schema_metadata(schema.metadata), encoding(schema)
+
+    def write(hidden: Path) -> None:
+        pq.write_table(whole, hidden, row_group_size=ROW_GROUP, **options)
+        seal(hidden)
+
+    replace_file(path, write)
 
 
 @dataclass(frozen=True)
 class _Own:
-    """A part that this process wrote, and how often its rows were merged."""
+    """A part that this process wrote, and how often its rows were merged; -1 is left as it is."""
 
     part: Part
     rows: int
@@ -182,92 +176,206 @@ class _Own:
     schema: pa.Schema
 
 
+@dataclass(frozen=True)
+class _Merged:
+    """A part into which others were merged, and when; they lie beside it for a while."""
+
+    moment: float
+    whole: _Own
+    sources: Sequence[_Own]
+
+    @property
+    def left(self) -> list[_Own]:
+        """The others, which stay where they are since the one is damaged."""
+        return [replace(own, level=-1) for own in self.sources]
+
+
+class _DamagedError(Exception):
+    def __init__(self, own: _Own, reason: str) -> None:
+        super().__init__(reason)
+        self.own, self.reason = own, reason
+
+
 class PartSeries:
-    """The parts of one table that one process writes in one attempt."""
+    """The parts of one table that one process writes in one attempt.
+
+    Args:
+        folder: Folder of the table.
+        rank: Number of the process.
+        attempt: Number of its restart.
+
+    Attributes:
+        num_flushes: Parts that were written, before any merge.
+        damaged: Why a part could not be merged, by its place in the run.
+    """
 
     def __init__(self, folder: Path, rank: int, attempt: int) -> None:
         self.folder = folder
+        self.num_flushes = 0
+        self.damaged: dict[str, str] = {}
         self._rank, self._attempt = rank, attempt
         self._parts: list[_Own] = []
-        self._num_flushes = 0
         self._merge: Iterator[None] | None = None
-        self._merged_away: list[tuple[float, Part]] = []
+        self._next_merge = 0.0
+        self._merged_away: list[_Merged] = []
 
     def append(self, rows: pa.Table, first: int, last: int) -> None:
         """Write the rows of one flush, which hold steps ``first`` to ``last``."""
-        flush = self._num_flushes
+        flush = self.num_flushes
         part = Part(self._attempt, self._rank, flush, flush, first, last)
-        write_table(self.folder / part.name, rows)
-        self._num_flushes += 1
+        write_table(self.folder / part.name, rows, self._place(part))
+        self.num_flushes += 1
         self._parts.append(_Own(part, rows.num_rows, 0, rows.schema))
 
-    def advance(self) -> None:
-        """Do a piece of the merge that is under way, or begin one where it is due."""
-        self._remove_older_than(_GRACE_SECONDS)
-        if self._merge is None:
-            tail = self._parts[-FAN_IN:]
-            same_level = len({own.level for own in tail}) == 1
-            if len(tail) < FAN_IN or not same_level or sum(o.rows for o in tail) > _FULL_ROWS:
-                return
-            self._merge = self._merged(tail)
-        if next(self._merge, StopIteration) is StopIteration:
-            self._merge = None
+    def _place(self, part: Part) -> str:
+        return f"{self.folder.name}/{part.name}"
 
-    def finish(self) -> None:
-        """Merge everything that is not full yet; parts stay as they were if the disk refuses."""
-        while self._merge is not None:
-            self.advance()
+    def advance(self) -> None:
+        """Do a piece of the merge that is under way, or begin one where it is due.
+
+        A disk that refuses costs nothing: the parts stay as they are, and are merged later.
+        """
+        try:
+            self._remove_older_than(_GRACE_SECONDS)
+            if self._merge is None:
+                self._merge = self._due()
+            if self._merge is not None and next(self._merge, StopIteration) is StopIteration:
+                self._merge = None
+        except Exception as error:
+            self._merge, self._next_merge = None, time.monotonic() + _GRACE_SECONDS
+            if not isinstance(error, OSError):
+                raise
+
+    def _due(self) -> Iterator[None] | None:
+        tail = self._parts[-FAN_IN:]
+        levels = {own.level for own in tail}
+        is_even = len(tail) == FAN_IN and len(levels) == 1 and levels != {-1}
+        if not is_even or sum(own.rows for own in tail) > _FULL_ROWS:
+            return None
+        return self._merged(tail) if time.monotonic() >= self._next_merge else None
+
+    def finish(self, after_each: Callable[[], object] = lambda: None) -> None:
+        """Merge everything that is not full yet; ``after_each`` is called after each part.
+
+        Raises:
+            OSError: If the disk refuses; every row then lies in a part all the same.
+        """
+        merge, self._merge = self._merge, None
+        for _ in merge or ():
+            after_each()
         for group in _neighbors(self._parts):
             for _ in self._merged(group):
-                pass
+                after_each()
         self._remove_older_than(0.0)
 
     def _remove_older_than(self, seconds: float) -> None:
-        """Remove parts that were merged at least so long ago."""
-        while self._merged_away and time.monotonic() - self._merged_away[0][0] >= seconds:
-            _, part = self._merged_away.pop(0)
-            (self.folder / part.name).unlink(missing_ok=True)
+        """Remove parts that were merged at least so long ago into one that is still whole."""
+        while self._merged_away and time.monotonic() - self._merged_away[0].moment >= seconds:
+            merged = self._merged_away.pop(0)
+            reason = self._problem(merged.whole)
+            if reason is None:
+                for own in merged.sources:
+                    self._remove(own)
+                continue
+            self.damaged[self._place(merged.whole.part)] = reason
+            self._parts = [
+                one
+                for own in self._parts
+                for one in (merged.left if own.part == merged.whole.part else [own])
+            ]
+
+    def _remove(self, own: _Own) -> None:
+        """Remove a part, unless there is another one under its name by now, or a damaged one."""
+        path = self.folder / own.part.name
+        hidden = path.with_name(f".{path.name}.tmp")
+        try:
+            path.rename(hidden)
+            is_own = place_of(hidden) == self._place(own.part)
+        except FileNotFoundError:
+            return
+        except READ_FAILURES:
+            is_own = False
+        if is_own:
+            hidden.unlink()
+        else:
+            hidden.rename(path)
+
+    def _problem(self, own: _Own) -> str | None:
+        """Why a part cannot be read; None for a whole one."""
+        try:
+            open_file(self.folder / own.part.name).close()
+        except READ_FAILURES as error:
+            return reason_of(error)
+        return None
 
     def _merged(self, group: Sequence[_Own]) -> Iterator[None]:
-        """Merge neighboring parts, a part at a time."""
+        """Merge neighboring parts, a part at a time; one that is damaged stays between them."""
+        waiting = [list(group)]
+        while waiting:
+            some = waiting.pop(0)
+            if len(some) < 2:
+                continue
+            try:
+                yield from self._merge_whole(some)
+            except _DamagedError as damaged:
+                bad = damaged.own.part
+                self.damaged[self._place(bad)] = damaged.reason
+                self._parts = [replace(o, level=-1) if o.part == bad else o for o in self._parts]
+                place = some.index(damaged.own)
+                waiting[:0] = [some[:place], some[place + 1 :]]
+
+    def _merge_whole(self, group: Sequence[_Own]) -> Iterator[None]:
         part = group[0].part.joined(group[-1].part)
         schema = unified(own.schema for own in group)
-        yield from _copied(
-            [self.folder / own.part.name for own in group], schema, self.folder / part.name
-        )
-        self._merged_away += [(time.monotonic(), own.part) for own in group]
-        place = self._parts.index(group[0])
-        level = max(own.level for own in group) + 1
-        rows = sum(own.rows for own in group)
-        self._parts[place : place + len(group)] = [_Own(part, rows, level, schema)]
+        yield from self._copied(group, schema, part)
+        level, rows = max(own.level for own in group) + 1, sum(own.rows for own in group)
+        whole = _Own(part, rows, level, schema)
+        self._merged_away.append(_Merged(time.monotonic(), whole, group))
+        before = [own for own in self._parts if own.part.last_flush < part.first_flush]
+        after = [own for own in self._parts if own.part.first_flush > part.last_flush]
+        self._parts = [*before, whole, *after]
+
+    def _copied(self, group: Sequence[_Own], schema: pa.Schema, part: Part) -> Iterator[None]:
+        """Copy rows into one file with row groups of the right size, in bounded memory."""
+        hidden = self.folder / f".{part.name}.tmp"
+        schema = placed(schema, self._place(part))
+        try:
+            with pq.ParquetWriter(hidden, schema, **encoding(schema)) as writer:
+                waiting: list[pa.Table] = []
+                for own in group:
+                    for rows in self._groups(own):
+                        waiting.append(conform(rows, schema))
+                        waiting = _written(writer, waiting, ROW_GROUP)
+                    yield
+                _written(writer, waiting, 1)
+            seal(hidden)
+            os.replace(hidden, self.folder / part.name)
+        finally:
+            hidden.unlink(missing_ok=True)
+
+    def _groups(self, own: _Own) -> Iterator[pa.Table]:
+        """Read a part a row group at a time, every byte of it checked."""
+        try:
+            with open_file(self.folder / own.part.name) as file:
+                if file.metadata.num_rows != own.rows:
+                    raise ValueError(f"it has {file.metadata.num_rows} rows, not {own.rows}")
+                for group in range(file.num_row_groups):
+                    yield file.read_row_group(group)
+        except READ_FAILURES as error:
+            if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+                raise  # the disk, not the file; it may be read later
+            raise _DamagedError(own, reason_of(error)) from error
 
 
 def _neighbors(parts: Sequence[_Own]) -> list[list[_Own]]:
     """Runs of parts that are worth merging, each of at most a full part's rows."""
     runs: list[list[_Own]] = [[]]
     for own in parts:
-        if runs[-1] and sum(o.rows for o in runs[-1]) + own.rows > _FULL_ROWS:
+        if own.level < 0 or (runs[-1] and sum(o.rows for o in runs[-1]) + own.rows > _FULL_ROWS):
             runs.append([])
-        runs[-1].append(own)
+        if own.level >= 0:
+            runs[-1].append(own)
     return [run for run in runs if len(run) > 1]
-
-
-def _copied(sources: Sequence[Path], schema: pa.Schema, target: Path) -> Iterator[None]:
-    """Copy rows into one file with row groups of the right size, in bounded memory."""
-    hidden = target.parent / f".{target.name}.tmp"
-    try:
-        with pq.ParquetWriter(hidden, schema, **encoding(schema)) as writer:
-            waiting: list[pa.Table] = []
-            for source in sources:
-                with pq.ParquetFile(source) as file:
-                    for group in range(file.num_row_groups):
-                        waiting.append(conform(file.read_row_group(group), schema))
-                        waiting = _written(writer, waiting, ROW_GROUP)
-                yield
-            _written(writer, waiting, 1)
-        os.replace(hidden, target)
-    finally:
-        hidden.unlink(missing_ok=True)
 
 
 def _written(writer: pq.ParquetWriter, waiting: list[pa.Table], least: int) -> list[pa.Table]:

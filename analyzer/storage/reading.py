@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from analyzer.errors import NotRecordedError
@@ -23,6 +23,7 @@ from analyzer.storage.arrays import (
 )
 from analyzer.storage.parts import READ_FAILURES, listing, reason_of
 from analyzer.storage.schema import STAT_COLUMNS, STEP_TABLES, TABLES
+from analyzer.storage.sealed import open_file
 from analyzer.storage.selection import StepsLike, nearest, selected_ids, selected_steps
 from analyzer.storage.tables import StepTable
 from analyzer.vocabulary import quantities_of
@@ -46,7 +47,8 @@ Ids = int | str | Iterable[int | str] | None
 Ranks = Literal["pooled", "all"]
 _NAMES_OF = {"layer_stats": "layers", "parameter_stats": "parameters", "splits": "joins"}
 _PROBE_FILE = re.compile(r"step-(\d{12,18})\.parquet")
-_FORMAT_KEYS = (b"schema_version", b"ARROW:schema")
+_WRITER = re.compile(r"\d{1,5}\.\d{1,5}")
+_FORMAT_KEYS = (b"schema_version", b"ARROW:schema", b"place")
 
 
 class StaticTable:
@@ -78,7 +80,8 @@ class StaticTable:
         if self._path.is_symlink() or not self._path.is_file():
             return schema.empty_table()
         try:
-            return conform(pq.ParquetFile(self._path).read(), schema)
+            with open_file(self._path) as file:
+                return conform(file.read(), schema)
         except READ_FAILURES as error:
             self._warn(f"{self._path.name} cannot be read and is left out ({reason_of(error)})")
             return schema.empty_table()
@@ -95,7 +98,8 @@ def probe_rows(folder: Path, warn: Callable[[str], None]) -> pa.Table:
     tables = []
     for step, path in probe_files(folder).items():
         try:
-            rows = pq.ParquetFile(path).read().replace_schema_metadata(None)
+            with open_file(path) as file:
+                rows = file.read().replace_schema_metadata(None)
         except READ_FAILURES as error:
             name = f"probes/{folder.name}/{path.name}"
             warn(f"{name} cannot be read and is left out ({reason_of(error)})")
@@ -114,7 +118,11 @@ def probe_notes(folder: Path) -> dict[int, dict[str, str]]:
     """Return what a probe noted beside its tables, by step."""
     notes = {}
     for step, path in probe_files(folder).items():
-        raw = pq.read_schema(path).metadata or {}
+        try:
+            with open_file(path) as file:
+                raw = file.schema_arrow.metadata or {}
+        except READ_FAILURES:
+            continue  # `probe_rows` warns of it
         ours = {key: value for key, value in raw.items() if key not in _FORMAT_KEYS}
         notes[step] = {key.decode(): value.decode() for key, value in ours.items()}
     return notes
@@ -197,8 +205,17 @@ class RunRows:
         static: Mapping[str, StaticTable],
         warn: Callable[[str], None],
     ) -> None:
-        self.tables = {name: StepTable(run, name, warn) for name in STEP_TABLES}
+        self.tables = {
+            name: StepTable(run, name, warn, partial(self._promised, name)) for name in STEP_TABLES
+        }
         self._name, self._manifest, self._static = run.name, manifest, static
+
+    def _promised(self, table: str) -> dict[str, int]:
+        """How many flushes of a table each writer says to have written."""
+        flushes = self._manifest().get("flushes")
+        found = flushes.get(table) if isinstance(flushes, dict) else None
+        counts = found.items() if isinstance(found, dict) else ()
+        return {w: n for w, n in counts if type(n) is int and _WRITER.fullmatch(w)}
 
     def read(
         self,

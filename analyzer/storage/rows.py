@@ -42,6 +42,14 @@ class Block:
         """Memory of the arrays."""
         return self.ids.nbytes + self.values.nbytes + getattr(self.present, "nbytes", 0)
 
+    def check(self) -> None:
+        """Raise ValueError where the arrays are not those of the table."""
+        expected = (len(self.ids), len(STAT_COLUMNS[self.table]))
+        for name in ("values", "present"):
+            array = getattr(self, name)
+            if array is not None and array.shape != expected:
+                raise ValueError(f"{name} of {self.table} are {array.shape}, expected {expected}")
+
 
 @dataclass(frozen=True)
 class StepRecord:

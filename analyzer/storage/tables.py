@@ -1,6 +1,6 @@
 """Reads only the columns, steps and ids that were asked for from the parts of one table."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from analyzer.storage.arrays import as_array, as_numpy, conform, is_number, side_by_side, unified
 from analyzer.storage.bins import Numbers
-from analyzer.storage.parts import READ_FAILURES, Part, current_parts, reason_of
+from analyzer.storage.finding import PartFinder
+from analyzer.storage.parts import READ_FAILURES, Part
 from analyzer.storage.schema import CONSTANT_COLUMNS, TABLES, key_column
 from analyzer.storage.selection import Steps
 
@@ -25,13 +26,14 @@ _MANY_ROWS = 500_000
 # Rows whose steps are looked at together.
 _SCANNED_ROWS = 2_000_000
 _GROUPS_AT_ONCE = 8
+_STEPS_AT_ONCE = 256
 
 
 class _OpenPart:
     """A part file with its footer parsed: where its steps lie."""
 
     def __init__(self, path: Path) -> None:
-        self.file = pq.ParquetFile(path)
+        self.file = pq.ParquetFile(path, page_checksum_verification=True)
         metadata = self.file.metadata
         self.schema = self.file.schema_arrow
         place = self.schema.get_field_index("step")
@@ -55,26 +57,49 @@ def _open(path: Path) -> _OpenPart:
     return _opened(path, stat.st_ino, stat.st_mtime_ns)
 
 
-class StepTable:
-    """One table of a run that has rows for steps; warns of each part that cannot be read."""
+class _LeftOutError(Exception):
+    """A part was found damaged: those that were merged into it may still be there."""
 
-    def __init__(self, run: Path, name: str, warn: Callable[[str], None]) -> None:
+
+class StepTable:
+    """One table of a run that has rows for steps.
+
+    Args:
+        run: Folder of the run.
+        name: Name of the table.
+        warn: Receives a sentence for each part that is damaged, missing or another's.
+        promised: Returns how many flushes were written, by ``<rank>.<attempt>``.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        name: str,
+        warn: Callable[[str], None],
+        promised: Callable[[], Mapping[str, int]] = dict,
+    ) -> None:
         self.name, self.key = name, key_column(name)
-        self._folder, self._warn = run / name, warn
-        self._bad: set[Part] = set()
+        self._folder = run / name
+        self._finder = PartFinder(self._folder, warn, promised)
+        self._names: dict[Part, str] = {}
         self._parts: list[Part] | None = None
         self._steps: NDArray[np.int64] | None = None
 
     def refresh(self) -> None:
         """Look for new parts at the next question."""
+        self._finder.forget()
+        self._look_again()
+
+    def _look_again(self) -> None:
         self._parts = self._steps = None
 
     @property
     def parts(self) -> list[Part]:
         """The parts that hold the rows, by attempt, rank and flush."""
         if self._parts is None:
-            self._parts = current_parts(self._folder)
-        return [part for part in self._parts if part not in self._bad]
+            names = self._again(self._finder.find)
+            self._names, self._parts = names, list(names)
+        return self._parts
 
     @property
     def ranks(self) -> list[int]:
@@ -109,8 +134,12 @@ class StepTable:
 
     def _readable(self) -> list[_OpenPart]:
         """All parts that can be opened."""
-        found = self._again(lambda: [self._open(part) for part in self.parts])
-        return [part for part in found if part is not None]
+        return self._again(lambda: [self._open(part) for part in self.parts])
+
+    def num_rows(self, rank: int) -> int:
+        """Return how many rows a rank has in all attempts."""
+        mine = self._again(lambda: [self._open(part) for part in self.parts if part.rank == rank])
+        return sum(part.num_rows for part in mine)
 
     def _between(self, first: int, last: int) -> NDArray[np.int64]:
         """The steps from one to another that have rows, in order, each once."""
@@ -189,12 +218,14 @@ class StepTable:
 
     def numbers(self, first: int, last: int, rank: int) -> Iterator[Numbers]:
         """Yield the numeric columns of a rank's rows, as an overview takes them."""
-        span = 256
         names = [f.name for f in self.schema() if is_number(f.type)]
         values = [n for n in names if n not in (*CONSTANT_COLUMNS, self.key)]
         keys = ["step"] if self.key is None else ["step", self.key]
-        for start in range(first, last + 1, span):
-            steps = Steps(start, min(last, start + span - 1))
+        recorded = self.steps()
+        recorded = recorded[(recorded >= first) & (recorded <= last)]
+        for start in range(0, len(recorded), _STEPS_AT_ONCE):
+            some = recorded[start : start + _STEPS_AT_ONCE]
+            steps = Steps(int(some[0]), int(some[-1]))
             rows = self.read([*keys, *values], steps, ranks=[rank])
             if rows.num_rows:
                 ids = as_numpy(rows.column(self.key)) if self.key else np.zeros(rows.num_rows)
@@ -202,13 +233,18 @@ class StepTable:
                 yield Numbers(*keyed, *side_by_side(rows, values))
 
     def _again(self, question: Callable[[], _Answer]) -> _Answer:
-        """Ask again when a merge took parts away between the listing and the reading."""
-        for _ in range(_MOST_TRIES):
+        """Ask again when a merge took parts away meanwhile, or a part turned out damaged."""
+        tries = 0
+        while True:
             try:
                 return question()
             except FileNotFoundError:
-                self.refresh()
-        return question()
+                tries += 1
+                if tries > _MOST_TRIES:
+                    raise
+            except _LeftOutError:
+                pass
+            self._look_again()
 
     def _piece(
         self, part: Part, needed: Sequence[str], steps: Steps, ids: Sequence[int] | None
@@ -217,7 +253,7 @@ class StepTable:
         if not steps.touches(part.first, part.last):
             return None
         try:
-            opened = _open(self._folder / part.name)
+            opened = _open(self._path(part))
             groups = np.flatnonzero(steps.touching(opened.low, opened.high)).tolist()
             if not groups:
                 return None
@@ -237,21 +273,23 @@ class StepTable:
         except FileNotFoundError:
             raise
         except READ_FAILURES as error:
-            self._leave_out(part, error)
-            return None
+            raise self._left_out(part, error) from error
 
-    def _leave_out(self, part: Part, error: Exception) -> None:
-        self._bad.add(part)
-        self._warn(f"{self.name}/{part.name} cannot be read and is left out ({reason_of(error)})")
+    def _path(self, part: Part) -> Path:
+        return self._folder / self._names.get(part, part.name)
 
-    def _open(self, part: Part) -> _OpenPart | None:
+    def _left_out(self, part: Part, error: Exception) -> _LeftOutError:
+        name = self._path(part).name
+        self._finder.leave_out(name, error)
+        return _LeftOutError(name)
+
+    def _open(self, part: Part) -> _OpenPart:
         try:
-            return _open(self._folder / part.name)
+            return _open(self._path(part))
         except FileNotFoundError:
             raise
         except READ_FAILURES as error:
-            self._leave_out(part, error)
-            return None
+            raise self._left_out(part, error) from error
 
     def _newest(self, whole: pa.Table, parts: Sequence[Part]) -> pa.Table:
         """Leave out the rows of attempts that a newer one went over again."""

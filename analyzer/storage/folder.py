@@ -1,0 +1,393 @@
+"""What the thread of a writer does to a run folder: rows gather, and become files."""
+
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from analyzer.errors import RunExistsError, SchemaError
+from analyzer.storage.arrays import plain
+from analyzer.storage.bins import Numbers
+from analyzer.storage.catalog import claim_folder, make_folder, read_manifest, write_manifest
+from analyzer.storage.parts import PartSeries, reason_of, write_table
+from analyzer.storage.rows import Block, StepRecord, stat_rows, static_table, step_rows
+from analyzer.storage.schema import SCHEMA_VERSION, STAT_COLUMNS, STEP_TABLES
+from analyzer.storage.table_bins import TableBins
+
+__all__ = ["RunFolder"]
+
+_HEARTBEAT_SECONDS = 5.0
+_SAVE_SECONDS = 10.0
+_UNFINISHED_SECONDS = 60.0
+# Rows of a network of thousands of layers are written before they are as old or as many as
+# the limits say, so that memory does not grow with the network.
+_MOST_BYTES = 8 * 2**20
+# A disk that refuses is asked again so often, for so long, and while no more rows wait than that.
+_RETRY_SECONDS = 0.25
+_PATIENCE_SECONDS = 10.0
+_MOST_WAITING_BYTES = 64 * 2**20
+_LAST_TRIES = (0.0, 0.1, 0.4)
+_MOST_ERRORS = 20
+
+
+@dataclass(frozen=True)
+class _Flush:
+    """Rows of some steps on their way to disk, ``steps`` last; what is written is taken out."""
+
+    tables: deque[tuple[str, pa.Table, Numbers]]
+    first: int
+    last: int
+    num_steps: int
+    num_bytes: int
+
+
+class RunFolder:
+    """A run folder, as the thread of its writer works on it.
+
+    Only rank 0 writes ``run.json``, static tables and bins. A method that raises an OSError has
+    been patient: the disk refuses for good. Errors of the recorder cost what they are about.
+
+    Args:
+        path: Folder of the run.
+        manifest: First content of ``run.json``.
+        writer: Rank and attempt.
+        flush: Rows are written after that many seconds or steps.
+        warn: Receives a sentence about a part that was not recorded.
+
+    Attributes:
+        written_steps: Steps that are whole on disk.
+        damaged: Why files were damaged, or not written, by their place in the run.
+        errors: What the recorder itself did wrong; the first few.
+        pulse: Grows with each piece of work.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Mapping[str, Any],
+        writer: tuple[int, int],
+        flush: tuple[float, int],
+        warn: Callable[[str], None],
+    ) -> None:
+        self.path, self._warn = path, warn
+        self.written_steps = self.pulse = 0
+        self.damaged: dict[str, str] = {}
+        self.errors: list[str] = []
+        self._rank, self._attempt = writer
+        self._flush_seconds, self._flush_steps = flush
+        self._fields: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **manifest}
+        self._is_made = self._has_begun = False
+        self._steps: list[Mapping[str, Any]] = []
+        self._blocks: dict[str, list[tuple[int, Block]]] = {table: [] for table in STAT_COLUMNS}
+        self._num_bytes = 0
+        self._oldest = 0.0
+        self._num_errors = 0
+        self._num_steps = self._lost_before = 0
+        self._flushes: deque[_Flush] = deque()
+        # What writes each file that waits, and since when the disk has refused it.
+        self._files: dict[str, tuple[Callable[[], object], float | None]] = {}
+        self._refused_since: float | None = None
+        self._next_try = 0.0
+        self._series = {table: PartSeries(path / table, *writer) for table in STEP_TABLES}
+        self._bins_of: dict[str, TableBins] = {}
+        self._last_save = self._last_beat = time.monotonic()
+
+    # --- what is given to it -----------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Take the folder and write the first ``run.json``; again until it has gone well once.
+
+        Raises:
+            RunExistsError: If the folder is somebody else's.
+        """
+        if self._has_begun:
+            return
+        self._fields["status"] = "running"
+        if self._rank == 0 and self._attempt == 0:
+            self._fields.setdefault("created", datetime.now(UTC).isoformat())
+            if not self._is_made:
+                make_folder(self.path)
+                self._is_made = True
+            claim_folder(self.path, self._fields)
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if self._rank == 0:
+                self._resume()
+        self._has_begun = True
+
+    def _resume(self) -> None:
+        """Keep the fields of the earlier attempts."""
+        if (self.path / "run.json").exists():
+            fresh = {"error": None, "storage_error": None}
+            try:
+                self._fields = {**read_manifest(self.path), **fresh, **self._fields}
+                self._num_steps = int(self._fields.get("steps") or 0)
+                self._lost_before = int(self._fields.get("lost_steps") or 0)
+            except SchemaError as error:
+                (self.path / "run.json").rename(self.path / "run.json.damaged")
+                self.damaged["run.json"] = str(error)
+            # Those of other ranks are young.
+            for hidden in self.path.rglob(".*.tmp"):
+                if time.time() - hidden.stat().st_mtime > _UNFINISHED_SECONDS:
+                    hidden.unlink(missing_ok=True)
+        self._fields.setdefault("created", datetime.now(UTC).isoformat())
+        write_manifest(self.path, self._fields)
+
+    def update(self, fields: Mapping[str, Any]) -> None:
+        """Change fields of ``run.json``."""
+        self._fields.update(fields)
+        self._last_beat = -math.inf
+
+    def fail(self, what: str) -> None:
+        """Note that the recorder did something wrong: the run does not end as finished."""
+        self._num_errors += 1
+        if len(self.errors) < _MOST_ERRORS:
+            self.errors.append(what)
+        self._warn(
+            f"a part of run '{self.path}' was not recorded ({what}); everything else was recorded"
+        )
+
+    def take(self, record: StepRecord) -> None:
+        """Gather the rows of one step; none of them if a block has the wrong shape."""
+        for block in record.blocks:
+            block.check()
+        if not self._steps:
+            self._oldest = time.monotonic()
+        step = int(record.step["step"])
+        self._steps.append(record.step)
+        for block in record.blocks:
+            if len(block.ids):
+                self._blocks[block.table].append((step, block))
+                self._num_bytes += block.num_bytes
+        self._fields["steps"] = max(step + 1, self._fields.get("steps") or 0)
+        self._fields["last_loss"] = plain(record.step.get("loss"))
+
+    def write_static(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the table of layers, parameters or joins over the one before."""
+        if self._rank == 0:
+            self._fields[f"num_{table}"] = len(rows)
+            place, whole = f"{table}.parquet", static_table(table, rows)
+            self.write_file(place, lambda: write_table(self.path / place, whole, place))
+
+    def write_file(self, place: str, write: Callable[[], object]) -> None:
+        """Write a file; where the disk refuses, again and again for a while, unless replaced."""
+        self._files[place] = (write, None)
+
+    # --- what is due -------------------------------------------------------------------------
+
+    def work(self) -> None:
+        """Do what is due: write rows, merge a few parts, beat.
+
+        Raises:
+            OSError: If the disk refuses to take rows for good.
+        """
+        self.pulse += 1
+        now = time.monotonic()
+        is_due = bool(self._steps) and (
+            now - self._oldest >= self._flush_seconds
+            or len(self._steps) >= self._flush_steps
+            or self._num_bytes >= _MOST_BYTES
+        )
+        if is_due:
+            self._gather()
+        if (self._flushes or self._files or not self._has_begun) and now >= self._next_try:
+            self._write_waiting(now, _PATIENCE_SECONDS)
+        if is_due and not self._flushes:
+            for series in self._series.values():
+                series.advance()
+        if now - self._last_save >= _SAVE_SECONDS:
+            self._last_save = now
+            for bins in self._bins_of.values():
+                bins.save()
+        self._beat()
+
+    def _beat(self) -> None:
+        """Write ``run.json`` with the heartbeat of now, where it is due."""
+        now = time.monotonic()
+        if self._rank != 0 or not self._has_begun or now - self._last_beat < _HEARTBEAT_SECONDS:
+            return
+        self._last_beat = now
+        with contextlib.suppress(OSError):  # the next one comes
+            write_manifest(self.path, self._manifest())
+
+    def _manifest(self) -> dict[str, Any]:
+        flushes = dict(self._fields.get("flushes") or {})
+        damaged = dict(self.damaged)
+        for table, series in self._series.items():
+            damaged.update(series.damaged)
+            if series.num_flushes:
+                counts = {f"{self._rank}.{self._attempt}": series.num_flushes}
+                flushes[table] = {**flushes.get(table, {}), **counts}
+        self._fields["flushes"] = flushes
+        if damaged:
+            known = list(self._fields.get("damaged") or [])
+            lines = [f"{place}: {reason}" for place, reason in damaged.items()]
+            self._fields["damaged"] = list(dict.fromkeys([*known, *lines]))
+        return self._fields
+
+    def _gather(self) -> None:
+        """Make tables of the rows that were gathered.
+
+        ``steps`` is written last, so a step that can be seen there is whole in the other tables.
+        """
+        if not self._steps:
+            return
+        steps, self._steps = self._steps, []
+        blocks, self._blocks = self._blocks, {table: [] for table in STAT_COLUMNS}
+        self._num_bytes = 0
+        numbers = [int(row["step"]) for row in steps]
+        tables: deque[tuple[str, pa.Table, Numbers]] = deque()
+        with self._naming("steps", min(numbers), max(numbers)):
+            for table, some in blocks.items():
+                if some:
+                    tables.append((table, *stat_rows(table, some, self._rank)))
+            tables.append(("steps", *step_rows(steps, self._rank, self._attempt, self._warn)))
+            size = sum(rows.nbytes + taken.values.nbytes for _, rows, taken in tables)
+            self._flushes.append(_Flush(tables, min(numbers), max(numbers), len(steps), size))
+
+    @contextlib.contextmanager
+    def _naming(self, table: str, first: int, last: int) -> Iterator[None]:
+        """Note an error of the recorder with the table and the steps that it costs."""
+        try:
+            yield
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:
+            self.fail(f"{table} of steps {first} to {last}: {reason_of(error)}")
+
+    def _write_waiting(self, now: float, patience: float) -> None:
+        """Write what waits; keep it where the disk refuses, as long as there is hope."""
+        try:
+            self.begin()
+            self._write_files(now, patience)
+            while self._flushes:
+                self._write_flush(self._flushes[0])
+                self._flushes.popleft()
+        except (OSError, MemoryError):
+            self._next_try = now + _RETRY_SECONDS
+            self._refused_since = self._refused_since or now
+            is_late = now - self._refused_since >= patience
+            if is_late or sum(f.num_bytes for f in self._flushes) > _MOST_WAITING_BYTES:
+                raise
+        else:
+            self._refused_since = None
+
+    def _write_files(self, now: float, patience: float) -> None:
+        for place, (write, since) in list(self._files.items()):
+            del self._files[place]
+            try:
+                write()
+                self.pulse += 1
+            except Exception as error:
+                since = since or now
+                if not _is_of_disk(error):
+                    self.fail(f"{place}: {reason_of(error)}")
+                elif now - since >= patience:
+                    self.damaged[place] = f"not written, {reason_of(error)}"
+                else:
+                    self._files[place] = (write, since)
+                    self._next_try = now + _RETRY_SECONDS
+
+    def _write_flush(self, flush: _Flush) -> None:
+        while flush.tables:
+            table, rows, numbers = flush.tables[0]
+            is_written = False
+            with self._naming(table, flush.first, flush.last):
+                first, last = int(numbers.steps.min()), int(numbers.steps.max())
+                self._series[table].append(rows, first, last)
+                is_written = True
+            if not is_written:
+                return  # none of its steps is whole
+            flush.tables.popleft()
+            self.pulse += 1
+            if self._rank == 0:
+                self._table_bins(table).add(numbers)
+        self.written_steps += flush.num_steps
+        self._num_steps = max(self._num_steps, flush.last + 1)
+
+    def _table_bins(self, table: str) -> TableBins:
+        if table not in self._bins_of:
+            self._bins_of[table] = TableBins(self.path, table, self._attempt)
+        return self._bins_of[table]
+
+    # --- the end -----------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Write what is left and merge it.
+
+        Raises:
+            OSError: If the disk refuses still.
+        """
+        self._gather()
+        refusal = self._last_tries()
+        for bins in self._bins_of.values():
+            bins.finish()
+            self._go_on()
+        for table, series in self._series.items():
+            self._merge(table, series)
+        if refusal is not None:
+            raise refusal
+
+    def _go_on(self) -> None:
+        """A long run takes long to merge, and is not crashed meanwhile: it beats in between."""
+        self.pulse += 1
+        self._beat()
+
+    def _merge(self, table: str, series: PartSeries) -> None:
+        for _ in _LAST_TRIES:
+            try:
+                return series.finish(self._go_on)
+            except OSError:
+                continue  # every row is in a part all the same
+            except Exception as error:
+                return self.fail(f"merging {table}: {reason_of(error)}")
+
+    def _last_tries(self) -> Exception | None:
+        for place, seconds in enumerate(_LAST_TRIES):
+            time.sleep(seconds)
+            is_last = place == len(_LAST_TRIES) - 1
+            try:
+                self._write_waiting(time.monotonic(), 0.0 if is_last else math.inf)
+            except (OSError, MemoryError, RunExistsError) as error:
+                return error
+            if not self._flushes and not self._files and self._has_begun:
+                break
+        return None
+
+    def end(self, fields: Mapping[str, Any], lost_steps: int) -> None:
+        """Say in ``run.json`` how the run ended.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        self._fields.update(fields)
+        if self.errors and self._fields.get("status") == "finished":
+            more = f", and {self._num_errors - 1} more" if self._num_errors > 1 else ""
+            self._fields["status"] = "failed"
+            self._fields["error"] = f"not all was recorded: {self.errors[0]}{more}"
+        if lost_steps:
+            self._fields["lost_steps"] = self._lost_before + lost_steps
+            self._fields["steps"] = self._num_steps
+        if self._rank != 0:
+            return
+        for seconds in _LAST_TRIES:
+            time.sleep(seconds)
+            try:
+                self.begin()
+                write_manifest(self.path, self._manifest())
+                return
+            except OSError as error:
+                refusal = error
+        raise refusal
+
+
+def _is_of_disk(error: Exception) -> bool:
+    # What safetensors raises is no OSError, but quotes one.
+    return isinstance(error, OSError | MemoryError) or "os error" in str(error)

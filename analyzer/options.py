@@ -9,7 +9,9 @@ where it acts.
 
 import inspect
 import math
+import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
@@ -80,9 +82,15 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _count(value: Any) -> str | None:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    return None if is_count else "a whole number from 1 up"
+def _whole(expected: str, least: int, most: float = math.inf) -> Callable[[Any], str | None]:
+    def check(value: Any) -> str | None:
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        return None if is_whole and least <= value <= most else expected
+
+    return check
+
+
+_count = _whole("a whole number from 1 up", 1)
 
 
 def _one_of(*choices: str) -> Callable[[Any], str | None]:
@@ -91,10 +99,22 @@ def _one_of(*choices: str) -> Callable[[Any], str | None]:
 
 def _finite(expected: str, least: float = -math.inf) -> Callable[[Any], str | None]:
     def check(value: Any) -> str | None:
-        is_number = isinstance(value, int | float) and math.isfinite(value)
-        return None if is_number and value >= least else expected
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        # A whole number of more than 308 digits is none that a tensor could be multiplied by.
+        is_finite = is_number and abs(value) <= sys.float_info.max
+        return None if is_finite and value >= least else expected
 
     return check
+
+
+def _path(value: Any) -> str | None:
+    try:
+        path = os.fspath(value)
+        is_path = isinstance(path, str) and path != "" and "\0" not in path
+        os.fsencode(path)
+    except (TypeError, UnicodeError):
+        is_path = False
+    return None if is_path else "the path of a folder, without NUL characters"
 
 
 def _pattern(value: Any) -> str | None:
@@ -163,7 +183,11 @@ class RecordOptions:
     twin_words: tuple[str, ...] = ()
 
     run: Path | None = _option(
-        None, "Folder of the new run. Default: the next free runs/<target>-<k>.", COMMAND, "DIR"
+        None,
+        "Folder of the new run. Default: the next free runs/<target>-<k>.",
+        COMMAND,
+        "DIR",
+        _path,
     )
     every: int = _option(
         1, "Record layers and parameters at every N-th step.", RECORDER, "N", _count
@@ -222,7 +246,7 @@ class RecordOptions:
         "Seed set at the start. Default: 0 for model files; a seed that the script sets wins.",
         COMMAND,
         "N",
-        _finite("a whole number from 0 up", 0),
+        _whole("a whole number from 0 to 18446744073709551615 (2**64 - 1)", 0, 2**64 - 1),
     )
     resume: str | None = _option(
         None, "Resume an interrupted training (not built yet).", COMMAND, "RUN"
@@ -242,7 +266,7 @@ class RecordOptions:
         MODEL_FILE,
         "digits|synthetic|cifar10:DIR",
         _matching(
-            r"digits|synthetic(:.+)?|cifar10:.+",
+            r"digits|synthetic(:.+)?|cifar10:[^\0]+",
             "digits, synthetic or cifar10:DIR",
         ),
     )
@@ -283,8 +307,8 @@ class RecordOptions:
             )
 
     @classmethod
-    def for_recorder(cls, given: Mapping[str, Any]) -> "RecordOptions":
-        """Return the options of a ``Recorder`` from its keywords.
+    def for_recorder(cls, given: Mapping[str, Any], run: Any = None) -> "RecordOptions":
+        """Return the options of a ``Recorder`` from its keywords, and the folder of its run.
 
         Raises:
             TypeError: If a keyword is not an option of the recorder.
@@ -295,7 +319,8 @@ class RecordOptions:
             if name not in known:
                 raise TypeError(f"Recorder() got an unexpected keyword argument {name!r}")
         probe = given.get("probe", ())
-        return cls(**{**given, "probe": (probe,) if isinstance(probe, str) else tuple(probe)})
+        probe = tuple(probe) if isinstance(probe, list | tuple | set) else (probe,)
+        return cls(**{**given, "probe": probe, "run": run})
 
     @property
     def plans(self) -> tuple[ProbePlan, ...]:

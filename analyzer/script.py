@@ -3,9 +3,11 @@
 A recorder waits, by `when_imported`, until the script has imported torch itself.
 """
 
+import functools
 import importlib.machinery
 import importlib.util
 import marshal
+import operator
 import os
 import pkgutil
 import runpy
@@ -26,6 +28,7 @@ _run_module_as_main: Callable[[str, bool], Any] = vars(runpy)["_run_module_as_ma
 _PYC_HEADER = 16
 # Up to 3.11 a call of a function written in C, such as exec, counts towards the recursion limit.
 _DESCENT = 1
+_LARGEST_LIMIT = 2**31 - 1
 _EXEC_CALLS = 1 if sys.version_info < (3, 12) else 0
 
 
@@ -144,9 +147,10 @@ def _compiled(content: bytes) -> CodeType:
 
 
 def _make_room(calls: int) -> None:
-    """Raise the recursion limit by the caller's depth and by this many calls more.
+    """Raise each recursion limit by the caller's depth and by this many calls more.
 
-    A program then recurses exactly as deep as it would without the frames below it.
+    A program then recurses exactly as deep as it would without the frames below it, with the limit
+    that it finds and with those that it sets.
     """
     limit = sys.getrecursionlimit()
     spare = 0
@@ -159,7 +163,26 @@ def _make_room(calls: int) -> None:
     try:
         descend()
     except RecursionError:
-        sys.setrecursionlimit(2 * limit - spare + calls - _DESCENT)
+        _raise_limits(limit - spare + calls - _DESCENT)
+
+
+def _raise_limits(extra: int) -> None:
+    """Put functions into ``sys`` that set this much more than they are told, and do not say so."""
+    set_limit, own = sys.setrecursionlimit, sys.getrecursionlimit()
+
+    @functools.wraps(set_limit)
+    def setrecursionlimit(limit: Any, /) -> None:
+        nonlocal own
+        wanted = operator.index(limit)
+        set_limit(min(wanted + extra, _LARGEST_LIMIT) if 0 < wanted <= _LARGEST_LIMIT else wanted)
+        own = wanted
+
+    @functools.wraps(sys.getrecursionlimit)
+    def getrecursionlimit() -> int:
+        return own
+
+    setrecursionlimit(own)
+    sys.setrecursionlimit, sys.getrecursionlimit = setrecursionlimit, getrecursionlimit
 
 
 def _outcome(program: _Program, main: ModuleType) -> BaseException | None:

@@ -63,6 +63,8 @@ class _Arrivals:
         known = next((g for g in gradients if g is not None), None)
         if known is None or self._is_complete:
             return
+        if type(known) is not Tensor or known.layout is not torch.strided:
+            return self.deliver()  # no arithmetic inside of the program's own backward pass
         num_parts = max(num_parts, *(n + 1 for n, g in enumerate(gradients) if g is not None))
         fork = [
             gradient if gradient is not None else known.new_zeros(shapes[number])

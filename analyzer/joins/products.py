@@ -61,8 +61,15 @@ def split_products(gradients: JoinGradients) -> Tensor:
         Seven float64 numbers: ‖∂L/∂z‖, ‖g_s‖, ‖g_b‖, ‖∂L/∂x‖, then the dot products ss, sb, bb in
         a unit common to the three. NaN where the backward pass computed nothing, and where a
         gradient holds NaN.
+
+    Raises:
+        TypeError: If a gradient is of a subclass, as a ``DTensor``: to add up its parts the
+            processes would have to talk to one another.
     """
     given = [part for parts in gradients for part in parts or ()]
+    for part in given:
+        if type(part) is not Tensor:
+            raise TypeError(f"a gradient is a {type(part).__name__}, not a plain tensor")
     if not given:
         return torch.full((7,), torch.nan, dtype=torch.float64)
     if are_in_host_memory(given):

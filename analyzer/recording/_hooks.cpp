@@ -58,6 +58,7 @@ struct Gate {
     enum { kLayers, kRoots, kUsed, kCurrent, kHeld };
     PyObject *held[kHeld];
     char listening, in_backward, keeps_graph, discovering, watches_all;
+    unsigned long thread;
     double seconds;
 };
 
@@ -103,10 +104,22 @@ PyMemberDef gate_members[] = {
     {"keeps_graph", T_BOOL, offsetof(Gate, keeps_graph), 0, nullptr},
     {"discovering", T_BOOL, offsetof(Gate, discovering), 0, nullptr},
     {"watches_all", T_BOOL, offsetof(Gate, watches_all), 0, nullptr},
+    {"thread", T_ULONG, offsetof(Gate, thread), 0, nullptr},
     {"seconds", T_DOUBLE, offsetof(Gate, seconds), 0, nullptr},
     {nullptr, 0, 0, 0, nullptr}};
 
 extern PyTypeObject layer_type, call_type, gate_type;
+
+// Whether a mode of the program would see what is computed here; -1 with an exception set.
+int is_watched() {
+    for (PyObject *ask : {num_dispatch_modes, num_function_modes}) {
+        PyObject *answer = PyObject_CallNoArgs(ask);
+        const long count = answer ? PyLong_AsLong(answer) : -1;
+        Py_XDECREF(answer);
+        if (count != 0) return count > 0 ? 1 : -1;
+    }
+    return 0;
+}
 
 // A hook on a tensor: the statistics of the gradient that arrived there.
 PyObject *call_with_gradient(PyObject *self, PyObject *args, PyObject *) {
@@ -116,8 +129,10 @@ PyObject *call_with_gradient(PyObject *self, PyObject *args, PyObject *) {
     Gate *gate = reinterpret_cast<Gate *>(capture);
     if (!gradient || !gate || !gate->in_backward || !is_given(invocation)) Py_RETURN_NONE;
     const double started = now();
+    const int watched = is_watched();
+    if (watched < 0) return nullptr;
     if (is_given(call->held[Call::kActivation]) && !is_given(call->held[Call::kKept]) &&
-        !gate->keeps_graph && !call->is_pooled) {
+        !gate->keeps_graph && !call->is_pooled && !watched) {
         Py_INCREF(invocation);  // other threads may run during a long pass
         PyObject *row = gradient_row_of(gradient, true);
         const bool is_done =
@@ -129,7 +144,7 @@ PyObject *call_with_gradient(PyObject *self, PyObject *args, PyObject *) {
             Py_RETURN_NONE;
         }
         Py_XDECREF(row);
-        PyErr_Clear();
+        if (!forget_error()) return nullptr;
     }
     static PyObject *name = PyUnicode_InternFromString("take_gradient");
     return PyObject_CallMethodObjArgs(capture, name, self, gradient, nullptr);
@@ -182,7 +197,8 @@ PyObject *activation_row_of(const Layer *layer, const DLTensor &x, Py_ssize_t el
     return row;
 }
 
-// A call of a layer as the hook of its output; false where Python must look, with nothing done.
+// A call of a layer as the hook of its output; false where Python must look, with nothing done, and
+// where an exception is set.
 bool observe(Gate *gate, Layer *layer, PyObject *tensor) {
     static PyObject *wants_name = PyUnicode_InternFromString("requires_grad"),
                     *calls_name = PyUnicode_InternFromString("calls");
@@ -215,8 +231,7 @@ bool observe(Gate *gate, Layer *layer, PyObject *tensor) {
     }
     Py_XDECREF(wants_gradient), Py_XDECREF(calls), Py_XDECREF(row), Py_XDECREF(made);
     Py_DECREF(invocation);
-    PyErr_Clear();
-    return is_done;
+    return forget_error() && is_done;
 }
 
 // Whether nothing is left to do about a call of this module.
@@ -232,22 +247,25 @@ PyObject *take(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     Layer *layer = reinterpret_cast<Layer *>(PyDict_GetItem(gate->held[Gate::kLayers], key));
     Py_DECREF(key);
     if (is_root) Py_RETURN_FALSE;
+    if (gate->thread && gate->thread != PyThread_get_thread_ident()) Py_RETURN_TRUE;
     if (!layer || Py_TYPE(layer) != &layer_type) Py_RETURN_TRUE;
     PyObject *ref = layer->held[Layer::kModule];  // weak: another module may have that address now
     if (!ref || !PyWeakref_Check(ref) || PyWeakref_GET_OBJECT(ref) != module) Py_RETURN_TRUE;
     if (!gate->listening || gate->in_backward) Py_RETURN_TRUE;
     if (!layer->is_ready || gate->discovering) Py_RETURN_FALSE;
-    for (PyObject *ask : {is_grad_enabled, functorch_level}) {
+    for (PyObject *ask : {is_grad_enabled, functorch_level, tracing_state}) {
         PyObject *answer = PyObject_CallNoArgs(ask);
         if (!answer) return nullptr;
         const bool is_usual = answer == (ask == is_grad_enabled ? Py_True : Py_None);
         Py_DECREF(answer);
         if (!is_usual) Py_RETURN_TRUE;
     }
+    if (const int watched = is_watched()) return watched < 0 ? nullptr : Py_NewRef(Py_False);
     const double started = now();
     Py_INCREF(layer);
     const bool is_done = observe(gate, layer, output);
     Py_DECREF(layer);
+    if (PyErr_Occurred()) return nullptr;
     if (is_done) gate->seconds += now() - started;
     return PyBool_FromLong(is_done);
 }

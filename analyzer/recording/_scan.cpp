@@ -17,7 +17,7 @@ struct ExchangeTable {
     void *stream;
 };
 const ExchangeTable *exchange;
-PyObject *tensor_type, *parameter_type;
+PyObject *tensor_type, *parameter_type, *is_negated;
 
 PyObject *numbers_of(const double *values, Py_ssize_t count) {
     PyObject *numbers = PyTuple_New(count);
@@ -58,13 +58,14 @@ PyTypeObject row_type = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
 }  // namespace
 
-PyObject *is_grad_enabled, *functorch_level, *as_mask;
+PyObject *is_grad_enabled, *functorch_level, *tracing_state, *num_dispatch_modes, *num_function_modes,
+    *as_mask;
 
 bool read(PyObject *tensor, DLTensor *out, Py_ssize_t *elements) {
     PyObject *type = reinterpret_cast<PyObject *>(Py_TYPE(tensor));
     if (!exchange || (type != tensor_type && type != parameter_type)) return false;
     if (exchange->describe(tensor, out) != 0) {
-        PyErr_Clear();
+        forget_error();
         return false;
     }
     const bool is_plain = out->device_type == 1 && out->code == 2 && out->bits == 32 &&
@@ -75,7 +76,11 @@ bool read(PyObject *tensor, DLTensor *out, Py_ssize_t *elements) {
         count *= out->shape[i];
     }
     *elements = count;
-    return is_plain && count > 0;
+    if (!is_plain || count <= 0) return false;
+    PyObject *answer = PyObject_CallOneArg(is_negated, tensor);  // a view of negated elements
+    if (!answer) forget_error();
+    Py_XDECREF(answer);
+    return answer == Py_False;
 }
 
 PyObject *row_of(Py_ssize_t elements, const double *numbers, int count, PyObject *dead) {
@@ -161,20 +166,25 @@ PyObject *parameters(PyObject *, PyObject *tensors) {
     PyObject *results = PyList_New(PyList_GET_SIZE(tensors));
     for (Py_ssize_t i = 0; results && i < PyList_GET_SIZE(tensors); ++i) {
         PyObject *result = parameter_of(PyList_GET_ITEM(tensors, i));
-        PyErr_Clear();
+        if (!result && !forget_error()) {
+            Py_DECREF(results);
+            return nullptr;
+        }
         PyList_SET_ITEM(results, i, result ? result : Py_NewRef(Py_None));
     }
     return results;
 }
 
 PyObject *prepare(PyObject *, PyObject *args) {
-    PyObject **places[] = {&tensor_type, &parameter_type, &is_grad_enabled, &functorch_level,
-                           &as_mask};
-    if (PyTuple_GET_SIZE(args) != 5) {
-        PyErr_SetString(PyExc_TypeError, "prepare takes five objects");
+    PyObject **places[] = {&tensor_type,        &parameter_type,     &is_negated,
+                           &is_grad_enabled,    &functorch_level,    &tracing_state,
+                           &num_dispatch_modes, &num_function_modes, &as_mask};
+    constexpr int count = sizeof places / sizeof *places;
+    if (PyTuple_GET_SIZE(args) != count) {
+        PyErr_Format(PyExc_TypeError, "prepare takes %d objects", count);
         return nullptr;
     }
-    for (int i = 0; i < 5; ++i) Py_XSETREF(*places[i], Py_NewRef(PyTuple_GET_ITEM(args, i)));
+    for (int i = 0; i < count; ++i) Py_XSETREF(*places[i], Py_NewRef(PyTuple_GET_ITEM(args, i)));
     PyObject *capsule = PyObject_GetAttrString(tensor_type, "__dlpack_c_exchange_api__");
     void *found = capsule ? PyCapsule_GetPointer(capsule, "dlpack_exchange_api") : nullptr;
     Py_XDECREF(capsule);  // the table lives as long as the process

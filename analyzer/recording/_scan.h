@@ -28,7 +28,8 @@ double sum_of_squares(const void *x, Py_ssize_t n);
 PyObject *zero_units_of(const void *x, const Py_ssize_t *sizes, Py_ssize_t size);
 
 // What torch needs to be asked for; set by `prepare`.
-extern PyObject *is_grad_enabled, *functorch_level, *as_mask;
+extern PyObject *is_grad_enabled, *functorch_level, *tracing_state, *num_dispatch_modes,
+    *num_function_modes, *as_mask;
 
 // The part of DLPack's exchange table that reads a tensor without making anything.
 struct DLTensor {
@@ -40,13 +41,22 @@ struct DLTensor {
     uint64_t byte_offset;
 };
 
-// A plain, contiguous float32 tensor with elements in host memory; false for all else.
+// Forget an error, if there is one; false for an interrupt or an exit, which is not ours to stop.
+inline bool forget_error() {
+    if (!PyErr_Occurred()) return true;
+    if (!PyErr_ExceptionMatches(PyExc_Exception)) return false;
+    PyErr_Clear();
+    return true;
+}
+
+// A plain, contiguous float32 tensor with elements in host memory; false for all else, at most with
+// an exception that is not ours to stop.
 bool read(PyObject *tensor, DLTensor *out, Py_ssize_t *elements);
 
 // The row of a tensor's numbers; the mask of dead units where it has one.
 PyObject *row_of(Py_ssize_t elements, const double *numbers, int count, PyObject *dead);
 
-// The row of a gradient; null without an exception where Python must look.
+// The row of a gradient; null where Python must look, and where an exception is set.
 PyObject *gradient_row_of(PyObject *gradient, bool count_zeros);
 
 // Add the classes of the hooks to the module; false with an exception set.

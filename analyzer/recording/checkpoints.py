@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from analyzer.recording.buffer import can_pin
 from analyzer.recording.layers import Layers
 from analyzer.recording.names import clean_path, unwrapped
+from analyzer.recording.plain import UnreadableError, is_sharded, plain
 
 __all__ = ["free_memory", "is_small", "saver"]
 
@@ -52,10 +53,8 @@ def is_small(model: nn.Module) -> bool:
     )
 
 
-def saver(layers: Layers, step: int) -> Callable[[Path], object] | None:
-    """Copy the state of every root now and return what writes it.
-
-    None where no root is alive any more, or where there is no memory for a copy.
+def saver(layers: Layers, step: int) -> Callable[[Path], object] | str:
+    """Copy the state of every root now; return what writes it, or a sentence why it is not saved.
 
     Names are those of ``state_dict()`` without the parts that wrappers add, prefixed as the layers
     are where there are several roots.
@@ -65,12 +64,21 @@ def saver(layers: Layers, step: int) -> Callable[[Path], object] | None:
         root = reference()
         if root is not None:
             for name, value in unwrapped(root).state_dict().items():
-                if isinstance(value, Tensor) and value.layout is torch.strided:
-                    state[prefix + clean_path(name)] = value
+                if not isinstance(value, Tensor) or value.layout is not torch.strided:
+                    continue
+                if is_sharded(value):
+                    return f"weights are not saved: {clean_path(name)} is sharded over the ranks"
+                try:
+                    state[prefix + clean_path(name)] = plain(value)
+                except UnreadableError as error:
+                    return f"weights are not saved: {clean_path(name)}: {error}"
     free = free_memory(torch.device("cpu"))
     needed = sum(value.numel() * value.element_size() for value in state.values())
     if not state or (free is not None and needed > _LARGEST_SHARE * free):
-        return None
+        return (
+            f"weights after step {step} are not saved: the model was gone, or a copy takes more "
+            "than a quarter of the free memory"
+        )
     copies = {name: _copy(value) for name, value in state.items()}
     events: list[Any] = []
     for device in {value.device for value in state.values() if value.device.type != "cpu"}:

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._C._functorch import maybe_current_level
+from torch.compiler import is_dynamo_compiling
 
 from analyzer.joins.calls import before_calls
+from analyzer.joins.modes import is_transformed, unseen
 from analyzer.recording.training import Training
 
 __all__ = ["Discovery"]
@@ -41,23 +42,34 @@ class Discovery:
         self._handle.remove()
 
     def _before_call(self, module: nn.Module, args: Any) -> None:
+        if is_dynamo_compiling():  # traced: in here so that no graph is broken
+            return
         try:
-            self._look_at(module, args)
+            with unseen():
+                self._look_at(module, args)
         except Exception as error:  # the script must not notice
             self._training.give_up(error)
 
     def _look_at(self, module: nn.Module, args: Any) -> None:
         capture = self._training.capture
-        if self._training.guard.is_off or capture.is_inside or capture.in_backward:
+        if self._training.guard.is_off:
+            return
+        if capture.trainer.is_other():
+            capture.trainer.miss()
+            return
+        if capture.is_inside or capture.in_backward:
             return
         is_known = module in self._known
         if is_known and (self._training.has_trained or self._num_looks >= _MOST_LOOKS):
             return
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or is_transformed():
             return
-        if maybe_current_level() is not None:  # under vmap and the like parameters are stand-ins
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        if not trained:
             return
-        if not any(parameter.requires_grad for parameter in module.parameters()):
+        if isinstance(module, torch.jit.ScriptModule) and all(
+            map(self._training.models.parameters.has, trained)
+        ):  # a trace of a model that is recorded
             return
         root = container_of(module)
         parts = set(root.modules())

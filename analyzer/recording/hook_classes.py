@@ -67,6 +67,7 @@ class Gate:
         keeps_graph: Whether another pass over the same graph may follow.
         discovering: Whether graphs are looked at.
         watches_all: Whether somebody wants to know of every call.
+        thread: The thread whose training is recorded; 0 where it may be any.
         seconds: What the hooks cost.
     """
 
@@ -77,6 +78,7 @@ class Gate:
         self.current: Any = None
         self.listening = self.in_backward = self.keeps_graph = False
         self.discovering = self.watches_all = False
+        self.thread = 0
         self.seconds = 0.0
 
     def take(self, module: nn.Module, output: Any) -> bool:

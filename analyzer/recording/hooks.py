@@ -13,92 +13,25 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, is_grad_enabled, nn
-from torch._C._functorch import maybe_current_level
-from torch.compiler import is_compiling, is_dynamo_compiling
+from torch.compiler import is_dynamo_compiling
 
-from analyzer.joins.calls import after_calls, before_calls, tensors_in
+from analyzer.joins.calls import after_calls, before_calls
+from analyzer.joins.modes import is_transformed, unseen
+from analyzer.recording.headroom import Headroom
 from analyzer.recording.hook_classes import Call, Gate, Layer
+from analyzer.recording.invocation import CallWatcher, Invocation, first_tensor
 from analyzer.recording.layers import ForwardDepth, Site, graph_depths, own_unit_axis
+from analyzer.recording.plain import UnreadableError, plain
 from analyzer.recording.statistics import activation_row, gradient_row, none_dead
+from analyzer.recording.threads import TrainingThread
 
-__all__ = ["Call", "Capture", "Invocation"]
-
+__all__ = ["Capture"]
 
 _MIXES_UNITS = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.Fold, nn.Unfold)
-
-
-class CallWatcher(Protocol):
-    """Someone who wants to know of module calls: of roots, and of all modules where it says so."""
-
-    @property
-    def wants_all(self) -> bool:
-        """Whether calls of modules that are not roots matter now."""
-
-    def enter(self, module: nn.Module, args: Any) -> None:
-        """A module is about to be called."""
-
-    def leave(self, module: nn.Module, output: Any) -> None:
-        """A call of a module has ended; by an exception where the output is None."""
-
-
-class Invocation:
-    """The calls of one forward pass, in call order.
-
-    Args:
-        window: How many backward passes had ended when it began.
-        number: Its place among all invocations.
-    """
-
-    __slots__ = ("__weakref__", "calls", "hooks", "is_numbered", "number", "window")
-
-    def __init__(self, window: int, number: int) -> None:
-        self.window = window
-        self.number = number
-        self.is_numbered = False
-        self.calls: list[Call] = []
-        self.hooks: list[weakref.ref[Any]] = []
-
-    def take_calls(self) -> list[Call]:
-        """Hand over the calls that are to be pooled; from now on the graph alone keeps them.
-
-        A call comes back when one more gradient arrives at it. Without calls in here no cycle is
-        left, so that all of it goes away with its graph, and not by a garbage collection.
-        """
-        calls, self.calls = self.calls, []
-        self.hooks += [call.hooks for call in calls if call.hooks is not None]
-        return calls
-
-    def unhook(self) -> None:
-        """Remove the hooks from output tensors that are still alive."""
-        for call in self.take_calls():
-            call.invocation = None
-        for ref in self.hooks:
-            hooks = ref() or {}
-            for key, hook in list(hooks.items()):
-                if isinstance(hook, Call) and hook.invocation in (self, None):
-                    hook.invocation = None
-                    del hooks[key]
-
-
-def _is_transformed() -> bool:
-    """Whether this call is not one of the training: it is traced, or `torch.func` runs it."""
-    return is_compiling() or maybe_current_level() is not None
-
-
-def first_tensor(output: Any) -> Tensor | None:
-    """Return the first floating tensor in a module's output, else its first tensor, else None."""
-    if isinstance(output, Tensor):
-        return output
-    first = None
-    for tensor in tensors_in(output):
-        if tensor.is_floating_point() or tensor.is_complex():
-            return tensor
-        first = tensor if first is None else first
-    return first
 
 
 class Capture(Gate):
@@ -110,6 +43,8 @@ class Capture(Gate):
     Args:
         on_forward: Called when a forward pass with gradient begins.
         on_problem: Called once for a module whose statistics could not be taken, with the reason.
+        on_error: Called with an error of a watcher.
+        trainer: Makes what knows the thread that is recorded.
         is_selected: Whether a layer is to be recorded.
         watchers: Others who want to know of calls, in this order.
     """
@@ -118,6 +53,8 @@ class Capture(Gate):
         self,
         on_forward: Callable[[], None],
         on_problem: Callable[[Site, Exception], None],
+        on_error: Callable[[Exception], None],
+        trainer: Callable[[Gate], TrainingThread],
         is_selected: Callable[[Site], bool],
         watchers: Sequence[CallWatcher] = (),
     ) -> None:
@@ -126,6 +63,7 @@ class Capture(Gate):
         self.window = 0
         self.broken: set[int] = set()
         self._mode: ForwardDepth | None = None
+        self._headroom = Headroom()
         self._has_frozen_parts = False
         self._loose: Invocation | None = None
         self._nesting = 0
@@ -133,6 +71,8 @@ class Capture(Gate):
         self._alive: weakref.WeakSet[Invocation] = weakref.WeakSet()
         self._on_forward = on_forward
         self._on_problem = on_problem
+        self._on_error = on_error
+        self.trainer = trainer(self)
         self._is_selected = is_selected
         self._watchers = watchers
         self._handles: list[Any] = []
@@ -176,6 +116,7 @@ class Capture(Gate):
         """Remove the hooks on calls, and those on output tensors that are still alive."""
         self.listening = self.in_backward = False
         self._stop_following()  # an interrupted forward pass never came to its end
+        self._headroom.give_back()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -212,27 +153,43 @@ class Capture(Gate):
             self._leave_watched(module, output)
 
     def _enter_watched(self, module: nn.Module, args: Any) -> None:
-        if _is_transformed():
-            return
         is_root = self._is_root(module)
-        if is_root:
-            self.enter()
-        for watcher in self._watchers:
-            if is_root or watcher.wants_all:
-                watcher.enter(module, args)
+        if is_transformed() or self._is_in_other_thread(is_root):
+            return
+        with unseen():
+            if is_root:
+                self.enter()
+            self._tell(is_root, lambda watcher: watcher.enter(module, args))
 
     def _leave_watched(self, module: nn.Module, output: Any) -> None:
-        if _is_transformed():
+        is_root = self._is_root(module)
+        if is_transformed() or self._is_in_other_thread(is_root):
             return
         layer = self.layers.get(id(module))
-        if layer is not None and layer.module is not None and layer.module() is module:
-            self._take_slowly(layer, module, output)
-        is_root = self._is_root(module)
-        for watcher in self._watchers:
-            if is_root or watcher.wants_all:
-                watcher.leave(module, output)
+        with unseen():
+            if layer is not None and layer.module is not None and layer.module() is module:
+                self._take_slowly(layer, module, output)
+            if is_root and not self._nesting:
+                return  # a call that began in another thread's turn, or before a backward pass
+            self._tell(is_root, lambda watcher: watcher.leave(module, output))
         if is_root:
             self._leave()
+
+    def _is_in_other_thread(self, is_root: bool) -> bool:
+        if not self.trainer.is_other():
+            return False
+        if is_root:
+            self.trainer.miss()
+        return True
+
+    def _tell(self, is_root: bool, call: Callable[[CallWatcher], None]) -> None:
+        """Tell the watchers who want to know of a call; an error of theirs is none of the call."""
+        for watcher in self._watchers:
+            if is_root or watcher.wants_all:
+                try:
+                    call(watcher)
+                except Exception as error:
+                    self._on_error(error)
 
     def _is_root(self, module: nn.Module) -> bool:
         root = self.roots.get(id(module))
@@ -240,13 +197,16 @@ class Capture(Gate):
 
     def enter_late(self, module: nn.Module, args: Any) -> None:
         """A call of a root had begun before it was known to be one."""
-        self.enter()
-        for watcher in self._watchers:
-            watcher.enter(module, args)
+        with unseen():
+            self.enter()
+            self._tell(True, lambda watcher: watcher.enter(module, args))
 
     def enter(self) -> None:
         """A forward pass of a root begins."""
         self._nesting += 1
+        if self._nesting == 1:
+            self.trainer.enter()
+            self._headroom.make()
         if self._nesting == 1 and torch.is_grad_enabled() and not self.in_backward:
             self._on_forward()
             self.current = self._new_invocation() if self.listening else None
@@ -259,6 +219,8 @@ class Capture(Gate):
         if self._nesting == 0:
             self.current = None
             self._stop_following()
+            self.trainer.leave()
+            self._headroom.give_back()
 
     def _stop_following(self) -> None:
         if self._mode is not None:
@@ -295,8 +257,11 @@ class Capture(Gate):
         started = time.perf_counter()
         try:
             tensor = output if type(output) is Tensor else first_tensor(output)
-            if tensor is not None and not tensor.is_meta:
+            if tensor is not None:
+                plain(tensor)  # what has no values may have no shape either
                 self._observe(layer, module, tensor)
+        except UnreadableError as error:  # another time it may have values
+            self._on_problem(layer.site, error)
         except Exception as error:  # the training must continue whatever a layer returns
             self.give_up(layer.site, error)
         self.seconds += time.perf_counter() - started
@@ -345,19 +310,27 @@ class Capture(Gate):
             call.invocation.calls.append(call)
         if call.activation is not None:
             try:
-                if call.kept is not None:  # a second pass over a kept graph: gradients add
-                    gradient = call.kept + gradient.detach()
-                call.gradient = gradient_row(gradient)
-                call.kept = gradient.detach() if self.keeps_graph else None
+                with unseen():
+                    if call.kept is not None:  # a second pass over a kept graph: gradients add
+                        gradient = call.kept + gradient.detach()
+                    call.gradient = gradient_row(gradient)
+                    call.kept = gradient.detach() if self.keeps_graph else None
+            except UnreadableError as error:
+                self._on_problem(call.site, error)
             except Exception as error:  # the training must continue whatever the gradient is
                 self.give_up(call.site, error)
         self.seconds += time.perf_counter() - started
 
     def begin_backward(self, roots: Sequence[Any], *, keeps_graph: bool) -> None:
         """Accept gradients from now on; find the depth of new calls while there is a graph."""
+        for invocation in list(self._alive) if self.trainer.rivals else ():
+            if invocation.thread in self.trainer.rivals:
+                invocation.unhook()
+        self.trainer.rivals = set()
         if self.discovering:
             self._find_depths(roots)
         self._nesting = 0  # an interrupted forward pass may have left it above zero
+        self._headroom.give_back()
         self.current = None
         self.in_backward = True
         self.keeps_graph = keeps_graph

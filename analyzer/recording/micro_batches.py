@@ -176,7 +176,9 @@ class _Sum:
         try:
             # A second one in the same pass: only their sum is the gradient of the micro-batch.
             self.is_plain &= number not in self._arrived
-            self._arrived[number] = norms([gradient.detach()])[0]
+            (norm,) = norms([gradient.detach()])
+            self.is_plain &= norm is not None
+            self._arrived[number] = 0.0 if norm is None else norm
         except Exception:  # the training must continue whatever the gradient is
             self.is_plain = False
 
@@ -194,7 +196,8 @@ class _Sum:
 
 def _norms_of_gradients(held: Held) -> Numbers:
     given = [(number, p.grad.detach()) for number, p in held if p.grad is not None]
-    return dict(zip([n for n, _ in given], norms([g for _, g in given]), strict=True))
+    found = zip([n for n, _ in given], norms([g for _, g in given]), strict=True)
+    return {number: norm for number, norm in found if norm is not None}
 
 
 def _marks_of(held: Held) -> list[tuple[int, int]]:

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from analyzer.recording.checkpoints import is_small
-from analyzer.recording.hooks import Capture, Invocation
+from analyzer.recording.hooks import Capture
+from analyzer.recording.invocation import Invocation
 from analyzer.recording.layers import CallNumbers, Layers
 from analyzer.recording.names import unwrapped
 from analyzer.recording.parameters import Parameters
@@ -50,7 +51,7 @@ class Models:
 
     def _forget(self) -> None:
         self.layers = Layers()
-        self.parameters = Parameters()
+        self.parameters = Parameters(self._on_problem)
         self._numbers = CallNumbers(self.layers)
         self._may_hold: list[bool] = []
 

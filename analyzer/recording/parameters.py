@@ -2,7 +2,8 @@
 
 import sys
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from analyzer.recording.hook_classes import parameters
 from analyzer.recording.layers import Layers
 from analyzer.recording.moments import device_norms
 from analyzer.recording.names import clean_path, unwrapped
+from analyzer.recording.plain import UnreadableError, is_sharded, plain, said
 from analyzer.recording.statistics import (
     GradientRow,
     gradient_row,
@@ -40,16 +42,21 @@ class _Entry:
     owners: list[int] = field(default_factory=list)
     shape: list[int] = field(default_factory=list)
     num_elements: int = 0
+    placement: str = "replicated"
     tensor: weakref.ref[Tensor] | None = None
 
 
-def norms(tensors: Sequence[Tensor]) -> list[float | Tensor]:
-    """Return the norm of each tensor: on the host by one careful kernel each, else by foreach."""
-    results: list[float | Tensor] = [0.0] * len(tensors)
+def norms(tensors: Sequence[Tensor]) -> list[float | Tensor | None]:
+    """Return the norm of each tensor: on the host by one careful kernel each, else by foreach.
+
+    None for a tensor that has no values that can be read.
+    """
+    results: list[float | Tensor | None] = [None] * len(tensors)
     on_device: dict[Any, list[int]] = {}
     for i, tensor in enumerate(tensors):
         if tensor.is_cpu:
-            results[i] = host_norm(real_values(tensor))
+            with suppress(UnreadableError):
+                results[i] = host_norm(real_values(tensor))
         else:
             on_device.setdefault((tensor.device, tensor.dtype), []).append(i)
     for places in on_device.values():
@@ -60,11 +67,16 @@ def norms(tensors: Sequence[Tensor]) -> list[float | Tensor]:
 
 
 class Parameters:
-    """Parameters by identity, in ``named_parameters()`` order of each root as it was found."""
+    """Parameters by identity, in ``named_parameters()`` order of each root as it was found.
 
-    def __init__(self) -> None:
+    Args:
+        on_problem: Called with a sentence about a parameter that cannot be read.
+    """
+
+    def __init__(self, on_problem: Callable[[str], None]) -> None:
         self._numbers: dict[int, int] = {}
         self._entries: list[_Entry] = []
+        self._on_problem = on_problem
         self.optimized: set[int] = set()
 
     def __len__(self) -> int:
@@ -89,12 +101,18 @@ class Parameters:
         # for this one.
         numbers, key = self._numbers, id(parameter)
         entry.tensor = weakref.ref(parameter, lambda _: numbers.pop(key, None))
+        if is_sharded(parameter):
+            entry.placement = "sharded"
         self._entries.append(entry)
         return number
 
     def number(self, parameter: Tensor) -> int | None:
         """Return the id of a known parameter, else None."""
         return self._numbers.get(id(parameter))
+
+    def has(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a known parameter."""
+        return id(tensor) in self._numbers
 
     def add_free(self, tensor: Tensor) -> int:
         """Add a tensor that an optimizer holds and no module: named after its variable."""
@@ -141,7 +159,7 @@ class Parameters:
                     "shape": entry.shape,
                     "num_elements": entry.num_elements,
                     "trained": wants_gradient and (not self.optimized or number in self.optimized),
-                    "placement": "replicated",
+                    "placement": entry.placement,
                 }
             )
         return rows
@@ -153,29 +171,35 @@ class Parameters:
             row = rows.setdefault(pair[0], ParameterRow())
             if row.norm is None:
                 new.append(pair)
-        on_device: list[tuple[int, Tensor]] = []
+        on_device: list[tuple[int, Tensor, Tensor | None]] = []
         measured = parameters([parameter for _, parameter in new])
         for (number, parameter), numbers in zip(new, measured, strict=True):
             row = rows[number]
             if numbers is not None:
                 row.norm, row.gradient = numbers
-            elif parameter.is_cpu:
-                row.norm = host_norm(real_values(parameter))
-                gradient = parameter.grad
+                continue
+            try:
+                values, gradient = plain(parameter), parameter.grad
+                if not values.is_cpu:
+                    on_device.append(
+                        (number, values, None if gradient is None else plain(gradient))
+                    )
+                    continue
+                row.norm = host_norm(real_values(values))
                 if gradient is not None:
                     row.gradient = gradient_row(gradient, count_zeros=False)
-            else:
-                on_device.append((number, parameter))
+            except Exception as error:  # the training must continue whatever a parameter is
+                self._on_problem(f"parameter {self._entries[number].path}: {said(error)}")
         if on_device:
             self._read_device(on_device, rows)
 
     def _read_device(
-        self, tensors: Sequence[tuple[int, Tensor]], rows: dict[int, ParameterRow]
+        self, tensors: Sequence[tuple[int, Tensor, Tensor | None]], rows: dict[int, ParameterRow]
     ) -> None:
-        """The same for parameters on devices, in few launches."""
-        for (number, _), norm in zip(tensors, norms([p for _, p in tensors]), strict=True):
+        """The same for parameters on devices and their gradients, in few launches."""
+        for (number, *_), norm in zip(tensors, norms([p for _, p, _ in tensors]), strict=True):
             rows[number].norm = norm
-        given = [(number, p.grad) for number, p in tensors if p.grad is not None]
+        given = [(number, gradient) for number, _, gradient in tensors if gradient is not None]
         for (number, _), row in zip(given, gradient_rows([g for _, g in given]), strict=True):
             rows[number].gradient = row
 

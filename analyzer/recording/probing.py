@@ -20,6 +20,7 @@ from analyzer.options import ProbePlan
 from analyzer.probes import HeldBatch, Measurement, probe_named
 from analyzer.probes.loss_tape import LossTape, ReplayError
 from analyzer.recording.names import unwrapped
+from analyzer.recording.plain import UnreadableError, plain
 from analyzer.recording.skip_scaling import SkipsNotScaledError
 
 __all__ = ["Call", "Held", "Probing", "digest_of", "measured", "said_of"]
@@ -79,15 +80,21 @@ class Held:
 def digest_of(inputs: object) -> str:
     """Return a digest of the tensors among a call's arguments: types, shapes, first elements.
 
-    Empty where one of them is on a device, because reading it would wait for that device.
+    Empty where one of them is on a device, because reading it would wait for that device, or where
+    it has no values that can be read.
     """
     digest = hashlib.sha256()
-    for tensor in tensors_in(inputs):
-        if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
+    for given in tensors_in(inputs):
+        if given.device.type != "cpu" or given.layout is not torch.strided:
+            return ""
+        try:
+            tensor = plain(given).detach()
+            head = tensor.reshape(-1)[:_MOST_DIGESTED].resolve_conj().contiguous()
+            values = head.view(torch.uint8).numpy().tobytes()
+        except (UnreadableError, RuntimeError, TypeError):
             return ""
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-        head = tensor.detach().reshape(-1)[:_MOST_DIGESTED].contiguous()
-        digest.update(head.view(torch.uint8).numpy().tobytes())
+        digest.update(values)
     return digest.hexdigest()[:16]
 
 

@@ -84,7 +84,7 @@ class Recorder:
             )
         if exist not in (None, "raise", "new", "use"):
             raise ValueError(f"exist is {exist!r}; expected 'raise', 'new' or 'use'")
-        self.options = RecordOptions.for_recorder(options)
+        self.options = RecordOptions.for_recorder(options, run)
         self.path = _run_folder(model, run, exist or ("new" if _in_notebook() else "raise"))
         self._model = model
         self._scaling: SkipScaling | None = None
@@ -255,11 +255,8 @@ class Recorder:
         save = saver(self.training.models.layers, step)
         if self._writer is None or not self.training.models.layers.roots:
             return
-        if save is None:
-            self._note_problem(
-                f"weights after step {step} are not saved: the model was gone, or a copy takes "
-                "more than a quarter of the free memory"
-            )
+        if isinstance(save, str):
+            self._note_problem(save)
         else:
             self._writer.write_checkpoint(step, save)
         self._saved_step = step

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
 from torch._C._functorch import maybe_current_level
 
 from analyzer.pooling import Column, Groups, Pool
@@ -23,6 +24,7 @@ from analyzer.recording import moments
 from analyzer.recording.buffer import OnDevice
 from analyzer.recording.hook_classes import IS_COMPILED, prepare
 from analyzer.recording.moments import Activation, Gradient, dense, none_dead
+from analyzer.recording.plain import plain
 from analyzer.storage.writer import Block
 from analyzer.vocabulary import quantities_of
 
@@ -182,19 +184,28 @@ def column_of(values: Sequence[float | None]) -> Column:
 HAS_QUICK_WAYS = prepare(
     Tensor,
     nn.Parameter,
+    Tensor.is_neg,
     torch.is_grad_enabled,
     maybe_current_level,
+    _get_tracing_state,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
     partial(np.frombuffer, dtype=bool),
 )
 
 
 def real_values(x: Tensor) -> Tensor:
-    """Return the stored values of x without autograd history; complex ones by magnitude."""
-    x = x.detach()
+    """Return the stored values of x without autograd history; complex ones by magnitude.
+
+    Raises:
+        UnreadableError: If x has no values that can be read.
+    """
+    x = plain(x).detach()
     if x.layout is not torch.strided:
         x = x.coalesce().values() if x.is_sparse else x.values()
     if x.is_complex():
-        x = x.abs()
+        # No kernel takes the magnitude of halves.
+        x = (x.to(torch.complex64) if x.dtype is torch.complex32 else x).abs()
     return x
 
 
@@ -202,7 +213,11 @@ def activation_row(x: Tensor, unit_axis: int | None) -> ActivationRow:
     """Return the moments of a layer's output of any shape and dtype; never waits for a device.
 
     Its unit axis is that of channels or features; None where there is none.
+
+    Raises:
+        UnreadableError: If x has no values that can be read.
     """
+    x = plain(x)
     if x.is_cpu and x.dtype is torch.float32 and x.layout is torch.strided:  # the usual case
         return ActivationRow(x.numel(), *host_activation(x, unit_axis))
     x = real_values(x)
@@ -217,7 +232,11 @@ def gradient_row(x: Tensor, *, count_zeros: bool = True) -> GradientRow:
     """Return the moments of a gradient; reads only, never waits for a device.
 
     The elements that a sparse gradient does not store are zeros.
+
+    Raises:
+        UnreadableError: If x has no values that can be read.
     """
+    x = plain(x)
     count = x.numel()
     if x.is_cpu and x.dtype is torch.float32 and x.layout is torch.strided:  # the usual case
         if x.requires_grad:

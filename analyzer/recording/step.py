@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from analyzer.pooling import total_norm
 from analyzer.recording.buffer import OnDevice, Transfer
-from analyzer.recording.hooks import Invocation
+from analyzer.recording.invocation import Invocation
 from analyzer.recording.parameters import ParameterRow
+from analyzer.recording.plain import UnreadableError, plain
 from analyzer.recording.splits import SplitRows
 from analyzer.recording.statistics import ActivationRow, GradientRow, Measured, block_of, column_of
 from analyzer.storage.writer import Block, StepRecord
@@ -26,8 +28,12 @@ _MOST_ROWS = 4096
 
 
 def scalar(value: Tensor) -> float | Tensor:
-    """Return a one-element tensor as a float, or as a copy that stays on its device."""
-    value = value.detach().reshape(())
+    """Return a one-element tensor as a float, or as a copy that stays on its device.
+
+    Raises:
+        UnreadableError: If it has no value that can be read.
+    """
+    value = plain(value).detach().reshape(())
     if value.is_cpu:
         return float(value.double().numpy())
     return value.clone()
@@ -72,8 +78,11 @@ class OpenStep:
     def add_loss(self, roots: Sequence[Any]) -> None:
         """Add the roots of a backward pass; a root that is not a scalar makes the loss unknown."""
         for root in roots:
-            is_scalar = isinstance(root, Tensor) and root.numel() == 1 and not root.is_complex()
-            self.losses.append(scalar(root) if is_scalar else None)
+            loss = None
+            if isinstance(root, Tensor) and root.numel() == 1 and not root.is_complex():
+                with suppress(UnreadableError):
+                    loss = scalar(root)
+            self.losses.append(loss)
 
     def keep(self, invocation: Invocation) -> None:
         """Pool this invocation when the step closes: its graph may be used once more."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from analyzer.errors import StopTraining
+from analyzer.joins.modes import unseen
 from analyzer.options import RecordOptions
 from analyzer.recording.hooks import Capture
 from analyzer.recording.step import OpenStep
@@ -45,7 +46,8 @@ class Guard:
                 return None
             started = time.perf_counter()
             try:
-                return method(*args, **kwargs)
+                with unseen():
+                    return method(*args, **kwargs)
             except Exception as error:
                 self._on_error(error)
                 return None

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor, autograd
@@ -15,10 +16,12 @@ from analyzer.recording.hooks import Capture
 from analyzer.recording.layers import Site
 from analyzer.recording.micro_batches import MicroBatches, num_ranks
 from analyzer.recording.models import Models
+from analyzer.recording.plain import said
 from analyzer.recording.probing import Probing
 from analyzer.recording.splits import Splits
 from analyzer.recording.step import OpenStep, scalar
 from analyzer.recording.steps import Guard, Steps
+from analyzer.recording.threads import TrainingThread
 from analyzer.recording.updates import Updates
 
 __all__ = ["Training"]
@@ -28,6 +31,9 @@ _Watcher = TypeVar("_Watcher")
 
 class BackwardWatcher(Protocol):
     """Someone who wants to know about backward passes (``autograd.grad`` is none)."""
+
+    def follows(self, roots: Sequence[Any], *, is_backward: bool) -> bool:
+        """Whether it wants to know of the backward pass that this thread is about to run."""
 
     def begin_backward(self, roots: Sequence[Any], *, keeps_graph: bool) -> None:
         """A backward pass from these tensors is about to run."""
@@ -80,15 +86,17 @@ class _Replaced(Generic[_Watcher]):
 def _run_backward(
     run: Any, watchers: list[BackwardWatcher], roots: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    if not kwargs.get("accumulate_grad", False):
+    is_backward = kwargs.get("accumulate_grad", False)
+    if is_backward and _current_graph_task_id() != -1:  # inside another one: a part of it
+        return run(roots, *args, **kwargs)
+    watchers = [watcher for watcher in watchers if watcher.follows(roots, is_backward=is_backward)]
+    if not is_backward:
         states = [watcher.suspend() for watcher in watchers]
         try:
             return run(roots, *args, **kwargs)
         finally:
             for watcher, state in zip(watchers, states, strict=True):
                 watcher.resume(state)
-    if _current_graph_task_id() != -1:  # inside another backward pass: a part of it
-        return run(roots, *args, **kwargs)
     keeps_graph = bool(args[1]) if len(args) > 1 else False
     for watcher in watchers:
         watcher.begin_backward(roots, keeps_graph=keeps_graph)
@@ -169,9 +177,12 @@ class Training:
         wants_noise = any(plan.name == "noise" for plan in options.plans)
         self._micro_batches = MicroBatches() if wants_noise else None
         more = () if self._micro_batches is None else (self._micro_batches,)
+        is_ours = None if adopts_optimizers else lambda x: self.models.parameters.has(x)
         self.capture = Capture(
             lambda: self._begin_forward(),
             self._cannot_record,
+            self.give_up,
+            partial(TrainingThread, is_ours=is_ours, on_problem=on_problem),
             lambda site: options.selects(self.models.path(site)),
             (self.splits, self.probing, *more),
         )
@@ -189,6 +200,7 @@ class Training:
             self.models,
             on_update=self._await_next_step,
             on_problem=on_problem,
+            is_other_thread=self.capture.trainer.is_other,
             adopts_optimizers=adopts_optimizers,
         )
         self._begin_forward = self.guard(self.steps.begin_forward)
@@ -312,7 +324,7 @@ class Training:
         self.capture.note_watchers()
 
     def _cannot_record(self, site: Site, error: Exception) -> None:
-        self._on_problem(f"layer {self.models.path(site)}: {type(error).__name__}: {error}")
+        self._on_problem(f"layer {self.models.path(site)}: {said(error)}")
 
 
 class _Backward:
@@ -327,6 +339,7 @@ class _Backward:
         self._training = training
         self._micro_batches = micro_batches
         self._num_losses = 0
+        self.follows = training.capture.trainer.follows
         self.begin_backward = training.guard(self._begin)
         self.end_backward = training.guard(self._end)
 

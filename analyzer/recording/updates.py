@@ -86,6 +86,7 @@ class Updates:
         models: The parameters.
         on_update: Called after an update: what follows belongs to the next step.
         on_problem: Called with a sentence about what cannot be measured.
+        is_other_thread: Whether what this thread does is not recorded.
         adopts_optimizers: Whether tensors that only an optimizer holds are parameters, too.
     """
 
@@ -97,9 +98,11 @@ class Updates:
         *,
         on_update: Callable[[], None],
         on_problem: Callable[[str], None],
+        is_other_thread: Callable[[], bool],
         adopts_optimizers: bool,
     ) -> None:
         self._options = options
+        self._is_other_thread = is_other_thread
         self._steps = steps
         self._models = models
         self._on_update = on_update
@@ -138,6 +141,8 @@ class Updates:
     def before_clipping(self, gradients: Sequence[Tensor]) -> None:
         """Note gradients that torch is about to clip."""
         step = self._steps.open
+        if self._is_other_thread():
+            return
         if step.recorded and step.num_backward and not step.updated:
             step.clipped = True
             self._models.parameters.note_before_clipping(gradients, step.parameters)
@@ -147,6 +152,8 @@ class Updates:
         self._meter.clear()
 
     def _concerns(self, optimizer: Optimizer) -> bool:
+        if self._is_other_thread():
+            return False
         return self._adopts_optimizers or any(
             self._models.parameters.number(p) is not None
             for group in getattr(optimizer, "param_groups", ())

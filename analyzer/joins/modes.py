@@ -1,0 +1,48 @@
+"""What may run in place of a program's own computation, and the modes that look at all it does."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
+from torch._C._functorch import maybe_current_level
+from torch.compiler import is_compiling
+from torch.fx import _symbolic_trace
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+__all__ = ["is_transformed", "unseen"]
+
+_HERE = nullcontext()
+
+
+def is_transformed() -> bool:
+    """Whether what runs now is not the program's computation on its own values.
+
+    A trace (``torch.jit``, ``torch.fx``, ``make_fx``), an export, a compilation, a transform of
+    ``torch.func``, or a mode in which tensors are fake or functional.
+    """
+    if is_compiling() or maybe_current_level() is not None or _get_tracing_state() is not None:
+        return True
+    if vars(_symbolic_trace)["_is_fx_tracing_flag"]:
+        return True
+    return _len_torch_dispatch_stack() > 0 and any(
+        mode.is_infra_mode() for mode in _get_current_dispatch_mode_stack()
+    )
+
+
+def unseen() -> AbstractContextManager[None]:
+    """Compute inside of it out of sight of the modes that the program has begun.
+
+    A program's mode may print or count every operation: those of a recorder are none of its own.
+    """
+    if _len_torch_dispatch_stack() or _len_torch_function_stack():
+        return _without_modes()
+    return _HERE
+
+
+@contextmanager
+def _without_modes() -> Iterator[None]:
+    guards: Any = torch._C
+    with guards.DisableTorchFunction(), guards._DisableTorchDispatch():
+        yield

@@ -1,0 +1,71 @@
+"""Which tensors have values that can be read here, and where those are."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from analyzer.errors import AnalyzerError
+
+__all__ = ["UnreadableError", "is_sharded", "plain", "said"]
+
+_torch: Any = torch._C
+
+
+class UnreadableError(AnalyzerError):
+    """A tensor has no values that could be read: it stands for others, or packs them."""
+
+
+def said(error: Exception) -> str:
+    """Return why something could not be read: our own sentence, or the error with its kind."""
+    return str(error) if isinstance(error, AnalyzerError) else f"{type(error).__name__}: {error}"
+
+
+def is_sharded(x: Tensor) -> bool:
+    """Whether a tensor is a ``DTensor`` of which other processes have parts."""
+    return any(not place.is_replicate() for place in getattr(x, "placements", ()))
+
+
+def plain(x: Tensor) -> Tensor:
+    """Return a tensor whose memory holds the values of x; never waits, and moves nothing.
+
+    That is x itself, its memory where it is of a class that only adds functions, or this process's
+    own part of a ``DTensor``.
+
+    Raises:
+        UnreadableError: If there is none.
+    """
+    kind = type(x)
+    if kind is not Tensor and kind is not nn.Parameter:
+        x = _inside(x)
+    if x.is_meta:
+        raise UnreadableError("it is on the meta device, where tensors have no values")
+    if not x.is_cpu:  # torch reads it, not we
+        return x
+    if x.is_nested:
+        raise UnreadableError("it is a nested tensor, which has no one shape")
+    if x.is_quantized:
+        raise UnreadableError("it is quantized, so that its values are not those in memory")
+    if x.layout is not torch.strided:
+        return x.detach().to_dense() if x.is_mkldnn else x
+    if x.is_neg():
+        x = x.detach().resolve_neg()
+    try:
+        has_memory = x.data_ptr() != 0 or x.numel() == 0
+    except RuntimeError:  # a stand-in of torch.func or of a compiler
+        has_memory = False
+    if not has_memory:
+        raise UnreadableError("it is a tensor without memory, which has no values")
+    return x
+
+
+def _inside(x: Tensor) -> Tensor:
+    """The plain tensor in an instance of a subclass."""
+    kind = type(x)
+    if hasattr(kind, "to_local"):
+        with torch.no_grad():  # so that nothing but the local tensor is handed over
+            return plain(x.to_local())  # type: ignore[attr-defined]
+    if kind.__torch_dispatch__ is _torch._disabled_torch_dispatch_impl:
+        with torch.no_grad(), _torch.DisableTorchFunctionSubclass():
+            return x.as_subclass(Tensor)
+    raise UnreadableError(f"it is a {kind.__name__}, which keeps its values in other tensors")

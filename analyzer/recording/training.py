@@ -177,9 +177,8 @@ class Training:
         wants_noise = any(plan.name == "noise" for plan in options.plans)
         self._micro_batches = MicroBatches() if wants_noise else None
         more = () if self._micro_batches is None else (self._micro_batches,)
-        is_ours: Callable[[Tensor], bool] | None = None
-        if not adopts_optimizers:
-            is_ours = lambda x: self.models.parameters.has(x)  # noqa: E731
+        known: Callable[[Tensor], bool] = lambda x: self.models.parameters.has(x)  # noqa: E731
+        is_ours = None if adopts_optimizers else known
         self.capture = Capture(
             lambda: self._begin_forward(),
             self._cannot_record,

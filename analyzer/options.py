@@ -205,6 +205,13 @@ class RecordOptions:
     skip_layers: str | None = _option(
         None, "Leave out layers whose name matches.", RECORDER, "REGEX", _pattern
     )
+    max_calls: int = _option(
+        64,
+        "Calls of one module in a step that have rows of their own; later ones share one row.",
+        RECORDER,
+        "N",
+        _count,
+    )
     splits_every: int = _option(
         10, "Split gradients at joins at every N-th recorded step.", RECORDER, "N", _count
     )

@@ -101,12 +101,15 @@ class Groups:
         return self.norm(centered / self.spread(np.sqrt(count)), present)
 
     def dead(self, masks: NDArray[np.object_], present: Flags) -> NDArray[np.object_]:
-        """Return the masks of the units that are dead in all parts; None for unlike masks."""
+        """Return the masks of the units that are dead in all parts; None for unlike masks.
+
+        A part without units, such as the last state beside an output, is left out.
+        """
         whole = masks[self.firsts]
         for place in np.flatnonzero(self.sizes > 1):
             first, size = self.firsts[place], self.sizes[place]
-            parts = masks[first : first + size]
-            alike = present[first : first + size].all() and len({len(mask) for mask in parts}) == 1
+            parts = masks[first : first + size][present[first : first + size]]
+            alike = len({len(mask) for mask in parts}) == 1
             whole[place] = np.logical_and.reduce(list(parts)) if alike else None
         return whole
 

@@ -126,12 +126,16 @@ class CallLog:
     The recorder's own hooks may feed it through `enter` and `leave`; `watch` does so with
     temporary hooks. Root modules are those inside of wrappers such as DDP, by the prefix of their
     paths; one root has the prefix ``""``.
+
+    Attributes:
+        most_calls: Calls of one module in which joins are looked for.
     """
 
     def __init__(self, roots: Mapping[str, nn.Module], trace: ForwardTrace | None = None) -> None:
         self.roots = dict(roots)
         self.trace = ForwardTrace() if trace is None else trace
         self.calls: list[ModuleCall] = []
+        self.most_calls = sys.maxsize
         self.paths: dict[nn.Module, str] = {}
         for prefix, root in roots.items():
             for name, module in root.named_modules():

@@ -126,7 +126,13 @@ def _operands_by_token(walk: Walk, log: CallLog, traced: list[_Traced]) -> Opera
     by_tick = {call.tick: call for call in traced}
     with_nodes = [call for call in traced if call.end > call.start]
     starts = [call.start for call in with_nodes]
-    for join, vertices in joins_of_model(flow, log):
+    joins, is_whole = joins_of_model(flow, log)
+    if not is_whole:
+        raise AnalyzerError(
+            f"the model's graph of {len(walk.nodes):,} operations is too large to be searched for "
+            f"shortcuts to its end; expected a smaller one, as of a shorter sequence. {_REMEDY}."
+        )
+    for join, vertices in joins:
         slots = (vertices.shortcut_slot, *vertices.branch_slots)
         maker, call = flow.vertices[vertices.join], None
         if isinstance(maker, Untracked):

@@ -58,6 +58,11 @@ class Walk:
             for node, edges in zip(self.nodes, self.edges, strict=True)
         ]
 
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that the graph reads."""
+        read = (getattr(node, "variable", None) for node in self.nodes)
+        return [variable for variable in read if isinstance(variable, nn.Parameter)]
+
 
 def _parameter_read(leaf: Node) -> int:
     """Identify the parameter of a leaf; 0 for an input, which differs from graph to graph."""
@@ -224,10 +229,20 @@ class Scopes:
         self._starts = [call.start for call in log.calls]
         self._ticks = [call.tick for call in log.calls]
         self._layers: dict[int, list[int]] = {}
+        self._late: set[int] = set()
+        times: dict[str, int] = {}
         for number, call in enumerate(log.calls):
+            times[call.path] = times.get(call.path, 0) + 1
+            if times[call.path] > log.most_calls or call.parent in self._late:
+                self._late.add(number)
             if call.layer is not None:
                 for vertex in self._made_by(call):
                     self._layers.setdefault(vertex, []).append(number)
+
+    def may_join(self, vertex: int) -> bool:
+        """Whether a vertex may be a join: none in torch's own leaf modules, nor in late calls."""
+        number = self._innermost(vertex)
+        return number < 0 or not (number in self._late or _is_leaf_of_torch(self.log.calls[number]))
 
     def owner(self, join: int, between: Iterable[int]) -> ModuleCall | None:
         """Return the innermost call that contains a join and what lies between it and its fork.
@@ -238,8 +253,7 @@ class Scopes:
         number = self._innermost(join)
         if number < 0:
             return None
-        module = self.log.calls[number].module
-        if type(module).__module__.startswith("torch.nn.") and not module._modules:
+        if _is_leaf_of_torch(self.log.calls[number]):
             return None
         while number >= 0:
             call = self.log.calls[number]
@@ -321,3 +335,8 @@ class Scopes:
         if isinstance(maker, Untracked):
             return call.tick < maker.tick
         return call.start <= self.flow.sequences[vertex]
+
+
+def _is_leaf_of_torch(call: ModuleCall) -> bool:
+    module = call.module
+    return type(module).__module__.startswith("torch.nn.") and not module._modules

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from torch import nn
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
@@ -58,6 +60,8 @@ class JoinPlan:
         places: The joins, forward order, by the numbers of their nodes in the walk of the graph.
         structure: What a graph must look like for the places to hold.
         unseen: Modules whose joins cannot be seen, with the reason.
+        parameters: Those that the graph reads. The plan ends with the first of them: a later one
+            may have its address.
     """
 
     def __init__(
@@ -65,11 +69,13 @@ class JoinPlan:
         places: list[_Site[int]],
         structure: list[tuple[object, ...]],
         unseen: list[tuple[str, str]],
+        parameters: Iterable[nn.Parameter] = (),
     ) -> None:
         self.joins = [place.join for place in places]
         self.unseen = unseen
         self._places = places
         self._structure = structure
+        self._parameters = [weakref.ref(parameter) for parameter in parameters]
 
     def sites(self, roots: Iterable[Node] | Walk) -> list[JoinSite] | None:
         """Return the joins in another graph of the same network; None where it differs.
@@ -79,6 +85,8 @@ class JoinPlan:
         """
         walk = roots if isinstance(roots, Walk) else Walk(roots)
         if len(walk.nodes) != len(self._structure) or walk.structure() != self._structure:
+            return None
+        if any(ref() is None for ref in self._parameters):
             return None
         return [
             JoinSite(
@@ -103,8 +111,15 @@ def joins_in_graph(roots: Iterable[Node] | Walk, log: CallLog) -> JoinPlan:
     """
     walk = roots if isinstance(roots, Walk) else Walk(roots)
     flow = Dataflow(walk, log)
-    places = [_place(walk, flow, join, vertices) for join, vertices in joins_of_model(flow, log)]
-    return JoinPlan(places, walk.structure(), _hidden_parts(walk, log))
+    found, is_whole = joins_of_model(flow, log)
+    places = [_place(walk, flow, join, vertices) for join, vertices in found]
+    unseen = _hidden_parts(walk, log)
+    if not is_whole:
+        reason = (
+            f"its graph of {len(walk.nodes):,} operations is too large to be searched to its end"
+        )
+        unseen += [(log.root_name(log.calls[0]), reason)]
+    return JoinPlan(places, walk.structure(), unseen, walk.parameters())
 
 
 def _place(walk: Walk, flow: Dataflow, join: Join, vertices: JoinVertices) -> _Site[int]:

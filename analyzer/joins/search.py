@@ -19,6 +19,8 @@ from analyzer.joins.graph import Dataflow, Scopes
 __all__ = ["Edge", "Join", "JoinVertices", "joins_of_model", "numbered"]
 
 NOWHERE = -1
+# Looks at vertices in one graph, about a second's worth.
+_MOST_LOOKS = 3_000_000
 Edge = tuple[int, int, int]
 
 
@@ -77,11 +79,16 @@ class JoinVertices:
     between: set[int]
 
 
-def joins_of_model(flow: Dataflow, log: CallLog) -> list[tuple[Join, JoinVertices]]:
-    """Return the joins inside of a model's calls, each with its vertices, forward order."""
+def joins_of_model(flow: Dataflow, log: CallLog) -> tuple[list[tuple[Join, JoinVertices]], bool]:
+    """Return the joins inside of a model's calls, each with its vertices, forward order.
+
+    The second result is whether all of the graph was searched: one in which each step of a long
+    recurrence reads what came before takes a time that grows with its square.
+    """
     scopes = Scopes(flow, log)
+    search = _Search(flow, scopes)
     owned = []
-    for vertices in _Search(flow).run():
+    for vertices in search.run():
         owner = scopes.owner(vertices.join, vertices.between)
         if owner is not None and not _is_scalar(flow, vertices.join):
             owned.append((vertices, owner))
@@ -99,7 +106,8 @@ def joins_of_model(flow: Dataflow, log: CallLog) -> list[tuple[Join, JoinVertice
         )
         for index, (name, (vertices, owner)) in enumerate(zip(names, owned, strict=True))
     ]
-    return [(join, vertices) for join, (vertices, _) in zip(joins, owned, strict=True)]
+    found = [(join, vertices) for join, (vertices, _) in zip(joins, owned, strict=True)]
+    return found, search.num_looks <= _MOST_LOOKS
 
 
 def _shortcut_kind(flow: Dataflow, vertices: JoinVertices) -> str:
@@ -125,8 +133,10 @@ def numbered(names: list[str]) -> list[str]:
 
 
 class _Search:
-    def __init__(self, flow: Dataflow) -> None:
+    def __init__(self, flow: Dataflow, scopes: Scopes) -> None:
         self.flow = flow
+        self.scopes = scopes
+        self.num_looks = 0
         self.reads = [tuple({read for _, read, _ in reads}) for reads in flow.reads]
         # For each vertex the nearest one that all its paths to any source pass.
         self.dominator: list[int] = []
@@ -140,6 +150,8 @@ class _Search:
         found: dict[int, JoinVertices] = {}
         for vertex, kind in enumerate(self.flow.kinds):
             if kind in ("add", "cat") and len(self.reads[vertex]) > 1:
+                if self.num_looks > _MOST_LOOKS or not self.scopes.may_join(vertex):
+                    continue
                 vertices = self._addition(vertex) if kind == "add" else self._concatenation(vertex)
                 if vertices is not None:
                     found[vertex] = vertices
@@ -224,9 +236,10 @@ class _Search:
                         seen.add(read)
                         heappush(heap, -read)
             if heap and -heap[0] == fork:
-                return fork
+                break
             fork = dominator[fork]
-        return NOWHERE
+        self.num_looks += len(seen)
+        return fork if heap and -heap[0] == fork else NOWHERE
 
     def _region(self, starts: tuple[int, ...], fork: int) -> set[int]:
         """Return what can be read from some vertices without passing the fork."""
@@ -237,6 +250,7 @@ class _Search:
                 if read > fork and read not in region:
                     region.add(read)
                     stack.append(read)
+        self.num_looks += len(region)
         return region
 
     def _costs(self, region: set[int], fork: int) -> dict[int, int]:

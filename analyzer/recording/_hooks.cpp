@@ -251,7 +251,9 @@ PyObject *take(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     if (!layer || Py_TYPE(layer) != &layer_type) Py_RETURN_TRUE;
     PyObject *ref = layer->held[Layer::kModule];  // weak: another module may have that address now
     if (!ref || !PyWeakref_Check(ref) || PyWeakref_GET_OBJECT(ref) != module) Py_RETURN_TRUE;
-    if (!gate->listening || gate->in_backward) Py_RETURN_TRUE;
+    if (!gate->listening) Py_RETURN_TRUE;
+    // In a backward pass only what is computed again matters.
+    if (gate->in_backward && !is_given(gate->held[Gate::kCurrent])) Py_RETURN_TRUE;
     if (!layer->is_ready || gate->discovering) Py_RETURN_FALSE;
     for (PyObject *ask : {is_grad_enabled, functorch_level, tracing_state}) {
         PyObject *answer = PyObject_CallNoArgs(ask);

@@ -1,16 +1,16 @@
 """Finds the models of an unmodified script while it runs."""
 
-import sys
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from torch._C._functorch import maybe_current_level
 from torch.compiler import is_dynamo_compiling
 
 from analyzer.joins.calls import before_calls
 from analyzer.joins.modes import is_transformed, unseen
+from analyzer.recording.names import container_of
 from analyzer.recording.training import Training
 
 __all__ = ["Discovery"]
@@ -57,12 +57,16 @@ class Discovery:
         if capture.trainer.is_other():
             capture.trainer.miss()
             return
-        if capture.is_inside or capture.in_backward:
+        if capture.is_inside or (capture.in_backward and not capture.is_computing_again):
             return
         is_known = module in self._known
         if is_known and (self._training.has_trained or self._num_looks >= _MOST_LOOKS):
             return
-        if not torch.is_grad_enabled() or is_transformed():
+        if not torch.is_grad_enabled():
+            return
+        if is_transformed():
+            if maybe_current_level() is not None:
+                self._training.models.note_transformed(module)
             return
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         if not trained:
@@ -79,40 +83,17 @@ class Discovery:
                 return
         self._known.update(parts)
         was_watching = capture.is_watching
-        taken = {ref() for ref in self._training.models.layers.roots}
-        if parts & taken and not self._training.has_trained:
-            self._training.models.complete(root)
-        else:
-            self._training.models.add(root)
-        if root is module and not was_watching:
+        models = self._training.models
+        taken = [ref() for ref in models.layers.roots]
+        if parts.intersection(taken) and not self._training.has_trained:
+            models.complete(root)
+        elif root in taken:
+            models.look_again(taken.index(root))
+        elif not models.meet_module(module):  # no new part of a model that is out of sight
+            models.add(root)
+        if not was_watching:
             # This call has begun: its hooks were chosen before those of the recording were there.
-            capture.enter_late(module, args)
-
-
-def _visible_modules() -> Iterator[nn.Module]:
-    """Modules that variables of ``__main__`` or of the running functions hold."""
-    scopes: list[dict[str, Any]] = [vars(sys.modules["__main__"])]
-    frame = sys._getframe(1)
-    while frame is not None:
-        if not frame.f_globals.get("__name__", "").startswith(("torch.", "analyzer.")):
-            scopes.append(frame.f_locals)
-        frame = frame.f_back  # type: ignore[assignment]
-    for scope in scopes:
-        for value in list(scope.values()):
-            if isinstance(value, nn.Module):
-                yield value
-            elif type(value).__module__ == "__main__" and hasattr(value, "__dict__"):
-                yield from (v for v in vars(value).values() if isinstance(v, nn.Module))
-
-
-def container_of(module: nn.Module) -> nn.Module:
-    """Return the largest module in sight that contains this one: the model of which it is a part.
-
-    A script may call ``model.encoder(x)`` and ``model.decoder(h)`` and never ``model(x)``.
-    """
-    best, best_size = module, -1
-    for candidate in _visible_modules():
-        parts = list(candidate.modules())
-        if len(parts) > best_size and any(part is module for part in parts):
-            best, best_size = candidate, len(parts)
-    return best
+            if capture.in_backward:
+                capture.begin_recomputation()
+            elif root is module:
+                capture.enter_late(module, args)

@@ -9,29 +9,35 @@ keep an invocation alive: one that never meets a backward pass (a validation wit
 goes away with its graph, and is not counted.
 """
 
-import math
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, is_grad_enabled, nn
+from torch._C import _current_autograd_node
+from torch.autograd.function import BackwardCFunction
 from torch.compiler import is_dynamo_compiling
 
 from analyzer.joins.calls import after_calls, before_calls
 from analyzer.joins.modes import is_transformed, unseen
+from analyzer.recording.depths import ForwardDepth, PassDepths
 from analyzer.recording.headroom import Headroom
 from analyzer.recording.hook_classes import Call, Gate, Layer
-from analyzer.recording.invocation import CallWatcher, Invocation, first_tensor
-from analyzer.recording.layers import ForwardDepth, Site, graph_depths, own_unit_axis
+from analyzer.recording.invocation import CallWatcher, FurtherLayers, Invocation, first_tensor
+from analyzer.recording.layers import Site
 from analyzer.recording.plain import UnreadableError, plain
-from analyzer.recording.statistics import activation_row, gradient_row, none_dead
+from analyzer.recording.statistics import activation_row, gradient_row
 from analyzer.recording.threads import TrainingThread
+from analyzer.recording.units import look_at
 
 __all__ = ["Capture"]
 
-_MIXES_UNITS = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.Fold, nn.Unfold)
+# Modules without parameters that no root has; beyond, such are not looked for in the roots.
+_MOST_MET = 100
 
 
 class Capture(Gate):
@@ -47,6 +53,8 @@ class Capture(Gate):
         trainer: Makes what knows the thread that is recorded.
         is_selected: Whether a layer is to be recorded.
         watchers: Others who want to know of calls, in this order.
+        on_new_module: Called when a module is called that no root had; returns whether one has it
+            now.
     """
 
     def __init__(
@@ -57,6 +65,7 @@ class Capture(Gate):
         trainer: Callable[[Gate], TrainingThread],
         is_selected: Callable[[Site], bool],
         watchers: Sequence[CallWatcher] = (),
+        on_new_module: Callable[[nn.Module], bool] = lambda _: False,
     ) -> None:
         super().__init__()
         self.discovering = True
@@ -75,20 +84,27 @@ class Capture(Gate):
         self.trainer = trainer(self)
         self._is_selected = is_selected
         self._watchers = watchers
+        self._on_new_module = on_new_module
+        self._known: dict[int, weakref.ref[nn.Module]] = {}
+        self._further = FurtherLayers()
+        self._depths = PassDepths()
+        self._num_met = 0
         self._handles: list[Any] = []
         self._axes: dict[torch.Size, int | None] = {}
 
     def attach(self, root: nn.Module, sites: Sequence[tuple[Site, nn.Module]]) -> None:
         """Watch the calls of a root model and of its layers."""
         if not self._handles:
-            self._handles = [
-                before_calls(self._before),
-                after_calls(self._after),
-            ]
+            self._handles = [before_calls(self._before), after_calls(self._after)]
         self.roots[id(root)] = weakref.ref(root)
+        for module in root.modules():
+            self._know(module)
         self._has_frozen_parts |= not all(p.requires_grad for p in root.parameters())
         for layer in self.layers.values():  # names may have got a prefix
             layer.is_ready = False
+        numbers = {site.number for site, _ in sites}
+        for key in [key for key, layer in self.layers.items() if layer.site.number in numbers]:
+            del self.layers[key]  # that of a module whose place another one took
         for site, module in sites:
             layer = self.layers[id(module)] = Layer()
             layer.site, layer.module = site, weakref.ref(module)
@@ -98,6 +114,8 @@ class Capture(Gate):
         """Watch no root any more; calls that were seen wait for their layers to be added again."""
         self.layers.clear()
         self.roots.clear()
+        self._known.clear()
+        self._further.clear()
         self._has_frozen_parts = False
 
     def find_sites_again(self) -> None:
@@ -105,7 +123,9 @@ class Capture(Gate):
         for invocation in self._alive:
             for call in invocation.calls:
                 layer = self.layers.get(id(call.site.module()))
-                if layer is not None:
+                if layer is not None and call.site.number < 0:
+                    call.site = replace(layer.site, number=~layer.site.number)
+                elif layer is not None:
                     call.site = layer.site
 
     def note_watchers(self) -> None:
@@ -127,6 +147,7 @@ class Capture(Gate):
         self._alive.clear()
         self.used.clear()
         self.current = self._loose = None
+        self._depths = PassDepths()
 
     @property
     def is_watching(self) -> bool:
@@ -142,15 +163,34 @@ class Capture(Gate):
         """A module is about to be called."""
         if is_dynamo_compiling():  # traced: in here so that no graph is broken
             return
+        if id(module) not in self._known:
+            self._meet(module)
+        if self.in_backward and self.current is None:
+            self.begin_recomputation()
         if self.watches_all or id(module) in self.roots:
             self._enter_watched(module, args)
+
+    def _know(self, module: nn.Module) -> None:
+        known, key = self._known, id(module)
+        known[key] = weakref.ref(module, lambda _: known.pop(key, None))
+
+    def _meet(self, module: nn.Module) -> None:
+        """A module is called that no root had when it was looked at; it may have it now."""
+        if not self.listening or self.in_backward or not is_grad_enabled() or is_transformed():
+            return
+        # Some programs make an activation or a loss for each call.
+        self._num_met += 1
+        if self._num_met > _MOST_MET and next(module.parameters(), None) is None:
+            return
+        if not self._on_new_module(module):
+            self._know(module)
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
         """A call of a module has ended; by an exception where the output is None."""
         if is_dynamo_compiling():
             return
         if not self.take(module, output):
-            self._leave_watched(module, output)
+            self._leave_watched(module, args, output)
 
     def _enter_watched(self, module: nn.Module, args: Any) -> None:
         is_root = self._is_root(module)
@@ -161,14 +201,14 @@ class Capture(Gate):
                 self.enter()
             self._tell(is_root, lambda watcher: watcher.enter(module, args))
 
-    def _leave_watched(self, module: nn.Module, output: Any) -> None:
+    def _leave_watched(self, module: nn.Module, args: Any, output: Any) -> None:
         is_root = self._is_root(module)
         if is_transformed() or self._is_in_other_thread(is_root):
             return
         layer = self.layers.get(id(module))
         with unseen():
             if layer is not None and layer.module is not None and layer.module() is module:
-                self._take_slowly(layer, module, output)
+                self._take_slowly(layer, module, args, output)
             if is_root and not self._nesting:
                 return  # a call that began in another thread's turn, or before a backward pass
             self._tell(is_root, lambda watcher: watcher.leave(module, output))
@@ -227,9 +267,29 @@ class Capture(Gate):
             self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._mode = None
 
-    def _new_invocation(self) -> Invocation:
+    @property
+    def is_computing_again(self) -> bool:
+        """Whether a function computes a part of the network again, to pass its gradient through.
+
+        So does reentrant checkpointing; without reentry it passes through the first computation.
+        """
+        return self.in_backward and isinstance(_current_autograd_node(), BackwardCFunction)
+
+    def begin_recomputation(self) -> None:
+        """A part of the network may be about to be computed again: take its calls."""
+        if self.listening and is_grad_enabled() and self.is_computing_again:
+            self.current = self._new_invocation(is_again=True)
+
+    def begin_inner_backward(self, roots: Sequence[Any]) -> None:
+        """The backward pass of what was computed again begins, inside of the training's."""
+        invocation, self.current = self.current, None
+        if self.in_backward and invocation is not None:
+            self._depths.add(_current_autograd_node(), roots, invocation.calls)
+
+    def _new_invocation(self, *, is_again: bool = False) -> Invocation:
         self._count += 1
-        invocation = Invocation(self.window, self._count)
+        order = (1, -self._count) if is_again else (0, self._count)
+        invocation = Invocation(self.window, order)
         self._alive.add(invocation)
         return invocation
 
@@ -242,15 +302,17 @@ class Capture(Gate):
 
     def give_up(self, site: Site, error: Exception) -> None:
         """Record nothing more of a layer; say why."""
-        self.broken.add(site.number)
+        number = max(site.number, ~site.number)
+        self.broken.add(number)
         for layer in self.layers.values():
-            if layer.site is site:
+            if layer.site.number == number:
                 layer.is_ready = False
         self._on_problem(site, error)
 
-    def _take_slowly(self, layer: Layer, module: nn.Module, output: Any) -> None:
+    def _take_slowly(self, layer: Layer, module: nn.Module, args: Any, output: Any) -> None:
         """Take what the gate leaves: a layer's first call, and the tensors that are not usual."""
-        if not self.listening or self.in_backward or not is_grad_enabled():
+        is_past = self.in_backward and self.current is None
+        if not self.listening or is_past or not is_grad_enabled():
             return
         if self.broken and layer.site.number in self.broken:
             return
@@ -260,6 +322,10 @@ class Capture(Gate):
             if tensor is not None:
                 plain(tensor)  # what has no values may have no shape either
                 self._observe(layer, module, tensor)
+                if output is not tensor:
+                    for further, other in self._further.of(layer, output, tensor, args):
+                        plain(other)
+                        self._observe(further, module, other)
         except UnreadableError as error:  # another time it may have values
             self._on_problem(layer.site, error)
         except Exception as error:  # the training must continue whatever a layer returns
@@ -270,7 +336,8 @@ class Capture(Gate):
         """Take the statistics of a layer's output, and wait for its gradient."""
         invocation = self.current or self._invocation()
         if not layer.is_ready or tensor.shape != layer.shape:
-            self._look_at(layer, module, tensor.shape)
+            look_at(layer, module, tensor.shape, self._axes)
+            layer.is_ready = self._is_selected(layer.site)
         activation = activation_row(tensor, layer.axis) if layer.is_ready else None
         call = Call(self, invocation, layer.site, activation, tensor.shape)
         invocation.calls.append(call)
@@ -282,24 +349,6 @@ class Capture(Gate):
             # ReLU that comes after it.
             tensor.register_hook(call)  # type: ignore[no-untyped-call]
             call.hooks = weakref.ref(tensor._backward_hooks)
-
-    def _look_at(self, layer: Layer, module: nn.Module, shape: torch.Size) -> None:
-        """Note where the units of outputs of this shape are."""
-        axis = own_unit_axis(module)
-        if axis is None and not isinstance(module, _MIXES_UNITS):
-            # That of the last output of this shape; else that of a table of features.
-            axis = self._axes.get(shape, -1 if len(shape) == 2 else None)
-        if axis is not None and not -len(shape) <= axis < len(shape):
-            axis = None
-        self._axes[shape] = axis
-        layer.shape, layer.axis = shape, axis
-        layer.units = 0
-        if axis is not None:
-            place = axis % len(shape)
-            layer.before, layer.units = math.prod(shape[:place]), shape[place]
-            layer.after = math.prod(shape[place + 1 :])
-            layer.none_dead = none_dead(layer.units)
-        layer.is_ready = self._is_selected(layer.site)
 
     def take_gradient(self, call: Call, gradient: Tensor) -> None:
         """Take the statistics of the gradient that arrived at the output of a call."""
@@ -322,33 +371,28 @@ class Capture(Gate):
         self.seconds += time.perf_counter() - started
 
     def begin_backward(self, roots: Sequence[Any], *, keeps_graph: bool) -> None:
-        """Accept gradients from now on; find the depth of new calls while there is a graph."""
+        """Accept gradients from now on."""
         for invocation in list(self._alive) if self.trainer.rivals else ():
             if invocation.thread in self.trainer.rivals:
                 invocation.unhook()
         self.trainer.rivals = set()
         if self.discovering:
-            self._find_depths(roots)
+            self._depths.begin(roots)
         self._nesting = 0  # an interrupted forward pass may have left it above zero
         self._headroom.give_back()
         self.current = None
         self.in_backward = True
         self.keeps_graph = keeps_graph
 
-    def _find_depths(self, roots: Sequence[Any]) -> None:
-        calls = [call for invocation in self._by_age() for call in invocation.calls]
-        for call, depth in zip(calls, graph_depths(roots, calls), strict=True):
-            call.depth = depth or call.forward_depth or call.depth
-            call.node = None  # a node held here would keep its graph, and so itself, alive
-
-    def _by_age(self) -> list[Invocation]:
-        return sorted(self._alive, key=lambda invocation: invocation.number)
-
     def end_backward(self) -> list[Invocation]:
         """Accept no more gradients; return the invocations that this pass used."""
         self.in_backward = False
         self.window += 1
         self._loose = None
-        used = sorted(self.used, key=lambda invocation: invocation.number)
+        if self.discovering:  # by now all of the network was seen
+            alive = sorted(self._alive, key=attrgetter("order"))
+            self._depths.end([c for part in alive if not part.order[0] for c in part.calls])
+        self.current = None
+        used = sorted(self.used, key=attrgetter("order"))
         self.used.clear()
         return used

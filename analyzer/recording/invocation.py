@@ -1,15 +1,23 @@
-"""The calls of one forward pass, who wants to know of them, and the tensors that they return."""
+"""The calls of a forward pass, who wants to know of them, and the tensors that they return."""
 
 import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from threading import get_ident
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from analyzer.joins.calls import tensors_in
-from analyzer.recording.hook_classes import Call
+from analyzer.recording.hook_classes import Call, Layer
 
-__all__ = ["CallWatcher", "Invocation", "first_tensor"]
+__all__ = [
+    "BackwardWatcher",
+    "CallWatcher",
+    "FurtherLayers",
+    "Invocation",
+    "first_tensor",
+]
 
 
 class CallWatcher(Protocol):
@@ -26,19 +34,42 @@ class CallWatcher(Protocol):
         """A call of a module has ended; by an exception where the output is None."""
 
 
+class BackwardWatcher(Protocol):
+    """Someone who wants to know about backward passes (``autograd.grad`` is none)."""
+
+    def follows(self, roots: Sequence[Any], *, is_backward: bool) -> bool:
+        """Whether it wants to know of the backward pass that this thread is about to run."""
+
+    def begin_backward(self, roots: Sequence[Any], *, keeps_graph: bool) -> None:
+        """A backward pass from these tensors is about to run."""
+
+    def begin_inner_backward(self, roots: Sequence[Any]) -> None:
+        """A backward pass inside of another one begins."""
+
+    def end_backward(self, *, failed: bool) -> None:
+        """That pass has ended."""
+
+    def suspend(self) -> Any:
+        """``autograd.grad`` runs inside a backward pass: its gradients are not of the loss."""
+
+    def resume(self, state: Any) -> None:
+        """That ``autograd.grad`` has ended."""
+
+
 class Invocation:
     """The calls of one forward pass, in call order.
 
     Args:
         window: How many backward passes had ended when it began.
-        number: Its place among all invocations.
+        order: Its place among all invocations. Reentrant checkpointing computes the parts of a
+            forward pass again, the last one first: those come after all others, in forward order.
     """
 
-    __slots__ = ("__weakref__", "calls", "hooks", "is_numbered", "number", "thread", "window")
+    __slots__ = ("__weakref__", "calls", "hooks", "is_numbered", "order", "thread", "window")
 
-    def __init__(self, window: int, number: int) -> None:
+    def __init__(self, window: int, order: tuple[int, int]) -> None:
         self.window = window
-        self.number = number
+        self.order = order
         self.thread = get_ident()
         self.is_numbered = False
         self.calls: list[Call] = []
@@ -76,3 +107,61 @@ def first_tensor(output: Any) -> Tensor | None:
             return tensor
         first = tensor if first is None else first
     return first
+
+
+def _further_tensors(output: Any, first: Tensor, args: Any) -> list[Tensor]:
+    """Return the tensors of an output, besides the first, at which a gradient of its own arrives.
+
+    An input that is handed on, a view of another output, and what a layer inside has returned, have
+    their gradient counted elsewhere.
+    """
+    found: list[Tensor] = []
+    for tensor in tensors_in(output):
+        if tensor.requires_grad and tensor is not first and tensor.grad_fn is not None:
+            hooks = tensor._backward_hooks
+            is_counted = hooks and any(isinstance(hook, Call) for hook in hooks.values())
+            if not is_counted and not any(_is_same(tensor, other) for other in (first, *found)):
+                found.append(tensor)
+    if found:
+        inputs = {id(tensor) for tensor in tensors_in(args)}
+        return [tensor for tensor in found if id(tensor) not in inputs]
+    return found
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are one, or a view of all of it."""
+    if one is other:
+        return True
+    base = one if one._base is None else one._base
+    if base is not (other if other._base is None else other._base):
+        return False
+    starts_alike = one.storage_offset() == other.storage_offset()
+    return starts_alike or base.numel() in (one.numel(), other.numel())
+
+
+class FurtherLayers:
+    """What stands for the further output tensors of layers; their sites have numbers ``~number``.
+
+    Their statistics are pooled with those of the first tensor, where a gradient arrives at them.
+    """
+
+    def __init__(self) -> None:
+        self._layers: dict[int, list[Layer]] = {}
+
+    def clear(self) -> None:
+        """The sites are about to get other numbers."""
+        self._layers.clear()
+
+    def of(
+        self, layer: Layer, output: Any, first: Tensor, args: Any
+    ) -> Iterator[tuple[Layer, Tensor]]:
+        """Yield the further tensors of an output, and what stands for each of them."""
+        layers = self._layers.setdefault(layer.site.number, [])
+        for place, tensor in enumerate(_further_tensors(output, first, args)):
+            if place == len(layers):
+                layers.append(Layer())
+            further = layers[place]
+            if further.module is not layer.module:
+                further.site = replace(layer.site, number=~layer.site.number)
+                further.module, further.is_ready = layer.module, False
+            yield further, tensor

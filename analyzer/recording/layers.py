@@ -1,59 +1,24 @@
-"""Which modules are layers, the layers that a training calls, their numbers and their depth."""
+"""Which modules are layers, the layers that a training calls, and their numbers."""
 
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from torch import Tensor, nn
-from torch.autograd.graph import Node
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_iter
-from torch.utils.weak import WeakIdKeyDictionary
+from torch import nn
 
 from analyzer.recording.live_log import token
-from analyzer.recording.names import clean_path, root_prefixes, unwrapped
+from analyzer.recording.names import RootModel, clean_path, root_prefixes, unwrapped
 
-__all__ = [
-    "CallNumbers",
-    "ForwardDepth",
-    "Layers",
-    "Site",
-    "graph_depths",
-    "own_unit_axis",
-]
+__all__ = ["CallNumbers", "Layers", "Site"]
 
-_CHANNEL_NORMS = (_NormBase, nn.GroupNorm, nn.LocalResponseNorm)
-_FEATURE_LAYERS = (
-    nn.Linear,
-    nn.Bilinear,
-    nn.LayerNorm,
-    nn.RMSNorm,
-    nn.Embedding,
-    nn.EmbeddingBag,
-    nn.RNNBase,
-    nn.MultiheadAttention,
-)
-_POOLS = ("Pool1d", "Pool2d", "Pool3d")
+# Forward passes that still wait for a backward pass may be this many backward passes old.
+_MOST_WINDOWS = 16
 
 
 def _is_site(module: nn.Module) -> bool:
     """Whether calls of this module are layers: a leaf, or a module that owns parameters itself."""
     return not module._modules or any(p is not None for p in module._parameters.values())
-
-
-def own_unit_axis(module: nn.Module) -> int | None:
-    """Return the axis of channels or features that the kind of module defines, if it does."""
-    if isinstance(module, _ConvNd):
-        return -1 - len(module.kernel_size)
-    if isinstance(module, _CHANNEL_NORMS):
-        return 1
-    if isinstance(module, _FEATURE_LAYERS) or type(module).__name__ == "Conv1D":
-        return -1
-    name = type(module).__name__
-    return next((-1 - int(pool[-2]) for pool in _POOLS if name.endswith(pool)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +30,29 @@ class Site:
         root: The number of the root model that holds it.
         path: Its path in that root; empty for the root itself.
         module: The module, held weakly.
+        kind: Its class.
     """
 
     number: int
     root: int
     path: str
     module: weakref.ref[nn.Module]
+    kind: str
 
 
 class Layers:
-    """Static rows of the layers, in the order in which calls were first used by a backward pass."""
+    """Static rows of the layers, in the order in which calls were first used by a backward pass.
 
-    def __init__(self) -> None:
+    Args:
+        max_calls: Calls of one module that have rows of their own; the later ones share a row.
+    """
+
+    def __init__(self, max_calls: int) -> None:
+        self.max_calls = max_calls
         self.roots: list[weakref.ref[nn.Module]] = []
         self.sites: list[Site] = []
+        self._models: list[RootModel] = []
+        self._by_module: dict[int, Site] = {}
         self._ids: dict[tuple[int, int], int] = {}
         self._rows: list[dict[str, Any]] = []
 
@@ -86,35 +60,77 @@ class Layers:
         return len(self._rows)
 
     def add_root(self, root: nn.Module) -> list[tuple[Site, nn.Module]]:
-        """Add a model; return its sites that no earlier root holds."""
-        known = {id(site.module()) for site in self.sites}
-        number = len(self.roots)
+        """Add a model; return its sites that no earlier root holds.
+
+        Earlier roots that are parts of it are named by their place in it from now on.
+        """
+        number, inner = len(self.roots), unwrapped(root)
+        paths = {module: clean_path(path) for path, module in inner.named_modules()}
+        for model in self._models:
+            part = model.model()
+            if part is not None and model.container is None and unwrapped(part) in paths:
+                model.container = number, paths[unwrapped(part)]
         self.roots.append(weakref.ref(root))
-        inner, added = unwrapped(root), []
-        for path, module in inner.named_modules():
-            if _is_site(module) and id(module) not in known:
-                site = Site(len(self.sites), number, clean_path(path), weakref.ref(module))
-                self.sites.append(site)
+        self._models.append(RootModel.of(root))
+        return self.look_again(number)
+
+    def look_again(self, number: int) -> list[tuple[Site, nn.Module]]:
+        """Return the sites of a root that have a new module; note those that were moved.
+
+        A module in the place of one that the model no longer has goes on with its layers.
+        """
+        root = self.roots[number]()
+        if root is None:
+            return []
+        named = [(clean_path(path), m) for path, m in unwrapped(root).named_modules()]
+        here = {id(module) for _, module in named}
+        left = {
+            site.path: site
+            for site in self.sites
+            if site.root == number and id(site.module()) not in here
+        }
+        added = []
+        for path, module in named:
+            site = self.site_of(module)
+            if site is not None and site.root == number and site.path != path:
+                self._put(replace(site, path=path), module)
+            elif site is None and _is_site(module):
+                kind, former = type(module).__name__, left.get(path)
+                place = len(self.sites) if former is None else former.number
+                site = Site(place, number, path, weakref.ref(module), kind)
+                self._put(site, module)
                 added.append((site, module))
         return added
 
+    def _put(self, site: Site, module: nn.Module) -> None:
+        if site.number == len(self.sites):
+            self.sites.append(site)
+        elif self.sites[site.number].module() is not module:
+            for row in self._rows:
+                if row["site"] == site.number:
+                    row["num_parameters"], row["output_shape"] = _num_own(module), None
+        self.sites[site.number] = self._by_module[id(module)] = site
+
+    def site_of(self, module: nn.Module) -> Site | None:
+        """Return the site of a module; None where it has none."""
+        site = self._by_module.get(id(module))
+        return site if site is not None and site.module() is module else None
+
     def layer(self, site: Site, call: int) -> int | None:
         """Return the id of a call that is in the table, else None."""
-        return self._ids.get((site.number, call))
+        return self._ids.get((site.number, min(call, self.max_calls)))
 
     def add(self, site: Site, call: int, shape: Sequence[int] | None, depth: int) -> int:
         """Add a call to the table, return its id."""
-        module = site.module()
+        module, call = site.module(), min(call, self.max_calls)
         layer = len(self._rows)
         self._ids[site.number, call] = layer
-        own = [] if module is None else [p for p in module._parameters.values() if p is not None]
         self._rows.append(
             {
-                "site": site,
+                "site": site.number,
                 "call": call,
-                "kind": type(module).__name__,
                 "depth": depth,
-                "num_parameters": sum(p.numel() for p in own),
+                "num_parameters": 0 if module is None else _num_own(module),
                 "output_shape": None if shape is None else list(shape),
             }
         )
@@ -124,13 +140,20 @@ class Layers:
         """Return the depth of a layer."""
         return int(self._rows[layer]["depth"])
 
-    def set_depth(self, layer: int, depth: int) -> None:
-        """Correct the depth of a layer that was added before its graph was seen."""
-        self._rows[layer]["depth"] = depth
+    def correct(self, layer: int, shape: Sequence[int] | None, depth: int) -> bool:
+        """Correct what was not known when a layer was added; return whether it changed."""
+        row = self._rows[layer]
+        is_known = row["output_shape"] is not None or shape is None
+        if is_known and (not depth or depth == row["depth"] or row["call"] == self.max_calls):
+            return False
+        row["depth"] = depth or row["depth"]
+        if not is_known:
+            row["output_shape"] = list(shape or ())
+        return True
 
     def prefixes(self) -> list[str]:
         """Return what stands before the paths of each root."""
-        return root_prefixes([ref() for ref in self.roots])
+        return root_prefixes(self._models)
 
     def path(self, site: Site, prefixes: Sequence[str]) -> str:
         """Return the module path of a site; the class name for a root that is a layer itself."""
@@ -138,10 +161,7 @@ class Layers:
 
     def spelled(self, root: int, path: str, prefixes: Sequence[str]) -> str:
         """Return the name of a module from its root and its path there."""
-        if path:
-            return prefixes[root] + path
-        module = self.roots[root]()
-        return prefixes[root].rstrip(".") or type(unwrapped(module) if module else None).__name__
+        return prefixes[root] + path if path else prefixes[root][:-1] or self._models[root].kind
 
     def rows(self, roles: Mapping[str, tuple[int, str]]) -> list[dict[str, Any]]:
         """Return the rows of ``layers.parquet``.
@@ -152,16 +172,16 @@ class Layers:
         """
         prefixes, rows = self.prefixes(), []
         for layer, row in enumerate(self._rows):
-            module = self.path(row["site"], prefixes)
-            call = row["call"]
-            join, role = roles.get(_token_name(row["site"], call), (None, None))
+            site, call = self.sites[row["site"]], row["call"]
+            module = self.path(site, prefixes)
+            join, role = roles.get(_token_name(site, call), (None, None))
             rows.append(
                 {
                     "layer": layer,
-                    "name": f"{module}#{call}" if call else module,
+                    "name": module + self._mark(call),
                     "module": module,
                     "call": call,
-                    "kind": row["kind"],
+                    "kind": site.kind,
                     "depth": row["depth"],
                     "num_parameters": row["num_parameters"],
                     "output_shape": row["output_shape"],
@@ -171,23 +191,31 @@ class Layers:
             )
         return rows
 
+    def _mark(self, call: int) -> str:
+        return "#rest" if call == self.max_calls else f"#{call}" if call else ""
+
     def numbered(self, names: Sequence[str]) -> list[int | None]:
         """Return the layers of these names; None for one that is not in the table."""
         known: dict[str, int] = {}
         prefixes = self.prefixes()
         for layer, row in enumerate(self._rows):
-            mark = f"#{row['call']}" if row["call"] else ""
+            mark = self._mark(row["call"])
             # A probe knows one model, and its layers without the prefix of several.
-            for path in (self.path(row["site"], prefixes), row["site"].path):
+            site = self.sites[row["site"]]
+            for path in (self.path(site, prefixes), site.path):
                 known.setdefault(path + mark, layer)
         return [known.get(name) for name in names]
 
     def first_layers(self) -> dict[int, int]:
-        """Return for each module (by ``id``) the first layer that is a call of it."""
+        """Return for each site, by its number, the first layer that is a call of it."""
         first: dict[int, int] = {}
         for layer, row in enumerate(self._rows):
-            first.setdefault(id(row["site"].module()), layer)
+            first.setdefault(row["site"], layer)
         return first
+
+
+def _num_own(module: nn.Module) -> int:
+    return sum(p.numel() for p in module._parameters.values() if p is not None)
 
 
 def _token_name(site: Site, call: int) -> str:
@@ -196,14 +224,12 @@ def _token_name(site: Site, call: int) -> str:
 
 
 class _Call(Protocol):
-    """What is asked of a call here; `analyzer.recording.hooks.Call` is one."""
+    """What is asked of a call here; `analyzer.recording.hook_classes.Call` is one."""
 
     site: Any
     shape: Any
-    node: Any
     layer: int
     depth: int
-    forward_depth: int
 
 
 class _Calls(Protocol):
@@ -223,14 +249,15 @@ class CallNumbers:
     Attributes:
         has_guessed: Whether a depth was guessed, because its graph was not seen.
         roots_used: The root models of which calls were numbered.
+        crowded: Sites whose later calls were found to share a row; whoever reads it empties it.
     """
 
     def __init__(self, layers: Layers) -> None:
         self.has_guessed = False
         self.roots_used: set[int] = set()
+        self.crowded: list[Site] = []
         self._layers = layers
-        self._window = -1
-        self._taken: dict[int, int] = {}
+        self._taken: dict[int, dict[int, int]] = {}
         self._known: tuple[list[int], list[int], set[int]] = ([], [], set())
 
     def number(self, invocation: _Calls, *, is_discovering: bool) -> bool:
@@ -245,106 +272,43 @@ class CallNumbers:
             self.roots_used.update(call.site.root for call in calls)
             return False
         invocation.is_numbered = True
-        if invocation.window != self._window:
-            self._window, self._taken = invocation.window, {}
+        taken = self._taken.setdefault(invocation.window, {})
+        if len(self._taken) > _MOST_WINDOWS:
+            del self._taken[min(self._taken)]
         sites = [call.site.number for call in calls]
-        is_first = not self._taken
+        is_first = not taken
         known_sites, known_layers, known_roots = self._known
         if is_first and sites == known_sites and not is_discovering:
             for number in sites:  # the usual case: the same calls as in the step before
-                self._taken[number] = self._taken.get(number, 0) + 1
+                taken[number] = taken.get(number, 0) + 1
             self.roots_used |= known_roots
             for call, known in zip(calls, known_layers, strict=True):
                 call.layer = known
             return False
-        has_changed, before = False, 0
+        has_changed, layer = False, -1
         for call in calls:
-            has_changed |= self._number_one(call, before)
-            before = self._layers.depth(call.layer)
+            if call.site.number < 0:  # a further output tensor of the call before
+                call.layer = layer
+                continue
+            has_changed |= self._number_one(call, layer, taken)
+            layer = call.layer
         roots = {call.site.root for call in calls}
         self.roots_used |= roots
         if is_first:
             self._known = sites, [call.layer for call in calls], roots
         return has_changed
 
-    def _number_one(self, call: _Call, before: int) -> bool:
-        """The same for one call, after a call of a layer of this depth."""
-        count = self._taken.get(call.site.number, 0)
-        self._taken[call.site.number] = count + 1
+    def _number_one(self, call: _Call, before: int, taken: dict[int, int]) -> bool:
+        """The same for one call, after a call of this layer."""
+        count = taken.get(call.site.number, 0)
+        taken[call.site.number] = count + 1
         layer = self._layers.layer(call.site, count)
-        if layer is None:
-            self.has_guessed |= not call.depth
-            call.layer = self._layers.add(call.site, count, call.shape, call.depth or before + 1)
-            return True
-        call.layer = layer
-        if call.depth and self._layers.depth(layer) != call.depth:
-            self._layers.set_depth(layer, call.depth)
-            return True
-        return False
-
-
-def graph_depths(roots: Iterable[Any], calls: Sequence[_Call]) -> list[int]:
-    """Return the depth of each call from the autograd graph below the roots of a backward pass.
-
-    ``depth(layer) = 1 + max depth of the layers that it reads``; 1 where it reads none. Layers that
-    share an output node (an identity, a module around another one) follow one another in call
-    order. A call without a node gets 0.
-
-    Args:
-        roots: Tensors (or graph edges) from which the backward pass starts.
-        calls: Calls in call order, with the graph node of their output.
-    """
-    layers_at: dict[Node, list[int]] = {}
-    for place, call in enumerate(calls):
-        if call.node is not None:
-            layers_at.setdefault(call.node, []).append(place)
-    depths = [0] * len(calls)
-    below: dict[Node, int] = {}
-    starts = [root.grad_fn if isinstance(root, Tensor) else root.node for root in roots]
-    stack: list[tuple[Node, bool]] = [
-        (node, False) for node in (*starts, *layers_at) if node is not None
-    ]
-    while stack:
-        node, is_expanded = stack.pop()
-        if node in below:
-            continue
-        children = [child for child, _ in node.next_functions if child is not None]
-        if not is_expanded:
-            stack.append((node, True))
-            stack.extend((child, False) for child in children if child not in below)
-            continue
-        depth = max((below[child] for child in children), default=0)
-        for place in layers_at.get(node, ()):
-            depth = max(depth + 1, calls[place].forward_depth)
-            depths[place] = depth
-        below[node] = depth
-    return depths
-
-
-class ForwardDepth(TorchFunctionMode):
-    """Follows tensors forward through one forward pass, where there is no graph to read.
-
-    A tensor has the largest depth among the tensors that it was computed from; the output of a
-    layer has one more.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._depths: Any = WeakIdKeyDictionary()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor | tuple | list):
-            inputs = (x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor))
-            depth = max((self._depths.get(x, 0) for x in inputs), default=0)
-            if depth:
-                for output in tree_iter(result):
-                    if isinstance(output, Tensor):
-                        self._depths[output] = depth
-        return result
-
-    def pass_layer(self, output: Tensor) -> int:
-        """A layer returned this tensor: return its depth, and note it."""
-        depth: int = self._depths.get(output, 0) + 1
-        self._depths[output] = depth
-        return depth
+        if layer is not None:
+            call.layer = layer
+            return self._layers.correct(layer, call.shape, call.depth)
+        self.has_guessed |= not call.depth
+        guess = self._layers.depth(before) + 1 if before >= 0 else 1
+        call.layer = self._layers.add(call.site, count, call.shape, call.depth or guess)
+        if count == self._layers.max_calls:
+            self.crowded.append(call.site)
+        return True

@@ -1,8 +1,9 @@
-"""The module calls of a training's own forward passes, noted for the discovery of joins."""
+"""The module calls of a training's own forward passes, and the joins that were found in them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,11 +21,13 @@ from analyzer.joins.calls import (
     numbered_call,
     tensors_in,
 )
+from analyzer.joins.search import Join, numbered
 from analyzer.joins.trace import ForwardTrace
 from analyzer.recording.names import unwrapped
 
-__all__ = ["LiveLog", "is_compiled", "token"]
+__all__ = ["JoinTable", "LiveLog", "is_compiled", "token"]
 
+_TOKEN = re.compile(r"@(\d+)(\.?)")
 # A validation that keeps its graphs never comes to a backward pass: the log must not grow with it.
 _MOST_CALLS = 100_000
 
@@ -46,8 +49,11 @@ class LiveLog(CallLog):
     go away as they would without it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_calls: int) -> None:
         super().__init__({}, ForwardTrace())
+        # A cell that is called for each element of a sequence does in its later calls what it does
+        # in the first ones.
+        self.most_calls = most_calls
         self.is_paused = False
         self._follows = False
 
@@ -101,21 +107,26 @@ class LiveLog(CallLog):
                 makers.append(maker)
         return makers
 
-    def restrict(self, nodes: Iterable[Node]) -> None:
-        """Leave out forward passes that had no part in a graph; number the layers' calls again."""
+    def restrict(self, nodes: Iterable[Node]) -> list[ModuleCall]:
+        """Leave out forward passes that had no part in a graph; number the layers' calls again.
+
+        Returns:
+            The calls that were left out: their own backward pass may still come.
+        """
         sequences = {node._sequence_nr() for node in nodes}
         kept: list[ModuleCall] = []
+        left: list[ModuleCall] = []
         times: dict[str, int] = {}
         for calls in self._passes():
-            if not _has_part(calls, sequences):
-                continue
-            shift = len(kept) - calls[0][0]
+            into = kept if _has_part(calls, sequences) else left
+            shift = len(into) - calls[0][0]
             for _, call in calls:
                 call.parent = call.parent + shift if call.parent >= 0 else -1
-                if call.layer is not None:
+                if call.layer is not None and into is kept:
                     call.layer = numbered_call(call.path, times)
-                kept.append(call)
+                into.append(call)
         self.calls = kept
+        return left
 
     def _passes(self) -> Iterable[list[tuple[int, ModuleCall]]]:
         """The calls of each forward pass, with their positions."""
@@ -133,3 +144,87 @@ def _has_part(calls: list[tuple[int, ModuleCall]], sequences: Mapping[int, Any] 
     return any(
         maker in sequences for _, call in calls for maker in call.outputs if isinstance(maker, int)
     )
+
+
+class JoinTable:
+    """Static rows of the joins, in the order in which backward passes first showed them.
+
+    Two joins of different graphs are the same where module, operation and branch are: so the joins
+    of a network keep their numbers when stochastic depth leaves some of its blocks out.
+
+    Args:
+        max_calls: Calls of a module that have names of their own.
+    """
+
+    def __init__(self, max_calls: int) -> None:
+        self._max_calls = max_calls
+        self._joins: list[Join] = []
+        self._numbers: dict[Any, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._joins)
+
+    def number(self, join: Join) -> int | None:
+        """Return the number of a join, None where it is not in the table."""
+        return self._numbers.get(_key(join))
+
+    def add(self, join: Join) -> bool:
+        """Add a join; return whether it is new."""
+        if _key(join) in self._numbers:
+            return False
+        self._numbers[_key(join)] = len(self._joins)
+        self._joins.append(join)
+        return True
+
+    def rows(self, name_of: Callable[[int, str], str]) -> list[dict[str, Any]]:
+        """Return the rows of joins.parquet; names from the number of a root and a path there."""
+
+        def spelled(layers: Sequence[str]) -> list[str]:
+            return list(dict.fromkeys(_spelled(x, name_of, self._max_calls) for x in layers))
+
+        names = numbered([_spelled(_base(join), name_of) for join in self._joins])
+        return [
+            {
+                "join": number,
+                "name": name,
+                "operation": join.operation,
+                "shortcut": join.shortcut,
+                "branch_layers": spelled(join.branch_layers),
+                "shortcut_layers": spelled(join.shortcut_layers),
+                "branch_parameters": join.branch_parameters,
+                "shortcut_parameters": join.shortcut_parameters,
+            }
+            for number, (name, join) in enumerate(zip(names, self._joins, strict=True))
+        ]
+
+    def roles(self) -> dict[str, tuple[int, str]]:
+        """Return the innermost join and the role (branch | shortcut) of layers, by their token."""
+        sizes: dict[str, int] = {}
+        roles: dict[str, tuple[int, str]] = {}
+        for number, join in enumerate(self._joins):
+            size = len(join.branch_layers) + len(join.shortcut_layers)
+            sides = [("branch", layer) for layer in join.branch_layers]
+            sides += [("shortcut", layer) for layer in join.shortcut_layers]
+            for role, layer in sides:
+                if layer not in roles or size < sizes[layer]:
+                    roles[layer], sizes[layer] = (number, role), size
+        return roles
+
+
+def _base(join: Join) -> str:
+    return join.name.partition("#")[0]
+
+
+def _key(join: Join) -> Any:
+    return _base(join), join.operation, tuple(join.branch_layers), tuple(join.shortcut_layers)
+
+
+def _spelled(name: str, name_of: Callable[[int, str], str], max_calls: int | None = None) -> str:
+    """A name that begins with the token of its root, as a user would write it."""
+    found = _TOKEN.match(name)
+    if found is None:
+        return name
+    path, mark, call = name[found.end() :].partition("#")
+    if max_calls is not None and call and int(call) >= max_calls:
+        call = "rest"
+    return f"{name_of(int(found[1]), path)}{mark}{call}"

@@ -2,9 +2,10 @@
 
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from analyzer.recording.hook_classes import parameters
 from analyzer.recording.layers import Layers
 from analyzer.recording.moments import device_norms
-from analyzer.recording.names import clean_path, unwrapped
+from analyzer.recording.names import clean_path, models_that_hold, unwrapped
 from analyzer.recording.plain import UnreadableError, is_sharded, plain, said
 from analyzer.recording.statistics import (
     GradientRow,
@@ -44,6 +45,11 @@ class _Entry:
     num_elements: int = 0
     placement: str = "replicated"
     tensor: weakref.ref[Tensor] | None = None
+    model: weakref.ref[nn.Module] | None = None
+
+
+def _no_tensor() -> None:
+    return None
 
 
 def norms(tensors: Sequence[Tensor]) -> list[float | Tensor | None]:
@@ -71,40 +77,78 @@ class Parameters:
 
     Args:
         on_problem: Called with a sentence about a parameter that cannot be read.
+
+    Attributes:
+        optimized: Those that an optimizer holds that has made an update.
+        untrained: Those that stand in the table as not trained.
     """
 
     def __init__(self, on_problem: Callable[[str], None]) -> None:
+        self.optimized: set[int] = set()
+        self.untrained: set[int] = set()
         self._numbers: dict[int, int] = {}
         self._entries: list[_Entry] = []
+        self._others: dict[int, weakref.ref[Tensor]] = {}
         self._on_problem = on_problem
-        self.optimized: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add_root(self, number: int, root: nn.Module) -> None:
-        """Add the parameters of a root model that are not known yet."""
+    def forget_roots(self) -> None:
+        """The models are about to be added again; a parameter that was met keeps its number."""
+        if not self.optimized:
+            self._entries.clear()
+            self._numbers.clear()
+        for entry in self._entries:
+            entry.root = None
+
+    def add_root(self, number: int, root: nn.Module, layers: Layers) -> None:
+        """Name the parameters of a root model, and add those that are not known yet.
+
+        One that was met before its model takes its name there. A parameter in the place of one
+        that the model no longer has goes on under its number.
+        """
         inner = unwrapped(root)
         owners: dict[int, list[int]] = {}
         for module in inner.modules():
             for parameter in module._parameters.values():
-                if parameter is not None:
-                    owners.setdefault(id(parameter), []).append(id(module))
-        for path, parameter in inner.named_parameters():
-            if id(parameter) not in self._numbers:
-                self._add(parameter, _Entry(number, clean_path(path), owners[id(parameter)]))
+                site = layers.site_of(module)
+                if parameter is not None and site is not None:
+                    owners.setdefault(id(parameter), []).append(site.number)
+        named = list(inner.named_parameters())
+        here = {id(parameter) for _, parameter in named}
+        left = {
+            entry.path: place
+            for place, entry in enumerate(self._entries)
+            if entry.root == number and id(entry.tensor and entry.tensor()) not in here
+        }
+        for path, parameter in named:
+            place, path = self._numbers.get(id(parameter)), clean_path(path)
+            entry = _Entry(None, "") if place is None else self._entries[place]
+            if entry.root in (None, number):
+                entry.root, entry.path, entry.model = number, path, weakref.ref(root)
+                entry.owners = owners.get(id(parameter), [])
+            if place is None:
+                self._put(parameter, entry, left.get(path))
 
-    def _add(self, parameter: Tensor, entry: _Entry) -> int:
-        number = len(self._entries)
-        self._numbers[id(parameter)] = number
+    def _put(self, parameter: Tensor, entry: _Entry, place: int | None) -> None:
+        """Give a tensor a number: a new one, or that of a tensor whose place it takes."""
+        if place is None:
+            place = len(self._entries)
+            self._entries.append(entry)
+        former = (self._entries[place].tensor or _no_tensor)()
+        if former is not None:  # an optimizer may still hold it
+            self._numbers.pop(id(former), None)
+            self.leave_out([former])
+        self._entries[place] = entry
         # The reference removes the entry, so that another tensor at the same address is not taken
         # for this one.
         numbers, key = self._numbers, id(parameter)
         entry.tensor = weakref.ref(parameter, lambda _: numbers.pop(key, None))
+        numbers[key] = place
+        self._others.pop(key, None)
         if is_sharded(parameter):
             entry.placement = "sharded"
-        self._entries.append(entry)
-        return number
 
     def number(self, parameter: Tensor) -> int | None:
         """Return the id of a known parameter, else None."""
@@ -114,11 +158,46 @@ class Parameters:
         """Whether a tensor is a known parameter."""
         return id(tensor) in self._numbers
 
-    def add_free(self, tensor: Tensor) -> int:
-        """Add a tensor that an optimizer holds and no module: named after its variable."""
-        names = [name for name, value in vars(sys.modules["__main__"]).items() if value is tensor]
-        name = names[0] if names else f"parameter{len(self._entries)}"
-        return self._add(tensor, _Entry(None, name))
+    def unknown(self, tensors: Iterable[Tensor]) -> list[Tensor]:
+        """Return those that have no number, and were not left out either."""
+        numbers, others = self._numbers, self._others
+        return [t for t in tensors if id(t) not in numbers and id(t) not in others]
+
+    def leave_out(self, tensors: Iterable[Tensor]) -> None:
+        """These are no parameters of the recording."""
+        for tensor in tensors:
+            forget = partial(self._others.pop, id(tensor))
+            self._others[id(tensor)] = weakref.ref(tensor, forget)
+
+    def adopt(self, tensors: Sequence[Tensor]) -> None:
+        """Add tensors that an optimizer holds and no model that was called.
+
+        They have the names of the model that owns them, which may be called later or never; else
+        that of their variable. A name whose tensor is gone goes to the next one of that name, as
+        in a program that optimizes one input after the other.
+        """
+        for model in models_that_hold(tensors):
+            for path, parameter in unwrapped(model).named_parameters():
+                if self.number(parameter) is None:
+                    entry = _Entry(None, clean_path(path), model=weakref.ref(model))
+                    self._put(parameter, entry, None)
+        variables = {id(value): name for name, value in vars(sys.modules["__main__"]).items()}
+        for tensor in tensors:
+            if self.number(tensor) is not None:
+                continue
+            name = variables.get(id(tensor), "")
+            free = (
+                place
+                for place, entry in enumerate(self._entries)
+                if entry.root is None
+                and (entry.tensor is None or entry.tensor() is None)
+                and (entry.path == name or (not name and entry.shape == list(tensor.shape)))
+            )
+            self._put(
+                tensor,
+                _Entry(None, name or f"parameter{len(self._entries)}", shape=list(tensor.shape)),
+                next(free, None),
+            )
 
     def module_path(self, number: int) -> str:
         """Return the path of the module that owns a parameter, without the root's prefix."""
@@ -132,6 +211,25 @@ class Parameters:
             if entry.root is None
             else layers.spelled(entry.root, self.module_path(number), prefixes)
             for number, entry in enumerate(self._entries)
+        }
+
+    def has_unfrozen(self, numbers: Container[int]) -> bool:
+        """Whether one of these stands in the table as not trained, and is trained by now."""
+        return any(
+            number in numbers
+            and number in self.optimized
+            and (tensor := (self._entries[number].tensor or _no_tensor)()) is not None
+            and tensor.requires_grad
+            for number in self.untrained
+        )
+
+    def without_layer(self, layers: Layers) -> dict[int, tuple[str, nn.Module | None]]:
+        """Return the path in its model, and the model, of parameters of modules without layers."""
+        first_layers = layers.first_layers()
+        return {
+            number: (entry.path, entry.model() if entry.model else None)
+            for number, entry in enumerate(self._entries)
+            if not any(owner in first_layers for owner in entry.owners)
         }
 
     def trainable(self) -> list[tuple[int, Tensor]]:
@@ -151,6 +249,8 @@ class Parameters:
                 entry.shape, entry.num_elements = list(tensor.shape), tensor.numel()
             used_by = [first_layers[owner] for owner in entry.owners if owner in first_layers]
             wants_gradient = tensor is None or tensor.requires_grad
+            is_trained = wants_gradient and (not self.optimized or number in self.optimized)
+            (self.untrained.discard if is_trained else self.untrained.add)(number)
             rows.append(
                 {
                     "parameter": number,
@@ -158,7 +258,7 @@ class Parameters:
                     "layer": min(used_by, default=None),
                     "shape": entry.shape,
                     "num_elements": entry.num_elements,
-                    "trained": wants_gradient and (not self.optimized or number in self.optimized),
+                    "trained": is_trained,
                     "placement": entry.placement,
                 }
             )

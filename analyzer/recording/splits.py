@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,21 +21,22 @@ from analyzer.joins.products import (
     split_products,
     statistics_of_products,
 )
-from analyzer.joins.search import Join, numbered
+from analyzer.joins.search import Join
 from analyzer.options import RecordOptions
 from analyzer.recording.buffer import Transfer
-from analyzer.recording.live_log import LiveLog, is_compiled, token
+from analyzer.recording.live_log import JoinTable, LiveLog, is_compiled, token
 from analyzer.recording.names import unwrapped
 from analyzer.recording.statistics import Measured, block_of, column_of
 from analyzer.storage.writer import Block
 
-__all__ = ["JoinTable", "SplitRows", "Splits", "pooled_splits"]
+__all__ = ["SplitRows", "Splits", "pooled_splits"]
 
 # A model that never meets a backward pass is waited for no longer than this many steps.
 _MOST_TRIES = 20
 # Graphs of a training that alternates between a few; one that changes each time has no use of more.
 _MOST_PLANS = 8
-_TOKEN = re.compile(r"@(\d+)(\.?)")
+# Steps after a split in which joins that had no part in it are split, too.
+_MOST_TURNS = 3
 _Products = list[float] | Tensor
 _Has = tuple[bool, ...]
 
@@ -74,63 +74,6 @@ class SplitRows:
         return lambda: _block(parts, transfer)
 
 
-class JoinTable:
-    """Static rows of the joins, in the order in which backward passes first showed them.
-
-    Two joins of different graphs are the same where module, operation and branch are: so the joins
-    of a network keep their numbers when stochastic depth leaves some of its blocks out.
-    """
-
-    def __init__(self) -> None:
-        self._joins: list[Join] = []
-        self._numbers: dict[Any, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._joins)
-
-    def number(self, join: Join) -> int | None:
-        """Return the number of a join, None where it is not in the table."""
-        return self._numbers.get(_key(join))
-
-    def add(self, join: Join) -> bool:
-        """Add a join; return whether it is new."""
-        if _key(join) in self._numbers:
-            return False
-        self._numbers[_key(join)] = len(self._joins)
-        self._joins.append(join)
-        return True
-
-    def rows(self, name_of: Callable[[int, str], str]) -> list[dict[str, Any]]:
-        """Return the rows of joins.parquet; names from the number of a root and a path there."""
-        names = numbered([_spelled(_base(join), name_of) for join in self._joins])
-        return [
-            {
-                "join": number,
-                "name": name,
-                "operation": join.operation,
-                "shortcut": join.shortcut,
-                "branch_layers": [_spelled(layer, name_of) for layer in join.branch_layers],
-                "shortcut_layers": [_spelled(layer, name_of) for layer in join.shortcut_layers],
-                "branch_parameters": join.branch_parameters,
-                "shortcut_parameters": join.shortcut_parameters,
-            }
-            for number, (name, join) in enumerate(zip(names, self._joins, strict=True))
-        ]
-
-    def roles(self) -> dict[str, tuple[int, str]]:
-        """Return the innermost join and the role (branch | shortcut) of layers, by their token."""
-        sizes: dict[str, int] = {}
-        roles: dict[str, tuple[int, str]] = {}
-        for number, join in enumerate(self._joins):
-            size = len(join.branch_layers) + len(join.shortcut_layers)
-            sides = [("branch", layer) for layer in join.branch_layers]
-            sides += [("shortcut", layer) for layer in join.shortcut_layers]
-            for role, layer in sides:
-                if layer not in roles or size < sizes[layer]:
-                    roles[layer], sizes[layer] = (number, role), size
-        return roles
-
-
 class Splits:
     """Finds the joins in the graphs of a training, and hooks them on the steps that are split.
 
@@ -140,7 +83,7 @@ class Splits:
     """
 
     def __init__(self, schedule: RecordOptions, on_problem: Callable[[str], None]) -> None:
-        self.table = JoinTable()
+        self.table = JoinTable(schedule.max_calls)
         self.tables_changed = False
         self._schedule = schedule
         self._on_problem = on_problem
@@ -150,6 +93,11 @@ class Splits:
         self._log: LiveLog | None = None
         self._hooks: SplitHooks | None = None
         self._kept: list[JoinSite] = []
+        # The forward passes that no graph was found for yet; the joins that wait for their turn.
+        self._left: LiveLog | None = None
+        self._missing: set[int] = set()
+        self._tries = 0
+        self._asked = -1
         self._varies = False
         self._is_off = False
 
@@ -162,7 +110,8 @@ class Splits:
             name = type(unwrapped(root)).__name__
             self._on_problem(f"joins of {name}: compiled code hides what it computes")
             return
-        self._roots.append((number, ref))
+        if all(known != number for known, _ in self._roots):
+            self._roots.append((number, ref))
         self._waiting[token(number)] = _MOST_TRIES
         if self._log is not None:
             self._log.add_root(number, root)
@@ -173,7 +122,7 @@ class Splits:
         self._waiting.clear()
         if self._log is not None:
             self._log.close()
-            self._log = LiveLog()
+            self._log = LiveLog(self._schedule.max_calls)
 
     @property
     def wants_all(self) -> bool:
@@ -194,8 +143,23 @@ class Splits:
         """Before the forward pass of a step: watch it if its graph may be a new one."""
         self._kept = []
         is_new = self._schedule.records(step) and (not self._plans or bool(self._waiting))
-        if is_new or (self._varies and self._schedule.splits(step)):
+        if is_new or (self._varies and self._is_due(step)):
             self._open_log()
+
+    def _is_due(self, step: int) -> bool:
+        """Whether the graphs of a step are split: by schedule, or since others had that turn.
+
+        Trainings that alternate between two networks would split one of them alone.
+        """
+        is_due = self._schedule.splits(step)
+        if step != self._asked:
+            self._asked = step
+            if is_due:
+                self._missing, self._tries = set(range(len(self.table))), _MOST_TURNS
+            else:
+                self._tries -= 1
+        waits = bool(self._missing) and self._tries >= 0 and self._schedule.records(step)
+        return not self._is_off and (is_due or waits)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -212,7 +176,7 @@ class Splits:
     def _open_log(self) -> None:
         if self._log is not None or self._is_off:
             return
-        self._log = LiveLog()
+        self._log = LiveLog(self._schedule.max_calls)
         for number, ref in self._roots:
             root = ref()
             if root is not None:
@@ -225,7 +189,7 @@ class Splits:
         log, self._log = self._log, None
         if log is not None:
             log.close()
-        is_due = self._schedule.splits(step) and not self._is_off
+        is_due = self._is_due(step)
         if log is None and not is_due:
             return
         nodes = [root.grad_fn if isinstance(root, Tensor) else root.node for root in roots]
@@ -233,10 +197,13 @@ class Splits:
         kept = [site for site in self._kept if site.node in walk.place]
         sites = kept or self._located(walk)
         if log is not None:
-            log.restrict(walk.nodes)
+            left, num_joins = log.restrict(walk.nodes), len(self.table)
             self._note_roots(log)
             if sites is None:
                 sites = self._discovered(walk, log)
+            is_due |= len(self.table) > num_joins and not self._is_off
+            if self._waiting and left:  # a model whose backward pass comes later, as a generator's
+                log.calls, self._left = left, log
         if sites is None:
             rows.is_partial |= is_due
             self._varies |= is_due
@@ -246,11 +213,12 @@ class Splits:
 
     def end_backward(self, step: int, rows: SplitRows, *, failed: bool) -> None:
         """Remove the hooks; the next micro-batch of a changing network has another graph."""
+        self._log, self._left = self._left or self._log, None
         hooks, self._hooks = self._hooks, None
         if hooks is not None:
             rows.is_partial |= failed
             hooks.finish()
-        if self._varies and self._schedule.splits(step):
+        if self._varies and self._is_due(step):
             self._open_log()
 
     def close(self) -> None:
@@ -303,6 +271,7 @@ class Splits:
 
     def _attach(self, sites: list[JoinSite], rows: SplitRows, *, keeps_graph: bool) -> None:
         places = {site.join.index: _sequence(site.node) for site in sites}
+        self._missing.difference_update(self.table.number(site.join) for site in sites)
 
         def note(join: Join, gradients: JoinGradients) -> None:
             number = self.table.number(join)
@@ -366,20 +335,3 @@ def pooled_splits(ids: Sequence[int], rows: Sequence[Sequence[float | None]]) ->
     columns = {key: column_of(cells) for key, cells in by_column}
     measured = Measured("splits", np.array(ids, dtype=np.int32), np.ones(len(ids)), columns)
     return block_of("splits", [measured.merge()])
-
-
-def _base(join: Join) -> str:
-    return join.name.partition("#")[0]
-
-
-def _key(join: Join) -> Any:
-    return _base(join), join.operation, tuple(join.branch_layers), tuple(join.shortcut_layers)
-
-
-def _spelled(name: str, name_of: Callable[[int, str], str]) -> str:
-    """A name that begins with the token of its root, as a user would write it."""
-    found = _TOKEN.match(name)
-    if found is None:
-        return name
-    path, mark, call = name[found.end() :].partition("#")
-    return f"{name_of(int(found[1]), path)}{mark}{call}"

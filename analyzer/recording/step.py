@@ -99,7 +99,8 @@ class OpenStep:
             layer, activation, gradient = call.layer, call.activation, call.gradient
             call.kept = call.gradient = None
             call.is_pooled = True
-            if activation is None:
+            is_unused = gradient is None and call.site.number < 0  # a further output tensor
+            if activation is None or is_unused:
                 continue
             if call.step == self.index:  # a second pass met another part of the same graph
                 activation = None

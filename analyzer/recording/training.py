@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, autograd
 from torch._C import _current_graph_task_id
@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad
 from analyzer.options import RecordOptions
 from analyzer.probes import Measurement
 from analyzer.recording.hooks import Capture
+from analyzer.recording.invocation import BackwardWatcher
 from analyzer.recording.layers import Site
 from analyzer.recording.micro_batches import MicroBatches, num_ranks
 from analyzer.recording.models import Models
@@ -27,25 +28,6 @@ from analyzer.recording.updates import Updates
 __all__ = ["Training"]
 
 _Watcher = TypeVar("_Watcher")
-
-
-class BackwardWatcher(Protocol):
-    """Someone who wants to know about backward passes (``autograd.grad`` is none)."""
-
-    def follows(self, roots: Sequence[Any], *, is_backward: bool) -> bool:
-        """Whether it wants to know of the backward pass that this thread is about to run."""
-
-    def begin_backward(self, roots: Sequence[Any], *, keeps_graph: bool) -> None:
-        """A backward pass from these tensors is about to run."""
-
-    def end_backward(self, *, failed: bool) -> None:
-        """That pass has ended."""
-
-    def suspend(self) -> Any:
-        """``autograd.grad`` runs inside a backward pass: its gradients are not of the loss."""
-
-    def resume(self, state: Any) -> None:
-        """That ``autograd.grad`` has ended."""
 
 
 class _Replaced(Generic[_Watcher]):
@@ -88,6 +70,8 @@ def _run_backward(
 ) -> Any:
     is_backward = kwargs.get("accumulate_grad", False)
     if is_backward and _current_graph_task_id() != -1:  # inside another one: a part of it
+        for watcher in watchers:
+            watcher.begin_inner_backward(roots)
         return run(roots, *args, **kwargs)
     watchers = [watcher for watcher in watchers if watcher.follows(roots, is_backward=is_backward)]
     if not is_backward:
@@ -186,9 +170,12 @@ class Training:
             partial(TrainingThread, is_ours=is_ours, on_problem=on_problem),
             lambda site: options.selects(self.models.path(site)),
             (self.splits, self.probing, *more),
+            lambda module: bool(self._meet_module(module)),
         )
         self.guard = Guard(self.capture, self.give_up)
-        self.models = Models(self.capture, self.splits, on_tables=on_tables, on_problem=on_problem)
+        self.models = Models(
+            options, self.capture, self.splits, on_tables=on_tables, on_problem=on_problem
+        )
         self.steps = Steps(
             options,
             self.capture,
@@ -205,6 +192,7 @@ class Training:
             adopts_optimizers=adopts_optimizers,
         )
         self._begin_forward = self.guard(self.steps.begin_forward)
+        self._meet_module = self.guard(self.models.meet_module)
         self._backward = _Backward(self, self._micro_batches)
         self._before_clipping = self.guard(self.updates.before_clipping)
         self.probing.of_training = {"noise": self._training_noise}
@@ -286,7 +274,7 @@ class Training:
         self._measure()
 
     def _close_step(self, step: OpenStep) -> None:
-        self.models.end_step()
+        self.models.end_step(step.parameters)
         seconds = time.perf_counter() - step.started
         is_choosy = self._options.layers or self._options.skip_layers
         is_written = self._is_written if is_choosy else None
@@ -342,6 +330,7 @@ class _Backward:
         self._num_losses = 0
         self.follows = training.capture.trainer.follows
         self.begin_backward = training.guard(self._begin)
+        self.begin_inner_backward = training.guard(training.capture.begin_inner_backward)
         self.end_backward = training.guard(self._end)
 
     def _begin(self, roots: Sequence[Any], *, keeps_graph: bool) -> None:
@@ -391,6 +380,8 @@ class _Backward:
         """Gradients of ``autograd.grad`` are not those of the loss."""
         capture = self._training.capture
         state, capture.in_backward = capture.in_backward, False
+        if state:
+            capture.current = None  # what was computed again gets its gradient this way
         return state
 
     def resume(self, state: bool) -> None:

@@ -1,6 +1,7 @@
 """The updates of a training: when they are made, what the optimizer gets, how far weights move."""
 
 import gc
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -109,6 +110,7 @@ class Updates:
         self._adopts_optimizers = adopts_optimizers
         self._meter = UpdateMeter(on_problem)
         self._has_optimizer: bool | None = None
+        self._turns: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
 
     def watch(self, guard: Guard) -> list[Any]:
         """Hook every optimizer of this process; return what removes the hooks."""
@@ -160,14 +162,21 @@ class Updates:
             for p in group["params"]
         )
 
+    def _measures(self, optimizer: Optimizer, step: int) -> bool:
+        """Whether an update is measured: by schedule, or since other optimizers had that turn."""
+        if not self._options.records(step):
+            return False
+        self._turns[optimizer] = turns = self._turns.get(optimizer, self._options.updates_every) + 1
+        is_due = self._options.measures_updates(step) or turns > self._options.updates_every
+        if is_due:
+            self._turns[optimizer] = 0
+        return is_due
+
     def _held_by(self, optimizer: Optimizer) -> list[tuple[int, Tensor]]:
         parameters, held = self._models.parameters, list[tuple[int, Tensor]]()
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 number = parameters.number(parameter)
-                if number is None and self._adopts_optimizers:
-                    number = parameters.add_free(parameter)
-                    self._models.tables_changed = True
                 if number is not None:
                     held.append((number, parameter))
         new = {number for number, _ in held} - parameters.optimized
@@ -177,6 +186,7 @@ class Updates:
         return held
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        self._models.meet_optimizer(optimizer, adopts=self._adopts_optimizers)
         if not self._concerns(optimizer):
             return None
         step = self._steps.open
@@ -185,7 +195,7 @@ class Updates:
         held = self._held_by(optimizer)
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         upcoming = step.index + (step.updated and closure is not None)
-        if self._options.measures_updates(upcoming):
+        if self._measures(optimizer, upcoming):
             self._meter.begin(id(optimizer), held)
         if closure is None:
             self._read_gradients(optimizer, held)

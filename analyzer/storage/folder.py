@@ -4,7 +4,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -239,28 +239,27 @@ class RunFolder:
         """
         if not self._steps:
             return
-        steps, self._steps = self._steps, []
-        blocks, self._blocks = self._blocks, {table: [] for table in STAT_COLUMNS}
-        self._num_bytes = 0
-        numbers = [int(row["step"]) for row in steps]
+        numbers = [int(row["step"]) for row in self._steps]
+        first, last, count = min(numbers), max(numbers), len(numbers)
         tables: deque[tuple[str, pa.Table, Numbers]] = deque()
-        with self._naming("steps", min(numbers), max(numbers)):
-            for table, some in blocks.items():
+        table = "steps"
+        try:
+            for table, some in self._blocks.items():
                 if some:
                     tables.append((table, *stat_rows(table, some, self._rank)))
-            tables.append(("steps", *step_rows(steps, self._rank, self._attempt, self._warn)))
+            table, who = "steps", (self._rank, self._attempt)
+            tables.append((table, *step_rows(self._steps, *who, self._warn)))
             size = sum(rows.nbytes + taken.values.nbytes for _, rows, taken in tables)
-            self._flushes.append(_Flush(tables, min(numbers), max(numbers), len(steps), size))
-
-    @contextlib.contextmanager
-    def _naming(self, table: str, first: int, last: int) -> Iterator[None]:
-        """Note an error of the recorder with the table and the steps that it costs."""
-        try:
-            yield
-        except (OSError, MemoryError):
+            self._flushes.append(_Flush(tables, first, last, count, size))
+        except MemoryError:
             raise
         except Exception as error:
-            self.fail(f"{table} of steps {first} to {last}: {reason_of(error)}")
+            self._fail_at(table, first, last, error)
+        self._steps, self._num_bytes = [], 0
+        self._blocks = {table: [] for table in STAT_COLUMNS}
+
+    def _fail_at(self, table: str, first: int, last: int, error: Exception) -> None:
+        self.fail(f"{table} of steps {first} to {last}: {reason_of(error)}")
 
     def _write_waiting(self, now: float, patience: float) -> None:
         """Write what waits; keep it where the disk refuses, as long as there is hope."""
@@ -298,12 +297,13 @@ class RunFolder:
     def _write_flush(self, flush: _Flush) -> None:
         while flush.tables:
             table, rows, numbers = flush.tables[0]
-            is_written = False
-            with self._naming(table, flush.first, flush.last):
-                first, last = int(numbers.steps.min()), int(numbers.steps.max())
+            first, last = int(numbers.steps.min()), int(numbers.steps.max())
+            try:
                 self._series[table].append(rows, first, last)
-                is_written = True
-            if not is_written:
+            except (OSError, MemoryError):
+                raise
+            except Exception as error:
+                self._fail_at(table, flush.first, flush.last, error)
                 return  # none of its steps is whole
             flush.tables.popleft()
             self.pulse += 1

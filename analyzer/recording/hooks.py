@@ -77,7 +77,7 @@ class Capture(Gate):
         self._loose: Invocation | None = None
         self._nesting = 0
         self._count = 0
-        self._alive: weakref.WeakSet[Invocation] = weakref.WeakSet()
+        self.alive: weakref.WeakSet[Invocation] = weakref.WeakSet()
         self._on_forward = on_forward
         self._on_problem = on_problem
         self._on_error = on_error
@@ -120,7 +120,7 @@ class Capture(Gate):
 
     def find_sites_again(self) -> None:
         """Let the calls that were seen so far be those of the layers as they are now."""
-        for invocation in self._alive:
+        for invocation in self.alive:
             for call in invocation.calls:
                 layer = self.layers.get(id(call.site.module()))
                 if layer is not None and call.site.number < 0:
@@ -142,9 +142,9 @@ class Capture(Gate):
         self._handles.clear()
         self.layers.clear()
         self.roots.clear()
-        for invocation in list(self._alive):
+        for invocation in list(self.alive):
             invocation.unhook()
-        self._alive.clear()
+        self.alive.clear()
         self.used.clear()
         self.current = self._loose = None
         self._depths = PassDepths()
@@ -290,7 +290,7 @@ class Capture(Gate):
         self._count += 1
         order = (1, -self._count) if is_again else (0, self._count)
         invocation = Invocation(self.window, order)
-        self._alive.add(invocation)
+        self.alive.add(invocation)
         return invocation
 
     def _invocation(self) -> Invocation:
@@ -372,7 +372,7 @@ class Capture(Gate):
 
     def begin_backward(self, roots: Sequence[Any], *, keeps_graph: bool) -> None:
         """Accept gradients from now on."""
-        for invocation in list(self._alive) if self.trainer.rivals else ():
+        for invocation in list(self.alive) if self.trainer.rivals else ():
             if invocation.thread in self.trainer.rivals:
                 invocation.unhook()
         self.trainer.rivals = set()
@@ -390,7 +390,7 @@ class Capture(Gate):
         self.window += 1
         self._loose = None
         if self.discovering:  # by now all of the network was seen
-            alive = sorted(self._alive, key=attrgetter("order"))
+            alive = sorted(self.alive, key=attrgetter("order"))
             self._depths.end([c for part in alive if not part.order[0] for c in part.calls])
         self.current = None
         used = sorted(self.used, key=attrgetter("order"))

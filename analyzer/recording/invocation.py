@@ -49,8 +49,8 @@ class BackwardWatcher(Protocol):
     def end_backward(self, *, failed: bool) -> None:
         """That pass has ended."""
 
-    def suspend(self) -> Any:
-        """``autograd.grad`` runs inside a backward pass: its gradients are not of the loss."""
+    def suspend(self, roots: Sequence[Any], inputs: Sequence[Any]) -> Any:
+        """``autograd.grad`` runs, perhaps inside a backward pass, whose gradients it is none of."""
 
     def resume(self, state: Any) -> None:
         """That ``autograd.grad`` has ended."""

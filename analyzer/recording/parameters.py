@@ -28,12 +28,17 @@ __all__ = ["ParameterRow", "Parameters", "norms"]
 
 @dataclass(slots=True)
 class ParameterRow:
-    """What is known of one parameter in one step; numbers on the host or still on the device."""
+    """What is known of one parameter in one step; numbers on the host or still on the device.
+
+    ``scale`` is by how much the gradient is too large, ``scale_before_clipping`` that of its norm.
+    """
 
     gradient: GradientRow | None = None
     norm: float | Tensor | None = None
     update_norm: float | Tensor | None = None
     norm_before_clipping: float | Tensor | None = None
+    scale: float | Tensor | None = None
+    scale_before_clipping: float | Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -240,6 +245,16 @@ class Parameters:
         )
         return [(number, p) for number, p in alive if p is not None and p.requires_grad]
 
+    def alive(self, numbers: Iterable[int]) -> list[tuple[int, Tensor]]:
+        """Return those of these parameters that are alive."""
+        found = ((number, self._entries[number].tensor) for number in numbers)
+        alive = ((number, ref() if ref else None) for number, ref in found)
+        return [(number, tensor) for number, tensor in alive if tensor is not None]
+
+    def of_roots(self, roots: Container[int]) -> set[int]:
+        """Return the parameters of these root models."""
+        return {number for number, entry in enumerate(self._entries) if entry.root in roots}
+
     def rows(self, layers: Layers) -> list[dict[str, Any]]:
         """Return the rows of ``parameters.parquet``."""
         prefixes, first_layers, rows = layers.prefixes(), layers.first_layers(), []
@@ -305,8 +320,12 @@ class Parameters:
 
     def note_before_clipping(
         self, gradients: Sequence[Tensor], rows: dict[int, ParameterRow]
-    ) -> None:
-        """Note the norms of gradients that are about to be clipped for the first time."""
+    ) -> list[int]:
+        """Note the norms of gradients that are about to be clipped for the first time.
+
+        Returns:
+            The parameters that they belong to.
+        """
         by_gradient = {
             id(parameter.grad): number
             for number, parameter in self.trainable()
@@ -320,3 +339,4 @@ class Parameters:
         ]
         for (number, _), norm in zip(new, norms([g for _, g in new]), strict=True):
             rows.setdefault(number, ParameterRow()).norm_before_clipping = norm
+        return [number for number, _ in new]

@@ -4,32 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from analyzer.joins.backward import SplitHooks
 from analyzer.joins.graph import Walk
 from analyzer.joins.plan import JoinPlan, JoinSite, joins_in_graph
-from analyzer.joins.products import (
-    SPLIT_COLUMNS,
-    JoinGradients,
-    split_products,
-    statistics_of_products,
-)
+from analyzer.joins.products import JoinGradients
 from analyzer.joins.search import Join
 from analyzer.options import RecordOptions
-from analyzer.recording.buffer import Transfer
 from analyzer.recording.live_log import JoinTable, LiveLog, is_compiled, token
 from analyzer.recording.names import unwrapped
-from analyzer.recording.statistics import Measured, block_of, column_of
-from analyzer.storage.writer import Block
+from analyzer.recording.split_rows import SplitRows
 
-__all__ = ["SplitRows", "Splits", "pooled_splits"]
+__all__ = ["Splits"]
 
 # A model that never meets a backward pass is waited for no longer than this many steps.
 _MOST_TRIES = 20
@@ -37,41 +28,6 @@ _MOST_TRIES = 20
 _MOST_PLANS = 8
 # Steps after a split in which joins that had no part in it are split, too.
 _MOST_TURNS = 3
-_Products = list[float] | Tensor
-_Has = tuple[bool, ...]
-
-
-@dataclass(slots=True)
-class SplitRows:
-    """The split gradients of one step: per join those of each of its places in a graph."""
-
-    parts: dict[tuple[int, int], tuple[_Has, _Products]] = field(default_factory=dict)
-    kept: dict[tuple[int, int], JoinGradients] = field(default_factory=dict)
-    is_partial: bool = False
-
-    def add(self, place: tuple[int, int], gradients: JoinGradients, *, keeps: bool) -> None:
-        """Take the gradients of a join; those of a second pass over a kept graph add.
-
-        A place is the join and the sequence number of its node: one place in one graph.
-        """
-        earlier = self.kept.pop(place, None)
-        if earlier is not None:
-            gradients = _sum_of(earlier, gradients)
-        if keeps:
-            self.kept[place] = _sum_of(gradients, None)
-        products = split_products(gradients)
-        has = tuple(parts is not None for parts in gradients)
-        self.parts[place] = has, products.tolist() if products.is_cpu else products
-
-    def seal(self) -> Callable[[], Block | None]:
-        """Start the last copies; return what makes the rows of ``splits`` on another thread."""
-        self.kept.clear()
-        if self.is_partial or not self.parts:
-            return lambda: None
-        moving = [p for _, p in self.parts.values() if isinstance(p, Tensor)]
-        transfer = Transfer(moving) if moving else None
-        parts = dict(self.parts)
-        return lambda: _block(parts, transfer)
 
 
 class Splits:
@@ -183,9 +139,17 @@ class Splits:
                 self._log.add_root(number, root)
 
     def begin_backward(
-        self, step: int, rows: SplitRows, roots: Sequence[Any], *, keeps_graph: bool
+        self, step: int, rows: SplitRows, roots: Sequence[Any], *, keeps_graph: bool, scale: Any
     ) -> None:
-        """Find the joins of the graph if it is a new one; hook them if the step is split."""
+        """Find the joins of the graph if it is a new one; hook them if the step is split.
+
+        Args:
+            step: The number of the step.
+            rows: Get the gradients.
+            roots: Where the pass starts.
+            keeps_graph: Whether another pass over the same graph may follow.
+            scale: By how much the loss was multiplied; None where it was not.
+        """
         log, self._log = self._log, None
         if log is not None:
             log.close()
@@ -209,7 +173,7 @@ class Splits:
             self._varies |= is_due
         elif is_due and sites:
             self._kept = sites if keeps_graph else []
-            self._attach(sites, rows, keeps_graph=keeps_graph)
+            self._attach(sites, rows, keeps_graph=keeps_graph, scale=scale)
 
     def end_backward(self, step: int, rows: SplitRows, *, failed: bool) -> None:
         """Remove the hooks; the next micro-batch of a changing network has another graph."""
@@ -269,14 +233,17 @@ class Splits:
             if name not in seen and tries > 1
         }
 
-    def _attach(self, sites: list[JoinSite], rows: SplitRows, *, keeps_graph: bool) -> None:
+    def _attach(
+        self, sites: list[JoinSite], rows: SplitRows, *, keeps_graph: bool, scale: Any
+    ) -> None:
         places = {site.join.index: _sequence(site.node) for site in sites}
         self._missing.difference_update(self.table.number(site.join) for site in sites)
 
         def note(join: Join, gradients: JoinGradients) -> None:
             number = self.table.number(join)
             if number is not None:
-                rows.add((number, places[join.index]), gradients, keeps=keeps_graph)
+                place = number, places[join.index]
+                rows.add(place, gradients, keeps=keeps_graph, scale=scale)
 
         self._hooks = SplitHooks(sites, partial(_guarded, note, self._on_problem, rows))
 
@@ -298,40 +265,3 @@ def _guarded(
 
 def _sequence(node: Node | None) -> int:
     return -1 if node is None else int(node._sequence_nr())
-
-
-def _sum_of(one: JoinGradients, other: JoinGradients | None) -> JoinGradients:
-    """Add the gradients of two passes part by part; copy those of one where there is one."""
-    totals: list[tuple[Tensor, ...] | None] = []
-    for sides in zip(one, other or JoinGradients(None, None, None, None), strict=True):
-        given = [parts for parts in sides if parts is not None]
-        if len(given) < 2:
-            totals.append(tuple(part.detach().clone() for part in given[0]) if given else None)
-        else:
-            totals.append(tuple(x.detach() + y.detach() for x, y in zip(*given, strict=True)))
-    return JoinGradients(*totals)
-
-
-def _block(
-    parts: dict[tuple[int, int], tuple[_Has, _Products]], transfer: Transfer | None
-) -> Block:
-    arrays = iter(transfer.arrays() if transfer is not None else ())
-    ids, rows = [], []
-    for (join, _), (has, products) in parts.items():
-        numbers = next(arrays).tolist() if isinstance(products, Tensor) else products
-        sides: list[tuple[Tensor, ...] | None] = [() if given else None for given in has]
-        ids.append(join)
-        rows.append(statistics_of_products(JoinGradients(*sides), numbers))
-    return pooled_splits(ids, rows)
-
-
-def pooled_splits(ids: Sequence[int], rows: Sequence[Sequence[float | None]]) -> Block:
-    """Return the rows of ``splits``: the micro-batches of a join as one batch.
-
-    Gradients of different samples stand side by side, so squares of norms and dot products add.
-    Rows hold the values of `SPLIT_COLUMNS`, None where nothing was computed.
-    """
-    by_column = zip(SPLIT_COLUMNS, zip(*rows, strict=True), strict=True)
-    columns = {key: column_of(cells) for key, cells in by_column}
-    measured = Measured("splits", np.array(ids, dtype=np.int32), np.ones(len(ids)), columns)
-    return block_of("splits", [measured.merge()])

@@ -86,10 +86,17 @@ class Measured:
     columns: dict[str, Column]
 
     @classmethod
-    def of(cls, table: str, kind: str, pairs: Sequence[tuple[int, Any]]) -> "Measured":
+    def of(
+        cls,
+        table: str,
+        kind: str,
+        pairs: Sequence[tuple[int, Any]],
+        scales: Sequence[Any] = (),
+    ) -> "Measured":
         """Return the quantities of one kind of tensor: activation, output_gradient or gradient.
 
-        A pair is an id and its row; that of a parameter's gradient is its moments alone.
+        A pair is an id and its row; that of a parameter's gradient is its moments alone. What
+        scales with the loss is divided by the scale of its row, where it has one.
         """
         names = Activation._fields if kind == "activation" else Gradient._fields
         ids, rows = zip(*pairs, strict=True)
@@ -102,6 +109,7 @@ class Measured:
         by_name = zip(names, flat.reshape(-1, len(names)).T, strict=True)
         x = SimpleNamespace(elements=elements, **dict(by_name))
         everywhere = np.ones(len(ids), dtype=bool)
+        factors = np.array([scale or 1.0 for scale in scales])
         columns: dict[str, Column] = {}
         with np.errstate(divide="ignore", invalid="ignore"):
             for quantity in quantities_of(table):
@@ -115,6 +123,8 @@ class Measured:
                     columns[quantity.key] = quantity.value(x), everywhere
                 else:
                     columns[quantity.key] = getattr(x, quantity.value), everywhere
+                if quantity.scales_with_loss and any(scales):
+                    columns[quantity.key] = columns[quantity.key][0] / factors, everywhere
         return cls(table, np.array(ids, dtype=np.int32), elements, columns)
 
     def merge(self, other: "Measured | None" = None) -> "Measured":

@@ -1,10 +1,10 @@
 """One step while it is open, and its rows once it is closed."""
 
+import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,128 +12,90 @@ from torch import Tensor
 
 from analyzer.pooling import total_norm
 from analyzer.recording.buffer import OnDevice, Transfer
-from analyzer.recording.invocation import Invocation
+from analyzer.recording.moments import Gradient
 from analyzer.recording.parameters import ParameterRow
-from analyzer.recording.plain import UnreadableError, plain
-from analyzer.recording.splits import SplitRows
-from analyzer.recording.statistics import ActivationRow, GradientRow, Measured, block_of, column_of
+from analyzer.recording.part import Part
+from analyzer.recording.scaling import Scale
+from analyzer.recording.split_rows import pooled_splits
+from analyzer.recording.statistics import Measured, block_of, column_of
 from analyzer.storage.writer import Block, StepRecord
 
-__all__ = ["OpenStep", "scalar"]
-
-# Copies under way before the finished ones are taken: a step that never ends stays bounded.
-_MOST_TRANSFERS = 64
-# Rows of micro-batches before they are pooled.
-_MOST_ROWS = 4096
-
-
-def scalar(value: Tensor) -> float | Tensor:
-    """Return a one-element tensor as a float, or as a copy that stays on its device.
-
-    Raises:
-        UnreadableError: If it has no value that can be read.
-    """
-    value = plain(value).detach().reshape(())
-    if value.is_cpu:
-        return float(value.double().numpy())
-    return value.clone()
-
-
-# A layer, its activation where that is new, and its gradient where there is one.
-_Row = TypeVar("_Row", ActivationRow | None, GradientRow | None)
-_Parts: TypeAlias = tuple[int, ActivationRow | None, GradientRow | None]
-
-
-@dataclass(slots=True)
-class _Pending:
-    """Rows of one backward pass that are on their way to the host."""
-
-    transfer: Transfer
-    rows: list[_Parts]
+__all__ = ["OpenStep"]
 
 
 @dataclass(slots=True)
 class OpenStep:
-    """What is known of the current step; ``recorded`` where layers and parameters are, too."""
+    """What is known of the current step; ``recorded`` where layers and parameters are, too.
+
+    Attributes:
+        parts: What its backward passes gave, apart where they may not share their fate.
+        num_backward: All passes, discarded ones included.
+        parameters: What the optimizers receive.
+        skipped: Whether a gradient scaler skipped its updates; flags may still be on a device.
+        has_begun_update: Whether an optimizer stepped inside of the pass that is running.
+    """
 
     index: int
     recorded: bool
     started: float = field(default_factory=time.perf_counter)
+    ended: float | None = None
+    parts: list[Part] = field(default_factory=list)
     num_backward: int = 0
-    losses: list[float | Tensor | None] = field(default_factory=list)
+    num_discarded: int = 0
+    losses: list[tuple[float | Tensor, Scale | None] | None] = field(default_factory=list)
     parameters: dict[int, ParameterRow] = field(default_factory=dict)
     learning_rates: dict[tuple[int, int], Any] = field(default_factory=dict)
     logged: dict[str, Any] = field(default_factory=dict)
     updated: bool = False
+    has_begun_update: bool = False
     clipped: bool = False
-    skipped: bool = False
+    skipped: list[float | Tensor] = field(default_factory=list)
+    scale: Scale | None = None
     evaluations: int = 0
-    splits: SplitRows = field(default_factory=SplitRows)
-    _rows: list[_Parts] = field(default_factory=list)
-    _activations: Measured | None = None
-    _gradients: Measured | None = None
-    _pending: list[_Pending] = field(default_factory=list)
-    _kept: dict[Invocation, None] = field(default_factory=dict)
 
-    def add_loss(self, roots: Sequence[Any]) -> None:
-        """Add the roots of a backward pass; a root that is not a scalar makes the loss unknown."""
-        for root in roots:
-            loss = None
-            if isinstance(root, Tensor) and root.numel() == 1 and not root.is_complex():
-                with suppress(UnreadableError):
-                    loss = scalar(root)
-            self.losses.append(loss)
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has happened that makes a row."""
+        return not (self.parts or self.updated)
 
-    def keep(self, invocation: Invocation) -> None:
-        """Pool this invocation when the step closes: its graph may be used once more."""
-        self._kept[invocation] = None
+    def has_read(self, number: int) -> bool:
+        """Whether a parameter was read: its row may hold no more than a note on its clipping."""
+        row = self.parameters.get(number)
+        return row is not None and row.norm is not None
 
-    def keeps(self, invocation: Invocation) -> bool:
-        """Whether the invocation waits for the end of the step."""
-        return invocation in self._kept
+    def discard(self, part: Part) -> None:
+        """Take a part out of the step: no update receives it."""
+        self.parts.remove(part)
+        self.num_discarded += part.num_backward
+        self.logged |= part.logged
+        part.discard()
 
-    def fold(self, invocation: Invocation) -> None:
-        """Pool the calls of one invocation, whose backward pass has ended, into the step's rows."""
-        moving: list[_Parts] = []
-        for call in invocation.take_calls():
-            layer, activation, gradient = call.layer, call.activation, call.gradient
-            call.kept = call.gradient = None
-            call.is_pooled = True
-            is_unused = gradient is None and call.site.number < 0  # a further output tensor
-            if activation is None or is_unused:
-                continue
-            if call.step == self.index:  # a second pass met another part of the same graph
-                activation = None
-            call.step = self.index
-            if _is_moving(activation) or _is_moving(gradient):
-                moving.append((layer, activation, gradient))
-            else:
-                self._rows.append((layer, activation, gradient))
-        if moving:
-            self._pending.append(_Pending(Transfer(_tensors_of(moving)), moving))
-            while len(self._pending) > _MOST_TRANSFERS and self._pending[0].transfer.is_done():
-                self._receive(self._pending.pop(0))
-        pooled = 0 if self._activations is None else len(self._activations.ids)
-        if len(self._rows) > _MOST_ROWS + 4 * pooled:
-            self._pool()
+    def set_aside(self, part: Part) -> None:
+        """What was noted of gradients before they were clipped belongs to this part alone."""
+        if self.parameters:
+            part.notes, self.parameters = self.parameters, {}
+            part.clipped, self.clipped = self.clipped, False
 
-    def _pool(self) -> None:
-        """Pool the rows of micro-batches with those that were pooled before."""
-        activations = [(layer, row) for layer, row, _ in self._rows if row is not None]
-        gradients = [(layer, row) for layer, _, row in self._rows if row is not None]
-        self._rows.clear()
-        if activations:
-            measured = Measured.of("layer_stats", "activation", activations)
-            self._activations = measured.merge(self._activations)
-        if gradients:
-            measured = Measured.of("layer_stats", "output_gradient", gradients)
-            self._gradients = measured.merge(self._gradients)
+    def unite(self) -> None:
+        """Make one part of all those of which it is known that they are not cleared."""
+        received = [part for part in self.parts if part.is_cleared is False]
+        for part in received[1:]:
+            self.parts.remove(part)
+            received[0].absorb(part)
 
-    def _receive(self, pending: _Pending) -> None:
-        arrays = iter(pending.transfer.arrays())
-        for layer, activation, gradient in pending.rows:
-            row = _arrived(activation, arrays)
-            self._rows.append((layer, row, _arrived(gradient, arrays)))
+    def receive_by_hand(self) -> None:
+        """An update by hand receives what is not cleared, as it was after the last pass."""
+        for part in [part for part in self.parts if part.is_cleared is True]:
+            self.discard(part)
+        self.unite()
+        for part in self.parts:
+            self.set_aside(part)
+            self.parameters, self.clipped = part.parameters, part.clipped
+            for number, noted in part.notes.items():
+                row = self.parameters.get(number)
+                if row is not None:
+                    row.norm_before_clipping = noted.norm_before_clipping
+                    row.scale_before_clipping = noted.scale_before_clipping
 
     def seal(
         self, columns: str, is_written: Callable[[int], bool] | None, seconds: float
@@ -145,31 +107,45 @@ class OpenStep:
             is_written: Whether the rows of a parameter are wanted; None where all are.
             seconds: Wall time of the step.
         """
-        for invocation in self._kept:
-            self.fold(invocation)
-        self._kept.clear()
+        for part in self.parts:
+            part.fold_kept()
         finish = time.time()
         scalars = _Scalars()
-        losses = [None if loss is None else scalars.put(loss) for loss in self.losses]
+        parts = [(part, _sealed(part, scalars)) for part in self.parts]
         rates = {key: scalars.put(rate) for key, rate in self.learning_rates.items()}
+        for part in self.parts:
+            self.logged |= part.logged
         logged = {key: scalars.put(value) for key, value in self.logged.items()}
         parameters = {number: _slots(row, scalars) for number, row in self.parameters.items()}
+        scales = {
+            number: [scalars.put(scale) for scale in (row.scale, row.scale_before_clipping)]
+            for number, row in self.parameters.items()
+            if row.scale is not None or row.scale_before_clipping is not None
+        }
+        skipped = [scalars.put(flag) for flag in self.skipped]
+        losses = _put_losses(self.losses, scalars)
+        scale = None if self.scale is None else scalars.put(self.scale)
         scalars.start()
-        make_splits = self.splits.seal()
 
         def make() -> StepRecord:
-            for pending in self._pending:
-                self._receive(pending)
             read = scalars.read
+            kept = [pair for pair in parts if not read(pair[1].is_cleared)]
+            cleared = sum(pair[0].num_backward for pair in parts if pair not in kept)
             values = {
                 number: row if type(row[1]) is float else [read(slot) for slot in row]
                 for number, row in parameters.items()
             }
+            for number, factors in scales.items():
+                values[number] = _unscaled(values[number], *map(read, factors))
             step: dict[str, Any] = {
                 "step": self.index,
-                "loss": sum(map(read, losses)) if losses and None not in losses else None,
+                "loss": _total(
+                    [*losses, *(loss for _, part in kept for loss in part.losses)], read
+                ),
                 "num_backward": self.num_backward,
-                "skipped": self.skipped,
+                "num_discarded": self.num_discarded + cleared,
+                "grad_scale": read(scale),
+                "skipped": any(read(flag) for flag in skipped),
                 "seconds": seconds,
                 "time": int(finish * 1e6),
                 **_norm_and_clipping(values, self.clipped),
@@ -177,19 +153,55 @@ class OpenStep:
                 **{key: read(slot) for key, slot in logged.items()},
             }
             blocks = []
-            self._pool()
-            if self.recorded and self._activations is not None:
-                parts = [self._activations, *([self._gradients] if self._gradients else [])]
-                blocks.append(block_of("layer_stats", parts, columns))
+            layers = _united([part.measured() for part, _ in kept])
+            if self.recorded and layers:
+                blocks.append(block_of("layer_stats", layers, columns))
             if is_written is not None:
                 values = {number: row for number, row in values.items() if is_written(number)}
             if self.recorded and values:
                 blocks.append(_parameter_block(values, columns))
-            if (split_rows := make_splits()) is not None:
-                blocks.append(split_rows)
+            split_rows = [part.make_splits() for _, part in kept]
+            if any(split_rows) and None not in split_rows:
+                ids, rows = zip(*(row for part in split_rows for row in part or ()), strict=True)
+                blocks.append(pooled_splits(ids, rows))
             return StepRecord(step, blocks)
 
         return make
+
+
+class _Sealed(NamedTuple):
+    """A part whose last numbers are on their way."""
+
+    is_cleared: Any
+    losses: list[Any]
+    make_splits: Callable[[], Any]
+
+
+def _sealed(part: Part, scalars: "_Scalars") -> _Sealed:
+    losses = _put_losses(part.losses, scalars)
+    return _Sealed(scalars.put(part.is_cleared), losses, part.splits.seal())
+
+
+def _put_losses(losses: Sequence[Any], scalars: "_Scalars") -> list[Any]:
+    return [None if loss is None else [scalars.put(number) for number in loss] for loss in losses]
+
+
+def _total(losses: Sequence[Any], read: Callable[[Any], Any]) -> float | None:
+    """The sum of losses, each divided by its scale; None where one of them is not known."""
+    if not losses or None in losses:
+        return None
+    found = [(read(value), read(scale)) for value, scale in losses]
+    return float(sum(value if scale is None else value / scale for value, scale in found))
+
+
+def _united(measured: Sequence[tuple[Measured | None, Measured | None]]) -> list[Measured]:
+    """The rows of several parts as if they had been one batch: activations, then gradients."""
+    united = []
+    for rows in zip(*measured, strict=True):
+        given = [part for part in rows if part is not None]
+        if given:
+            united.append(functools.reduce(lambda whole, part: part.merge(whole), given))
+    return united
 
 
 class _Scalars:
@@ -238,34 +250,24 @@ def _slots(row: ParameterRow, scalars: _Scalars) -> list[Any]:
     """The numbers of a parameter: gradient row, norm, update norm, norm before clipping."""
     gradient = None if row.gradient is None else row.gradient.numbers
     numbers = [gradient, row.norm, row.update_norm, row.norm_before_clipping]
-    if type(row.norm) is float:  # in host memory: all is there
-        return numbers
-    return [scalars.put(number) for number in numbers]
+    if type(row.norm) is not float:  # not in host memory
+        numbers = [scalars.put(number) for number in numbers]
+    return numbers
 
 
-def _is_moving(row: ActivationRow | GradientRow | None) -> bool:
-    # Compiled rows are not tuples, and make their numbers when they are asked for.
-    return isinstance(row, tuple) and isinstance(row.numbers, OnDevice)
-
-
-def _tensors_of(rows: Sequence[_Parts]) -> list[Tensor]:
-    tensors: list[Tensor] = []
-    for _, *parts in rows:
-        for part in parts:
-            if part is not None and isinstance(part.numbers, OnDevice):
-                tensors.extend(part.numbers.tensors)
-    return tensors
-
-
-def _arrived(row: _Row, arrays: Iterator[NDArray[np.float64]]) -> _Row:
-    """The row with its numbers on the host; for that, the next arrays are taken."""
-    if row is None or not isinstance(row.numbers, OnDevice):
-        return row
-    found = row.numbers.finish([next(arrays) for _ in row.numbers.tensors])
-    if isinstance(row, GradientRow):
-        return row._replace(numbers=found)
-    numbers, dead = found
-    return row._replace(numbers=numbers, dead=dead)
+def _unscaled(row: list[Any], scale: float | None, before_clipping: float | None) -> list[Any]:
+    """The numbers of a parameter whose gradient was multiplied by a scale."""
+    gradient, *others, clipped = row
+    if scale is not None and gradient is not None:
+        moments = Gradient._make(gradient)
+        gradient = moments._replace(
+            norm=moments.norm / scale,
+            mean_abs=moments.mean_abs / scale,
+            max_abs=moments.max_abs / scale,
+        )
+    if before_clipping is not None and clipped is not None:
+        clipped = clipped / before_clipping
+    return [gradient, *others, clipped]
 
 
 def _norm_and_clipping(values: dict[int, list[Any]], clipped: bool) -> dict[str, float | None]:

@@ -69,7 +69,9 @@ class Steps:
     Attributes:
         open: The step that is open.
         count: How many steps are closed.
+        forward_began: Whether a forward pass followed the last update, and no backward pass yet.
         in_closure: Whether an optimizer evaluates its closure.
+        look_for_update: Called before a forward pass: the open step may have been updated by hand.
     """
 
     def __init__(
@@ -82,12 +84,13 @@ class Steps:
     ) -> None:
         self.count = 0
         self.in_closure = False
+        self.look_for_update: Callable[[], None] = lambda: None
         self._options = options
         self._capture = capture
         self._on_boundary = on_boundary
         self._on_close = on_close
         self._next_logged: dict[str, Any] = {}
-        self._forward_began = False
+        self.forward_began = False
         self._boundary_passed = False
         self.open = self._opened(0)
 
@@ -108,22 +111,27 @@ class Steps:
 
     def log(self, values: dict[str, Any]) -> None:
         """Add extra columns to the current step."""
-        (self._next_logged if self._forward_began else self.open.logged).update(values)
+        parts = self.open.parts  # a pass may turn out to be a step of its own
+        logged = parts[-1].logged if parts else self.open.logged
+        (self._next_logged if self.forward_began else logged).update(values)
 
     def begin_forward(self) -> None:
         """A forward pass with gradient begins; after an update it belongs to the next step."""
-        if self.open.updated and not self.in_closure:
+        if self.in_closure:
+            return
+        self.look_for_update()
+        if self.open.updated:
             self.pass_boundary()
             self._stop_if_enough()
-            self._forward_began = True
+            self.forward_began = True
 
     def begin_backward(self) -> None:
-        """A backward pass begins: the first one after an update opens a step."""
+        """Gradients are about to be computed: those after an update open a step."""
         if self.open.updated:
             self.pass_boundary()
             self._stop_if_enough()
             self.close()
-        self._forward_began = False
+        self.forward_began = False
 
     def end_backward(self) -> None:
         """A backward pass has ended well; its update is still to come."""
@@ -132,7 +140,7 @@ class Steps:
 
     def pass_boundary(self) -> None:
         """The update of the open step, if there was one, is complete."""
-        if self.open.num_backward and not self._boundary_passed:
+        if not self.open.is_empty and not self._boundary_passed:
             self._boundary_passed = True
             self._on_boundary(self.open)
 
@@ -141,10 +149,32 @@ class Steps:
         if stop_after is not None and self.open.index + 1 >= stop_after:
             raise StopTraining(stop_after)
 
+    def split_off(self, count: int, *, is_boundary: bool) -> None:
+        """Close the open step with its first parts; the others are passes of the next one.
+
+        Args:
+            count: How many there are.
+            is_boundary: Whether the weights are still those of the end of the step.
+        """
+        step = self.open
+        others = step.parts[count:]
+        del step.parts[count:]
+        step.ended = others[0].started
+        num_backward = sum(part.num_backward for part in others)
+        step.num_backward -= num_backward
+        step.receive_by_hand()
+        if is_boundary:
+            self._boundary_passed = False
+            self.pass_boundary()
+        self.close()
+        self.open.parts, self.open.num_backward = others, num_backward
+        self.open.started, self.open.scale = step.ended, step.scale
+
     def close(self) -> None:
         """Hand the open step over, and open the next one."""
         self._on_close(self.open)
         self.count = self.open.index + 1
         self.open = self._opened(self.count)
+        self._boundary_passed = False
         self.open.logged.update(self._next_logged)
         self._next_logged.clear()

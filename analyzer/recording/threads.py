@@ -11,7 +11,7 @@ from torch.autograd.graph import Node
 
 from analyzer.recording.hook_classes import Gate
 
-__all__ = ["TrainingThread"]
+__all__ = ["TrainingThread", "reaches"]
 
 
 class TrainingThread:
@@ -96,11 +96,11 @@ class TrainingThread:
                 )
             return False
         # Models may be called in threads for one backward pass here.
-        return self._is_ours is None or not self._seen or _reaches(roots, self._is_ours)
+        return self._is_ours is None or not self._seen or reaches(roots, self._is_ours)
 
 
-def _reaches(roots: Sequence[Any], is_ours: Callable[[Tensor], bool]) -> bool:
-    """Whether a backward pass from these tensors comes to one of our parameters."""
+def reaches(roots: Sequence[Any], is_ours: Callable[[Tensor], bool]) -> bool:
+    """Return whether a backward pass from these tensors comes to one of our parameters."""
     stack: list[Node | None] = [
         root.grad_fn if isinstance(root, Tensor) else root.node for root in roots
     ]

@@ -1,125 +1,32 @@
 """One recorded training: who is told what when torch runs forward, backward, or updates."""
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-from torch import Tensor, autograd
-from torch._C import _current_graph_task_id
-from torch.nn.utils import clip_grad
+from torch import Tensor
 
 from analyzer.options import RecordOptions
 from analyzer.probes import Measurement
+from analyzer.recording.fate import marks_of
 from analyzer.recording.hooks import Capture
-from analyzer.recording.invocation import BackwardWatcher
+from analyzer.recording.invocation import Invocation
 from analyzer.recording.layers import Site
 from analyzer.recording.micro_batches import MicroBatches, num_ranks
 from analyzer.recording.models import Models
+from analyzer.recording.part import Part
 from analyzer.recording.plain import said
 from analyzer.recording.probing import Probing
+from analyzer.recording.scaling import scalar, scale_of, unwatch_scalers, watch_scalers
 from analyzer.recording.splits import Splits
-from analyzer.recording.step import OpenStep, scalar
+from analyzer.recording.step import OpenStep
 from analyzer.recording.steps import Guard, Steps
-from analyzer.recording.threads import TrainingThread
+from analyzer.recording.threads import TrainingThread, reaches
 from analyzer.recording.updates import Updates
+from analyzer.recording.watched import BACKWARD_PASSES, CLIPPING
 
 __all__ = ["Training"]
-
-_Watcher = TypeVar("_Watcher")
-
-
-class _Replaced(Generic[_Watcher]):
-    """A function of torch that is replaced while somebody watches it: torch has no hook for it.
-
-    torch looks it up by name when it runs, so that the replacement reaches every caller, however
-    that one imported it.
-
-    Args:
-        module: Where torch looks it up.
-        name: Its name there.
-        run: Called in its place with itself, its watchers and its arguments.
-    """
-
-    def __init__(self, module: Any, name: str, run: Callable[..., Any]) -> None:
-        self._module, self._name, self._run = module, name, run
-        self._watchers: list[_Watcher] = []
-        self._original: Any = None
-
-    def watch(self, watcher: _Watcher) -> None:
-        """Tell this watcher about every call from now on."""
-        if not self._watchers:
-            self._original = getattr(self._module, self._name)
-            setattr(self._module, self._name, self._call)
-        self._watchers.append(watcher)
-
-    def unwatch(self, watcher: _Watcher) -> None:
-        """Tell it nothing more."""
-        if watcher in self._watchers:
-            self._watchers.remove(watcher)
-            if not self._watchers:
-                setattr(self._module, self._name, self._original)
-
-    def _call(self, *args: Any, **kwargs: Any) -> Any:
-        return self._run(self._original, list(self._watchers), *args, **kwargs)
-
-
-def _run_backward(
-    run: Any, watchers: list[BackwardWatcher], roots: Any, *args: Any, **kwargs: Any
-) -> Any:
-    is_backward = kwargs.get("accumulate_grad", False)
-    if is_backward and _current_graph_task_id() != -1:  # inside another one: a part of it
-        for watcher in watchers:
-            watcher.begin_inner_backward(roots)
-        return run(roots, *args, **kwargs)
-    watchers = [watcher for watcher in watchers if watcher.follows(roots, is_backward=is_backward)]
-    if not is_backward:
-        states = [watcher.suspend() for watcher in watchers]
-        try:
-            return run(roots, *args, **kwargs)
-        finally:
-            for watcher, state in zip(watchers, states, strict=True):
-                watcher.resume(state)
-    keeps_graph = bool(args[1]) if len(args) > 1 else False
-    for watcher in watchers:
-        watcher.begin_backward(roots, keeps_graph=keeps_graph)
-    failed = True
-    try:
-        result = run(roots, *args, **kwargs)
-        failed = False
-        return result
-    finally:
-        for watcher in watchers:
-            watcher.end_backward(failed=failed)
-
-
-# Both clip gradients just after they have grouped them, by a function that others use too.
-_CLIPPERS = ("_clip_grads_with_norm_", "clip_grad_value_")
-
-
-def _group_tensors(
-    group: Any,
-    watchers: list[Callable[[Sequence[Tensor]], None]],
-    tensors: Any,
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    if sys._getframe(2).f_code.co_name in _CLIPPERS:
-        for watcher in watchers:
-            watcher(tensors[0])
-    return group(tensors, *args, **kwargs)
-
-
-BACKWARD_PASSES: _Replaced[BackwardWatcher] = _Replaced(
-    autograd, "_engine_run_backward", _run_backward
-)
-"""Backward passes, however they were started."""
-
-CLIPPING: _Replaced[Callable[[Sequence[Tensor]], None]] = _Replaced(
-    clip_grad, "_group_tensors_by_device_and_dtype", _group_tensors
-)
-"""Gradients that torch is about to clip; the watcher is called with them."""
 
 
 class Training:
@@ -191,10 +98,11 @@ class Training:
             is_other_thread=self.capture.trainer.is_other,
             adopts_optimizers=adopts_optimizers,
         )
+        self.steps.look_for_update = self.updates.fates.begin_forward
         self._begin_forward = self.guard(self.steps.begin_forward)
         self._meet_module = self.guard(self.models.meet_module)
-        self._backward = _Backward(self, self._micro_batches)
-        self._before_clipping = self.guard(self.updates.before_clipping)
+        self._backward = _Backward(self, self._micro_batches, owns_all=adopts_optimizers)
+        self._watcher = _Guarded(self.guard, self.updates)
         self.probing.of_training = {"noise": self._training_noise}
         self._options = options
         self._on_step = on_step
@@ -205,7 +113,8 @@ class Training:
     def start(self) -> None:
         """Hook the engine, the optimizers and gradient clipping of this process."""
         BACKWARD_PASSES.watch(self._backward)
-        CLIPPING.watch(self._before_clipping)
+        CLIPPING.watch(self._watcher)
+        watch_scalers(self._watcher)
         self._handles = self.updates.watch(self.guard)
         self.splits.prepare(0)
         self.capture.note_watchers()
@@ -220,12 +129,14 @@ class Training:
             handle.remove()
         self._handles.clear()
         BACKWARD_PASSES.unwatch(self._backward)
-        CLIPPING.unwatch(self._before_clipping)
+        CLIPPING.unwatch(self._watcher)
+        unwatch_scalers(self._watcher)
         if self.failure is not None:
             return
         started = time.perf_counter()
+        self.updates.fates.finish()
         self.steps.pass_boundary()
-        if self.steps.open.num_backward:
+        if not self.steps.open.is_empty:
             if measures:
                 self._measure(is_last=True)
             self.steps.close()
@@ -275,7 +186,8 @@ class Training:
 
     def _close_step(self, step: OpenStep) -> None:
         self.models.end_step(step.parameters)
-        seconds = time.perf_counter() - step.started
+        self.updates.fates.end_step(step)
+        seconds = (step.ended or time.perf_counter()) - step.started
         is_choosy = self._options.layers or self._options.skip_layers
         is_written = self._is_written if is_choosy else None
         self._on_step(step.seal(self._options.columns, is_written, seconds))
@@ -316,36 +228,73 @@ class Training:
         self._on_problem(f"layer {self.models.path(site)}: {said(error)}")
 
 
+class _Guarded:
+    """Who is told of clipping and of gradient scalers, with the guard around it."""
+
+    def __init__(self, guard: Guard, updates: Updates) -> None:
+        self.before_clipping = guard(updates.before_clipping)
+        self.after_clipping = guard(updates.after_clipping)
+        self.unscaled = guard(updates.unscaled)
+        self.begin_scaler_step = guard(updates.begin_scaler_step)
+        self.end_scaler_step = guard(updates.end_scaler_step)
+
+
 class _Backward:
     """Passes a backward pass on: to the losses, the hooks, the joins and the parameters.
 
     Args:
         training: Who is to know of it.
         micro_batches: Compares the gradients of single passes, where that is wanted.
+        owns_all: Whether every pass is this training's, whatever it starts from.
     """
 
-    def __init__(self, training: Training, micro_batches: MicroBatches | None) -> None:
+    def __init__(
+        self, training: Training, micro_batches: MicroBatches | None, *, owns_all: bool
+    ) -> None:
         self._training = training
         self._micro_batches = micro_batches
-        self._num_losses = 0
+        self._owns_all = owns_all
+        self._passed: Part | None = None
+        self._is_certain = True
+        self._marks: dict[int, int] = {}
+        self._is_repeated = False
         self.follows = training.capture.trainer.follows
         self.begin_backward = training.guard(self._begin)
         self.begin_inner_backward = training.guard(training.capture.begin_inner_backward)
         self.end_backward = training.guard(self._end)
+        self._note_returned = training.guard(training.updates.note_returned)
 
     def _begin(self, roots: Sequence[Any], *, keeps_graph: bool) -> None:
         """The first pass after an update opens a step."""
         training, capture = self._training, self._training.capture
+        self._passed = None
+        self._is_certain = self._owns_all or reaches(roots, training.models.parameters.has)
+        if not self._is_certain:
+            if not (capture.alive or training.steps.forward_began):
+                return  # of another model
+            self._marks = marks_of(training.models.parameters.trainable())
+        if not training.steps.is_repeated:
+            training.updates.fates.begin_backward()
         training.steps.begin_backward()
-        if training.steps.is_repeated:
-            return
         step = training.steps.open
-        self._num_losses = len(step.losses)
-        step.add_loss(roots)
+        self._is_repeated = training.steps.is_repeated
+        self._passed = passed = Part()
+        training.updates.begin_pass()
+        if self._is_repeated:
+            return
+        training.updates.fates.begin_pass()
+        scale = scale_of(roots)
+        step.scale = scale if step.scale is None else step.scale
+        passed.scale = scale
+        passed.add_loss(roots, scale)
+        # A second pass over a kept graph adds to the gradients of the first.
+        passed.splits = next((p.splits for p in step.parts if p.splits.kept), passed.splits)
         if capture.listening:
             capture.begin_backward(roots, keeps_graph=keeps_graph)
         training.probing.begin_backward(step.index, roots)
-        training.splits.begin_backward(step.index, step.splits, roots, keeps_graph=keeps_graph)
+        training.splits.begin_backward(
+            step.index, passed.splits, roots, keeps_graph=keeps_graph, scale=scale
+        )
         if self._micro_batches is not None and step.recorded:
             models = training.models
             self._micro_batches.begin_pass(
@@ -355,33 +304,52 @@ class _Backward:
 
     def _end(self, *, failed: bool) -> None:
         """A pass that failed leaves no trace in its step."""
+        passed, self._passed = self._passed, None
+        if passed is None:
+            return
         training, capture = self._training, self._training.capture
         step, keeps_graph = training.steps.open, capture.keeps_graph
-        if training.steps.is_repeated:
+        if self._is_repeated:
             step.num_backward += not failed
+            training.updates.end_pass()
             return
         used = capture.end_backward()
-        training.splits.end_backward(step.index, step.splits, failed=failed)
+        training.splits.end_backward(step.index, passed.splits, failed=failed)
         if self._micro_batches is not None:
             self._micro_batches.end_pass(training.models.parameters.trainable(), failed=failed)
         capture.note_watchers()
-        if failed:
-            del step.losses[self._num_losses :]
-            return
+        if not failed and (used or self._is_own()):
+            passed.num_backward = 1
+            self._take(passed, used, keeps_graph=keeps_graph)
+        training.updates.end_pass()
+
+    def _is_own(self) -> bool:
+        """Whether the pass may have given something to a parameter."""
+        training = self._training
+        if self._is_certain or not training.capture.listening:
+            return True
+        return marks_of(training.models.parameters.trainable()) != self._marks
+
+    def _take(self, passed: Part, used: Sequence[Invocation], *, keeps_graph: bool) -> None:
+        """A pass has ended well: what it gave belongs to the open step."""
+        training = self._training
+        part = training.updates.fates.end_pass(used, passed)
         training.steps.end_backward()
         for invocation in used:
-            if not step.keeps(invocation):
+            if not part.keeps(invocation):
                 training.models.number(invocation)
-                (step.keep if keeps_graph else step.fold)(invocation)
+                take = part.keep if keeps_graph else part.fold
+                take(invocation, passed.scale)
         training.models.end_backward()
-        training.updates.end_backward()
+        training.updates.fates.close_pass()
 
-    def suspend(self) -> bool:
+    def suspend(self, roots: Sequence[Any], inputs: Sequence[Any]) -> bool:
         """Gradients of ``autograd.grad`` are not those of the loss."""
         capture = self._training.capture
         state, capture.in_backward = capture.in_backward, False
         if state:
             capture.current = None  # what was computed again gets its gradient this way
+        self._note_returned(roots, inputs)
         return state
 
     def resume(self, state: bool) -> None:

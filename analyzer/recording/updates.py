@@ -1,6 +1,5 @@
 """The updates of a training: when they are made, what the optimizer gets, how far weights move."""
 
-import gc
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,9 +13,12 @@ from torch.optim.optimizer import (
 
 from analyzer.options import RecordOptions
 from analyzer.recording.checkpoints import free_memory
+from analyzer.recording.fate import Fates, version_of
 from analyzer.recording.models import Models
 from analyzer.recording.parameters import ParameterRow, norms
-from analyzer.recording.step import scalar
+from analyzer.recording.part import loss_of
+from analyzer.recording.scaling import Scale, scalar, scale_of
+from analyzer.recording.step import OpenStep
 from analyzer.recording.steps import Guard, Steps
 
 __all__ = ["UpdateMeter", "Updates"]
@@ -89,6 +91,9 @@ class Updates:
         on_problem: Called with a sentence about what cannot be measured.
         is_other_thread: Whether what this thread does is not recorded.
         adopts_optimizers: Whether tensors that only an optimizer holds are parameters, too.
+
+    Attributes:
+        fates: What becomes of the gradients of each pass.
     """
 
     def __init__(
@@ -107,9 +112,22 @@ class Updates:
         self._steps = steps
         self._models = models
         self._on_update = on_update
+        self._on_problem = on_problem
         self._adopts_optimizers = adopts_optimizers
         self._meter = UpdateMeter(on_problem)
-        self._has_optimizer: bool | None = None
+        self.fates = Fates(
+            steps,
+            models,
+            on_update=on_update,
+            measure=self._begin_by_hand,
+            stop_after=options.stop_after,
+        )
+        self._in_pass = False
+        # Losses whose gradients `autograd.grad` returned since the last pass or update.
+        self._returned: list[tuple[float | Tensor, Scale | None] | None] = []
+        self._received: dict[int, tuple[int, int]] = {}
+        self._unscaled: dict[int, set[int]] = {}
+        self._scaler_steps: int | None = None
         self._turns: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
 
     def watch(self, guard: Guard) -> list[Any]:
@@ -119,35 +137,89 @@ class Updates:
             register_optimizer_step_post_hook(guard(self._after)),
         ]
 
-    def end_backward(self) -> None:
-        """Without an optimizer each backward pass is a step; its update comes afterwards."""
-        if self._has_optimizer is None:
-            self._has_optimizer = any(
-                issubclass(type(thing), Optimizer) and self._concerns(thing)
-                for thing in gc.get_objects()
-            )
-        if self._has_optimizer:
-            return
-        step, trainable = self._steps.open, self._models.parameters.trainable()
-        if step.recorded:
-            self._models.parameters.read(trainable, step.parameters)
-        if self._options.measures_updates(step.index):
-            self._meter.begin(_BY_HAND, trainable)
-        step.updated = True
-        self._on_update()
+    # --- passes ------------------------------------------------------------------------------
+
+    def begin_pass(self) -> None:
+        """A pass begins: an optimizer may step inside of it."""
+        self._in_pass = True
+        self._returned = []
+        if not self._steps.open.parts:
+            self._unscaled.clear()
+
+    def end_pass(self) -> None:
+        """It has ended: if optimizers stepped, they received what it gave."""
+        self._in_pass = False
+        step = self._steps.open
+        if step.has_begun_update:
+            step.has_begun_update = False
+            self._finish_update(step)
+
+    def note_returned(self, roots: Sequence[Any], inputs: Sequence[Any]) -> None:
+        """Gradients of these roots are returned to the program, which may hand them on."""
+        number = self._models.parameters.number
+        if not self._in_pass and any(number(tensor) is not None for tensor in inputs):
+            self._returned += [loss_of(root, scale_of([root])) for root in roots]
+
+    # --- updates by hand ---------------------------------------------------------------------
+
+    def _begin_by_hand(self, held: Held) -> None:
+        """An update by hand may follow the pass that has ended."""
+        if self._options.measures_updates(self._steps.open.index):
+            self._meter.begin(_BY_HAND, held)
 
     def end_step(self) -> None:
         """Measure an update by hand: it was made by now."""
-        self._meter.finish(_BY_HAND, self._steps.open.parameters)
+        step = self._steps.open
+        self.fates.adopt(step)
+        self._meter.finish(_BY_HAND, step.parameters)
+
+    # --- clipping ----------------------------------------------------------------------------
 
     def before_clipping(self, gradients: Sequence[Tensor]) -> None:
         """Note gradients that torch is about to clip."""
         step = self._steps.open
         if self._is_other_thread():
             return
-        if step.recorded and step.num_backward and not step.updated:
+        if step.recorded and step.parts and not step.updated:
             step.clipped = True
-            self._models.parameters.note_before_clipping(gradients, step.parameters)
+            noted = self._models.parameters.note_before_clipping(gradients, step.parameters)
+            if step.scale is not None:
+                for number in set(noted).difference(*self._unscaled.values()):
+                    step.parameters[number].scale_before_clipping = step.scale
+
+    def after_clipping(self, gradients: Sequence[Tensor]) -> None:
+        """Read them again where an update by hand may receive them."""
+        step = self._steps.open
+        if self._is_other_thread():
+            return
+        if step.recorded and step.parts and not step.updated and step.parts[-1].parameters:
+            rows = step.parts[-1].parameters
+            clipped = {id(gradient) for gradient in gradients}
+            held = [(n, p) for n, p in self._models.parameters.alive(rows) if id(p.grad) in clipped]
+            for number, _ in held:
+                rows[number].norm = None
+            self._models.parameters.read(held, rows)
+
+    # --- gradient scalers --------------------------------------------------------------------
+
+    def unscaled(self, optimizer: Optimizer) -> None:
+        """The gradients of this optimizer have been divided by the scale."""
+        self._unscaled[id(optimizer)] = {number for number, _ in self._held_by(optimizer)}
+
+    def begin_scaler_step(self, optimizer: Optimizer) -> None:
+        """A scaler is about to step this optimizer, or to skip it."""
+        self._scaler_steps = id(optimizer)
+
+    def end_scaler_step(self, optimizer: Optimizer) -> None:
+        """It has; if the optimizer's hooks were not called, it was skipped."""
+        was_skipped, self._scaler_steps = self._scaler_steps == id(optimizer), None
+        if was_skipped and self._concerns(optimizer):
+            self._receive(optimizer, self._held_by(optimizer))
+            step = self._steps.open
+            step.skipped.append(1.0)
+            self._finish_update(step)
+
+    # --- optimizers --------------------------------------------------------------------------
 
     def close(self) -> None:
         """Free every copy of weights."""
@@ -189,17 +261,21 @@ class Updates:
         self._models.meet_optimizer(optimizer, adopts=self._adopts_optimizers)
         if not self._concerns(optimizer):
             return None
-        step = self._steps.open
-        self._has_optimizer = True
+        if self._scaler_steps == id(optimizer):
+            self._scaler_steps = None
         self._steps.in_closure = False  # an exception may have left it set
         held = self._held_by(optimizer)
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._open_for_returned(optimizer)
+        step = self._steps.open
         upcoming = step.index + (step.updated and closure is not None)
         if self._measures(optimizer, upcoming):
             self._meter.begin(id(optimizer), held)
         if closure is None:
-            self._read_gradients(optimizer, held)
+            self._receive(optimizer, held)
             return None
+        self.fates.before_update(held)
         self._steps.in_closure = True
         if not step.updated:
             step.evaluations = 0
@@ -207,7 +283,7 @@ class Updates:
         def watched_closure() -> Any:
             result = closure()
             if self._steps.open.evaluations == 0:
-                self._read_gradients(optimizer, held)
+                self._receive(optimizer, held)
             self._steps.count_evaluation()
             return result
 
@@ -215,13 +291,47 @@ class Updates:
             return args, {**kwargs, "closure": watched_closure}
         return (args[0], watched_closure, *args[2:]), kwargs
 
-    def _read_gradients(self, optimizer: Optimizer, held: list[tuple[int, Tensor]]) -> None:
-        step = self._steps.open
-        if not step.num_backward:
+    def _open_for_returned(self, optimizer: Optimizer) -> None:
+        """Gradients that no backward pass gave make a step of their own."""
+        step, mark = self._steps.open, _mark_of(optimizer)
+        if self._in_pass or mark is None or (step.parts and not step.updated):
             return
+        is_first = step.is_empty and not step.num_backward
+        has_stepped = any(key == id(optimizer) for key, _ in step.learning_rates)
+        is_other = bool(self._returned) or self._received.get(id(optimizer)) != mark
+        if is_first or (has_stepped and is_other):
+            self._steps.begin_backward()
+            step = self._steps.open
+            self._on_problem(
+                "gradients that did not come from backward(): those of layer outputs are not seen "
+                f"in their steps, the first of which is step {step.index}"
+            )
+        if not step.parts:
+            step.losses += self._returned
+        self._returned = []
+
+    def _receive(self, optimizer: Optimizer, held: Held) -> None:
+        """Read what an optimizer receives."""
+        step = self._steps.open
+        self.fates.before_update(held)
+        if self._in_pass:
+            step.has_begun_update = True
+        elif not (step.parts or step.num_backward or _mark_of(optimizer)):
+            return
+        scale = getattr(optimizer, "grad_scale", None)
+        if isinstance(scale, Tensor):
+            scale = scalar(scale)
+        elif id(optimizer) not in self._unscaled:
+            scale = step.scale
         if step.recorded:
             given = [pair for pair in held if pair[1].requires_grad or pair[1].grad is not None]
+            new = () if scale is None else [n for n, _ in given if not step.has_read(n)]
             self._models.parameters.read(given, step.parameters)
+            for number in new:
+                step.parameters[number].scale = scale
+        found = getattr(optimizer, "found_inf", None)
+        if isinstance(found, Tensor):
+            step.skipped.append(scalar(found))
         for place, group in enumerate(optimizer.param_groups):
             rate = group.get("lr")
             step.learning_rates[id(optimizer), place] = (
@@ -234,6 +344,22 @@ class Updates:
         step = self._steps.open
         self._steps.in_closure = False
         self._meter.finish(id(optimizer), step.parameters)
-        if step.num_backward:
+        if not self._in_pass:
+            self._finish_update(step)
+        mark = _mark_of(optimizer)
+        if mark is not None:
+            self._received[id(optimizer)] = mark
+
+    def _finish_update(self, step: OpenStep) -> None:
+        if step.parts or step.num_backward or step.learning_rates:
             step.updated = True
         self._on_update()
+
+
+def _mark_of(optimizer: Optimizer) -> tuple[int, int] | None:
+    """Which gradient the first parameter has that has one."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if (gradient := parameter.grad) is not None:
+                return id(gradient), version_of(gradient)
+    return None

@@ -355,6 +355,24 @@ _STEP = (
         type="int32",
     ),
     _step(
+        "num_discarded",
+        "discarded backward passes",
+        "Backward passes whose gradients were cleared before any update received them; nothing "
+        "else of the row counts them.",
+        Pooling("sum", "first"),
+        unit="passes",
+        type="int32",
+    ),
+    _step(
+        "grad_scale",
+        "gradient scale",
+        "Factor by which a gradient scaler multiplied the loss; everything recorded is divided by "
+        "it.",
+        _ONCE,
+        degenerate="Null without a scaler.",
+        scale="log",
+    ),
+    _step(
         "skipped",
         "skipped",
         "Whether a gradient scaler skipped the update.",

@@ -220,7 +220,7 @@ def test_an_error_of_the_recorder_ends_the_recording_and_not_the_training(tmp_pa
             if len(optimizers) == 3:
                 raise LookupError("no such thing")
 
-        monkeypatch.setattr(recorder.training.updates, "_read_gradients", fail)
+        monkeypatch.setattr(recorder.training.updates, "_receive", fail)
         train(model, steps=5)
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True)

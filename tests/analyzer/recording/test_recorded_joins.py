@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import analyzer
 from analyzer.joins.calls import tensors_in
 from analyzer.joins.products import SPLIT_COLUMNS, JoinGradients, statistics_of_products
-from analyzer.recording.splits import pooled_splits
+from analyzer.recording.split_rows import pooled_splits
 from analyzer.storage.schema import STAT_COLUMNS
 from tests.support.families import FAMILIES, BasicBlock, Family
 

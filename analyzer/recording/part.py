@@ -1,0 +1,234 @@
+"""What backward passes of one fate gave: rows of layers, losses and splits, and parameters.
+
+The passes of a step are received by an update together, or are discarded. What they gave is kept
+apart until that is known.
+"""
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from analyzer.recording.buffer import OnDevice, Transfer
+from analyzer.recording.invocation import Invocation
+from analyzer.recording.parameters import ParameterRow
+from analyzer.recording.plain import UnreadableError
+from analyzer.recording.scaling import Scale, scalar
+from analyzer.recording.split_rows import SplitRows
+from analyzer.recording.statistics import ActivationRow, GradientRow, Measured
+
+__all__ = ["Part", "loss_of"]
+
+# Copies under way before the finished ones are taken: a step that never ends stays bounded.
+_MOST_TRANSFERS = 64
+# Rows of micro-batches before they are pooled.
+_MOST_ROWS = 4096
+
+_Row = TypeVar("_Row", ActivationRow | None, GradientRow | None)
+# A layer, its activation where that is new, its gradient where there is one, and its scale.
+_Parts: TypeAlias = tuple[int, ActivationRow | None, GradientRow | None, Scale | None]
+_serials = itertools.count()
+
+
+@dataclass(slots=True)
+class _Pending:
+    """Rows of one backward pass that are on their way to the host."""
+
+    transfer: Transfer
+    rows: list[_Parts]
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """The passes of a step that share their fate.
+
+    Attributes:
+        given: The parameters that got a gradient, by number; None where nobody looked.
+        roots: The root models that were called, by number.
+        scale: By how much the loss of its last pass was multiplied; None where it was not.
+        num_backward: How many passes.
+        losses: Values of their roots, each with its scale; None for a root that is not a scalar.
+        parameters: The parameters as they were after the last pass, for an update by hand.
+        is_changed: Whether weights changed after the last pass without an optimizer.
+        is_cleared: Whether its gradients were cleared; perhaps a flag that is still on a device.
+        notes: What was noted before torch clipped its gradients; ``clipped``: whether it did.
+        logged: Extra columns.
+        started: When its first pass began.
+    """
+
+    given: frozenset[int] | None = None
+    roots: set[int] = field(default_factory=set)
+    scale: Scale | None = None
+    num_backward: int = 0
+    losses: list[tuple[float | Tensor, Scale | None] | None] = field(default_factory=list)
+    splits: SplitRows = field(default_factory=SplitRows)
+    parameters: dict[int, ParameterRow] = field(default_factory=dict)
+    is_changed: bool = False
+    is_cleared: bool | Tensor = False
+    notes: dict[int, ParameterRow] = field(default_factory=dict)
+    clipped: bool = False
+    logged: dict[str, Any] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+    _serial: int = field(default_factory=lambda: next(_serials))
+    _rows: list[_Parts] = field(default_factory=list)
+    _activations: Measured | None = None
+    _gradients: Measured | None = None
+    _pending: list[_Pending] = field(default_factory=list)
+    _kept: dict[Invocation, Scale | None] = field(default_factory=dict)
+
+    def add_loss(self, roots: Sequence[Any], scale: Scale | None) -> None:
+        """Add the roots of a backward pass; a root that is not a scalar makes the loss unknown."""
+        for root in roots:
+            self.losses.append(loss_of(root, scale))
+
+    def keep(self, invocation: Invocation, scale: Scale | None) -> None:
+        """Pool this invocation when the step closes: its graph may be used once more."""
+        self._kept[invocation] = scale
+
+    def keeps(self, invocation: Invocation) -> bool:
+        """Whether the invocation waits for the end of the step."""
+        return invocation in self._kept
+
+    def fold(self, invocation: Invocation, scale: Scale | None) -> None:
+        """Pool the calls of one invocation, whose backward pass has ended, into the rows.
+
+        Args:
+            invocation: The forward pass.
+            scale: By how much its gradients are too large.
+        """
+        moving: list[_Parts] = []
+        for call in invocation.take_calls():
+            layer, activation, gradient = call.layer, call.activation, call.gradient
+            call.kept = call.gradient = None
+            call.is_pooled = True
+            is_unused = gradient is None and call.site.number < 0  # a further output tensor
+            if activation is None or is_unused:
+                continue
+            if call.step == self._serial:  # a second pass met another part of the same graph
+                activation = None
+            call.step = self._serial
+            row = (layer, activation, gradient, scale)
+            if isinstance(scale, Tensor) or _is_moving(activation) or _is_moving(gradient):
+                moving.append(row)
+            else:
+                self._rows.append(row)
+        if moving:
+            self._pending.append(_Pending(Transfer(_tensors_of(moving, scale)), moving))
+            while len(self._pending) > _MOST_TRANSFERS and self._pending[0].transfer.is_done():
+                self._receive(self._pending.pop(0))
+        pooled = 0 if self._activations is None else len(self._activations.ids)
+        if len(self._rows) > _MOST_ROWS + 4 * pooled:
+            self._pool()
+
+    def take_pass(self, passed: "Part") -> None:
+        """Take over a pass of which no rows are there yet."""
+        if self.given is not None:
+            self.given = None if passed.given is None else self.given | passed.given
+        self.roots |= passed.roots
+        self.num_backward += passed.num_backward
+        self.losses += passed.losses
+        if passed.splits is not self.splits:
+            self.splits.absorb(passed.splits)
+
+    def absorb(self, other: "Part") -> None:
+        """Take over what another part has: the two are received by one update."""
+        self.fold_kept()
+        other.fold_kept()
+        self.take_pass(other)
+        self.parameters |= other.parameters
+        self.notes |= other.notes
+        self.clipped |= other.clipped
+        self.logged |= other.logged
+        self._rows += other._rows
+        self._pending += other._pending
+        if other._activations is not None:
+            self._activations = other._activations.merge(self._activations)
+        if other._gradients is not None:
+            self._gradients = other._gradients.merge(self._gradients)
+
+    def fold_kept(self) -> None:
+        """Pool the invocations that wait for the end of the step: no pass uses them any more."""
+        for invocation, scale in self._kept.items():
+            self.fold(invocation, scale)
+        self._kept.clear()
+
+    def end(self) -> None:
+        """No later pass belongs to this part, whatever graph it uses."""
+        self.fold_kept()
+        self.splits.kept.clear()
+
+    def discard(self) -> None:
+        """Forget what is held of graphs that may be used once more."""
+        for invocation in self._kept:
+            for call in invocation.take_calls():
+                call.kept = call.gradient = None
+                call.is_pooled = True
+        self._kept.clear()
+
+    def measured(self) -> tuple[Measured | None, Measured | None]:
+        """Return activations and gradients of layers; waits for those that are on their way."""
+        while self._pending:
+            self._receive(self._pending.pop(0))
+        self._pool()
+        return self._activations, self._gradients
+
+    def _pool(self) -> None:
+        """Pool the rows of micro-batches with those that were pooled before."""
+        activations = [(layer, row) for layer, row, _, _ in self._rows if row is not None]
+        gradients = [(layer, row) for layer, _, row, _ in self._rows if row is not None]
+        scales = [scale for _, _, row, scale in self._rows if row is not None]
+        self._rows.clear()
+        if activations:
+            measured = Measured.of("layer_stats", "activation", activations)
+            self._activations = measured.merge(self._activations)
+        if gradients:
+            measured = Measured.of("layer_stats", "output_gradient", gradients, scales)
+            self._gradients = measured.merge(self._gradients)
+
+    def _receive(self, pending: _Pending) -> None:
+        arrays = iter(pending.transfer.arrays())
+        scale = pending.rows[0][3]
+        if isinstance(scale, Tensor):
+            scale = float(next(arrays)[0])
+        for layer, activation, gradient, _ in pending.rows:
+            row = _arrived(activation, arrays)
+            self._rows.append((layer, row, _arrived(gradient, arrays), scale))
+
+
+def loss_of(root: Any, scale: Scale | None) -> tuple[float | Tensor, Scale | None] | None:
+    """Return the value of a root, with its scale; None where it has no one value."""
+    if isinstance(root, Tensor) and root.numel() == 1 and not root.is_complex():
+        with suppress(UnreadableError):
+            return scalar(root), scale
+    return None
+
+
+def _is_moving(row: ActivationRow | GradientRow | None) -> bool:
+    # Compiled rows are not tuples, and make their numbers when they are asked for.
+    return isinstance(row, tuple) and isinstance(row.numbers, OnDevice)
+
+
+def _tensors_of(rows: Sequence[_Parts], scale: Scale | None) -> list[Tensor]:
+    tensors: list[Tensor] = [scale] if isinstance(scale, Tensor) else []
+    for _, *parts, _ in rows:
+        for part in parts:
+            if part is not None and _is_moving(part):
+                tensors.extend(part.numbers.tensors)
+    return tensors
+
+
+def _arrived(row: _Row, arrays: Iterator[NDArray[np.float64]]) -> _Row:
+    """The row with its numbers on the host; for that, the next arrays are taken."""
+    if row is None or not isinstance(row.numbers, OnDevice):
+        return row
+    found = row.numbers.finish([next(arrays) for _ in row.numbers.tensors])
+    if isinstance(row, GradientRow):
+        return row._replace(numbers=found)
+    numbers, dead = found
+    return row._replace(numbers=numbers, dead=dead)

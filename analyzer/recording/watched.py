@@ -1,0 +1,137 @@
+"""Functions of torch that are replaced while somebody watches them: torch has no hooks for them."""
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+from torch import Tensor, autograd
+from torch._C import _current_graph_task_id
+from torch.nn.utils import clip_grad
+
+from analyzer.recording.invocation import BackwardWatcher
+
+__all__ = ["BACKWARD_PASSES", "CLIPPING", "ClippingWatcher", "Replaced"]
+
+_Watcher = TypeVar("_Watcher")
+
+
+class ClippingWatcher(Protocol):
+    """Someone who wants to know of gradients that torch clips."""
+
+    def before_clipping(self, gradients: Sequence[Tensor]) -> None:
+        """These gradients are about to be clipped."""
+
+    def after_clipping(self, gradients: Sequence[Tensor]) -> None:
+        """They have been."""
+
+
+class Replaced(Generic[_Watcher]):
+    """A function that is replaced while somebody watches it.
+
+    It is looked up by name when it runs, so that the replacement reaches every caller, however that
+    one imported it.
+
+    Args:
+        owner: The module or class where it is looked up.
+        name: Its name there.
+        run: Called in its place with itself, its watchers and its arguments.
+    """
+
+    def __init__(self, owner: Any, name: str, run: Callable[..., Any]) -> None:
+        self._owner, self._name, self._run = owner, name, run
+        self._watchers: list[_Watcher] = []
+        self._original: Any = None
+
+    def watch(self, watcher: _Watcher) -> None:
+        """Tell this watcher about every call from now on."""
+        if watcher in self._watchers:
+            return
+        if not self._watchers:
+            self._original = original = getattr(self._owner, self._name)
+
+            @functools.wraps(original)
+            def replacement(*args: Any, **kwargs: Any) -> Any:  # a function, to be a method, too
+                return self._run(original, list(self._watchers), *args, **kwargs)
+
+            setattr(self._owner, self._name, replacement)
+        self._watchers.append(watcher)
+
+    def unwatch(self, watcher: _Watcher) -> None:
+        """Tell it nothing more."""
+        if watcher in self._watchers:
+            self._watchers.remove(watcher)
+            if not self._watchers:
+                setattr(self._owner, self._name, self._original)
+
+
+def _run_backward(
+    run: Any, watchers: list[BackwardWatcher], roots: Any, *args: Any, **kwargs: Any
+) -> Any:
+    is_backward = kwargs.get("accumulate_grad", False)
+    if is_backward and _current_graph_task_id() != -1:  # inside another one: a part of it
+        for watcher in watchers:
+            watcher.begin_inner_backward(roots)
+        return run(roots, *args, **kwargs)
+    watchers = [watcher for watcher in watchers if watcher.follows(roots, is_backward=is_backward)]
+    if not is_backward:
+        inputs = args[3] if len(args) > 3 else ()
+        states = [watcher.suspend(roots, inputs) for watcher in watchers]
+        try:
+            return run(roots, *args, **kwargs)
+        finally:
+            for watcher, state in zip(watchers, states, strict=True):
+                watcher.resume(state)
+    keeps_graph = bool(args[1]) if len(args) > 1 else False
+    for watcher in watchers:
+        watcher.begin_backward(roots, keeps_graph=keeps_graph)
+    failed = True
+    try:
+        result = run(roots, *args, **kwargs)
+        failed = False
+        return result
+    finally:
+        for watcher in watchers:
+            watcher.end_backward(failed=failed)
+
+
+# Both clip gradients just after they have grouped them, by a function that others use too.
+_CLIPPERS = ("_clip_grads_with_norm_", "clip_grad_value_")
+
+
+class _Groups(dict[Any, Any]):
+    """Grouped gradients that say when the loop over them, which clips them, has ended."""
+
+    after: Callable[[], None]
+
+    def items(self) -> Any:
+        yield from super().items()
+        self.after()
+
+
+def _group_tensors(
+    group: Any, watchers: list[ClippingWatcher], tensors: Any, *args: Any, **kwargs: Any
+) -> Any:
+    if sys._getframe(2).f_code.co_name not in _CLIPPERS:
+        return group(tensors, *args, **kwargs)
+    for watcher in watchers:
+        watcher.before_clipping(tensors[0])
+    groups = _Groups(group(tensors, *args, **kwargs))
+
+    def after() -> None:
+        for watcher in watchers:
+            watcher.after_clipping(tensors[0])
+
+    groups.after = after
+    return groups
+
+
+BACKWARD_PASSES: Replaced[BackwardWatcher] = Replaced(
+    autograd, "_engine_run_backward", _run_backward
+)
+"""Backward passes, however they were started."""
+
+CLIPPING: Replaced[ClippingWatcher] = Replaced(
+    clip_grad, "_group_tensors_by_device_and_dtype", _group_tensors
+)
+"""Gradients that torch clips."""

@@ -219,7 +219,7 @@ def test_a_step_leaves_no_garbage_behind(tmp_path):
     gc.disable()
     try:
         with analyzer.Recorder(model, tmp_path / "run") as recorder:
-            alive: weakref.WeakSet = recorder.training.capture._alive
+            alive: weakref.WeakSet = recorder.training.capture.alive
             counts = []
             for _ in range(5):
                 optimizer.zero_grad()

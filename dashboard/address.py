@@ -1,8 +1,7 @@
 """What a URL asks for, none of it believed, and the runs that it leads to."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlencode
 
 from analyzer.analysis.view import AGGREGATES, View
@@ -41,10 +40,6 @@ class Address:
     relative: bool = False
     smooth: bool = False
     chosen: tuple[str, ...] = ()
-
-    def with_runs(self, runs: Sequence[str]) -> "Address":
-        """Return the same view of other runs; what names a layer of the old ones goes."""
-        return replace(self, runs=tuple(runs), chosen=())
 
 
 def parse(search: str | None, step: int | None = None) -> Address:

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from numpy.typing import NDArray
 
+from analyzer.analysis.bands import spaced_places
 from analyzer.analysis.view import View, matching
 from analyzer.errors import AnalyzerError
+from analyzer.figures.axes import layout_name
 from analyzer.figures.catalog import page_at, page_of, panel
 from analyzer.figures.overview import overview_frames
 from analyzer.figures.theme import LIGHT, THEMES
@@ -153,15 +154,10 @@ def _choices(context: Context, path: str) -> dict[str, Any]:
 def shown_steps(context: Context) -> list[int]:
     """Return the recorded steps of all runs, evenly thinned to as many as a slider has places."""
     # Thinned before they are put together, since runs may have millions of steps.
-    each = [_thinned(run.recorded_steps(), 20 * _MOST_STEPS) for run in context.runs]
-    return [int(step) for step in _thinned(np.unique(np.concatenate(each)), _MOST_STEPS)]
-
-
-def _thinned(steps: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    if len(steps) <= most:
-        return steps
-    chosen: NDArray[np.int64] = steps[np.linspace(0, len(steps) - 1, most).round().astype(int)]
-    return chosen
+    each = [run.recorded_steps() for run in context.runs]
+    some = [steps[spaced_places(len(steps), 20 * _MOST_STEPS)] for steps in each]
+    steps = np.unique(np.concatenate(some))
+    return [int(step) for step in steps[spaced_places(len(steps), _MOST_STEPS)]]
 
 
 def _probe_steps(context: Context, probe: str) -> list[int]:
@@ -201,7 +197,7 @@ def _stack(figure: go.Figure) -> None:
     # A figure of scenes may have axes too, on which nothing stands.
     for name in () if scenes else _names(figure, "yaxis"):
         axis = layout[name]
-        place = spans.index(_span(layout[_long(axis.anchor or "x")]))
+        place = spans.index(_span(layout[layout_name(axis.anchor or "x")]))
         axis.update(domain=_band(axis.domain or (0.0, 1.0), place, count, room))
         # An axis that leaned on its neighbor has labels of its own now.
         axis.update(showticklabels=True)
@@ -229,10 +225,6 @@ def _span(axis: Any) -> _Span:
     return float(low), float(high)
 
 
-def _long(axis: str) -> str:
-    return f"{axis[0]}axis{axis[1:]}"
-
-
 def _taller(layout: Any, count: int) -> float:
     """Make room in height for all panes; return the part between two of them."""
     margin = (layout.margin.t or 0) + (layout.margin.b or 0)
@@ -257,7 +249,7 @@ def _move_words(figure: go.Figure, spans: list[_Span], room: float) -> None:
         if words.yref not in (None, "paper"):
             continue
         if words.xref and words.xref.endswith(" domain"):
-            axis = figure.layout[_long(words.xref.partition(" ")[0])]
+            axis = figure.layout[layout_name(words.xref.partition(" ")[0])]
             place = spans.index(_span(axis))
         else:
             centers = [abs((low + high) / 2 - words.x) for low, high in spans]

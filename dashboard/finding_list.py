@@ -1,12 +1,12 @@
 """The page of findings: sorted by severity, each with its numbers and its evidence a click away."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import dash_mantine_components as dmc
 from dash import dcc, html
 
+from analyzer.analysis.finding import named
 from analyzer.analysis.findings import RULES, Finding, findings
 from analyzer.errors import AnalyzerError
 from analyzer.figures.catalog import page_of
@@ -61,7 +61,7 @@ def _finding(context: Context, one: Finding) -> html.Article:
         "value": f"{one.value:.4g}",
         "threshold": None if one.threshold is None else f"{one.threshold:.4g}",
         "steps": f"{low:,}" if low == high else f"{low:,} to {high:,}",
-        "layers": _layers(one.layers),
+        "layers": named([shortened(name, 60) for name in one.layers], _MOST_LAYERS),
     }
     badge = dmc.Badge(
         one.severity, color=_COLORS.get(one.severity, "gray"), variant="dot", tt="none"
@@ -77,12 +77,6 @@ def _finding(context: Context, one: Finding) -> html.Article:
         ],
         className=f"finding {one.severity}",
     )
-
-
-def _layers(names: Sequence[str]) -> str:
-    more = len(names) - _MOST_LAYERS
-    shown = ", ".join(shortened(name, 60) for name in names[:_MOST_LAYERS])
-    return f"{shown} and {more:,} more" if more > 0 else shown
 
 
 def _evidence(context: Context, one: Finding) -> str:

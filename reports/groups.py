@@ -15,6 +15,7 @@ from analyzer.analysis.gradient_flow import depth_profile, profile_gain
 from analyzer.analysis.numerals import counted, number
 from analyzer.analysis.training import run_training
 from analyzer.analysis.view import has_shortcuts
+from analyzer.figures.marks import filled
 from analyzer.figures.theme import Theme, labeled
 from analyzer.storage.run import Run
 
@@ -258,12 +259,9 @@ def _draw_row(figure: go.Figure, row: SeedRow, theme: Theme, place: int) -> None
     # The axis is logarithmic: an arithmetic mean would follow the largest seed alone.
     with np.errstate(divide="ignore", invalid="ignore"):
         middle = np.exp(np.log(norms).mean(axis=0))
-    low, high = norms.min(axis=0), norms.max(axis=0)
-    border = {"mode": "lines", "line": {"width": 0, "color": look.color}, "hoverinfo": "skip"}
-    figure.add_scatter(x=x, y=low, showlegend=False, **border)
-    red, green, blue = (int(look.color[i : i + 2], 16) for i in (1, 3, 5))
-    band = f"rgba({red},{green},{blue},0.22)"
-    figure.add_scatter(x=x, y=high, fill="tonexty", fillcolor=band, showlegend=False, **border)
+    figure.add_trace(
+        filled(x, norms.min(axis=0), norms.max(axis=0), look.color, 0.22, showlegend=False)
+    )
     figure.add_scatter(
         x=x,
         y=middle,

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
-
 from analyzer.analysis.numerals import power
 from analyzer.errors import AnalyzerError
 from analyzer.figures.csv_text import csv_text
@@ -283,8 +281,8 @@ def _height(figure: Any, width: float, most: float) -> float:
     return float(max(min(width * share, most), min(0.9 * rows, 8.5)))
 
 
-def _draw(trace: Any, made: Panes) -> list[tuple[Any, Any, Any]]:
-    """Draw one trace; return its axes and what its color bar describes."""
+def _draw(trace: Any, made: Panes) -> list[tuple[str, Any, Any]]:
+    """Draw one trace; return its color axis, its axes and what the color bar describes."""
     if trace.visible not in (None, True):
         return []
     if trace.type not in DRAWERS:
@@ -299,11 +297,8 @@ def _draw(trace: Any, made: Panes) -> list[tuple[Any, Any, Any]]:
         axes = made.flat[names]
         x = values_of(trace.x, made.categories.get(names[0]))
         y = values_of(trace.y, made.categories.get(names[1]))
-        if not len(x) and len(y) and trace.type not in ("heatmap", "contour"):
-            # Plotly counts where a trace has no x.
-            x = np.asarray((trace.x0 or 0) + (trace.dx or 1) * np.arange(len(y)), np.float64)
     drawn = DRAWERS[trace.type](axes, trace, x, y)
-    return [] if drawn is None else [(axes, *drawn)]
+    return [] if drawn is None else [(trace.coloraxis, axes, drawn)]
 
 
 def static_svg(figure: Any) -> str:

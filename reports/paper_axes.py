@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from analyzer.figures.axes import layout_name
+
 from .paper_traces import plain_text, tick_words, values_of
 
 __all__ = ["Panes", "finish_axes", "inches_wide", "layout_axis", "panes"]
@@ -34,10 +36,8 @@ class Panes:
     categories: dict[str, dict[str, int]] = field(default_factory=dict)
     domains: dict[tuple[str, str], tuple[float, float, float, float]] = field(default_factory=dict)
 
-    def at(self, x: float, y: float) -> tuple[Any, float, float] | None:
+    def at(self, x: float, y: float) -> tuple[Any, float, float]:
         """Return the axes nearest to a place on the paper, and the place within them."""
-        if not self.domains:
-            return None
         key = min(self.domains, key=lambda k: _distance(self.domains[k], x, y))
         left, right, bottom, top = self.domains[key]
         axes = self.flat.get(key) or self.scenes[key[0]]
@@ -58,7 +58,7 @@ def _distance(domain: tuple[float, float, float, float], x: float, y: float) -> 
 
 def layout_axis(layout: Any, name: str) -> Any:
     """Return the settings of an axis by its short name, ``x2`` for ``xaxis2``."""
-    return layout[f"{name[0]}axis{name[1:]}"]
+    return layout[layout_name(name)]
 
 
 def inches_wide(axes: Any) -> float:
@@ -89,10 +89,8 @@ def panes(figure: Any, canvas: Any) -> Panes:
         made.domains[pair] = place
         if pair[1] == "":
             made.scenes[pair[0]] = canvas.add_subplot(cell, projection="3d")
-            continue
-        over = layout_axis(figure.layout, pair[1]).overlaying
-        below = made.flat.get((pair[0], over)) if over and over != "free" else None
-        made.flat[pair] = canvas.add_subplot(cell) if below is None else below.twinx()
+        else:
+            made.flat[pair] = canvas.add_subplot(cell)
     _prepare(figure, made)
     return made
 
@@ -107,8 +105,6 @@ def _pairs(figure: Any) -> list[tuple[str, str]]:
 
 def _domain(layout: Any, x: str, y: str) -> tuple[float, float, float, float]:
     across, along = layout_axis(layout, x), layout_axis(layout, y)
-    if along.overlaying:
-        along = layout_axis(layout, along.overlaying)
     left, right = across.domain or (0.0, 1.0)
     bottom, top = along.domain or (0.0, 1.0)
     return float(left), float(right), float(bottom), float(top)
@@ -146,11 +142,6 @@ def _prepare(figure: Any, made: Panes) -> None:
     for (x, y), axes in made.flat.items():
         axes.set_xscale("log" if layout_axis(figure.layout, x).type == "log" else "linear")
         axes.set_yscale("log" if layout_axis(figure.layout, y).type == "log" else "linear")
-        bars = [t for t in figure.data if t.type == "bar" and t.xaxis in (None, x)]
-        mode = figure.layout.barmode or "group"
-        # What drawers of later traces need to know of earlier ones on the same axes.
-        axes.before = None
-        axes.bars_of = {"mode": mode, "count": len(bars), "next": 0, "below": {}}
     for trace in figure.data:
         for letter in "xy":
             values = getattr(trace, letter, None)
@@ -170,7 +161,7 @@ def finish_axes(figure: Any, made: Panes) -> None:
             settings = layout_axis(figure.layout, name)
             _limits(axes, name[0], settings)
             other = y if name is x else x
-            if settings.anchor in (None, "free", other) or settings.overlaying:
+            if settings.anchor in (None, other):
                 _words(axes, side, settings, made.categories.get(name, {}))
             else:
                 # Plotly writes the words of an axis that several panes share at one of them.
@@ -186,9 +177,6 @@ def finish_axes(figure: Any, made: Panes) -> None:
 def _words(axes: Any, side: Any, settings: Any, categories: dict[str, int]) -> None:
     """Title and tick labels."""
     side.set_label_text(plain_text(settings.title.text))
-    if settings.side == "right":
-        side.set_label_position("right")
-        side.tick_right()
     if settings.tickvals is not None:
         places = values_of(settings.tickvals, categories)
         _set_ticks(axes, side, list(places), tick_words(settings))
@@ -234,13 +222,7 @@ def _limits(axes: Any, letter: str, settings: Any) -> None:
     """The range of an axis; plotly gives that of a logarithmic one in decades."""
     get, put = (axes.get_xlim, axes.set_xlim) if letter == "x" else (axes.get_ylim, axes.set_ylim)
     if settings.range is not None:
-        ends = [None if end is None else float(end) for end in settings.range]
-        if settings.type == "log":
-            ends = [None if end is None else 10.0**end for end in ends]
-        put(*ends)
-    elif str(settings.autorange).startswith("reversed"):
-        low, high = sorted(get())
-        put(high, low)
+        put(*(10.0**end if settings.type == "log" else end for end in settings.range))
     elif settings.rangemode == "tozero":
         low, high = get()
         put(min(low, 0), max(high, 0))
@@ -271,10 +253,8 @@ def _share(figure: Any, made: Panes) -> None:
             groups.setdefault(root, []).append(axes)
         for group in groups.values():
             ends = np.array([getattr(axes, f"get_{letter}lim")() for axes in group])
-            falls = ends[0][0] > ends[0][1]
-            low, high = ends.min(), ends.max()
             for axes in group if len(group) > 1 else []:
-                getattr(axes, f"set_{letter}lim")(*((high, low) if falls else (low, high)))
+                getattr(axes, f"set_{letter}lim")(ends.min(), ends.max())
 
 
 def _finish_scene(scene: Any, axes: Any) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyzer.analysis.findings import findings
-from analyzer.analysis.numerals import counted, number
+from analyzer.analysis.numerals import counted, number, with_range
 from analyzer.analysis.verdict import verdict
 from analyzer.analysis.view import View
 from analyzer.errors import AnalyzerError
@@ -270,9 +270,4 @@ def claim_rows(story: Story) -> list[dict[str, str]]:
 
 
 def _value(value: float | None, spread: tuple[float, float] | None) -> str:
-    """A number, with its range over seeds."""
-    if value is None:
-        return "–"
-    if spread is None:
-        return number(value)
-    return f"{number(value)} ({number(spread[0])} to {number(spread[1])})"
+    return "–" if value is None else with_range(value, spread)

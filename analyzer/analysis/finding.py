@@ -216,10 +216,10 @@ def stretch(
     return int(steps[starts[longest]]), int(steps[stops[longest] - 1])
 
 
-def named(names: Sequence[str]) -> str:
+def named(names: Sequence[str], most: int = _NAMED) -> str:
     """Return the first few names, and how many more there are."""
-    shown = ", ".join(names[:_NAMED])
-    more = len(names) - _NAMED
+    shown = ", ".join(names[:most])
+    more = len(names) - most
     return f"{shown} and {more:,} more" if more > 0 else shown
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from analyzer.analysis.bands import grouped
 from analyzer.analysis.gradient_flow import relative_depth
 from analyzer.analysis.numerals import counted, number, times_ten_to
-from analyzer.analysis.per_run import PerRun, RunRecord, not_recorded, read_runs
+from analyzer.analysis.per_run import InOneRange, RunRecord, not_recorded, read_runs
 from analyzer.analysis.profiles import over_deepest
 from analyzer.analysis.view import RowSet, RunLabel, View, row_set, run_labels
 from analyzer.errors import NotRecordedError
@@ -124,14 +124,8 @@ class UpdateColumn(GridColumn):
         return f"{start} the update ratio is {middle} (median), from {low} to {high}."
 
 
-@dataclass(frozen=True, eq=False)
-class FlowGrid(PerRun[GridColumn]):
-    """Layer × step, one grid per run, in one range of colors: of logarithms where ``is_log``."""
-
-    label: str
-    is_log: bool
-    low: float
-    high: float
+FlowGrid = InOneRange[GridColumn]
+"""Layer × step, one grid per run, in one range of colors."""
 
 
 def flow_grid(view: View) -> FlowGrid:

@@ -16,6 +16,7 @@ from analyzer.analysis.per_run import (
     RunAtStep,
     RunRecord,
     not_recorded,
+    per_run,
     probe_rows,
     probe_rows_at,
     read_runs,
@@ -111,7 +112,8 @@ def _spectra(view: View, run: Run, label: RunLabel) -> JacobianSpectra:
     return JacobianSpectra(label, step, names, blocks, orders, values)
 
 
-def shattering_curves(view: View) -> PerRun[AlongDepth]:
+@per_run
+def shattering_curves(view: View, run: Run, label: RunLabel) -> AlongDepth:
     """Read how far the gradients of different inputs agree, ``correlation``, along depth.
 
     Of every run at the probe nearest to the step: the mean cosine over pairs of inputs, NaN where
@@ -120,10 +122,6 @@ def shattering_curves(view: View) -> PerRun[AlongDepth]:
     Reference:
         Balduzzi et al. (2017), The shattered gradients problem.
     """
-    return PerRun(*read_runs(view, _shattering))
-
-
-def _shattering(view: View, run: Run, label: RunLabel) -> AlongDepth:
     step, rows, names, places, at = _layer_rows("shattering", view, run)
     correlations = rows["correlation"].to_numpy(np.float64)[at]
     known = np.flatnonzero(np.isfinite(correlations))
@@ -144,6 +142,7 @@ def probe_by_layer(probe: str, column: str) -> Callable[[View], PerRun[AlongDept
     The table of the probe has a column ``layer``, or ``name`` for blocks.
     """
 
+    @per_run
     def read(view: View, run: Run, label: RunLabel) -> AlongDepth:
         if any(row.key == "layer" for row in quantities_of(f"probes/{probe}")):
             step, rows, names, places, at = _layer_rows(probe, view, run)
@@ -157,7 +156,7 @@ def probe_by_layer(probe: str, column: str) -> Callable[[View], PerRun[AlongDept
         text = f"{what} goes from {first} to {last}."
         return AlongDepth(label, step, names, places, {column: values}, text)
 
-    return lambda view: PerRun(*read_runs(view, read))
+    return read
 
 
 def _layer_rows(
@@ -224,12 +223,9 @@ class AttributionShares(RunRecord):
         }
 
 
-def attribution_shares(view: View) -> PerRun[AttributionShares]:
+@per_run
+def attribution_shares(view: View, run: Run, label: RunLabel) -> AttributionShares:
     """Read the attribution shares of every run; of several methods the first."""
-    return PerRun(*read_runs(view, _shares))
-
-
-def _shares(view: View, run: Run, label: RunLabel) -> AttributionShares:
     rows = probe_rows(run, "attribution")
     method = str(rows["method"].iloc[0])
     rows = rows[rows["method"].astype(str) == method]

@@ -14,6 +14,7 @@ from analyzer.analysis.per_run import (
     PerRun,
     RunAtStep,
     not_recorded,
+    per_run,
     probe_rows_at,
     read_runs,
     shown_range,
@@ -275,16 +276,13 @@ class PathSpectrum(RunAtStep):
         )
 
 
-def path_lengths(view: View) -> PerRun[PathSpectrum]:
+@per_run
+def path_lengths(view: View, run: Run, label: RunLabel) -> PathSpectrum:
     """Read the path-length spectrum of every run at the probe nearest to the step.
 
     Reference:
         Veit et al. (2016), Residual networks behave like ensembles of relatively shallow networks.
     """
-    return PerRun(*read_runs(view, _spectrum))
-
-
-def _spectrum(view: View, run: Run, label: RunLabel) -> PathSpectrum:
     step, rows = probe_rows_at(run, "paths", view.step)
     rows = rows.sort_values("length")
     lengths = rows["length"].to_numpy(np.int64)
@@ -295,7 +293,8 @@ def _spectrum(view: View, run: Run, label: RunLabel) -> PathSpectrum:
     return PathSpectrum(label, step, lengths, paths, norms, shares, of_paths, effective)
 
 
-def join_lesions(view: View) -> PerRun[AlongDepth]:
+@per_run
+def join_lesions(view: View, run: Run, label: RunLabel) -> AlongDepth:
     """Read ``loss_change`` and ``accuracy`` without each residual branch, joins in forward order.
 
     Of every run at the probe nearest to the step. The change is the loss without the branch minus
@@ -304,10 +303,6 @@ def join_lesions(view: View) -> PerRun[AlongDepth]:
     Reference:
         Veit et al. (2016), Residual networks behave like ensembles of relatively shallow networks.
     """
-    return PerRun(*read_runs(view, _lesions))
-
-
-def _lesions(view: View, run: Run, label: RunLabel) -> AlongDepth:
     step, rows = probe_rows_at(run, "lesion", view.step)
     rows = rows[rows["join"].notna()].sort_values("join")
     if not len(rows):

@@ -90,10 +90,6 @@ class Overview(PerRun[OverviewColumn]):
     depth: tuple[float, float]
     loss_range: tuple[float, float]
 
-    def alone(self) -> "tuple[Overview, ...]":
-        """Return an overview of each run alone in the same ranges, for a narrow screen."""
-        return tuple(replace(self, runs=(column,)) for column in self.runs)
-
 
 def overview(view: View) -> Overview:
     """Read the overview; its quantity is the output gradient norm whatever the view says."""

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AlongDepth",
+    "InOneRange",
     "PerRun",
     "RunAtStep",
     "RunRecord",
     "joined_table",
     "not_recorded",
+    "per_run",
     "probe_rows",
     "probe_rows_at",
     "profile_values",
@@ -120,6 +122,16 @@ class PerRun(Generic[R]):
         return joined_table({"run": run.label.text, **run.cells()} for run in self.runs)
 
 
+@dataclass(frozen=True, eq=False)
+class InOneRange(PerRun[R]):
+    """Records of runs on one axis, or in one range of colors: of logarithms where ``is_log``."""
+
+    label: str
+    is_log: bool
+    low: float
+    high: float
+
+
 def read_runs(
     view: View, read: Callable[[View, Run, RunLabel], T]
 ) -> tuple[tuple[T, ...], tuple[str, ...]]:
@@ -143,6 +155,16 @@ def read_runs(
     if not found:
         raise errors[0]
     return tuple(found), tuple(missing)
+
+
+def per_run(read: Callable[[View, Run, RunLabel], R]) -> Callable[[View], PerRun[R]]:
+    """Return the function of a view that reads every run with ``read``, as ``read_runs`` does."""
+
+    @wraps(read)
+    def records(view: View) -> PerRun[R]:
+        return PerRun(*read_runs(view, read))
+
+    return records
 
 
 def not_recorded(what: str, run: Run, remedy: str) -> NotRecordedError:

@@ -12,10 +12,12 @@ from analyzer.analysis.gradient_flow import ROUTE, depth_profile, profile_gain, 
 from analyzer.analysis.numerals import number, percent
 from analyzer.analysis.per_run import (
     AlongDepth,
+    InOneRange,
     PerRun,
     RunRecord,
     joined_table,
     not_recorded,
+    per_run,
     profile_values,
     read_runs,
     recorded_step,
@@ -110,12 +112,9 @@ def over_deepest(values: Floats) -> Floats:
         return np.asarray(values / values[-1], np.float64)
 
 
-def activation_profiles(view: View) -> PerRun[AlongDepth]:
+@per_run
+def activation_profiles(view: View, run: Run, label: RunLabel) -> AlongDepth:
     """Read ``activation_mean`` and ``activation_std`` of every run at the step, layers by depth."""
-    return PerRun(*read_runs(view, _activations))
-
-
-def _activations(view: View, run: Run, label: RunLabel) -> AlongDepth:
     layers = row_set(run, "activation_mean", view.layers, every=True)
     step = recorded_step(run, view.step)
     columns = ("activation_mean", "activation_std")
@@ -131,14 +130,6 @@ def _activations(view: View, run: Run, label: RunLabel) -> AlongDepth:
     return AlongDepth(label, step, layers.names, layers.positions, values, text)
 
 
-def dead_unit_profiles(view: View) -> PerRun[AlongDepth]:
-    """Read ``num_dead`` and ``dead_share`` of the layers with units of every run at the step.
-
-    The share is NaN where the number of units is unknown.
-    """
-    return PerRun(*read_runs(view, _dead_units))
-
-
 def num_units(kind: str, shape: Sequence[int] | None) -> int | None:
     """Return the number of units of an output: channels of images and convolutions, else features.
 
@@ -151,7 +142,12 @@ def num_units(kind: str, shape: Sequence[int] | None) -> int | None:
     return int(shape[1] if channels_first else shape[-1])
 
 
-def _dead_units(view: View, run: Run, label: RunLabel) -> AlongDepth:
+@per_run
+def dead_unit_profiles(view: View, run: Run, label: RunLabel) -> AlongDepth:
+    """Read ``num_dead`` and ``dead_share`` of the layers with units of every run at the step.
+
+    The share is NaN where the number of units is unknown.
+    """
     layers = row_set(run, "activation_num_dead", view.layers, every=True)
     step = recorded_step(run, view.step)
     dead = profile_values(run, "activation_num_dead", step, layers.ids)
@@ -195,13 +191,8 @@ class RunSeries(RunRecord):
 
 
 @dataclass(frozen=True, eq=False)
-class LayerSeries(PerRun[RunSeries]):
-    """Series of the same quantity in every run, and the range that their axis can show."""
-
-    label: str
-    is_log: bool
-    low: float
-    high: float
+class LayerSeries(InOneRange[RunSeries]):
+    """Series of the same quantity in every run."""
 
     def table(self) -> "pd.DataFrame":
         """Return one row per run, layer and bin of steps."""

@@ -9,13 +9,7 @@ from numpy.typing import NDArray
 
 from analyzer.analysis.bands import grouped, smoothed
 from analyzer.analysis.numerals import counted, percent
-from analyzer.analysis.per_run import (
-    PerRun,
-    RunRecord,
-    not_recorded,
-    profile_values,
-    read_runs,
-)
+from analyzer.analysis.per_run import RunRecord, not_recorded, per_run, profile_values
 from analyzer.analysis.view import RunLabel, View, row_set, stage_borders
 from analyzer.storage.arrays import as_floats
 from analyzer.storage.run import Run
@@ -213,12 +207,9 @@ class ShortcutStrip(RunRecord):
         }
 
 
-def shortcut_strip(view: View) -> PerRun[ShortcutStrip]:
+@per_run
+def shortcut_strip(view: View, run: Run, label: RunLabel) -> ShortcutStrip:
     """Read the joins of every run with their shares at the step of the view."""
-    return PerRun(*read_runs(view, _strip))
-
-
-def _strip(view: View, run: Run, label: RunLabel) -> ShortcutStrip:
     arcs = join_arcs(run, view.step)
     if not len(arcs.joins):
         reason = "the recorder saw no join in its network; the manifest names hidden ones"
@@ -272,12 +263,9 @@ class SplitCurves(RunRecord):
         return {**super().cells(), **dict(zip(self.names, self.shares.T, strict=True))}
 
 
-def split_series(view: View) -> PerRun[SplitCurves]:
+@per_run
+def split_series(view: View, run: Run, label: RunLabel) -> SplitCurves:
     """Read the shortcut shares of every run over its steps."""
-    return PerRun(*read_runs(view, _splits))
-
-
-def _splits(view: View, run: Run, label: RunLabel) -> SplitCurves:
     arcs = join_arcs(run, view.step)
     steps, shares = share_grid(run, arcs, _MOST_POINTS)
     if not len(steps):

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from analyzer.analysis.bands import Band, band, series_band
 from analyzer.analysis.numerals import counted, number, percent
 from analyzer.analysis.per_run import (
-    PerRun,
+    InOneRange,
     RunRecord,
     not_recorded,
     probe_rows,
@@ -168,17 +168,8 @@ class StepCurve(RunRecord):
         return {"quantity": self.name or self.quantity, **self.band.cells("median")}
 
 
-@dataclass(frozen=True, eq=False)
-class StepCurves(PerRun[StepCurve]):
-    """One kind of number over the steps of all runs, and the range that their axis can show.
-
-    A run may have several curves.
-    """
-
-    label: str
-    is_log: bool
-    low: float
-    high: float
+StepCurves = InOneRange[StepCurve]
+"""One kind of number over the steps of all runs, a run may have several curves."""
 
 
 def loss_curves(view: View) -> StepCurves:

@@ -16,6 +16,7 @@ __all__ = [
     "DEPTH",
     "STEP",
     "axis_edges",
+    "layout_name",
     "log_range",
     "name_gap",
     "name_ticks",
@@ -59,6 +60,11 @@ def pane_axes(place: int) -> dict[str, str]:
     """Return the axes of a trace in a pane, counted from 1."""
     number = "" if place == 1 else str(place)
     return {"xaxis": f"x{number}", "yaxis": f"y{number}"}
+
+
+def layout_name(axis: str) -> str:
+    """Return the name of an axis in the layout: ``xaxis2`` for ``x2``."""
+    return f"{axis[0]}axis{axis[1:]}"
 
 
 @lru_cache(64)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from analyzer.analysis.flow_grid import NONFINITE
 from analyzer.analysis.overview import Overview, OverviewColumn, overview
 from analyzer.analysis.shortcuts import SHARE_LEVELS
-from analyzer.figures.axes import axis_edges, log_range, stage_ticks
+from analyzer.figures.axes import axis_edges, layout_name, log_range, stage_ticks
 from analyzer.figures.marks import (
     band_traces,
     color_bar,
@@ -200,7 +200,7 @@ def _axes_of_column(info: Overview, column: OverviewColumn, place: int, theme: T
     }
     axes: Layout = {}
     for row, domain in _ROWS.items():
-        axes[_layout_name(names[row]["yaxis"])] = {
+        axes[layout_name(names[row]["yaxis"])] = {
             "domain": list(domain),
             "anchor": names[row]["xaxis"],
             "title": {"text": "" if place else titles[row], "standoff": 8},
@@ -218,7 +218,7 @@ def _axes_of_column(info: Overview, column: OverviewColumn, place: int, theme: T
             "range": ranges[row],
             **({"matches": _axis_names(0, row)["yaxis"]} if place else {}),
         }
-    axes[_layout_name(names["grid"]["xaxis"])] = {
+    axes[layout_name(names["grid"]["xaxis"])] = {
         "domain": across,
         "anchor": names["grid"]["yaxis"],
         "range": [info.depth[0] - 1.2, info.depth[1] + 0.8],
@@ -228,7 +228,7 @@ def _axes_of_column(info: Overview, column: OverviewColumn, place: int, theme: T
         "zeroline": False,
         **stage_ticks(column.stages, info.depth, count),
     }
-    axes[_layout_name(names["loss"]["xaxis"])] = {
+    axes[layout_name(names["loss"]["xaxis"])] = {
         "domain": across,
         "anchor": names["loss"]["yaxis"],
         "title": {"text": "step", "standoff": 4},
@@ -246,11 +246,6 @@ def _step_range(info: Overview) -> list[float]:
     last = max(float(column.grid.steps[-1] + column.grid.width - 1) for column in info.runs)
     room = max(0.5, 0.004 * (last - first))
     return [first - room, last + room]
-
-
-def _layout_name(axis: str) -> str:
-    """The name of an axis in the layout: ``xaxis2`` for ``x2``."""
-    return f"{axis[0]}axis{axis[1:]}"
 
 
 def overview_frames(info: Overview) -> dict[str, Any]:
@@ -288,7 +283,7 @@ def overview_frames(info: Overview) -> dict[str, Any]:
             "arc_traces": at["arcs"],
             "step_shapes": [2 * place, 2 * place + 1],
             "note_annotation": note,
-            "profile_axis": _layout_name(_axis_names(0, "profile")["yaxis"]),
+            "profile_axis": layout_name(_axis_names(0, "profile")["yaxis"]),
         }
         note += 2 + (not len(column.arcs.joins))
         runs.append(run)

@@ -98,7 +98,7 @@ def test_a_static_figure_is_an_address_that_holds_the_whole_image(story: Story) 
 
 
 def test_a_static_figure_writes_words_as_text_and_powers_without_formulas() -> None:
-    figure = go.Figure(go.Scatter(y=[1e-9, 1e-3], name="<c> & $b$"))
+    figure = go.Figure(go.Scatter(x=[0, 1], y=[1e-9, 1e-3], name="<c> & $b$"))
     figure.update_layout(yaxis={"type": "log", "title": {"text": "norm"}}, showlegend=True)
     texts = [node.text for node in ElementTree.fromstring(static_svg(figure)).iter() if node.text]
     assert {"10⁻⁹", "10⁻³", "norm", "<c> & $b$"} <= set(texts)

@@ -56,13 +56,10 @@ def test_the_gain_of_every_step_is_the_fit_of_that_step(
     assert np.isnan(gains).tolist() == [False, False, True, True]
 
 
-def test_ranges_are_shared_and_kept_by_each_run_alone(both: Overview) -> None:
+def test_ranges_are_shared(both: Overview) -> None:
     assert both.depth == (0, 33)
     assert both.loss_range == pytest.approx((0.44, 2.30))
     assert both.high - both.low > 6
-    alone = both.alone()
-    assert [len(one.runs) for one in alone] == [1, 1]
-    assert {(one.low, one.high, one.depth) for one in alone} == {(both.low, both.high, both.depth)}
 
 
 def test_the_shares_over_time_are_those_of_the_splits(

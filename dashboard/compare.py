@@ -93,12 +93,8 @@ def _claim_table(context: Context, rows: Sequence[Claim]) -> html.Table:
 
 def _link(context: Context, key: str) -> Any:
     """A link to the card of a panel."""
-    if not key:
-        return ""
     return dcc.Link("show", href=f"{page_of(key).path}{query(context.address)}#title-{key}")
 
 
-def _text(value: Any) -> str:
-    if value is None:
-        return "–"
-    return number(value) if isinstance(value, float) else str(value)
+def _text(value: float | None) -> str:
+    return "–" if value is None else number(value)

@@ -3,7 +3,8 @@
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 from analyzer.analysis import claim_numbers as numbers
 from analyzer.analysis.claim_numbers import Measured
@@ -259,27 +260,20 @@ Pair = tuple[Measured, Measured]
 def _claim(statement: Statement, plain: Sequence[Run], residual: Sequence[Run]) -> Claim:
     pairs = [_measured(statement, p, r) for p, r in zip(plain, residual, strict=True)]
     found = [pair for pair in pairs if pair is not None]
-    claim = Claim(
-        key=statement.key,
-        text=f"{_bare(statement.text)}: not measured; {statement.remedy}.",
-        status="not measured",
-        plain=None,
-        residual=None,
-        reference=statement.reference,
-        query="",
-        panel=statement.panel,
-    )
+    made = partial(Claim, key=statement.key, reference=statement.reference, panel=statement.panel)
     # A median over some of the seeds would be of other runs than the next claim's.
     if len(found) < len(pairs):
-        return claim
+        text = f"{_bare(statement.text)}: not measured; {statement.remedy}."
+        return made(text=text, status="not measured", plain=None, residual=None, query="")
     sides = [_side([pair[k].value for pair in found]) for k in (0, 1)]
     if statement.is_of_residual:
         sides[0] = None, None
     num_holding = sum(statement.holds(*pair) for pair in found)
     said = {"plain": statement.say(*sides[0]), "residual": statement.say(*sides[1])}
-    return replace(
-        claim,
-        text=statement.text.format(**said) + _seeds(num_holding, len(found)),
+    # In how many seeds it holds, where there are several.
+    seeds = f" It holds in {num_holding} of {len(found)} seeds." if len(found) > 1 else ""
+    return made(
+        text=statement.text.format(**said) + seeds,
         status="holds" if num_holding == len(found) else "fails",
         plain=sides[0][0],
         residual=sides[1][0],
@@ -314,16 +308,9 @@ def _side(values: list[float]) -> tuple[float | None, Spread]:
     return statistics.median(values), (min(values), max(values))
 
 
-def _seeds(num_holding: int, count: int) -> str:
-    """In how many seeds a statement holds, where there are several."""
-    return f" It holds in {num_holding} of {count} seeds." if count > 1 else ""
-
-
 def _pair_query(pair: Pair, is_of_residual: bool) -> str:
-    plain, residual = (
-        pair[0].query.replace("RUN", "plain"),
-        pair[1].query.replace("RUN", "residual"),
-    )
+    plain = pair[0].query.replace("RUN", "plain")
+    residual = pair[1].query.replace("RUN", "residual")
     return residual if is_of_residual else f"({plain}, {residual})"
 
 

@@ -12,7 +12,7 @@ from analyzer.analysis.gradient_flow import relative_depth
 from analyzer.analysis.numerals import counted, number, times_ten_to
 from analyzer.analysis.per_run import InOneRange, RunRecord, not_recorded, read_runs
 from analyzer.analysis.profiles import over_deepest
-from analyzer.analysis.view import RowSet, RunLabel, View, row_set, run_labels
+from analyzer.analysis.view import RunLabel, View, row_set, run_labels
 from analyzer.errors import NotRecordedError
 from analyzer.storage.bin_reader import NumberName
 from analyzer.storage.run import Run
@@ -174,10 +174,27 @@ def grid_column(
     share = most_cells // max(1, len(view.runs))
     bins = int(np.clip(share // min(len(kept), _MOST_ROWS), _FEWEST_BINS, _MOST_BINS))
     size = -(-len(found.steps) // bins)
-    values = grouped(source, size, view.aggregate)
-    bad = _summed(found.num_nonfinite[at], size)
-    return _thinned(
-        view.quantity, label, rows, kept, found.steps[::size], values, bad, found.width * size
+    # Neighbors stand together where there are more rows than a screen has lines for.
+    high = -(-len(kept) // _MOST_ROWS)
+    firsts = kept[::high]
+    lasts = kept[np.minimum(np.arange(0, len(kept), high) + high, len(kept)) - 1]
+    values = grouped(grouped(source, size, view.aggregate).T, high, "median").T
+    bad = _summed(_summed(found.num_nonfinite[at], size).T, high).T
+    marks = np.where(values == 0, ZERO, 0).astype(np.uint8)
+    marks[bad > 0] = NONFINITE
+    return GridColumn(
+        label,
+        view.quantity,
+        rows.ids[firsts],
+        tuple(
+            rows.names[a] if a == b else f"{rows.names[a]} … {rows.names[b]}"
+            for a, b in zip(firsts, lasts, strict=True)
+        ),
+        (rows.positions[firsts] + rows.positions[lasts]) / 2,
+        found.steps[::size],
+        values,
+        marks,
+        found.width * size,
     )
 
 
@@ -186,33 +203,6 @@ def _summed(counts: NDArray[np.int64], size: int) -> NDArray[np.int64]:
         return counts
     total: NDArray[np.int64] = np.add.reduceat(counts, np.arange(0, counts.shape[1], size), axis=1)
     return total
-
-
-def _thinned(
-    name: str,
-    label: RunLabel,
-    rows: RowSet,
-    kept: NDArray[np.int64],
-    steps: NDArray[np.int64],
-    values: Floats,
-    bad: NDArray[np.int64],
-    width: int,
-) -> GridColumn:
-    """Put neighbors together where there are more rows than a screen has lines for."""
-    size = -(-len(kept) // _MOST_ROWS)
-    firsts = np.arange(0, len(kept), size)
-    lasts = np.minimum(firsts + size, len(kept)) - 1
-    middle = (rows.positions[kept[firsts]] + rows.positions[kept[lasts]]) / 2
-    names = tuple(
-        rows.names[kept[a]] if a == b else f"{rows.names[kept[a]]} … {rows.names[kept[b]]}"
-        for a, b in zip(firsts, lasts, strict=True)
-    )
-    values = grouped(values.T, size, "median").T
-    marks = np.where(values == 0, ZERO, 0).astype(np.uint8)
-    marks[_summed(bad.T, size).T > 0] = NONFINITE
-    return GridColumn(
-        label, name, rows.ids[kept[firsts]], names, middle, steps, values, marks, width
-    )
 
 
 def value_range(columns: tuple[GridColumn, ...], is_log: bool) -> tuple[float, float]:

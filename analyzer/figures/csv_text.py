@@ -52,13 +52,11 @@ def cell_rows(rows: pd.DataFrame) -> list[tuple[Any, ...]]:
 
 
 def _cells(column: "pd.Series[Any]") -> list[Any]:
-    if is_numeric(column):
-        return [None if value is pd.NA else value for value in column]
-    return [None if value is pd.NA or _is_nan(value) else value for value in column]
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and bool(np.isnan(value))
+    is_text = not is_numeric(column)
+    return [
+        None if v is pd.NA or (is_text and isinstance(v, float) and np.isnan(v)) else v
+        for v in column
+    ]
 
 
 def is_numeric(column: "pd.Series[Any]") -> bool:

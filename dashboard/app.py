@@ -374,19 +374,19 @@ def _connect_downloads(app: Dash, seen: Any) -> None:
 
     def download(key: str) -> Response:
         if key not in {panel.key for panel in PANELS}:
-            return _refusal(f"there is no figure {key[:80]!r}", 404)
+            return _refusal(f"there is no figure {key[:80]!r}")
         try:
             chosen = seen(request.query_string.decode(errors="replace"))
             if not chosen.runs:
-                return _refusal("no run is named that can be opened; expected ?run=NAME", 404)
+                return _refusal("no run is named that can be opened; expected ?run=NAME")
             table = recorded(key, chosen).table()
         except AnalyzerError as error:
-            return _refusal(str(error), 404)
+            return _refusal(str(error))
         headers = {"Content-Disposition": f'attachment; filename="{key}.csv"'}
         return Response(csv_text(table), mimetype="text/csv", headers=headers)
 
     app.server.add_url_rule("/csv/<key>", "csv", download)
 
 
-def _refusal(text: str, status: int) -> Response:
-    return Response(text + "\n", status, mimetype="text/plain")
+def _refusal(text: str) -> Response:
+    return Response(text + "\n", 404, mimetype="text/plain")

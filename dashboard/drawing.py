@@ -189,7 +189,7 @@ def stacked(figure: go.Figure) -> go.Figure:
 def _stack(figure: go.Figure) -> None:
     layout = figure.layout
     scenes = {tuple(layout[name].domain.x) for name in _names(figure, "scene")}
-    spans = sorted(scenes or {_span(axis) for axis in _axes(figure, "xaxis")})
+    spans = sorted(scenes or {_span(axis) for axis in _x_axes(figure)})
     count = len(spans)
     if count < 2:
         return
@@ -207,7 +207,7 @@ def _stack(figure: go.Figure) -> None:
         place = spans.index(tuple(layout[name].domain.x))
         layout[name].domain.update(x=(0.0, 1.0), y=_band((0.0, 1.0), place, count, room))
     _move_words(figure, spans, room)
-    for axis in _axes(figure, "xaxis"):
+    for axis in _x_axes(figure):
         axis.update(domain=(0.0, 1.0))
 
 
@@ -216,8 +216,8 @@ def _names(figure: go.Figure, kind: str) -> list[str]:
     return [name for name in figure.layout.to_plotly_json() if name.startswith(kind)]
 
 
-def _axes(figure: go.Figure, kind: str) -> list[Any]:
-    return [figure.layout[name] for name in _names(figure, kind)]
+def _x_axes(figure: go.Figure) -> list[Any]:
+    return [figure.layout[name] for name in _names(figure, "xaxis")]
 
 
 def _span(axis: Any) -> _Span:
@@ -290,7 +290,7 @@ def _lay_legend(figure: go.Figure) -> None:
         return
     room = _LINE * _lines(layout.legend, [len(trace.name) for trace in entries], len(names))
     foot = layout.margin.b or 0
-    is_slanted = any(axis.tickangle for axis in _axes(figure, "xaxis"))
+    is_slanted = any(axis.tickangle for axis in _x_axes(figure))
     layout.margin.b = room + (_SLANTED_ROOM if is_slanted else _TICKS_ROOM)
     layout.height = (layout.height or 400) + layout.margin.b - foot
     layout.legend.update(yref="container", y=0.0, yanchor="bottom", x=0.0, xanchor="left")

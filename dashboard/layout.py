@@ -39,6 +39,9 @@ _KEYS = (
 
 def shell() -> dmc.MantineProvider:
     """Return what stays while pages change."""
+    navbar = dmc.AppShellNavbar(html.Div(id=Id.NAV), **attributes(aria_label="pages"), p="xs")
+    waiting = [dmc.Skeleton(height=28, w=220, mb="md"), dmc.Skeleton(height=380)]
+    content = html.Div([html.Div(waiting, id=Id.MAIN)], id="content", tabIndex=-1)
     return dmc.MantineProvider(
         [
             dcc.Location(id=Id.URL, refresh=False),
@@ -48,7 +51,7 @@ def shell() -> dmc.MantineProvider:
             dcc.Interval(id=Id.POLL, interval=POLL_MILLISECONDS),
             html.A("Skip to the content", href="#content", className="skip"),
             dmc.AppShell(
-                [_head(), _navigation_place(), _main()],
+                [_head(), navbar, dmc.AppShellMain(content)],
                 header={"height": 56},
                 navbar={"width": 190, "breakpoint": "sm", "collapsed": {"mobile": True}},
                 padding="md",
@@ -100,15 +103,6 @@ def _head() -> dmc.AppShellHeader:
             className="head",
         )
     )
-
-
-def _navigation_place() -> dmc.AppShellNavbar:
-    return dmc.AppShellNavbar(html.Div(id=Id.NAV), **attributes(aria_label="pages"), p="xs")
-
-
-def _main() -> dmc.AppShellMain:
-    waiting = [dmc.Skeleton(height=28, w=220, mb="md"), dmc.Skeleton(height=380)]
-    return dmc.AppShellMain(html.Div([html.Div(waiting, id=Id.MAIN)], id="content", tabIndex=-1))
 
 
 def _help() -> dmc.Modal:

@@ -20,12 +20,7 @@ _SERVED: dict[tuple[Path, ...], str] = {}
 
 
 class Shown:
-    """A frame with the dashboard; a notebook draws it, elsewhere it is its address.
-
-    Args:
-        url: Address of the page.
-        height: Height of the frame in pixels.
-    """
+    """A frame with the dashboard, ``height`` pixels high; outside of a notebook its address."""
 
     def __init__(self, url: str, height: int) -> None:
         self.url, self.height = url, height

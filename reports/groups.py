@@ -162,7 +162,6 @@ class SeedRow:
     """What the seeds of one group show.
 
     Args:
-        group: The runs.
         gain: Gain per layer going backward, at the last recorded step.
         decades: Decades that the fit falls from the last layer to the first.
         final_loss: Median loss of the last 5 % of the steps.

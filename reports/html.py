@@ -51,13 +51,8 @@ _TOLERANCE = 1e-6
 def write_report(story: Story, path: Path, *, template: Path | None = None) -> None:
     """Write the report of a story as one file; one that exists is replaced.
 
-    Args:
-        story: What it tells.
-        path: The file.
-        template: A folder whose files replace those of ``reports/templates``, by name.
-
-    Raises:
-        AnalyzerError: If the folder is not a directory, or a template in it is wrong.
+    Files in the folder ``template`` replace those of ``reports/templates`` by name; AnalyzerError
+    is raised where it is no directory, or a template in it is wrong.
     """
     text = report_html(story, template=template)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -292,12 +287,9 @@ def what_differs(light: Any, dark: Any, *place: str | int) -> Iterator[tuple[Pla
 
 @dataclass(frozen=True)
 class PlotlyBundle:
-    """A script that defines ``Plotly``.
+    """A script that defines ``Plotly``: its source as gzip in base64, and the hash of that source.
 
-    Args:
-        version: Version of plotly.js.
-        data: Its source, gzip in base64.
-        sha256: Hash of the source, as a content security policy names it.
+    The hash is as a content security policy names it.
     """
 
     version: str

@@ -194,17 +194,10 @@ def write_figures(
     formats: Sequence[str] = ("pdf",),
     style: Path | None = None,
 ) -> list[Path]:
-    """Write every figure of a story, each with the CSV behind it; files there are replaced.
+    """Write every figure of a story as ``<key>.<format>``, each with the CSV behind it.
 
-    Args:
-        story: What is told.
-        folder: Where the files go, as ``<key>.<format>`` and ``<key>.csv``.
-        width: Width in inches.
-        formats: Some of ``pdf``, ``svg`` and ``png``.
-        style: A matplotlib style file over the house style.
-
-    Returns:
-        The figures in reading order, without their CSV files.
+    They are ``width`` inches wide, in the house style under that of a matplotlib style file; files
+    in the folder are replaced. Returned are the figures in reading order, without their CSV files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -246,13 +239,10 @@ def drawn_figure(
     most_vectors: int = _MOST_VECTORS,
     most_high: float = _MOST_HIGH,
 ) -> Any:
-    """Return the matplotlib figure of a plotly figure, in the style that is set.
+    """Return the matplotlib figure of a plotly figure, ``width`` inches wide, in the style set.
 
-    Args:
-        figure: As in ``figure_bytes``.
-        width: Width in inches.
-        most_vectors: Heatmaps and surfaces of more cells become an image within the file.
-        most_high: The maximum height in inches, where its rows do not need more.
+    Heatmaps and surfaces of more cells than ``most_vectors`` become an image within the file; it is
+    at most ``most_high`` inches high where its rows do not need more.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

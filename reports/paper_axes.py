@@ -214,8 +214,8 @@ def _apart(axes: Any, places: list[float], texts: list[str]) -> tuple[list[float
     return [place for place, _ in kept], [text for _, text in kept]
 
 
-def _short(text: str, most: int = 22) -> str:
-    return text if len(text) <= most else f"{text[:10]}…{text[-11:]}"
+def _short(text: str) -> str:
+    return text if len(text) <= 22 else f"{text[:10]}…{text[-11:]}"
 
 
 def _limits(axes: Any, letter: str, settings: Any) -> None:

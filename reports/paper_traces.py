@@ -109,13 +109,13 @@ def tick_words(settings: Any) -> list[str]:
     return [plain_text(text) for text in texts]
 
 
-def matplotlib_color(color: Any, default: str = "#000000") -> Any:
-    """Return a CSS color as matplotlib reads it."""
+def matplotlib_color(color: Any) -> Any:
+    """Return a CSS color as matplotlib reads it; black where a figure names none."""
     if color is None:
-        return default
+        return "#000000"
     found = _RGB.fullmatch(str(color).replace(" ", ""))
     if not found:
-        return "none" if str(color) == "transparent" else str(color)
+        return str(color)
     parts = [float(part) for part in found[1].split(",")]
     return (*(value / 255 for value in parts[:3]), *parts[3:4])
 

@@ -37,17 +37,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure with its words and the data behind it.
-
-    Args:
-        key: Its name, as in files and links.
-        title: Its heading.
-        caption: A sentence that states the finding with its number.
-        how_to_read: A sentence for a reader who sees it for the first time.
-        info: The record that it draws.
-        draw: Draws the record in a theme; it computes nothing.
-        methods: How a paper describes what it shows.
-    """
+    """One figure with its words and the data behind it: a panel with what it shows of the runs."""
 
     key: str
     title: str
@@ -94,10 +84,7 @@ class Story:
         runs: Every run, plain nets first.
         groups: The same by program.
         shown: The runs that the figures show.
-        sections: Figures in reading order.
         verdict: What separates plain and residual, claim by claim; None without such a pair.
-        findings: Findings of each shown run.
-        is_anonymous: Whether authors are hidden.
     """
 
     runs: tuple[Run, ...]

@@ -14,17 +14,15 @@ _BY_LAYER = probes.layer_panels(PROBES, {need for panel in _WRITTEN for need in 
 
 _OTHER_PROBES = Page(
     key="probes",
-    title="Probes",
     lead="What other probes measured, layer by layer.",
     letter="p",
     panels=_BY_LAYER,
 )
 PAGES = checked(
     (
-        Page(key="runs", path="/", title="Runs", letter="r", has_layout=True, needs_run=False),
+        Page(key="runs", path="/", letter="r", has_layout=True, needs_run=False),
         Page(
             key="overview",
-            title="Overview",
             lead="Depth is the x axis of every row: from a shortcut straight down to what it does. "
             "Drag the step in the third row.",
             letter="o",
@@ -40,7 +38,6 @@ PAGES = checked(
         ),
         Page(
             key="compare",
-            title="Compare",
             lead="Two runs on one axis of depth.",
             letter="c",
             # Two runs are compared on their heatmaps too, which stand side by side.
@@ -51,7 +48,6 @@ PAGES = checked(
         ),
         Page(
             key="shortcuts",
-            title="Shortcuts",
             lead="What the shortcuts carry.",
             letter="s",
             panels=(
@@ -66,21 +62,18 @@ PAGES = checked(
         ),
         Page(
             key="activations",
-            title="Activations",
             lead="The forward signal along depth, and units that are dead.",
             letter="a",
             panels=(statistics.ACTIVATIONS, statistics.DEAD_UNITS),
         ),
         Page(
             key="updates",
-            title="Updates",
             lead="How far each step moves each parameter.",
             letter="u",
             panels=(statistics.UPDATES,),
         ),
         Page(
             key="training",
-            title="Training",
             lead="What it means for the loss.",
             letter="t",
             panels=(
@@ -92,7 +85,6 @@ PAGES = checked(
         ),
         Page(
             key="landscape",
-            title="Landscape",
             lead="The loss around the weights, all runs on one scale.",
             letter="l",
             panels=(landscape.CONTOUR, landscape.TRAJECTORY),
@@ -101,21 +93,18 @@ PAGES = checked(
         # A page of its own, since WebGL is slow to start.
         Page(
             key="surface",
-            title="Surface",
             lead="The same landscape in three dimensions.",
             panels=(landscape.SURFACE,),
             heading="Loss surface",
         ),
         Page(
             key="attribution",
-            title="Attribution",
             lead="Which layers the output depends on.",
             panels=(probes.ATTRIBUTION,),
         ),
         *([_OTHER_PROBES] if _BY_LAYER else []),
         Page(
             key="findings",
-            title="Findings",
             lead="What looks unhealthy, with numbers.",
             letter="d",
             has_layout=True,

@@ -81,6 +81,7 @@ class Page:
     """Panels that stand together, or a page that the dashboard lays out itself.
 
     Args:
+        title: Its name in the dashboard; the key, capitalized, where empty.
         lead: A sentence below the title.
         letter: The key that opens it after ``g``.
         panels: The panels whose home it is.
@@ -93,7 +94,7 @@ class Page:
     """
 
     key: str
-    title: str
+    title: str = ""
     lead: str = ""
     letter: str = ""
     panels: tuple[Panel, ...] = ()
@@ -106,6 +107,7 @@ class Page:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", self.path or f"/{self.key}")
+        object.__setattr__(self, "title", self.title or self.key.capitalize())
         object.__setattr__(self, "heading", self.heading or self.title)
 
     @property

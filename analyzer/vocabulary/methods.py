@@ -8,15 +8,9 @@ __all__ = ["SOURCES", "Method", "Source", "bibtex"]
 
 @dataclass(frozen=True)
 class Source:
-    """One paper.
+    """One paper; its key and its authors are as BibTeX has them.
 
-    Args:
-        key: Its BibTeX key.
-        authors: Authors as BibTeX has them.
-        title: Title.
-        venue: Journal or conference.
-        year: Year.
-        arxiv: Number at arXiv; empty without one.
+    ``arxiv`` is its number there, empty without one.
     """
 
     key: str
@@ -165,7 +159,6 @@ class Method:
     """One definition of a methods section.
 
     Args:
-        title: What it defines.
         text: What it means and where it does not hold.
         formula: The formula in plain characters; empty where words are enough.
         sources: Keys of ``SOURCES``.

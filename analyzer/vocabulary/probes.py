@@ -12,12 +12,7 @@ __all__ = ["PROBES", "PROBE_NAMES", "Probe", "ProbeOption"]
 class ProbeOption:
     """An option of ``analyzer probe`` that a probe takes, as a keyword of its function.
 
-    Args:
-        name: The keyword; ``--name`` on the command line.
-        type: Of its value.
-        metavar: What may stand for it.
-        help: What it does.
-        flag: On the command line, where that is not ``--name``.
+    It is ``--name`` on the command line, or ``flag`` where that is given.
     """
 
     name: str

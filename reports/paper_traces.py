@@ -218,9 +218,9 @@ def _points(axes: Any, trace: Any, x: Floats, y: Floats) -> None:
     marker = trace.marker
     color = matplotlib_color(marker.color or trace.line.color)
     size = np.asarray(6 if marker.size is None else marker.size, np.float64) * _POINTS_PER_PIXEL
-    symbols = np.broadcast_to(np.asarray(marker.symbol or "circle", object), x.shape)
+    symbols = np.atleast_1d(np.asarray(marker.symbol or "circle", object))
     for symbol in dict.fromkeys(symbols):
-        here = symbols == symbol
+        here = np.broadcast_to(symbols == symbol, x.shape)
         shape, is_open = marker_of(symbol), symbol.endswith("-open")
         looks: dict[str, Any] = {"s": np.square(size), "marker": shape, "zorder": 3}
         if shape in _STROKES:

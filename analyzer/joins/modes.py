@@ -9,6 +9,7 @@ from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_f
 from torch._C._functorch import maybe_current_level
 from torch.compiler import is_compiling
 from torch.fx import _symbolic_trace
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 __all__ = ["is_transformed", "unseen"]
@@ -35,10 +36,17 @@ def unseen() -> AbstractContextManager[None]:
     """Compute inside of it out of sight of the modes that the program has begun.
 
     A program's mode may print or count every operation: those of a recorder are none of its own.
+    Our own modes are left as they are, since a device that is written in Python needs dispatch.
     """
-    if _len_torch_dispatch_stack() or _len_torch_function_stack():
-        return _without_modes()
-    return _HERE
+    if not (_len_torch_dispatch_stack() or _len_torch_function_stack()):
+        return _HERE
+    functions = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    modes = (*_get_current_dispatch_mode_stack(), *functions)
+    return _HERE if all(_is_ours(mode) for mode in modes) else _without_modes()
+
+
+def _is_ours(mode: Any) -> bool:
+    return type(mode).__module__.startswith("analyzer.")
 
 
 @contextmanager

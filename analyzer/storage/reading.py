@@ -52,10 +52,20 @@ _FORMAT_KEYS = (b"schema_version", b"ARROW:schema", b"place")
 
 
 class StaticTable:
-    """``layers``, ``parameters`` or ``joins``, written whole; warns where it cannot be read."""
+    """``layers``, ``parameters`` or ``joins``, written whole; warns where it cannot be read.
 
-    def __init__(self, run: Path, name: str, warn: Callable[[str], None]) -> None:
+    ``promised`` returns how many rows ``run.json`` says it has.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        name: str,
+        warn: Callable[[str], None],
+        promised: Callable[[], object] = lambda: None,
+    ) -> None:
         self._path, self._name, self._warn = run / f"{name}.parquet", name, warn
+        self._promised = promised
         self._table: pa.Table | None = None
 
     def refresh(self) -> None:
@@ -78,6 +88,8 @@ class StaticTable:
         fields = [field.with_nullable(True) for field in TABLES[self._name]]
         schema = pa.schema(fields, metadata=TABLES[self._name].metadata)
         if self._path.is_symlink() or not self._path.is_file():
+            if self._promised():
+                self._warn(f"{self._path.name} is missing")
             return schema.empty_table()
         try:
             with open_file(self._path) as file:

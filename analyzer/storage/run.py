@@ -1,6 +1,7 @@
 """Opens a recorded run and answers questions about it; nothing here changes the folder."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,10 @@ class Run:
         self.path = Path(path)
         self.manifest: dict[str, Any] = read_manifest(self.path)
         self.warnings: list[str] = []
-        self._static = {name: StaticTable(self.path, name, self._warn) for name in STATIC_TABLES}
+        self._static = {
+            name: StaticTable(self.path, name, self._warn, partial(self._promised, name))
+            for name in STATIC_TABLES
+        }
         self._rows = RunRows(self.path, lambda: self.manifest, self._static, self._warn)
         self._views = {
             name: BinReader(self.path, table, self._warn)
@@ -73,6 +77,9 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<Run {self.name!r}, {self.status}>"
+
+    def _promised(self, table: str) -> object:
+        return self.manifest.get(f"num_{table}")
 
     def _warn(self, sentence: str) -> None:
         if sentence not in self.warnings:

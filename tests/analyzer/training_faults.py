@@ -33,14 +33,15 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 batch = torch.randn(4, 8)
 started = time.monotonic()
 with open(losses, "w", buffering=1) as file:
-    for step in range(2000):
+    for step in range(50_000):
         loss = model(batch).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         print(loss.item(), file=file)
         time.sleep(0.001)
-        if time.monotonic() - started > least and step >= 40:
+        # Until the fault has come, where it must come while this runs.
+        if time.monotonic() - started > least and step >= 40 and not os.path.exists("hold"):
             break
 """
 SERVER = """
@@ -134,7 +135,10 @@ def survive(trainings: Trainings, folder: Path, kind: str, seed: int) -> None:
     chance = random.Random(seed)
     folder.mkdir()
     (folder / "train.py").write_text(SCRIPT)
-    run, losses = folder / "run", folder / "losses"
+    run, losses, hold = folder / "run", folder / "losses", folder / "hold"
+    signal_ = getattr(signal, kind, None)
+    if signal_ is not None or kind.endswith("live"):
+        hold.touch()
     seconds = chance.uniform(0.3, 0.7)
     arguments = ["record", "--quiet", "--run", str(run), "--checkpoint-every", "100000", "train.py"]
     pid = trainings.start(
@@ -145,16 +149,16 @@ def survive(trainings: Trainings, folder: Path, kind: str, seed: int) -> None:
         at=chance.randrange(2, 30),
         run=str(run),
     )
-    signal_ = getattr(signal, kind, None)
     faulted = None
-    if signal_ is not None or kind.endswith("live"):
-        wait_for(lambda: (run / "steps").exists() and len(list((run / "steps").iterdir())) > 1)
+    if hold.exists():
+        wait_for(lambda: list(run.glob("steps/*.parquet")))
         time.sleep(chance.uniform(0.0, 0.2))
     before = set() if signal_ is None else set(open_run(run).recorded_steps().tolist())
     if signal_ is not None:
         os.kill(pid, signal_)
     elif kind.endswith("live"):
         faulted = spoil(run, kind, chance)
+    hold.unlink(missing_ok=True)
     code = trainings.wait(pid)
     output = (folder / "output").read_text()
     assert code == (0 if signal_ is None else -signal_), output

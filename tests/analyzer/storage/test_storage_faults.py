@@ -40,7 +40,7 @@ def test_two_thousand_faults(tmp_path: Path) -> None:
                 kinds[survive(tmp_path / str(seed), seed, patch)] += 1
             except AssertionError as error:
                 failures.append((seed, str(error)[:200]))
-    assert failures == []
+    assert not failures, failures
     assert len(kinds) == 12 and min(kinds.values()) > 100
 
 
@@ -422,3 +422,14 @@ def test_bins_begin_with_the_rows_before_and_are_made_again_where_they_were_dama
     assert whole.name == "000000000000-000000002100.w4.parquet"
     seen = open_run(path).series("loss", max_points=10**6)
     assert seen.mean.tolist() == [step + 2.0 for step in range(0, 2100, 4)]
+
+
+def test_a_static_table_that_is_gone_is_named(tmp_path: Path) -> None:
+    row = {"parameter": 0, "name": "w", "shape": [1], "num_elements": 1, "trained": True}
+    run = RunWriter(tmp_path / "a", {}, warn=refuse_warnings)
+    run.write_parameters([row | {"placement": "replicated"}])
+    run.close("finished")
+    (tmp_path / "a" / "parameters.parquet").unlink()
+    found = open_run(tmp_path / "a")
+    assert len(found.parameters) == len(found.layers) == 0
+    assert found.warnings == ["parameters.parquet is missing"]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from analyzer.joins.modes import leave_uncompiled
 from analyzer.joins.trace import ForwardTrace, sequence_number
 
 __all__ = [
@@ -278,11 +279,13 @@ class GlobalHook:
 
 def before_calls(hook: Callable[[Any, Any], None]) -> GlobalHook:
     """Call ``hook(module, args)`` before the forward of every module."""
+    leave_uncompiled(hook)
     return GlobalHook(register_module_forward_pre_hook(hook))
 
 
 def after_calls(hook: Callable[[Any, Any, Any], None]) -> GlobalHook:
     """Call ``hook(module, args, output)`` after it; with the output None after an exception."""
+    leave_uncompiled(hook)
     return GlobalHook(register_module_forward_hook(hook, always_call=True))
 
 

@@ -1,8 +1,8 @@
 """What may run in place of a program's own computation, and the modes that look at all it does."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
@@ -12,7 +12,7 @@ from torch.fx import _symbolic_trace
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-__all__ = ["is_transformed", "unseen"]
+__all__ = ["is_transformed", "leave_uncompiled", "unseen"]
 
 _HERE = nullcontext()
 
@@ -30,6 +30,18 @@ def is_transformed() -> bool:
     return _len_torch_dispatch_stack() > 0 and any(
         mode.is_infra_mode() for mode in _get_current_dispatch_mode_stack()
     )
+
+
+def leave_uncompiled(hook: Callable[..., Any]) -> None:
+    """Let ``torch.compile`` run a hook as it is, with all that it calls, and not count it.
+
+    A part of a model that is compiled by itself has its hooks called by code that is not: they
+    would be compiled one by one. Hooks that are called inside of a graph are traced all the same.
+    """
+    frames: Any = torch._C._dynamo.eval_frame
+    if hasattr(frames, "set_code_exec_strategy"):  # since torch 2.7
+        skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
+        frames.set_code_exec_strategy(cast(Any, hook).__code__, skip)
 
 
 def unseen() -> AbstractContextManager[None]:

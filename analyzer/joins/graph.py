@@ -6,6 +6,7 @@ they read counts as parameters of the node that they feed.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -45,18 +46,23 @@ class Walk:
             stack.extend([child for child, _ in edges if child is not None and child not in place])
         self.place = place
 
-    def structure(self) -> list[tuple[object, ...]]:
+    def structure(self) -> bytes:
         """Return what must be equal in two graphs for their nodes to correspond.
 
-        The parameters belong to it: two blocks of one kind have graphs of one shape.
+        The parameters belong to it: two blocks of one kind have graphs of one shape. Types and
+        parameters stand in it by their address, so that nothing of it is traversed by a garbage
+        collection.
         """
-        place = self.place
-        return [
-            (type(node), *[None if child is None else (place[child], nr) for child, nr in edges])
-            if edges
-            else (type(node), _parameter_read(node))
-            for node, edges in zip(self.nodes, self.edges, strict=True)
-        ]
+        place, flat = self.place, array("q")
+        for node, edges in zip(self.nodes, self.edges, strict=True):
+            flat.append(id(type(node)))
+            flat.append(len(edges))
+            for child, number in edges:
+                flat.append(-1 if child is None else place[child])
+                flat.append(number)
+            if not edges:
+                flat.append(_parameter_read(node))
+        return flat.tobytes()
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters that the graph reads."""

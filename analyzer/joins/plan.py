@@ -58,23 +58,27 @@ class JoinPlan:
 
     Args:
         places: The joins, forward order, by the numbers of their nodes in the walk of the graph.
+        num_nodes: How many nodes the graph has.
         structure: What a graph must look like for the places to hold.
         unseen: Modules whose joins cannot be seen, with the reason.
         parameters: Those that the graph reads. The plan ends with the first of them: a later one
             may have its address.
+        types: The types of the nodes, which are held for the same reason.
     """
 
     def __init__(
         self,
         places: list[_Site[int]],
-        structure: list[tuple[object, ...]],
+        num_nodes: int,
+        structure: bytes,
         unseen: list[tuple[str, str]],
-        parameters: Iterable[nn.Parameter] = (),
+        parameters: Iterable[nn.Parameter],
+        types: Iterable[type],
     ) -> None:
         self.joins = [place.join for place in places]
         self.unseen = unseen
-        self._places = places
-        self._structure = structure
+        self._places, self._num_nodes = places, num_nodes
+        self._structure, self._types = structure, frozenset(types)
         self._parameters = [weakref.ref(parameter) for parameter in parameters]
 
     def sites(self, roots: Iterable[Node] | Walk) -> list[JoinSite] | None:
@@ -84,7 +88,7 @@ class JoinPlan:
         were found, in the same order.
         """
         walk = roots if isinstance(roots, Walk) else Walk(roots)
-        if len(walk.nodes) != len(self._structure) or walk.structure() != self._structure:
+        if len(walk.nodes) != self._num_nodes or walk.structure() != self._structure:
             return None
         if any(ref() is None for ref in self._parameters):
             return None
@@ -119,7 +123,8 @@ def joins_in_graph(roots: Iterable[Node] | Walk, log: CallLog) -> JoinPlan:
             f"its graph of {len(walk.nodes):,} operations is too large to be searched to its end"
         )
         unseen += [(log.root_name(log.calls[0]), reason)]
-    return JoinPlan(places, walk.structure(), unseen, walk.parameters())
+    types = map(type, walk.nodes)
+    return JoinPlan(places, len(walk.nodes), walk.structure(), unseen, walk.parameters(), types)
 
 
 def _place(walk: Walk, flow: Dataflow, join: Join, vertices: JoinVertices) -> _Site[int]:

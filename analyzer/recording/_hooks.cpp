@@ -39,7 +39,7 @@ void destroy(PyObject *self) {
 
 struct Layer {
     PyObject_HEAD
-    enum { kModule, kSite, kShape, kAxis, kNoneDead, kHeld };
+    enum { kModule, kSite, kShape, kAxis, kNoneDead, kFurther, kHeld };
     PyObject *held[kHeld];
     char is_ready;
     Py_ssize_t sizes[3];  // before, units, after; no units where there is no axis of them
@@ -71,6 +71,7 @@ PyMemberDef layer_members[] = {
     HELD(Layer, "shape", kShape, 0),
     HELD(Layer, "axis", kAxis, 0),
     HELD(Layer, "none_dead", kNoneDead, 0),
+    HELD(Layer, "further", kFurther, 0),
     {"is_ready", T_BOOL, offsetof(Layer, is_ready), 0, nullptr},
     {"before", T_PYSSIZET, offsetof(Layer, sizes), 0, nullptr},
     {"units", T_PYSSIZET, offsetof(Layer, sizes) + sizeof(Py_ssize_t), 0, nullptr},
@@ -234,6 +235,44 @@ bool observe(Gate *gate, Layer *layer, PyObject *tensor) {
     return forget_error() && is_done;
 }
 
+// The tensors of a tuple, where Python has taken tensors of these shapes one by one; as above.
+bool observe_all(Gate *gate, Layer *layer, PyObject *module, PyObject *output) {
+    static PyObject *wants_name = PyUnicode_InternFromString("requires_grad"),
+                    *name = PyUnicode_InternFromString("take_further");
+    PyObject *further = layer->held[Layer::kFurther];
+    const Py_ssize_t count = PyTuple_GET_SIZE(output);
+    auto layer_at = [&](Py_ssize_t i) {
+        return i ? reinterpret_cast<Layer *>(PyTuple_GET_ITEM(further, i - 1)) : layer;
+    };
+    for (Py_ssize_t i = 0; i < count; ++i) {
+        PyObject *tensor = PyTuple_GET_ITEM(output, i);
+        DLTensor x;
+        Py_ssize_t elements;
+        for (Py_ssize_t j = 0; j < i; ++j)
+            if (PyTuple_GET_ITEM(output, j) == tensor) return false;
+        if (Py_TYPE(layer_at(i)) != &layer_type || !layer_at(i)->is_ready) return false;
+        if (!read(tensor, &x, &elements) || !has_shape(x, layer_at(i)->held[Layer::kShape])) return false;
+        PyObject *wants_gradient = i ? PyObject_GetAttr(tensor, wants_name) : Py_NewRef(Py_True);
+        Py_XDECREF(wants_gradient);
+        if (wants_gradient != Py_True) return false;
+    }
+    if (!observe(gate, layer, PyTuple_GET_ITEM(output, 0))) return false;
+    Py_INCREF(further);
+    bool is_done = true;
+    for (Py_ssize_t i = 1; is_done && i < count; ++i) {
+        PyObject *tensor = PyTuple_GET_ITEM(output, i);
+        if (observe(gate, layer_at(i), tensor)) continue;
+        PyObject *done = PyErr_Occurred() ? nullptr
+                                          : PyObject_CallMethodObjArgs(
+                                                reinterpret_cast<PyObject *>(gate), name, layer_at(i),
+                                                module, tensor, nullptr);
+        is_done = done != nullptr;
+        Py_XDECREF(done);
+    }
+    Py_DECREF(further);
+    return is_done;
+}
+
 // Whether nothing is left to do about a call of this module.
 PyObject *take(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     Gate *gate = reinterpret_cast<Gate *>(self);
@@ -247,7 +286,8 @@ PyObject *take(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     Layer *layer = reinterpret_cast<Layer *>(PyDict_GetItem(gate->held[Gate::kLayers], key));
     Py_DECREF(key);
     if (is_root) Py_RETURN_FALSE;
-    if (gate->thread && gate->thread != PyThread_get_thread_ident()) Py_RETURN_TRUE;
+    if (gate->thread && gate->thread != PyThread_get_thread_ident())  // perhaps one of the engine
+        return PyBool_FromLong(!gate->in_backward || !is_given(gate->held[Gate::kCurrent]));
     if (!layer || Py_TYPE(layer) != &layer_type) Py_RETURN_TRUE;
     PyObject *ref = layer->held[Layer::kModule];  // weak: another module may have that address now
     if (!ref || !PyWeakref_Check(ref) || PyWeakref_GET_OBJECT(ref) != module) Py_RETURN_TRUE;
@@ -265,7 +305,10 @@ PyObject *take(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     if (const int watched = is_watched()) return watched < 0 ? nullptr : Py_NewRef(Py_False);
     const double started = now();
     Py_INCREF(layer);
-    const bool is_done = observe(gate, layer, output);
+    PyObject *further = layer->held[Layer::kFurther];
+    const bool is_tuple = further && PyTuple_CheckExact(further) && PyTuple_CheckExact(output) &&
+                          PyTuple_GET_SIZE(output) == PyTuple_GET_SIZE(further) + 1;
+    const bool is_done = is_tuple ? observe_all(gate, layer, module, output) : observe(gate, layer, output);
     Py_DECREF(layer);
     if (PyErr_Occurred()) return nullptr;
     if (is_done) gate->seconds += now() - started;

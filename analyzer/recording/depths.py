@@ -87,6 +87,22 @@ class PassDepths:
     def __init__(self) -> None:
         self._roots: Sequence[Any] = ()
         self._inner: Inner = {}
+        self._mode: ForwardDepth | None = None
+
+    def follow(self) -> None:
+        """Follow the tensors of a forward pass of which a part has no graph."""
+        self._mode = ForwardDepth()
+        self._mode.__enter__()  # type: ignore[no-untyped-call]
+
+    def stop_following(self) -> None:
+        """That forward pass has ended."""
+        if self._mode is not None:
+            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._mode = None
+
+    def pass_layer(self, output: Tensor) -> int:
+        """Return the depth of a layer that returned this tensor; 0 where it is not followed."""
+        return self._mode.pass_layer(output) if self._mode else 0
 
     def begin(self, roots: Sequence[Any]) -> None:
         """A pass over graphs that are looked at begins."""

@@ -35,6 +35,8 @@ class Discovery:
         self._training = training
         self._known: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._num_looks = 0
+        self._has_trained = False
+        self._met = training.capture.known
         self._handle = before_calls(self._before_call)
 
     def stop(self) -> None:
@@ -42,7 +44,8 @@ class Discovery:
         self._handle.remove()
 
     def _before_call(self, module: nn.Module, args: Any) -> None:
-        if is_dynamo_compiling():  # traced: in here so that no graph is broken
+        # The usual case of a training that runs; traced: in here so that no graph is broken.
+        if is_dynamo_compiling() or (self._has_trained and id(module) in self._met):
             return
         try:
             with unseen():
@@ -60,6 +63,7 @@ class Discovery:
         if capture.is_inside or (capture.in_backward and not capture.is_computing_again):
             return
         is_known = module in self._known
+        self._has_trained = self._training.has_trained
         if is_known and (self._training.has_trained or self._num_looks >= _MOST_LOOKS):
             return
         if not torch.is_grad_enabled():

@@ -29,6 +29,8 @@ class Layer:
         shape: The shape that the other attributes describe.
         axis: The axis of units in it; None where there is none.
         none_dead: The mask of its units of which none is dead.
+        further: What stands for the further tensors, where the output was a tuple of tensors that
+            all count; else None.
         is_ready: Whether a tensor of that shape can be taken without asking anyone.
         before: Elements along the axes before that one; ``after``: along those after it.
         units: How many units there are; 0 without an axis.
@@ -38,6 +40,7 @@ class Layer:
         "after",
         "axis",
         "before",
+        "further",
         "is_ready",
         "module",
         "none_dead",
@@ -52,6 +55,7 @@ class Layer:
         self.shape: tuple[int, ...] | None = None
         self.axis: int | None = None
         self.none_dead: Any = None
+        self.further: tuple[Layer, ...] | None = None
         self.is_ready = False
         self.before = self.units = self.after = 0
 

@@ -24,7 +24,7 @@ from torch.compiler import is_dynamo_compiling
 
 from analyzer.joins.calls import after_calls, before_calls
 from analyzer.joins.modes import is_transformed, unseen
-from analyzer.recording.depths import ForwardDepth, PassDepths
+from analyzer.recording.depths import PassDepths
 from analyzer.recording.headroom import Headroom
 from analyzer.recording.hook_classes import Call, Gate, Layer
 from analyzer.recording.invocation import CallWatcher, FurtherLayers, Invocation, first_tensor
@@ -71,7 +71,6 @@ class Capture(Gate):
         self.discovering = True
         self.window = 0
         self.broken: set[int] = set()
-        self._mode: ForwardDepth | None = None
         self._headroom = Headroom()
         self._has_frozen_parts = False
         self._loose: Invocation | None = None
@@ -85,7 +84,7 @@ class Capture(Gate):
         self._is_selected = is_selected
         self._watchers = watchers
         self._on_new_module = on_new_module
-        self._known: dict[int, weakref.ref[nn.Module]] = {}
+        self.known: dict[int, weakref.ref[nn.Module]] = {}
         self._further = FurtherLayers()
         self._depths = PassDepths()
         self._num_met = 0
@@ -114,7 +113,7 @@ class Capture(Gate):
         """Watch no root any more; calls that were seen wait for their layers to be added again."""
         self.layers.clear()
         self.roots.clear()
-        self._known.clear()
+        self.known.clear()
         self._further.clear()
         self._has_frozen_parts = False
 
@@ -135,7 +134,7 @@ class Capture(Gate):
     def detach(self) -> None:
         """Remove the hooks on calls, and those on output tensors that are still alive."""
         self.listening = self.in_backward = False
-        self._stop_following()  # an interrupted forward pass never came to its end
+        self._depths.stop_following()  # an interrupted forward pass never came to its end
         self._headroom.give_back()
         for handle in self._handles:
             handle.remove()
@@ -163,7 +162,7 @@ class Capture(Gate):
         """A module is about to be called."""
         if is_dynamo_compiling():  # traced: in here so that no graph is broken
             return
-        if id(module) not in self._known:
+        if id(module) not in self.known:
             self._meet(module)
         if self.in_backward and self.current is None:
             self.begin_recomputation()
@@ -171,7 +170,7 @@ class Capture(Gate):
             self._enter_watched(module, args)
 
     def _know(self, module: nn.Module) -> None:
-        known, key = self._known, id(module)
+        known, key = self.known, id(module)
         known[key] = weakref.ref(module, lambda _: known.pop(key, None))
 
     def _meet(self, module: nn.Module) -> None:
@@ -251,21 +250,15 @@ class Capture(Gate):
             self._on_forward()
             self.current = self._new_invocation() if self.listening else None
             if self.current and self.discovering and self._has_frozen_parts:
-                self._mode = ForwardDepth()
-                self._mode.__enter__()  # type: ignore[no-untyped-call]
+                self._depths.follow()
 
     def _leave(self) -> None:
         self._nesting = max(0, self._nesting - 1)
         if self._nesting == 0:
             self.current = None
-            self._stop_following()
+            self._depths.stop_following()
             self.trainer.leave()
             self._headroom.give_back()
-
-    def _stop_following(self) -> None:
-        if self._mode is not None:
-            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-            self._mode = None
 
     @property
     def is_computing_again(self) -> bool:
@@ -282,9 +275,9 @@ class Capture(Gate):
 
     def begin_inner_backward(self, roots: Sequence[Any]) -> None:
         """The backward pass of what was computed again begins, inside of the training's."""
-        invocation, self.current = self.current, None
-        if self.in_backward and invocation is not None:
-            self._depths.add(_current_autograd_node(), roots, invocation.calls)
+        if self.in_backward and self.current is not None and not self.trainer.is_other():
+            self._depths.add(_current_autograd_node(), roots, self.current.calls)
+            self.current = None
 
     def _new_invocation(self, *, is_again: bool = False) -> Invocation:
         self._count += 1
@@ -332,6 +325,13 @@ class Capture(Gate):
             self.give_up(layer.site, error)
         self.seconds += time.perf_counter() - started
 
+    def take_further(self, layer: Layer, module: nn.Module, tensor: Tensor) -> None:
+        """Take one more tensor of an output, which compiled code has left."""
+        try:
+            self._observe(layer, module, tensor)
+        except Exception as error:  # the training must continue whatever a layer returns
+            self.give_up(layer.site, error)
+
     def _observe(self, layer: Layer, module: nn.Module, tensor: Tensor) -> None:
         """Take the statistics of a layer's output, and wait for its gradient."""
         invocation = self.current or self._invocation()
@@ -343,7 +343,7 @@ class Capture(Gate):
         invocation.calls.append(call)
         if self.discovering:
             call.node = tensor.grad_fn
-            call.forward_depth = self._mode.pass_layer(tensor) if self._mode else 0
+            call.forward_depth = self._depths.pass_layer(tensor)
         if tensor.requires_grad:
             # On the tensor, not the module: a full backward hook on a module breaks an in-place
             # ReLU that comes after it.

@@ -1,7 +1,8 @@
 """The calls of a forward pass, who wants to know of them, and the tensors that they return."""
 
+import operator
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from threading import get_ident
 from typing import Any, Protocol
@@ -152,11 +153,9 @@ class FurtherLayers:
         """The sites are about to get other numbers."""
         self._layers.clear()
 
-    def of(
-        self, layer: Layer, output: Any, first: Tensor, args: Any
-    ) -> Iterator[tuple[Layer, Tensor]]:
-        """Yield the further tensors of an output, and what stands for each of them."""
-        layers = self._layers.setdefault(layer.site.number, [])
+    def of(self, layer: Layer, output: Any, first: Tensor, args: Any) -> list[tuple[Layer, Tensor]]:
+        """Return the further tensors of an output, and what stands for each of them."""
+        layers, found = self._layers.setdefault(layer.site.number, []), []
         for place, tensor in enumerate(_further_tensors(output, first, args)):
             if place == len(layers):
                 layers.append(Layer())
@@ -164,4 +163,9 @@ class FurtherLayers:
             if further.module is not layer.module:
                 further.site = replace(layer.site, number=~layer.site.number)
                 further.module, further.is_ready = layer.module, False
-            yield further, tensor
+            found.append((further, tensor))
+        tensors = [first, *(tensor for _, tensor in found)]
+        is_plain = type(output) is tuple and len(output) == len(tensors)
+        is_plain = is_plain and all(map(operator.is_, output, tensors))
+        layer.further = tuple(further for further, _ in found) if is_plain else None
+        return found

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ __all__ = [
     "OptionError",
     "ProbePlan",
     "RecordOptions",
+    "described",
     "flag",
+    "keywords",
     "options_of",
-    "plain_folder",
     "with_parameters",
 ]
 
@@ -376,11 +377,6 @@ class RecordOptions:
         return not (self.skip_layers and re.search(self.skip_layers, name))
 
 
-def plain_folder(run: Path) -> Path:
-    """Return the folder of a run's twin, which lies beside it."""
-    return run.with_name(f"{run.name}-plain")
-
-
 def with_parameters(
     signature: inspect.Signature, parameters: Iterable[inspect.Parameter]
 ) -> inspect.Signature:
@@ -393,3 +389,20 @@ def options_of(scope: str | None = None) -> "list[Field[Any]]":
     """Return the fields of `RecordOptions` that are options, those of one scope or all."""
     found = [one for one in fields(RecordOptions) if "option" in one.metadata]
     return [one for one in found if scope in (None, one.metadata["option"].scope)]
+
+
+def keywords(scope: str) -> Iterator[inspect.Parameter]:
+    """Yield the options of a scope as keywords of a function."""
+    for one in options_of(scope):
+        kind, default = inspect.Parameter.KEYWORD_ONLY, one.default
+        yield inspect.Parameter(one.name, kind, default=default, annotation=one.type)
+
+
+def described(scope: str) -> str:
+    """Return the options of a scope as a docstring has them."""
+    found = [(one.name, one.metadata["option"], one.default) for one in options_of(scope)]
+    return "\n".join(
+        f"        {name}{f' ({option.metavar})' if option.metavar else ''}: {option.help} "
+        f"Default: {default!r}."
+        for name, option, default in found
+    )

@@ -32,7 +32,13 @@ _LARGEST_LIMIT = 2**31 - 1
 _EXEC_CALLS = 1 if sys.version_info < (3, 12) else 0
 
 
-def run_program(target: str, args: Sequence[str], *, as_module: bool = False) -> Ending:
+def run_program(
+    target: str,
+    args: Sequence[str],
+    *,
+    as_module: bool = False,
+    in_fork: Callable[[Ending], object] = lambda ending: None,
+) -> Ending:
     """Run a program as ``python TARGET ARGS...`` would, and say how it ended.
 
     The program has a ``__main__`` module of its own, which stays in place afterwards, as do
@@ -46,6 +52,7 @@ def run_program(target: str, args: Sequence[str], *, as_module: bool = False) ->
             ``as_module`` the name of a module.
         args: The arguments of the program, ``sys.argv[1:]``.
         as_module: Run ``target`` as ``python -m`` does.
+        in_fork: Called in such a forked process before it ends.
 
     Returns:
         The program's globals, the exception that ended it if any, and its exit code.
@@ -64,6 +71,7 @@ def run_program(target: str, args: Sequence[str], *, as_module: bool = False) ->
     ending = Ending(vars(main), exception)
     ending.show()
     if os.getpid() != started_in:
+        in_fork(ending)
         ending.leave()
     _wait_for_threads(threads)
     return ending

@@ -252,7 +252,7 @@ def _line(run: Listed) -> str:
     """How a run stands; the age of its last rows while it runs."""
     name, status = shortened(run.id, 24), run.summary.status
     if status != "running":
-        return f"{name}: {status}"
+        return "; ".join([f"{name}: {status}", *run.summary.incomplete])
     steps = f"{run.summary.steps:,} steps" if run.summary.steps is not None else "no step yet"
     return f"{name}: running, {steps}, updated {age_text(_age(run.summary.path))} ago"
 

@@ -143,9 +143,10 @@ def _verdict(library: Library, run: RunSummary) -> str:
 
 
 def _reasons(runs: Sequence[Listed]) -> list[Any]:
-    """Why each run that cannot be read cannot."""
+    """Why each run that cannot be read cannot, and what is missing of each that can."""
     return [
-        message(shortened(run.summary.problem, 400), title=shortened(run.id, 60), bad=True)
+        message(shortened(reason, 400), title=shortened(run.id, 60), bad=True)
         for run in runs
-        if run.summary.problem is not None
+        for reason in (run.summary.problem, *run.summary.incomplete)
+        if reason is not None
     ]

@@ -170,6 +170,8 @@ def _print_diagnosis(run: "Run", found: Sequence["Finding"], console: "Console")
 
     steps = len(run.recorded_steps())
     console.print(f"{printable(run.name)}: {steps:,} steps, {run.status}", soft_wrap=True)
+    for sentence in run.warnings:
+        console.print(f"warning: {printable(sentence, 300)}", soft_wrap=True)
     console.print(findings_summary(found), soft_wrap=True)
     for line in finding_lines(found):
         start, indent = ("    ", "    ") if line.startswith("    ") else ("", "  ")

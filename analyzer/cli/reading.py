@@ -31,7 +31,8 @@ def runs(
     """List runs, the newest first: name, status, steps, layers, joins, loss, verdict, age.
 
     The loss is that of the last recorded step; the verdict is healthy, or the worst of the run's
-    findings. A run that cannot be read is listed with the reason.
+    findings. A run that cannot be read is listed with the reason, and one of which steps or files
+    were lost with what is missing.
 
     \b
     Example:
@@ -78,6 +79,7 @@ def _fields(run: "RunSummary", verdict: str | None) -> dict[str, object]:
         "created": run.created,
         "age_seconds": run.age,
         "problem": run.problem,
+        "incomplete": list(run.incomplete),
     }
 
 
@@ -108,7 +110,7 @@ def _print_runs(folder: Path, runs: Sequence["RunSummary"], verdicts: Sequence[s
         counts = (run.steps, run.layers, run.joins)
         cells = [
             printable(run.name, 40),
-            run.status,
+            f"{run.status}, incomplete" if run.incomplete else run.status,
             *(marks.missing if count is None else f"{count:,}" for count in counts),
             number(run.loss, marks.missing),
             verdict or marks.missing,
@@ -117,9 +119,9 @@ def _print_runs(folder: Path, runs: Sequence["RunSummary"], verdicts: Sequence[s
         table.add_row(*map(Text, cells))
     screen.print(table)
     for run in runs:
-        if run.problem is not None:
-            reason = f"{printable(run.name, 40)}: {printable(run.problem, 300)}"
-            screen.print(reason, soft_wrap=True)
+        for reason in (*run.incomplete, *([] if run.problem is None else [run.problem])):
+            text = f"{printable(run.name, 40)}: {printable(reason, 300)}"
+            screen.print(text, soft_wrap=True)
 
 
 def show(

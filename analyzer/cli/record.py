@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import Field, asdict, replace
+from dataclasses import Field, replace
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -14,7 +14,18 @@ import typer
 
 import analyzer
 from analyzer.cli import RunsDir, not_built
-from analyzer.errors import AnalyzerError, RunExistsError, ScriptError
+from analyzer.cli.script_session import ScriptSession
+from analyzer.cli.session import (
+    claimed,
+    existing_run,
+    free_folder,
+    options_from,
+    options_text,
+    plain_folder,
+)
+from analyzer.cli.signals import DeadlySignals
+from analyzer.ending import Ending
+from analyzer.errors import AnalyzerError, ScriptError
 from analyzer.options import (
     MODEL_FILE,
     ZOO,
@@ -22,11 +33,10 @@ from analyzer.options import (
     RecordOptions,
     flag,
     options_of,
-    plain_folder,
     with_parameters,
 )
 
-__all__ = ["options_from", "options_text", "record", "record_text"]
+__all__ = ["record", "record_text"]
 
 _LAST_LINES = 12
 _PATIENCE_SECONDS = 5.0
@@ -107,14 +117,13 @@ vars(record)["__signature__"] = with_parameters(
 
 def _record(options: RecordOptions) -> int:
     """Record; called without the parser's frames, so that the script's stack is short."""
-    if options.twin:
-        from analyzer.cli.session import free_folder
+    if not options.twin:
+        return _record_alone(options)
+    run = free_folder(options, has_twin=True) if options.run is None else claimed(options.run)
+    return _record_alone(_record_twin(options, run), run)
 
-        options = _record_twin(options, options.run or free_folder(options, has_twin=True))
-    return _record_alone(options)
 
-
-def _record_alone(options: RecordOptions) -> int:
+def _record_alone(options: RecordOptions, run: Path | None = None) -> int:
     """Record what the options name; return the exit code, or end the process as the script would.
 
     Nothing heavy is imported before the script imports torch, so that the environment variables
@@ -124,25 +133,38 @@ def _record_alone(options: RecordOptions) -> int:
         ScriptError: If the target is neither a training script nor a model file.
         RunExistsError: If the run folder exists.
     """
-    from analyzer.cli.session import ScriptSession
-
     if options.target.startswith(ZOO):
         from analyzer.cli.training import train_zoo
 
-        return train_zoo(options)
-    session = ScriptSession(options)
+        return train_zoo(options, run=run)
+    session = ScriptSession(options, run)
     try:
         ending = session.run_script()
-        if session.trained or ending.exit_code != 0:
+        if not _is_left_to_us(session, ending):
             session.end_script(ending)
             ending.leave()
-        session.discard()
+        calls = session.discard()
         from analyzer.cli.training import train_model_file
 
-        return train_model_file(options, session.run, ending.namespace)
+        try:
+            return train_model_file(options, session.run, ending.namespace)
+        except Exception as error:
+            if not (calls and calls.steps) or any((session.folder / "steps").glob("*")):
+                raise
+            session.keep_calls(calls, f"{type(error).__name__}: {error}")
+            ending.leave()
     except AnalyzerError:
         session.remove_empty_folder()
         raise
+
+
+def _is_left_to_us(session: ScriptSession, ending: Ending) -> bool:
+    """Whether the built-in loop is to train: the file came to its end and trained nothing."""
+    if session.trained or session.has_started_programs or ending.exception is not None:
+        return False
+    names = ending.namespace
+    defines_model = callable(names.get("build_model")) or hasattr(names.get("model"), "parameters")
+    return defines_model or not session.has_called
 
 
 def record_text(text: str) -> int:
@@ -194,6 +216,8 @@ def _run_twin(options: RecordOptions, stderr: IO[bytes]) -> int:
     command = [sys.executable, *_interpreter_flags(), "-c", _PROGRAM, root, options_text(options)]
     silent = subprocess.DEVNULL
     process = subprocess.Popen(command, stdin=silent, stdout=silent, stderr=stderr)
+    signals = DeadlySignals(lambda number, _: _end_with(process.pid, number))
+    signals.watch()
     try:
         return process.wait()
     except KeyboardInterrupt:
@@ -202,6 +226,8 @@ def _run_twin(options: RecordOptions, stderr: IO[bytes]) -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
         raise
+    finally:
+        signals.stop()
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
@@ -213,6 +239,12 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
+def _end_with(process: int, number: int) -> None:
+    """Send a signal on, and wait; not through `subprocess`, which is waiting already."""
+    os.kill(process, number)
+    os.waitpid(process, 0)
+
+
 def _words(code: int, stderr: IO[bytes]) -> tuple[str, ...]:
     """Return what is to be said of a twin that failed: its exit code and its last lines."""
     if code == 0:
@@ -221,25 +253,6 @@ def _words(code: int, stderr: IO[bytes]) -> tuple[str, ...]:
     lines = stderr.read().decode("utf-8", "replace").splitlines()
     first = f"the twin without shortcuts ended with exit code {code}; it said last:"
     return (first, *[line.removeprefix("analyzer: ") for line in lines[-_LAST_LINES:]])
-
-
-def options_text(options: RecordOptions) -> str:
-    """Return options as the text that the twin's process gets."""
-    import json
-
-    return json.dumps(asdict(options), default=str)
-
-
-def options_from(text: str) -> RecordOptions:
-    """Return the options in such a text."""
-    import json
-
-    fields: dict[str, Any] = json.loads(text)
-    for name in ("args", "probe", "twin_words"):
-        fields[name] = tuple(fields[name])
-    for name in ("run", "runs_dir"):
-        fields[name] = Path(fields[name])
-    return RecordOptions(**fields)
 
 
 def _check_target(options: RecordOptions) -> None:
@@ -262,7 +275,4 @@ def _check_run(run: Path) -> None:
     """Refuse to write into a folder that exists, unless another rank of this launch made it."""
     is_first = os.environ.get("RANK", "0") in ("", "0")
     if is_first and os.path.lexists(run):
-        raise RunExistsError(
-            f"run folder '{run}' exists; a recording needs a new one and never overwrites. Choose "
-            "another --run, or leave it out for the next free name."
-        )
+        raise existing_run(run)

@@ -31,6 +31,7 @@ from analyzer.cli.chart import depth_chart, sparkline
 from analyzer.cli.judging import finding_lines, findings_summary
 from analyzer.cli.terminal import Signs, number, printable, signs, table_box
 from analyzer.errors import AnalyzerError, NotRecordedError
+from analyzer.storage.incomplete import losses
 from analyzer.storage.run import Run
 
 __all__ = ["print_run", "profile_chart"]
@@ -65,6 +66,7 @@ def print_run(run: Run, step: str, pattern: str | None, console: Console) -> Non
     if not len(steps) or run.layers.empty:
         _print_lines(console, _header(run, training, marks))
         _print_lines(console, [_nothing_recorded(run, training), _loss_line(training, marks)])
+        _print_lines(console, [_warning(sentence) for sentence in run.warnings])
         return
     # Before anything is printed, so that a wrong option gives its one line and no more.
     chosen = _matching(run.layers["name"].tolist(), pattern)
@@ -100,7 +102,7 @@ def _header(run: Run, training: TrainingSummary, marks: Signs) -> list[str]:
     seconds = float(manifest.get("seconds") or training.seconds)
     first = [
         printable(run.name, 60),
-        run.status,
+        f"{run.status}, incomplete" if losses(manifest) else run.status,
         f"{counted(training.num_steps, 'step')} in {seconds:.1f} s",
     ]
     cost = manifest.get("recorder_seconds")

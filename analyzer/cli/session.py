@@ -1,25 +1,80 @@
 """One recording from its options to its last line: the run folder, the recorder, and the words."""
 
-import atexit
 import contextlib
 import itertools
+import json
 import os
 import shutil
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from analyzer.cli.mismatch import shortcut_mismatch
-from analyzer.errors import StopTraining
-from analyzer.options import ZOO, RecordOptions, plain_folder
-from analyzer.script import Ending, run_program, when_imported
+from analyzer.cli.signals import DeadlySignals
+from analyzer.errors import AnalyzerError, RunExistsError, StopTraining
+from analyzer.options import ZOO, RecordOptions
 
-__all__ = ["ScriptSession", "Session", "free_folder"]
+__all__ = [
+    "Session",
+    "claimed",
+    "existing_run",
+    "free_folder",
+    "options_from",
+    "options_text",
+    "plain_folder",
+]
 
 _SECONDS_BETWEEN_LOOKS = 5.0
+_RECORDER = str(Path(__file__).parents[1] / "recording")
+
+
+def options_text(options: RecordOptions) -> str:
+    """Return options as the text that another process gets."""
+    return json.dumps(asdict(options), default=str)
+
+
+def options_from(text: str) -> RecordOptions:
+    """Return the options in such a text."""
+    fields: dict[str, Any] = json.loads(text)
+    for name in ("args", "probe", "twin_words"):
+        fields[name] = tuple(fields[name])
+    for name in ("run", "runs_dir"):
+        fields[name] = None if fields[name] is None else Path(fields[name])
+    return RecordOptions(**fields)
+
+
+def plain_folder(run: Path) -> Path:
+    """Return the folder of a run's twin, which lies beside it."""
+    return run.with_name(f"{run.name}-plain")
+
+
+def existing_run(run: Path) -> RunExistsError:
+    """Return the error about a folder that holds something already."""
+    return RunExistsError(
+        f"run folder '{run}' exists; a recording needs a new one and never overwrites. Choose "
+        "another --run, or leave it out for the next free name."
+    )
+
+
+def claimed(run: Path) -> Path:
+    """Make the folder of a run, so that of two that start at once only one has it.
+
+    Other ranks of a launch share the folder of the first.
+
+    Raises:
+        RunExistsError: If it exists.
+    """
+    is_first = os.environ.get("RANK", "0") in ("", "0")
+    try:
+        run.mkdir(parents=True, exist_ok=not is_first)
+    except FileExistsError as error:
+        raise existing_run(run) from error
+    except OSError:
+        pass  # a read-only folder: the recorder says so, and the training continues
+    return run
 
 
 def free_folder(options: RecordOptions, *, has_twin: bool = False) -> Path:
@@ -80,14 +135,23 @@ class Session:
 
     Args:
         options: What was asked for.
-        run: Folder of the run; None for the one of the options, or the next free one.
+        run: Folder of the run, made for it; None for the one of the options, or the next free one.
+
+    Raises:
+        RunExistsError: If the folder of the options exists.
     """
 
     def __init__(self, options: RecordOptions, run: Path | None = None) -> None:
         self.options = options
-        self.run = run or options.run or free_folder(options)
+        if run is None:
+            run = free_folder(options) if options.run is None else claimed(options.run)
+        self.run = run
+        self.folder = Path(os.path.abspath(run))
+        """The same, also when the program has gone to another working folder."""
         self.recorder: Any = None
         self.last_words: list[str] = list(options.twin_words)
+        self.signals = DeadlySignals(self._end_by_signal)
+        self._has_warned = False
         self._scaling: Any = None
         self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
 
@@ -99,7 +163,7 @@ class Session:
         given = self.options.of_recorder() | {"skip_scale": None}
         watch = self._stop_when_severe if self.options.fail_on is not None else None
         return Recorder(
-            model, self.run, manifest=manifest, warn=self.say, watch=watch, exist="use", **given
+            model, self.folder, manifest=manifest, warn=self.warn, watch=watch, exist="use", **given
         )
 
     def start_scaling(self, model: Any, *, ends_program: bool) -> None:
@@ -142,22 +206,50 @@ class Session:
             sys.stderr.write(f"analyzer: {sentence}\n")
             sys.stderr.flush()
 
+    def warn(self, sentence: str) -> None:
+        """Say the first warning about storage at once, later ones at the end."""
+        if self._has_warned:
+            self.last_words.append(sentence)
+        else:
+            self._has_warned = True
+            self.say(sentence)
+
     def result(self, status: str) -> list[str]:
-        """Return what was recorded, what it cost, and the command that shows it."""
-        recorder = self.recorder
-        if not self.run.exists():
+        """Return what is on disk, what it cost, and the command that shows it."""
+        if not self.folder.exists():
             return []
-        training = recorder.training
+        from analyzer.storage.incomplete import losses
+
+        recorder = self.recorder
+        counts, (found, manifest) = recorder.counts, self._on_disk()
+        sentences = [] if recorder.training.failure is None else [recorder.training.failure]
+        lost = counts["steps"] - found
+        if lost > 0 or recorder.storage_failure:
+            about = {"steps": counts["steps"], "storage_error": recorder.storage_failure}
+            manifest = {**manifest, **about, "lost_steps": lost}
+        sentences += losses(manifest)
+        steps = f"{found} of {counts['steps']}" if lost > 0 else f"{found}"
         share = recorder.overhead_seconds / max(recorder.seconds, 1e-9)
-        failure = [] if training.failure is None else [training.failure]
-        size = sum(f.stat().st_size for f in self.run.rglob("*") if f.is_file()) / 2**20
+        size = sum(f.stat().st_size for f in self.folder.rglob("*") if f.is_file()) / 2**20
+        ended = manifest.get("status", "no run.json")
+        if ended != status:
+            status = f"{status}, run.json says {ended}"
         return [
-            *failure,
-            f"recorded {training.steps.count} steps, {len(training.models.layers)} layers, "
-            f"{len(training.models.parameters)} parameters into {self.run} ({status}, "
-            f"{recorder.seconds:.1f} s, {share:.0%} of it recording, {size:.1f} MiB); "
-            f"see it with: analyzer show {self.run}",
+            *sentences,
+            f"recorded {steps} steps, {counts['layers']} layers, {counts['parameters']} parameters "
+            f"into {self.run} ({status}, {recorder.seconds:.1f} s, {share:.0%} of it recording, "
+            f"{size:.1f} MiB); see it with: analyzer show {self.run}",
         ]
+
+    def _on_disk(self) -> tuple[int, dict[str, Any]]:
+        """How many steps can be read, and the manifest; nothing where the run cannot be opened."""
+        from analyzer.storage.run import open_run
+
+        try:
+            run = open_run(self.folder)
+            return len(run.recorded_steps()), run.manifest
+        except (AnalyzerError, OSError, ValueError):
+            return 0, {}
 
     def is_severe(self) -> bool:
         """Whether the run has a finding that was to fail it; such findings are added to say."""
@@ -167,12 +259,12 @@ class Session:
 
     def _found_severe(self) -> list[Any]:
         """The findings that were to fail the run, in what is on disk."""
-        if self.options.fail_on is None or not self.run.exists():
+        if self.options.fail_on is None or not self.folder.exists():
             return []
         from analyzer.analysis.findings import findings
         from analyzer.storage.run import open_run
 
-        return [f for f in findings(open_run(self.run)) if f.severity == self.options.fail_on]
+        return [f for f in findings(open_run(self.folder)) if f.severity == self.options.fail_on]
 
     def _stop_when_severe(self, step: int) -> None:
         """Look at what is on disk every few seconds; end the training where it is bad enough."""
@@ -185,100 +277,31 @@ class Session:
             raise StopTraining(step + 1)
         self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
 
+    def _end_by_signal(self, number: int, frame: FrameType | None) -> None:
+        """Bring the recording to its end, and say so, before this process dies of a signal."""
+        if self.recorder is None:
+            self.remove_empty_folder()
+            return
+        is_busy = False
+        while frame is not None:
+            is_busy |= frame.f_code.co_filename.startswith(_RECORDER)
+            frame = frame.f_back
+        self.recorder.interrupt(is_busy=is_busy)
+        if not self.recorder.counts["steps"]:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        if not self.options.quiet:
+            lines = [f"analyzer: {sentence}\n" for sentence in self.result("interrupted")]
+            # Not through sys.stderr: the signal may have come in the middle of a write.
+            os.write(2, "".join(lines).encode())
+
+    def leave_to_other_process(self) -> None:
+        """Record nothing of this session in this process, which was forked."""
+        self.signals.stop()
+        if self.recorder is not None:
+            self.recorder.abandon()
+            self.recorder = None
+
     def remove_empty_folder(self) -> None:
         """Leave nothing behind where nothing was recorded."""
         with contextlib.suppress(OSError):
-            self.run.rmdir()
-
-
-class ScriptSession(Session):
-    """The recording of a program that trains by itself."""
-
-    def __init__(self, options: RecordOptions) -> None:
-        super().__init__(options)
-        self._cannot_record = False
-        self._pid = os.getpid()
-
-    def run_script(self) -> Ending:
-        """Run the target as a program, recording from the moment at which it has torch."""
-        # Registered before the script registers anything, so that it is called last: what the
-        # recorder says comes after all that the script says.
-        atexit.register(self._say_last_words)
-        arrival = when_imported("torch", self._begin)
-        try:
-            return run_program(
-                self.options.target, self.options.args, as_module=self.options.as_module
-            )
-        finally:
-            arrival.cancel()
-            if self.recorder is not None:
-                self.recorder.stop_looking()
-            self.stop_scaling()
-
-    @property
-    def trained(self) -> bool:
-        """Whether a backward pass was seen, or could not be: then it is the script's own affair."""
-        if self._cannot_record:
-            return True
-        return self.recorder is not None and self.recorder.training.has_trained
-
-    def _begin(self) -> None:
-        """Start to record; a failure here must not become one of the script's `import torch`."""
-        try:
-            if self.options.seed is not None:
-                from analyzer.networks.loop import seed_everything
-
-                seed_everything(self.options.seed)
-            self.recorder = self.new_recorder(None, self.manifest("script"))
-            self.recorder.start()
-            self.start_scaling(None, ends_program=True)
-        except Exception as error:
-            self.recorder = None
-            self._cannot_record = True
-            self.say(f"cannot record ({type(error).__name__}: {error}); the script continues")
-
-    def end_script(self, ending: Ending) -> None:
-        """Close the run and say what it holds, or that it failed before there was anything."""
-        status, error = "finished", None
-        if isinstance(ending.exception, KeyboardInterrupt):
-            status = "interrupted"
-        elif ending.exit_code != 0:
-            status = "failed"
-            error = f"{type(ending.exception).__name__}: {ending.exception}"
-            note = shortcut_mismatch(ending.exception)
-            self.last_words.extend([] if note is None else [note])
-        if self._cannot_record:
-            return
-        if self.recorder is None:
-            self._write_failed_run(status, error)
-            self.last_words.append(
-                f"the script ended before it trained; kept as {status} in {self.run}"
-            )
-            return
-        self.recorder.close(status, error)
-        if isinstance(ending.exception, StopTraining):
-            why = "as asked" if self.options.fail_on is None else "by --fail-on or --stop-after"
-            self.last_words.append(f"stopped after {ending.exception.steps} steps, {why}")
-        self.last_words.extend(self.result(status))
-        if ending.exit_code == 0 and self.is_severe():
-            ending.exit_code = 1
-
-    def _write_failed_run(self, status: str, error: str | None) -> None:
-        from analyzer.storage.writer import RunWriter
-
-        created = {"created": datetime.now(UTC).isoformat(), "steps": 0}
-        with contextlib.suppress(OSError):
-            writer = RunWriter(self.run, self.manifest("script") | created)
-            writer.close(status, error)
-
-    def discard(self) -> None:
-        """Forget the recording of a file that did not train; its run folder holds nothing."""
-        if self.recorder is not None:
-            self.recorder.close()
-            self.recorder = None
-        shutil.rmtree(self.run, ignore_errors=True)
-
-    def _say_last_words(self) -> None:
-        if os.getpid() == self._pid:  # not in a process that the script forked
-            for sentence in self.last_words:
-                self.say(sentence)
+            self.folder.rmdir()

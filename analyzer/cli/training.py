@@ -18,8 +18,12 @@ __all__ = ["train_model_file", "train_zoo"]
 _PLAIN_LINES = 4
 
 
-def train_zoo(options: RecordOptions, max_norm: float | None = None) -> int:
+def train_zoo(
+    options: RecordOptions, max_norm: float | None = None, run: Path | None = None
+) -> int:
     """Train and record a built-in network, with gradients clipped to ``max_norm`` where given.
+
+    ``run`` is the folder of the run where it was made already.
 
     Raises:
         AnalyzerError: If there is no such network.
@@ -28,7 +32,7 @@ def train_zoo(options: RecordOptions, max_norm: float | None = None) -> int:
     from analyzer.networks.loop import seed_everything
     from analyzer.networks.zoo import zoo_for
 
-    session = _LoopSession(options)
+    session = _LoopSession(options, run)
     try:
         seed_everything(session.seed)
         data = dataset(options.data, seed=session.seed)
@@ -108,6 +112,7 @@ class _LoopSession(Session):
             "loop": options.stored(MODEL_FILE),
         }
         self.recorder = self.new_recorder(model, manifest)
+        self.signals.watch()
         with (
             self._scaled(model),
             self.recorder as recorder,
@@ -131,6 +136,7 @@ class _LoopSession(Session):
                 max_norm=max_norm,
                 on_step=on_step,
             )
+        self.signals.stop()
         self.last_words += self.result("finished")
         is_severe = self.is_severe()
         for sentence in self.last_words:

@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ["ForwardDepth", "PassDepths"]
+__all__ = ["ForwardDepth", "PassDepths", "find_depths"]
 
 
 class _Call(Protocol):

@@ -1,6 +1,7 @@
 """Finds the models of an unmodified script while it runs."""
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from analyzer.joins.modes import is_transformed, unseen
 from analyzer.recording.names import container_of
 from analyzer.recording.training import Training
 
-__all__ = ["Discovery"]
+__all__ = ["Discovery", "FirstCall"]
 
 # A program that calls models many times before it trains, if ever, is not slowed down for long.
 _MOST_LOOKS = 100
@@ -42,6 +43,13 @@ class Discovery:
     def stop(self) -> None:
         """Look for models no more."""
         self._handle.remove()
+
+    def look(self, module: nn.Module, args: Any) -> None:
+        """Look at a module whose call had begun before there was a recording."""
+        self._before_call(module, args)
+        capture = self._training.capture
+        if capture.is_root(module):
+            capture.enter_late(module, args)
 
     def _before_call(self, module: nn.Module, args: Any) -> None:
         # The usual case of a training that runs; traced: in here so that no graph is broken.
@@ -86,7 +94,6 @@ class Discovery:
             if parts <= set(self._known):
                 return
         self._known.update(parts)
-        was_watching = capture.is_watching
         models = self._training.models
         taken = [ref() for ref in models.layers.roots]
         if parts.intersection(taken) and not self._training.has_trained:
@@ -95,9 +102,26 @@ class Discovery:
             models.look_again(taken.index(root))
         elif not models.meet_module(module):  # no new part of a model that is out of sight
             models.add(root)
-        if not was_watching:
-            # This call has begun: its hooks were chosen before those of the recording were there.
-            if capture.in_backward:
-                capture.begin_recomputation()
-            elif root is module:
-                capture.enter_late(module, args)
+
+
+class FirstCall:
+    """Waits for the first call with gradient of a module with a parameter that wants one.
+
+    Args:
+        callback: Called once, with the module and its arguments, as that call begins.
+    """
+
+    def __init__(self, callback: Callable[[nn.Module, Any], object]) -> None:
+        self._callback = callback
+        self._handle = before_calls(self._before_call)
+
+    def stop(self) -> None:
+        """Wait no more."""
+        self._handle.remove()
+
+    def _before_call(self, module: nn.Module, args: Any) -> None:
+        if is_dynamo_compiling() or not torch.is_grad_enabled():
+            return
+        if any(parameter.requires_grad for parameter in module.parameters()):
+            self.stop()
+            self._callback(module, args)

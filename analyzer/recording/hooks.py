@@ -93,8 +93,7 @@ class Capture(Gate):
 
     def attach(self, root: nn.Module, sites: Sequence[tuple[Site, nn.Module]]) -> None:
         """Watch the calls of a root model and of its layers."""
-        if not self._handles:
-            self._handles = [before_calls(self._before), after_calls(self._after)]
+        self._handles = self._handles or [before_calls(self._before), after_calls(self._after)]
         self.roots[id(root)] = weakref.ref(root)
         for module in root.modules():
             self._know(module)
@@ -127,6 +126,12 @@ class Capture(Gate):
                 elif layer is not None:
                     call.site = layer.site
 
+    def add_watcher(self, watcher: CallWatcher) -> None:
+        """Tell one more of calls from now on, those before the first root included."""
+        self._watchers = (*self._watchers, watcher)
+        self._handles = self._handles or [before_calls(self._before), after_calls(self._after)]
+        self.note_watchers()
+
     def note_watchers(self) -> None:
         """Ask the watchers again whether they want to know of all calls."""
         self.watches_all = any(watcher.wants_all for watcher in self._watchers)
@@ -147,11 +152,6 @@ class Capture(Gate):
         self.used.clear()
         self.current = self._loose = None
         self._depths = PassDepths()
-
-    @property
-    def is_watching(self) -> bool:
-        """Whether the hooks on calls are there."""
-        return bool(self._handles)
 
     @property
     def is_inside(self) -> bool:
@@ -192,7 +192,7 @@ class Capture(Gate):
             self._leave_watched(module, args, output)
 
     def _enter_watched(self, module: nn.Module, args: Any) -> None:
-        is_root = self._is_root(module)
+        is_root = self.is_root(module)
         if is_transformed() or self._is_in_other_thread(is_root):
             return
         with unseen():
@@ -201,7 +201,7 @@ class Capture(Gate):
             self._tell(is_root, lambda watcher: watcher.enter(module, args))
 
     def _leave_watched(self, module: nn.Module, args: Any, output: Any) -> None:
-        is_root = self._is_root(module)
+        is_root = self.is_root(module)
         if is_transformed() or self._is_in_other_thread(is_root):
             return
         layer = self.layers.get(id(module))
@@ -230,7 +230,8 @@ class Capture(Gate):
                 except Exception as error:
                     self._on_error(error)
 
-    def _is_root(self, module: nn.Module) -> bool:
+    def is_root(self, module: nn.Module) -> bool:
+        """Whether a module is a root model."""
         root = self.roots.get(id(module))
         return root is not None and root() is module
 

@@ -1,4 +1,4 @@
-"""Where a run came from, without paths, hosts or user names, and what a restart needs."""
+"""Where a run came from, without paths or names of users and hosts, and where it goes."""
 
 import os
 import platform
@@ -13,12 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
+from torch import nn
+
+from analyzer.errors import RunExistsError
+from analyzer.recording.names import unwrapped
 
 __all__ = [
     "device_name",
     "environment",
     "git_state",
     "restore_random_states",
+    "run_folder",
     "save_random_states",
 ]
 
@@ -113,3 +118,33 @@ def restore_random_states(run: Path) -> bool:
     last = arrays["python_gauss"].tolist()
     random.setstate((3, tuple(arrays["python"].tolist()), last[0] if last else None))
     return True
+
+
+def run_folder(
+    model: nn.Module | None, run: str | os.PathLike[str] | None, exist: str | None
+) -> Path:
+    """Return the folder that a `Recorder` writes to; ``model``, ``run``, ``exist`` are its own.
+
+    Raises:
+        RunExistsError: If it exists and no other name may be taken.
+    """
+    if run is None:
+        stem = "run" if model is None else type(unwrapped(model)).__name__.lower()
+        runs = Path(os.environ.get("ANALYZER_RUNS", "runs"))
+        return next(path for k in range(sys.maxsize) if not (path := runs / f"{stem}-{k}").exists())
+    path = Path(run)
+    if not path.exists() or exist == "use":
+        return path
+    in_notebook = "ipykernel" in sys.modules
+    if exist == "raise" or (exist is None and not in_notebook):
+        raise RunExistsError(
+            f"run folder '{path}' exists; a run is never overwritten: "
+            'choose another folder, or pass exist="new"'
+        )
+    free = next(
+        candidate
+        for k in range(1, sys.maxsize)
+        if not (candidate := path.with_name(f"{path.name}-{k}")).exists()
+    )
+    print(f"analyzer: run folder '{path}' exists; recording into '{free}'", file=sys.stderr)
+    return free

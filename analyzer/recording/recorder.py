@@ -3,7 +3,6 @@
 import contextlib
 import inspect
 import os
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -14,22 +13,23 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from analyzer.errors import AnalyzerError, RunExistsError, StopTraining
-from analyzer.options import RECORDER, RecordOptions, options_of, with_parameters
+from analyzer.errors import AnalyzerError, StopTraining
+from analyzer.options import RECORDER, RecordOptions, described, keywords, with_parameters
 from analyzer.probes import Measurement
-from analyzer.recording.checkpoints import saver
+from analyzer.recording.checkpoints import Checkpoints
 from analyzer.recording.discovery import Discovery
-from analyzer.recording.names import unwrapped
+from analyzer.recording.forward_calls import ForwardCalls
 from analyzer.recording.probing import Probing
 from analyzer.recording.provenance import (
     device_name,
     environment,
     git_state,
+    run_folder,
     save_random_states,
 )
 from analyzer.recording.skip_scaling import SkipScaling
+from analyzer.recording.step import logged
 from analyzer.recording.training import Training
-from analyzer.storage.schema import TABLES
 from analyzer.storage.writer import RunWriter
 
 __all__ = ["Recorder"]
@@ -85,10 +85,11 @@ class Recorder:
         if exist not in (None, "raise", "new", "use"):
             raise ValueError(f"exist is {exist!r}; expected 'raise', 'new' or 'use'")
         self.options = RecordOptions.for_recorder(options, run)
-        self.path = _run_folder(model, run, exist or ("new" if _in_notebook() else "raise"))
+        self.path = run_folder(model, run, exist)
         self._model = model
         self._scaling: SkipScaling | None = None
         self._discovery: Discovery | None = None
+        self.forward: ForwardCalls | None = None
         alpha = self.options.skip_scale
         scaled = {} if alpha is None else {"skip_scale": alpha}
         self._manifest = scaled | (manifest or {})
@@ -97,7 +98,12 @@ class Recorder:
         self._writer: RunWriter | None = None
         self._training: Training | None = None
         self._problems: list[str] = []
-        self._saved_step = -1
+        self._checkpoints = Checkpoints(
+            self.options,
+            write=self._write_checkpoint,
+            warn=self._warn,
+            on_problem=self.note_problem,
+        )
         self._is_closed = False
         self._started = time.perf_counter()
         self.seconds = 0.0
@@ -116,19 +122,19 @@ class Recorder:
             )
         self._started = time.perf_counter()
         self._open_writer()
-        self._probing = Probing(
+        probing = Probing(
             self.options.plans,
             self._write_probe,
             on_batch=self._note_batch,
-            on_problem=self._note_problem,
+            on_problem=self.note_problem,
         )
         training = Training(
             self.options,
             on_step=self._write_step,
             on_tables=self._write_tables,
             on_boundary=self._pass_boundary,
-            on_problem=self._note_problem,
-            probing=self._probing,
+            on_problem=self.note_problem,
+            probing=probing,
             adopts_optimizers=self._model is None,
         )
         self._training = training
@@ -137,8 +143,9 @@ class Recorder:
             training.models.add(self._model)
         else:
             self._discovery = Discovery(training)
+            self.forward = ForwardCalls(self.options, training.capture)
         if (alpha := self.options.skip_scale) is not None:
-            self._scaling = SkipScaling(alpha, self._model, on_problem=self._note_problem)
+            self._scaling = SkipScaling(alpha, self._model, on_problem=self.note_problem)
             self._scaling.start()
 
     def _open_writer(self) -> None:
@@ -150,22 +157,17 @@ class Recorder:
             **self._manifest,
         }
         try:
-            self._writer = RunWriter(self.path, manifest, warn=self._warn)
-            self._keep_random_states()
-        except RunExistsError:
-            raise
+            # The program may go to another working folder.
+            folder = Path(os.path.abspath(self.path))
+            self._writer = RunWriter(folder, manifest, warn=self._warn)
+            if self._model is None:  # a probe may start the script again, with these numbers
+                with contextlib.suppress(OSError, SafetensorError):
+                    save_random_states(folder)
         except OSError as error:
             self._warn(
                 f"cannot make the run folder ({error.strerror}); the training continues, nothing "
                 "is recorded: choose another folder with --run"
             )
-
-    def _keep_random_states(self) -> None:
-        """A script may be started again for a probe, with the random numbers of this time."""
-        if self._model is None:
-            # Where nothing can be written the writer says so, once.
-            with contextlib.suppress(OSError, SafetensorError):
-                save_random_states(self.path)
 
     # --- while it runs -----------------------------------------------------------------------
 
@@ -195,38 +197,21 @@ class Recorder:
             raise AnalyzerError(
                 f"run '{self.path}' is closed; log inside the `with` block of its recorder"
             )
-        for name, value in values.items():
-            if name in TABLES["steps"].names and name != "epoch":
-                raise ValueError(
-                    f"{name!r} is a column that the recorder writes itself; choose another name"
-                )
-            if isinstance(value, Tensor):
-                if value.numel() != 1:
-                    raise ValueError(
-                        f"{name!r} is a tensor of shape {list(value.shape)}; expected one element"
-                    )
-            elif not isinstance(value, float | int | bool | str) and not hasattr(value, "item"):
-                raise TypeError(
-                    f"{name!r} is a {type(value).__name__}; expected a number, a text or a "
-                    "one-element tensor"
-                )
-        self.training.log(
-            {
-                name: value if isinstance(value, Tensor | str | bool) else _number(value)
-                for name, value in values.items()
-            }
-        )
+        self.training.log(logged(values))
 
     def _write_step(self, make: Any) -> None:
         if self._writer is not None:
             self._writer.add(make)
 
-    def _write_tables(self) -> None:
+    def _write_static(self, tables: dict[str, list[dict[str, Any]]]) -> None:
         if self._writer is not None:
-            tables = self.training.models.tables()
             self._writer.write_layers(tables["layers"])
             self._writer.write_parameters(tables["parameters"])
             self._writer.write_joins(tables["joins"])
+
+    def _write_tables(self) -> None:
+        if self._writer is not None:
+            self._write_static(self.training.models.tables())
             device = self.training.models.device()
             if device is not None:
                 self._writer.update_manifest(
@@ -246,22 +231,17 @@ class Recorder:
             self._writer.update_manifest(first_batch=digest)
 
     def _pass_boundary(self, step: int) -> None:
-        if self.options.saves_weights(step):
-            self._save_weights(step)
+        if self._writer is not None:
+            self._checkpoints.pass_boundary(self.training.models.layers, step)
         if self._watch is not None and not self._is_closed:
             self._watch(step)
 
-    def _save_weights(self, step: int) -> None:
-        save = saver(self.training.models.layers, step)
-        if self._writer is None or not self.training.models.layers.roots:
-            return
-        if isinstance(save, str):
-            self._note_problem(save)
-        else:
+    def _write_checkpoint(self, step: int, save: Callable[[Path], object]) -> None:
+        if self._writer is not None:
             self._writer.write_checkpoint(step, save)
-        self._saved_step = step
 
-    def _note_problem(self, sentence: str) -> None:
+    def note_problem(self, sentence: str) -> None:
+        """Add what is not recorded, and why, to the manifest."""
         if sentence not in self._problems:
             self._problems.append(sentence)
             if self._writer is not None:
@@ -284,12 +264,13 @@ class Recorder:
             self.close("failed", f"{type(error).__name__}: {error}")
         return stopped
 
-    def close(self, status: str = "finished", error: str | None = None) -> None:
+    def close(self, status: str = "finished", error: str | None = None, **fields: Any) -> None:
         """End the recording; a second call does nothing.
 
         Args:
             status: ``finished``, ``failed`` or ``interrupted``.
             error: What went wrong, when something did.
+            fields: More fields of ``run.json``.
         """
         if self._is_closed or self._training is None:
             return
@@ -299,21 +280,93 @@ class Recorder:
             self._scaling.stop()
         training = self._training
         training.finish(measures=status == "finished")
+        if self.forward is not None:
+            self._write_forward(self.forward)
         last = training.steps.count - 1
-        if last >= 0 and last != self._saved_step and status != "failed":
-            self._save_weights(last)
+        if last >= 0 and status != "failed" and self._writer is not None:
+            self._checkpoints.save(training.models.layers, last)
+        self._close_writer(status, error, **fields)
+
+    def _close_writer(self, status: str, error: str | None, **fields: Any) -> None:
+        training = self.training
         self.seconds = time.perf_counter() - self._started
         if self._writer is not None:
             self._writer.close(
                 status,
                 error,
-                steps=training.steps.count,
-                num_layers=len(training.models.layers),
+                steps=self.counts["steps"],
+                num_layers=self.counts["layers"],
                 num_joins=len(training.splits.table),
                 seconds=self.seconds,
                 recorder_seconds=self.overhead_seconds,
                 probe_seconds=training.probing.seconds,
+                **fields,
             )
+
+    def interrupt(self, *, is_busy: bool) -> None:
+        """End the recording inside a signal handler, after which the process dies.
+
+        Args:
+            is_busy: Whether the signal came in the middle of the recorder's own work; then the
+                open step is not recorded.
+        """
+        if not is_busy:
+            with contextlib.suppress(Exception):  # whatever torch was in the middle of
+                self.close("interrupted")
+        self._is_closed = True
+        self._close_writer("interrupted", None)
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether a backward pass or an update of an optimizer was seen."""
+        is_training = self.forward is not None and self.forward.is_training
+        return is_training or self.training.has_trained
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many steps, layers and parameters there are, of the training or of the calls."""
+        forward, training = self.forward, self.training
+        if forward is not None and forward.steps:
+            tables = forward.tables
+            return {
+                "steps": len(forward.steps),
+                "layers": len(tables["layers"]),
+                "parameters": len(tables["parameters"]),
+            }
+        return {
+            "steps": training.steps.count,
+            "layers": len(training.models.layers),
+            "parameters": len(training.models.parameters),
+        }
+
+    def _write_forward(self, forward: ForwardCalls) -> None:
+        """Write the calls of models of a program that did not train, and what they leave out."""
+        for sentence in forward.finish():
+            self.note_problem(sentence)
+        if not forward.steps:
+            return
+        for make in forward.steps:
+            self._write_step(make)
+        self._write_static(forward.tables)
+        if self._writer is not None:
+            self._writer.update_manifest(device=forward.device, dtype=forward.dtype)
+
+    def abandon(self) -> None:
+        """Record nothing in this process, which was forked; the run is the other one's."""
+        if self._is_closed or self._training is None:
+            return
+        self._is_closed = True
+        self._writer = None
+        self.stop_looking()
+        if self.forward is not None:
+            self.forward.finish()
+        self._training.give_up(ProcessLookupError("it was forked"))
+        self._training.finish()
+
+    def look_at(self, module: nn.Module, args: Any) -> None:
+        """Look for the model of a call that had begun before the recorder was started."""
+        if self._discovery is not None:
+            self._discovery.look(module, args)
 
     def stop_looking(self) -> None:
         """Find no more models; the program that trained them has ended."""
@@ -333,61 +386,13 @@ class Recorder:
         return self._writer.failed
 
 
-def _described() -> str:
-    """The options of the recorder, as its docstring has them."""
-    lines = []
-    for one in options_of(RECORDER):
-        option = one.metadata["option"]
-        values = f" ({option.metavar})" if option.metavar else ""
-        lines.append(f"        {one.name}{values}: {option.help} Default: {one.default!r}.")
-    return "\n".join(lines)
-
-
 Recorder.__signature__ = with_parameters(  # type: ignore[attr-defined]
-    inspect.signature(Recorder),
-    (
-        inspect.Parameter(
-            one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=one.type
-        )
-        for one in options_of(RECORDER)
-    ),
+    inspect.signature(Recorder), keywords(RECORDER)
 )
 Recorder.__doc__ = (Recorder.__doc__ or "").replace(
-    "    Raises:", f"    Options:\n{_described()}\n\n    Raises:", 1
+    "    Raises:", f"    Options:\n{described(RECORDER)}\n\n    Raises:", 1
 )
-
-
-def _number(value: Any) -> float | int:
-    plain = value.item() if hasattr(value, "item") else value
-    return int(plain) if isinstance(plain, int) else float(plain)
 
 
 def _python_warning(message: str) -> None:
     warnings.warn(f"analyzer: {message}", RuntimeWarning, stacklevel=2)
-
-
-def _in_notebook() -> bool:
-    return "ipykernel" in sys.modules
-
-
-def _run_folder(model: nn.Module | None, run: str | os.PathLike[str] | None, exist: str) -> Path:
-    """The folder to write to, which does not exist."""
-    if run is None:
-        stem = "run" if model is None else type(unwrapped(model)).__name__.lower()
-        runs = Path(os.environ.get("ANALYZER_RUNS", "runs"))
-        return next(path for k in range(sys.maxsize) if not (path := runs / f"{stem}-{k}").exists())
-    path = Path(run)
-    if not path.exists() or exist == "use":
-        return path
-    if exist == "raise":
-        raise RunExistsError(
-            f"run folder '{path}' exists; a run is never overwritten: "
-            'choose another folder, or pass exist="new"'
-        )
-    free = next(
-        candidate
-        for k in range(1, sys.maxsize)
-        if not (candidate := path.with_name(f"{path.name}-{k}")).exists()
-    )
-    print(f"analyzer: run folder '{path}' exists; recording into '{free}'", file=sys.stderr)
-    return free

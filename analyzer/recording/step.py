@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,9 +18,44 @@ from analyzer.recording.part import Part
 from analyzer.recording.scaling import Scale
 from analyzer.recording.split_rows import pooled_splits
 from analyzer.recording.statistics import Measured, block_of, column_of
+from analyzer.storage.schema import TABLES
 from analyzer.storage.writer import Block, StepRecord
 
-__all__ = ["OpenStep"]
+__all__ = ["OpenStep", "logged"]
+
+
+def logged(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a user logs as plain numbers and texts; tensors stay where they are.
+
+    Raises:
+        ValueError: If a name is a column that the recorder writes itself, or a tensor has not one
+            element.
+        TypeError: If a value is of another type.
+    """
+    for name, value in values.items():
+        if name in TABLES["steps"].names and name != "epoch":
+            raise ValueError(
+                f"{name!r} is a column that the recorder writes itself; choose another name"
+            )
+        if isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise ValueError(
+                    f"{name!r} is a tensor of shape {list(value.shape)}; expected one element"
+                )
+        elif not isinstance(value, float | int | bool | str) and not hasattr(value, "item"):
+            raise TypeError(
+                f"{name!r} is a {type(value).__name__}; expected a number, a text or a "
+                "one-element tensor"
+            )
+    return {
+        name: value if isinstance(value, Tensor | str | bool) else _number(value)
+        for name, value in values.items()
+    }
+
+
+def _number(value: Any) -> float | int:
+    plain = value.item() if hasattr(value, "item") else value
+    return int(plain) if isinstance(plain, int) else float(plain)
 
 
 @dataclass(slots=True)

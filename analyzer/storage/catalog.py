@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from analyzer.errors import AnalyzerError, RunExistsError, RunNotFoundError, SchemaError
+from analyzer.storage.incomplete import losses
 from analyzer.storage.parts import Part, listing, replace_file
 from analyzer.storage.schema import READABLE_VERSIONS
 from analyzer.storage.selection import nearest
@@ -37,7 +38,10 @@ _MOST_BYTES = 64 * 2**20
 # What a file system without hard links says.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 # What a list shows of a manifest; the rest of it is not worth keeping.
-_SHOWN = ("status", "heartbeat", "created", "steps", "num_layers", "num_joins", "last_loss")
+_SHOWN = (
+    *("status", "heartbeat", "created", "steps", "num_layers", "num_joins", "last_loss"),
+    *("storage_error", "lost_steps", "damaged"),
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class RunSummary:
         created: When it began, as an ISO time.
         age: Seconds since it began.
         problem: Why it cannot be read; None for a run that can.
+        incomplete: What it lacks of what was recorded, in sentences.
     """
 
     name: str
@@ -64,6 +69,7 @@ class RunSummary:
     created: str | None = None
     age: float | None = None
     problem: str | None = None
+    incomplete: tuple[str, ...] = ()
 
     def completed(self, open_run: Callable[[Path], Any]) -> "RunSummary":
         """Return the summary with what its manifest does not say read from the tables.
@@ -127,6 +133,7 @@ def _summary(path: Path) -> RunSummary:
         loss=_loss(manifest.get("last_loss")),
         created=created if isinstance(created, str) else None,
         age=age_seconds(created),
+        incomplete=tuple(losses(manifest)),
     )
 
 
@@ -140,7 +147,8 @@ def _shown(path: Path, _inode: int, _changed: int, _size: int) -> Mapping[str, A
 def _steps(path: Path, manifest: Mapping[str, Any]) -> int | None:
     """Steps as the manifest has them; the files know better where a run is not at its end."""
     if manifest.get("status") != "running":
-        return _count(manifest.get("steps"))
+        steps = _count(manifest.get("steps"))
+        return None if steps is None else max(0, steps - (_count(manifest.get("lost_steps")) or 0))
     parts = filter(None, map(Part.from_name, listing(path / "steps")))
     return max((part.last + 1 for part in parts), default=0)
 

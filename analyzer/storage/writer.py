@@ -169,7 +169,10 @@ class RunWriter:
             error: What went wrong, if anything.
             fields: More fields of ``run.json``.
         """
-        if os.getpid() != self._pid or self._is_closed:
+        if os.getpid() != self._pid:
+            return
+        if self._is_closed:  # by a signal while the first call is under way
+            self._thread.join()
             return
         self._last_fields = {**fields, "status": status, "error": error}
         self._is_closed = self._is_ending = True

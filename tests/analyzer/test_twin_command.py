@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from analyzer.cli.record import options_from, options_text
+from analyzer.cli.session import options_from, options_text
 from analyzer.options import RecordOptions
 from analyzer.storage.run import open_run
 

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,7 @@ __all__ = [
     "OptionError",
     "ProbePlan",
     "RecordOptions",
-    "described",
     "flag",
-    "keywords",
     "options_of",
     "with_parameters",
 ]
@@ -389,20 +387,3 @@ def options_of(scope: str | None = None) -> "list[Field[Any]]":
     """Return the fields of `RecordOptions` that are options, those of one scope or all."""
     found = [one for one in fields(RecordOptions) if "option" in one.metadata]
     return [one for one in found if scope in (None, one.metadata["option"].scope)]
-
-
-def keywords(scope: str) -> Iterator[inspect.Parameter]:
-    """Yield the options of a scope as keywords of a function."""
-    for one in options_of(scope):
-        kind, default = inspect.Parameter.KEYWORD_ONLY, one.default
-        yield inspect.Parameter(one.name, kind, default=default, annotation=one.type)
-
-
-def described(scope: str) -> str:
-    """Return the options of a scope as a docstring has them."""
-    found = [(one.name, one.metadata["option"], one.default) for one in options_of(scope)]
-    return "\n".join(
-        f"        {name}{f' ({option.metavar})' if option.metavar else ''}: {option.help} "
-        f"Default: {default!r}."
-        for name, option, default in found
-    )

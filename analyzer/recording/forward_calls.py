@@ -24,6 +24,7 @@ from analyzer.recording.layers import CallNumbers, Layers
 from analyzer.recording.names import container_of, unwrapped
 from analyzer.recording.parameters import Parameters
 from analyzer.recording.part import Part
+from analyzer.recording.plain import UnreadableError, plain
 from analyzer.recording.provenance import device_name
 from analyzer.recording.statistics import activation_row
 from analyzer.recording.step import OpenStep
@@ -77,7 +78,7 @@ class ForwardCalls:
     def forget(self) -> None:
         """Forget the calls that were kept, and their models."""
         self.steps.clear()
-        self._layers, self._parameters = Layers(), Parameters()
+        self._layers, self._parameters = Layers(), Parameters(self._note)
         self._numbers = CallNumbers(self._layers)
         self._known: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._sites: dict[int, Layer] = {}
@@ -99,6 +100,10 @@ class ForwardCalls:
             kind = "gradients, updates and joins"
             sentences += [f"{kind}: no backward pass ran; each call of a model is a step"]
         return sentences + self._problems
+
+    def follows(self, roots: Sequence[Any], *, is_backward: bool) -> bool:
+        """Every backward pass of this process is a training."""
+        return True
 
     def begin_backward(self, roots: Sequence[Any], *, keeps_graph: bool) -> None:
         """The program trains: what was kept was not its training."""
@@ -140,6 +145,10 @@ class ForwardCalls:
         if self._mode is not None:
             self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._mode = None
+
+    def _note(self, sentence: str) -> None:
+        if sentence not in self._problems:
+            self._problems.append(sentence)
 
     def _give_up(self, error: Exception) -> None:
         """Keep what was kept, and no more; the program must not notice."""
@@ -229,7 +238,12 @@ class ForwardCalls:
         if layer is None or layer.module is None or layer.module() is not module:
             return
         tensor = output if type(output) is Tensor else first_tensor(output)
-        if tensor is None or tensor.is_meta or self._num_rows >= _MOST_ROWS:
+        if tensor is None or self._num_rows >= _MOST_ROWS:
+            return
+        try:
+            plain(tensor)
+        except UnreadableError as error:  # another time it may have values
+            self._note(f"layer {self._path(layer.site)}: {error}")
             return
         self._num_rows += 1
         if tensor.shape != layer.shape:

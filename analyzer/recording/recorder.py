@@ -1,7 +1,6 @@
 """The recorder that users put around their training loop."""
 
 import contextlib
-import inspect
 import os
 import time
 import warnings
@@ -14,11 +13,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from analyzer.errors import AnalyzerError, StopTraining
-from analyzer.options import RECORDER, RecordOptions, described, keywords, with_parameters
+from analyzer.options import RECORDER, RecordOptions
 from analyzer.probes import Measurement
 from analyzer.recording.checkpoints import Checkpoints
 from analyzer.recording.discovery import Discovery
 from analyzer.recording.forward_calls import ForwardCalls
+from analyzer.recording.keywords import takes_options
 from analyzer.recording.probing import Probing
 from analyzer.recording.provenance import (
     device_name,
@@ -35,6 +35,7 @@ from analyzer.storage.writer import RunWriter
 __all__ = ["Recorder"]
 
 
+@takes_options
 class Recorder:
     """Records a training: a context manager around an unchanged loop.
 
@@ -384,14 +385,6 @@ class Recorder:
         if self._writer is None:
             return "the run folder could not be made"
         return self._writer.failed
-
-
-Recorder.__signature__ = with_parameters(  # type: ignore[attr-defined]
-    inspect.signature(Recorder), keywords(RECORDER)
-)
-Recorder.__doc__ = (Recorder.__doc__ or "").replace(
-    "    Raises:", f"    Options:\n{described(RECORDER)}\n\n    Raises:", 1
-)
 
 
 def _python_warning(message: str) -> None:

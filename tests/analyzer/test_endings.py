@@ -315,8 +315,8 @@ def test_the_last_line_says_what_is_on_disk(tmp_path: Path) -> None:
         "for part in glob.glob('runs/*/steps/*.parquet'): os.remove(part)\ntrain(5)\n"
     )
     own = same(tmp_path, source)
-    assert "recorded 5 of 15 steps" in own
-    assert "5 of 15 steps are on disk, 10 were lost" in own
+    assert "recorded 6 of 15 steps" in own
+    assert "6 of 15 steps are on disk, 9 were lost" in own
 
 
 def test_large_checkpoints_are_announced_before_the_training_ends(tmp_path: Path) -> None:

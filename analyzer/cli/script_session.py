@@ -18,6 +18,7 @@ from analyzer.script import Ending, run_program, when_imported
 
 __all__ = ["ScriptSession"]
 
+_OWN_ENDS = (SystemExit, KeyboardInterrupt)
 # More processor time than programs take that train nothing, less than an import of torch.
 _MOST_SECONDS = 1.0
 
@@ -112,9 +113,8 @@ class ScriptSession(Session):
             self.last_words.extend([] if note is None else [note])
         if self._cannot_record:
             return
-        is_error = ending.exit_code != 0 and not isinstance(
-            ending.exception, SystemExit | KeyboardInterrupt
-        )
+        # The end of a program by the recorder itself is a SystemExit of another class.
+        is_error = ending.exit_code != 0 and type(ending.exception) not in _OWN_ENDS
         if not (is_error or self.trained or self.has_called):
             self.last_words.append(self._why_nothing(ending))
             self.discard()

@@ -78,7 +78,7 @@ class ForwardCalls:
     def forget(self) -> None:
         """Forget the calls that were kept, and their models."""
         self.steps.clear()
-        self._layers, self._parameters = Layers(), Parameters(self._note)
+        self._layers, self._parameters = Layers(self._options.max_calls), Parameters(self._note)
         self._numbers = CallNumbers(self._layers)
         self._known: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._sites: dict[int, Layer] = {}
@@ -226,7 +226,7 @@ class ForwardCalls:
         for site, module in self._layers.add_root(root):
             layer = self._sites[id(module)] = Layer()
             layer.site, layer.module = site, weakref.ref(module)
-        self._parameters.add_root(len(self._layers.roots) - 1, root)
+        self._parameters.add_root(len(self._layers.roots) - 1, root, self._layers)
         self._known.update(parts)
         own = list(root.parameters())
         self.device = ", ".join(sorted({device_name(p.device) for p in own}))

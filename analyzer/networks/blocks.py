@@ -23,7 +23,6 @@ __all__ = [
 ]
 
 INITIALIZATIONS = ("he", "default")
-SHORTCUT = "shortcut"  # attribute name of every shortcut that is a module
 _NORMS: dict[int, dict[str, type[nn.Module]]] = {
     1: {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm},
     2: {"batch": nn.BatchNorm2d},
@@ -55,12 +54,8 @@ def initialize(model: nn.Module, scheme: str, seed: int) -> None:
     Reference:
         He et al. (2015), Delving deep into rectifiers, §2.2.
     """
-    if scheme not in INITIALIZATIONS:
-        raise ValueError(
-            f"initialization {scheme!r} is unknown; choose one of {', '.join(INITIALIZATIONS)}"
-        )
     named = [(n, m) for n, m in model.named_modules() if isinstance(m, _INITIALIZED)]
-    named.sort(key=lambda item: SHORTCUT in item[0].split("."))
+    named.sort(key=lambda item: "shortcut" in item[0].split("."))
     with private_random_state(seed):
         for _, module in named:
             module.reset_parameters()
@@ -72,13 +67,7 @@ def initialize(model: nn.Module, scheme: str, seed: int) -> None:
 
 def norm_layer(kind: str | None, width: int, dimensions: int = 2) -> nn.Module | None:
     """Return a norm over the channels of images, or with ``dimensions=1`` over features."""
-    if kind is None:
-        return None
-    offered = _NORMS[dimensions]
-    if kind not in offered:
-        choices = ", ".join(map(repr, offered))
-        raise ValueError(f"norm {kind!r} is unknown; choose {choices} or None")
-    return offered[kind](width)
+    return None if kind is None else _NORMS[dimensions][kind](width)
 
 
 def convolution(channels_in: int, channels: int, stride: int, norm: str | None) -> nn.Conv2d:
@@ -272,5 +261,4 @@ class PairBlock(SimpleBlock):
 def _conv(width: int, norm: str | None) -> nn.Module:
     """Return a 3x3 convolution that keeps the shape, followed by its norm where there is one."""
     conv = convolution(width, width, 1, norm)
-    layer = norm_layer(norm, width)
-    return conv if layer is None else nn.Sequential(conv, layer)
+    return conv if norm is None else chain(conv, norm_layer(norm, width))

@@ -17,9 +17,9 @@ norm, from PyTorch's.
 
 import difflib
 import re
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from analyzer.errors import ScriptError
 from analyzer.networks.blocks import (
@@ -40,12 +40,12 @@ from analyzer.networks.data import Dataset
 __all__ = ["EXAMPLES", "MLP", "ConstantWidthNet", "ResNet", "zoo", "zoo_for"]
 
 
-class ResNet(nn.Module):
+class ResNet(nn.Sequential):
     """The residual network for small images, and with ``residual=False`` its plain twin.
 
     A 3x3 convolution, three stages of n blocks with ``width``, ``2·width`` and ``4·width``
     channels, the later two starting with stride 2, average pooling and a linear layer: ``depth = 6n
-    + 2`` layers with weights.
+    + 2`` layers with weights. ``[batch, in_channels, h, w]`` to ``[batch, num_classes]``.
 
     Args:
         depth: ``6n + 2``: 20, 32, 44, 56, 110, …
@@ -84,8 +84,6 @@ class ResNet(nn.Module):
                 f"a residual net of depth {depth} cannot be built: depth is 6n + 2; "
                 f"the nearest are {below} and {below + 6}"
             )
-        if shortcut not in ("A", "B", "C"):
-            raise ValueError(f"shortcut {shortcut!r} is unknown; choose 'A', 'B' or 'C'")
         option = shortcut if residual else None
         with private_random_state(seed):
             self.stem = chain(
@@ -95,9 +93,8 @@ class ResNet(nn.Module):
                 _stage(stage, (depth - 2) // 6, width, option, norm, preactivation)
                 for stage in range(3)
             )
-            self.activation = (
-                chain(norm_layer(norm, 4 * width), nn.ReLU()) if preactivation else None
-            )
+            if preactivation:
+                self.activation = chain(norm_layer(norm, 4 * width), nn.ReLU())
             self.pool = nn.AdaptiveAvgPool2d(1)
             self.flatten = nn.Flatten()
             self.output = nn.Linear(4 * width, num_classes)
@@ -106,14 +103,6 @@ class ResNet(nn.Module):
             if isinstance(module, BasicBlock | PreactivationBlock):
                 for parameter in module.branch[-1].parameters():
                     nn.init.zeros_(parameter)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[batch, in_channels, h, w]`` to ``[batch, num_classes]``."""
-        x = self.layer3(self.layer2(self.layer1(self.stem(x))))
-        if self.activation is not None:
-            x = self.activation(x)
-        scores: Tensor = self.output(self.flatten(self.pool(x)))
-        return scores
 
 
 def _stage(
@@ -134,8 +123,10 @@ def _stage(
     return nn.Sequential(*modules)
 
 
-class MLP(nn.Module):
+class MLP(nn.Sequential):
     """A fully connected net: an input layer, ``depth − 2`` in blocks, an output layer.
+
+    ``[batch, …]`` with ``in_features`` elements a sample to ``[batch, num_classes]``.
 
     Args:
         in_features: Elements of one input; inputs are flattened.
@@ -163,10 +154,6 @@ class MLP(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if block_layers not in (1, 2):
-            raise ValueError(
-                f"a block of {block_layers} linear layers is not offered; choose 1 or 2"
-            )
         if depth < 2 or (depth - 2) % block_layers:
             raise ValueError(
                 f"an MLP of depth {depth} cannot be built: an input layer, whole blocks of "
@@ -175,7 +162,8 @@ class MLP(nn.Module):
         with private_random_state(seed):
             self.flatten = nn.Flatten()
             self.input = nn.Linear(in_features, width)
-            self.input_relu = None if preactivation else nn.ReLU()
+            if not preactivation:
+                self.input_relu = nn.ReLU()
             self.blocks = nn.Sequential(
                 *[
                     MLPBlock(
@@ -189,28 +177,18 @@ class MLP(nn.Module):
                     for _ in range((depth - 2) // block_layers)
                 ]
             )
-            self.output_relu = nn.ReLU() if preactivation else None
+            if preactivation:
+                self.output_relu = nn.ReLU()
             self.output = nn.Linear(width, num_classes)
         initialize(self, initialization, seed)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[batch, …]`` with ``in_features`` elements a sample to ``[batch, num_classes]``."""
-        x = self.input(self.flatten(x))
-        if self.input_relu is not None:
-            x = self.input_relu(x)
-        x = self.blocks(x)
-        if self.output_relu is not None:
-            x = self.output_relu(x)
-        scores: Tensor = self.output(x)
-        return scores
 
-
-class ConstantWidthNet(nn.Module):
+class ConstantWidthNet(nn.Sequential):
     """A net of constant width: a stem convolution, blocks, average pooling, a linear layer.
 
     With 28 convolutions, no norm and PyTorch's initialization the plain net's output gradient falls
     by a factor 0.39 per layer going backward, 13 decades in all, and it does not learn; with ``+
-    x`` it is flat, and it learns.
+    x`` it is flat, and it learns. ``[batch, in_channels, h, w]`` to ``[batch, num_classes]``.
 
     Args:
         convolutions: Convolutions in the blocks, beside the stem.
@@ -249,12 +227,6 @@ class ConstantWidthNet(nn.Module):
             self.output = nn.Linear(width, num_classes)
         initialize(self, initialization, seed)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[batch, in_channels, h, w]`` to ``[batch, num_classes]``."""
-        x = self.blocks(self.relu(self.stem(x)))
-        scores: Tensor = self.output(self.flatten(self.pool(x)))
-        return scores
-
 
 _NAME = re.compile(r"(resnet|plain|mlp|simple)([1-9][0-9]{0,3})((?:-[a-z0-9]+)*)")
 _WIDTH = re.compile(r"w([1-9][0-9]{0,3})")
@@ -276,8 +248,7 @@ EXAMPLES = (
 )
 
 
-@dataclass(frozen=True)
-class _Name:
+class _Name(NamedTuple):
     """A name taken apart."""
 
     family: str
@@ -285,14 +256,8 @@ class _Name:
     options: tuple[str, ...]
     width: int
 
-    def has(self, option: str) -> bool:
-        return option in self.options
-
     def first(self, *choices: str) -> str | None:
-        return next((choice for choice in choices if self.has(choice)), None)
-
-    def initialization(self, default: str) -> str:
-        return self.first(*INITIALIZATIONS) or default
+        return next((choice for choice in choices if choice in self.options), None)
 
 
 def zoo(
@@ -307,11 +272,46 @@ def zoo(
         ScriptError: If the name is unknown, or its number does not fit the family.
     """
     parsed = _parsed(name)
+    family, number, options, width = parsed
+    if family in ("resnet", "plain"):
+        norm = None if "nonorm" in options else "batch"
+    else:
+        norm = (parsed.first("batchnorm", "layernorm") or "").removesuffix("norm") or None
+    common: dict[str, Any] = {
+        "num_classes": num_classes,
+        "width": width,
+        "norm": norm,
+        # Without norm He's weights let the residual stream double in every block, up to overflow.
+        "initialization": parsed.first(*INITIALIZATIONS) or ("he" if norm else "default"),
+        "seed": seed,
+    }
     try:
-        if parsed.family == "mlp":
-            return _mlp(parsed, in_channels * image_size**2, num_classes, seed)
-        make = _simple if parsed.family == "simple" else _resnet
-        return make(parsed, in_channels, num_classes, seed)
+        if family == "mlp":
+            return MLP(
+                in_channels * image_size**2,
+                depth=number,
+                residual="residual" in options,
+                block_layers=2 if "pair" in options else 1,
+                preactivation="preact" in options,
+                **common,
+            )
+        if family == "simple":
+            return ConstantWidthNet(
+                number,
+                in_channels=in_channels,
+                residual="plain" not in options,
+                single="single" in options,
+                **common,
+            )
+        return ResNet(
+            number,
+            in_channels=in_channels,
+            residual=family == "resnet",
+            shortcut=(parsed.first("a", "b", "c") or "a").upper(),
+            preactivation="preact" in options,
+            zero_init="zeroinit" in options,
+            **common,
+        )
     except ValueError as error:
         raise ScriptError(f"zoo network {name!r}: {error}") from None
 
@@ -348,52 +348,3 @@ def _parsed(name: str) -> _Name:
             raise ScriptError(f"zoo network {name!r}: give only one of {', '.join(group)}")
     width = int(widths[0][1:]) if widths else 64 if family == "mlp" else 16
     return _Name(family, number, others, width)
-
-
-def _resnet(name: _Name, in_channels: int, num_classes: int, seed: int) -> nn.Module:
-    norm = None if name.has("nonorm") else "batch"
-    return ResNet(
-        name.number,
-        in_channels=in_channels,
-        num_classes=num_classes,
-        width=name.width,
-        residual=name.family == "resnet",
-        shortcut=(name.first("a", "b", "c") or "a").upper(),
-        norm=norm,
-        preactivation=name.has("preact"),
-        zero_init=name.has("zeroinit"),
-        # Without norm He's weights let the residual stream double in every block, up to overflow.
-        initialization=name.initialization("he" if norm else "default"),
-        seed=seed,
-    )
-
-
-def _mlp(name: _Name, in_features: int, num_classes: int, seed: int) -> nn.Module:
-    kind = name.first("batchnorm", "layernorm")
-    return MLP(
-        in_features,
-        num_classes,
-        depth=name.number,
-        width=name.width,
-        residual=name.has("residual"),
-        block_layers=2 if name.has("pair") else 1,
-        norm=kind and kind.removesuffix("norm"),
-        preactivation=name.has("preact"),
-        initialization=name.initialization("he" if kind else "default"),
-        seed=seed,
-    )
-
-
-def _simple(name: _Name, in_channels: int, num_classes: int, seed: int) -> nn.Module:
-    norm = "batch" if name.has("batchnorm") else None
-    return ConstantWidthNet(
-        name.number,
-        in_channels=in_channels,
-        num_classes=num_classes,
-        width=name.width,
-        residual=not name.has("plain"),
-        single=name.has("single"),
-        norm=norm,
-        initialization=name.initialization("he" if norm else "default"),
-        seed=seed,
-    )

@@ -59,16 +59,3 @@ def test_seeds_decide_the_weights_and_leave_the_global_state() -> None:
 def test_a_depth_without_whole_blocks_is_refused(depth: int, layers: int) -> None:
     with pytest.raises(ValueError, match=rf"depth {depth} cannot be built.*choose 2 \+ {layers}·n"):
         MLP(6, 3, depth=depth, block_layers=layers)
-
-
-def test_unknown_options_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match="norm 'group' is unknown; choose 'batch', 'layer' or None"
-    ):
-        MLP(6, 3, depth=3, norm="group")
-    with pytest.raises(ValueError, match="block of 3 linear layers is not offered; choose 1 or 2"):
-        MLP(6, 3, depth=5, block_layers=3)
-    with pytest.raises(
-        ValueError, match="initialization 'xavier' is unknown; choose one of he, de"
-    ):
-        MLP(6, 3, depth=3, initialization="xavier")

@@ -92,10 +92,3 @@ def test_he_weights_have_deviation_root_two_over_fan_in() -> None:
 def test_a_depth_that_is_not_6n_plus_2_is_refused(depth: int, near: str) -> None:
     with pytest.raises(ValueError, match=rf"depth {depth} cannot.*6n \+ 2; the nearest are {near}"):
         ResNet(depth)
-
-
-def test_unknown_options_are_refused() -> None:
-    with pytest.raises(ValueError, match="shortcut 'D' is unknown; choose 'A', 'B' or 'C'"):
-        ResNet(8, shortcut="D")
-    with pytest.raises(ValueError, match="norm 'layer' is unknown; choose 'batch' or None"):
-        ResNet(8, norm="layer")

@@ -85,5 +85,3 @@ def test_the_plain_net_does_not_learn_digits_and_the_residual_one_does() -> None
 def test_convolutions_that_leave_half_a_block_are_refused() -> None:
     with pytest.raises(ValueError, match="7 convolutions do not fill blocks of 2; choose a positi"):
         ConstantWidthNet(7)
-    with pytest.raises(ValueError, match="norm 'layer' is unknown; choose 'batch' or None"):
-        ConstantWidthNet(2, norm="layer")

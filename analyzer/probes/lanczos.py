@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -52,57 +53,83 @@ class Quadrature:
     trace_error: float
 
 
-@dataclass
-class _Tridiagonal:
-    """The matrix in the basis of the steps made so far."""
+class _Vectors:
+    """Orthonormal vectors, one after the other, of the size, type and device of another one."""
 
-    diagonal: list[float] = field(default_factory=list)
-    off: list[float] = field(default_factory=list)
+    def __init__(self, like: Tensor) -> None:
+        self.rows = like.new_empty(9, len(like))
+        self._count = 0
+
+    def remainder(self, vector: Tensor) -> float:
+        """Remove from a vector what lies in these, and normalize it; return its length before."""
+        for _ in range(2):
+            basis = self.rows[: self._count]
+            vector.sub_((basis @ vector) @ basis)
+        length = float(vector.norm())
+        if length > 0:
+            vector.div_(length)
+        return length
+
+    def append(self, vector: Tensor) -> Tensor:
+        """Add a vector that `remainder` has made orthonormal to these; return it."""
+        if self._count == len(self.rows):
+            self.rows = torch.cat([self.rows, torch.empty_like(self.rows)])
+        self.rows[self._count] = vector
+        self._count += 1
+        return vector
+
+    def append_random(self, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+        """Add a random vector, drawn in a type, that is orthonormal to these; return it."""
+        size = self.rows.shape[1]
+        vector = torch.randn(size, generator=generator, dtype=dtype).to(self.rows)
+        self.remainder(vector)
+        return self.append(vector)
+
+
+class _Steps:
+    """Lanczos with full reorthogonalization.
+
+    `diagonal` and `off` are the matrix in the basis of the steps made so far.
+    """
+
+    def __init__(self, product: Product, start: Tensor, seed: int) -> None:
+        self._product = product
+        self._generator = torch.Generator().manual_seed(seed)
+        self._epsilon = torch.finfo(start.dtype).eps
+        self.basis = _Vectors(start)
+        self.basis.append(start / start.norm())
+        self.diagonal: list[float] = []
+        self.off: list[float] = []
+        self.num_exhausted = 0
+        self._scale = 0.0
+
+    def advance(self) -> None:
+        """Make one step: one product."""
+        last = self.basis.rows[len(self.diagonal)]
+        vector = self._product(last)
+        self.diagonal.append(float(last @ vector))
+        length = self.basis.remainder(vector)
+        self._scale = max(self._scale, abs(self.diagonal[-1]), length)
+        is_exhausted = not length > 16 * self._epsilon * self._scale
+        self.off.append(0.0 if is_exhausted and length == length else length)
+        if is_exhausted:
+            # Nothing new in this subspace: eigenvalues that occur twice are in the rest.
+            self.num_exhausted += 1
+            self.basis.append_random(self._generator, torch.float32)
+        else:
+            self.basis.append(vector)
 
     def eigen(self) -> tuple[Tensor, Tensor]:
         """Return eigenvalues, rising, and vectors in columns."""
         matrix = torch.diag(torch.tensor(self.diagonal, dtype=torch.float64))
-        beside = torch.tensor(self.off[: len(self.diagonal) - 1], dtype=torch.float64)
+        beside = torch.tensor(self.off[:-1], dtype=torch.float64)
         values, vectors = torch.linalg.eigh(matrix + torch.diag(beside, 1) + torch.diag(beside, -1))
         return values, vectors
 
     @property
     def is_finite(self) -> bool:
         """Whether the last step gave numbers."""
-        last = self.diagonal[-1] + self.off[-1]
-        return last - last == 0
-
-
-class _Steps:
-    """Lanczos with full reorthogonalization."""
-
-    def __init__(self, product: Product, start: Tensor, max_steps: int, seed: int) -> None:
-        self._product = product
-        self._generator = torch.Generator().manual_seed(seed)
-        self._epsilon = torch.finfo(start.dtype).eps
-        self.basis = start.new_empty(min(max_steps, 8) + 1, len(start))
-        self.basis[0] = start / start.norm()
-        self.matrix = _Tridiagonal()
-        self.num_exhausted = 0
-        self._scale = 0.0
-
-    def advance(self) -> None:
-        """Make one step: one product."""
-        step = len(self.matrix.diagonal)
-        if step + 2 > len(self.basis):
-            self.basis = torch.cat([self.basis, torch.empty_like(self.basis)])
-        vector = self._product(self.basis[step])
-        self.matrix.diagonal.append(float(self.basis[step] @ vector))
-        length = _orthogonalize(vector, self.basis[: step + 1])
-        self._scale = max(self._scale, abs(self.matrix.diagonal[-1]), length)
-        is_exhausted = not length > 16 * self._epsilon * self._scale
-        self.matrix.off.append(0.0 if is_exhausted and length == length else length)
-        if is_exhausted:
-            # Nothing new in this subspace: eigenvalues that occur twice are in the rest.
-            self.num_exhausted += 1
-            vector = torch.randn(len(vector), generator=self._generator).to(vector)
-            _orthogonalize(vector, self.basis[: step + 1])
-        self.basis[step + 1] = vector
+        return math.isfinite(self.diagonal[-1] + self.off[-1])
 
 
 def end_eigenpairs(
@@ -136,25 +163,25 @@ def end_eigenpairs(
         # The random part stays: the vector given may lack a direction altogether.
         first = start / length + _RANDOM_PART * first / first.norm()
     last = min(size, max(max_steps, largest + smallest))
-    steps = _Steps(product, first, last, seed + 1)
+    steps = _Steps(product, first, seed + 1)
     for count in range(1, last + 1):
         steps.advance()
-        if not steps.matrix.is_finite:
+        if not steps.is_finite:
             break
-        values, vectors = steps.matrix.eigen()
+        values, vectors = steps.eigen()
         chosen = [*range(count - 1, max(count - 1 - largest, -1), -1)]
         chosen += [n for n in range(min(smallest, count) - 1, -1, -1) if n not in chosen]
-        errors = _errors(values, steps.matrix.off[-1] * vectors[-1].abs(), chosen)
+        errors = _errors(values, steps.off[-1] * vectors[-1].abs(), chosen)
         limit = tolerance * values.abs().max().item()
         # An exhausted subspace holds each eigenvalue once, however often it occurs.
-        is_open = steps.matrix.off[-1] > 0 or steps.num_exhausted >= largest + smallest
+        is_open = steps.off[-1] > 0 or steps.num_exhausted >= largest + smallest
         is_enough = is_open and count >= largest + smallest and max(errors) <= limit
         if count == last or is_enough:
-            basis = vectors[:, chosen].T.to(steps.basis) @ steps.basis[:count]
+            basis = vectors[:, chosen].T.to(like) @ steps.basis.rows[:count]
             return EigenPairs(values[chosen].tolist(), basis, errors, count)
     nan = [float("nan")] * min(largest + smallest, size)
     missing = like.new_full((len(nan), size), float("nan"))
-    return EigenPairs(nan, missing, nan, len(steps.matrix.diagonal))
+    return EigenPairs(nan, missing, nan, len(steps.diagonal))
 
 
 def quadrature(
@@ -176,18 +203,18 @@ def quadrature(
     traces = []
     for number in range(num_vectors):
         signs = torch.randint(2, (len(like),), generator=generator) * 2 - 1
-        steps = _Steps(product, signs.to(like), num_steps, seed + number + 1)
+        steps = _Steps(product, signs.to(like), seed + number + 1)
         for _ in range(min(num_steps, len(like))):
             steps.advance()
             # What lies behind the end of the vector's own subspace has no weight.
-            if not steps.matrix.is_finite or steps.matrix.off[-1] == 0:
+            if not steps.is_finite or steps.off[-1] == 0:
                 break
-        traces.append(steps.matrix.diagonal[0] * len(like))
-        if not steps.matrix.is_finite:
+        traces.append(steps.diagonal[0] * len(like))
+        if not steps.is_finite:
             nodes.append(float("nan"))
             weights.append(1 / num_vectors)
             continue
-        values, vectors = steps.matrix.eigen()
+        values, vectors = steps.eigen()
         nodes += values.tolist()
         weights += (vectors[0].square() / num_vectors).tolist()
     return Quadrature(nodes, weights, *_mean_and_error(traces))
@@ -213,16 +240,6 @@ def _mean_and_error(values: list[float]) -> tuple[float, float]:
         return mean, float("nan")
     variance = sum((value - mean) ** 2 for value in values) / (count - 1)
     return mean, (variance / count) ** 0.5
-
-
-def _orthogonalize(vector: Tensor, basis: Tensor) -> float:
-    """Remove what lies in the basis, twice; normalize in place; return the length before that."""
-    for _ in range(2):
-        vector.sub_((basis @ vector) @ basis)
-    length = float(vector.norm())
-    if length > 0:
-        vector.div_(length)
-    return length
 
 
 class LinearMap(Protocol):
@@ -257,47 +274,12 @@ class ExtremeValues:
     num_steps: int
 
 
-class _Vectors:
-    """Orthonormal vectors, one after the other."""
-
-    def __init__(self, size: int, generator: torch.Generator) -> None:
-        self._rows = torch.empty(16, size, dtype=torch.float64)
-        self._generator = generator
-        self._count = 0
-
-    def remainder(self, vector: Tensor) -> float:
-        """Remove from a vector what lies in these, and normalize it; return its length before."""
-        return _orthogonalize(vector, self._rows[: self._count])
-
-    def append(self, vector: Tensor) -> Tensor:
-        """Add a vector that `remainder` has made orthonormal to these; return it."""
-        if self._count == len(self._rows):
-            self._rows = torch.cat([self._rows, torch.empty_like(self._rows)])
-        self._rows[self._count] = vector
-        self._count += 1
-        return vector
-
-    def append_random(self) -> Tensor:
-        """Add a random vector that is orthonormal to these; return it."""
-        size = self._rows.shape[1]
-        vector = torch.randn(size, generator=self._generator, dtype=torch.float64)
-        self.remainder(vector)
-        return self.append(vector)
-
-
-@dataclass
-class _Bidiagonal:
-    """The matrix between the two bases."""
-
-    diagonal: list[float] = field(default_factory=list)
-    upper: list[float] = field(default_factory=list)
-
-    def triplets(self) -> tuple[Tensor, Tensor]:
-        """Return its singular values, falling, and the residual of each."""
-        middle = torch.diag(torch.tensor(self.diagonal, dtype=torch.float64))
-        middle = middle + torch.diag(torch.tensor(self.upper[:-1], dtype=torch.float64), 1)
-        left, values, _ = torch.linalg.svd(middle)
-        return values, self.upper[-1] * left[-1].abs()
+def _triplets(diagonal: list[float], upper: list[float]) -> tuple[Tensor, Tensor]:
+    """Return singular values of the matrix between the two bases, falling, and their residuals."""
+    middle = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+    middle = middle + torch.diag(torch.tensor(upper[:-1], dtype=torch.float64), 1)
+    left, values, _ = torch.linalg.svd(middle)
+    return values, upper[-1] * left[-1].abs()
 
 
 def extreme_singular_values(
@@ -319,29 +301,32 @@ def extreme_singular_values(
     back = matrix.times if is_wide else matrix.transposed_times
     size, other = sorted((matrix.rows, matrix.columns))
     generator = torch.Generator().manual_seed(seed)
-    lefts, rights = _Vectors(other, generator), _Vectors(size, generator)
+    lefts, rights = (_Vectors(torch.empty(n, dtype=torch.float64)) for n in (other, size))
+    drawn = generator, torch.float64
     last = min(size, max(max_steps, 2 * k))
-    middle, scale = _Bidiagonal(), 0.0
-    right = rights.append_random()
+    diagonal: list[float] = []
+    upper: list[float] = []
+    scale = 0.0
+    right = rights.append_random(*drawn)
     for step in range(1, last + 1):
         left = forward(right)
         length = lefts.remainder(left)
         scale = max(scale, length)
         is_in = length > 16 * matrix.epsilon * scale
-        left = lefts.append(left) if is_in or length != length else lefts.append_random()
-        middle.diagonal.append(length if is_in else 0.0)
+        left = lefts.append(left) if is_in or length != length else lefts.append_random(*drawn)
+        diagonal.append(length if is_in else 0.0)
         right = back(left)
         beyond = rights.remainder(right)
         if length + beyond != length + beyond:
             return _not_finite(k, size, step)
         scale = max(scale, beyond)
         is_exhausted = step == size or not beyond > 16 * matrix.epsilon * scale
-        middle.upper.append(0.0 if is_exhausted else beyond)
+        upper.append(0.0 if is_exhausted else beyond)
         if step == last or (step >= 2 * k and (step % 5 == 0 or is_exhausted)):
-            found = _ends(*middle.triplets(), k, size)
+            found = _ends(*_triplets(diagonal, upper), k, size)
             if step == last or max(found.residuals) <= tolerance:
                 return found
-        right = rights.append_random() if is_exhausted else rights.append(right)
+        right = rights.append_random(*drawn) if is_exhausted else rights.append(right)
     raise AssertionError("the last step returns")
 
 

@@ -203,17 +203,13 @@ def _shape(name: str, argument: str) -> tuple[int, ...]:
     return tuple(int(size) for size in sizes)
 
 
-def _encoded(text: str, encoding: str) -> bytes:
-    """Stand for ``_codecs.encode``, with which Python 3 writes bytes into old pickles."""
-    return text.encode(encoding)
-
-
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("_codecs", "encode"): _encoded,
+    # With it Python 3 writes bytes into old pickles; that of strings does nothing else.
+    ("_codecs", "encode"): str.encode,
 }
 
 

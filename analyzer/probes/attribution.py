@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from analyzer.joins.model_state import unwrapped
 from analyzer.probes.activations import LayerOutput, evaluating, layer_outputs, samples_between
 from analyzer.probes.batch import HeldBatch, Measurement
-from analyzer.probes.conductance import JoinAttribution, PathSums, join_attributions, path_sums
+from analyzer.probes.conductance import PathSums, path_sums
 from analyzer.probes.input_path import InputPath, Target, chosen_target, flattened, input_path
 
 __all__ = [
@@ -34,6 +34,25 @@ _COMPLETE = ("conductance", "integrated_gradients")
 _ROWS = 512
 _HELD_SAMPLES, _HELD_STEPS = 8, 20
 _MOST_PASSES = 128
+
+
+@dataclass(frozen=True)
+class JoinAttribution:
+    """How much of an output passes a join on either side.
+
+    ``∫ ⟨∂F/∂x through one side, dx/dα⟩ dα`` at the fork x, on the way from the baseline; through
+    the shortcut it is NaN where autograd does not see the fork.
+    """
+
+    join: int
+    name: str
+    shortcut: float
+    branch: float
+
+    def as_dict(self) -> dict[str, int | str | float]:
+        """Return the fields, and the share of the shortcut; NaN where both are 0."""
+        total = self.shortcut + self.branch
+        return asdict(self) | {"shortcut_share": self.shortcut / total if total else math.nan}
 
 
 @dataclass(frozen=True)
@@ -102,25 +121,28 @@ def layer_attribution(
         traps = _traps(path)
         chosen, change = _target_and_change(path, target)
         if method == "integrated_gradients":
-            sums, refused = _integrated_gradients(path, chosen, num_steps)
-            joins: list[JoinAttribution] = []
+            sums = _integrated_gradients(path, chosen, num_steps)
         else:
-            sums, refused, joins = _summed(path, chosen, method, num_steps)
-    names = list(sums)
-    values = [value / path.size for value in sums.values()]
+            sums = _summed(path, chosen, method, num_steps)
+    names, size = list(sums.values), path.size
+    values = [value / size for value in sums.values.values()]
     known = zip(names, values, strict=True)
-    deltas = {name: value - change for name, value in known if name not in refused}
+    deltas = {name: value - change for name, value in known if name not in sums.refused}
+    joins = [
+        JoinAttribution(*key, shortcut / size, sums.branches[key] / size)
+        for key, shortcut in sums.shortcuts.items()
+    ]
     return Attribution(
         method=method,
         names=names,
         values=values,
         deltas=deltas if method in _COMPLETE else {},
-        refused=refused,
-        joins=[join.divided_by(path.size) for join in joins],
+        refused=sums.refused,
+        joins=joins,
         traps=traps,
         target=chosen.said,
         output_change=change,
-        num_samples=path.size,
+        num_samples=size,
         num_steps=num_steps,
     )
 
@@ -190,30 +212,21 @@ def _target_and_change(path: InputPath, target: Any) -> tuple[Target, float]:
     return chosen, float((picked[path.size :] - picked[: path.size]).mean())
 
 
-def _summed(
-    path: InputPath, target: Target, method: str, num_steps: int
-) -> tuple[dict[str, float], dict[str, str], list[JoinAttribution]]:
+def _summed(path: InputPath, target: Target, method: str, num_steps: int) -> PathSums:
     """Return the sums over all samples, a group of samples at a time."""
     group = max(1, _ROWS // (num_steps + 1))
     total = PathSums()
-    joins: list[JoinAttribution] = []
     for start in range(0, path.size, group):
         stop = min(start + group, path.size)
         with layer_outputs(path.model, with_values=True) as layers:
-            part = path_sums(path, layers, target, method, num_steps, start, stop)
-        total.add(part)
-        if method == "conductance":
-            some = join_attributions(part, path, start, stop)
-            joins = [a + b for a, b in zip(joins, some, strict=True)] if joins else some
-    return total.values, total.refused, joins
+            total.add(path_sums(path, layers, target, method, num_steps, start, stop))
+    return total
 
 
 _RUN_AGAIN = "Captum cannot compute it: checkpointing runs it again in the backward pass"
 
 
-def _integrated_gradients(
-    path: InputPath, target: Target, num_steps: int
-) -> tuple[dict[str, float], dict[str, str]]:
+def _integrated_gradients(path: InputPath, target: Target, num_steps: int) -> PathSums:
     """Return Captum's ``LayerIntegratedGradients`` of every layer, summed over the samples.
 
     Modules that work in place do so on copies meanwhile, where that changes no output. Captum
@@ -222,31 +235,27 @@ def _integrated_gradients(
     """
     from captum.attr import LayerIntegratedGradients
 
-    def forward(*points: Tensor) -> Tensor:
-        return path.output_at(points)
-
-    values: dict[str, float] = {}
-    refused: dict[str, str] = {}
+    sums = PathSums()
     inputs = tuple(path.at((1.0,), 0, path.size))
     with _out_of_place(path):
         points = [point.requires_grad_() for point in path.at((1.0,), 0, path.size)]
         with layer_outputs(path.model, with_values=True) as layers:
             main, _, _ = path.run(points, 0, path.size)
         again = _run_again(path.model, main)
-        refused |= {layer.name: _RUN_AGAIN for layer in layers if layer.module in again}
+        sums.refused |= {layer.name: _RUN_AGAIN for layer in layers if layer.module in again}
         # Captum would read what an activation became later, and say nothing.
-        refused |= _deeplift_traps(layers)
+        sums.refused |= _deeplift_traps(layers)
         for layer in layers:
-            values[layer.name] = math.nan
-            if layer.name in refused:
+            sums.values[layer.name] = math.nan
+            if layer.name in sums.refused:
                 continue
-            method = LayerIntegratedGradients(forward, layer.module)
+            method = LayerIntegratedGradients(lambda *points: path.output_at(points), layer.module)
             found = _attempt(method, inputs, target, num_steps)
             if isinstance(found, str):
-                refused[layer.name] = found
+                sums.refused[layer.name] = found
             else:
-                values[layer.name] = found
-    return values, refused
+                sums.values[layer.name] = found
+    return sums
 
 
 def _run_again(model: nn.Module, output: Tensor) -> set[nn.Module]:

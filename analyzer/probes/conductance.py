@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from analyzer.joins.backward import SplitHooks
-from analyzer.joins.calls import CallLog
 from analyzer.joins.find import output_nodes
 from analyzer.joins.plan import JoinSite, joins_in_graph
 from analyzer.joins.products import JoinGradients
@@ -21,12 +20,7 @@ from analyzer.joins.search import Join
 from analyzer.probes.activations import LayerOutput
 from analyzer.probes.input_path import InputPath, Target, flattened
 
-__all__ = [
-    "JoinAttribution",
-    "PathSums",
-    "join_attributions",
-    "path_sums",
-]
+__all__ = ["PathSums", "path_sums"]
 
 
 _NO_SAMPLES = "its output has no sample axis"
@@ -35,28 +29,26 @@ _NO_GRADIENT = "the output does not depend on it"
 
 @dataclass
 class PathSums:
-    """What was summed over the way, and the pass that it came from.
+    """Sums over the way and some samples.
 
     Args:
-        values: Per layer the sum over its elements and the samples.
+        values: Per layer the sum over its elements.
         refused: Layers without a value, with the reason.
-        picked: The explained output at every point.
-        points: The points of the way.
-        weights: The weight of each step in an integral over the way.
+        shortcuts: Per join, by index and name, the attribution through its shortcut.
+        branches: The same through its branch.
     """
 
     values: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
-    picked: Tensor | None = None
-    output: Any = None
-    log: CallLog | None = None
-    points: Sequence[Tensor] = ()
-    weights: Sequence[float] = ()
+    shortcuts: dict[tuple[int, str], float] = field(default_factory=dict)
+    branches: dict[tuple[int, str], float] = field(default_factory=dict)
 
     def add(self, other: PathSums) -> None:
         """Add the sums of further samples."""
-        for name, value in other.values.items():
-            self.values[name] = self.values.get(name, 0.0) + value
+        for name in ("values", "shortcuts", "branches"):
+            mine: dict[Any, float] = getattr(self, name)
+            for key, value in getattr(other, name).items():
+                mine[key] = mine.get(key, 0.0) + value
         self.refused |= other.refused
 
 
@@ -77,7 +69,7 @@ def path_sums(
 ) -> PathSums:
     """Run a model once at all points of the way; return the sums of every layer over some samples.
 
-    ``layers`` is the list that fills with the layers of a pass.
+    ``layers`` is the list that fills with the layers of a pass. Conductance has sums of joins, too.
     """
     fractions, weights = {
         # One point more than steps: conductance needs the change from point to point.
@@ -89,7 +81,7 @@ def path_sums(
     main, output, log = path.run(points, start, stop)
     index = target.index[start:stop].repeat(len(fractions))
     picked = flattened(main).gather(1, index[:, None]).sum()
-    result = PathSums(picked=picked, output=output, log=log, points=points, weights=weights)
+    result = PathSums()
     edges = [layer.edge for layer in layers if layer.edge is not None]
     gradients = iter(
         torch.autograd.grad(picked, edges, retain_graph=True, allow_unused=True) if edges else ()
@@ -103,6 +95,12 @@ def path_sums(
             continue
         terms = _terms(method, gradient, layer.value, stop - start, weights)
         result.values[layer.name] = float(terms.double().sum())
+    if method == "conductance":
+        # The change of the points over each step of the way.
+        steps = [torch.cat([end[start:stop] * weight for weight in weights]) for end in path.ends]
+        roots = output_nodes(output)
+        sites = joins_in_graph(roots, log).sites(roots) or []
+        _add_joins(result, sites, picked, points, steps)
     return result
 
 
@@ -118,46 +116,18 @@ def _terms(
     return gradient[:-size] * (value[size:] - value[:-size])
 
 
-@dataclass(frozen=True)
-class JoinAttribution:
-    """How much of an output passes a join on either side.
-
-    ``∫ ⟨∂F/∂x through one side, dx/dα⟩ dα`` at the fork x, on the way from the baseline; through
-    the shortcut it is NaN where autograd does not see the fork.
-    """
-
-    join: int
-    name: str
-    shortcut: float
-    branch: float
-
-    def __add__(self, other: JoinAttribution) -> JoinAttribution:
-        return replace(
-            self, shortcut=self.shortcut + other.shortcut, branch=self.branch + other.branch
-        )
-
-    def divided_by(self, count: int) -> JoinAttribution:
-        """Return the mean over samples of a sum over them."""
-        return replace(self, shortcut=self.shortcut / count, branch=self.branch / count)
-
-    def as_dict(self) -> dict[str, int | str | float]:
-        """Return the fields, and the share of the shortcut; NaN where both are 0."""
-        total = self.shortcut + self.branch
-        return asdict(self) | {"shortcut_share": self.shortcut / total if total else math.nan}
-
-
-def join_attributions(
-    done: PathSums, path: InputPath, start: int, stop: int
-) -> list[JoinAttribution]:
-    """Return the attribution through both sides of each join, summed over the samples of a pass.
+def _add_joins(
+    result: PathSums,
+    sites: Sequence[JoinSite],
+    picked: Tensor,
+    points: Sequence[Tensor],
+    steps: Sequence[Tensor],
+) -> None:
+    """Add the attribution through both sides of each join.
 
     The gradient that reaches a fork through one side continues to the inputs by itself, where it
     meets their change along the way.
     """
-    if done.picked is None or done.log is None:
-        return []
-    roots = output_nodes(done.output)
-    sites = joins_in_graph(roots, done.log).sites(roots) or []
     gradients: dict[int, JoinGradients] = {}
 
     def note(join: Join, found: JoinGradients) -> None:
@@ -165,29 +135,28 @@ def join_attributions(
 
     hooks = SplitHooks(sites, note)
     try:
-        torch.autograd.grad(done.picked, done.points, retain_graph=True, allow_unused=True)
+        torch.autograd.grad(picked, points, retain_graph=True, allow_unused=True)
     finally:
         hooks.finish()
-    # The change of the points over each step of the way.
-    steps = [torch.cat([end[start:stop] * weight for weight in done.weights]) for end in path.ends]
-    result = []
     for site in sites:
-        found = gradients.get(site.join.index)
+        found, key = gradients.get(site.join.index), (site.join.index, site.join.name)
         sides = (None, None) if found is None else (found.shortcut, found.branch)
-        shortcut, branch = (_integral(site, side, done, steps) for side in sides)
-        result.append(JoinAttribution(site.join.index, site.join.name, shortcut, branch))
-    return result
+        for side, sums in zip(sides, (result.shortcuts, result.branches), strict=True):
+            sums[key] = _integral(site, side, points, steps)
 
 
 def _integral(
-    site: JoinSite, side: tuple[Tensor, ...] | None, done: PathSums, steps: list[Tensor]
+    site: JoinSite,
+    side: tuple[Tensor, ...] | None,
+    points: Sequence[Tensor],
+    steps: Sequence[Tensor],
 ) -> float:
     """Send one side's gradient on from the fork; return what it makes of the inputs' change."""
     if side is None or site.fork is None:
         return math.nan
     forks = [GradientEdge(site.fork, number) for number in range(len(side))]
     arrived = torch.autograd.grad(
-        forks, list(done.points), list(side), retain_graph=True, allow_unused=True
+        forks, list(points), list(side), retain_graph=True, allow_unused=True
     )
     return math.fsum(
         float((gradient.double() * step).sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -207,28 +208,15 @@ def _mixes_samples(main: Tensor, layers: Sequence[LayerOutput]) -> bool:
     return bool((gradient[1:] != 0).any())
 
 
-_NONLINEARITIES = {
-    "CeluBackward",
-    "EluBackward",
-    "GeluBackward",
-    "HardsigmoidBackward",
-    "HardswishBackward",
-    "HardtanhBackward",
-    "LeakyReluBackward",
-    "MishBackward",
-    "PreluKernelBackward",
-    "ReluBackward",
-    "SigmoidBackward",
-    "SiluBackward",
-    "SoftplusBackward",
-    "TanhBackward",
-    "ThresholdBackward",
-}
+_NONLINEARITY = re.compile(
+    "(Celu|Elu|Gelu|Hardsigmoid|Hardswish|Hardtanh|LeakyRelu|Mish|PreluKernel|Relu|Sigmoid|Silu"
+    "|Softplus|Tanh|Threshold)Backward[0-9]*"
+)
 
 
 def _is_nonlinearity(node: Node) -> bool:
     """Return whether a node is an element-wise nonlinearity, written as module or as function."""
-    return type(node).__name__.rstrip("0123456789") in _NONLINEARITIES
+    return _NONLINEARITY.fullmatch(type(node).__name__) is not None
 
 
 def _numbers_above(

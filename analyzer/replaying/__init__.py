@@ -134,48 +134,38 @@ def measure_all(run: Run, held: Held, order: ProbeOrder, say: Say, progress: Pro
 def _measured(
     run: Run, held: Held, order: ProbeOrder, name: str, step: int, say: Say, progress: Progress
 ) -> Measurement:
-    """Measure one probe with its options; a landscape may need other checkpoints, too."""
-    if name == "landscape":
-        return _landscape(run, held, order, step, say, progress)
-    return measured(name, held, functools.partial(probe_named(name), **order.options_of(name)))
-
-
-def _points_of(table: Path) -> Path:
-    """Where the points of a landscape are kept until it is whole."""
-    return table.with_suffix(".points")
-
-
-def _landscape(
-    run: Run, held: Held, order: ProbeOrder, step: int, say: Say, progress: Progress
-) -> Measurement:
-    """Draw a landscape, from where a killed one ended."""
-    points = _points_of(run.path / "probes" / "landscape" / f"step-{step:012d}.parquet")
+    """Measure one probe with its options; a landscape from where a killed one ended."""
+    if name != "landscape":
+        return measured(name, held, functools.partial(probe_named(name), **order.options_of(name)))
+    points = _points_of(run.path / "probes" / name / f"step-{step:012d}.parquet")
     request, model = order.landscape, held.call.model
     needed = checkpoints_of(run, "all") if request.plane != "random" else {}
     checkpoints = {at: state_of(model, file) for at, file in needed.items()}
     if points.exists():
         say(f"landscape of step {step}: resuming with the points that are done")
 
-    def draw(resume: Path) -> Measurement:
-        def draws(batch: HeldBatch) -> Measurement:
-            with same_draws(batch.model):
-                return drawn(
-                    batch,
-                    request,
-                    step=step,
-                    checkpoints=checkpoints,
-                    resume=resume,
-                    on_progress=functools.partial(progress, f"landscape of step {step}"),
-                )
-
-        return measured("landscape", held, draws)
+    def draws(batch: HeldBatch) -> Measurement:
+        with same_draws(batch.model):
+            return drawn(
+                batch,
+                request,
+                step=step,
+                checkpoints=checkpoints,
+                resume=points,
+                on_progress=functools.partial(progress, f"landscape of step {step}"),
+            )
 
     try:
-        return draw(points)
+        return measured(name, held, draws)
     except PartialSurfaceError:
         say(f"landscape of step {step}: the points that are done are of another one; starting over")
         points.unlink()
-        return draw(points)
+        return measured(name, held, draws)
+
+
+def _points_of(table: Path) -> Path:
+    """Where the points of a landscape are kept until it is whole."""
+    return table.with_suffix(".points")
 
 
 def _with_layers(run: Run, measurement: Measurement) -> dict[str, Any]:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from analyzer.errors import AnalyzerError
@@ -135,23 +134,6 @@ def _environment(*, is_module: bool) -> dict[str, str]:
     return environment
 
 
-def rebuilt(run: Run) -> Held:
-    """Build the model and the first batch of a run again; another kind of program is refused."""
-    kind = run.manifest.get("kind")
-    if kind == "zoo":
-        held = _zoo(run.manifest)
-    elif kind == "model file":
-        held = _model_file(run.manifest)
-    else:
-        program = "training script" if kind == "script" else "Recorder in somebody's own program"
-        raise AnalyzerError(
-            f"run '{run.name}' is of a {program}; to probe it, that program has to run "
-            "again, up to its first update: add --replay"
-        )
-    check_batch(run, held)
-    return held
-
-
 @dataclass(frozen=True)
 class _Loss:
     """The loss of a built-in training: a function of output and targets, on one batch."""
@@ -169,34 +151,38 @@ class _Loss:
         return self.target if is_class and not self.target.is_floating_point() else None
 
 
-def _zoo(manifest: Mapping[str, Any]) -> Held:
-    seed = manifest["seed"]
-    seed_everything(seed)
-    data = dataset(manifest["data"], seed=seed)
-    model = zoo_for(manifest["argv"][0].removeprefix("zoo:"), data, seed=seed)
-    stream = batches(data, manifest["batch_size"], seed=seed, device=torch.device("cpu"))
-    return _first_batch(model, stream, cross_entropy)
-
-
-def _model_file(manifest: Mapping[str, Any]) -> Held:
+def rebuilt(run: Run) -> Held:
+    """Build the model and the first batch of a run again; another kind of program is refused."""
+    manifest, kind = run.manifest, run.manifest.get("kind")
+    if kind not in ("zoo", "model file"):
+        program = "training script" if kind == "script" else "Recorder in somebody's own program"
+        raise AnalyzerError(
+            f"run '{run.name}' is of a {program}; to probe it, that program has to run "
+            "again, up to its first update: add --replay"
+        )
     seed, target = manifest["seed"], manifest["argv"][0]
-    ending = run_program(target, manifest["argv"][1:])
-    if ending.exit_code != 0:
-        raise AnalyzerError(f"'{target}' failed; the run cannot be rebuilt from it")
+    namespace: Mapping[str, Any] = {}
+    if kind == "model file":
+        ending = run_program(target, manifest["argv"][1:])
+        if ending.exit_code != 0:
+            raise AnalyzerError(f"'{target}' failed; the run cannot be rebuilt from it")
+        namespace = ending.namespace
     seed_everything(seed)
-    model = model_of(ending.namespace, target)
-    if "batches" in ending.namespace:
-        stream = ending.namespace["batches"]()
+    data = None if "batches" in namespace else dataset(manifest["data"], seed=seed)
+    if kind == "zoo":
+        assert data is not None
+        model = zoo_for(target.removeprefix("zoo:"), data, seed=seed)
     else:
-        data = dataset(manifest["data"], seed=seed)
-        size = manifest["batch_size"]
-        stream = batches(data, size, seed=seed, device=torch.device("cpu"))
-    return _first_batch(model, stream, ending.namespace.get("loss", cross_entropy))
-
-
-def _first_batch(model: nn.Module, stream: Any, loss: Callable[[Any, Any], Tensor]) -> Held:
-    inputs, target = next(iter(stream))
-    return Held(0, Call(model, (inputs,), {}, None), _Loss(loss, target), None)
+        model = model_of(namespace, target)
+    if data is None:
+        stream = namespace["batches"]()
+    else:
+        stream = batches(data, manifest["batch_size"], seed=seed)
+    inputs, targets = next(iter(stream))
+    loss = _Loss(namespace.get("loss", cross_entropy), targets)
+    held = Held(0, Call(model, (inputs,), {}, None), loss, None)
+    check_batch(run, held)
+    return held
 
 
 def check_batch(run: Run, held: Held) -> None:

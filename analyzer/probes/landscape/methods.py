@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from analyzer.joins.model_state import preserve_state, unwrapped
+from analyzer.joins.model_state import unwrapped
+from analyzer.probes import activations
 from analyzer.probes.batch import Batch, channels_last, num_samples, pooled, split
 from analyzer.probes.landscape.weights import AtPoints, Direction, Moves, NotStackableError, Point
 
 __all__ = [
     "BATCH_NORM",
     "Checked",
+    "InPlace",
     "Loss",
     "Method",
     "Stacked",
@@ -60,8 +62,7 @@ def evaluating(model: nn.Module, moves: Moves) -> Iterator[nn.Module]:
     table of angles) would keep one that no later training can use.
     """
     inner = unwrapped(model)
-    with torch.inference_mode(False), preserve_state(inner), torch.no_grad():
-        inner.eval()
+    with activations.evaluating(inner), torch.no_grad():
         try:
             yield inner
         finally:
@@ -81,28 +82,35 @@ def loss_value(loss: Loss, output: Any, target: Any) -> Tensor | float:
     )
 
 
+@dataclass
+class Work:
+    """What is to be evaluated: a module in eval mode, moved along one or two aligned directions.
+
+    ``batch_norm="recompute"`` estimates the running statistics at every point, as the plain
+    averages over the batches.
+    """
+
+    module: nn.Module
+    moves: Moves
+    directions: Sequence[Direction]
+    batches: Sequence[Batch]
+    loss: Loss
+    batch_norm: str = "keep"
+
+
 class InPlace:
     """Moves the weights of a module and runs it over batches, one point after the other.
 
-    The module is in the mode in which it is to be evaluated. ``batch_norm="recompute"`` estimates
-    the running statistics at every point, as the plain averages over the batches.
+    The plain method, which all others are checked against, has the batches as they are.
     """
 
     group = 1
 
-    def __init__(
-        self,
-        module: nn.Module,
-        moves: Moves,
-        batches: Sequence[Batch],
-        loss: Loss,
-        *,
-        batch_norm: str = "keep",
-        name: str = "in place",
-    ) -> None:
+    def __init__(self, work: Work, batches: Sequence[Batch], name: str = PLAIN) -> None:
         self.name = name
-        self._module, self._moves, self._batches, self._loss = module, moves, batches, loss
-        self._recompute = batch_norm == "recompute"
+        self._module, self._moves, self._loss = work.module, work.moves, work.loss
+        self._batches = batches
+        self._recompute = work.batch_norm == "recompute"
         # Every point sees the same draws, should the model or the loss draw any.
         self._random_state = torch.get_rng_state()
         self._writes_inputs: bool | None = None
@@ -156,25 +164,6 @@ def _averaging(module: nn.Module) -> Iterator[None]:
             norm.training = False
 
 
-@dataclass
-class Work:
-    """What is to be evaluated: a module in eval mode, moved along one or two aligned directions."""
-
-    module: nn.Module
-    moves: Moves
-    directions: Sequence[Direction]
-    batches: Sequence[Batch]
-    loss: Loss
-    batch_norm: str = "keep"
-
-    def plain(self, batches: Sequence[Batch] | None = None) -> InPlace:
-        """Return the method that all others are checked against: the batches as they are."""
-        data = self.batches if batches is None else batches
-        return InPlace(
-            self.module, self.moves, data, self.loss, batch_norm=self.batch_norm, name=PLAIN
-        )
-
-
 class Checked:
     """A fast method; the model itself, and what is not finite, is left to the plain one.
 
@@ -210,7 +199,7 @@ def chosen(work: Work, points: Sequence[Point], share: float = 1.0) -> str:
     whole = pooled(some)
     assert whole is not None  # all of them can be pooled
     probed = [points[len(points) // 3], points[len(points) // 2]]
-    methods: dict[str, Method] = {PLAIN: work.plain(some)}
+    methods: dict[str, Method] = {PLAIN: InPlace(work, some)}
     start = time.perf_counter()
     expected = methods[PLAIN].losses(probed)
     rate = (time.perf_counter() - start) / (len(probed) * whole.size)
@@ -219,7 +208,7 @@ def chosen(work: Work, points: Sequence[Point], share: float = 1.0) -> str:
         return PLAIN
     # Parts of unequal size show a loss that is not a mean over samples.
     uneven = split(whole, _UNEVEN_SAMPLES)[0]
-    uneven_loss = work.plain([uneven]).losses(probed[:1])
+    uneven_loss = InPlace(work, [uneven]).losses(probed[:1])
     for name in _candidates(some):
         kind, _, size = name.rpartition(" ")
         try:
@@ -264,7 +253,7 @@ def _times(methods: dict[str, Method], points: Sequence[Point]) -> dict[str, flo
 
 def method_named(work: Work, name: str) -> Method:
     """Return the method of a name that `chosen` gave."""
-    plain, whole = work.plain(), pooled(work.batches)
+    plain, whole = InPlace(work, work.batches), pooled(work.batches)
     if name == PLAIN or whole is None:
         return plain
     kind, _, size = name.rpartition(" ")
@@ -278,10 +267,9 @@ def method_named(work: Work, name: str) -> Method:
 
 def _build(work: Work, kind: str, batch: Batch, size: int) -> Method:
     if kind == "stacked":
-        return Stacked(work.module, work.moves, batch, work.loss, size)
+        return Stacked(work, batch, size)
     if kind == "micro-batches":
-        data = split(channels_last(batch), size)
-        return InPlace(work.module, work.moves, data, work.loss, name=f"{kind} {size}")
+        return InPlace(work, split(channels_last(batch), size), f"{kind} {size}")
     raise ValueError("it is of another version")
 
 
@@ -306,15 +294,13 @@ class Stacked:
             something else than linear layers and element-wise functions.
     """
 
-    def __init__(
-        self, module: nn.Module, moves: Moves, batch: Batch, loss: Loss, size: int = 512
-    ) -> None:
-        if not all(part.is_finite for part in moves.slices):
+    def __init__(self, work: Work, batch: Batch, size: int = 512) -> None:
+        if not all(part.is_finite for part in work.moves.slices):
             raise NotStackableError("weights or directions are not finite")
         self._parts, self._target = split(batch, size), batch.target
-        self._module, self._moves, self._loss = module, moves, loss
+        self._module, self._moves, self._loss = work.module, work.moves, work.loss
         self._kept: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in self._parts]
-        widths = [m.out_features for m in module.modules() if isinstance(m, nn.Linear)]
+        widths = [m.out_features for m in work.module.modules() if isinstance(m, nn.Linear)]
         fitting = _CACHED_ELEMENTS // (self._parts[0].size * max([1, *widths]))
         self.name, self.group = f"stacked {size}", max(1, min(_MAX_GROUP, fitting))
 

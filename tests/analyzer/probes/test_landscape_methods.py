@@ -12,6 +12,7 @@ from analyzer.probes.batch import held, pooled, split
 from analyzer.probes.landscape import methods, surface
 from analyzer.probes.landscape.methods import (
     Checked,
+    InPlace,
     NotStackableError,
     Stacked,
     Work,
@@ -37,7 +38,7 @@ def work(model: nn.Module, batches: list, loss: object = cross_entropy) -> Work:
 
 
 def stacked(task: Work) -> Stacked:
-    return Stacked(task.module, task.moves, pooled(task.batches), task.loss)
+    return Stacked(task, pooled(task.batches))
 
 
 def trained(model: nn.Module, batches: list) -> nn.Module:
@@ -57,7 +58,7 @@ def test_micro_batches_give_the_losses_of_the_model(name):
                 module.weight.uniform_(0.5, 1.5), module.bias.uniform_(-1, 1)
     task = work(trained(net, images()), images())
     with evaluating(task.module, task.moves):
-        expected = task.plain().losses(POINTS[:3])
+        expected = InPlace(task, task.batches).losses(POINTS[:3])
         for kind in ("micro-batches 16", "micro-batches 7"):
             found = method_named(task, kind).losses(POINTS[:3])
             np.testing.assert_allclose(found, expected, rtol=3e-5)
@@ -82,7 +83,7 @@ def test_points_at_once_give_the_losses_of_the_model_one_by_one(name, loss):
     else:
         task = work(net, [(x.flatten(1), y) for x, y in batches], loss)
     with evaluating(task.module, task.moves):
-        expected = task.plain().losses(POINTS)
+        expected = InPlace(task, task.batches).losses(POINTS)
         method = stacked(task)
         groups = [POINTS[k : k + method.group] for k in range(0, len(POINTS), method.group)]
         found = [value for group in groups for value in method.losses(group)]
@@ -162,7 +163,7 @@ def test_a_method_that_would_give_other_values_is_never_chosen(case, monkeypatch
     task = work(model, batches, loss)
     with evaluating(task.module, task.moves):
         name = chosen(task, POINTS)
-        expected = task.plain().losses(POINTS)
+        expected = InPlace(task, task.batches).losses(POINTS)
     assert name == "plain" or name.startswith(allowed)
     planes, axis = task.directions, np.linspace(-0.5, 0.5, 5)
     found = surface(model, batches, loss, planes, axis, axis).losses.ravel()
@@ -193,7 +194,7 @@ def test_a_hook_that_changes_the_output_counts():
     batches = [(torch.randn(20, 4), torch.arange(20) % 3)]
     task = work(model, batches)
     with evaluating(task.module, task.moves):
-        expected = task.plain().losses(POINTS)
+        expected = InPlace(task, task.batches).losses(POINTS)
     axis = np.linspace(-0.5, 0.5, 5)
     found = surface(model, batches, cross_entropy, task.directions, axis, axis)
     np.testing.assert_allclose(found.losses.ravel(), expected, rtol=1e-5)

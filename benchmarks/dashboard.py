@@ -19,66 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from playwright.sync_api import Page, sync_playwright
-
-from analyzer.storage.schema import STAT_COLUMNS
-from analyzer.storage.writer import Block, RunWriter, StepRecord
+from storage import write
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 PAIR = "?run=plain&run=residual"
 PATHS = ("/flow", "/compare", "/shortcuts", "/activations", "/updates", "/training", "/findings")
-
-
-def write(path: Path, steps: int, layers: int, decades: float, *, shortcuts: bool = False) -> None:
-    """Write a run whose output gradient falls by so many decades from last layer to first.
-
-    Args:
-        path: The new folder.
-        steps: Number of steps.
-        layers: Number of layers.
-        decades: How far the norm falls.
-        shortcuts: Whether every second layer ends in a join, split at each tenth step.
-    """
-    random = np.random.default_rng(0)
-    rows = _noise(random, layers, "layer_stats")
-    names = STAT_COLUMNS["layer_stats"]
-    rows[:, :, names.index("output_gradient_norm")] *= np.logspace(-decades, 0, layers)
-    for column in ("activation_num_nonfinite", "output_gradient_num_nonfinite"):
-        rows[:, :, names.index(column)] = 0
-    joins = layers // 2 - 1 if shortcuts else 0
-    splits = 0.5 * _noise(random, joins, "splits")
-    ids, join_ids = np.arange(layers, dtype=np.int32), np.arange(joins, dtype=np.int32)
-    writer = RunWriter(path, {})
-    writer.write_layers([_layer(i) for i in range(layers)])
-    writer.write_parameters([])
-    writer.write_joins([_join(i) for i in range(joins)])
-    for step in range(steps):
-        blocks = [Block("layer_stats", ids, rows[step % 64])]
-        if joins and step % 10 == 0:
-            blocks.append(Block("splits", join_ids, splits[step % 64]))
-        columns = {"step": step, "loss": 2 / (1 + step / steps), "seconds": 0.01, "skipped": False}
-        writer.add(lambda columns=columns, blocks=blocks: StepRecord(columns, blocks))
-    writer.close("finished")
-
-
-def _noise(random: np.random.Generator, ids: int, table: str) -> NDArray[np.float64]:
-    """Statistics of 64 steps around 1, ``[steps, ids, columns]``."""
-    return np.exp(0.1 * random.normal(size=(64, ids, len(STAT_COLUMNS[table]))))
-
-
-def _join(i: int) -> dict[str, object]:
-    names = [str(_layer(place)["name"]) for place in (2 * i + 1, 2 * i + 2)]
-    row = {"join": i, "name": names[0].removesuffix(".conv"), "operation": "add"}
-    lists = {"shortcut": "identity", "branch_layers": names, "shortcut_layers": []}
-    return row | lists | {"branch_parameters": 200, "shortcut_parameters": 0}
-
-
-def _layer(i: int) -> dict[str, object]:
-    name = f"layer{1 + i // 20}.{i % 20}.conv"
-    row = {"layer": i, "name": name, "module": name, "call": 0, "kind": "Conv2d", "depth": i}
-    return row | {"num_parameters": 100, "output_shape": [8, 4]}
 
 
 @contextmanager
@@ -255,7 +201,7 @@ def _report_replies(what: str, replies: list[tuple[float, int, str]]) -> None:
 def list_of_500(browser: Any, folder: Path) -> None:
     """Print how long a folder of 500 runs takes to be listed."""
     if not (folder / "many").exists():
-        write(folder / "one", 20, 10, 3.0)
+        write(folder / "one", 10, 20, 3.0)
         for k in range(500):
             shutil.copytree(folder / "one", folder / "many" / f"run-{k}")
     with served(folder / "many") as (address, _):
@@ -277,7 +223,7 @@ def pair(folder: Path, steps: int, layers: int) -> None:
     """Write a plain and a residual run, unless they are there."""
     for name, decades in (("plain", 9.0), ("residual", 0.5)):
         if not (folder / name).exists():
-            write(folder / name, steps, layers, decades, shortcuts=name == "residual")
+            write(folder / name, layers, steps, decades, shortcuts=name == "residual")
 
 
 def main() -> None:

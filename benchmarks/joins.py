@@ -7,7 +7,6 @@ tenth of the difference is what the default interval adds to a step.
 import statistics
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,33 +18,7 @@ import analyzer
 from analyzer.joins.find import output_nodes, watched_forward
 from analyzer.joins.graph import Walk
 from analyzer.joins.plan import joins_in_graph
-
-
-class Block(nn.Module):
-    """A basic block of two convolutions."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        stride = 1 if inputs == outputs else 2
-        self.branch = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(),
-            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
-        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride) if stride > 1 else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Add shortcut and branch."""
-        return torch.relu(self.shortcut(x) + self.branch(x))
-
-
-def resnet110() -> nn.Module:
-    widths = [16] * 19 + [32] * 18 + [64] * 18
-    blocks = [Block(a, b) for a, b in pairwise(widths)]
-    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
-    return nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1), *blocks, *head)
+from analyzer.networks.zoo import zoo
 
 
 def milliseconds(action: Callable[[], object], times: int = 20) -> float:
@@ -60,8 +33,6 @@ def milliseconds(action: Callable[[], object], times: int = 20) -> float:
 
 def residual_mlp50() -> tuple[nn.Module, Tensor, Tensor]:
     """The MLP of the overhead benchmark has no skips: this one has 24, of two layers each."""
-    from analyzer.networks.zoo import zoo
-
     model = zoo("mlp50-residual-pair-w256", in_channels=1, num_classes=10, image_size=16)
     return model, torch.randn(128, 1, 16, 16), torch.randint(10, (128,))
 
@@ -95,7 +66,8 @@ def main() -> None:
         ("GPT", overhead.gpt6),
     ):
         print(f"splits, {name:9s} {added_by_splits(make, 400)}", flush=True)
-    model, x = resnet110(), torch.randn(2, 3, 32, 32)
+    model = zoo("resnet110-b", in_channels=3, num_classes=10, image_size=32)
+    x = torch.randn(2, 3, 32, 32)
     plain = milliseconds(lambda: model(x), 5)
     watched = milliseconds(lambda: watched_forward(model, (x,), {}), 5)
     output, log = watched_forward(model, (x,), {})

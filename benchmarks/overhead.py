@@ -45,11 +45,8 @@ class Block(nn.Module):
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.gelu, self.down = (
-            nn.Linear(width, 4 * width),
-            nn.GELU(),
-            nn.Linear(4 * width, width),
-        )
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.gelu = nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
@@ -95,11 +92,8 @@ def gpt6() -> tuple[nn.Module, Tensor, Tensor]:
     return GPT(), torch.randint(0, 256, (8, 64)), torch.randint(0, 256, (8, 64))
 
 
-MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor, Tensor]]] = {
-    "mlp50": mlp50,
-    "resnet20": resnet20,
-    "gpt6": gpt6,
-}
+MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor, Tensor]]]
+MODELS = {make.__name__: make for make in (mlp50, resnet20, gpt6)}
 
 
 class Operators(TorchDispatchMode):
@@ -184,17 +178,16 @@ def ratios(make: Callable[..., Any], pairs: int, recorded: bool, folder: Path) -
     return found
 
 
-def counted(make: Callable[..., Any], run: Path | None) -> tuple[Operators, int]:
-    """Operators of one step in the middle of a training, and the layers recorded."""
+def counted(make: Callable[..., Any], run: Path | None) -> Operators:
+    """Operators of one step in the middle of a training."""
     model, x, y = make()
     side = Side(model, x, y, run)
     for _ in range(2):
         side.step()
     with Operators() as operators:
         side.step()
-    layers = 0 if side.recorder is None else len(side.recorder.training.models.layers)
     side.close()
-    return operators, layers
+    return operators
 
 
 def bytes_and_memory(make: Callable[..., Any], run: Path) -> tuple[float, float]:
@@ -274,8 +267,7 @@ def main() -> None:
             folder = Path(temporary)
             null = ratios(make, max(4, options.pairs // 2), False, folder)
             recorded = ratios(make, options.pairs, True, folder)
-            bare, _ = counted(make, None)
-            with_recorder, _ = counted(make, folder / "counted")
+            bare, with_recorder = counted(make, None), counted(make, folder / "counted")
             size, memory = bytes_and_memory(make, folder / "sized")
         added = sum(with_recorder.counts.values()) - sum(bare.counts.values())
         print(

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from analyzer.storage.catalog import runs_in
 from analyzer.storage.run import Run, open_run
@@ -34,19 +35,38 @@ print(1000 * (time.perf_counter() - start))
 """
 
 
-def write(path: Path, layers: int, steps: int) -> float:
-    """Write a run through the writer; return the median cost of ``add`` in microseconds."""
+def write(
+    path: Path, layers: int, steps: int, decades: float = 0.0, *, shortcuts: bool = False
+) -> float:
+    """Write a run through the writer; return the median cost of ``add`` in microseconds.
+
+    Args:
+        path: The new folder.
+        layers: Number of layers.
+        steps: Number of steps.
+        decades: By so many the output gradient falls from the last layer to the first.
+        shortcuts: Whether every second layer ends in a join, split at each tenth step.
+    """
     random = np.random.default_rng(0)
-    ids = np.arange(layers, dtype=np.int32)
-    base = np.exp(random.normal(size=(64, layers, len(STAT_COLUMNS["layer_stats"]))))
+    rows = _noise(random, layers, "layer_stats")
+    names = STAT_COLUMNS["layer_stats"]
+    rows[:, :, names.index(COLUMN)] *= np.logspace(-decades, 0, layers)
+    for column in ("activation_num_nonfinite", "output_gradient_num_nonfinite"):
+        rows[:, :, names.index(column)] = 0
+    joins = layers // 2 - 1 if shortcuts else 0
+    splits = 0.5 * _noise(random, joins, "splits")
+    ids, join_ids = np.arange(layers, dtype=np.int32), np.arange(joins, dtype=np.int32)
     writer = RunWriter(path, {})
     writer.write_layers([_layer(i) for i in range(layers)])
+    writer.write_parameters([])
+    writer.write_joins([_join(i) for i in range(joins)])
     costs = []
     for step in range(steps):
-        values = base[step % 64] * (1 + step / steps)
-        record = StepRecord(
-            {"step": step, "loss": 1 / (1 + step)}, [Block("layer_stats", ids, values)]
-        )
+        blocks = [Block("layer_stats", ids, rows[step % 64] * (1 + step / steps))]
+        if joins and step % 10 == 0:
+            blocks.append(Block("splits", join_ids, splits[step % 64]))
+        columns = {"step": step, "loss": 2 / (1 + step / steps), "seconds": 0.01, "skipped": False}
+        record = StepRecord(columns, blocks)
         start = time.perf_counter()
         writer.add(lambda record=record: record)
         costs.append(time.perf_counter() - start)
@@ -54,9 +74,22 @@ def write(path: Path, layers: int, steps: int) -> float:
     return 1e6 * statistics.median(costs)
 
 
+def _noise(random: np.random.Generator, ids: int, table: str) -> NDArray[np.float64]:
+    """Statistics of 64 steps around 1, ``[steps, ids, columns]``."""
+    return np.exp(0.1 * random.normal(size=(64, ids, len(STAT_COLUMNS[table]))))
+
+
+def _join(i: int) -> dict[str, object]:
+    names = [str(_layer(place)["name"]) for place in (2 * i + 1, 2 * i + 2)]
+    row = {"join": i, "name": names[0].removesuffix(".conv"), "operation": "add"}
+    lists = {"shortcut": "identity", "branch_layers": names, "shortcut_layers": []}
+    return row | lists | {"branch_parameters": 200, "shortcut_parameters": 0}
+
+
 def _layer(i: int) -> dict[str, object]:
-    row = {"layer": i, "name": f"layers.{i}", "module": f"layers.{i}", "call": 0, "kind": "Linear"}
-    return row | {"depth": i, "num_parameters": 1, "output_shape": [8, 4]}
+    name = f"layer{1 + i // 20}.{i % 20}.conv"
+    row = {"layer": i, "name": name, "module": name, "call": 0, "kind": "Conv2d", "depth": i}
+    return row | {"num_parameters": 100, "output_shape": [8, 4]}
 
 
 def median_ms(question: Callable[[int], object], repetitions: int = 15) -> float:

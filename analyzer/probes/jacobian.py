@@ -95,12 +95,7 @@ class _EdgeMap:
 
     def _many_rows(self, vectors: Tensor) -> Tensor:
         """Return ``Vᵀ J`` for several vectors at once."""
-        likes, count = self._output_likes, len(vectors)
-        pieces = torch.split(vectors, [like.numel() for like in likes], dim=1)
-        parts = [
-            piece.reshape(count, *like.shape).to(device=like.device, dtype=like.dtype)
-            for piece, like in zip(pieces, likes, strict=True)
-        ]
+        parts = _parts(vectors, self._output_likes)
         with warnings.catch_warnings():
             # Torch warns where it loops over the gradients for want of a batching rule.
             warnings.simplefilter("ignore", UserWarning)
@@ -127,11 +122,11 @@ def _units(size: int) -> Tensor:
     return torch.eye(size, dtype=torch.float64)
 
 
-def _parts(vector: Tensor, likes: Sequence[Tensor]) -> list[Tensor]:
-    """Cut a vector into tensors of the given shapes and types."""
-    pieces = torch.split(vector, [like.numel() for like in likes])
+def _parts(vectors: Tensor, likes: Sequence[Tensor]) -> list[Tensor]:
+    """Cut a vector, or several at once, into tensors of the given shapes and types."""
+    pieces = torch.split(vectors, [like.numel() for like in likes], dim=-1)
     return [
-        piece.reshape(like.shape).to(device=like.device, dtype=like.dtype)
+        piece.reshape(*vectors.shape[:-1], *like.shape).to(like)
         for piece, like in zip(pieces, likes, strict=True)
     ]
 

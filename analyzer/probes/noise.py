@@ -214,7 +214,9 @@ def _pooled(
     """Return sizes, squared norms per piece and parameter, and those of the mean gradient."""
     sizes: list[int] = []
     squares: list[list[float]] = []
-    totals = [torch.zeros_like(p, dtype=_wide(p)) for p in parameters]
+    totals = [
+        torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float64)) for p in parameters
+    ]
     for size, gradients in pieces:
         row = []
         for total, gradient in zip(totals, gradients, strict=True):
@@ -228,10 +230,6 @@ def _pooled(
         squares.append(row)
     count = max(sum(sizes), 1)
     return sizes, squares, [float((total / count).abs().square().sum()) for total in totals]
-
-
-def _wide(parameter: nn.Parameter) -> torch.dtype:
-    return torch.complex128 if parameter.is_complex() else torch.float64
 
 
 Gradients = Sequence[Tensor | None]

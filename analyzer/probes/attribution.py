@@ -332,10 +332,8 @@ def _deeplift_traps(layers: Sequence[LayerOutput]) -> dict[str, str]:
             found[layer.name] = f"its module is called {times} times; Captum sees one"
         elif getattr(layer.module, "inplace", False) is True:
             found[layer.name] = "its module works in place"
-        elif layer.value is not None and not _is_same(layer.tensor.detach(), layer.value):
+        elif layer.value is not None and not torch.allclose(
+            layer.tensor.detach(), layer.value, rtol=0, atol=0, equal_nan=True
+        ):
             found[layer.name] = "its output is changed in place afterwards"
     return found
-
-
-def _is_same(tensor: Tensor, value: Tensor) -> bool:
-    return bool(((tensor == value) | (tensor.isnan() & value.isnan())).all())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any
 
 import torch
@@ -39,12 +40,6 @@ def refuse_if_severed(gradients: Iterable[Tensor]) -> Walk:
             "derivative"
         )
     return walk
-
-
-def _num_bytes_held(walk: Walk) -> int:
-    """Estimate what a graph holds in memory: the outputs of all its nodes."""
-    outputs = [part for node in walk.nodes for part in node._input_metadata]
-    return sum(part.dtype.itemsize * math.prod(part.shape) for part in outputs)
 
 
 Loss = Callable[[Any, Any], Tensor]
@@ -104,9 +99,7 @@ class Hessian:
 
     def vector(self) -> Tensor:
         """Return an empty vector of the type and on the device of the products."""
-        dtype = self._variables[0].dtype
-        for variable in self._variables:
-            dtype = torch.promote_types(dtype, variable.dtype)
+        dtype = reduce(torch.promote_types, [variable.dtype for variable in self._variables])
         return torch.empty(self.size, dtype=dtype, device=self._variables[0].device)
 
     def times(self, vector: Tensor) -> Tensor:
@@ -213,7 +206,10 @@ class Hessian:
                 for variable, gradient in zip(self._variables, gradients, strict=True)
                 if gradient is not None and gradient.requires_grad
             ]
-            return pairs, _num_bytes_held(refuse_if_severed(gradient for _, gradient in pairs))
+            walk = refuse_if_severed(gradient for _, gradient in pairs)
+            # About what the graph holds in memory: the outputs of all its nodes.
+            outputs = [part for node in walk.nodes for part in node._input_metadata]
+            return pairs, sum(part.dtype.itemsize * math.prod(part.shape) for part in outputs)
 
     @contextmanager
     def _second_derivatives(self) -> Iterator[None]:

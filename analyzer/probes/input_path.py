@@ -148,7 +148,11 @@ def _embedding_calls(
     def note(module: nn.Module, read: Any, output: Tensor) -> None:
         number = times_called.get(module, 0)
         times_called[module] = number + 1
-        if any(_is_same(ids, t) for ids in tensors_in(read) for t in tokens):
+        if any(
+            ids.shape == t.shape and bool((ids == t).all())
+            for ids in tensors_in(read)
+            for t in tokens
+        ):
             found.append((module, number, output.detach().clone()))
 
     modules = [module for module in model.modules() if isinstance(module, nn.Embedding)]
@@ -160,10 +164,6 @@ def _embedding_calls(
         for handle in handles:
             handle.remove()
     return found
-
-
-def _is_same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and bool((one == other).all())
 
 
 @dataclass(frozen=True, eq=False)

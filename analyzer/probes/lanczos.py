@@ -318,7 +318,8 @@ def extreme_singular_values(
         right = back(left)
         beyond = rights.remainder(right)
         if length + beyond != length + beyond:
-            return _not_finite(k, size, step)
+            orders = list(range(size)) if size <= 2 * k else [*range(k), *range(size - k, size)]
+            return ExtremeValues([math.nan] * len(orders), orders, (math.nan, math.nan), step)
         scale = max(scale, beyond)
         is_exhausted = step == size or not beyond > 16 * matrix.epsilon * scale
         upper.append(0.0 if is_exhausted else beyond)
@@ -339,8 +340,3 @@ def _ends(values: Tensor, residuals: Tensor, k: int, size: int) -> ExtremeValues
     largest = values[0].item() or 1.0
     worst = residuals[:k].max().item() / largest, residuals[-k:].max().item() / largest
     return ExtremeValues(values[chosen].tolist(), orders, worst, count)
-
-
-def _not_finite(k: int, size: int, step: int) -> ExtremeValues:
-    orders = list(range(size)) if size <= 2 * k else [*range(k), *range(size - k, size)]
-    return ExtremeValues([float("nan")] * len(orders), orders, (float("nan"),) * 2, step)

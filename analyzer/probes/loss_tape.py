@@ -6,7 +6,7 @@ played again on another output with everything else constant; parameters count a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,26 +79,20 @@ class LossTape(TorchDispatchMode):
     ) -> Any:
         """Call the operation; note it where it depends on the output or on parameters."""
         kwargs = kwargs or {}
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        versions = [tensor._version for tensor in given]
+        leaves = tree_leaves((args, kwargs))
+        given = [(leaf, leaf._version) for leaf in leaves if isinstance(leaf, Tensor)]
         result = func(*args, **kwargs)
-        if any(id(tensor) in self._slots or tensor.requires_grad for tensor in given):
-            self._note(func, args, kwargs, result, given, versions)
+        if any(id(tensor) in self._slots or tensor.requires_grad for tensor, _ in given):
+            self._note(func, args, kwargs, result, given)
         return result
 
     def _note(
-        self,
-        func: Any,
-        args: Any,
-        kwargs: Any,
-        result: Any,
-        given: list[Tensor],
-        versions: list[int],
+        self, func: Any, args: Any, kwargs: Any, result: Any, given: list[tuple[Tensor, int]]
     ) -> None:
         if func is _HOST_READ:
-            self._reads.append((len(self._operations), given[0].dtype is torch.bool))
+            self._reads.append((len(self._operations), given[0][0].dtype is torch.bool))
             return
-        for tensor, version in zip(given, versions, strict=True):
+        for tensor, version in given:
             if id(tensor) in self._slots:
                 continue
             is_free = isinstance(tensor, nn.Parameter)
@@ -120,11 +114,9 @@ class LossTape(TorchDispatchMode):
         return leaf
 
     def _slot(self, tensor: Tensor) -> int:
-        known = self._slots.get(id(tensor))
-        if known is not None:
-            return known
-        self._alive.append(tensor)  # an id counts only while its tensor lives
-        self._slots[id(tensor)] = len(self._alive) - 1
+        if id(tensor) not in self._slots:
+            self._alive.append(tensor)  # an id counts only while its tensor lives
+            self._slots[id(tensor)] = len(self._alive) - 1
         return self._slots[id(tensor)]
 
     def _refuse(self, reason: str) -> None:
@@ -249,20 +241,14 @@ def _because(reason: str) -> str:
 
 def _check_functions(roots: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
     """A custom function has a gradient of its own, which its operations do not show."""
-    ends = {output.grad_fn for output in outputs}
-    for node in _nodes_above(roots, ends):
-        if isinstance(node, BackwardCFunction):
-            name = type(node).__name__.removesuffix("Backward")
-            raise ReplayError(_because(f"it uses the custom function {name}"))
-
-
-def _nodes_above(roots: Sequence[Tensor], ends: set[Node | None]) -> Iterator[Node]:
     stack = [root.grad_fn for root in roots]
-    seen: set[Node | None] = {None, *ends}
+    seen: set[Node | None] = {output.grad_fn for output in outputs}
     while stack:
         node = stack.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        yield node
+        if isinstance(node, BackwardCFunction):
+            name = type(node).__name__.removesuffix("Backward")
+            raise ReplayError(_because(f"it uses the custom function {name}"))
         stack.extend(child for child, _ in node.next_functions)

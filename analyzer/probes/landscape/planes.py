@@ -115,16 +115,12 @@ class LandscapeRequest:
             found = [(float(low), float(high)) for low, high in parts]
         except ValueError:
             found = []
-        if len(found) not in (1, 2) or not all(_is_range(low, high) for low, high in found):
+        if len(found) not in (1, 2) or not all(-math.inf < a < b < math.inf for a, b in found):
             raise ValueError(
                 f"--range is {self.range!r}; expected LOW:HIGH with LOW below HIGH, as in -1:1, or "
                 "one for each axis as in -1:1,0:2"
             )
         return found[0], found[-1]
-
-
-def _is_range(low: float, high: float) -> bool:
-    return math.isfinite(low) and math.isfinite(high) and low < high
 
 
 Checkpoints = Mapping[int, Mapping[str, Tensor]]

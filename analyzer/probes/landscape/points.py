@@ -189,19 +189,6 @@ def _to_unit(axis: Floats) -> Floats:
     return unit
 
 
-def _fits_through(grid: Floats, values: Floats, evaluated: NDArray[np.bool_]) -> dict[str, Floats]:
-    """Fit radial functions, cubic and quintic, to the loss and, where positive, to its log."""
-    points, known = grid[evaluated], values[evaluated]
-    fits = {}
-    for kernel, degree in _KERNELS:
-        fits[f"{kernel} of L"] = _fitted(grid, points, known, kernel, degree)
-        if known.min() > 0:
-            with np.errstate(over="ignore"):
-                logs = _fitted(grid, points, np.log(known), kernel, degree)
-                fits[f"{kernel} of log L"] = np.exp(logs)
-    return fits
-
-
 def _fitted(grid: Floats, points: Floats, known: Floats, kernel: str, degree: int) -> Floats:
     try:
         with warnings.catch_warnings():
@@ -244,7 +231,7 @@ class Estimate:
 
 def estimated_surface(
     axes: tuple[Floats, Floats],
-    evaluate: Callable[[Sequence[tuple[int, int]]], Floats],
+    evaluate: Callable[[Places], Floats],
     tolerance: float,
     is_late: Callable[[], bool] = lambda: False,
 ) -> Estimate:
@@ -272,11 +259,7 @@ def estimated_surface(
 class _Search:
     """The points evaluated so far, at first those of a coarse grid, and the fits through them."""
 
-    def __init__(
-        self,
-        axes: tuple[Floats, Floats],
-        evaluate: Callable[[Sequence[tuple[int, int]]], Floats],
-    ) -> None:
+    def __init__(self, axes: tuple[Floats, Floats], evaluate: Callable[[Places], Floats]) -> None:
         self.shape = (len(axes[0]), len(axes[1]))
         self.values = np.full(self.shape, np.nan)
         self.evaluated = np.zeros(self.shape, dtype=bool)
@@ -315,7 +298,7 @@ class _Search:
     def _is_finite(self) -> bool:
         return bool(np.isfinite(self.values[self.evaluated]).all())
 
-    def add(self, points: Sequence[tuple[int, int]], predicted: Floats | None = None) -> None:
+    def add(self, points: Places, predicted: Floats | None = None) -> None:
         """Evaluate points; remember around each of them how wrong its prediction was."""
         found = self._evaluate(points)
         points = points[: len(found)]
@@ -333,9 +316,12 @@ class _Search:
 
     def round(self) -> None:
         """Predict some points, evaluate them, and note how far off each fit was."""
-        fits = _fits_through(self._grid, self.values, self.evaluated)
-        trusted = self._best if self._best in fits else next(iter(fits))
-        points = self._doubtful(self._disagreement(fits, trusted))
+        fits, trusted = self._fits()
+        # How far the trusted fit is from its sibling of another smoothness.
+        transform = trusted.partition(" ")[2]
+        siblings = np.stack([fit for name, fit in fits.items() if name.endswith(f" {transform}")])
+        doubt = np.nan_to_num(siblings.max(axis=0) - siblings.min(axis=0), nan=np.inf)
+        points = self._doubtful(doubt)
         places = tuple(np.array(points, dtype=np.intp).T)
         self.add(points, fits[trusted][places])
         if not self.evaluated[places].all():
@@ -345,6 +331,21 @@ class _Search:
             self._errors.setdefault(name, []).append(worst if np.isfinite(worst) else np.inf)
         self.rounds += 1
         self._best = min(fits, key=self._recent)
+
+    def _fits(self) -> tuple[dict[str, Floats], str]:
+        """Fit radial functions, cubic and quintic, to the loss and, where positive, to its log.
+
+        The name is that of the fit to trust.
+        """
+        points, known = self._grid[self.evaluated], self.values[self.evaluated]
+        fits = {}
+        for kernel, degree in _KERNELS:
+            fits[f"{kernel} of L"] = _fitted(self._grid, points, known, kernel, degree)
+            if known.min() > 0:
+                with np.errstate(over="ignore"):
+                    logs = _fitted(self._grid, points, np.log(known), kernel, degree)
+                    fits[f"{kernel} of log L"] = np.exp(logs)
+        return fits, self._best if self._best in fits else next(iter(fits))
 
     def _recent(self, name: str) -> float:
         """Largest error of a fit in the rounds that decide."""
@@ -361,13 +362,6 @@ class _Search:
         span = float(known.max() - known.min())
         worst = self._recent(self._best)
         return worst / span if span > 0 else (0.0 if worst == 0 else np.inf)
-
-    def _disagreement(self, fits: dict[str, Floats], trusted: str) -> Floats:
-        """How far the trusted fit is from its sibling of another smoothness."""
-        transform = trusted.partition(" ")[2]
-        siblings = np.stack([fit for name, fit in fits.items() if name.endswith(f" {transform}")])
-        doubt: Floats = np.nan_to_num(siblings.max(axis=0) - siblings.min(axis=0), nan=np.inf)
-        return doubt
 
     def _doubtful(self, doubt: Floats) -> list[tuple[int, int]]:
         """Points that no fit should pass unseen, in turn of three kinds.
@@ -391,8 +385,7 @@ class _Search:
         """Return the surface with the best fit where nothing was evaluated."""
         values, name = self.values.copy(), "none"
         if not self.is_complete and self._has_grid and self._is_finite:
-            fits = _fits_through(self._grid, self.values, self.evaluated)
-            name = self._best if self._best in fits else next(iter(fits))
+            fits, name = self._fits()
             values = np.where(self.evaluated, values, fits[name])
         enough = self.is_complete or self.rounds >= _ROUNDS
         is_within = enough and self.error <= tolerance

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -54,7 +54,6 @@ def layer_outputs(model: nn.Module, *, with_values: bool = False) -> Iterator[li
     """
     found: list[LayerOutput] = []
     times_called: dict[str, int] = {}
-    handles: list[Any] = []
 
     def note(path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         tensor = next((t for t in tensors_in(output) if t.is_floating_point()), None)
@@ -72,17 +71,14 @@ def layer_outputs(model: nn.Module, *, with_values: bool = False) -> Iterator[li
         found.append(LayerOutput(name, module, tensor, edge, value))
         return tensor if is_copied else None
 
-    try:
+    with ExitStack() as hooks:
         for path, module in model.named_modules():
             is_hidden = isinstance(module, torch.jit.ScriptModule) and module is not model
             if is_hidden or not is_layer(path, module):
                 continue
             name = clean_path(path) or type(model).__name__
-            handles.append(module.register_forward_hook(partial(note, name)))
+            hooks.enter_context(module.register_forward_hook(partial(note, name)))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _is_own_view(tensor: Tensor, args: tuple[Any, ...]) -> bool:

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -118,7 +118,7 @@ def layer_attribution(
     model = unwrapped(model)
     with evaluating(model), torch.enable_grad():
         path = input_path(model, inputs)
-        traps = _traps(path)
+        traps = _deeplift_traps(_layers_and_output(path)[0])
         chosen, change = _target_and_change(path, target)
         if method == "integrated_gradients":
             sums = _integrated_gradients(path, chosen, num_steps)
@@ -195,12 +195,11 @@ def metadata(found: Attribution) -> dict[str, str]:
     }
 
 
-def _traps(path: InputPath) -> dict[str, str]:
-    """Return the layers that work in place or are reused."""
+def _layers_and_output(path: InputPath) -> tuple[list[LayerOutput], Tensor]:
+    """Run the model at the inputs."""
     points = [point.requires_grad_() for point in path.at((1.0,), 0, path.size)]
     with layer_outputs(path.model, with_values=True) as layers:
-        path.run(points, 0, path.size)
-        return _deeplift_traps(layers)
+        return layers, path.run(points, 0, path.size)[0]
 
 
 def _target_and_change(path: InputPath, target: Any) -> tuple[Target, float]:
@@ -238,9 +237,7 @@ def _integrated_gradients(path: InputPath, target: Target, num_steps: int) -> Pa
     sums = PathSums()
     inputs = tuple(path.at((1.0,), 0, path.size))
     with _out_of_place(path):
-        points = [point.requires_grad_() for point in path.at((1.0,), 0, path.size)]
-        with layer_outputs(path.model, with_values=True) as layers:
-            main, _, _ = path.run(points, 0, path.size)
+        layers, main = _layers_and_output(path)
         again = _run_again(path.model, main)
         sums.refused |= {layer.name: _RUN_AGAIN for layer in layers if layer.module in again}
         # Captum would read what an activation became later, and say nothing.
@@ -265,15 +262,13 @@ def _run_again(model: nn.Module, output: Tensor) -> set[nn.Module]:
     def note(module: nn.Module, args: Any, result: Any) -> None:
         found.add(module)
 
-    handles = [module.register_forward_hook(note) for module in model.modules()]
     weights = [p for p in model.parameters() if p.requires_grad]
-    try:
+    # Reentrant checkpointing refuses Captum just as this.
+    with ExitStack() as hooks, suppress(RuntimeError):
+        for module in model.modules():
+            hooks.enter_context(module.register_forward_hook(note))
         if weights and output.requires_grad:
-            with suppress(RuntimeError):  # reentrant checkpointing refuses Captum just as this
-                torch.autograd.grad(output.sum(), weights, allow_unused=True)
-    finally:
-        for handle in handles:
-            handle.remove()
+            torch.autograd.grad(output.sum(), weights, allow_unused=True)
     return found
 
 

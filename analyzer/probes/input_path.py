@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,15 +80,11 @@ class InputPath:
         for place, point in zip(self.embeddings, given, strict=True):
             if place is not None:
                 by_module.setdefault(place[0], {})[place[1]] = point
-        handles = [
-            module.register_forward_hook(_replacing(points), prepend=True)
-            for module, points in by_module.items()
-        ]
-        try:
+        with ExitStack() as hooks:
+            for module, points in by_module.items():
+                hook = _replacing(points)
+                hooks.enter_context(module.register_forward_hook(hook, prepend=True))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def input_path(model: nn.Module, inputs: Any) -> InputPath:
@@ -155,14 +151,11 @@ def _embedding_calls(
         ):
             found.append((module, number, output.detach().clone()))
 
-    modules = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    handles = [module.register_forward_hook(note) for module in modules]
-    try:
-        with torch.no_grad():
-            model(*args[0], **args[1])
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                hooks.enter_context(module.register_forward_hook(note))
+        model(*args[0], **args[1])
     return found
 
 

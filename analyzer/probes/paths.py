@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -243,11 +244,9 @@ def gradients_by_length(
     for crossing in crossings:
         for reader, slot in crossing.edges:
             slots.setdefault(reader, []).append(slot)
-    handles = [
-        reader.register_hook(partial(_hold_back, held, reader, own))
-        for reader, own in slots.items()
-    ]
-    try:
+    with ExitStack() as hooks:
+        for reader, own in slots.items():
+            hooks.enter_context(reader.register_hook(partial(_hold_back, held, reader, own)))
         yield torch.autograd.grad(loss, list(parts), retain_graph=True, allow_unused=True)
         while held:
             starts = [(_operand(reader, slot), held[reader, slot]) for reader, slot in held]
@@ -258,9 +257,6 @@ def gradients_by_length(
             yield torch.autograd.grad(
                 edges, list(parts), gradients, retain_graph=True, allow_unused=True
             )
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _hold_back(

@@ -41,17 +41,10 @@ class _WithoutBranch(Edit):
 def measure(batch: HeldBatch) -> Measurement:
     """Leave out each residual branch, one at a time; let like blocks that follow trade places.
 
-    ``loss_change`` = loss without the branch − loss of the whole network: near 0 where the network
-    does without it, as in residual networks; large where it does not, as at a change of size. The
-    branch operand is replaced by zeros, the shortcut stays. Everything is in eval mode.
-
-    One row a join, forward order; ``accuracy`` is null where the batch has no classes. In the
+    See `analyzer.lesion_study`. ``loss_change`` is near 0 where the network does without the
+    branch, as in residual networks; large where it does not, as at a change of size. In the
     metadata are ``loss`` and ``accuracy`` of the whole network, and ``permutations``: JSON, one
     object for each two neighboring blocks of one shape that were swapped.
-
-    Reference:
-        Veit et al. (2016), Residual networks behave like ensembles of relatively shallow networks,
-        §4.1 (deleting a layer) and §4.3 (reordering).
     """
     args, kwargs = call_arguments(batch.inputs)
     rerun = Rerun(batch.model, args, kwargs, in_eval=True)

@@ -142,9 +142,6 @@ def gradient_noise(
     Raises:
         ValueError: If there are fewer than two samples, or no parameter wants a gradient.
         AnalyzerError: If a loss that holds its own targets is for an output without sample axis.
-
-    Reference:
-        McCandlish et al. (2018), An empirical model of large-batch training, section 2.2.
     """
     model = unwrapped(model)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}

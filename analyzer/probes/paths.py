@@ -90,22 +90,13 @@ def measure(batch: HeldBatch) -> Measurement:
 def path_lengths(batch: HeldBatch, batch_dim: int = 0) -> Spectrum:
     """Return the gradient at the fork of the first join, by the branches that it crossed.
 
-    A network of n joins is a sum over paths. ``G_k`` is the gradient carried by all paths that
-    cross exactly k branches: at every join ``G_k ← G_k(through shortcut) + Jᵀ G_{k−1}(through
-    branch)``. Exact: nothing is sampled. ``G_k[i]`` is of sample i's own loss, samples along
-    ``batch_dim`` of inputs and outputs. A concatenation is a join as well: the sum of its operands,
-    each padded with zeros.
-
-    Eval mode, so that norms use running statistics and nothing is dropped; all parts get a
-    gradient, frozen ones too. The model is left as it was.
+    See `analyzer.path_spectrum`. ``G_k[i]`` is of sample i's own loss, samples along ``batch_dim``
+    of inputs and outputs. Eval mode, so that norms use running statistics and nothing is dropped;
+    all parts get a gradient, frozen ones too.
 
     Raises:
         PathsError: If the model mixes samples or has another batch axis; if joins cannot be seen;
             if the fork of the first join has no gradient; if the loss is not one number.
-
-    Reference:
-        Veit et al. (2016), Residual networks behave like ensembles of relatively shallow networks,
-        who sampled single paths.
     """
     model = unwrapped(batch.model)
     with evaluating_with_gradients(model):

@@ -65,10 +65,7 @@ def gradient_correlation(model: nn.Module, inputs: Any) -> Correlations:
     pass. Where the model mixes samples, as batch norm does in training mode, that row also holds
     what input i does to the outputs of the others; `Correlations.mixes_samples` says so. NaN where
     fewer than two inputs have a gradient, where it is not finite, and where the output's first axis
-    is not the batch.
-
-    Reference:
-        Balduzzi et al. (2017), The shattered gradients problem, sections 2 and 3.
+    is not the batch. See `analyzer.gradient_correlation`.
     """
     model = unwrapped(model)
     with torch.inference_mode(False), preserve_state(model), torch.enable_grad():
@@ -235,11 +232,7 @@ def _numbers_above(
 def gradient_autocorrelation(model: nn.Module, grid: Tensor, max_lag: int) -> list[float]:
     """Return the autocorrelation of the gradient along a line of inputs, at lag 0 to ``max_lag``.
 
-    White noise falls to 0 at lag 1: the gradient is shattered. Brown noise decays slowly. NaN where
-    the gradient is constant.
-
-    Reference:
-        Balduzzi et al. (2017), The shattered gradients problem, section 1.2.
+    See `analyzer.gradient_autocorrelation`.
     """
     if len(grid) < max_lag + 2:
         raise ValueError(

@@ -88,16 +88,10 @@ def surface(
 
     ``L(α, β) = Σ_b n_b L_b / Σ_b n_b`` over the batches, in eval mode, θ* the model's weights.
     Afterwards weights, buffers, modes, ``.grad``, hooks and the random state are bit for bit what
-    they were. The coordinates may be in any order; ``betas`` None is a line. ``mode="exact"``
-    evaluates every point, ``"fast"`` as few as the tolerance (allowed error over the range of the
-    loss) needs, for grids of more than 256 points. ``weight_decay`` is λ of a term
-    ``λ/2 ‖θ(α, β)‖²`` over all parameters. ``resume`` is a file for the points that are done: a
-    killed run is resumed from it, with the values of an undisturbed one. What is not evaluated
-    after ``seconds`` is interpolated, or NaN. Where the model or the loss is NaN or infinite, so is
-    the surface.
-
-    Reference:
-        Li et al. (2018), Visualizing the loss landscape of neural nets.
+    they were. The coordinates may be in any order. ``mode="fast"`` leaves out points of grids of
+    more than 256. ``weight_decay`` is λ of ``λ/2 ‖θ(α, β)‖²`` over all parameters. A killed run is
+    resumed with the values of an undisturbed one. What is not evaluated after ``seconds`` is
+    interpolated, or NaN. Where the model or the loss is NaN or infinite, so is the surface.
     """
     _check(mode, batch_norm, tolerance)
     wanted = (_axis(alphas, "alphas"), np.zeros(1) if betas is None else _axis(betas, "betas"))

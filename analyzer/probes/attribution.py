@@ -31,7 +31,6 @@ __all__ = [
 
 METHODS = ("conductance", "integrated_gradients", "gradient_x_activation", "internal_influence")
 _COMPLETE = ("conductance", "integrated_gradients")
-_ROWS = 512
 _HELD_SAMPLES, _HELD_STEPS = 8, 20
 _MOST_PASSES = 128
 
@@ -123,7 +122,7 @@ def layer_attribution(
         if method == "integrated_gradients":
             sums = _integrated_gradients(path, chosen, num_steps)
         else:
-            sums = _summed(path, chosen, method, num_steps)
+            sums = path_sums(path, chosen, method, num_steps)
     names, size = list(sums.values), path.size
     values = [value / size for value in sums.values.values()]
     known = zip(names, values, strict=True)
@@ -209,17 +208,6 @@ def _target_and_change(path: InputPath, target: Any) -> tuple[Target, float]:
     chosen = chosen_target(target, main[path.size :])
     picked = flattened(main.detach().double()).gather(1, chosen.index.repeat(2)[:, None])
     return chosen, float((picked[path.size :] - picked[: path.size]).mean())
-
-
-def _summed(path: InputPath, target: Target, method: str, num_steps: int) -> PathSums:
-    """Return the sums over all samples, a group of samples at a time."""
-    group = max(1, _ROWS // (num_steps + 1))
-    total = PathSums()
-    for start in range(0, path.size, group):
-        stop = min(start + group, path.size)
-        with layer_outputs(path.model, with_values=True) as layers:
-            total.add(path_sums(path, layers, target, method, num_steps, start, stop))
-    return total
 
 
 _RUN_AGAIN = "Captum cannot compute it: checkpointing runs it again in the backward pass"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +16,13 @@ from analyzer.joins.find import output_nodes
 from analyzer.joins.plan import JoinSite, joins_in_graph
 from analyzer.joins.products import JoinGradients
 from analyzer.joins.search import Join
-from analyzer.probes.activations import LayerOutput
+from analyzer.probes.activations import LayerOutput, layer_outputs
 from analyzer.probes.input_path import InputPath, Target, flattened
 
 __all__ = ["PathSums", "path_sums"]
 
 
+_ROWS = 512
 _NO_SAMPLES = "its output has no sample axis"
 _NO_GRADIENT = "the output does not depend on it"
 
@@ -43,14 +43,6 @@ class PathSums:
     shortcuts: dict[tuple[int, str], float] = field(default_factory=dict)
     branches: dict[tuple[int, str], float] = field(default_factory=dict)
 
-    def add(self, other: PathSums) -> None:
-        """Add the sums of further samples."""
-        for name in ("values", "shortcuts", "branches"):
-            mine: dict[Any, float] = getattr(self, name)
-            for key, value in getattr(other, name).items():
-                mine[key] = mine.get(key, 0.0) + value
-        self.refused |= other.refused
-
 
 def _gauss_legendre(num_points: int) -> tuple[list[float], list[float]]:
     """Return places in (0, 1) and the weights of Gauss–Legendre quadrature, as Captum has them."""
@@ -58,18 +50,10 @@ def _gauss_legendre(num_points: int) -> tuple[list[float], list[float]]:
     return (0.5 * (1 + places)).tolist(), (0.5 * weights).tolist()
 
 
-def path_sums(
-    path: InputPath,
-    layers: list[LayerOutput],
-    target: Target,
-    method: str,
-    num_steps: int,
-    start: int,
-    stop: int,
-) -> PathSums:
-    """Run a model once at all points of the way; return the sums of every layer over some samples.
+def path_sums(path: InputPath, target: Target, method: str, num_steps: int) -> PathSums:
+    """Return the sums of every layer over all samples; for conductance those of joins, too.
 
-    ``layers`` is the list that fills with the layers of a pass. Conductance has sums of joins, too.
+    The model runs once at all points of the way of a group of samples.
     """
     fractions, weights = {
         # One point more than steps: conductance needs the change from point to point.
@@ -77,31 +61,49 @@ def path_sums(
         "internal_influence": _gauss_legendre(num_steps),
         "gradient_x_activation": ([1.0], [1.0]),
     }[method]
-    points = [point.requires_grad_() for point in path.at(fractions, start, stop)]
-    main, output, log = path.run(points, start, stop)
-    index = target.index[start:stop].repeat(len(fractions))
-    picked = flattened(main).gather(1, index[:, None]).sum()
+    group = max(1, _ROWS // (num_steps + 1))
     result = PathSums()
+    for start in range(0, path.size, group):
+        stop = min(start + group, path.size)
+        points = [point.requires_grad_() for point in path.at(fractions, start, stop)]
+        with layer_outputs(path.model, with_values=True) as layers:
+            main, output, log = path.run(points, start, stop)
+            index = target.index[start:stop].repeat(len(fractions))
+            picked = flattened(main).gather(1, index[:, None]).sum()
+            _add_layers(result, layers, picked, len(main), method, weights)
+        if method == "conductance":
+            # The change of the points over each step of the way.
+            steps = [torch.cat([end[start:stop] * part for part in weights]) for end in path.ends]
+            roots = output_nodes(output)
+            sites = joins_in_graph(roots, log).sites(roots) or []
+            _add_joins(result, sites, picked, points, steps)
+    return result
+
+
+def _add_layers(
+    result: PathSums,
+    layers: Sequence[LayerOutput],
+    picked: Tensor,
+    num_rows: int,
+    method: str,
+    weights: Sequence[float],
+) -> None:
+    """Add the sum of each layer over the samples of a pass."""
     edges = [layer.edge for layer in layers if layer.edge is not None]
     gradients = iter(
         torch.autograd.grad(picked, edges, retain_graph=True, allow_unused=True) if edges else ()
     )
     for layer in layers:
         gradient = next(gradients) if layer.edge is not None else None
-        has_samples = layer.tensor.dim() > 0 and len(layer.tensor) == len(main)
+        has_samples = layer.tensor.dim() > 0 and len(layer.tensor) == num_rows
         if gradient is None or layer.value is None or not has_samples:
             result.values[layer.name] = math.nan
             result.refused[layer.name] = _NO_GRADIENT if has_samples else _NO_SAMPLES
             continue
-        terms = _terms(method, gradient, layer.value, stop - start, weights)
-        result.values[layer.name] = float(terms.double().sum())
-    if method == "conductance":
-        # The change of the points over each step of the way.
-        steps = [torch.cat([end[start:stop] * weight for weight in weights]) for end in path.ends]
-        roots = output_nodes(output)
-        sites = joins_in_graph(roots, log).sites(roots) or []
-        _add_joins(result, sites, picked, points, steps)
-    return result
+        size = num_rows // len(weights)
+        terms = _terms(method, gradient, layer.value, size, weights)
+        known = result.values.get(layer.name, 0.0)
+        result.values[layer.name] = known + float(terms.double().sum())
 
 
 def _terms(
@@ -142,7 +144,7 @@ def _add_joins(
         found, key = gradients.get(site.join.index), (site.join.index, site.join.name)
         sides = (None, None) if found is None else (found.shortcut, found.branch)
         for side, sums in zip(sides, (result.shortcuts, result.branches), strict=True):
-            sums[key] = _integral(site, side, points, steps)
+            sums[key] = sums.get(key, 0.0) + _integral(site, side, points, steps)
 
 
 def _integral(

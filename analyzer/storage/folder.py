@@ -6,26 +6,23 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from analyzer.errors import RunExistsError, SchemaError
+from analyzer.errors import RunExistsError
 from analyzer.storage.arrays import plain
 from analyzer.storage.bins import Numbers
-from analyzer.storage.catalog import claim_folder, make_folder, read_manifest, write_manifest
+from analyzer.storage.manifest import LiveManifest
 from analyzer.storage.parts import PartSeries, reason_of, write_table
 from analyzer.storage.rows import Block, StepRecord, stat_rows, static_table, step_rows
-from analyzer.storage.schema import SCHEMA_VERSION, STAT_COLUMNS, STEP_TABLES
+from analyzer.storage.schema import STAT_COLUMNS, STEP_TABLES
 from analyzer.storage.table_bins import TableBins
 
 __all__ = ["RunFolder"]
 
-_HEARTBEAT_SECONDS = 5.0
 _SAVE_SECONDS = 10.0
-_UNFINISHED_SECONDS = 60.0
 # Rows of a network of thousands of layers are written before they are as old or as many as
 # the limits say, so that memory does not grow with the network.
 _MOST_BYTES = 8 * 2**20
@@ -46,6 +43,7 @@ class _Flush:
     last: int
     num_steps: int
     num_bytes: int
+    loss: Any
 
 
 class RunFolder:
@@ -82,14 +80,15 @@ class RunFolder:
         self.errors: list[str] = []
         self._rank, self._attempt = writer
         self._flush_seconds, self._flush_steps = flush
-        self._fields: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **manifest}
-        self._is_made = self._has_begun = False
+        self._manifest = LiveManifest(path, manifest, *writer)
+        self._has_begun = False
         self._steps: list[Mapping[str, Any]] = []
         self._blocks: dict[str, list[tuple[int, Block]]] = {table: [] for table in STAT_COLUMNS}
         self._num_bytes = 0
         self._oldest = 0.0
         self._num_errors = 0
-        self._num_steps = self._lost_before = 0
+        # Of the last step that is whole on disk.
+        self._num_steps, self._last_loss = 0, None
         self._flushes: deque[_Flush] = deque()
         # What writes each file that waits, and since when the disk has refused it.
         self._files: dict[str, tuple[Callable[[], object], float | None]] = {}
@@ -97,7 +96,7 @@ class RunFolder:
         self._next_try = 0.0
         self._series = {table: PartSeries(path / table, *writer) for table in STEP_TABLES}
         self._bins_of: dict[str, TableBins] = {}
-        self._last_save = self._last_beat = time.monotonic()
+        self._last_save = time.monotonic()
 
     # --- what is given to it -----------------------------------------------------------------
 
@@ -109,41 +108,19 @@ class RunFolder:
         """
         if self._has_begun:
             return
-        self._fields["status"] = "running"
-        if self._rank == 0 and self._attempt == 0:
-            self._fields.setdefault("created", datetime.now(UTC).isoformat())
-            if not self._is_made:
-                make_folder(self.path)
-                self._is_made = True
-            claim_folder(self.path, self._fields)
-        else:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if self._rank == 0:
-                self._resume()
+        self._manifest.begin()
+        self._num_steps = self._manifest.steps_before
         self._has_begun = True
-
-    def _resume(self) -> None:
-        """Keep the fields of the earlier attempts."""
-        if (self.path / "run.json").exists():
-            fresh = {"error": None, "storage_error": None}
-            try:
-                self._fields = {**read_manifest(self.path), **fresh, **self._fields}
-                self._num_steps = int(self._fields.get("steps") or 0)
-                self._lost_before = int(self._fields.get("lost_steps") or 0)
-            except SchemaError as error:
-                (self.path / "run.json").rename(self.path / "run.json.damaged")
-                self.damaged["run.json"] = str(error)
-            # Those of other ranks are young.
-            for hidden in self.path.rglob(".*.tmp"):
-                if time.time() - hidden.stat().st_mtime > _UNFINISHED_SECONDS:
-                    hidden.unlink(missing_ok=True)
-        self._fields.setdefault("created", datetime.now(UTC).isoformat())
-        write_manifest(self.path, self._fields)
 
     def update(self, fields: Mapping[str, Any]) -> None:
         """Change fields of ``run.json``."""
-        self._fields.update(fields)
-        self._last_beat = -math.inf
+        self._manifest.fields.update(fields)
+        self._manifest.touch()
+
+    def give_up(self, reason: str) -> None:
+        """Say in ``run.json`` that nothing more is recorded."""
+        self.update({"storage_error": reason})
+        self.beat()
 
     def fail(self, what: str) -> None:
         """Note that the recorder did something wrong: the run does not end as finished."""
@@ -166,13 +143,14 @@ class RunFolder:
             if len(block.ids):
                 self._blocks[block.table].append((step, block))
                 self._num_bytes += block.num_bytes
-        self._fields["steps"] = max(step + 1, self._fields.get("steps") or 0)
-        self._fields["last_loss"] = plain(record.step.get("loss"))
+        fields = self._manifest.fields
+        fields["steps"] = max(step + 1, fields.get("steps") or 0)
+        fields["last_loss"] = plain(record.step.get("loss"))
 
     def write_static(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write the table of layers, parameters or joins over the one before."""
         if self._rank == 0:
-            self._fields[f"num_{table}"] = len(rows)
+            self._manifest.fields[f"num_{table}"] = len(rows)
             place, whole = f"{table}.parquet", static_table(table, rows)
             self.write_file(place, lambda: write_table(self.path / place, whole, place))
 
@@ -206,31 +184,27 @@ class RunFolder:
             self._last_save = now
             for bins in self._bins_of.values():
                 bins.save()
-        self._beat()
+        self.beat()
 
-    def _beat(self) -> None:
+    def beat(self) -> None:
         """Write ``run.json`` with the heartbeat of now, where it is due."""
-        now = time.monotonic()
-        if self._rank != 0 or not self._has_begun or now - self._last_beat < _HEARTBEAT_SECONDS:
-            return
-        self._last_beat = now
-        with contextlib.suppress(OSError):  # the next one comes
-            write_manifest(self.path, self._manifest())
+        if self._has_begun and self._manifest.is_due():
+            with contextlib.suppress(OSError):  # the next one comes
+                self._write_manifest()
 
-    def _manifest(self) -> dict[str, Any]:
-        flushes = dict(self._fields.get("flushes") or {})
-        damaged = dict(self.damaged)
+    def _write_manifest(self) -> None:
+        fields, damaged = self._manifest.fields, dict(self.damaged)
+        flushes = dict(fields.get("flushes") or {})
         for table, series in self._series.items():
             damaged.update(series.damaged)
             if series.num_flushes:
                 counts = {f"{self._rank}.{self._attempt}": series.num_flushes}
                 flushes[table] = {**flushes.get(table, {}), **counts}
-        self._fields["flushes"] = flushes
+        fields["flushes"] = flushes
         if damaged:
-            known = list(self._fields.get("damaged") or [])
             lines = [f"{place}: {reason}" for place, reason in damaged.items()]
-            self._fields["damaged"] = list(dict.fromkeys([*known, *lines]))
-        return self._fields
+            fields["damaged"] = list(dict.fromkeys([*(fields.get("damaged") or []), *lines]))
+        self._manifest.write()
 
     def _gather(self) -> None:
         """Make tables of the rows that were gathered.
@@ -250,7 +224,8 @@ class RunFolder:
             table, who = "steps", (self._rank, self._attempt)
             tables.append((table, *step_rows(self._steps, *who, self._warn)))
             size = sum(rows.nbytes + taken.values.nbytes for _, rows, taken in tables)
-            self._flushes.append(_Flush(tables, first, last, count, size))
+            loss = plain(self._steps[-1].get("loss"))
+            self._flushes.append(_Flush(tables, first, last, count, size, loss))
         except MemoryError:
             raise
         except Exception as error:
@@ -311,6 +286,7 @@ class RunFolder:
                 self._table_bins(table).add(numbers)
         self.written_steps += flush.num_steps
         self._num_steps = max(self._num_steps, flush.last + 1)
+        self._last_loss = flush.loss
 
     def _table_bins(self, table: str) -> TableBins:
         if table not in self._bins_of:
@@ -338,7 +314,7 @@ class RunFolder:
     def _go_on(self) -> None:
         """A long run takes long to merge, and is not crashed meanwhile: it beats in between."""
         self.pulse += 1
-        self._beat()
+        self.beat()
 
     def _merge(self, table: str, series: PartSeries) -> None:
         for _ in _LAST_TRIES:
@@ -367,25 +343,30 @@ class RunFolder:
         Raises:
             OSError: If it cannot be written.
         """
-        self._fields.update(fields)
-        if self.errors and self._fields.get("status") == "finished":
+        found = self._manifest.fields
+        found.update(fields)
+        if self.errors and found.get("status") == "finished":
             more = f", and {self._num_errors - 1} more" if self._num_errors > 1 else ""
-            self._fields["status"] = "failed"
-            self._fields["error"] = f"not all was recorded: {self.errors[0]}{more}"
+            found["status"] = "failed"
+            found["error"] = f"not all was recorded: {self.errors[0]}{more}"
         if lost_steps:
-            self._fields["lost_steps"] = self._lost_before + lost_steps
-            self._fields["steps"] = self._num_steps
+            found["lost_steps"] = self._manifest.lost_before + lost_steps
+            found["steps"], found["last_loss"] = self._num_steps, self._last_loss
         if self._rank != 0:
             return
+        refusal: OSError | None = None
         for seconds in _LAST_TRIES:
             time.sleep(seconds)
             try:
                 self.begin()
-                write_manifest(self.path, self._manifest())
-                return
+                self._write_manifest()
+                break
             except OSError as error:
                 refusal = error
-        raise refusal
+        else:
+            assert refusal is not None
+            raise refusal
+        self._manifest.end()
 
 
 def _is_of_disk(error: Exception) -> bool:

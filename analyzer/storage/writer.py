@@ -259,8 +259,7 @@ class RunWriter:
                     self._attempt_to(self._folder.work)
             if is_ending:
                 break
-            if not self._has_failed:
-                self._attempt_to(self._folder.work)
+            self._attempt_to(self._folder.beat if self._has_failed else self._folder.work)
             self._wake.wait(_POLL_SECONDS)
             self._wake.clear()
         self._end()
@@ -284,7 +283,7 @@ class RunWriter:
         elif self._num_dropped and self.failed is None:
             self.failed = "the disk did not answer for some time"
         self._has_failed |= had_failed
-        if self.failed is not None:
+        if self.failed is not None or had_failed:
             self._last_fields["storage_error"] = self.failed
         self._attempt_to(lambda: self._folder.end(self._last_fields, lost))
 
@@ -293,8 +292,10 @@ class RunWriter:
         try:
             work()
         except (OSError, MemoryError, RunExistsError) as error:
+            reason = f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
             self._has_failed = True
-            self._fail(f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}")
+            self._fail(reason)
+            self._folder.give_up(reason)
         except Exception as error:
             self._folder.fail(reason_of(error))
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analyzer.errors import RunExistsError
-from analyzer.storage import folder, parts, table_bins, writer
+from analyzer.storage import folder, manifest, parts, table_bins, writer
 from analyzer.storage.run import open_run
 from analyzer.storage.writer import Block, RunWriter
 from tests.analyzer.storage.storage_faults import flipped, quick, survive, swapped, truncated
@@ -96,6 +96,32 @@ def test_what_waited_when_the_disk_refused_for_good_is_written_at_the_end(
     assert (run.written_steps, run.lost_steps, len(said)) == (3, 5, 1)
     assert found.manifest["lost_steps"] == 5 and found.manifest["steps"] == 3
     assert "No space left" in found.manifest["storage_error"]
+
+
+def test_a_full_disk_still_takes_the_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    run = RunWriter(tmp_path / "a", {}, flush_steps=1, warn=lambda _: None)
+    run.add(lambda: record(0))
+    wait_for(lambda: run.written_steps == 1)
+    plain, reserve = manifest.write_manifest, tmp_path / "a" / ".reserve.tmp"
+
+    def write(path: Path, fields: Any) -> None:
+        if reserve.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        plain(path, fields)
+
+    monkeypatch.setattr(manifest, "write_manifest", write)
+    refusing(monkeypatch, tmp_path, range(1, 10**9))
+    run.add(lambda: record(1))
+    wait_for(lambda: "storage_error" in open_run(tmp_path / "a").manifest)
+    assert open_run(tmp_path / "a").status == "running" and reserve.exists()
+    run.close("finished")
+    said = open_run(tmp_path / "a").manifest
+    assert (said["status"], said["steps"], said["last_loss"]) == ("finished", 1, 0.5)
+    assert said["lost_steps"] == 1 and "No space left" in said["storage_error"]
+    assert not reserve.exists()
 
 
 def wait_for(condition: Any) -> None:

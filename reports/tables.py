@@ -41,52 +41,36 @@ class _Letters(dict[int, str]):
         return letter if is_known else "?"
 
 
+_NAMED = {
+    "\\": "backslash",
+    "~": "asciitilde",
+    "^": "asciicircum",
+    "<": "less",
+    ">": "greater",
+    "|": "bar",
+    '"': "quotedbl",
+}
+_SIGNS = "‖∂δΔθΣλαβ∇·×±→∞≤≥≈√"
+_COMMANDS = (
+    "| partial delta Delta theta Sigma lambda alpha beta nabla "
+    "cdot times pm to infty leq geq approx surd"
+)
 # Styler's own escaping knows ASCII alone.
 _LATEX = _Letters(
     str.maketrans(
         {
             "\r": " ",
             "\n": " ",
-            "\\": r"\textbackslash{}",
-            "{": r"\{",
-            "}": r"\}",
-            "_": r"\_",
-            "&": r"\&",
-            "%": r"\%",
-            "$": r"\$",
-            "#": r"\#",
-            "~": r"\textasciitilde{}",
-            "^": r"\textasciicircum{}",
-            "<": r"\textless{}",
-            ">": r"\textgreater{}",
-            "|": r"\textbar{}",
-            '"': r"\textquotedbl{}",
+            **{letter: f"\\{letter}" for letter in "{}_&%$#"},
+            **{letter: rf"\text{name}{{}}" for letter, name in _NAMED.items()},
+            **{a: rf"$\{b}$" for a, b in zip(_SIGNS, _COMMANDS.split(), strict=True)},
             "−": "$-$",
             "–": "--",
-            "‖": r"$\|$",
-            "∂": r"$\partial$",
-            "δ": r"$\delta$",
-            "Δ": r"$\Delta$",
-            "θ": r"$\theta$",
-            "Σ": r"$\Sigma$",
-            "λ": r"$\lambda$",
-            "α": r"$\alpha$",
-            "β": r"$\beta$",
-            "∇": r"$\nabla$",
             "ᵀ": r"$^{\top}$",
             "§": r"\S{}",
             "“": "``",
             "”": "''",
             "—": "---",
-            "·": r"$\cdot$",
-            "×": r"$\times$",
-            "±": r"$\pm$",
-            "→": r"$\to$",
-            "∞": r"$\infty$",
-            "≤": r"$\leq$",
-            "≥": r"$\geq$",
-            "≈": r"$\approx$",
-            "√": r"$\surd$",
             "…": r"\dots{}",
             "’": "'",
             "\u00a0": "~",

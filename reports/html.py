@@ -163,12 +163,8 @@ def _sections(story: Story) -> Iterator[dict[str, Any]]:
 def _figure(figure: Figure, place: int) -> dict[str, Any]:
     image = static_svg(figure.drawn)
     rows = figure.table
-    return {
-        "key": figure.key,
+    return vars(figure) | {
         "number": place,
-        "title": figure.title,
-        "caption": figure.caption,
-        "how_to_read": figure.how_to_read,
         "height": figure.drawn.layout.height or 450,
         "static": svg_address(image),
         "static_size": _points(image),

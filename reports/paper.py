@@ -46,32 +46,8 @@ _METADATA: dict[str, dict[str, None]] = {
 _UNITS = {"in": 1.0, "cm": 1 / 2.54, "mm": 1 / 25.4, "pt": 1 / 72.27}
 _LENGTH = re.compile(r"(\d+(?:\.\d+)?)\s*(in|cm|mm|pt)")
 
-# What differs from matplotlib's own defaults.
-_PAPER: dict[str, Any] = {
-    "axes.edgecolor": "#555555",
-    "axes.labelsize": 8,
-    "axes.linewidth": 0.6,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 8,
-    "figure.constrained_layout.use": True,
-    "font.family": ["STIXGeneral", "DejaVu Sans"],
-    "font.size": 8,
-    "legend.fontsize": 7,
-    "legend.frameon": False,
-    "lines.linewidth": 1.0,
-    "lines.markersize": 3,
-    "mathtext.fontset": "stix",
-    # Type 3, the default, is refused by several venues.
-    "pdf.fonttype": 42,
-    "savefig.dpi": 300,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "gradient-flow-analyzer",
-    "xtick.labelsize": 7,
-    "xtick.major.width": 0.6,
-    "ytick.labelsize": 7,
-    "ytick.major.width": 0.6,
-}
+_PAPER = Path(__file__).parent / "templates" / "paper.mplstyle"
+# Over that, for the static figures of a report.
 _SCREEN: dict[str, Any] = {
     "figure.dpi": 160,
     "font.family": ["DejaVu Sans"],
@@ -147,7 +123,7 @@ def paper_style(extra: dict[str, Any] | None = None, file: Path | None = None) -
     """
     import matplotlib as mpl
 
-    settings = {**_PAPER, **(extra or {}), **(_settings_in(file) if file else {})}
+    settings = {**_settings_in(_PAPER), **(extra or {}), **(_settings_in(file) if file else {})}
     with mpl.rc_context(), warnings.catch_warnings():
         # A letter that no font has is drawn as a box; the data beside the figure has it.
         warnings.filterwarnings("ignore", message="Glyph .* missing")

@@ -232,7 +232,7 @@ def _gain_words(run: Run) -> str:
     return f"{run.name}: gain {number(gain.gain)} per layer at the last recorded step"
 
 
-def claim_rows(story: Story) -> list[dict[str, str]]:
+def claim_rows(story: Story) -> list[dict[str, Any]]:
     """Return the claims of the verdict as text, with a word for their color.
 
     A claim that no figure of the report shows has no ``panel``.
@@ -241,15 +241,11 @@ def claim_rows(story: Story) -> list[dict[str, str]]:
         return []
     keys = {figure.key for figure in story.figures}
     return [
-        {
-            "key": claim.key,
-            "text": claim.text,
-            "status": claim.status,
+        vars(claim)
+        | {
             "mark": claim.status if claim.status in ("holds", "fails") else "unknown",
             "plain": _value(claim.plain, claim.plain_spread),
             "residual": _value(claim.residual, claim.residual_spread),
-            "reference": claim.reference,
-            "query": claim.query,
             "panel": f"figure-{claim.panel}" if claim.panel in keys else "",
         }
         for claim in story.verdict.claims

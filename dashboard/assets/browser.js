@@ -317,7 +317,8 @@
     waiting = false;
     const title = document.querySelector("#content h1");
     if (title) document.title = title.textContent + " – Gradient flow";
-    buildSliderIfNew();
+    const slider = byId("step-slider");
+    if (slider && !slider.firstChild && here.steps.length) buildSlider();
     paintMarks();
     document.querySelectorAll(".js-plotly-plot").forEach(window.gradientflow.hook || (() => {}));
     const wanted = window.location.hash && byId(decodeURIComponent(window.location.hash.slice(1)));
@@ -325,11 +326,6 @@
       here.hash = window.location.href;
       wanted.scrollIntoView();
     }
-  }
-
-  function buildSliderIfNew() {
-    const place = byId("step-slider");
-    if (place && !place.firstChild && here.steps.length) buildSlider();
   }
 
   new MutationObserver(() => {

@@ -33,12 +33,8 @@
   function plotOf(graph, trace) {
     const axis = (id) => graph._fullLayout[id.charAt(0) + "axis" + id.slice(1)];
     const x = axis(trace.xaxis), y = axis(trace.yaxis);
-    return { x, y, box: boxOf(x, y) };
-  }
-
-  function boxOf(x, y) {
     const at = { x: x._offset, y: y._offset, width: x._length, height: y._length };
-    return element("svg", Object.assign(at, { overflow: "hidden" }), cover);
+    return { x, y, box: element("svg", Object.assign(at, { overflow: "hidden" }), cover) };
   }
 
   const DASHES = { dash: "9,9", dot: "3,3", dashdot: "9,3,3,3", longdash: "12,6" };

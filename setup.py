@@ -23,6 +23,7 @@ setup(
         "analyzer": ["py.typed"],
         "analyzer.dashboard": ["assets/*"],
         "analyzer.reports": ["templates/*", "bundle/*.gz", "bundle/entry.js"],
+        "analyzer.vocabulary": ["*.bib"],
     },
     ext_modules=[
         Extension(

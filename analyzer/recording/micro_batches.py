@@ -26,6 +26,7 @@ from analyzer.probes.noise import (
 )
 from analyzer.recording.buffer import Transfer
 from analyzer.recording.parameters import norms
+from analyzer.recording.scaling import Scale
 
 __all__ = ["MicroBatches", "num_ranks"]
 
@@ -110,8 +111,13 @@ class MicroBatches:
                 parameter._backward_hooks = None  # as it was found
         self._hooks.clear()
 
-    def end_step(self, step: int, num_backward: int, *, is_whole: bool) -> None:
-        """A step with ``num_backward`` passes has ended; a whole one with an update."""
+    def end_step(
+        self, step: int, num_backward: int, *, is_whole: bool, scale: Scale | None
+    ) -> None:
+        """A step with ``num_backward`` passes has ended; a whole one with an update.
+
+        Its gradients are too large by ``scale``, where there is one.
+        """
         ended, self._sum, self._rows = self._sum, None, 0
         if ended is None:
             self._is_on |= num_backward > 1
@@ -119,7 +125,7 @@ class MicroBatches:
             self._is_on = False
             self._steps.clear()
         elif is_whole and ended.is_plain:
-            self._steps.append(_AccumulatedStep(step, ended))
+            self._steps.append(_AccumulatedStep(step, ended, 1.0 if scale is None else scale))
 
     # --- measuring ---------------------------------------------------------------------------
 
@@ -229,17 +235,19 @@ def _add_squares(found: Numbers, sums: Numbers) -> None:
 class _AccumulatedStep:
     """What is known of a step that accumulated; its numbers may be on their way to the host."""
 
-    def __init__(self, index: int, ended: _Sum) -> None:
+    def __init__(self, index: int, ended: _Sum, scale: Scale) -> None:
         self.index, self.num_ranks, self.num_pieces = index, ended.num_ranks, ended.num_pieces
         self.inverse_size = ended.inverse_rows / ended.num_passes
         self._num_passes = ended.num_passes
-        self._numbers: Sequence[Numbers] = (ended.squares, ended.total, ended.start)
+        # The scale goes the way of the numbers that are divided by it.
+        self._numbers: Sequence[Numbers] = (ended.squares, ended.total, ended.start, {0: scale})
         moving = [v for part in self._numbers for v in part.values() if isinstance(v, Tensor)]
         self._transfer = Transfer(moving) if moving else None
 
     def terms(self) -> dict[int, NoiseTerms]:
         """Return signal and noise by parameter; empty where gradients were there before."""
-        squares, total, start = self._values()
+        squares, total, start, scales = self._values()
+        scale = scales[0]
         if any(start.values()):
             return {}
         count = self._num_passes
@@ -247,7 +255,10 @@ class _AccumulatedStep:
             # The loss of the step is the sum of the passes' losses, so its parts are `count` times
             # smaller than what they are a part of.
             number: micro_batch_terms(
-                count * square, total.get(number, 0.0) ** 2, self.num_pieces, self.inverse_size
+                count * square / scale**2,
+                (total.get(number, 0.0) / scale) ** 2,
+                self.num_pieces,
+                self.inverse_size,
             )
             for number, square in squares.items()
         }

@@ -154,8 +154,7 @@ class OpenStep:
         parameters = {number: _slots(row, scalars) for number, row in self.parameters.items()}
         scales = {
             number: [scalars.put(scale) for scale in (row.scale, row.scale_before_clipping)]
-            for number, row in self.parameters.items()
-            if row.scale is not None or row.scale_before_clipping is not None
+            for number, row in (self.parameters if self.scale is not None else {}).items()
         }
         skipped = [scalars.put(flag) for flag in self.skipped]
         losses = _put_losses(self.losses, scalars)

@@ -101,18 +101,16 @@ class TrainingThread:
 
 def reaches(roots: Sequence[Any], is_ours: Callable[[Tensor], bool]) -> bool:
     """Return whether a backward pass from these tensors comes to one of our parameters."""
-    stack: list[Node | None] = [
-        root.grad_fn if isinstance(root, Tensor) else root.node for root in roots
-    ]
+    starts = [root.grad_fn if isinstance(root, Tensor) else root.node for root in roots]
+    stack: list[Node] = [node for node in starts if node is not None]
     known = set(stack)
     while stack:
-        node = stack.pop()
-        if node is None:
-            continue
-        variable = getattr(node, "variable", None)
-        if variable is not None and is_ours(variable):
-            return True
-        new = {child for child, _ in node.next_functions} - known
+        children = [child for child, _ in stack.pop().next_functions if child is not None]
+        for child in children:  # leaves first, since one is enough
+            variable = getattr(child, "variable", None)
+            if variable is not None and is_ours(variable):
+                return True
+        new = set(children) - known
         known |= new
         stack.extend(new)
     return False

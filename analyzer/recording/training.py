@@ -181,7 +181,9 @@ class Training:
         self.updates.end_step()
         self._on_boundary(step.index)
         if self._micro_batches is not None:
-            self._micro_batches.end_step(step.index, step.num_backward, is_whole=step.updated)
+            self._micro_batches.end_step(
+                step.index, step.num_backward, is_whole=step.updated, scale=step.scale
+            )
         self._measure()
 
     def _close_step(self, step: OpenStep) -> None:

@@ -321,6 +321,7 @@ class Updates:
         scale = getattr(optimizer, "grad_scale", None)
         if isinstance(scale, Tensor):
             scale = scalar(scale)
+            step.scale = scale if step.scale is None else step.scale
         elif id(optimizer) not in self._unscaled:
             scale = step.scale
         if step.recorded:

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from types import ModuleType
 
 import pytest
 import torch
@@ -214,19 +213,57 @@ def test_a_scaler_of_the_program_is_watched_and_nothing_is_left_behind(tmp_path)
     equal(open_run(tmp_path / "run").steps["loss"], losses)
 
 
-def test_a_scaled_training_on_a_device_waits_no_more_than_without_the_recorder(tmp_path):
+def on_a_device(model, simulation, facts):
+    """Scaled losses of two micro-batches, the first of three zeroed in place."""
+    optimizer, scaler = torch.optim.SGD(model.parameters(), 0.1), scaler_of(simulation.DEVICE)
+    for x in inputs(6):
+        simulation.reset_counts()
+        x = x.to(simulation.DEVICE)
+        for micro in range(3):
+            scaler.scale(model(x).square().mean() / (micro + 1)).backward()
+            if micro == 0:
+                optimizer.zero_grad(set_to_none=False)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+        facts.append(simulation.waits())
+
+
+def test_on_a_device_no_step_waits_for_a_scale_or_a_discarded_pass(tmp_path):
     from tests.support import simulated_accelerator as simulation
 
-    assert isinstance(simulation, ModuleType)
     torch.manual_seed(0)
-    model = Block()
-    on_device = copy.deepcopy(model).to(simulation.DEVICE)
-    with analyzer.Recorder(model, tmp_path / "host"):
-        train(model, "plain", scaler_of())
-    with analyzer.Recorder(on_device, tmp_path / "device"):
-        train(on_device, "plain", scaler_of(), device=simulation.DEVICE)
-    host, device = open_run(tmp_path / "host"), open_run(tmp_path / "device")
-    for column in ("loss", "gradient_norm", "grad_scale"):
-        equal(device.steps[column], host.steps[column])
-    found = device.layer_stats()["output_gradient_norm"]
-    equal(found, host.layer_stats()["output_gradient_norm"])
+    model = Block().to(simulation.DEVICE)
+    bare, waits, bare_waits = copy.deepcopy(model), [], []
+    on_a_device(bare, simulation, bare_waits)
+    with analyzer.Recorder(model, tmp_path / "run"):
+        on_a_device(model, simulation, waits)
+    assert waits[1:] == bare_waits[1:]
+    steps = open_run(tmp_path / "run").steps
+    assert steps["num_backward"].tolist() == [3] * 6
+    assert steps["num_discarded"].tolist() == [1] * 6
+    assert steps["grad_scale"].tolist() == [1024.0] * 6
+    losses = []
+    torch.manual_seed(0)
+    twin = Block()
+    optimizer = torch.optim.SGD(twin.parameters(), 0.1)
+    for x in inputs(6):
+        loss = twin(x).square().mean() * (1 / 2 + 1 / 3)
+        losses.append(loss.item())
+        (loss * 1024).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    equal(steps["loss"], losses)
+
+
+def test_the_noise_of_scaled_micro_batches_is_that_of_the_loss(tmp_path):
+    found = []
+    for name, scaler in (("plain", None), ("scaled", scaler_of())):
+        torch.manual_seed(0)
+        model = Block()
+        with analyzer.Recorder(model, tmp_path / name, probe="noise:1"):
+            train(model, "plain", scaler, micro=2)
+        rows = open_run(tmp_path / name).probe("noise")
+        found.append(rows[rows["step"] > 0])
+    assert len(found[0]) > 0
+    for column in ("signal_norm", "noise_trace"):
+        equal(found[1][column], found[0][column], rel=1e-4)

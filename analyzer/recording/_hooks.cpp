@@ -111,17 +111,6 @@ PyMemberDef gate_members[] = {
 
 extern PyTypeObject layer_type, call_type, gate_type;
 
-// Whether a mode of the program would see what is computed here; -1 with an exception set.
-int is_watched() {
-    for (PyObject *ask : {num_dispatch_modes, num_function_modes}) {
-        PyObject *answer = PyObject_CallNoArgs(ask);
-        const long count = answer ? PyLong_AsLong(answer) : -1;
-        Py_XDECREF(answer);
-        if (count != 0) return count > 0 ? 1 : -1;
-    }
-    return 0;
-}
-
 // A hook on a tensor: the statistics of the gradient that arrived there.
 PyObject *call_with_gradient(PyObject *self, PyObject *args, PyObject *) {
     Call *call = reinterpret_cast<Call *>(self);
@@ -130,10 +119,8 @@ PyObject *call_with_gradient(PyObject *self, PyObject *args, PyObject *) {
     Gate *gate = reinterpret_cast<Gate *>(capture);
     if (!gradient || !gate || !gate->in_backward || !is_given(invocation)) Py_RETURN_NONE;
     const double started = now();
-    const int watched = is_watched();
-    if (watched < 0) return nullptr;
     if (is_given(call->held[Call::kActivation]) && !is_given(call->held[Call::kKept]) &&
-        !gate->keeps_graph && !call->is_pooled && !watched) {
+        !gate->keeps_graph && !call->is_pooled) {
         Py_INCREF(invocation);  // other threads may run during a long pass
         PyObject *row = gradient_row_of(gradient, true);
         const bool is_done =
@@ -208,6 +195,12 @@ bool observe(Gate *gate, Layer *layer, PyObject *tensor) {
     Py_ssize_t elements;
     if (!is_given(invocation) || !read(tensor, &x, &elements)) return false;
     if (!has_shape(x, layer->held[Layer::kShape])) return false;
+    PyObject *negated = PyObject_CallOneArg(is_negated, tensor);
+    Py_XDECREF(negated);
+    if (negated != Py_False) {
+        forget_error();
+        return false;
+    }
     Py_INCREF(invocation);  // other threads may run during a long pass
     PyObject *wants_gradient = PyObject_GetAttr(tensor, wants_name);
     PyObject *calls = PyObject_GetAttr(invocation, calls_name);
@@ -295,14 +288,19 @@ PyObject *take(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     // In a backward pass only what is computed again matters.
     if (gate->in_backward && !is_given(gate->held[Gate::kCurrent])) Py_RETURN_TRUE;
     if (!layer->is_ready || gate->discovering) Py_RETURN_FALSE;
-    for (PyObject *ask : {is_grad_enabled, functorch_level, tracing_state}) {
+    for (PyObject *ask : {is_grad_enabled, functorch_level}) {
         PyObject *answer = PyObject_CallNoArgs(ask);
         if (!answer) return nullptr;
         const bool is_usual = answer == (ask == is_grad_enabled ? Py_True : Py_None);
         Py_DECREF(answer);
         if (!is_usual) Py_RETURN_TRUE;
     }
-    if (const int watched = is_watched()) return watched < 0 ? nullptr : Py_NewRef(Py_False);
+    // A mode of the program would see what is asked of a tensor. (A trace and modes of other kinds
+    // are seen where a root is called: then there is no forward pass to add to.)
+    PyObject *modes = PyObject_CallNoArgs(num_function_modes);
+    const long num_modes = modes ? PyLong_AsLong(modes) : -1;
+    Py_XDECREF(modes);
+    if (num_modes) return num_modes < 0 ? nullptr : Py_NewRef(Py_False);
     const double started = now();
     Py_INCREF(layer);
     PyObject *further = layer->held[Layer::kFurther];

@@ -17,7 +17,7 @@ struct ExchangeTable {
     void *stream;
 };
 const ExchangeTable *exchange;
-PyObject *tensor_type, *parameter_type, *is_negated;
+PyObject *tensor_type, *parameter_type;
 
 PyObject *numbers_of(const double *values, Py_ssize_t count) {
     PyObject *numbers = PyTuple_New(count);
@@ -58,8 +58,7 @@ PyTypeObject row_type = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
 }  // namespace
 
-PyObject *is_grad_enabled, *functorch_level, *tracing_state, *num_dispatch_modes, *num_function_modes,
-    *as_mask;
+PyObject *is_negated, *is_grad_enabled, *functorch_level, *num_function_modes, *as_mask;
 
 bool read(PyObject *tensor, DLTensor *out, Py_ssize_t *elements) {
     PyObject *type = reinterpret_cast<PyObject *>(Py_TYPE(tensor));
@@ -76,11 +75,7 @@ bool read(PyObject *tensor, DLTensor *out, Py_ssize_t *elements) {
         count *= out->shape[i];
     }
     *elements = count;
-    if (!is_plain || count <= 0) return false;
-    PyObject *answer = PyObject_CallOneArg(is_negated, tensor);  // a view of negated elements
-    if (!answer) forget_error();
-    Py_XDECREF(answer);
-    return answer == Py_False;
+    return is_plain && count > 0;
 }
 
 PyObject *row_of(Py_ssize_t elements, const double *numbers, int count, PyObject *dead) {
@@ -176,9 +171,8 @@ PyObject *parameters(PyObject *, PyObject *tensors) {
 }
 
 PyObject *prepare(PyObject *, PyObject *args) {
-    PyObject **places[] = {&tensor_type,        &parameter_type,     &is_negated,
-                           &is_grad_enabled,    &functorch_level,    &tracing_state,
-                           &num_dispatch_modes, &num_function_modes, &as_mask};
+    PyObject **places[] = {&tensor_type,     &parameter_type,     &is_negated, &is_grad_enabled,
+                           &functorch_level, &num_function_modes, &as_mask};
     constexpr int count = sizeof places / sizeof *places;
     if (PyTuple_GET_SIZE(args) != count) {
         PyErr_Format(PyExc_TypeError, "prepare takes %d objects", count);

@@ -28,8 +28,7 @@ double sum_of_squares(const void *x, Py_ssize_t n);
 PyObject *zero_units_of(const void *x, const Py_ssize_t *sizes, Py_ssize_t size);
 
 // What torch needs to be asked for; set by `prepare`.
-extern PyObject *is_grad_enabled, *functorch_level, *tracing_state, *num_dispatch_modes,
-    *num_function_modes, *as_mask;
+extern PyObject *is_negated, *is_grad_enabled, *functorch_level, *num_function_modes, *as_mask;
 
 // The part of DLPack's exchange table that reads a tensor without making anything.
 struct DLTensor {
@@ -50,7 +49,7 @@ inline bool forget_error() {
 }
 
 // A plain, contiguous float32 tensor with elements in host memory; false for all else, at most with
-// an exception that is not ours to stop.
+// an exception that is not ours to stop. A view may show the elements negated.
 bool read(PyObject *tensor, DLTensor *out, Py_ssize_t *elements);
 
 // The row of a tensor's numbers; the mask of dead units where it has one.

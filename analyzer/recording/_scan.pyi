@@ -14,8 +14,6 @@ def prepare(
     is_negated: Callable[[Any], bool],
     is_grad_enabled: Callable[[], bool],
     functorch_level: Callable[[], int | None],
-    tracing_state: Callable[[], Any],
-    num_dispatch_modes: Callable[[], int],
     num_function_modes: Callable[[], int],
     as_mask: Callable[[bytes], Any],
     /,

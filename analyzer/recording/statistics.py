@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
+from torch._C import _len_torch_function_stack
 from torch._C._functorch import maybe_current_level
 
 from analyzer.pooling import Column, Groups, Pool
@@ -197,8 +197,6 @@ HAS_QUICK_WAYS = prepare(
     Tensor.is_neg,
     torch.is_grad_enabled,
     maybe_current_level,
-    _get_tracing_state,
-    _len_torch_dispatch_stack,
     _len_torch_function_stack,
     partial(np.frombuffer, dtype=bool),
 )

@@ -10,6 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import analyzer
+from analyzer.recording.invocation import Invocation
 from analyzer.recording.plain import UnreadableError, plain
 from analyzer.recording.statistics import HAS_QUICK_WAYS, activation_row, gradient_row
 from analyzer.storage.run import open_run
@@ -235,8 +236,11 @@ class TestQuickWays:
     def test_no_unusual_tensor_is_read_by_pointer(self, kind):
         from analyzer.recording.hook_classes import parameters
 
-        assert parameters([UNREADABLE[kind](), torch.ones(2), torch._neg_view(torch.ones(2))]) == [
-            None,
-            (math.sqrt(2), None),
-            None,
-        ]
+        assert parameters([UNREADABLE[kind](), torch.ones(2)]) == [None, (math.sqrt(2), None)]
+
+    def test_a_negated_view_is_left_to_the_careful_way(self):
+        gate, module = self.gate(ValueError)
+        gate.current = Invocation(0, 0)
+        x = torch.arange(6.0).reshape(2, 3)
+        assert gate.take(module, torch._neg_view(x)) is False
+        assert gate.take(module, x) is True

@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+from torch.compiler import is_dynamo_compiling
+
 from analyzer.errors import StopTraining
-from analyzer.joins.modes import unseen
+from analyzer.joins.modes import leave_uncompiled, unseen
 from analyzer.options import RecordOptions
 from analyzer.recording.hooks import Capture
 from analyzer.recording.step import OpenStep
@@ -42,7 +44,8 @@ class Guard:
 
         @functools.wraps(method)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            if self.is_off:
+            # In a compiled update nothing can be seen, and no graph is to be broken.
+            if self.is_off or is_dynamo_compiling():
                 return None
             started = time.perf_counter()
             try:
@@ -54,6 +57,7 @@ class Guard:
             finally:
                 self._capture.seconds += time.perf_counter() - started
 
+        leave_uncompiled(guarded)
         return cast(_Method, guarded)
 
 

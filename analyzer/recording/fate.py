@@ -31,6 +31,8 @@ _MOST_APART = 32
 _MOST_TRIES = 4
 # Weights of which the values are compared, where nothing else would show an update.
 _MOST_COMPARED = 8
+# Changes of weights before a step of the optimizer that holds them; it has no part in more.
+_MOST_CLIMBS = 4
 # How often optimizers are looked for.
 _MOST_SEARCHES = 4
 
@@ -92,8 +94,7 @@ class Fates:
             return
         if self._has_seen_update:
             self._discard_cleared(step)
-        elif len([p for p in step.parts if p.is_changed and p.is_cleared is not False]) > 1:
-            # Again and again without the optimizer that holds them.
+        elif self._num_climbs(step) >= max(2, min(_MOST_CLIMBS, self._patience)):
             self._by_hand |= {n for part in step.parts for n in part.given or ()}
             self._release(step)
         elif len(step.parts) >= self._patience:
@@ -300,6 +301,10 @@ class Fates:
         found = norms([self._weights[number][0] for number, _ in self._values])
         pairs = zip(self._values, found, strict=True)
         return any(bool(old != new) for (_, old), new in pairs)
+
+    def _num_climbs(self, step: OpenStep) -> int:
+        """How often weights changed, and gradients were cleared, without the optimizer."""
+        return sum(part.is_changed and part.is_cleared is not False for part in step.parts)
 
     # --- steps that no optimizer closes ------------------------------------------------------
 

@@ -125,6 +125,7 @@ class Updates:
         self._in_pass = False
         # Losses whose gradients `autograd.grad` returned since the last pass or update.
         self._returned: list[tuple[float | Tensor, Scale | None] | None] = []
+        self._has_said = False
         self._received: dict[int, tuple[int, int]] = {}
         self._unscaled: dict[int, set[int]] = {}
         self._scaler_steps: int | None = None
@@ -302,10 +303,12 @@ class Updates:
         if is_first or (has_stepped and is_other):
             self._steps.begin_backward()
             step = self._steps.open
-            self._on_problem(
-                "gradients that did not come from backward(): those of layer outputs are not seen "
-                f"in their steps, the first of which is step {step.index}"
-            )
+            if not self._has_said:
+                self._has_said = True
+                self._on_problem(
+                    f"layers from step {step.index} on: gradients did not come from backward() but "
+                    "from autograd.grad, torch.func or the program, which shows none of layers"
+                )
         if not step.parts:
             step.losses += self._returned
         self._returned = []

@@ -24,7 +24,7 @@ from .compare import verdict_of
 from .components import message, number_table
 from .drawing import recorded, shown, step_choices
 from .finding_list import finding_list
-from .ids import Id, control
+from .ids import Id, card
 from .layout import navigation, page_content, shell
 from .library import Library, pulse, shortened
 from .run_list import run_table
@@ -32,23 +32,7 @@ from .security import protect
 
 __all__ = ["Warmer", "create_app"]
 
-_INDEX = """<!DOCTYPE html>
-<html lang="en">
-    <head>
-        {%metas%}
-        <title>{%title%}</title>
-        {%favicon%}
-        {%css%}
-    </head>
-    <body>
-        {%app_entry%}
-        <footer>
-            {%config%}
-            {%scripts%}
-            {%renderer%}
-        </footer>
-    </body>
-</html>"""
+_ASSETS = Path(__file__).parent / "assets"
 _PHONE = {"name": "viewport", "content": "width=device-width, initial-scale=1"}
 _SCHEMES = {"name": "color-scheme", "content": "light dark"}
 _HIDDEN = {"display": "none"}
@@ -149,8 +133,8 @@ def create_app(
         __name__,
         title="Gradient flow",
         update_title="",
-        assets_folder=str(Path(__file__).parent / "assets"),
-        index_string=_INDEX,
+        assets_folder=str(_ASSETS),
+        index_string=(_ASSETS / "index.html").read_text(encoding="utf-8"),
         meta_tags=[_PHONE, _SCHEMES],
         suppress_callback_exceptions=True,
         add_log_handler=False,
@@ -365,7 +349,7 @@ def _connect_scripts(app: Dash) -> None:
     script("control", asked, *of_controls, is_first=False)
     picked = (Output(Id.URL, "search"), Input(Id.RUN_PICKER, "value"))
     script("pick", *picked, is_first=False)
-    blocks = (Output(control("layers"), "value"), Input(Id.BLOCK, "value"))
+    blocks = (Output(card(Id.CONTROL, "layers"), "value"), Input(Id.BLOCK, "value"))
     script("block", *blocks, is_first=False)
 
 

@@ -14,7 +14,7 @@ from analyzer.storage.schema import STAT_COLUMNS
 from analyzer.vocabulary import GLOSSARY, quantity
 
 from .address import Address, Context
-from .ids import Id, card, control
+from .ids import Id, card
 
 __all__ = [
     "GRAPH_CONFIG",
@@ -223,7 +223,7 @@ def blocks(names: Sequence[str]) -> list[str]:
 def _quantity(address: Address) -> dmc.Select:
     groups = (("layers", "layer_stats"), ("parameters", "parameter_stats"))
     return dmc.Select(
-        id=control("quantity"),
+        id=card(Id.CONTROL, "quantity"),
         label="Quantity",
         value=address.quantity or "output_gradient_norm",
         data=[
@@ -245,7 +245,7 @@ def _quantity(address: Address) -> dmc.Select:
 def _layers(address: Address, names: Sequence[str]) -> dmc.Group:
     """The pattern, and the blocks that write one into it."""
     pattern = dmc.TextInput(
-        id=control("layers"),
+        id=card(Id.CONTROL, "layers"),
         label="Layers (regular expression)",
         value=address.layers,
         placeholder="all with parameters",
@@ -269,7 +269,11 @@ def _layers(address: Address, names: Sequence[str]) -> dmc.Group:
 
 def _choice(name: str, label: str, value: str, options: Sequence[Any]) -> html.Div:
     picked = dmc.SegmentedControl(
-        id=control(name), value=value, data=list(options), size="xs", **attributes(aria_label=label)
+        id=card(Id.CONTROL, name),
+        value=value,
+        data=list(options),
+        size="xs",
+        **attributes(aria_label=label),
     )
     return html.Div([html.Span(label, className="label"), picked])
 

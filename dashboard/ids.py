@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-__all__ = ["Id", "card", "control"]
+__all__ = ["Id", "card"]
 
 
 class Id(StrEnum):
@@ -47,11 +47,6 @@ class Id(StrEnum):
     NAV_LINK = "nav-link"
 
 
-def control(name: str) -> dict[str, str]:
-    """Return the id of the control of one name in the URL."""
-    return {"type": Id.CONTROL, "key": name}
-
-
 def card(part: Id, key: str) -> dict[str, str]:
-    """Return the id of one part of the card of a panel."""
+    """Return the id of one part of the card of a panel, or of the control of a name in the URL."""
     return {"type": part, "key": key}

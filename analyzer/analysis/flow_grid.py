@@ -249,7 +249,6 @@ class GridDifference:
         reach: Largest absolute difference; the color range goes from minus to plus that.
     """
 
-    label: str
     is_log: bool
     runs: tuple[RunLabel, RunLabel]
     positions: Floats
@@ -286,8 +285,7 @@ def grid_difference(view: View) -> GridDifference:
         grid_column(view, run, label)
         for run, label in zip(view.runs[:2], run_labels(view.runs)[:2], strict=True)
     )
-    row = quantity(view.quantity)
-    is_log = row.scale == "log"
+    is_log = quantity(view.quantity).scale == "log"
     steps = _common_steps(first, second)
     if not len(steps):
         raise NotRecordedError(
@@ -301,9 +299,8 @@ def grid_difference(view: View) -> GridDifference:
     finite = np.abs(values[np.isfinite(values)])
     reach = float(finite.max()) if len(finite) else 1.0
     names = (first.label, second.label)
-    label = f"{row.label}: {second.label.text} {'over' if is_log else 'minus'} {first.label.text}"
     caption = _largest_difference(values, positions, names, is_log)
-    return GridDifference(label, is_log, names, positions, steps, values, max(reach, 0.1), caption)
+    return GridDifference(is_log, names, positions, steps, values, max(reach, 0.1), caption)
 
 
 def _common_steps(first: GridColumn, second: GridColumn) -> NDArray[np.int64]:

@@ -44,6 +44,7 @@ class Dataset:
         return tuple(self.train_inputs.shape[1:])
 
 
+@dataclass(eq=False)
 class Batches(Iterator[tuple[Tensor, Tensor]]):
     """Shuffled batches of the training part, drawn with a private generator.
 
@@ -54,19 +55,14 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
         epoch: Epoch of the batch given last, from 0.
     """
 
-    def __init__(
-        self,
-        inputs: Tensor,
-        targets: Tensor,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        epochs: int | None = None,
-    ) -> None:
-        self.epoch = 0
-        self._inputs, self._targets = inputs, targets
-        self._batch_size, self._epochs = batch_size, epochs
-        self._generator = torch.Generator().manual_seed(seed)
+    inputs: Tensor
+    targets: Tensor
+    batch_size: int
+    seed: int
+    epochs: int | None
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
         self._pairs = self._drawn()
 
     def __next__(self) -> tuple[Tensor, Tensor]:
@@ -74,13 +70,14 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
 
     def _drawn(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Give the batches of one epoch after the other."""
-        while self._epochs is None or self.epoch < self._epochs:
-            order = torch.randperm(len(self._inputs), generator=self._generator)
+        generator = torch.Generator().manual_seed(self.seed)
+        while self.epochs is None or self.epoch < self.epochs:
+            order = torch.randperm(len(self.inputs), generator=generator)
             # Moved once an epoch, so that a step waits for nothing.
-            order = order.to(self._inputs.device)
-            for start in range(0, len(order) - self._batch_size + 1, self._batch_size):
-                chosen = order[start : start + self._batch_size]
-                yield self._inputs[chosen], self._targets[chosen]
+            order = order.to(self.inputs.device)
+            for start in range(0, len(order) - self.batch_size + 1, self.batch_size):
+                chosen = order[start : start + self.batch_size]
+                yield self.inputs[chosen], self.targets[chosen]
             self.epoch += 1
 
 
@@ -106,7 +103,7 @@ def batches(
             f"{dataset.name!r}; choose 1 to {samples}"
         )
     inputs, targets = dataset.train_inputs.to(device), dataset.train_targets.to(device)
-    return Batches(inputs, targets, batch_size, seed=seed, epochs=epochs)
+    return Batches(inputs, targets, batch_size, seed, epochs)
 
 
 def dataset(name: str, *, seed: int = 0) -> Dataset:

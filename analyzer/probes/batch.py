@@ -22,6 +22,7 @@ __all__ = [
     "num_samples",
     "pooled",
     "split",
+    "trained_parameters",
 ]
 
 
@@ -112,6 +113,17 @@ def held(batches: Iterable[Any]) -> list[Batch]:
     if not filled:
         raise ValueError("all batches have 0 samples, expected at least one sample")
     return filled
+
+
+def trained_parameters(model: nn.Module, quantity: str) -> dict[str, nn.Parameter]:
+    """Return the parameters that want a gradient, by name; refuse to measure a quantity of none."""
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not named:
+        raise ValueError(
+            f"no parameter of {type(model).__name__!r} wants a gradient; expected at least one. "
+            f"Set requires_grad on the parameters whose {quantity} you want."
+        )
+    return named
 
 
 def num_samples(batches: Sequence[Batch]) -> int:

@@ -16,7 +16,7 @@ from analyzer.errors import AnalyzerError
 from analyzer.joins.graph import Walk
 from analyzer.joins.model_state import unwrapped
 from analyzer.probes.activations import evaluating
-from analyzer.probes.batch import Batch, held, num_samples, pooled
+from analyzer.probes.batch import Batch, held, num_samples, pooled, trained_parameters
 
 __all__ = [
     "Hessian",
@@ -77,14 +77,8 @@ class Hessian:
 
     def __init__(self, model: nn.Module, batches: list[Batch], loss: Loss) -> None:
         self._model, self._loss = model, loss
-        named = model.named_parameters()
-        self.parameters = {name: p for name, p in named if p.requires_grad}
+        self.parameters = trained_parameters(model, "curvature")
         self._variables = list(self.parameters.values())
-        if not self._variables:
-            raise ValueError(
-                f"no parameter of {type(model).__name__!r} wants a gradient; expected at least "
-                "one. Set requires_grad on the parameters whose curvature you want."
-            )
         if any(variable.is_complex() for variable in self._variables):
             raise ValueError(
                 f"{type(model).__name__!r} has complex parameters; expected real ones. Let it hold "

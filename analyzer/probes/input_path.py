@@ -58,6 +58,7 @@ class InputPath:
         self, points: Sequence[Tensor], start: int, stop: int
     ) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
         """Give the arguments at some points; embedding calls inside return points, too."""
+        by_module: dict[nn.Module, dict[int, Tensor]] = {}
         repeats = len(points[0]) // (stop - start)
         # Copies, so that the model may change its inputs in place.
         given = [point.clone() for point in points]
@@ -70,21 +71,14 @@ class InputPath:
                 return leaf[start:stop].repeat(repeats, *[1] * (leaf.dim() - 1))
             return leaf
 
-        with self._embedded(given):
-            yield tree_map(filled, self.args)
-
-    @contextmanager
-    def _embedded(self, given: Sequence[Tensor]) -> Iterator[None]:
-        """Let embedding calls return the points."""
-        by_module: dict[nn.Module, dict[int, Tensor]] = {}
         for place, point in zip(self.embeddings, given, strict=True):
             if place is not None:
                 by_module.setdefault(place[0], {})[place[1]] = point
         with ExitStack() as hooks:
-            for module, points in by_module.items():
-                hook = _replacing(points)
+            for module, outputs in by_module.items():
+                hook = _replacing(outputs)
                 hooks.enter_context(module.register_forward_hook(hook, prepend=True))
-            yield
+            yield tree_map(filled, self.args)
 
 
 def input_path(model: nn.Module, inputs: Any) -> InputPath:

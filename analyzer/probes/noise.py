@@ -16,7 +16,7 @@ from analyzer.errors import AnalyzerError
 from analyzer.joins.calls import tensors_in
 from analyzer.joins.model_state import cloned, unwrapped
 from analyzer.probes.activations import evaluating, norm_over_batch, num_samples, samples_between
-from analyzer.probes.batch import Batch, HeldBatch, Measurement, held
+from analyzer.probes.batch import Batch, HeldBatch, Measurement, held, trained_parameters
 from analyzer.probes.hessian import Loss
 
 __all__ = [
@@ -144,12 +144,7 @@ def gradient_noise(
         AnalyzerError: If a loss that holds its own targets is for an output without sample axis.
     """
     model = unwrapped(model)
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not named:
-        raise ValueError(
-            f"no parameter of {type(model).__name__!r} wants a gradient; expected at least one. "
-            "Set requires_grad on the parameters whose gradient you want."
-        )
+    named = trained_parameters(model, "gradient")
     data = held(batches)
     each = math.ceil(num_pieces / len(data))
     parameters = list(named.values())

@@ -240,11 +240,9 @@ def gradients_by_length(
             hooks.enter_context(reader.register_hook(partial(_hold_back, held, reader, own)))
         yield torch.autograd.grad(loss, list(parts), retain_graph=True, allow_unused=True)
         while held:
-            starts = [(_operand(reader, slot), held[reader, slot]) for reader, slot in held]
+            edges = [_operand(reader, slot) for reader, slot in held]
+            gradients = [_fitted(*pair) for pair in zip(held.values(), edges, strict=True)]
             held.clear()
-            edges = [edge for edge, _ in starts]
-            gradients = [_fitted(gradient, edge) for edge, gradient in starts]
-            del starts
             yield torch.autograd.grad(
                 edges, list(parts), gradients, retain_graph=True, allow_unused=True
             )

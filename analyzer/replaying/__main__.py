@@ -10,7 +10,7 @@ from analyzer.options import ProbePlan, RecordOptions
 from analyzer.recording.probing import Probing, said_of
 from analyzer.recording.provenance import restore_random_states
 from analyzer.recording.training import Training
-from analyzer.replaying import ProbeOrder, Progress, measure_all, sentences
+from analyzer.replaying import ProbeOrder, measure_all, sentences
 from analyzer.replaying.programs import MARK, REFUSAL, check_batch
 from analyzer.script import run_program, when_imported
 from analyzer.storage.run import Run, open_run
@@ -25,6 +25,7 @@ class _Replay(Probing):
         plans = [ProbePlan(name) for name in order.names]
         super().__init__(plans, lambda *_: None, on_batch=lambda _: None, on_problem=_tell)
         self._run, self._order, self._parent = run, order, os.getppid()
+        self._told = sentences(_tell)
 
     def begin_backward(self, step: int, roots: Sequence[Any]) -> None:
         """The first loss is there: measure on each checkpoint, and stop before the update."""
@@ -33,22 +34,17 @@ class _Replay(Probing):
             return
         try:
             check_batch(self._run, self.held)
-            measure_all(self._run, self.held, self._order, _tell, self._progress())
+            measure_all(self._run, self.held, self._order, _tell, self._progress)
         except Exception as error:
             _refuse(said_of(error, self.held))
             raise SystemExit(_CHILD_FAILED) from error
         raise StopTraining(0)
 
-    def _progress(self) -> Progress:
+    def _progress(self, what: str, done: int, total: int) -> None:
         """Tell how far it is; end with the command that started this process."""
-        told = sentences(_tell)
-
-        def progress(what: str, done: int, total: int) -> None:
-            if os.getppid() != self._parent:
-                raise SystemExit(_CHILD_FAILED)
-            told(what, done, total)
-
-        return progress
+        if os.getppid() != self._parent:
+            raise SystemExit(_CHILD_FAILED)
+        self._told(what, done, total)
 
 
 def _tell(sentence: str) -> None:

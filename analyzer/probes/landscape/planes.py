@@ -213,12 +213,10 @@ def _of_trajectory(model: nn.Module, step: int, checkpoints: Checkpoints) -> _Pl
     """The principal plane of the checkpoints up to a step."""
     before = {at: checkpoints[at] for at in sorted(checkpoints) if at <= step}
     found = trajectory_plane(model, list(before.values()))
-    points, ranges = found.coordinates, []
-    for axis in range(2):
-        low, high = (float(points[:, axis].min()), float(points[:, axis].max()))
-        low, high = min(low, 0.0), max(high, 0.0)
-        beside = _BESIDE * (high - low)
-        ranges.append((low - beside, high + beside))
+    points = found.coordinates
+    low, high = points.amin(dim=0).clamp(max=0), points.amax(dim=0).clamp(min=0)
+    beside = _BESIDE * (high - low)
+    ranges = list(zip((low - beside).tolist(), (high + beside).tolist(), strict=True))
     notes = {
         **_NOT_RANDOM,
         "directions": "principal components of the trajectory",

@@ -59,7 +59,6 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
     targets: Tensor
     batch_size: int
     seed: int
-    epochs: int | None
     epoch: int = 0
 
     def __post_init__(self) -> None:
@@ -71,7 +70,7 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
     def _drawn(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Give the batches of one epoch after the other."""
         generator = torch.Generator().manual_seed(self.seed)
-        while self.epochs is None or self.epoch < self.epochs:
+        while True:
             order = torch.randperm(len(self.inputs), generator=generator)
             # Moved once an epoch, so that a step waits for nothing.
             order = order.to(self.inputs.device)
@@ -87,9 +86,8 @@ def batches(
     *,
     seed: int = 0,
     device: torch.device | str = "cpu",
-    epochs: int | None = None,
 ) -> Batches:
-    """Return the training part in shuffled batches, for some epochs or, with None, without end.
+    """Return the training part in shuffled batches, without end.
 
     It is moved to the device once; the global random state is not touched.
 
@@ -103,7 +101,7 @@ def batches(
             f"{dataset.name!r}; choose 1 to {samples}"
         )
     inputs, targets = dataset.train_inputs.to(device), dataset.train_targets.to(device)
-    return Batches(inputs, targets, batch_size, seed, epochs)
+    return Batches(inputs, targets, batch_size, seed)
 
 
 def dataset(name: str, *, seed: int = 0) -> Dataset:

@@ -30,15 +30,10 @@ def train(
 ) -> None:
     """Train a model, already on the device, for some steps; it never waits for the device.
 
-    Args:
-        model: Put into training mode.
-        batches: Pairs of input and target, on any device. Where they end first, so does training.
-        steps: Optimizer updates.
-        optimizer: Made for the parameters of ``model``.
-        loss: ``loss(output, target)``, a scalar.
-        device: Where the model is.
-        max_norm: Clip the global gradient norm to this; ``None``: no clipping.
-        on_step: Called after each update with the step, from 0, and its loss, still on the device.
+    The model is put into training mode. Batches are pairs of input and target, on any device; where
+    they end first, so does training. ``loss(output, target)`` is a scalar. The global gradient norm
+    is clipped to ``max_norm``, if any. ``on_step`` is called after each update with the step, from
+    0, and its loss, still on the device.
     """
     model.train()
     # The range comes first: zip must not take a batch that no step will use.

@@ -155,23 +155,18 @@ def pooled(batches: Sequence[Batch]) -> Batch | None:
         lengths = {len(p) if isinstance(p, Tensor) and p.dim() > 0 else -1 for p in parts}
         if lengths != {batch.size}:
             return None
-    if len(batches) == 1:
-        return batches[0]
-    try:
-        return _joined(batches)
-    except (RuntimeError, KeyError, IndexError):
-        return None
-
-
-def _joined(batches: Sequence[Batch]) -> Batch | None:
-    """Concatenate batches of equal form."""
     first = batches[0]
+    if len(batches) == 1:
+        return first
     forms = {(len(b.args), tuple(b.kwargs), tuple(t.dtype for t in _tensors(b))) for b in batches}
     if len(forms) > 1:
         return None
-    args = tuple(torch.cat([b.args[i] for b in batches]) for i in range(len(first.args)))
-    kwargs = {name: torch.cat([b.kwargs[name] for b in batches]) for name in first.kwargs}
-    target = torch.cat([b.target for b in batches])
+    try:
+        args = tuple(torch.cat([b.args[i] for b in batches]) for i in range(len(first.args)))
+        kwargs = {name: torch.cat([b.kwargs[name] for b in batches]) for name in first.kwargs}
+        target = torch.cat([b.target for b in batches])
+    except RuntimeError:  # their samples are of different shapes
+        return None
     return Batch(args, kwargs, target, num_samples(batches))
 
 

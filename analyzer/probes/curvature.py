@@ -31,7 +31,6 @@ class HessianSpectrum:
         eigenvectors: One direction each, of length 1: parameter name to tensor.
         errors: How far each eigenvalue may be off.
         density: The whole spectrum as weighted points, with the trace.
-        num_products: Hessian-vector products for the eigenpairs.
     """
 
     eigenvalues: list[float]
@@ -41,7 +40,6 @@ class HessianSpectrum:
     density: Quadrature
     num_parameters: int
     num_samples: int
-    num_products: int
 
     def quantities(self) -> dict[str, float]:
         """Return the numbers by name, as the probe's table has them."""
@@ -125,7 +123,6 @@ def hessian_spectrum(
             density=density,
             num_parameters=hessian.size,
             num_samples=hessian.num_samples,
-            num_products=pairs.num_products,
         )
 
 

@@ -37,7 +37,6 @@ class EigenPairs:
     values: list[float]
     vectors: Tensor
     errors: list[float]
-    num_products: int
 
 
 @dataclass(frozen=True)
@@ -178,10 +177,10 @@ def end_eigenpairs(
         is_enough = is_open and count >= largest + smallest and max(errors) <= limit
         if count == last or is_enough:
             basis = vectors[:, chosen].T.to(like) @ steps.basis.rows[:count]
-            return EigenPairs(values[chosen].tolist(), basis, errors, count)
+            return EigenPairs(values[chosen].tolist(), basis, errors)
     nan = [float("nan")] * min(largest + smallest, size)
     missing = like.new_full((len(nan), size), float("nan"))
-    return EigenPairs(nan, missing, nan, len(steps.diagonal))
+    return EigenPairs(nan, missing, nan)
 
 
 def quadrature(

@@ -75,14 +75,21 @@ def replay_script(
     """
     checkpoints_of(run, order.which)
     command = command_of(run, args)
-    target = command if command[0] == "-m" else [str(_existing(command[0])), *command[1:]]
+    target, is_module = command, command[0] == "-m"
+    if not is_module:
+        path = Path(command[0]).resolve()
+        if not path.exists():
+            raise AnalyzerError(
+                f"'{command[0]}' is not here; run this in the folder in which the run was recorded"
+            )
+        target = [str(path), *command[1:]]
     say(f"running up to its first update: python {' '.join(command)}")
     with contextlib.ExitStack() as stack:
         folder = os.getcwd()
         if not in_place:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
         words = [str(run.path.resolve()), order.as_text(), *target]
-        code, last = _run_child(words, folder, _environment(is_module=command[0] == "-m"), say)
+        code, last = _run_child(words, folder, _environment(is_module=is_module), say)
     if code != 0 and last.startswith(REFUSAL):
         raise AnalyzerError(last.removeprefix(REFUSAL))
     if code != 0:
@@ -114,15 +121,6 @@ def _run_child(
                 last = line.removeprefix(MARK) or last
         code = child.wait()
     return code, last
-
-
-def _existing(target: str) -> Path:
-    path = Path(target).resolve()
-    if not path.exists():
-        raise AnalyzerError(
-            f"'{target}' is not here; run this in the folder in which the run was recorded"
-        )
-    return path
 
 
 def _environment(*, is_module: bool) -> dict[str, str]:

@@ -77,7 +77,10 @@ def aligned(
         if name is None and others_allowed:
             continue
         if name is None:
-            raise ValueError(_unknown(given, list(aliases)))
+            near = get_close_matches(given, aliases, n=1)
+            count = f"the model has {len(aliases)} parameters"
+            hint = f"did you mean {near[0]!r}?" if near else count
+            raise ValueError(f"the direction names {given!r}, expected names of parameters; {hint}")
         weight = weights[name]
         moved = torch.as_tensor(step).detach()
         if moved.shape != weight.shape:
@@ -87,12 +90,6 @@ def aligned(
             )
         found.setdefault(name, moved.to(device=weight.device, dtype=weight.dtype))
     return found
-
-
-def _unknown(name: str, names: list[str]) -> str:
-    near = get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"the model has {len(names)} parameters"
-    return f"the direction names {name!r}, expected names of parameters; {hint}"
 
 
 class Slice:

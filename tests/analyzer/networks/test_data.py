@@ -1,4 +1,5 @@
 import pickle
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -121,8 +122,8 @@ def test_a_shape_that_is_none_is_refused(shape: str) -> None:
 def test_an_epoch_gives_every_sample_at_most_once_and_epochs_differ() -> None:
     data = synthetic((1, 2, 2), samples=50)
     seen: list[list[tuple[float, ...]]] = [[], []]
-    source = batches(data, 12, epochs=2)
-    for inputs, targets in source:
+    source = batches(data, 12)
+    for inputs, targets in islice(source, 8):
         assert (len(inputs), len(targets)) == (12, 12)
         seen[source.epoch] += [tuple(row) for row in inputs.flatten(1).tolist()]
     assert [len(rows) for rows in seen] == [len(set(rows)) for rows in seen] == [36, 36]

@@ -21,6 +21,7 @@ from analyzer.analysis.numerals import counted, number
 from analyzer.errors import AnalyzerError
 from analyzer.figures.csv_text import cell_rows, csv_cells
 from analyzer.figures.theme import DARK
+from analyzer.storage.incomplete import losses
 from analyzer.vocabulary.methods import SOURCES, bibtex
 
 from .paper import static_svg, svg_address
@@ -115,7 +116,9 @@ def _content(story: Story, environment: Environment) -> dict[str, Any]:
         "sources": SOURCES,
         "bibtex": bibtex(story.methods),
         "facts": _table(reproducibility(story.runs)),
-        "warnings": sorted({text for run in story.runs for text in run.warnings}),
+        "warnings": sorted(
+            {text for run in story.runs for text in (*losses(run.manifest), *run.warnings)}
+        ),
         "is_anonymous": story.is_anonymous,
         "contents": list(_contents(story)),
         "table_of": lambda rows, caption: table.render(table=rows, caption=caption),

@@ -167,10 +167,11 @@ def _print_thresholds(limits: Mapping[str, float], console: "Console") -> None:
 
 def _print_diagnosis(run: "Run", found: Sequence["Finding"], console: "Console") -> None:
     from analyzer.cli.terminal import printable
+    from analyzer.storage.incomplete import losses
 
     steps = len(run.recorded_steps())
     console.print(f"{printable(run.name)}: {steps:,} steps, {run.status}", soft_wrap=True)
-    for sentence in run.warnings:
+    for sentence in (*losses(run.manifest), *run.warnings):
         console.print(f"warning: {printable(sentence, 300)}", soft_wrap=True)
     console.print(findings_summary(found), soft_wrap=True)
     for line in finding_lines(found):

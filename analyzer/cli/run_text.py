@@ -66,7 +66,7 @@ def print_run(run: Run, step: str, pattern: str | None, console: Console) -> Non
     if not len(steps) or run.layers.empty:
         _print_lines(console, _header(run, training, marks))
         _print_lines(console, [_nothing_recorded(run, training), _loss_line(training, marks)])
-        _print_lines(console, [_warning(sentence) for sentence in run.warnings])
+        _print_lines(console, _warnings(run))
         return
     # Before anything is printed, so that a wrong option gives its one line and no more.
     chosen = _matching(run.layers["name"].tolist(), pattern)
@@ -81,7 +81,7 @@ def print_run(run: Run, step: str, pattern: str | None, console: Console) -> Non
     if chosen.sum() > 2 * _ENDS:
         hint = "Choose layers with --layers REGEX; analyzer export writes all of them."
         _print_lines(console, [hint])
-    _print_lines(console, [_warning(sentence) for sentence in run.warnings])
+    _print_lines(console, _warnings(run))
 
 
 def _print_lines(console: Console, lines: Sequence[str]) -> None:
@@ -94,6 +94,10 @@ def _print_lines(console: Console, lines: Sequence[str]) -> None:
 
 def _warning(sentence: object) -> str:
     return f"warning: {printable(str(sentence), 300)}"
+
+
+def _warnings(run: Run) -> list[str]:
+    return [_warning(sentence) for sentence in (*losses(run.manifest), *run.warnings)]
 
 
 def _header(run: Run, training: TrainingSummary, marks: Signs) -> list[str]:

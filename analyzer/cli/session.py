@@ -225,7 +225,7 @@ class Session:
         sentences = [] if recorder.training.failure is None else [recorder.training.failure]
         lost = counts["steps"] - found
         if lost > 0 or recorder.storage_failure:
-            about = {"steps": counts["steps"], "storage_error": recorder.storage_failure}
+            about = {"steps": found, "storage_error": recorder.storage_failure}
             manifest = {**manifest, **about, "lost_steps": lost}
         sentences += losses(manifest)
         steps = f"{found} of {counts['steps']}" if lost > 0 else f"{found}"

@@ -147,8 +147,7 @@ def _shown(path: Path, _inode: int, _changed: int, _size: int) -> Mapping[str, A
 def _steps(path: Path, manifest: Mapping[str, Any]) -> int | None:
     """Steps as the manifest has them; the files know better where a run is not at its end."""
     if manifest.get("status") != "running":
-        steps = _count(manifest.get("steps"))
-        return None if steps is None else max(0, steps - (_count(manifest.get("lost_steps")) or 0))
+        return _count(manifest.get("steps"))
     parts = filter(None, map(Part.from_name, listing(path / "steps")))
     return max((part.last + 1 for part in parts), default=0)
 

@@ -88,7 +88,7 @@ class RunFolder:
         self._oldest = 0.0
         self._num_errors = 0
         # Of the last step that is whole on disk.
-        self._num_steps, self._last_loss = 0, None
+        self._last_loss = None
         self._flushes: deque[_Flush] = deque()
         # What writes each file that waits, and since when the disk has refused it.
         self._files: dict[str, tuple[Callable[[], object], float | None]] = {}
@@ -109,7 +109,6 @@ class RunFolder:
         if self._has_begun:
             return
         self._manifest.begin()
-        self._num_steps = self._manifest.steps_before
         self._has_begun = True
 
     def update(self, fields: Mapping[str, Any]) -> None:
@@ -285,7 +284,6 @@ class RunFolder:
             if self._rank == 0:
                 self._table_bins(table).add(numbers)
         self.written_steps += flush.num_steps
-        self._num_steps = max(self._num_steps, flush.last + 1)
         self._last_loss = flush.loss
 
     def _table_bins(self, table: str) -> TableBins:
@@ -351,7 +349,9 @@ class RunFolder:
             found["error"] = f"not all was recorded: {self.errors[0]}{more}"
         if lost_steps:
             found["lost_steps"] = self._manifest.lost_before + lost_steps
-            found["steps"], found["last_loss"] = self._num_steps, self._last_loss
+            # Those on disk; with the lost ones they are all.
+            found["steps"] = self._manifest.steps_before + self.written_steps
+            found["last_loss"] = self._last_loss
         if self._rank != 0:
             return
         refusal: OSError | None = None

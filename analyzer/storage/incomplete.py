@@ -15,8 +15,7 @@ def losses(manifest: Mapping[str, Any]) -> list[str]:
     reason = manifest.get("storage_error")
     if lost:
         why = f": {reason}" if reason else ""
-        total = max(steps, lost)
-        found.append(f"{total - lost} of {total} steps are on disk, {lost} were lost{why}")
+        found.append(f"{steps} of {steps + lost} steps are on disk, {lost} were lost{why}")
     elif reason:
         found.append(f"not all was written: {reason}")
     damaged = manifest.get("damaged")

@@ -61,7 +61,7 @@ _MANIFEST: tuple[tuple[str, str, str], ...] = (
         f"shown as `crashed` when it is older than {CRASHED_AFTER_SECONDS:.0f} s.",
     ),
     ("created", "string", "UTC time at which the run began."),
-    ("steps", "int", "Number of the last recorded step plus one."),
+    ("steps", "int", "Steps that were recorded; where some were lost, those on disk."),
     ("last_loss", "float?", "Loss of the last recorded step."),
     ("num_layers, num_parameters, num_joins", "int", "Rows of the static tables."),
     ("data_parallel_ranks", "int?", "Ranks by which output gradients are divided when pooled."),

@@ -13,7 +13,6 @@ from analyzer.errors import NotRecordedError
 from analyzer.storage.arrays import as_floats, as_numpy, frame, static_frame
 from analyzer.storage.bin_reader import BinReader, Grid, Heatmap, NumberName, Series
 from analyzer.storage.catalog import read_manifest, status_of
-from analyzer.storage.incomplete import losses
 from analyzer.storage.parts import Part, listing
 from analyzer.storage.reading import (
     Columns,
@@ -65,7 +64,7 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self.manifest: dict[str, Any] = read_manifest(self.path)
-        self.warnings: list[str] = losses(self.manifest)
+        self.warnings: list[str] = []
         self._static = {
             name: StaticTable(self.path, name, self._warn, partial(self._promised, name))
             for name in STATIC_TABLES
@@ -111,8 +110,6 @@ class Run:
             RunNotFoundError: If the folder is gone.
         """
         self.manifest = read_manifest(self.path)
-        for sentence in losses(self.manifest):
-            self._warn(sentence)
         for static in self._static.values():
             static.refresh()
         for table, views in self._views.items():

@@ -160,7 +160,7 @@ class RunWriter:
         self._put(lambda: self._folder.update(fields))
 
     def close(self, status: str, error: str | None = None, **fields: Any) -> None:
-        """Write what waits, merge the parts and say how the run ended; later calls do nothing.
+        """Write what waits, merge the parts and say how the run ended; a later call waits for it.
 
         A run of which the recorder itself lost something is ``failed``, not ``finished``.
 
@@ -171,12 +171,10 @@ class RunWriter:
         """
         if os.getpid() != self._pid:
             return
-        if self._is_closed:  # by a signal while the first call is under way
-            self._thread.join()
-            return
-        self._last_fields = {**fields, "status": status, "error": error}
-        self._is_closed = self._is_ending = True
-        self._wake.set()
+        if not self._is_closed:  # else a signal came while the first call was under way
+            self._last_fields = {**fields, "status": status, "error": error}
+            self._is_closed = self._is_ending = True
+            self._wake.set()
         pulse, since = self._pulse(), time.monotonic()
         limit = _LAST_SECONDS + max(0.0, self._patience)
         while self._thread.is_alive():

@@ -109,8 +109,9 @@ class Groups:
         for place in np.flatnonzero(self.sizes > 1):
             first, size = self.firsts[place], self.sizes[place]
             parts = masks[first : first + size][present[first : first + size]]
-            alike = len({len(mask) for mask in parts}) == 1
-            whole[place] = np.logical_and.reduce(list(parts)) if alike else None
+            distinct = list({id(mask): mask for mask in parts}.values())  # that of none is shared
+            alike = len({len(mask) for mask in distinct}) == 1
+            whole[place] = np.logical_and.reduce(distinct) if alike else None
         return whole
 
 

@@ -48,13 +48,17 @@ def unseen() -> AbstractContextManager[None]:
     """Compute inside of it out of sight of the modes that the program has begun.
 
     A program's mode may print or count every operation: those of a recorder are none of its own.
-    Our own modes are left as they are, since a device that is written in Python needs dispatch.
+    Where all modes are our own, dispatch is left as it is: a device that is written in Python needs
+    it. That of functions is left out, since ours would note each attribute that we read.
     """
     if not (_len_torch_dispatch_stack() or _len_torch_function_stack()):
         return _HERE
     functions = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
     modes = (*_get_current_dispatch_mode_stack(), *functions)
-    return _HERE if all(_is_ours(mode) for mode in modes) else _without_modes()
+    if not all(_is_ours(mode) for mode in modes):
+        return _without_modes()
+    guards: Any = torch._C
+    return cast(AbstractContextManager[None], guards.DisableTorchFunction()) if functions else _HERE
 
 
 def _is_ours(mode: Any) -> bool:

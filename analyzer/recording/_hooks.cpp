@@ -230,26 +230,20 @@ bool observe(Gate *gate, Layer *layer, PyObject *tensor) {
 
 // The tensors of a tuple, where Python has taken tensors of these shapes one by one; as above.
 bool observe_all(Gate *gate, Layer *layer, PyObject *module, PyObject *output) {
-    static PyObject *wants_name = PyUnicode_InternFromString("requires_grad"),
-                    *name = PyUnicode_InternFromString("take_further");
-    PyObject *further = layer->held[Layer::kFurther];
+    static PyObject *name = PyUnicode_InternFromString("take_further");
+    PyObject *further = layer->held[Layer::kFurther], *first = PyTuple_GET_ITEM(output, 0);
     const Py_ssize_t count = PyTuple_GET_SIZE(output);
     auto layer_at = [&](Py_ssize_t i) {
-        return i ? reinterpret_cast<Layer *>(PyTuple_GET_ITEM(further, i - 1)) : layer;
+        return reinterpret_cast<Layer *>(PyTuple_GET_ITEM(further, i - 1));
     };
-    for (Py_ssize_t i = 0; i < count; ++i) {
+    for (Py_ssize_t i = 1; i < count; ++i) {
         PyObject *tensor = PyTuple_GET_ITEM(output, i);
-        DLTensor x;
-        Py_ssize_t elements;
+        if (Py_TYPE(tensor) != Py_TYPE(first) || Py_TYPE(layer_at(i)) != &layer_type) return false;
+        if (!layer_at(i)->is_ready) return false;
         for (Py_ssize_t j = 0; j < i; ++j)
             if (PyTuple_GET_ITEM(output, j) == tensor) return false;
-        if (Py_TYPE(layer_at(i)) != &layer_type || !layer_at(i)->is_ready) return false;
-        if (!read(tensor, &x, &elements) || !has_shape(x, layer_at(i)->held[Layer::kShape])) return false;
-        PyObject *wants_gradient = i ? PyObject_GetAttr(tensor, wants_name) : Py_NewRef(Py_True);
-        Py_XDECREF(wants_gradient);
-        if (wants_gradient != Py_True) return false;
     }
-    if (!observe(gate, layer, PyTuple_GET_ITEM(output, 0))) return false;
+    if (!observe(gate, layer, first)) return false;
     Py_INCREF(further);
     bool is_done = true;
     for (Py_ssize_t i = 1; is_done && i < count; ++i) {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,11 +27,27 @@ from analyzer.joins.search import Join, numbered
 from analyzer.joins.trace import ForwardTrace
 from analyzer.recording.names import unwrapped
 
-__all__ = ["JoinTable", "LiveLog", "is_compiled", "token"]
+__all__ = ["JoinTable", "LiveLog", "is_compiled", "token", "without_collections"]
 
 _TOKEN = re.compile(r"@(\d+)(\.?)")
 # A validation that keeps its graphs never comes to a backward pass: the log must not grow with it.
 _MOST_CALLS = 100_000
+
+
+@contextmanager
+def without_collections() -> Iterator[None]:
+    """Collect no garbage while a graph is looked at, which makes many objects for a short time.
+
+    They would be taken for long-lived ones, and all objects of the program be traversed for them,
+    a few times now and once more in a later step.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def token(root: int) -> str:

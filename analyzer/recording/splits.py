@@ -16,7 +16,7 @@ from analyzer.joins.plan import JoinPlan, JoinSite, joins_in_graph
 from analyzer.joins.products import JoinGradients
 from analyzer.joins.search import Join
 from analyzer.options import RecordOptions
-from analyzer.recording.live_log import JoinTable, LiveLog, is_compiled, token
+from analyzer.recording.live_log import JoinTable, LiveLog, is_compiled, token, without_collections
 from analyzer.recording.names import unwrapped
 from analyzer.recording.split_rows import SplitRows
 
@@ -157,17 +157,18 @@ class Splits:
         if log is None and not is_due:
             return
         nodes = [root.grad_fn if isinstance(root, Tensor) else root.node for root in roots]
-        walk = Walk([node for node in nodes if node is not None])
-        kept = [site for site in self._kept if site.node in walk.place]
-        sites = kept or self._located(walk)
-        if log is not None:
-            left, num_joins = log.restrict(walk.nodes), len(self.table)
-            self._note_roots(log)
-            if sites is None:
-                sites = self._discovered(walk, log)
-            is_due |= len(self.table) > num_joins and not self._is_off
-            if self._waiting and left:  # a model whose backward pass comes later, as a generator's
-                log.calls, self._left = left, log
+        with without_collections():
+            walk = Walk([node for node in nodes if node is not None])
+            kept = [site for site in self._kept if site.node in walk.place]
+            sites = kept or self._located(walk)
+            if log is not None:
+                left, num_joins = log.restrict(walk.nodes), len(self.table)
+                self._note_roots(log)
+                if sites is None:
+                    sites = self._discovered(walk, log)
+                is_due |= len(self.table) > num_joins and not self._is_off
+                if self._waiting and left:  # one whose backward pass comes later, as a generator's
+                    log.calls, self._left = left, log
         if sites is None:
             rows.is_partial |= is_due
             self._varies |= is_due

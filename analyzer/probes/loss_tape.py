@@ -6,7 +6,8 @@ played again on another output with everything else constant; parameters count a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from analyzer.errors import AnalyzerError
 from analyzer.joins.calls import tensors_in
 
-__all__ = ["LossTape", "RecordedLoss", "ReplayError"]
+__all__ = ["LossTape", "RecordedLoss", "ReplayError", "passed_by"]
 
 _HOST_READ = torch.ops.aten._local_scalar_dense.default
 
@@ -44,6 +45,20 @@ class _Operation:
     makes: tuple[int, ...]
 
 
+class _Passing:
+    is_by = False
+
+
+@contextmanager
+def passed_by() -> Iterator[None]:
+    """What is computed in here, and from it, is no part of a loss."""
+    was_by, _Passing.is_by = _Passing.is_by, True
+    try:
+        yield
+    finally:
+        _Passing.is_by = was_by
+
+
 class LossTape(TorchDispatchMode):
     """Notes the operations between a model's output and the backward pass; changes no result."""
 
@@ -57,6 +72,7 @@ class LossTape(TorchDispatchMode):
         self._operations: list[_Operation] = []
         self._constants: dict[int, tuple[Tensor, int]] = {}
         self._refusal: str | None = None
+        self._passed: dict[int, Tensor] = {}
         self._reads: list[tuple[int, bool]] = []
 
     def start(self) -> None:
@@ -80,6 +96,11 @@ class LossTape(TorchDispatchMode):
         """Call the operation; note it where it depends on the output or on parameters."""
         kwargs = kwargs or {}
         leaves = tree_leaves((args, kwargs))
+        if _Passing.is_by or any(id(leaf) in self._passed for leaf in leaves):
+            result = func(*args, **kwargs)
+            made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+            self._passed.update((id(leaf), leaf) for leaf in made)
+            return result
         given = [(leaf, leaf._version) for leaf in leaves if isinstance(leaf, Tensor)]
         result = func(*args, **kwargs)
         if any(id(tensor) in self._slots or tensor.requires_grad for tensor, _ in given):

@@ -373,17 +373,16 @@ def are_cleared(parameters: Sequence[Tensor]) -> bool | Tensor:
 
     On a device the answer is a flag that stays there.
     """
-    flags = []
-    for parameter in parameters:
-        gradient = parameter.grad
-        if gradient is None:
-            continue
-        (norm,) = norms([gradient])
-        if isinstance(norm, Tensor):
-            flags.append(norm == 0)
-        elif norm != 0:  # None where nobody can tell
+    given = [p.grad for p in parameters if p.grad is not None]
+    for gradient in given:
+        if gradient.is_cpu and norms([gradient]) != [0.0]:  # None where nobody can tell
             return False
-    return torch.stack(flags).all() if flags else True
+    found = norms([gradient for gradient in given if not gradient.is_cpu])
+    flags = [norm == 0 for norm in found if isinstance(norm, Tensor)]
+    if len(flags) < len(found):
+        return False
+    at = [flag.to(flags[0].device, non_blocking=True) for flag in flags]
+    return torch.stack(at).all() if at else True
 
 
 def held_by_optimizers(parameters: Any) -> set[int]:

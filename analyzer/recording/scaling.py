@@ -5,6 +5,7 @@ in place. A scaled loss carries its scale on the node of the autograd graph that
 """
 
 import functools
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -13,10 +14,19 @@ from torch.amp import GradScaler
 from torch.compiler import is_dynamo_compiling
 from torch.optim.optimizer import Optimizer
 
+from analyzer.probes.loss_tape import passed_by
 from analyzer.recording.plain import plain
 from analyzer.recording.watched import Replaced
 
-__all__ = ["Scale", "ScalerWatcher", "scalar", "scale_of", "unwatch_scalers", "watch_scalers"]
+__all__ = [
+    "Scale",
+    "ScalerWatcher",
+    "scalar",
+    "scale_of",
+    "unscaled",
+    "unwatch_scalers",
+    "watch_scalers",
+]
 
 Scale: TypeAlias = float | Tensor
 """By how much a loss was multiplied; on the host, or still on its device."""
@@ -66,11 +76,23 @@ def scale_of(roots: Sequence[Any]) -> Scale | None:
         if count == _MOST_NODES:
             break
         if node is not None:
-            scale: Scale | None = node.metadata.get(_KEY)
-            if scale is not None:
+            found = node.metadata.get(_KEY)
+            if found is not None:
+                scale: Scale = found[0]
                 return scale
             nodes.extend(child for child, _ in node.next_functions)
     return None
+
+
+def unscaled(roots: Sequence[Any]) -> list[Any]:
+    """Return the losses of which these roots are multiples, as far as they are known."""
+    found = []
+    for root in roots:
+        node: Any = getattr(root, "grad_fn", None)
+        noted = node.metadata.get(_KEY) if node is not None else None
+        loss = noted[1]() if noted is not None else None
+        found.append(root if loss is None else loss)
+    return found
 
 
 def _scale(
@@ -81,21 +103,22 @@ def _scale(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    scaled = original(scaler, outputs, *args, **kwargs)
+    with passed_by():
+        scaled = original(scaler, outputs, *args, **kwargs)
     factor = getattr(scaler, "_scale", None)
     if isinstance(factor, Tensor) and scaler.is_enabled() and not is_dynamo_compiling():
         kept = scalar(factor)
-        for tensor in [scaled] if isinstance(scaled, Tensor) else _listed(scaled):
+        pairs = [(scaled, outputs)]
+        if not isinstance(scaled, Tensor):
+            # An iterator must not be used up before the program sees it.
+            are_lists = isinstance(scaled, list | tuple) and isinstance(outputs, list | tuple)
+            pairs = list(zip(scaled, outputs, strict=True)) if are_lists else []
+        for tensor, plain_one in pairs:
             node: Any = getattr(tensor, "grad_fn", None)
             if node is not None:
-                node.metadata[_KEY] = kept
+                node.metadata[_KEY] = kept, weakref.ref(plain_one)
                 _Used.flag = True
     return scaled
-
-
-def _listed(scaled: Any) -> Sequence[Any]:
-    # An iterator must not be used up before the program sees it.
-    return scaled if isinstance(scaled, list | tuple) else ()
 
 
 def _unscale(

@@ -18,7 +18,7 @@ from analyzer.recording.models import Models
 from analyzer.recording.part import Part
 from analyzer.recording.plain import said
 from analyzer.recording.probing import Probing
-from analyzer.recording.scaling import scalar, scale_of, unwatch_scalers, watch_scalers
+from analyzer.recording.scaling import scalar, scale_of, unscaled, unwatch_scalers, watch_scalers
 from analyzer.recording.splits import Splits
 from analyzer.recording.step import OpenStep
 from analyzer.recording.steps import Guard, Steps
@@ -165,8 +165,9 @@ class Training:
 
     @property
     def has_trained(self) -> bool:
-        """Whether a backward pass was seen."""
-        return self.steps.open.index > 0 or self.steps.open.num_backward > 0
+        """Whether a backward pass or an update was seen."""
+        step = self.steps.open
+        return step.index > 0 or step.num_backward > 0 or step.updated
 
     def log(self, values: dict[str, Any]) -> None:
         """Add extra columns to the current step."""
@@ -293,7 +294,8 @@ class _Backward:
         passed.splits = next((p.splits for p in step.parts if p.splits.kept), passed.splits)
         if capture.listening:
             capture.begin_backward(roots, keeps_graph=keeps_graph)
-        training.probing.begin_backward(step.index, roots)
+        losses = roots if scale is None else unscaled(roots)
+        training.probing.begin_backward(step.index, losses)
         training.splits.begin_backward(
             step.index, passed.splits, roots, keeps_graph=keeps_graph, scale=scale
         )

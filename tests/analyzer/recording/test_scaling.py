@@ -267,3 +267,15 @@ def test_the_noise_of_scaled_micro_batches_is_that_of_the_loss(tmp_path):
     assert len(found[0]) > 0
     for column in ("signal_norm", "noise_trace"):
         equal(found[1][column], found[0][column], rel=1e-4)
+
+
+def test_a_probe_sees_the_loss_without_its_scale(tmp_path):
+    found = []
+    for name, scaler in (("plain", None), ("scaled", scaler_of())):
+        torch.manual_seed(0)
+        model = Block()
+        with analyzer.Recorder(model, tmp_path / name, probe="paths:2"):
+            train(model, "plain", scaler)
+        found.append(open_run(tmp_path / name).probe("paths"))
+    assert len(found[0]) == len(found[1]) > 4
+    equal(found[1]["gradient_norm"], found[0]["gradient_norm"], rel=1e-4)

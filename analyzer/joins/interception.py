@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.compiler import is_dynamo_compiling
 from torch.nn.modules import module as torch_module
 
 from analyzer.errors import AnalyzerError
@@ -26,6 +27,7 @@ from analyzer.joins.calls import (
 from analyzer.joins.edit_plan import planned_operands
 from analyzer.joins.edits import Edit, EditingMode, JoinOperands, OperandsByToken, ScaledShortcuts
 from analyzer.joins.model_state import RandomStates, unwrapped
+from analyzer.joins.modes import is_traced
 
 __all__ = ["Interception", "active_edits", "skip_scale"]
 
@@ -158,7 +160,7 @@ class _Watch:
             self._known.clear()
 
     def _before_call(self, module: nn.Module, args: object) -> None:
-        if self._thread.is_opening or torch.compiler.is_compiling():
+        if is_dynamo_compiling() or self._thread.is_opening or is_traced():
             return
         if self._thread.call is not None and self._is_nested(self._thread.call, module):
             return
@@ -195,6 +197,8 @@ class _Watch:
         call.mode.__enter__()  # type: ignore[no-untyped-call]
 
     def _after_call(self, module: nn.Module, args: object, output: object) -> None:
+        if is_dynamo_compiling():
+            return
         call = self._thread.call
         if call is not None and module is call.root and not self._thread.is_opening:
             call.depth -= 1

@@ -12,7 +12,7 @@ from torch.fx import _symbolic_trace
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-__all__ = ["is_transformed", "leave_uncompiled", "unseen"]
+__all__ = ["is_traced", "is_transformed", "leave_uncompiled", "unseen"]
 
 _HERE = nullcontext()
 
@@ -20,10 +20,18 @@ _HERE = nullcontext()
 def is_transformed() -> bool:
     """Whether what runs now is not the program's computation on its own values.
 
-    A trace (``torch.jit``, ``torch.fx``, ``make_fx``), an export, a compilation, a transform of
-    ``torch.func``, or a mode in which tensors are fake or functional.
+    It is traced, or a transform of ``torch.func``.
     """
-    if is_compiling() or maybe_current_level() is not None or _get_tracing_state() is not None:
+    return maybe_current_level() is not None or is_traced()
+
+
+def is_traced() -> bool:
+    """Whether what runs now is a look at a program: no tensor, or not each, has values.
+
+    A trace (``torch.jit``, ``torch.fx``, ``make_fx``), an export, a compilation, or a mode in which
+    tensors are fake or functional.
+    """
+    if is_compiling() or _get_tracing_state() is not None:
         return True
     if vars(_symbolic_trace)["_is_fx_tracing_flag"]:
         return True

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from analyzer.errors import AnalyzerError
 
-__all__ = ["UnreadableError", "is_sharded", "plain", "said"]
+__all__ = ["UnreadableError", "is_sharded", "memory_of", "plain", "said"]
 
 _torch: Any = torch._C
 
@@ -57,6 +57,16 @@ def plain(x: Tensor) -> Tensor:
     if not has_memory:
         raise UnreadableError("it is a tensor without memory, which has no values")
     return x
+
+
+def memory_of(x: Tensor) -> Tensor | None:
+    """Return the plain tensor that shows what is written to x later, too; None without one."""
+    try:
+        found = plain(x).detach()
+    except UnreadableError:
+        return None
+    is_copy = x.layout is not torch.strided or x.is_neg()
+    return None if is_copy else found
 
 
 def _inside(x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from analyzer.recording.fate import Fates, version_of
 from analyzer.recording.models import Models
 from analyzer.recording.parameters import ParameterRow, norms
 from analyzer.recording.part import loss_of
+from analyzer.recording.plain import memory_of
 from analyzer.recording.scaling import Scale, scalar, scale_of
 from analyzer.recording.step import OpenStep
 from analyzer.recording.steps import Guard, Steps
@@ -45,7 +46,8 @@ class UpdateMeter:
 
     def begin(self, key: int, held: Held) -> None:
         """Copy the parameters that an update is about to move; ``key`` names the update."""
-        trained = [(number, p.detach()) for number, p in held if p.requires_grad]
+        found = ((number, memory_of(p)) for number, p in held if p.requires_grad)
+        trained = [(number, x) for number, x in found if x is not None]
         if not trained or self._is_off or not self._fits([p for _, p in trained]):
             return
         copies = [parameter.clone() for _, parameter in trained]
@@ -70,7 +72,7 @@ class UpdateMeter:
             return
         numbers, copies, parameters = self._before.pop(key)
         for copy, parameter in zip(copies, parameters, strict=True):
-            copy.sub_(parameter.detach())
+            copy.sub_(parameter)
         for number, norm in zip(numbers, norms(copies), strict=True):
             if number in rows:
                 rows[number].update_norm = norm

@@ -2,6 +2,8 @@
 
 import copy
 import math
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -201,6 +203,76 @@ def test_a_call_on_the_meta_device_is_said_and_the_training_after_it_is_recorded
     assert run.layers["name"].tolist() == ["0", "1"]
     assert (run.layer_stats()["activation_norm"] > 0).all()
     assert any("on the meta device" in sentence for sentence in run.manifest["not_recorded"])
+
+
+DISTRIBUTED = """
+import sys, torch, analyzer
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, distribute_module, distribute_tensor
+dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
+mesh = init_device_mesh("cpu", (1,))
+torch.manual_seed(0)
+model, x = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)), torch.randn(4, 8)
+model = distribute_module(model, mesh)
+with analyzer.Recorder(model, "run", updates_every=1):
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(3):
+        loss = model(distribute_tensor(x, mesh, [Replicate()])).pow(2).mean()
+        optimizer.zero_grad(), loss.backward(), optimizer.step()
+"""
+
+
+def test_a_distributed_tensor_has_the_numbers_of_this_ranks_part(tmp_path):
+    (tmp_path / "train.py").write_text(DISTRIBUTED)
+    words = [sys.executable, "train.py", str(tmp_path / "rendezvous")]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)), torch.randn(4, 8)
+    run, optimizer = open_run(tmp_path / "run"), torch.optim.SGD(model.parameters(), 0.1)
+    layers, parameters = run.layer_stats(), run.parameter_stats()
+    for step in range(3):
+        outputs = [model[0](x)]
+        outputs += [model[1](outputs[0])]
+        outputs += [model[2](outputs[1])]
+        for output in outputs:
+            output.retain_grad()
+        loss = outputs[-1].pow(2).mean()
+        optimizer.zero_grad(), loss.backward()
+        weights = [p.detach().clone() for p in model.parameters()]
+        gradients = [p.grad.norm().item() for p in model.parameters()]
+        optimizer.step()
+        moved = [
+            (p.detach() - w).norm().item() for p, w in zip(model.parameters(), weights, strict=True)
+        ]
+        of, by = layers[layers["step"] == step], parameters[parameters["step"] == step]
+        assert run.steps["loss"][step] == pytest.approx(loss.item(), rel=1e-5)
+        assert of["activation_norm"].tolist() == pytest.approx([o.norm().item() for o in outputs])
+        found = of["output_gradient_norm"].tolist()
+        assert found == pytest.approx([o.grad.norm().item() for o in outputs], rel=1e-5)
+        assert by["gradient_norm"].tolist() == pytest.approx(gradients, rel=1e-5)
+        assert by["update_norm"].tolist() == pytest.approx(moved, rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_trace_of_a_model_is_the_same_while_its_shortcuts_are_scaled():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branch = nn.Linear(6, 6)
+
+        def forward(self, x):
+            return x + self.branch(x)
+
+    model, x = Residual(), torch.randn(2, 6)
+    codes = torch.fx.symbolic_trace(model).code, torch.jit.trace(model, x).code
+    with analyzer.skip_scale(model, 0.5):
+        assert (torch.fx.symbolic_trace(model).code, torch.jit.trace(model, x).code) == codes
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            assert model(torch.ones(2, 6)).shape == (2, 6)
+        assert torch.equal(model(x), model.branch(x) + 0.5 * x)
 
 
 @pytest.mark.skipif(not HAS_QUICK_WAYS, reason="built without a compiler")

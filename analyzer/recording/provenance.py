@@ -5,6 +5,7 @@ import platform
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,15 +20,17 @@ from analyzer.errors import RunExistsError
 from analyzer.recording.names import unwrapped
 
 __all__ = [
+    "RANDOM_STATES",
     "device_name",
     "environment",
     "git_state",
     "restore_random_states",
     "run_folder",
-    "save_random_states",
+    "saver_of_random_states",
 ]
 
-_RANDOM_STATES = "random_states.safetensors"
+RANDOM_STATES = "random_states.safetensors"
+"""Where a run keeps the states with which its program began."""
 _PACKAGES = ("gradient-flow-analyzer", "torch", "numpy", "pyarrow")
 
 
@@ -83,23 +86,19 @@ def device_name(device: torch.device) -> str:
     return str(device)
 
 
-def save_random_states(run: Path) -> None:
-    """Write the states of torch's, numpy's and Python's generators into a run folder.
-
-    Args:
-        run: The folder of the run.
-    """
+def saver_of_random_states() -> Callable[[Path], None]:
+    """Return what writes the present states of torch's, numpy's and Python's generators."""
     _, words, position, has_gauss, gauss = np.random.get_state(legacy=True)
     _, python, python_gauss = random.getstate()
     arrays = {
-        "torch": torch.get_rng_state().numpy(),
+        "torch": torch.get_rng_state().numpy().copy(),
         "numpy": np.asarray(words, dtype=np.uint32),
         "numpy_position": np.array([position, has_gauss], dtype=np.int64),
         "numpy_gauss": np.array([gauss], dtype=np.float64),
         "python": np.array(python, dtype=np.uint32),
         "python_gauss": np.array([] if python_gauss is None else [python_gauss], dtype=np.float64),
     }
-    save_file(arrays, run / _RANDOM_STATES)
+    return lambda path: save_file(arrays, path)
 
 
 def restore_random_states(run: Path) -> bool:
@@ -108,9 +107,9 @@ def restore_random_states(run: Path) -> bool:
     Args:
         run: The folder of the run.
     """
-    if not (run / _RANDOM_STATES).is_file():
+    if not (run / RANDOM_STATES).is_file():
         return False
-    arrays = load_file(run / _RANDOM_STATES)
+    arrays = load_file(run / RANDOM_STATES)
     position, has_gauss = arrays["numpy_position"].tolist()
     gauss = float(arrays["numpy_gauss"][0])
     torch.set_rng_state(torch.from_numpy(arrays["torch"].copy()))

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from analyzer.errors import AnalyzerError, StopTraining
@@ -21,11 +20,12 @@ from analyzer.recording.forward_calls import ForwardCalls
 from analyzer.recording.keywords import takes_options
 from analyzer.recording.probing import Probing
 from analyzer.recording.provenance import (
+    RANDOM_STATES,
     device_name,
     environment,
     git_state,
     run_folder,
-    save_random_states,
+    saver_of_random_states,
 )
 from analyzer.recording.skip_scaling import SkipScaling
 from analyzer.recording.step import logged
@@ -162,8 +162,7 @@ class Recorder:
             folder = Path(os.path.abspath(self.path))
             self._writer = RunWriter(folder, manifest, warn=self._warn)
             if self._model is None:  # a probe may start the script again, with these numbers
-                with contextlib.suppress(OSError, SafetensorError):
-                    save_random_states(folder)
+                self._writer.write_file(RANDOM_STATES, saver_of_random_states())
         except OSError as error:
             self._warn(
                 f"cannot make the run folder ({error.strerror}); the training continues, nothing "

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-__all__ = ["encoding", "open_file", "place_of", "placed", "seal"]
+__all__ = ["encoding", "open_file", "opened", "place_of", "placed", "seal"]
 
 _MARK = b"GFlowS1\n"
 _SEAL = struct.Struct("<8sII")
@@ -71,41 +71,46 @@ def _footer(file: BinaryIO) -> tuple[int, bytes]:
     return start, file.read()
 
 
-def place_of(path: Path) -> str | None:
-    """Return where a file belongs, None for one that an earlier version wrote.
+def opened(path: Path, **options: Any) -> tuple[pq.ParquetFile, str | None]:
+    """Open a file that is whole, and say where it belongs: None for one of an earlier version.
+
+    Bytes of large files are verified as they are read. What is returned is what was checked, even
+    if another file has taken the name meanwhile.
 
     Raises:
         OSError, ValueError, pyarrow.ArrowException: If it is damaged.
     """
-    with path.open("rb") as file:
-        start, footer = _footer(file)
-        end = start - _SEAL.size
-        file.seek(max(0, end))
-        mark, pages, whole = _SEAL.unpack(file.read(_SEAL.size)) if end >= 4 else (b"", 0, 0)
-        if mark == _MARK:
-            if zlib.crc32(footer) != whole:
-                raise ValueError("its footer does not match its checksum")
-            if end <= _SMALL_BYTES:
-                file.seek(0)
-                if zlib.crc32(file.read(end)) != pages:
-                    raise ValueError("its pages do not match their checksum")
-        found = (pq.read_metadata(file).metadata or {}).get(b"place")
+    source = pa.OSFile(str(path), "rb")
+    start, footer = _footer(source)
+    end = start - _SEAL.size
+    source.seek(max(0, end))
+    mark, pages, whole = _SEAL.unpack(source.read(_SEAL.size)) if end >= 4 else (b"", 0, 0)
+    if mark == _MARK:
+        if zlib.crc32(footer) != whole:
+            raise ValueError("its footer does not match its checksum")
+        if end <= _SMALL_BYTES:
+            source.seek(0)
+            if zlib.crc32(source.read(end)) != pages:
+                raise ValueError("its pages do not match their checksum")
+    file = pq.ParquetFile(source, page_checksum_verification=True, **options)
+    found = (file.metadata.metadata or {}).get(b"place")
     if (found is not None) != (mark == _MARK):
         raise ValueError("its seal is missing")
-    return None if found is None else found.decode()
+    return file, None if found is None else found.decode()
+
+
+def place_of(path: Path) -> str | None:
+    """Return where a file that is whole belongs; see `opened`."""
+    return opened(path)[1]
 
 
 def open_file(path: Path, **options: Any) -> pq.ParquetFile:
-    """Open a file that is whole; bytes of large files are verified as they are read.
-
-    Args:
-        path: The file, at the end of which stands its place.
-        **options: As for ``pyarrow.parquet.ParquetFile``.
+    """Open a file that is whole, and lies where it belongs; see `opened`.
 
     Raises:
         OSError, ValueError, pyarrow.ArrowException: If it is damaged, or another file has its name.
     """
-    place = place_of(path)
+    file, place = opened(path, **options)
     if place is not None and not f"/{path.as_posix()}".endswith(f"/{place}"):
-        raise ValueError(f"it is {place} under another name")
-    return pq.ParquetFile(path, page_checksum_verification=True, **options)
+        raise ValueError(f"it is {place!r} under another name")
+    return file

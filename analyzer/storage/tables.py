@@ -7,7 +7,6 @@ from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from analyzer.storage.arrays import as_array, as_numpy, conform, is_number, side_by_side, unified
@@ -15,6 +14,7 @@ from analyzer.storage.bins import Numbers
 from analyzer.storage.finding import PartFinder
 from analyzer.storage.parts import READ_FAILURES, Part
 from analyzer.storage.schema import CONSTANT_COLUMNS, TABLES, key_column
+from analyzer.storage.sealed import opened
 from analyzer.storage.selection import Steps
 
 __all__ = ["StepTable"]
@@ -33,7 +33,7 @@ class _OpenPart:
     """A part file with its footer parsed: where its steps lie."""
 
     def __init__(self, path: Path) -> None:
-        self.file = pq.ParquetFile(path, page_checksum_verification=True)
+        self.file, self.place = opened(path)
         metadata = self.file.metadata
         self.schema = self.file.schema_arrow
         place = self.schema.get_field_index("step")
@@ -253,20 +253,20 @@ class StepTable:
         if not steps.touches(part.first, part.last):
             return None
         try:
-            opened = _open(self._path(part))
-            groups = np.flatnonzero(steps.touching(opened.low, opened.high)).tolist()
+            found = self._opened(part)
+            groups = np.flatnonzero(steps.touching(found.low, found.high)).tolist()
             if not groups:
                 return None
-            names = [name for name in needed if name in opened.schema.names]
-            schema = _full_schema(self.name, [opened.schema], names)
+            names = [name for name in needed if name in found.schema.names]
+            schema = _full_schema(self.name, [found.schema], names)
             # Most rows are dropped then: not all of a long run are held at a time.
             many = len(groups) if ids is None and steps.only is None else _GROUPS_AT_ONCE
             pieces = []
             for start in range(0, len(groups), many):
-                rows = opened.file.read_row_groups(
+                rows = found.file.read_row_groups(
                     groups[start : start + many],
                     columns=names,
-                    use_threads=opened.num_rows > _MANY_ROWS,
+                    use_threads=found.num_rows > _MANY_ROWS,
                 )
                 pieces.append(_kept(conform(rows, schema), steps, self.key, ids))
             return pa.concat_tables(pieces)
@@ -278,6 +278,12 @@ class StepTable:
     def _path(self, part: Part) -> Path:
         return self._folder / self._names.get(part, part.name)
 
+    def _opened(self, part: Part) -> _OpenPart:
+        found = _open(self._path(part))
+        if found.place not in (None, f"{self.name}/{part.name}"):
+            raise FileNotFoundError(f"{part.name} has another name by now")
+        return found
+
     def _left_out(self, part: Part, error: Exception) -> _LeftOutError:
         name = self._path(part).name
         self._finder.leave_out(name, error)
@@ -285,7 +291,7 @@ class StepTable:
 
     def _open(self, part: Part) -> _OpenPart:
         try:
-            return _open(self._path(part))
+            return self._opened(part)
         except FileNotFoundError:
             raise
         except READ_FAILURES as error:

@@ -152,8 +152,11 @@ class RunWriter:
 
     def write_checkpoint(self, step: int, save: Callable[[Path], object]) -> None:
         """Queue a checkpoint; ``save`` writes the weights to a path, on the writer's thread."""
-        place = f"checkpoints/step-{step:012d}.safetensors"
-        self._put_file(place, lambda: replace_file(self.path / place, save))
+        self.write_file(f"checkpoints/step-{step:012d}.safetensors", save)
+
+    def write_file(self, place: str, write: Callable[[Path], object]) -> None:
+        """Queue a file at a place in the run; ``write`` writes it to a path, on the thread."""
+        self._put_file(place, lambda: replace_file(self.path / place, write))
 
     def update_manifest(self, **fields: Any) -> None:
         """Queue a change of fields of ``run.json``."""

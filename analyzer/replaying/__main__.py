@@ -67,10 +67,12 @@ def main(words: Sequence[str]) -> int:
 
     def begin() -> None:
         from analyzer.recording.discovery import Discovery
+        from analyzer.recording.forward_calls import ForwardCalls
 
         restore_random_states(run.path)
+        options = RecordOptions()
         training = Training(
-            RecordOptions(),
+            options,
             on_step=lambda _: None,
             on_tables=lambda: None,
             on_boundary=lambda _: None,
@@ -79,7 +81,8 @@ def main(words: Sequence[str]) -> int:
             adopts_optimizers=True,
         )
         training.start()
-        state.extend([training, Discovery(training)])
+        # As in a recording: whoever follows the calls before the first root sees all of that call.
+        state.extend([training, Discovery(training), ForwardCalls(options, training.capture)])
 
     arrival = when_imported("torch", begin)
     ending = run_program(target, args, as_module=as_module)

@@ -21,6 +21,7 @@ from analyzer.recording.watched import Replaced
 __all__ = [
     "Scale",
     "ScalerWatcher",
+    "num_scaler_kinds",
     "scalar",
     "scale_of",
     "unscaled",
@@ -144,14 +145,7 @@ def _step(
     return result
 
 
-def _make(original: Any, watchers: list[ScalerWatcher], scaler: Any, *args: Any, **kw: Any) -> None:
-    original(scaler, *args, **kw)
-    for watcher in watchers:
-        watch_scalers(watcher)
-
-
 _METHODS: dict[str, Callable[..., Any]] = {
-    "__init__": _make,  # its class may be new
     "scale": _scale,
     "unscale_": _unscale,
     "step": _step,
@@ -171,8 +165,13 @@ def _kinds() -> list[type]:
     return kinds
 
 
+def num_scaler_kinds() -> int:
+    """Return how many classes of scalers there are; that they are made is not watched."""
+    return len(GradScaler.__subclasses__())
+
+
 def watch_scalers(watcher: ScalerWatcher) -> None:
-    """Tell this watcher what scalers do from now on, those of classes of the program included."""
+    """Tell this watcher what scalers do from now on, those of classes that are there by now."""
     for kind in _kinds():
         for name in _METHODS.keys() & vars(kind).keys():
             _replaced(kind, name).watch(watcher)

@@ -18,7 +18,14 @@ from analyzer.recording.models import Models
 from analyzer.recording.part import Part
 from analyzer.recording.plain import said
 from analyzer.recording.probing import Probing
-from analyzer.recording.scaling import scalar, scale_of, unscaled, unwatch_scalers, watch_scalers
+from analyzer.recording.scaling import (
+    num_scaler_kinds,
+    scalar,
+    scale_of,
+    unscaled,
+    unwatch_scalers,
+    watch_scalers,
+)
 from analyzer.recording.splits import Splits
 from analyzer.recording.step import OpenStep
 from analyzer.recording.steps import Guard, Steps
@@ -98,7 +105,8 @@ class Training:
             is_other_thread=self.capture.trainer.is_other,
             adopts_optimizers=adopts_optimizers,
         )
-        self.steps.look_for_update = self.updates.fates.begin_forward
+        self.steps.look_for_update = self._look
+        self._num_scaler_kinds = num_scaler_kinds()
         self._begin_forward = self.guard(self.steps.begin_forward)
         self._meet_module = self.guard(self.models.meet_module)
         self._backward = _Backward(self, self._micro_batches, owns_all=adopts_optimizers)
@@ -177,6 +185,13 @@ class Training:
                 for key, value in values.items()
             }
         )
+
+    def _look(self) -> None:
+        """A forward pass begins: find an update by hand, and scalers of the program's own."""
+        if num_scaler_kinds() != self._num_scaler_kinds:
+            self._num_scaler_kinds = num_scaler_kinds()
+            watch_scalers(self._watcher)
+        self.updates.fates.begin_forward()
 
     def _pass_boundary(self, step: OpenStep) -> None:
         self.updates.end_step()

@@ -37,7 +37,6 @@ class Discovery:
         self._known: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._num_looks = 0
         self._has_trained = False
-        self._met = training.capture.known
         self._handle = before_calls(self._before_call)
 
     def stop(self) -> None:
@@ -53,7 +52,7 @@ class Discovery:
 
     def _before_call(self, module: nn.Module, args: Any) -> None:
         # The usual case of a training that runs; traced: in here so that no graph is broken.
-        if is_dynamo_compiling() or (self._has_trained and id(module) in self._met):
+        if is_dynamo_compiling() or (self._has_trained and module in self._known):
             return
         try:
             with unseen():

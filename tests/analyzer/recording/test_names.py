@@ -180,6 +180,25 @@ def test_a_parameter_that_is_unfrozen_is_trained(tmp_path: Path) -> None:
     assert run.parameters["trained"].all()
 
 
+def test_a_teacher_that_is_trained_later_is_a_model_then(tmp_path: Path) -> None:
+    def train(truth: Plain) -> None:
+        student, teacher = mlp(), mlp()
+        teacher.requires_grad_(False)
+        truth.watch(student, "Sequential0.")
+        for _ in range(2):
+            optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+            teacher(torch.ones(1, 4))
+            update(student, optimizer, truth, "Sequential0.")
+        teacher.requires_grad_(True)
+        truth.watch(teacher, "Sequential1.")
+        for _ in range(2):
+            optimizer = torch.optim.SGD(teacher.parameters(), lr=0.1)
+            update(teacher, optimizer, truth, "Sequential1.")
+
+    run, plain = recorded(tmp_path / "run", train)
+    compare(run, plain)
+
+
 # --- models that come and go -----------------------------------------------------------------
 
 

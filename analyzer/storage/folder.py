@@ -13,12 +13,12 @@ import pyarrow as pa
 
 from analyzer.errors import RunExistsError
 from analyzer.storage.arrays import plain
+from analyzer.storage.bin_writer import TableBins
 from analyzer.storage.bins import Numbers
 from analyzer.storage.manifest import LiveManifest
 from analyzer.storage.parts import PartSeries, reason_of, write_table
 from analyzer.storage.rows import Block, StepRecord, stat_rows, static_table, step_rows
 from analyzer.storage.schema import STAT_COLUMNS, STEP_TABLES
-from analyzer.storage.table_bins import TableBins
 
 __all__ = ["RunFolder"]
 

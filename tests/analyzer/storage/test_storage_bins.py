@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analyzer.storage import bin_writer, table_bins
+from analyzer.storage import bin_writer
 from analyzer.storage.bin_file import chunks_in
 from analyzer.storage.bin_writer import MAX_BINS, BinWriter
 from analyzer.storage.bins import Numbers, concatenated, rebinned, single
@@ -21,7 +21,7 @@ NAMES = ("join_gradient_norm", "shortcut_gradient_norm")
 @pytest.fixture(autouse=True)
 def bins_of_any_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """However few rows a run has, here it has bins."""
-    monkeypatch.setattr(table_bins, "LEAST_ROWS", 0)
+    monkeypatch.setattr(bin_writer, "LEAST_ROWS", 0)
 
 
 def slow_twin(rows: list[tuple[int, int, float | None]], width: int) -> dict[tuple[int, int], Any]:

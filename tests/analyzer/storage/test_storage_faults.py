@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analyzer.errors import RunExistsError
-from analyzer.storage import folder, manifest, parts, table_bins, writer
+from analyzer.storage import bin_writer, folder, manifest, parts, writer
 from analyzer.storage.run import open_run
 from analyzer.storage.writer import Block, RunWriter
 from tests.analyzer.storage.storage_faults import flipped, quick, survive, swapped, truncated
@@ -412,7 +412,7 @@ def test_a_short_run_has_no_overview_and_is_seen_as_with_one(
     records = [record(s, block("splits", s, 3)) for s in range(300)]
     plain = open_run(written(tmp_path / "a", records))
     assert not (tmp_path / "a" / "overview").exists()
-    monkeypatch.setattr(table_bins, "LEAST_ROWS", 0)
+    monkeypatch.setattr(bin_writer, "LEAST_ROWS", 0)
     binned = open_run(written(tmp_path / "b", records))
     assert (tmp_path / "b" / "overview" / "splits").exists()
     for bins in (10, 1000):
@@ -429,7 +429,7 @@ def test_a_short_run_has_no_overview_and_is_seen_as_with_one(
 def test_bins_begin_with_the_rows_before_and_are_made_again_where_they_were_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoils: bool, attempt: int
 ) -> None:
-    monkeypatch.setattr(table_bins, "LEAST_ROWS", 100)
+    monkeypatch.setattr(bin_writer, "LEAST_ROWS", 100)
     path = tmp_path / "a"
     if attempt:
         written(path, [record(s) for s in range(70)], flush_steps=10)

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analyzer.storage import bin_file, table_bins
+from analyzer.storage import bin_file, bin_writer
 from analyzer.storage.bin_file import NUMBERS, chunks_in, opened
 from analyzer.storage.run import Run, open_run
 from tests.analyzer.storage.storage_rows import block, record, value, written
@@ -18,7 +18,7 @@ def keep(monkeypatch: pytest.MonkeyPatch, most_bytes: int) -> None:
 @pytest.fixture(autouse=True)
 def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     keep(monkeypatch, 1 << 20)
-    monkeypatch.setattr(table_bins, "LEAST_ROWS", 0)
+    monkeypatch.setattr(bin_writer, "LEAST_ROWS", 0)
 
 
 def wide(tmp_path: Path, steps: int = 10) -> Run:

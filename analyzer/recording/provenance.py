@@ -1,15 +1,16 @@
-"""Where a run came from, without paths or names of users and hosts, and where it goes."""
+"""Where a run comes from, without paths or names of users and hosts; where it goes; its options."""
 
+import inspect
 import os
 import platform
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from analyzer.errors import RunExistsError
+from analyzer.options import RECORDER, options_of, with_parameters
 from analyzer.recording.names import unwrapped
 
 __all__ = [
@@ -27,10 +29,12 @@ __all__ = [
     "restore_random_states",
     "run_folder",
     "saver_of_random_states",
+    "takes_options",
 ]
 
 RANDOM_STATES = "random_states.safetensors"
 """Where a run keeps the states with which its program began."""
+_Class = TypeVar("_Class", bound=type)
 _PACKAGES = ("gradient-flow-analyzer", "torch", "numpy", "pyarrow")
 
 
@@ -147,3 +151,27 @@ def run_folder(
     )
     print(f"analyzer: run folder '{path}' exists; recording into '{free}'", file=sys.stderr)
     return free
+
+
+def takes_options(kind: _Class) -> _Class:
+    """Write the options of a recording into the signature and the docstring of a class."""
+    signature = with_parameters(inspect.signature(kind), _parameters())
+    documentation = f"    Options:\n{_described()}\n\n    Raises:"
+    kind.__signature__ = signature  # type: ignore[attr-defined]
+    kind.__doc__ = (kind.__doc__ or "").replace("    Raises:", documentation, 1)
+    return kind
+
+
+def _parameters() -> Iterator[inspect.Parameter]:
+    for one in options_of(RECORDER):
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        yield inspect.Parameter(one.name, keyword, default=one.default, annotation=one.type)
+
+
+def _described() -> str:
+    lines = []
+    for one in options_of(RECORDER):
+        option = one.metadata["option"]
+        values = f" ({option.metavar})" if option.metavar else ""
+        lines.append(f"        {one.name}{values}: {option.help} Default: {one.default!r}.")
+    return "\n".join(lines)

@@ -17,7 +17,6 @@ from analyzer.probes import Measurement
 from analyzer.recording.checkpoints import Checkpoints
 from analyzer.recording.discovery import Discovery
 from analyzer.recording.forward_calls import ForwardCalls
-from analyzer.recording.keywords import takes_options
 from analyzer.recording.probing import Probing
 from analyzer.recording.provenance import (
     RANDOM_STATES,
@@ -26,6 +25,7 @@ from analyzer.recording.provenance import (
     git_state,
     run_folder,
     saver_of_random_states,
+    takes_options,
 )
 from analyzer.recording.skip_scaling import SkipScaling
 from analyzer.recording.step import logged

@@ -130,7 +130,6 @@ def record_pair(
     for name, folder in zip(names, folders, strict=True):
         options = RecordOptions(
             target=name,
-            run=folder,
             runs_dir=runs_dir,
             steps=steps,
             seed=seed,
@@ -139,7 +138,7 @@ def record_pair(
             lr=0.02,
             batch_size=64 if norm == "none" else 128,
         )
-        train_zoo(options, max_norm=1.0 if norm == "none" else None)
+        train_zoo(options, 1.0 if norm == "none" else None, folder)
     return folders
 
 

@@ -8,6 +8,7 @@ from flask.testing import FlaskClient
 from analyzer.dashboard.app import create_app
 from analyzer.dashboard.ids import Id
 from analyzer.dashboard.library import Library
+from analyzer.storage import bin_writer
 from tests.support.runs import write_run
 
 LOCAL = {"Host": "127.0.0.1:8050"}
@@ -137,8 +138,9 @@ def test_a_link_out_of_the_folder_is_not_listed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("table", ["steps", "layer_stats", "overview", "layers.parquet"])
 def test_a_run_that_borrows_a_table_by_a_link_shows_nothing_of_it(
-    tmp_path: Path, table: str
+    tmp_path: Path, table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(bin_writer, "LEAST_ROWS", 0)  # so that there is an overview to borrow
     secret = write_run(tmp_path / "secret", [123.456] * 3, [[123.456, 7.0]] * 3)
     run = write_run(tmp_path / "runs" / "good", [1.0] * 3, [[1.0, 2.0]] * 3)
     mine = run / table

@@ -103,7 +103,7 @@ def test_without_classes_there_is_no_accuracy_and_what_is_not_finite_is_kept(tra
 def test_blocks_of_other_shapes_do_not_trade_places():
     model = zoo("resnet20", in_channels=1, num_classes=4, image_size=8)
     x, y = torch.randn(2, 1, 8, 8), torch.tensor([0, 3])
-    frame = analyzer.lesion_study(model, {"x": x}, y, cross_entropy)
+    frame = analyzer.lesion_study(model, {"input": x}, y, cross_entropy)
     assert frame["join"].tolist() == list(range(9))
     # Three stages of three blocks; the first block of the later two has another shape.
     assert len(frame.attrs["permutations"]) == 2 + 1 + 1

@@ -348,11 +348,8 @@ class Fates:
 
 def marks_of(held: Iterable[tuple[int, Tensor]]) -> dict[int, int]:
     """Return which gradient each parameter has, and how often it was written to; 0 for none."""
-    given = [(number, parameter.grad) for number, parameter in held]
-    try:
-        return {number: 0 if g is None else id(g) + g._version for number, g in given}
-    except RuntimeError:  # one of them does not count
-        return {number: 0 if g is None else id(g) + version_of(g) for number, g in given}
+    given = ((number, parameter.grad) for number, parameter in held)
+    return {number: 0 if g is None else id(g) + version_of(g) for number, g in given}
 
 
 def version_of(tensor: Tensor) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, is_grad_enabled, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from analyzer.options import RecordOptions
-from analyzer.recording.depths import ForwardDepth, find_depths
+from analyzer.recording.depths import PassDepths
 from analyzer.recording.hook_classes import Call, Layer
 from analyzer.recording.hooks import Capture
 from analyzer.recording.invocation import Invocation, first_tensor
@@ -68,7 +68,7 @@ class ForwardCalls:
         self._thread = 0
         self._open: list[int] = []
         self._current: Invocation | None = None
-        self._mode: ForwardDepth | None = None
+        self._depths = PassDepths()
         self.forget()
         self._listens = True
         BACKWARD_PASSES.watch(self)
@@ -134,17 +134,12 @@ class ForwardCalls:
         self._problems.clear()
 
     def _stop(self) -> None:
-        self._stop_following()
+        self._depths.stop_following()
         self._current = None
         self._open.clear()
         if self._listens:
             self._listens = False
             self._capture.note_watchers()
-
-    def _stop_following(self) -> None:
-        if self._mode is not None:
-            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-            self._mode = None
 
     def _note(self, sentence: str) -> None:
         if sentence not in self._problems:
@@ -210,8 +205,7 @@ class ForwardCalls:
         self._is_new = is_new
         # Where there is a graph it has the depth. A compiled part would be compiled once more.
         if is_new and not is_grad_enabled() and "torch._dynamo" not in sys.modules:
-            self._mode = ForwardDepth()
-            self._mode.__enter__()  # type: ignore[no-untyped-call]
+            self._depths.follow()
 
     def _add(self, root: nn.Module) -> None:
         """Add a model, or one of which parts were called before it was complete."""
@@ -255,17 +249,17 @@ class ForwardCalls:
         invocation.calls.append(call)
         if self._is_new:
             call.node = tensor.grad_fn
-            call.forward_depth = self._mode.pass_layer(tensor) if self._mode else 0
+            call.forward_depth = self._depths.pass_layer(tensor)
 
     def _path(self, site: Any) -> str:
         return self._layers.path(site, self._layers.prefixes())
 
     def _end(self, invocation: Invocation) -> None:
         """The outermost call has ended: it is a step."""
-        self._stop_following()
+        self._depths.stop_following()
         self._current, calls = None, invocation.calls
         if self._is_new:
-            find_depths((), calls)
+            self._depths.end(calls)
         if self._numbers.number(invocation, is_discovering=self._is_new) or not self.tables:
             self._note_tables()
         part = Part()

@@ -4,7 +4,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -169,8 +169,10 @@ class OpenStep:
                 number: row if type(row[1]) is float else [read(slot) for slot in row]
                 for number, row in parameters.items()
             }
-            for number, factors in scales.items():
-                values[number] = _unscaled(values[number], *map(read, factors))
+            factors = {
+                number: (read(received) or 1.0, read(before) or 1.0)
+                for number, (received, before) in scales.items()
+            }
             step: dict[str, Any] = {
                 "step": self.index,
                 "loss": _total(
@@ -182,7 +184,7 @@ class OpenStep:
                 "skipped": any(read(flag) for flag in skipped),
                 "seconds": seconds,
                 "time": int(finish * 1e6),
-                **_norm_and_clipping(values, self.clipped),
+                **_norm_and_clipping(values, factors, self.clipped),
                 **_rates({key: read(slot) for key, slot in rates.items()}),
                 **{key: read(slot) for key, slot in logged.items()},
             }
@@ -193,7 +195,7 @@ class OpenStep:
             if is_written is not None:
                 values = {number: row for number, row in values.items() if is_written(number)}
             if self.recorded and values:
-                blocks.append(_parameter_block(values, columns))
+                blocks.append(_parameter_block(values, factors, columns))
             split_rows = [part.make_splits() for _, part in kept]
             if any(split_rows) and None not in split_rows:
                 ids, rows = zip(*(row for part in split_rows for row in part or ()), strict=True)
@@ -289,30 +291,23 @@ def _slots(row: ParameterRow, scalars: _Scalars) -> list[Any]:
     return numbers
 
 
-def _unscaled(row: list[Any], scale: float | None, before_clipping: float | None) -> list[Any]:
-    """The numbers of a parameter whose gradient was multiplied by a scale."""
-    gradient, *others, clipped = row
-    if scale is not None and gradient is not None:
-        moments = Gradient._make(gradient)
-        gradient = moments._replace(
-            norm=moments.norm / scale,
-            mean_abs=moments.mean_abs / scale,
-            max_abs=moments.max_abs / scale,
-        )
-    if before_clipping is not None and clipped is not None:
-        clipped = clipped / before_clipping
-    return [gradient, *others, clipped]
+# By how much a gradient is too large, and its norm before clipping was, by parameter.
+_Factors: TypeAlias = Mapping[int, tuple[float, float]]
+_NO_FACTORS = (1.0, 1.0)
 
 
-def _norm_and_clipping(values: dict[int, list[Any]], clipped: bool) -> dict[str, float | None]:
+def _norm_and_clipping(
+    values: dict[int, list[Any]], factors: _Factors, clipped: bool
+) -> dict[str, float | None]:
     """``gradient_norm`` before clipping, and ``clip_factor``, over all parameters read."""
-    received = {number: row[0][0] for number, row in values.items() if row[0] is not None}
+    received, before = {}, []
+    for number, (gradient, _, _, noted) in values.items():
+        if gradient is not None:
+            scale, scale_before = factors.get(number, _NO_FACTORS)
+            received[number] = Gradient._make(gradient).norm / scale
+            before.append(received[number] if noted is None else noted / scale_before)
     if not received:
         return {"gradient_norm": None, "clip_factor": None}
-    before = [
-        norm if values[number][3] is None else values[number][3]
-        for number, norm in received.items()
-    ]
     total = total_norm(before)
     if not clipped:
         return {"gradient_norm": total, "clip_factor": 1.0}
@@ -327,7 +322,7 @@ def _rates(rates: dict[tuple[int, int], float]) -> dict[str, float]:
     }
 
 
-def _parameter_block(rows: dict[int, list[Any]], columns: str) -> Block:
+def _parameter_block(rows: dict[int, list[Any]], factors: _Factors, columns: str) -> Block:
     numbers = sorted(rows)
     ids = np.array(numbers, dtype=np.int32)
     norms = {
@@ -337,5 +332,6 @@ def _parameter_block(rows: dict[int, list[Any]], columns: str) -> Block:
     parts = [Measured("parameter_stats", ids, np.ones(len(ids)), norms)]
     gradients = [(number, rows[number][0]) for number in numbers if rows[number][0] is not None]
     if gradients:
-        parts.append(Measured.of("parameter_stats", "gradient", gradients))
+        scales = [factors[number][0] for number, _ in gradients if number in factors]
+        parts.append(Measured.of("parameter_stats", "gradient", gradients, scales))
     return block_of("parameter_stats", parts, columns)

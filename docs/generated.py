@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import analyzer
+from analyzer.analysis.finding import markdown_table
 from analyzer.cli import COMMANDS, load
 from analyzer.figures.catalog import PAGES as DASHBOARD
 from analyzer.options import RECORDER, options_of
@@ -33,8 +34,7 @@ GUIDES = {
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(cell, line)) + " |" for line in lines)
+    return markdown_table([cell(text) for text in head], (map(cell, line) for line in rows))
 
 
 def cell(text: str) -> str:

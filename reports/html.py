@@ -53,7 +53,7 @@ def write_report(story: Story, path: Path, *, template: Path | None = None) -> N
     """Write the report of a story as one file; one that exists is replaced.
 
     Files in the folder ``template`` replace those of ``reports/templates`` by name; AnalyzerError
-    is raised where it is no directory, or a template in it is wrong.
+    is raised where it is not a directory, or a template in it is wrong.
     """
     text = report_html(story, template=template)
     path.parent.mkdir(parents=True, exist_ok=True)

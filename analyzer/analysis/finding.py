@@ -223,7 +223,7 @@ def named(names: Sequence[str], most: int = _NAMED) -> str:
     return f"{shown} and {more:,} more" if more > 0 else shown
 
 
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
     """Return a table for the documentation."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

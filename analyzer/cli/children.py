@@ -13,8 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import analyzer
-from analyzer.cli.session import Session, options_from, options_text
+from analyzer.cli.session import PACKAGE_ROOT, Session, options_from, options_text
 from analyzer.ending import Ending
 from analyzer.errors import AnalyzerError
 from analyzer.script import when_imported
@@ -117,8 +116,7 @@ class _Begin:
     """Begins to wait in the process that unpickles it, and is None there."""
 
     def __init__(self, options: Any, run: Path) -> None:
-        root = str(Path(analyzer.__file__).resolve().parents[1])
-        self._code = _BEGIN.format(root=root, text=options_text(options), parent=str(run))
+        self._code = _BEGIN.format(root=PACKAGE_ROOT, text=options_text(options), parent=str(run))
 
     def __reduce__(self) -> Any:
         return exec, (self._code, {})

@@ -12,13 +12,14 @@ from typing import IO, Annotated, Any
 
 import typer
 
-import analyzer
 from analyzer.cli import RunsDir, not_built
 from analyzer.cli.script_session import ScriptSession
 from analyzer.cli.session import (
+    PACKAGE_ROOT,
     claimed,
     existing_run,
     free_folder,
+    is_first_rank,
     options_from,
     options_text,
     plain_folder,
@@ -212,8 +213,14 @@ def _record_twin(options: RecordOptions, run: Path) -> RecordOptions:
 
 def _run_twin(options: RecordOptions, stderr: IO[bytes]) -> int:
     """Run the twin's process to its end; an interrupt of this one ends both."""
-    root = str(Path(analyzer.__file__).resolve().parents[1])
-    command = [sys.executable, *_interpreter_flags(), "-c", _PROGRAM, root, options_text(options)]
+    command = [
+        sys.executable,
+        *_interpreter_flags(),
+        "-c",
+        _PROGRAM,
+        PACKAGE_ROOT,
+        options_text(options),
+    ]
     silent = subprocess.DEVNULL
     process = subprocess.Popen(command, stdin=silent, stdout=silent, stderr=stderr)
     signals = DeadlySignals(lambda number, _: _end_with(process.pid, number))
@@ -273,6 +280,5 @@ def _check_target(options: RecordOptions) -> None:
 
 def _check_run(run: Path) -> None:
     """Refuse to write into a folder that exists, unless another rank of this launch made it."""
-    is_first = os.environ.get("RANK", "0") in ("", "0")
-    if is_first and os.path.lexists(run):
+    if is_first_rank() and os.path.lexists(run):
         raise existing_run(run)

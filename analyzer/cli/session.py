@@ -18,10 +18,12 @@ from analyzer.errors import AnalyzerError, RunExistsError, StopTraining
 from analyzer.options import ZOO, RecordOptions
 
 __all__ = [
+    "PACKAGE_ROOT",
     "Session",
     "claimed",
     "existing_run",
     "free_folder",
+    "is_first_rank",
     "options_from",
     "options_text",
     "plain_folder",
@@ -29,6 +31,13 @@ __all__ = [
 
 _SECONDS_BETWEEN_LOOKS = 5.0
 _RECORDER = str(Path(__file__).parents[1] / "recording")
+# From where another process imports the same analyzer.
+PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the first of its launch, or the only one."""
+    return os.environ.get("RANK", "0") in ("", "0")
 
 
 def options_text(options: RecordOptions) -> str:
@@ -67,9 +76,8 @@ def claimed(run: Path) -> Path:
     Raises:
         RunExistsError: If it exists.
     """
-    is_first = os.environ.get("RANK", "0") in ("", "0")
     try:
-        run.mkdir(parents=True, exist_ok=not is_first)
+        run.mkdir(parents=True, exist_ok=not is_first_rank())
     except FileExistsError as error:
         raise existing_run(run) from error
     except OSError:

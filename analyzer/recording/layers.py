@@ -77,7 +77,7 @@ class Layers:
     def look_again(self, number: int) -> list[tuple[Site, nn.Module]]:
         """Return the sites of a root that have a new module; note those that were moved.
 
-        A module in the place of one that the model no longer has goes on with its layers.
+        A module that replaces one that the model no longer has keeps its layers.
         """
         root = self.roots[number]()
         if root is None:

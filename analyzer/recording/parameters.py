@@ -110,8 +110,8 @@ class Parameters:
     def add_root(self, number: int, root: nn.Module, layers: Layers) -> None:
         """Name the parameters of a root model, and add those that are not known yet.
 
-        One that was met before its model takes its name there. A parameter in the place of one
-        that the model no longer has goes on under its number.
+        One that was met before its model takes its name there. A parameter that replaces one
+        that the model no longer has keeps its number.
         """
         inner = unwrapped(root)
         owners: dict[int, list[int]] = {}

@@ -109,7 +109,7 @@ class RunWriter:
 
     def add(self, make: Callable[[], StepRecord]) -> None:
         """Queue one step; ``make`` runs on the writer's thread, where it may wait for a device."""
-        if os.getpid() != self._pid or self._is_closed:
+        if self._takes_nothing:
             return
         self._num_added += 1
         if self._has_failed or not self._has_room():
@@ -191,14 +191,19 @@ class RunWriter:
 
     # --- the queue ---------------------------------------------------------------------------
 
+    @property
+    def _takes_nothing(self) -> bool:
+        """Whether the run is closed, or this is a forked process without its thread."""
+        return os.getpid() != self._pid or self._is_closed
+
     def _put(self, work: Callable[[], object]) -> None:
         """Queue something small."""
-        if os.getpid() == self._pid and not self._is_closed:
+        if not self._takes_nothing:
             self._has_room()
             self._waiting.append(work)
 
     def _put_file(self, place: str, write: Callable[[], object]) -> None:
-        if os.getpid() != self._pid or self._is_closed:
+        if self._takes_nothing:
             return
         if self._has_failed or not self._has_room():
             self._folder.damaged[place] = "not written, the disk did not answer"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from analyzer.storage.run import Run, open_run
+from tests.support.commands import signalled
 
 TRAINS = """
 import torch
@@ -234,23 +235,6 @@ train(20)
 print("ready", flush=True)
 time.sleep(100)
 """
-
-
-def signalled(folder: Path, source: str, number: int) -> "subprocess.CompletedProcess[str]":
-    """Record a script, send it a signal once it says that it is ready."""
-    (folder / "script.py").write_text(source)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "analyzer", "record", "script.py"],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    return subprocess.CompletedProcess([], process.returncode, out, err)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

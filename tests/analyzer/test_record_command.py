@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from analyzer.storage.run import open_run
+from tests.support.commands import signalled
 
 ORDINARY = """
 import argparse, torch
@@ -304,21 +304,10 @@ while True:
 
 @pytest.mark.alone
 def test_an_interrupt_is_kept_as_interrupted(tmp_path):
-    (tmp_path / "train.py").write_text(FOREVER)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "analyzer", "record", "train.py"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(1.0)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGINT
-    assert "KeyboardInterrupt" in stderr
-    recorded = open_run(tmp_path / "runs" / "train-0")
+    done = signalled(tmp_path, FOREVER, signal.SIGINT, after=1.0)
+    assert done.returncode == -signal.SIGINT
+    assert "KeyboardInterrupt" in done.stderr
+    recorded = open_run(tmp_path / "runs" / "script-0")
     assert recorded.manifest["status"] == "interrupted"
     assert len(recorded.steps) > 10
 

@@ -2,9 +2,10 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-__all__ = ["command"]
+__all__ = ["command", "signalled"]
 
 
 def command(folder: Path, *words: str, code: int = 0) -> str:
@@ -18,3 +19,23 @@ def command(folder: Path, *words: str, code: int = 0) -> str:
     )
     assert done.returncode == code, done.stderr
     return done.stderr
+
+
+def signalled(
+    folder: Path, source: str, number: int, *, after: float = 0.0
+) -> "subprocess.CompletedProcess[str]":
+    """Record ``script.py``, and send it a signal ``after`` seconds from when it says ``ready``."""
+    (folder / "script.py").write_text(source)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "analyzer", "record", "script.py"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(after)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess([], process.returncode, out, err)

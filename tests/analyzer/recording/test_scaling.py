@@ -255,27 +255,26 @@ def test_on_a_device_no_step_waits_for_a_scale_or_a_discarded_pass(tmp_path):
     equal(steps["loss"], losses)
 
 
-def test_the_noise_of_scaled_micro_batches_is_that_of_the_loss(tmp_path):
+def probed(folder, name, *, micro=1):
+    """Return what a probe finds in the same training without and with a scaler."""
     found = []
-    for name, scaler in (("plain", None), ("scaled", scaler_of())):
+    for kind, scaler in (("plain", None), ("scaled", scaler_of())):
         torch.manual_seed(0)
         model = Block()
-        with analyzer.Recorder(model, tmp_path / name, probe="noise:1"):
-            train(model, "plain", scaler, micro=2)
-        rows = open_run(tmp_path / name).probe("noise")
-        found.append(rows[rows["step"] > 0])
+        with analyzer.Recorder(model, folder / kind, probe=name):
+            train(model, "plain", scaler, micro=micro)
+        found.append(open_run(folder / kind).probe(name.partition(":")[0]))
+    return found
+
+
+def test_the_noise_of_scaled_micro_batches_is_that_of_the_loss(tmp_path):
+    found = [rows[rows["step"] > 0] for rows in probed(tmp_path, "noise:1", micro=2)]
     assert len(found[0]) > 0
     for column in ("signal_norm", "noise_trace"):
         equal(found[1][column], found[0][column], rel=1e-4)
 
 
 def test_a_probe_sees_the_loss_without_its_scale(tmp_path):
-    found = []
-    for name, scaler in (("plain", None), ("scaled", scaler_of())):
-        torch.manual_seed(0)
-        model = Block()
-        with analyzer.Recorder(model, tmp_path / name, probe="paths:2"):
-            train(model, "plain", scaler)
-        found.append(open_run(tmp_path / name).probe("paths"))
+    found = probed(tmp_path, "paths:2")
     assert len(found[0]) == len(found[1]) > 4
     equal(found[1]["gradient_norm"], found[0]["gradient_norm"], rel=1e-4)

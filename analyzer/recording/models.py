@@ -12,7 +12,7 @@ from analyzer.options import RecordOptions
 from analyzer.recording.checkpoints import is_small
 from analyzer.recording.hooks import Capture
 from analyzer.recording.invocation import Invocation
-from analyzer.recording.layers import CallNumbers, Layers
+from analyzer.recording.layers import CallNumbers, Layers, Site
 from analyzer.recording.names import clean_path, in_words, unwrapped
 from analyzer.recording.parameters import ParameterRow, Parameters
 from analyzer.recording.splits import Splits
@@ -78,25 +78,25 @@ class Models:
         """Record this model from now on."""
         sites = self.layers.add_root(root)
         number = len(self.layers.roots) - 1
+        self._take(number, root, sites)
+        self._may_hold.append(is_small(root))
+        if type(root).__name__ == "OptimizedModule":
+            name = type(unwrapped(root)).__name__
+            self._on_problem(f"layers of {name}: {_COMPILED}")
+
+    def _take(self, number: int, root: nn.Module, sites: Sequence[tuple[Site, nn.Module]]) -> None:
+        """Tell everyone of a root model and of the layers that are new in it."""
         self.parameters.add_root(number, root, self.layers)
         self._capture.attach(root, sites)
         self._splits.add_root(number, weakref.ref(root))
         self.tables_changed = True
-        self._may_hold.append(is_small(root))
-        if type(root).__name__ == "OptimizedModule":
-            name = type(unwrapped(root)).__name__
-            self._on_problem(f"layers of {name}: it is compiled, so its modules are not called")
 
     def look_again(self, number: int) -> None:
         """Find what was added to a root model, or replaced in it, since it was looked at."""
         root = self.layers.roots[number]()
         if root is None:
             return
-        sites = self.layers.look_again(number)
-        self.parameters.add_root(number, root, self.layers)
-        self._capture.attach(root, sites)
-        self._splits.add_root(number, weakref.ref(root))
-        self.tables_changed = True
+        self._take(number, root, self.layers.look_again(number))
         # Of a pass that is under way only a part would be seen with its graph: then the next one.
         self._numbers.has_guessed = True
         self._capture.discovering |= self._capture.current is None

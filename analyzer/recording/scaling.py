@@ -6,7 +6,7 @@ in place. A scaled loss carries its scale on the node of the autograd graph that
 
 import functools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
@@ -157,12 +157,12 @@ def _replaced(owner: type, name: str) -> Replaced[ScalerWatcher]:
     return Replaced(owner, name, _METHODS[name])
 
 
-def _kinds() -> list[type]:
-    """All classes of scalers."""
+def _functions() -> Iterator[Replaced[ScalerWatcher]]:
+    """What is replaced of all classes of scalers."""
     kinds: list[type] = [GradScaler]
     for kind in kinds:
         kinds.extend(kind.__subclasses__())
-    return kinds
+        yield from (_replaced(kind, name) for name in _METHODS.keys() & vars(kind).keys())
 
 
 def num_scaler_kinds() -> int:
@@ -172,13 +172,11 @@ def num_scaler_kinds() -> int:
 
 def watch_scalers(watcher: ScalerWatcher) -> None:
     """Tell this watcher what scalers do from now on, those of classes that are there by now."""
-    for kind in _kinds():
-        for name in _METHODS.keys() & vars(kind).keys():
-            _replaced(kind, name).watch(watcher)
+    for function in _functions():
+        function.watch(watcher)
 
 
 def unwatch_scalers(watcher: ScalerWatcher) -> None:
     """Tell it nothing more."""
-    for kind in _kinds():
-        for name in _METHODS.keys() & vars(kind).keys():
-            _replaced(kind, name).unwatch(watcher)
+    for function in _functions():
+        function.unwatch(watcher)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         sharpness,
     )
     from analyzer.opened import open_run
+    from analyzer.probes.counterfactual import counterfactual
     from analyzer.probes.landscape import random_directions
     from analyzer.recording.recorder import Recorder
 
@@ -57,6 +58,7 @@ __all__ = [  # noqa: RUF022 - grouped for readers
     "path_spectrum",
     "jacobian_spectrum",
     "lesion_study",
+    "counterfactual",
     "loss_surface",
     "random_directions",
     # errors
@@ -87,6 +89,7 @@ _HOMES = {
     "jacobian_spectrum": "analyzer.live",
     "lesion_study": "analyzer.live",
     "loss_surface": "analyzer.live",
+    "counterfactual": "analyzer.probes.counterfactual",
     "random_directions": "analyzer.probes.landscape",
     "AnalyzerError": "analyzer.errors",
     "NotRecordedError": "analyzer.errors",

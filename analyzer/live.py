@@ -287,7 +287,7 @@ def lesion_study(
     """Return what a model loses when the branch of each residual join is left out, one at a time.
 
     ``loss_change`` = loss without the branch − loss of the whole network. The branch operand is
-    replaced by zeros, the shortcut stays.
+    replaced by zeros, the shortcut stays; in the columns ``shortcut_…`` it is the other way round.
 
     Args:
         model: Any eager model, evaluated in eval mode.
@@ -297,7 +297,8 @@ def lesion_study(
 
     Returns:
         One row a join, in forward order: ``join``, ``loss``, ``loss_change``, ``accuracy`` (null
-        without classes). ``attrs``: ``loss`` and ``accuracy`` of the whole network, and
+        without classes), ``shortcut_loss``, ``shortcut_loss_change``, ``shortcut_accuracy``.
+        ``attrs``: ``loss`` and ``accuracy`` of the whole network, and
         ``permutations``: for each two neighboring blocks of one shape the ``blocks``, and the
         ``loss``, ``loss_change``, ``accuracy`` with the two swapped.
 
@@ -309,9 +310,8 @@ def lesion_study(
         sections 4.1 and 4.3.
     """
     found = lesion.measure(HeldBatch(model, inputs, targets, loss))
-    frame = pd.DataFrame(dict(found.columns)).astype({"join": "int32"})
-    for column in ("loss", "loss_change", "accuracy"):
-        frame[column] = frame[column].astype("float64")
+    frame = pd.DataFrame(dict(found.columns)).astype(dict.fromkeys(found.columns, "float64"))
+    frame["join"] = frame["join"].astype("int32")
     for name in ("loss", "accuracy", "permutations"):
         frame.attrs[name] = json.loads(found.metadata[name])
     return frame

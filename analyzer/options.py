@@ -28,6 +28,7 @@ __all__ = [
     "OptionError",
     "ProbePlan",
     "RecordOptions",
+    "expected_scale",
     "flag",
     "options_of",
     "with_parameters",
@@ -104,6 +105,14 @@ def _finite(expected: str, least: float = -math.inf) -> Callable[[Any], str | No
         return None if is_finite and value >= least else expected
 
     return check
+
+
+def expected_scale(value: Any) -> str | None:
+    """Return what was expected where a scale of shortcuts, or scales by join, are wrong."""
+    expected = "a finite number (0 removes the shortcuts), or such numbers by join, as layer1=0"
+    by_join = value if isinstance(value, Mapping) else {".": value}
+    wrong = [_finite(expected)(scale) or _pattern(name) for name, scale in by_join.items()]
+    return next(filter(None, wrong), None if by_join else expected)
 
 
 def _path(value: Any) -> str | None:
@@ -233,12 +242,13 @@ class RecordOptions:
             f"NAME or NAME:EVERY, as paths:50, with NAME one of {', '.join(PROBE_NAMES)}",
         ),
     )
-    skip_scale: float | None = _option(
+    skip_scale: float | Mapping[str, float] | None = _option(
         None,
-        "Multiply every shortcut by A during training; 0 removes it. Changes the training.",
+        "Multiply every shortcut by A during training, or those of a join, of a path or of a "
+        "regular expression; 0 removes them. Changes the training.",
         RECORDER,
-        "A",
-        _finite("a finite number; 0 removes the shortcuts"),
+        "A|JOIN=A,...",
+        expected_scale,
         is_stored=False,  # a field of its own, since readers ask for it
     )
     twin: bool = _option(
@@ -303,7 +313,7 @@ class RecordOptions:
                 raise OptionError("probe", name, "each probe once")
         if self.twin and self.skip_scale is not None:
             raise ValueError(
-                f"--twin is given with --skip-scale {self.skip_scale:g}; expected one of them: the "
+                f"--twin is given with --skip-scale {self.skip_scale}; expected one of them: the "
                 "twin has its shortcuts at 0 by itself. Leave one out."
             )
         if self.rescale and not self.twin and self.skip_scale != 0:

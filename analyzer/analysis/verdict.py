@@ -186,7 +186,9 @@ def _twin_note(plain: Run) -> str:
         if rescaled
         else "its branches kept their scale, so activations have another scale than the original's"
     )
-    return f"The plain run is a twin with every shortcut multiplied by {scale:g}; {branches}."
+    of = f" of {', '.join(scale)}" if isinstance(scale, dict) else ""
+    alpha = max(scale.values(), default=0) if isinstance(scale, dict) else scale
+    return f"The plain run is a twin with every shortcut{of} multiplied by {alpha:g}; {branches}."
 
 
 @dataclass(frozen=True)

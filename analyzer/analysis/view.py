@@ -1,5 +1,6 @@
 """What a figure shows: runs, a step, a quantity, and the rows that a pattern picks."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -92,7 +93,13 @@ class RowSet:
 
 def has_shortcuts(run: Run) -> bool:
     """Return whether gradients flow through joins of the run: it has some, not scaled to 0."""
-    return run.static_rows("joins").num_rows > 0 and run.manifest.get("skip_scale") != 0
+    names, scale = (
+        run.static_rows("joins").column("name").to_pylist(),
+        run.manifest.get("skip_scale"),
+    )
+    if not isinstance(scale, dict) or any(scale.values()):
+        return len(names) > 0 and scale != 0
+    return not all(any(re.search(key, name) for key in scale) for name in names)
 
 
 def run_labels(runs: Sequence[Run]) -> tuple[RunLabel, ...]:

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -79,10 +80,12 @@ def record(
         analyzer record --steps 100 --data digits model.py
         analyzer record zoo:resnet20
         analyzer record --twin --probe paths:100 train.py
+        analyzer record --skip-scale 'layer1=0,layer2=0.5' train.py
     """
     if given["resume"] is not None:
         raise not_built("record --resume")
     given["probe"] = tuple(given["probe"] or ())
+    given["skip_scale"] = _scale_from(given["skip_scale"])
     try:
         options = RecordOptions(
             target=target, args=tuple(args or ()), as_module=as_module, runs_dir=runs_dir, **given
@@ -101,14 +104,27 @@ def record(
 def _parameter(field: "Field[Any]") -> inspect.Parameter:
     """The parameter of the command for one option of a recording."""
     option, is_several = field.metadata["option"], field.type == tuple[str, ...]
+    type_ = str | None if field.name == "skip_scale" else field.type
     prefix = "Model files only: " if option.scope == MODEL_FILE else ""
     info = typer.Option(flag(field.name), metavar=option.metavar, help=prefix + option.help)
     return inspect.Parameter(
         field.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None if is_several else field.default,
-        annotation=Annotated[list[str] | None if is_several else field.type, info],
+        annotation=Annotated[list[str] | None if is_several else type_, info],
     )
+
+
+def _scale_from(text: str | None) -> Any:
+    """One number, or numbers by join from ``layer1=0,layer2=0.5``; other text as it is."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        pairs = list(re.finditer(r"([^=]+)=([^=,]+)(?:,|$)", text or ""))
+        if "".join(pair[0] for pair in pairs) != text:
+            return text
+        numbers = {pair[1].strip(): _scale_from(pair[2]) for pair in pairs}
+        return numbers if len(numbers) == len(pairs) else text
 
 
 vars(record)["__signature__"] = with_parameters(

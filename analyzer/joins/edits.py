@@ -6,9 +6,10 @@ the same way from the same sources, whatever the values are.
 
 from __future__ import annotations
 
+import re
 import sys
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -28,9 +29,12 @@ __all__ = [
     "ScaledShortcuts",
     "Tokens",
     "holds_tensor",
+    "joins_named",
 ]
 
 _PLAIN = (int, str, bool, type(None))
+_ALL = ".*"
+_MOST_NAMED = 24
 
 
 @dataclass(frozen=True)
@@ -66,16 +70,65 @@ class Edit:
     def joined(self, which: JoinOperands, result: Tensor) -> None:
         """Look at what a join gave."""
 
+    def meet(self, names: Iterable[str]) -> None:
+        """Take note of the names of joins before a call that has them."""
+
+    def unmatched(self) -> str | None:
+        """Say what of the edit belongs to none of the joins that were met."""
+        return None
+
+
+def joins_named(key: str, names: Iterable[str]) -> list[str]:
+    """Return the joins that a name, the path of a module around them, or a pattern stands for.
+
+    A pattern may match anywhere in a name, unless it matches whole parts of the path from its
+    beginning: ``layer1`` is not ``layer10.0`` where there is a ``layer1.0``.
+    """
+    names = list(names)
+    if key in names:
+        return [key]
+    from_start = re.compile(rf"(?:{key})(?=[.#]|$)")
+    return [n for n in names if from_start.match(n)] or [n for n in names if re.search(key, n)]
+
 
 class ScaledShortcuts(Edit):
-    """Every shortcut multiplied by α."""
+    """Every shortcut multiplied by α, or each by the α of its join.
 
-    def __init__(self, alpha: float) -> None:
-        self.alpha = alpha
+    Args:
+        alpha: One factor for all; or factors by join, where the join's own name wins over the path
+            or pattern given last, and a shortcut that none stands for is left alone.
+    """
+
+    def __init__(self, alpha: float | Mapping[str, float]) -> None:
+        self._alphas = dict(alpha) if isinstance(alpha, Mapping) else {_ALL: alpha}
+        self._factors: dict[str, float] = {}
 
     def factor(self, which: JoinOperands, slot: int, operand: Tensor) -> float:
         """Return α for the shortcut, 1 for the branch."""
-        return self.alpha if slot == which.shortcut else 1.0
+        if slot != which.shortcut:
+            return 1.0
+        if which.join.name not in self._factors:
+            self.meet([which.join.name])
+        return self._factors[which.join.name]
+
+    def meet(self, names: Iterable[str]) -> None:
+        """Look up the factors of these joins, too."""
+        self._factors |= dict.fromkeys(names, 1.0)
+        for key in sorted(self._alphas, key=lambda key: key in self._factors):
+            self._factors |= dict.fromkeys(joins_named(key, self._factors), self._alphas[key])
+
+    def unmatched(self) -> str | None:
+        """Say which name stands for none of the joins that were met."""
+        for key in self._alphas if self._alphas.keys() != {_ALL} else ():
+            if not joins_named(key, self._factors):
+                names = list(self._factors)
+                more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+                known = ", ".join(names[:_MOST_NAMED]) + more
+                return (
+                    f"{key!r} stands for no join whose shortcut could be scaled; expected the "
+                    f"name, a path or a pattern of {known or 'a join, but the model has none'}"
+                )
+        return None
 
 
 class EditingMode(FunctionMode):

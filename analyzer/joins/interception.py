@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -26,10 +25,11 @@ from analyzer.joins.calls import (
 )
 from analyzer.joins.edit_plan import planned_operands
 from analyzer.joins.edits import Edit, EditingMode, JoinOperands, OperandsByToken, ScaledShortcuts
-from analyzer.joins.model_state import RandomStates, unwrapped
+from analyzer.joins.model_state import RandomStates, unobserved, unwrapped
 from analyzer.joins.modes import is_traced
+from analyzer.options import expected_scale
 
-__all__ = ["Interception", "active_edits", "skip_scale"]
+__all__ = ["Interception", "active_edits", "recomputed", "skip_scale"]
 
 _MAX_KNOWN = 100_000
 Prepare = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
@@ -37,7 +37,7 @@ Refuse = Callable[[AnalyzerError], BaseException]
 
 
 @contextmanager
-def skip_scale(model: nn.Module, alpha: float) -> Iterator[None]:
+def skip_scale(model: nn.Module, alpha: float | Mapping[str, float]) -> Iterator[None]:
     """Multiply the shortcut at every join of a model by a constant, in every call inside.
 
     ``z = s + b`` becomes ``z = α·s + b``, and the gradient through the shortcut is multiplied by α
@@ -51,20 +51,22 @@ def skip_scale(model: nn.Module, alpha: float) -> Iterator[None]:
     Args:
         model: Any eager model. One inside of a wrapper (DDP) is scaled inside of it. Nested
             contexts of one model multiply.
-        alpha: The factor, finite.
+        alpha: The factor, finite; or factors by join, ``{"layer1": 0, "layer2.0": 0.5}``, for some
+            shortcuts: by the name of a join, the path of a module around joins, or a regular
+            expression. A join's own name wins, then what was given last.
 
     Raises:
         ValueError: If ``alpha`` is not finite.
         AnalyzerError: In a call of the model, if one of its joins cannot be intercepted; the
-            message names it.
+            message names it. If a name stands for none of its joins; the message lists them.
 
     Reference:
         He et al. (2016), Identity mappings in deep residual networks, §3.1: a constant factor α on
         every shortcut multiplies the gradient by α a block.
     """
-    if not math.isfinite(alpha):
-        raise ValueError(f"alpha is {alpha!r}; expected a finite number. 0 removes the shortcuts.")
-    interception = Interception(ScaledShortcuts(float(alpha)), model)
+    if (expected := expected_scale(alpha)) is not None:
+        raise ValueError(f"alpha is {alpha!r}; expected {expected}.")
+    interception = Interception(ScaledShortcuts(alpha), model)
     interception.start()
     try:
         yield
@@ -101,6 +103,7 @@ class Interception:
         self.refuse = refuse
         self._prepare = prepare
         self._prepared: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._met: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
     def start(self) -> None:
         """Edit the calls that begin from now on; refuse to where a part of the model is edited."""
@@ -122,6 +125,21 @@ class Interception:
             return
         self._prepared.add(module)
         self._prepare(module, *call_arguments_of(module))
+
+    def meet(self, call: _OpenCall) -> None:
+        """Let the edit know a model's joins; refuse names that none of them has.
+
+        Where any model is edited, another one may have them: that is not refused here.
+        """
+        if call.root in self._met:
+            return
+        self._met.add(call.root)
+        self.edit.meet(call.join_names())
+        if self.model is None or not self.edit.unmatched():
+            return
+        self.edit.meet(call.names_in_eval())
+        if (sentence := self.edit.unmatched()) is not None:
+            raise self.refuse(AnalyzerError(sentence))
 
 
 def active_edits(model: nn.Module) -> list[Edit]:
@@ -193,6 +211,8 @@ class _Watch:
         edits = [interception.edit for interception in chosen]
         call = _OpenCall(root, edits, self._known.setdefault(root, _KnownCalls()), chosen[0].refuse)
         call.plan_if_new()
+        for interception in chosen:
+            interception.meet(call)
         self._thread.call = call
         call.mode.__enter__()  # type: ignore[no-untyped-call]
 
@@ -282,6 +302,18 @@ class _OpenCall:
             raise self._refuse(error) from None
         operands.update(found)
 
+    def join_names(self) -> list[str]:
+        """Return the names of the joins that calls of this model have."""
+        return [which.join.name for which in self._known.operands.values() if which is not None]
+
+    def names_in_eval(self) -> list[str]:
+        """Return the names in eval mode: stochastic depth leaves out some joins in training."""
+        args, kwargs = call_arguments_of(self.root, self.level)
+        with suppress(Exception), unobserved(self.root, in_eval=True):
+            found = planned_operands(self.root, args, kwargs, self._states)
+            return [which.join.name for which in found.values() if which is not None]
+        return []
+
     def _operands_of(self, token: int) -> JoinOperands | None:
         """Return the join that an addition is; None for another one."""
         operands = self._known.operands
@@ -296,7 +328,7 @@ class _OpenCall:
             raise self._refuse(_not_repeated(_innermost_module(self.root)))
         which = operands[token]
         if which is not None and which.is_recomputed and torch.is_grad_enabled():
-            raise self._refuse(_recomputed(which))
+            raise self._refuse(recomputed(which))
         return which
 
 
@@ -308,7 +340,8 @@ def _not_repeated(module: str) -> AnalyzerError:
     )
 
 
-def _recomputed(which: JoinOperands) -> AnalyzerError:
+def recomputed(which: JoinOperands) -> AnalyzerError:
+    """Return the error about a join that a checkpoint computes again in the backward pass."""
     return AnalyzerError(
         f"the shortcut of '{which.join.name}' is inside of a checkpoint, which computes it again "
         "in the backward pass, without the change made here; expected activations that are kept. "

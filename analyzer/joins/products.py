@@ -21,6 +21,7 @@ __all__ = [
     "SPLIT_COLUMNS",
     "JoinGradients",
     "are_in_host_memory",
+    "norm_of",
     "products",
     "split_products",
     "split_statistics",
@@ -117,6 +118,11 @@ def _norm(parts: Parts) -> Tensor:
     flat = [_flat(part) for part in parts]
     scale = _scale(flat)
     return scale * torch.stack([(part / scale).square().sum() for part in flat]).sum().sqrt()
+
+
+def norm_of(part: Tensor) -> float:
+    """Return ``‖x‖₂`` over all elements of any tensor, without under- or overflow."""
+    return _host_norm((part,)) if are_in_host_memory([part]) else float(_norm((part,)))
 
 
 def _dot_products(shortcut: Parts, branch: Parts) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from analyzer.errors import AnalyzerError
 from analyzer.joins.edit_plan import planned_operands
 from analyzer.joins.edits import Edit, EditingMode, JoinOperands, ScaledShortcuts
-from analyzer.joins.interception import active_edits
+from analyzer.joins.interception import active_edits, recomputed
 from analyzer.joins.model_state import RandomStates, arguments_copied, unobserved, unwrapped
 from analyzer.joins.search import Join
 
-__all__ = ["Rerun", "Rescaling", "rescale_branches"]
+__all__ = ["MatchedBranches", "MeasuredJoins", "Rerun", "Rescaling", "rescale_branches"]
 
 
 class Rerun:
@@ -57,12 +57,27 @@ class Rerun:
         found = {which.join.index: which.join for which in self._known.values() if which}
         self.joins: list[Join] = [found[index] for index in sorted(found)]
 
-    def run(self, edits: Sequence[Edit] = (), call: Callable[..., Any] | None = None) -> Any:
-        """Return what the model, or `call` in its place, gives for the arguments; no gradient."""
-        with torch.no_grad(), self._unobserved():
+    def run(
+        self,
+        edits: Sequence[Edit] = (),
+        call: Callable[..., Any] | None = None,
+        *,
+        beneath: AbstractContextManager[Any] | None = None,
+        with_grad: bool = False,
+    ) -> Any:
+        """Return what the model, or `call` in its place, gives for the arguments.
+
+        Args:
+            edits: What is done to the operands of joins.
+            call: Called in place of the model.
+            beneath: A mode that sees the functions after they were edited.
+            with_grad: Whether the pass keeps a graph.
+        """
+        with torch.set_grad_enabled(with_grad), self._unobserved():
             positional, named = arguments_copied(self._args, self._kwargs)
             self._states.restore()
-            with EditingMode([*self._outer, *edits], self._operands_of):
+            mode = EditingMode([*self._outer, *edits], self._operands_of)
+            with beneath or nullcontext(), mode:
                 return (call or self.model)(*positional, **named)
 
     def _unobserved(self) -> AbstractContextManager[None]:
@@ -75,7 +90,10 @@ class Rerun:
                 "so that its shortcuts cannot be told apart; expected the same operations from "
                 "the same inputs and random states. Leave this measurement out otherwise."
             )
-        return self._known[token]
+        which = self._known[token]
+        if which is not None and which.is_recomputed and torch.is_grad_enabled():
+            raise recomputed(which)
+        return which
 
 
 _MOST_PASSES = 8
@@ -95,17 +113,18 @@ class Rescaling:
     unmatched: tuple[str, ...]
 
 
-class _Measured(Edit):
+class MeasuredJoins(Edit):
     """The standard deviation of what each join gives."""
 
     def __init__(self) -> None:
         self.deviations: dict[int, float] = {}
 
     def joined(self, which: JoinOperands, result: Tensor) -> None:
+        """Take it."""
         self.deviations[which.join.index] = _deviation(result)
 
 
-class _Matched(Edit):
+class MatchedBranches(Edit):
     """Each branch scaled so that its join gives the deviation that is wanted."""
 
     def __init__(self, wanted: Mapping[int, float]) -> None:
@@ -113,6 +132,7 @@ class _Matched(Edit):
         self.factors: dict[int, float] = {}
 
     def factor(self, which: JoinOperands, slot: int, operand: Tensor) -> float:
+        """Return what a branch is multiplied by; 1 where no factor would do."""
         if slot == which.shortcut or which.join.operation != "add":
             return 1.0
         is_now = _deviation(operand)
@@ -142,13 +162,13 @@ def rescale_branches(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str,
         Mishkin and Matas (2016), All you need is a good init (LSUV), algorithm 1.
     """
     rerun = Rerun(model, args, kwargs, is_alone=True)
-    measured = _Measured()
+    measured = MeasuredJoins()
     rerun.run([measured])
     layers = {join.index: _last_layer(rerun.model, join.branch_layers) for join in rerun.joins}
     factors: dict[str, float] = {}
     ratios: dict[int, float] = {}
     for _ in range(_MOST_PASSES):
-        matched = _Matched(measured.deviations)
+        matched = MatchedBranches(measured.deviations)
         rerun.run([ScaledShortcuts(0.0), matched])
         ratios = matched.factors
         if all(abs(ratio - 1) <= _TOLERANCE for ratio in ratios.values()):

@@ -1,4 +1,4 @@
-"""What a network loses when one residual branch is left out, or when two blocks trade places."""
+"""What a network loses when one branch or shortcut is left out, or two blocks trade places."""
 
 from __future__ import annotations
 
@@ -28,29 +28,33 @@ class Evaluation(NamedTuple):
     accuracy: float | None
 
 
-class _WithoutBranch(Edit):
-    """The branch of one join replaced by zeros."""
+class _Without(Edit):
+    """The branch, or the shortcut, of one join replaced by zeros."""
 
-    def __init__(self, join: int) -> None:
-        self._join = join
+    def __init__(self, join: int, side: str) -> None:
+        self._join, self._is_branch = join, side == "branch"
 
     def factor(self, place: JoinOperands, slot: int, operand: Tensor) -> float:
-        return 0.0 if place.join.index == self._join and slot in place.branches else 1.0
+        is_cut = place.join.index == self._join and (slot in place.branches) == self._is_branch
+        return 0.0 if is_cut else 1.0
 
 
 def measure(batch: HeldBatch) -> Measurement:
     """Leave out each residual branch, one at a time; let like blocks that follow trade places.
 
-    See `analyzer.lesion_study`. ``loss_change`` is near 0 where the network does without the
-    branch, as in residual networks; large where it does not, as at a change of size. In the
+    Leave out each shortcut likewise. See `analyzer.lesion_study`. ``loss_change`` is near 0 where
+    the network does without the branch, as in residual networks; large where it does not, as at a
+    change of size. In the
     metadata are ``loss`` and ``accuracy`` of the whole network, and ``permutations``: JSON, one
     object for each two neighboring blocks of one shape that were swapped.
     """
     args, kwargs = call_arguments(batch.inputs)
     rerun = Rerun(batch.model, args, kwargs, in_eval=True)
     whole = _score_of(rerun.run(), batch)
-    lesions = [_WithoutBranch(join.index) for join in rerun.joins]
-    scores = [_score_of(rerun.run([lesion]), batch) for lesion in lesions]
+    branches, shortcuts = (
+        [_score_of(rerun.run([_Without(join.index, side)]), batch) for join in rerun.joins]
+        for side in ("branch", "shortcut")
+    )
     swaps = [
         {
             "blocks": list(blocks),
@@ -66,12 +70,11 @@ def measure(batch: HeldBatch) -> Measurement:
         "accuracy": json.dumps(whole.accuracy),
         "permutations": json.dumps(swaps),
     }
-    columns: dict[str, list[Any]] = {
-        "join": [join.index for join in rerun.joins],
-        "loss": [score.loss for score in scores],
-        "loss_change": [score.loss - whole.loss for score in scores],
-        "accuracy": [score.accuracy for score in scores],
-    }
+    columns: dict[str, list[Any]] = {"join": [join.index for join in rerun.joins]}
+    for prefix, scores in (("", branches), ("shortcut_", shortcuts)):
+        columns[f"{prefix}loss"] = [score.loss for score in scores]
+        columns[f"{prefix}loss_change"] = [score.loss - whole.loss for score in scores]
+        columns[f"{prefix}accuracy"] = [score.accuracy for score in scores]
     return Measurement(columns, metadata)
 
 

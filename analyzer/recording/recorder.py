@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -92,6 +92,7 @@ class Recorder:
         self._discovery: Discovery | None = None
         self.forward: ForwardCalls | None = None
         alpha = self.options.skip_scale
+        alpha = dict(alpha) if isinstance(alpha, Mapping) else alpha
         scaled = {} if alpha is None else {"skip_scale": alpha}
         self._manifest = scaled | (manifest or {})
         self._watch = watch

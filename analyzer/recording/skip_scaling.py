@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -11,6 +11,7 @@ from analyzer.errors import AnalyzerError
 from analyzer.joins.edits import ScaledShortcuts
 from analyzer.joins.interception import Interception
 from analyzer.joins.rerun import rescale_branches
+from analyzer.recording.watched import BACKWARD_PASSES
 
 __all__ = ["SkipScaling", "SkipsNotScaledError"]
 
@@ -34,7 +35,7 @@ class SkipScaling:
     """Scales the shortcuts of every model that this process calls, from `start` to `stop`.
 
     Args:
-        alpha: The factor of every shortcut.
+        alpha: The factor of every shortcut, or factors by join as `analyzer.skip_scale` has them.
         model: The model to scale; None for every outermost module that is called and has
             parameters that are trained.
         rescales: Whether the branches of each model are scaled before its first call with
@@ -47,7 +48,7 @@ class SkipScaling:
 
     def __init__(
         self,
-        alpha: float,
+        alpha: float | Mapping[str, float],
         model: nn.Module | None = None,
         *,
         rescales: bool = False,
@@ -56,6 +57,7 @@ class SkipScaling:
     ) -> None:
         self._on_problem = on_problem
         self._ends_program = ends_program
+        self._watcher: Any = _FirstBackward(self._begin_backward)
         self._interception = Interception(
             ScaledShortcuts(alpha),
             model,
@@ -66,10 +68,19 @@ class SkipScaling:
     def start(self) -> None:
         """Scale the calls that begin from now on."""
         self._interception.start()
+        if self._interception.model is None:
+            BACKWARD_PASSES.watch(self._watcher)
 
     def stop(self) -> None:
         """Scale no more calls; leave nothing behind."""
         self._interception.stop()
+        BACKWARD_PASSES.unwatch(self._watcher)
+
+    def _begin_backward(self) -> None:
+        """Before the first backward pass every model was called: a name must be one of a join."""
+        BACKWARD_PASSES.unwatch(self._watcher)
+        if (sentence := self._interception.edit.unmatched()) is not None:
+            raise self._refuse(AnalyzerError(sentence))
 
     def _refuse(self, error: AnalyzerError) -> BaseException:
         if not self._ends_program:
@@ -86,3 +97,18 @@ class SkipScaling:
             self._on_problem(
                 f"not rescaled to the original's variance: {', '.join(found.unmatched)}"
             )
+
+
+class _FirstBackward:
+    """Tells of the first backward pass before it runs, and follows none."""
+
+    def __init__(self, begin: Callable[[], None]) -> None:
+        self._begin = begin
+
+    def follows(self, roots: Sequence[Any], *, is_backward: bool) -> bool:
+        if is_backward:
+            self._begin()
+        return False
+
+    def begin_inner_backward(self, roots: Sequence[Any]) -> None:
+        """It is a part of another one."""

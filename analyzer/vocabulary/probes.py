@@ -106,6 +106,29 @@ PROBES = (
         ),
     ),
     Probe(
+        name="counterfactual",
+        sentence="The gradient by layer with every shortcut scaled, at the same weights.",
+        method=Method(
+            title="Counterfactual gradient",
+            formula="‖∂L/∂y‖ with z = α s + b at every join, α = 1, ½, 0",
+            text="Gradient norms by layer of one network on one held batch, with every shortcut "
+            "multiplied by 1, 0.5 and 0 at the same weights; and by 0 with each branch multiplied "
+            "by the factor that gives its join the standard deviation that it has with the "
+            "shortcut. Dropout is off; batch norms have the statistics of the batch in the "
+            "network as it is, as constants. Nothing is trained again, so that the "
+            "difference is the effect of the shortcuts alone.",
+            sources=("he2016identity",),
+        ),
+        columns=_columns(
+            "counterfactual",
+            _LAYER,
+            _LAYER_NAME,
+            ("skip_scale", "float64", "1", "Factor of every shortcut; 1 is the network as it is."),
+            ("rescaled", "bool", "", "Whether branches have the scale of the joins."),
+            ("output_gradient_norm", "float64", "loss / unit of y", "‖∂L/∂y‖₂ at the layer."),
+        ),
+    ),
+    Probe(
         name="landscape",
         sentence="The loss around the weights, over a line or a plane through them.",
         method=Method(
@@ -195,11 +218,11 @@ PROBES = (
     ),
     Probe(
         name="lesion",
-        sentence="What the network loses when one residual branch is left out.",
+        sentence="What the network loses when one residual branch, or one shortcut, is left out.",
         method=Method(
             title="Lesion study",
             text="Loss and accuracy of the trained network on one held batch with the branch of "
-            "one join left out, one join at a time.",
+            "one join left out, one join at a time; then likewise with its shortcut left out.",
             sources=("veit2016",),
         ),
         columns=_columns(
@@ -208,6 +231,14 @@ PROBES = (
             ("loss", "float64", "loss", "Loss without the branch of this join."),
             ("loss_change", "float64", "loss", "That loss minus the loss of the whole network."),
             ("accuracy", "float64", "1", "Accuracy without the branch."),
+            ("shortcut_loss", "float64", "loss", "Loss without the shortcut of this join."),
+            (
+                "shortcut_loss_change",
+                "float64",
+                "loss",
+                "That loss minus the loss of the whole network.",
+            ),
+            ("shortcut_accuracy", "float64", "1", "Accuracy without the shortcut."),
         ),
     ),
     Probe(

@@ -30,17 +30,26 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "COUNTERFACTUALS",
     "AttributionShares",
     "BlockSpectra",
     "JacobianSpectra",
     "attribution_shares",
     "block_spectra",
+    "counterfactual_curves",
     "probe_by_layer",
     "shattering_curves",
 ]
 
 Floats = NDArray[np.float64]
 _MOST_ATTRIBUTION_STEPS = 6
+COUNTERFACTUALS = {
+    "as it is": (1.0, False),
+    "shortcuts halved": (0.5, False),
+    "without shortcuts": (0.0, False),
+    "without shortcuts, rescaled": (0.0, True),
+}
+"""What is done to the shortcuts: their factor, and whether branches are rescaled."""
 # The names under which the probe stores the curves of Balduzzi et al.
 _REFERENCES = {
     "plain": "plain, 1/2ᴸ",
@@ -134,6 +143,33 @@ def shattering_curves(view: View, run: Run, label: RunLabel) -> AlongDepth:
     references = {_REFERENCES[key]: curve[at] for key, curve in curves}
     values = {"correlation": correlations}
     return AlongDepth(label, step, names, places, values, text, references)
+
+
+@per_run
+def counterfactual_curves(view: View, run: Run, label: RunLabel) -> AlongDepth:
+    """Read the gradient by layer with every shortcut times 1, 0.5 and 0, and rescaled.
+
+    Of every run at the probe nearest to the step; one number for each of the four, in loss / unit
+    of y, NaN where no gradient arrives.
+    """
+    step, rows, names, places, at = _layer_rows("counterfactual", view, run)
+    layers = rows["layer"].to_numpy()[at]
+    values: dict[str, Floats] = {}
+    for word, (scale, rescaled) in COUNTERFACTUALS.items():
+        rows_of = rows[(rows["skip_scale"] == scale) & (rows["rescaled"].astype(bool) == rescaled)]
+        norm_of = dict(zip(rows_of["layer"], rows_of["output_gradient_norm"], strict=True))
+        values[word] = np.array([norm_of.get(layer, np.nan) for layer in layers], np.float64)
+    falls = {word: _fall(norms) for word, norms in values.items()}
+    said = ", ".join(f"{number(fall)} {word}" for word, fall in falls.items() if fall is not None)
+    text = "at the same weights, the gradient at the first layer over that at the last is "
+    text = f"{text}{said}." if said else "no gradient is finite."
+    return AlongDepth(label, step, names, places, values, text)
+
+
+def _fall(norms: Floats) -> float | None:
+    """The first over the last norm that is finite and above zero."""
+    known = norms[np.isfinite(norms) & (norms > 0)]
+    return float(known[0] / known[-1]) if len(known) > 1 else None
 
 
 def probe_by_layer(probe: str, column: str) -> Callable[[View], PerRun[AlongDepth]]:

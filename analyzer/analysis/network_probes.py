@@ -299,6 +299,7 @@ def join_lesions(view: View, run: Run, label: RunLabel) -> AlongDepth:
 
     Of every run at the probe nearest to the step. The change is the loss without the branch minus
     that of the whole network; the accuracy is NaN where there are no classes.
+    ``shortcut_loss_change`` is that without the shortcut; NaN in runs that did not measure it.
 
     Reference:
         Veit et al. (2016), Residual networks behave like ensembles of relatively shallow networks.
@@ -310,7 +311,8 @@ def join_lesions(view: View, run: Run, label: RunLabel) -> AlongDepth:
     known = dict(zip(run.joins["join"], run.joins["name"].astype(str), strict=True))
     joins = rows["join"].to_numpy(np.int64)
     names = tuple(known.get(int(join), f"join {join}") for join in joins)
-    columns = ("loss_change", "accuracy")
+    columns = ["loss_change", "accuracy", "shortcut_loss_change"]
+    rows = rows.reindex(columns=columns)
     values = {name: rows[name].to_numpy(np.float64, na_value=np.nan) for name in columns}
     changes = values["loss_change"]
     finite = np.isfinite(changes)
@@ -323,5 +325,9 @@ def join_lesions(view: View, run: Run, label: RunLabel) -> AlongDepth:
         )
     else:
         text += "is not finite."
+    cut = values["shortcut_loss_change"]
+    if np.isfinite(cut).any():
+        middle = number(float(np.median(cut[np.isfinite(cut)])))
+        text += f" Without one of the shortcuts it changes by {middle} (median)."
     places = np.arange(len(names), dtype=np.float64)
     return AlongDepth(label, step, names, places, values, text, row="join", axis="")

@@ -53,6 +53,7 @@ PAGES = checked(
             panels=(
                 shortcuts.STRIP,
                 shortcuts.SHARES,
+                probes.COUNTERFACTUAL,
                 probes.PATHS,
                 probes.LESION,
                 probes.JACOBIAN,

@@ -9,10 +9,12 @@ import numpy as np
 import plotly.graph_objects as go
 
 from analyzer.analysis.layer_probes import (
+    COUNTERFACTUALS,
     AttributionShares,
     BlockSpectra,
     attribution_shares,
     block_spectra,
+    counterfactual_curves,
     probe_by_layer,
     shattering_curves,
 )
@@ -29,6 +31,7 @@ from analyzer.vocabulary.probes import Probe
 
 __all__ = [
     "ATTRIBUTION",
+    "COUNTERFACTUAL",
     "JACOBIAN",
     "LESION",
     "PATHS",
@@ -116,9 +119,12 @@ def _lesion_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
             y=changes[finite],
             text=words[finite],
             textposition="none",
-            customdata=run.values["accuracy"][finite],
+            customdata=np.column_stack(
+                [run.values[key][finite] for key in ("accuracy", "shortcut_loss_change")]
+            ),
             marker={"color": theme.style(run.label.style).color},
-            hovertemplate="%{text}: %{y:+.4g}<br>accuracy %{customdata:.1%}<extra></extra>",
+            hovertemplate="%{text}: %{y:+.4g}<br>accuracy %{customdata[0]:.1%}"
+            "<br>without its shortcut instead %{customdata[1]:+.4g}<extra></extra>",
             showlegend=False,
         )
         figure.add_trace(bars, row=1, col=place)
@@ -187,6 +193,36 @@ def _shattering_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
     return figure
 
 
+def _counterfactual_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
+    """Draw the gradient along depth with the shortcuts scaled, a pane per run."""
+    figure = panes([run.label.text for run in info.runs], theme, height=420)
+    low, high = shown_range((v for run in info.runs for v in run.values.values()), is_log=True)
+    axis = value_axis("output gradient norm (loss / unit of y)", is_log=True, low=low, high=high)
+    edges = axis_edges(axis, is_log=True)
+    colors = theme.depth_colors(len(COUNTERFACTUALS))
+    for place, run in enumerate(info.runs, start=1):
+        for color, dash, (word, norms) in zip(
+            colors, ("solid", *_DASHES), run.values.items(), strict=False
+        ):
+            line = go.Scatter(
+                x=run.positions,
+                y=norms,
+                mode="lines",
+                line={"color": color, "width": 2, "dash": dash},
+                text=[labeled(name) for name in run.names],
+                name=word,
+                legendgroup=word,
+                showlegend=place == 1,
+                hovertemplate="%{text}: %{y:.3e}",
+            )
+            marks = edge_marks(run.positions, norms, edges, theme, is_log=True)
+            figure.add_traces([line, go.Scatter(marks)], rows=[1, 1], cols=[place, place])
+    figure.update_xaxes(**DEPTH)
+    figure.update_yaxes(**{key: value for key, value in axis.items() if key != "title"})
+    figure.update_yaxes(title=axis["title"], row=1, col=1)
+    return figure
+
+
 def _attribution_figure(info: PerRun[AttributionShares], theme: Theme) -> go.Figure:
     """Draw the share of each layer, a line per checkpoint, a pane per run."""
     figure = panes([run.label.text for run in info.runs], theme, height=440)
@@ -233,6 +269,17 @@ LESION = Panel(
     info=join_lesions,
     drawing=_lesion_figure,
     reads=("step",),
+)
+COUNTERFACTUAL = Panel(
+    key="counterfactual",
+    title="Without its shortcuts",
+    how_to_read="The gradient of one network at the same weights: as it is, with every shortcut "
+    "halved, and without shortcuts. What lies between the lines is the shortcuts' doing. Rescaled: "
+    "each branch has the scale of its sum, so that activations do not shrink with the shortcuts.",
+    needs=("counterfactual",),
+    info=counterfactual_curves,
+    drawing=_counterfactual_figure,
+    reads=("step", "layers"),
 )
 JACOBIAN = Panel(
     key="jacobian",

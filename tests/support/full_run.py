@@ -283,6 +283,7 @@ def _write_probes(
     if has_joins:
         writer.write_probe("paths", step, _paths(len(joins), 0.5 if step else 0.8))
         writer.write_probe("lesion", step, _lesion(joins, loss), {"loss": repr(loss)})
+        writer.write_probe("counterfactual", step, _counterfactual(linear))
     writer.write_probe("landscape", step, _landscape(loss, 4.0 if has_joins else 9.0), _PLANE)
     falls = 0.99 if has_joins else 0.8
     writer.write_probe(
@@ -326,7 +327,7 @@ def _write_probes(
 
 # What _write_probes has its own numbers for; a new probe by layer gets some there.
 _WRITTEN = {"paths", "lesion", "landscape", "shattering", "jacobian", "curvature", "noise"}
-_WRITTEN |= {"attribution"}
+_WRITTEN |= {"attribution", "counterfactual"}
 _PLANE = {
     "normalization": "filter",
     "seed": "0",
@@ -354,6 +355,20 @@ def _references(count: int, num_joins: int) -> dict[str, str]:
     }
 
 
+def _counterfactual(linear: list[dict[str, Any]]) -> dict[str, Any]:
+    """A gradient that falls toward the input, the faster the less the shortcuts carry."""
+    kinds = [(1.0, False, 0.98), (0.5, False, 0.8), (0.0, False, 0.3), (0.0, True, 0.6)]
+    return {
+        "layer": [row["layer"] for _ in kinds for row in linear],
+        "name": [row["name"] for _ in kinds for row in linear],
+        "skip_scale": [scale for scale, _, _ in kinds for _ in linear],
+        "rescaled": [rescaled for _, rescaled, _ in kinds for _ in linear],
+        "output_gradient_norm": [
+            falls**above for _, _, falls in kinds for above in reversed(range(len(linear)))
+        ],
+    }
+
+
 def _paths(num_joins: int, branch: float) -> dict[str, Any]:
     """Branches that multiply by ``branch``: norms C(n, k)·branchᵏ."""
     norms = np.array([comb(num_joins, k) * branch**k for k in range(num_joins + 1)])
@@ -372,6 +387,9 @@ def _lesion(joins: list[dict[str, Any]], loss: float) -> dict[str, Any]:
         "loss": [loss + more for more in change],
         "loss_change": change,
         "accuracy": [0.9 - more for more in change],
+        "shortcut_loss": [loss + 2 * more for more in change],
+        "shortcut_loss_change": [2 * more for more in change],
+        "shortcut_accuracy": [0.9 - 1.5 * more for more in change],
     }
 
 

@@ -188,5 +188,5 @@ def test_a_resnet20_takes_about_a_second() -> None:
     x, y = torch.randn(32, 3, 32, 32), torch.randint(10, (32,))
     started = time.process_time()
     frame = analyzer.counterfactual(model, x, y, cross_entropy)
-    assert time.process_time() - started < 4
+    assert time.process_time() - started < 3  # 0.7 s where nothing else runs
     assert frame["name"].nunique() == len(frame) / 4

@@ -47,6 +47,25 @@ def trained() -> tuple[Net, Tensor, Tensor]:
     return model, x, y
 
 
+def test_each_row_is_also_the_network_without_one_shortcut(trained):
+    model, x, y = trained
+    frame = analyzer.lesion_study(model, x, y, cross_entropy)
+    model.eval()
+    for join in range(3):
+        h = model.stem(x)
+        for number, block in enumerate(model.blocks):
+            branch = torch.tanh(block.norm(block.branch(h)))
+            h = branch if number == join else h + branch
+        output = model.head(h)
+        assert frame["shortcut_loss"][join] == cross_entropy(output, y).item()
+        expected = (output.argmax(1) == y).double().mean().item()
+        assert frame["shortcut_accuracy"][join] == expected
+        with analyzer.skip_scale(model, {f"blocks.{join}": 0}):
+            assert torch.equal(model(x), output)
+    changes = frame["shortcut_loss"] - frame.attrs["loss"]
+    assert frame["shortcut_loss_change"].tolist() == changes.tolist()
+
+
 def test_each_row_is_the_network_without_one_branch(trained):
     model, x, y = trained
     frame = analyzer.lesion_study(model, x, y, cross_entropy)

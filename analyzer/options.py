@@ -257,6 +257,13 @@ class RecordOptions:
     rescale: bool = _option(
         False, "Give the branches of the net without shortcuts the original's scale.", COMMAND
     )
+    nproc_per_node: int | None = _option(
+        None,
+        "Start the script under torchrun, in N processes that share the run.",
+        COMMAND,
+        "N",
+        _count,
+    )
     seed: int | None = _option(
         None,
         "Seed set at the start. Default: 0 for model files; a seed that the script sets wins.",

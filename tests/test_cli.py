@@ -180,12 +180,20 @@ def test_a_mistake_is_told_in_one_line_with_exit_code_2(
     assert err.count("\n") == 1
 
 
-def test_another_rank_of_a_launch_may_use_the_folder_of_the_first(
+def test_options_may_stand_in_the_environment_and_typed_ones_win(
     recorded: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Path("shared").mkdir()
-    monkeypatch.setenv("RANK", "1")
-    assert recorded("--run", "shared", "train.py").run == Path("shared")
+    monkeypatch.setenv("ANALYZER_OPTIONS", "--every 5 --run 'runs/a b' --columns norms")
+    options = recorded("--every", "7", "train.py")
+    assert (options.every, options.run, options.columns) == (7, Path("runs/a b"), "norms")
+
+
+def test_what_the_environment_holds_must_be_options(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ANALYZER_OPTIONS", "--run 'runs/a")
+    assert main(["record", "train.py"]) == 2
+    assert 'ANALYZER_OPTIONS is "--run \'runs/a" (No closing quotation)' in capsys.readouterr().err
 
 
 def test_defaults_come_from_the_nearest_pyproject(

@@ -15,14 +15,15 @@ from analyzer.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 
-EVERYONE = {f"analyzer.{name}" for name in ("errors", "vocabulary", "pooling", "options")} | {
-    "analyzer"
-}
+EVERYONE = {
+    f"analyzer.{name}" for name in ("errors", "vocabulary", "pooling", "options", "launch")
+} | {"analyzer"}
 MAY_IMPORT: dict[str, set[str]] = {
     "analyzer.errors": set(),
     "analyzer.vocabulary": set(),
     "analyzer.pooling": set(),
     "analyzer.options": set(),
+    "analyzer.launch": set(),
     "analyzer.storage": set(),
     "analyzer.joins": set(),
     "analyzer.probes": {"analyzer.joins"},
@@ -52,6 +53,7 @@ MUST_NOT_LOAD = {
     "analyzer.vocabulary": {"torch", "numpy", "pandas", "pyarrow", "plotly", "dash"},
     "analyzer.pooling": {"torch", "pandas", "pyarrow", "plotly", "dash"},
     "analyzer.options": {"torch", "numpy", "pandas", "pyarrow", "typer"},
+    "analyzer.launch": {"torch", "numpy", "pandas", "pyarrow", "typer"},
     "analyzer.storage": {"torch", "plotly", "dash"},
     "analyzer.joins": {"pandas", "plotly", "dash"},
     "analyzer.probes": {"pandas", "plotly", "dash"},

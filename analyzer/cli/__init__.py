@@ -7,6 +7,8 @@ at its top and everything else inside the function. A command returns its exit c
 and raises ``AnalyzerError`` for what the user must change.
 """
 
+import os
+import shlex
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
@@ -326,6 +328,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2
 
 
+def _options_of_environment() -> list[str]:
+    """The options of ``record`` in the variable ``ANALYZER_OPTIONS``."""
+    text = os.environ.get("ANALYZER_OPTIONS", "")
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise AnalyzerError(
+            f"ANALYZER_OPTIONS is {text!r} ({error}); expected options of 'analyzer record' as on "
+            "a command line, such as '--run runs/mine --every 10'. Correct the variable."
+        ) from error
+
+
 def _help_hint(error: Any) -> str:
     """Name the help page of the command whose options were wrong."""
     path = error.ctx.command_path if getattr(error, "ctx", None) else "analyzer"
@@ -336,6 +350,8 @@ def _call(command: Any, arguments: Sequence[str] | None) -> int:
     """Parse, then run; what a command returns to be called runs without the parser's frames."""
     args = sys.argv[1:] if arguments is None else list(arguments)
     args = args or ["--help"]
+    if args[0] == "record":  # torchrun would take some options for its own
+        args[1:1] = _options_of_environment()
     result = command.main(args, prog_name="analyzer", standalone_mode=False)
     while callable(result):
         result = result()

@@ -1,5 +1,7 @@
 """The processes that a recorded program forks or spawns: each that trains is a run of its own.
 
+Those of one process group are the ranks of one run.
+
 A process that calls no model with gradient, as a worker that loads data, pays one hook and no more.
 """
 
@@ -7,7 +9,6 @@ import contextlib
 import functools
 import itertools
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from analyzer.cli.session import PACKAGE_ROOT, Session, options_from, options_text
 from analyzer.ending import Ending
 from analyzer.errors import AnalyzerError
+from analyzer.launch import join, launch_of_process, rank_in
 from analyzer.script import when_imported
 
 __all__ = ["Children", "begin_spawned", "child_runs"]
@@ -173,12 +175,18 @@ class _ChildSession(Session):
     def _begin(self, module: Any, args: Any) -> None:
         """Start to record, as that call begins."""
         try:
+            launch = launch_of_process(by_environment=False)
             for k in itertools.count():
                 folder = self._parent.with_name(f"{self._parent.name}-child-{k}")
+                if launch is not None:
+                    if join(folder, launch) is not None:
+                        break
+                    continue
                 with contextlib.suppress(FileExistsError):
                     folder.mkdir()
                     break
             self.run = self.folder = folder
+            self.rank = rank_in(folder)
             manifest = self.manifest("script") | {"parent": self._parent.name}
             recorder = self.new_recorder(None, manifest)
             recorder.start()
@@ -210,7 +218,7 @@ class _ChildSession(Session):
             recorder.forward.forget()
             recorder.close(*(("finished",) if code == 0 else ("failed", f"exit code {code}")))
             if not trained:
-                shutil.rmtree(self.folder, ignore_errors=True)
+                self.rank.leave()
             self.signals.stop()
 
     def leave_to_other_process(self) -> None:

@@ -1,12 +1,13 @@
 """``analyzer record``: run a training script, or train a model file, under the recorder."""
 
+import contextlib
 import inspect
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import Field, replace
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -20,7 +21,6 @@ from analyzer.cli.session import (
     claimed,
     existing_run,
     free_folder,
-    is_first_rank,
     options_from,
     options_text,
     plain_folder,
@@ -28,6 +28,7 @@ from analyzer.cli.session import (
 from analyzer.cli.signals import DeadlySignals
 from analyzer.ending import Ending
 from analyzer.errors import AnalyzerError, ScriptError
+from analyzer.launch import launch_of_process
 from analyzer.options import (
     MODEL_FILE,
     ZOO,
@@ -81,6 +82,10 @@ def record(
         analyzer record zoo:resnet20
         analyzer record --twin --probe paths:100 train.py
         analyzer record --skip-scale 'layer1=0,layer2=0.5' train.py
+        analyzer record --nproc-per-node 2 train.py
+
+    Options may also stand in the variable ANALYZER_OPTIONS, as for
+    'torchrun --nproc-per-node 2 -m analyzer record train.py'.
     """
     if given["resume"] is not None:
         raise not_built("record --resume")
@@ -150,6 +155,8 @@ def _record_alone(options: RecordOptions, run: Path | None = None) -> int:
         ScriptError: If the target is neither a training script nor a model file.
         RunExistsError: If the run folder exists.
     """
+    if options.nproc_per_node is not None:
+        return _record_ranks(options, run)
     if options.target.startswith(ZOO):
         from analyzer.cli.training import train_zoo
 
@@ -184,8 +191,19 @@ def _is_left_to_us(session: ScriptSession, ending: Ending) -> bool:
     return defines_model or not session.has_called
 
 
+def _record_ranks(options: RecordOptions, run: Path | None) -> int:
+    """Run the program under torchrun, each rank under a recorder; return torchrun's exit code."""
+    if run is not None:
+        with contextlib.suppress(OSError):  # made to keep its name: the first rank makes it
+            run.rmdir()
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--no-python"]
+    number = ["--nproc-per-node", str(options.nproc_per_node)]
+    program = _command(replace(options, run=run or options.run, nproc_per_node=None), "-u")
+    return _run([sys.executable, *_interpreter_flags(), *launcher, *number, *program])
+
+
 def record_text(text: str) -> int:
-    """Record a twin by the options in a text of `options_text`: all that its process does."""
+    """Record by the options in a text of `options_text`: all that a process of ours does."""
     try:
         return _record_alone(options_from(text))
     except AnalyzerError as error:
@@ -214,7 +232,8 @@ def _record_twin(options: RecordOptions, run: Path) -> RecordOptions:
         fail_on=None,
     )
     with tempfile.TemporaryFile() as stderr:
-        code = _run_twin(twin, stderr)
+        silent = subprocess.DEVNULL
+        code = _run(_command(twin), stdin=silent, stdout=silent, stderr=stderr)
         words = _words(code, stderr)
     return replace(
         options,
@@ -227,18 +246,15 @@ def _record_twin(options: RecordOptions, run: Path) -> RecordOptions:
     )
 
 
-def _run_twin(options: RecordOptions, stderr: IO[bytes]) -> int:
-    """Run the twin's process to its end; an interrupt of this one ends both."""
-    command = [
-        sys.executable,
-        *_interpreter_flags(),
-        "-c",
-        _PROGRAM,
-        PACKAGE_ROOT,
-        options_text(options),
-    ]
-    silent = subprocess.DEVNULL
-    process = subprocess.Popen(command, stdin=silent, stdout=silent, stderr=stderr)
+def _command(options: RecordOptions, *flags: str) -> list[str]:
+    """The command line of a process that records by these options."""
+    program = ["-c", _PROGRAM, PACKAGE_ROOT, options_text(options)]
+    return [sys.executable, *_interpreter_flags(), *flags, *program]
+
+
+def _run(command: Sequence[str], **streams: Any) -> int:
+    """Run a process to its end; an interrupt of this one ends both."""
+    process = subprocess.Popen(command, **streams)
     signals = DeadlySignals(lambda number, _: _end_with(process.pid, number))
     signals.watch()
     try:
@@ -282,6 +298,11 @@ def _check_target(options: RecordOptions) -> None:
     """Refuse a target that is not there, before a run folder is made for it."""
     target = options.target
     if target.startswith(ZOO) and not options.as_module:
+        if options.nproc_per_node is not None:
+            raise ScriptError(
+                f"--nproc-per-node is given for '{target}'; expected a script: the built-in loop "
+                "trains in one process. Leave the option out."
+            )
         if options.args:
             raise ScriptError(
                 f"'{target}' is followed by '{' '.join(options.args)}'; a built-in network "
@@ -296,5 +317,5 @@ def _check_target(options: RecordOptions) -> None:
 
 def _check_run(run: Path) -> None:
     """Refuse to write into a folder that exists, unless another rank of this launch made it."""
-    if is_first_rank() and os.path.lexists(run):
+    if launch_of_process() is None and os.path.lexists(run):
         raise existing_run(run)

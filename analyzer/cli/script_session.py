@@ -3,7 +3,6 @@
 import atexit
 import contextlib
 import os
-import shutil
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -186,13 +185,13 @@ class ScriptSession(Session):
             calls.finish()
             self.recorder = None
         self.signals.stop()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.rank.leave()
         return calls
 
     def keep_calls(self, calls: Any, error: str) -> None:
         """Record the calls that a file made of its models, where our loop cannot train its own."""
         why = f"a training by the built-in loop: on --data {self.options.data} it ended in {error}"
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.rank.leave()
         self.recorder = self.new_recorder(None, self.manifest("script"))
         self.recorder.start()
         self.recorder.forward.finish()
@@ -202,6 +201,6 @@ class ScriptSession(Session):
         self.last_words += [f"not recorded: {why}", *self.result("finished")]
 
     def _say_last_words(self) -> None:
-        if os.getpid() == self._pid:  # not in a process that the script forked
+        if os.getpid() == self._pid and self.rank.number == 0:  # not in a process that was forked
             for sentence in self.last_words:
                 self.say(sentence)

@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 from analyzer.cli.signals import DeadlySignals
 from analyzer.errors import AnalyzerError, RunExistsError, StopTraining
+from analyzer.launch import join, launch_of_process, rank_in
 from analyzer.options import ZOO, RecordOptions
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "claimed",
     "existing_run",
     "free_folder",
-    "is_first_rank",
     "options_from",
     "options_text",
     "plain_folder",
@@ -33,11 +32,6 @@ _SECONDS_BETWEEN_LOOKS = 5.0
 _RECORDER = str(Path(__file__).parents[1] / "recording")
 # From where another process imports the same analyzer.
 PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
-
-
-def is_first_rank() -> bool:
-    """Whether this process is the first of its launch, or the only one."""
-    return os.environ.get("RANK", "0") in ("", "0")
 
 
 def options_text(options: RecordOptions) -> str:
@@ -71,18 +65,28 @@ def existing_run(run: Path) -> RunExistsError:
 def claimed(run: Path) -> Path:
     """Make the folder of a run, so that of two that start at once only one has it.
 
-    Other ranks of a launch share the folder of the first.
+    The ranks of a launch share the folder that the first of them has made.
 
     Raises:
         RunExistsError: If it exists.
     """
+    if not _is_taken_now(run):
+        raise existing_run(run)
+    return run
+
+
+def _is_taken_now(run: Path) -> bool:
+    """Whether the folder is this process's from now on: a new one, or that of its launch."""
+    launch = launch_of_process()
     try:
-        run.mkdir(parents=True, exist_ok=not is_first_rank())
-    except FileExistsError as error:
-        raise existing_run(run) from error
+        if launch is not None:
+            return join(run, launch) is not None
+        run.mkdir(parents=True)
+    except FileExistsError:
+        return False
     except OSError:
         pass  # a read-only folder: the recorder says so, and the training continues
-    return run
+    return True
 
 
 def free_folder(options: RecordOptions, *, has_twin: bool = False) -> Path:
@@ -105,13 +109,8 @@ def free_folder(options: RecordOptions, *, has_twin: bool = False) -> Path:
         path = options.runs_dir / f"{stem}-{k}"
         if has_twin and plain_folder(path).exists():
             continue
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError:
-            pass  # a read-only folder: the recorder says so, and the training continues
-        return path
+        if _is_taken_now(path):
+            return path
     raise AssertionError
 
 
@@ -156,6 +155,7 @@ class Session:
         self.run = run
         self.folder = Path(os.path.abspath(run))
         """The same, also when the program has gone to another working folder."""
+        self.rank = rank_in(self.folder)
         self.recorder: Any = None
         self.last_words: list[str] = list(options.twin_words)
         self.signals = DeadlySignals(self._end_by_signal)
@@ -226,11 +226,13 @@ class Session:
         """Return what is on disk, what it cost, and the command that shows it."""
         if not self.folder.exists():
             return []
+        recorder = self.recorder
+        sentences = [] if recorder.training.failure is None else [recorder.training.failure]
+        if not self.rank.leads():  # that one says it
+            return sentences
         from analyzer.storage.incomplete import losses
 
-        recorder = self.recorder
         counts, (found, manifest) = recorder.counts, self._on_disk()
-        sentences = [] if recorder.training.failure is None else [recorder.training.failure]
         lost = counts["steps"] - found
         if lost > 0 or recorder.storage_failure:
             about = {"steps": found, "storage_error": recorder.storage_failure}
@@ -296,7 +298,7 @@ class Session:
             frame = frame.f_back
         self.recorder.interrupt(is_busy=is_busy)
         if not self.recorder.counts["steps"]:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self.rank.leave()
         if not self.options.quiet:
             lines = [f"analyzer: {sentence}\n" for sentence in self.result("interrupted")]
             # Not through sys.stderr: the signal may have come in the middle of a write.
@@ -311,5 +313,7 @@ class Session:
 
     def remove_empty_folder(self) -> None:
         """Leave nothing behind where nothing was recorded."""
+        if self.rank.is_one_of_many:
+            self.rank.leave()
         with contextlib.suppress(OSError):
             self.folder.rmdir()

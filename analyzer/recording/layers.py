@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from analyzer.recording.live_log import token
-from analyzer.recording.names import RootModel, clean_path, root_prefixes, unwrapped
+from analyzer.recording.names import RootModel, clean_path, kind_of, root_prefixes, unwrapped
 
 __all__ = ["CallNumbers", "Layers", "Site"]
 
@@ -95,7 +95,7 @@ class Layers:
             if site is not None and site.root == number and site.path != path:
                 self._put(replace(site, path=path), module)
             elif site is None and _is_site(module):
-                kind, former = type(module).__name__, left.get(path)
+                kind, former = kind_of(module), left.get(path)
                 place = len(self.sites) if former is None else former.number
                 site = Site(place, number, path, weakref.ref(module), kind)
                 self._put(site, module)

@@ -14,6 +14,7 @@ __all__ = [
     "clean_path",
     "container_of",
     "in_words",
+    "kind_of",
     "models_that_hold",
     "root_prefixes",
     "unwrapped",
@@ -37,6 +38,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
             break
         model = inner
     return model
+
+
+def kind_of(module: nn.Module) -> str:
+    """Return the class of a module as the user wrote it: FSDP2 puts one of its own before it."""
+    kind = type(module)
+    return next((k.__name__ for k in kind.__mro__ if not hasattr(k, "_get_fsdp_state")), "Module")
 
 
 def clean_path(path: str) -> str:
@@ -63,7 +70,7 @@ class RootModel:
     @classmethod
     def of(cls, model: nn.Module) -> "RootModel":
         """Return what is known of a model."""
-        return cls(weakref.ref(model), type(unwrapped(model)).__name__)
+        return cls(weakref.ref(model), kind_of(unwrapped(model)))
 
 
 def root_prefixes(roots: Sequence[RootModel], *, is_alone: bool | None = None) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from analyzer.errors import AnalyzerError
 from analyzer.joins.calls import keywords_of_call, tensors_in
@@ -20,7 +20,7 @@ from analyzer.options import ProbePlan
 from analyzer.probes import HeldBatch, Measurement, probe_named
 from analyzer.probes.loss_tape import LossTape, ReplayError
 from analyzer.recording.names import unwrapped
-from analyzer.recording.plain import UnreadableError, plain
+from analyzer.recording.plain import UnreadableError, is_sharded, plain
 from analyzer.recording.skip_scaling import SkipsNotScaledError
 
 __all__ = ["Call", "Held", "Probing", "digest_of", "measured", "said_of"]
@@ -109,6 +109,7 @@ class Probing:
         on_batch: Called with the digest of the first batch, probes or not; empty where reading it
             would wait for a device.
         on_problem: Called with a sentence about a probe that cannot be measured.
+        may_measure: Whether this process is the one that measures; asked when a probe is due.
 
     Attributes:
         seconds: Time spent in probes.
@@ -125,6 +126,7 @@ class Probing:
         *,
         on_batch: Callable[[str], None],
         on_problem: Callable[[str], None],
+        may_measure: Callable[[], bool] = lambda: True,
     ) -> None:
         self.seconds = 0.0
         self.held: Held | None = None
@@ -133,6 +135,7 @@ class Probing:
         self._on_measurement = on_measurement
         self._on_batch = on_batch
         self._on_problem = on_problem
+        self._may_measure = may_measure
         self._measured: dict[str, int] = {}
         self._is_watching = True
         self._nesting = 0
@@ -233,7 +236,8 @@ class Probing:
 
     def is_due(self, step: int, *, is_last: bool = False) -> bool:
         """Whether any probe is to be measured after this step."""
-        return any(self._wants(plan, step, is_last) for plan in self._plans)
+        is_due = any(self._wants(plan, step, is_last) for plan in self._plans)
+        return is_due and self._may_measure()
 
     def _wants(self, plan: ProbePlan, step: int, is_last: bool) -> bool:
         return (is_last or plan.is_due(step)) and self._measured.get(plan.name, -1) < step
@@ -253,12 +257,30 @@ class Probing:
     def _measure_one(self, name: str, step: int, held: Held) -> None:
         try:
             known = self.of_training.get(name, lambda: None)()
+            if known is None:
+                _refuse_other_ranks(held.call.model)
             measurement = known or measured(name, held)
         # The training continues whatever a probe does, also where shortcuts cannot be scaled.
         except (Exception, SkipsNotScaledError) as error:
             self._on_problem(f"probe {name}: {said_of(error, held)}")
             return
         self._on_measurement(name, step, measurement)
+
+
+def _refuse_other_ranks(model: nn.Module) -> None:
+    """Refuse a model whose forward pass waits for other ranks, which do not measure the probe."""
+    for path, module in model.named_modules():
+        is_sharded_one = any(map(is_sharded, module.parameters(recurse=False)))
+        if is_sharded_one or (isinstance(module, nn.SyncBatchNorm) and _has_other_ranks()):
+            why = "its parameters are sharded" if is_sharded_one else "SyncBatchNorm"
+            raise AnalyzerError(
+                f"each call of module {path or type(model).__name__} waits for other ranks "
+                f"({why}), and a probe is measured by one rank alone"
+            )
+
+
+def _has_other_ranks() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def said_of(error: BaseException, held: Held) -> str:

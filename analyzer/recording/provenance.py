@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from analyzer.errors import RunExistsError
+from analyzer.launch import join, launch_of_process
 from analyzer.options import RECORDER, options_of, with_parameters
 from analyzer.recording.names import unwrapped
 
@@ -128,15 +129,17 @@ def run_folder(
 ) -> Path:
     """Return the folder that a `Recorder` writes to; ``model``, ``run``, ``exist`` are its own.
 
+    The ranks of a launch share it.
+
     Raises:
         RunExistsError: If it exists and no other name may be taken.
     """
     if run is None:
         stem = "run" if model is None else type(unwrapped(model)).__name__.lower()
         runs = Path(os.environ.get("ANALYZER_RUNS", "runs"))
-        return next(path for k in range(sys.maxsize) if not (path := runs / f"{stem}-{k}").exists())
+        return next(path for k in range(sys.maxsize) if _is_free(path := runs / f"{stem}-{k}"))
     path = Path(run)
-    if not path.exists() or exist == "use":
+    if exist == "use" or _is_free(path):
         return path
     in_notebook = "ipykernel" in sys.modules
     if exist == "raise" or (exist is None and not in_notebook):
@@ -147,10 +150,21 @@ def run_folder(
     free = next(
         candidate
         for k in range(1, sys.maxsize)
-        if not (candidate := path.with_name(f"{path.name}-{k}")).exists()
+        if _is_free(candidate := path.with_name(f"{path.name}-{k}"))
     )
     print(f"analyzer: run folder '{path}' exists; recording into '{free}'", file=sys.stderr)
     return free
+
+
+def _is_free(path: Path) -> bool:
+    """Whether this process may write there: nobody does, or the other ranks of its launch."""
+    launch = launch_of_process()
+    if launch is None:
+        return not path.exists()
+    try:
+        return join(path, launch) is not None
+    except OSError:
+        return True  # the recorder says why it cannot
 
 
 def takes_options(kind: _Class) -> _Class:

@@ -129,6 +129,7 @@ class Recorder:
             self._write_probe,
             on_batch=self._note_batch,
             on_problem=self.note_problem,
+            may_measure=lambda: self._writer is None or self._writer.rank.measures(),
         )
         training = Training(
             self.options,
@@ -162,7 +163,8 @@ class Recorder:
             # The program may go to another working folder.
             folder = Path(os.path.abspath(self.path))
             self._writer = RunWriter(folder, manifest, warn=self._warn)
-            if self._model is None:  # a probe may start the script again, with these numbers
+            # A probe may start the script again, with these numbers.
+            if self._model is None and self._writer.rank.number == 0:
                 self._writer.write_file(RANDOM_STATES, saver_of_random_states())
         except OSError as error:
             self._warn(

@@ -1,10 +1,8 @@
 """Finds runs and reads what they say of themselves: names, folders, and ``run.json``."""
 
-import contextlib
-import errno
 import json
 import os
-import threading
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from analyzer.errors import AnalyzerError, RunExistsError, RunNotFoundError, SchemaError
+from analyzer.launch import RANKS, create_once
 from analyzer.storage.incomplete import losses
 from analyzer.storage.parts import Part, listing, replace_file
 from analyzer.storage.schema import READABLE_VERSIONS
@@ -35,12 +34,16 @@ __all__ = [
 CRASHED_AFTER_SECONDS = 30.0
 _STATUSES = ("running", "finished", "failed", "interrupted")
 _MOST_BYTES = 64 * 2**20
-# What a file system without hard links says.
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+_RANK = re.compile(r"a(\d{1,5})\.r(\d{1,5})\.json")
+# What a reader gets of what each rank says of itself.
+_OF_RANK = (
+    *("rank", "attempt", "status", "error", "heartbeat", "steps", "lost_steps", "storage_error"),
+    "elements",
+)
 # What a list shows of a manifest; the rest of it is not worth keeping.
 _SHOWN = (
     *("status", "heartbeat", "created", "steps", "num_layers", "num_joins", "last_loss"),
-    *("storage_error", "lost_steps", "damaged"),
+    *("storage_error", "lost_steps", "damaged", "ranks"),
 )
 
 
@@ -119,7 +122,9 @@ def _stays_inside(entry: os.DirEntry[str], folder: str | Path) -> bool:
 def _summary(path: Path) -> RunSummary:
     try:
         found = os.lstat(path / "run.json")
-        manifest = _shown(path, found.st_ino, found.st_mtime_ns, found.st_size)
+        ranks = path / RANKS
+        changed = ranks.stat().st_mtime_ns if ranks.is_dir() else 0
+        manifest = _shown(path, found.st_ino, found.st_mtime_ns, found.st_size, changed)
     except (AnalyzerError, OSError) as error:
         return RunSummary(path.name, path, "broken", problem=str(error))
     created = manifest.get("created")
@@ -138,7 +143,9 @@ def _summary(path: Path) -> RunSummary:
 
 
 @lru_cache(maxsize=4096)
-def _shown(path: Path, _inode: int, _changed: int, _size: int) -> Mapping[str, Any]:
+def _shown(
+    path: Path, _inode: int, _changed: int, _size: int, _ranks_changed: int
+) -> Mapping[str, Any]:
     """What a list shows of a manifest, which is read again when its file is another."""
     manifest = read_manifest(path)
     return {name: manifest.get(name) for name in _SHOWN}
@@ -196,10 +203,10 @@ def _hint(name: str, known: list[str], folder: Path) -> str:
     return f"of {len(known)} runs in '{folder}' {nearest(name, known)}; `analyzer runs` lists all"
 
 
-def write_manifest(folder: Path, fields: Mapping[str, Any]) -> None:
-    """Write ``run.json`` with the time of now as its heartbeat."""
+def write_manifest(path: Path, fields: Mapping[str, Any]) -> None:
+    """Write ``run.json``, or the file of a rank, with the time of now as its heartbeat."""
     text = _text(fields)
-    replace_file(folder / "run.json", lambda hidden: hidden.write_text(text, encoding="utf-8"))
+    replace_file(path, lambda hidden: hidden.write_text(text, encoding="utf-8"))
 
 
 def make_folder(folder: Path) -> None:
@@ -221,22 +228,8 @@ def claim_folder(folder: Path, fields: Mapping[str, Any]) -> None:
     Raises:
         RunExistsError: If the folder is another's by now.
     """
-    hidden, target = folder / f".{os.getpid()}-{threading.get_ident()}.tmp", folder / "run.json"
-    try:
-        hidden.write_text(_text(fields), encoding="utf-8")
-        try:
-            # A link is never made over a file that is there, and what it leads to is whole.
-            os.link(hidden, target)
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            with target.open("x", encoding="utf-8") as file:
-                file.write(_text(fields))
-    except FileExistsError:
-        raise _taken(folder) from None
-    finally:
-        with contextlib.suppress(OSError):
-            hidden.unlink()
+    if not create_once(folder / "run.json", _text(fields)):
+        raise _taken(folder)
 
 
 def _taken(folder: Path) -> RunExistsError:
@@ -251,10 +244,14 @@ def _text(fields: Mapping[str, Any]) -> str:
     return json.dumps(beating, indent=1, ensure_ascii=True, default=str) + "\n"
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path, *, with_ranks: bool = True) -> dict[str, Any]:
     """Return the manifest of a run.
 
     Every value in it is data: no path that it names is ever opened.
+
+    Args:
+        folder: Folder of the run.
+        with_ranks: Whether what other ranks say of themselves is added.
 
     Raises:
         RunNotFoundError: If the folder holds no run.
@@ -272,7 +269,47 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     manifest = _parsed(folder, path)
     check_version(folder, manifest.get("schema_version"))
+    return _with_ranks(folder, manifest) if with_ranks else manifest
+
+
+def _with_ranks(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Add the field ``ranks``, and what was written and what went wrong on the others."""
+    found = []
+    for name in listing(folder / RANKS):
+        if match := _RANK.fullmatch(name):
+            own = _read_rank(folder / RANKS / name)
+            found.append({**own, "attempt": int(match[1]), "rank": int(match[2])})
+    if not found:
+        return manifest
+    found.sort(key=lambda one: (one["attempt"], one["rank"]))
+    flushes: dict[str, dict[str, Any]] = {}
+    for one in (*found, manifest):
+        written = one.get("flushes")
+        for table, counts in written.items() if isinstance(written, dict) else ():
+            flushes.setdefault(table, {}).update(counts if isinstance(counts, dict) else {})
+    manifest["flushes"] = flushes
+    newest = [one for one in found if one["attempt"] == found[-1]["attempt"]]
+    notes = manifest.get("not_recorded")
+    notes = list(notes) if isinstance(notes, list) else []
+    for one in newest:
+        said = one.get("not_recorded")
+        said = said if isinstance(said, list) else []
+        notes += [f"rank {one['rank']}: {text}" for text in said if text not in notes]
+    if notes:
+        manifest["not_recorded"] = notes
+    manifest["ranks"] = [{name: one.get(name) for name in _OF_RANK} for one in found]
+    failed = next((one for one in newest if status_of(one) in ("failed", "crashed")), None)
+    if failed is not None and manifest.get("status") in ("finished", "interrupted"):
+        manifest["status"] = "failed"
+        manifest["error"] = f"rank {failed['rank']}: {failed.get('error') or 'it was killed'}"
     return manifest
+
+
+def _read_rank(path: Path) -> dict[str, Any]:
+    try:
+        return _parsed(path.parent, path)
+    except SchemaError:
+        return {}
 
 
 def _parsed(folder: Path, path: Path) -> dict[str, Any]:
@@ -284,7 +321,7 @@ def _parsed(folder: Path, path: Path) -> dict[str, Any]:
             raise ValueError(f"a JSON {type(manifest).__name__}, expected an object")
     except (OSError, ValueError, RecursionError) as error:
         raise SchemaError(
-            f"run '{folder}' cannot be read: run.json is damaged ({error}); "
+            f"run '{folder}' cannot be read: {path.name} is damaged ({error}); "
             "restore the file, or record the run again"
         ) from error
     return manifest

@@ -12,11 +12,13 @@ from typing import Any
 import pyarrow as pa
 
 from analyzer.errors import RunExistsError
+from analyzer.launch import RANKS, Rank
 from analyzer.storage.arrays import plain
 from analyzer.storage.bin_writer import TableBins
 from analyzer.storage.bins import Numbers
 from analyzer.storage.manifest import LiveManifest
 from analyzer.storage.parts import PartSeries, reason_of, write_table
+from analyzer.storage.reading import StaticTable
 from analyzer.storage.rows import Block, StepRecord, stat_rows, static_table, step_rows
 from analyzer.storage.schema import STAT_COLUMNS, STEP_TABLES
 
@@ -49,13 +51,15 @@ class _Flush:
 class RunFolder:
     """A run folder, as the thread of its writer works on it.
 
-    Only rank 0 writes ``run.json``, static tables and bins. A method that raises an OSError has
-    been patient: the disk refuses for good. Errors of the recorder cost what they are about.
+    Of several ranks one writes ``run.json``, the static tables at the top, and probes; each has
+    static tables of its own under ``ranks/``, since its calls may come in another order. A method
+    that raises an OSError has been patient: the disk refuses for good. Errors of the recorder cost
+    what they are about.
 
     Args:
         path: Folder of the run.
         manifest: First content of ``run.json``.
-        writer: Rank and attempt.
+        rank: What this process is in the run.
         flush: Rows are written after that many seconds or steps.
         warn: Receives a sentence about a part that was not recorded.
 
@@ -70,7 +74,7 @@ class RunFolder:
         self,
         path: Path,
         manifest: Mapping[str, Any],
-        writer: tuple[int, int],
+        rank: Rank,
         flush: tuple[float, int],
         warn: Callable[[str], None],
     ) -> None:
@@ -78,10 +82,11 @@ class RunFolder:
         self.written_steps = self.pulse = 0
         self.damaged: dict[str, str] = {}
         self.errors: list[str] = []
-        self._rank, self._attempt = writer
+        self._rank, writer = rank, (rank.number, rank.attempt)
         self._flush_seconds, self._flush_steps = flush
-        self._manifest = LiveManifest(path, manifest, *writer)
+        self._manifest = LiveManifest(path, manifest, rank)
         self._has_begun = False
+        self._names_before: dict[str, list[str]] = {}
         self._steps: list[Mapping[str, Any]] = []
         self._blocks: dict[str, list[tuple[int, Block]]] = {table: [] for table in STAT_COLUMNS}
         self._num_bytes = 0
@@ -148,10 +153,24 @@ class RunFolder:
 
     def write_static(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write the table of layers, parameters or joins over the one before."""
-        if self._rank == 0:
-            self._manifest.fields[f"num_{table}"] = len(rows)
-            place, whole = f"{table}.parquet", static_table(table, rows)
-            self.write_file(place, lambda: write_table(self.path / place, whole, place))
+        if not self._manifest.is_written:
+            return
+        self._manifest.fields[f"num_{table}"] = len(rows)
+        place, whole = f"{table}.parquet", static_table(table, rows)
+        names = [row["name"] for row in rows]
+        if not self._rank.leads() or not self._continues(table, names):
+            place = f"{RANKS}/{self._rank.file(place).name}"
+        self.write_file(place, lambda: write_table(self.path / place, whole, place))
+
+    def _continues(self, table: str, names: Sequence[str]) -> bool:
+        """Whether a later attempt gives what the earlier ones knew the same ids."""
+        if not self._rank.attempt:
+            return True
+        if table not in self._names_before:
+            before = StaticTable(self.path, table, lambda _: None).read()
+            self._names_before[table] = before.column("name").to_pylist()
+        before = self._names_before[table]
+        return names[: len(before)] == before
 
     def write_file(self, place: str, write: Callable[[], object]) -> None:
         """Write a file; where the disk refuses, again and again for a while, unless replaced."""
@@ -197,7 +216,8 @@ class RunFolder:
         for table, series in self._series.items():
             damaged.update(series.damaged)
             if series.num_flushes:
-                counts = {f"{self._rank}.{self._attempt}": series.num_flushes}
+                rank = self._rank
+                counts = {f"{rank.number}.{rank.attempt}": series.num_flushes}
                 flushes[table] = {**flushes.get(table, {}), **counts}
         fields["flushes"] = flushes
         if damaged:
@@ -219,8 +239,8 @@ class RunFolder:
         try:
             for table, some in self._blocks.items():
                 if some:
-                    tables.append((table, *stat_rows(table, some, self._rank)))
-            table, who = "steps", (self._rank, self._attempt)
+                    tables.append((table, *stat_rows(table, some, self._rank.number)))
+            table, who = "steps", (self._rank.number, self._rank.attempt)
             tables.append((table, *step_rows(self._steps, *who, self._warn)))
             size = sum(rows.nbytes + taken.values.nbytes for _, rows, taken in tables)
             loss = plain(self._steps[-1].get("loss"))
@@ -281,14 +301,14 @@ class RunFolder:
                 return  # none of its steps is whole
             flush.tables.popleft()
             self.pulse += 1
-            if self._rank == 0:
+            if self._rank.has_led and not self._rank.is_one_of_many:
                 self._table_bins(table).add(numbers)
         self.written_steps += flush.num_steps
         self._last_loss = flush.loss
 
     def _table_bins(self, table: str) -> TableBins:
         if table not in self._bins_of:
-            self._bins_of[table] = TableBins(self.path, table, self._attempt)
+            self._bins_of[table] = TableBins(self.path, table, self._rank.attempt)
         return self._bins_of[table]
 
     # --- the end -----------------------------------------------------------------------------
@@ -352,8 +372,9 @@ class RunFolder:
             # Those on disk; with the lost ones they are all.
             found["steps"] = self._manifest.steps_before + self.written_steps
             found["last_loss"] = self._last_loss
-        if self._rank != 0:
+        if not self._manifest.is_written:
             return
+        self._rank.leads()  # where there is no rank 0
         refusal: OSError | None = None
         for seconds in _LAST_TRIES:
             time.sleep(seconds)

@@ -24,6 +24,11 @@ def losses(manifest: Mapping[str, Any]) -> list[str]:
         more = f"; and {len(damaged) - _MOST_NAMED} more" if len(damaged) > _MOST_NAMED else ""
         count = "1 file is" if len(damaged) == 1 else f"{len(damaged)} files are"
         found.append(f"{count} damaged or missing: {named}{more}")
+    ranks = manifest.get("ranks")
+    for rank in ranks if isinstance(ranks, list) else ():
+        number, attempt = rank.get("rank"), rank.get("attempt")
+        place = f"rank {number}, attempt {attempt}" if attempt else f"rank {number}"
+        found += [f"{place}: {text}" for text in losses(rank) if number or attempt]
     return found
 
 

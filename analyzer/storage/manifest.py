@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from analyzer.errors import SchemaError
+from analyzer.launch import Rank
 from analyzer.storage.catalog import claim_folder, make_folder, read_manifest, write_manifest
 from analyzer.storage.schema import SCHEMA_VERSION
 
@@ -21,13 +22,14 @@ _RESERVE_BYTES = 64 * 2**10
 
 
 class LiveManifest:
-    """The manifest of a run while it is recorded; only rank 0 writes it.
+    """The manifest of a run while it is recorded.
+
+    Of several ranks one writes ``run.json``, and each a file of its own under ``ranks/``.
 
     Args:
         folder: Folder of the run.
         fields: Its first content.
-        rank: Number of the process.
-        attempt: Number of its restart.
+        rank: What this process is in the run.
 
     Attributes:
         fields: Its content; a change is written at the next beat after `touch`.
@@ -35,13 +37,22 @@ class LiveManifest:
         lost_before: Likewise, of steps that were lost.
     """
 
-    def __init__(self, folder: Path, fields: Mapping[str, Any], rank: int, attempt: int) -> None:
+    def __init__(self, folder: Path, fields: Mapping[str, Any], rank: Rank) -> None:
         self.fields: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **fields}
+        if rank.attempt:
+            self.fields["attempt"] = rank.attempt
+        if rank.is_one_of_many:
+            self.fields["world_size"] = rank.world_size
         self.steps_before = self.lost_before = 0
-        self._folder, self._rank, self._attempt = folder, rank, attempt
+        self._folder, self._rank = folder, rank
         self._reserve = folder / ".reserve.tmp"
-        self._is_made = False
+        self._is_made = self._has_led = False
         self._last_beat = time.monotonic()
+
+    @property
+    def is_written(self) -> bool:
+        """Whether this process writes one at all."""
+        return self._rank.number == 0 or self._rank.is_one_of_many
 
     def begin(self) -> None:
         """Take the folder and write the first ``run.json``.
@@ -49,19 +60,32 @@ class LiveManifest:
         Raises:
             RunExistsError: If the folder is somebody else's.
         """
+        rank = self._rank
         self.fields["status"] = "running"
-        if self._rank == 0 and self._attempt == 0:
-            self.fields.setdefault("created", datetime.now(UTC).isoformat())
+        self.fields.setdefault("created", datetime.now(UTC).isoformat())
+        if rank.number == 0 and rank.attempt == 0 and not rank.is_one_of_many:
             if not self._is_made:
                 make_folder(self._folder)
                 self._is_made = True
             claim_folder(self._folder, self.fields)
+            self._has_led = True
         else:
             self._folder.mkdir(parents=True, exist_ok=True)
-            if self._rank == 0:
-                self._resume()
-        if self._rank == 0:
+            self._write_own()
+            if rank.has_led:
+                self._lead()
+        if self._has_led:
             self._keep_reserve()
+
+    def _lead(self) -> None:
+        """Write ``run.json`` from now on, if that is for this rank to do."""
+        if not self._has_led and self._rank.leads():
+            self._resume()
+            self._has_led = True
+
+    def _write_own(self) -> None:
+        if self._rank.is_one_of_many:
+            write_manifest(self._rank.file("json"), self.fields)
 
     def _resume(self) -> None:
         """Keep the fields of the earlier attempts."""
@@ -69,7 +93,9 @@ class LiveManifest:
         if path.exists():
             fresh = {"error": None, "storage_error": None}
             try:
-                self.fields = {**read_manifest(self._folder), **fresh, **self.fields}
+                before = read_manifest(self._folder, with_ranks=False)
+                began = {"created": before["created"]} if "created" in before else {}
+                self.fields = {**before, **fresh, **self.fields, **began}
                 self.steps_before = int(self.fields.get("steps") or 0)
                 self.lost_before = int(self.fields.get("lost_steps") or 0)
             except SchemaError as error:
@@ -79,8 +105,7 @@ class LiveManifest:
             for hidden in self._folder.rglob(".*.tmp"):
                 if time.time() - hidden.stat().st_mtime > _UNFINISHED_SECONDS:
                     hidden.unlink(missing_ok=True)
-        self.fields.setdefault("created", datetime.now(UTC).isoformat())
-        write_manifest(self._folder, self.fields)
+        write_manifest(path, self.fields)
 
     def touch(self) -> None:
         """Let the next beat be due at once."""
@@ -88,16 +113,22 @@ class LiveManifest:
 
     def is_due(self) -> bool:
         """Whether it is time to write it again."""
-        return self._rank == 0 and time.monotonic() - self._last_beat >= _HEARTBEAT_SECONDS
+        return self.is_written and time.monotonic() - self._last_beat >= _HEARTBEAT_SECONDS
 
     def write(self) -> None:
         """Write it with the heartbeat of now, on a full disk in the room that was kept for it."""
         self._last_beat = time.monotonic()
+        self._write_own()
+        if self._rank.has_led:
+            self._lead()
+        if not self._has_led:
+            return
+        path = self._folder / "run.json"
         try:
-            write_manifest(self._folder, self.fields)
+            write_manifest(path, self.fields)
         except OSError:
             self._reserve.unlink(missing_ok=True)
-            write_manifest(self._folder, self.fields)
+            write_manifest(path, self.fields)
             self._keep_reserve()
 
     def end(self) -> None:

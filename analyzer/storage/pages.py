@@ -27,6 +27,10 @@ runs/<run>/
   probes/<name>/step-<12 digits>.parquet
   overview/<table>/<start>-<end>.w<width>.parquet
   checkpoints/step-<12 digits>.safetensors
+  ranks/a<attempt>.json
+  ranks/a<attempt>.leader
+  ranks/a<attempt>.r<rank>.json
+  ranks/a<attempt>.r<rank>.<static table>.parquet
 ```"""
 _READING = f"""\
 A part is named `<first step>-<last step>.r<rank>.a<attempt>.p<first flush>-<last flush>.parquet`,
@@ -49,7 +53,13 @@ the rows of rank 0: `start`, the id, `num_rows`, and for each numeric column its
 and `_max` over the finite values, `_num_finite`, and `_num_nonfinite` (NaN or infinite; nulls are
 neither). A file whose steps lie inside another's MUST NOT be read. There are at most {MAX_BINS}
 bins, and at least {MAX_BINS // 2} once the run has as many steps. A table of few rows has no
-overview, and what no overview file holds is in the table."""
+overview, and what no overview file holds is in the table.
+
+Of several ranks each has a file `ranks/a<attempt>.r<rank>.json` with the fields of `run.json` that
+it knows of itself; one of them, in `a<attempt>.leader`, writes `run.json` and the tables at the
+top. The others have static tables of their own: an id in their rows is one of those tables, and
+means what has the same name in the table at the top; a name that is not there comes after its last
+row. So it is where a later attempt met layers in another order."""
 _MANIFEST: tuple[tuple[str, str, str], ...] = (
     ("schema_version", "int", f"Version of this layout; {SCHEMA_VERSION} now."),
     ("status", "string", "`running`, `finished`, `failed` or `interrupted`."),
@@ -63,6 +73,8 @@ _MANIFEST: tuple[tuple[str, str, str], ...] = (
     ("created", "string", "UTC time at which the run began."),
     ("steps", "int", "Steps that were recorded; where some were lost, those on disk."),
     ("last_loss", "float?", "Loss of the last recorded step."),
+    ("attempt", "int?", "How often the training was begun before; nothing for the first time."),
+    ("world_size", "int?", "Processes of the launch; nothing for one that was started alone."),
     ("num_layers, num_parameters, num_joins", "int", "Rows of the static tables."),
     ("data_parallel_ranks", "int?", "Ranks by which output gradients are divided when pooled."),
     ("storage_error", "string?", "Why nothing more could be written from some step on."),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from analyzer.errors import RunExistsError
+from analyzer.launch import Rank, rank_in
 from analyzer.storage.folder import RunFolder
 from analyzer.storage.parts import reason_of, replace_file, write_table
 from analyzer.storage.rows import Block, StepRecord, probe_table
@@ -40,10 +41,11 @@ class RunWriter:
     no thread, and writes nothing.
 
     Args:
-        path: Folder of the run; must not hold anything yet, unless ``rank`` or ``attempt`` is > 0.
+        path: Folder of the run; must not hold anything yet, unless ``rank`` or ``attempt`` is > 0,
+            or this process has joined it.
         manifest: First content of ``run.json``.
-        rank: Number of this process.
-        attempt: Number of this restart.
+        rank: Number of this process; that with which it has joined the folder where this is 0.
+        attempt: Number of this restart; likewise.
         flush_seconds: Rows are written at this age.
         flush_steps: Rows are written when there are those of that many steps.
         queue_steps: Most steps that wait for the thread; ``add`` waits when there are more.
@@ -52,6 +54,7 @@ class RunWriter:
     Attributes:
         path: Folder of the run.
         failed: Why steps were lost, or nothing more is written; None while all is well.
+        rank: What this process is in the run.
 
     Raises:
         RunExistsError: If the folder holds something already.
@@ -76,7 +79,8 @@ class RunWriter:
         self._complaint: BaseException | None = None
         self._most_waiting = queue_steps
         flush = (flush_seconds, flush_steps)
-        self._folder = RunFolder(self.path, manifest, (rank, attempt), flush, self._warn_once)
+        self.rank = Rank(self.path, rank, attempt) if rank or attempt else rank_in(self.path)
+        self._folder = RunFolder(self.path, manifest, self.rank, flush, self._warn_once)
         self._waiting: deque[Callable[[], object]] = deque()
         self._pid = os.getpid()
         self._wake, self._room, self._begun = (threading.Event() for _ in range(3))
@@ -203,7 +207,7 @@ class RunWriter:
             self._waiting.append(work)
 
     def _put_file(self, place: str, write: Callable[[], object]) -> None:
-        if self._takes_nothing:
+        if self._takes_nothing or (self.rank.is_one_of_many and not self.rank.leads()):
             return
         if self._has_failed or not self._has_room():
             self._folder.damaged[place] = "not written, the disk did not answer"

@@ -258,11 +258,7 @@ class RecordOptions:
         False, "Give the branches of the net without shortcuts the original's scale.", COMMAND
     )
     nproc_per_node: int | None = _option(
-        None,
-        "Start the script under torchrun, in N processes that share the run.",
-        COMMAND,
-        "N",
-        _count,
+        None, "Start the script under torchrun, as N ranks of one run.", COMMAND, "N", _count
     )
     seed: int | None = _option(
         None,
@@ -288,10 +284,7 @@ class RecordOptions:
         "what to train on.",
         MODEL_FILE,
         "digits|synthetic|cifar10:DIR",
-        _matching(
-            r"digits|synthetic(:.+)?|cifar10:[^\0]+",
-            "digits, synthetic or cifar10:DIR",
-        ),
+        _matching(r"digits|synthetic(:.+)?|cifar10:[^\0]+", "digits, synthetic or cifar10:DIR"),
     )
     batch_size: int = _option(64, "samples per batch.", MODEL_FILE, "N", _count)
     optimizer: str = _option(

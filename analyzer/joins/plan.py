@@ -64,6 +64,7 @@ class JoinPlan:
         parameters: Those that the graph reads. The plan ends with the first of them: a later one
             may have its address.
         types: The types of the nodes, which are held for the same reason.
+        weights: Per join the parameters of its branch: their elements by their ``id``.
     """
 
     def __init__(
@@ -74,7 +75,9 @@ class JoinPlan:
         unseen: list[tuple[str, str]],
         parameters: Iterable[nn.Parameter],
         types: Iterable[type],
+        weights: list[dict[int, int]],
     ) -> None:
+        self.weights = weights
         self.joins = [place.join for place in places]
         self.unseen = unseen
         self._places, self._num_nodes = places, num_nodes
@@ -124,7 +127,13 @@ def joins_in_graph(roots: Iterable[Node] | Walk, log: CallLog) -> JoinPlan:
         )
         unseen += [(log.root_name(log.calls[0]), reason)]
     types = map(type, walk.nodes)
-    return JoinPlan(places, len(walk.nodes), walk.structure(), unseen, walk.parameters(), types)
+    read = flow.parameters
+    weights = [
+        {id(p): p.numel() for vertex in vertices.branch_region for p in read[vertex]}
+        for _, vertices in found
+    ]
+    structure, parameters = walk.structure(), walk.parameters()
+    return JoinPlan(places, len(walk.nodes), structure, unseen, parameters, types, weights)
 
 
 def _place(walk: Walk, flow: Dataflow, join: Join, vertices: JoinVertices) -> _Site[int]:

@@ -27,7 +27,13 @@ from analyzer.joins.modes import is_transformed, unseen
 from analyzer.recording.depths import PassDepths
 from analyzer.recording.headroom import Headroom
 from analyzer.recording.hook_classes import Call, Gate, Layer
-from analyzer.recording.invocation import CallWatcher, FurtherLayers, Invocation, first_tensor
+from analyzer.recording.invocation import (
+    CallWatcher,
+    FurtherLayers,
+    Invocation,
+    SeenModules,
+    first_tensor,
+)
 from analyzer.recording.layers import Site
 from analyzer.recording.plain import UnreadableError, plain
 from analyzer.recording.statistics import activation_row, gradient_row
@@ -35,9 +41,6 @@ from analyzer.recording.threads import TrainingThread
 from analyzer.recording.units import look_at
 
 __all__ = ["Capture"]
-
-# Modules without parameters that no root has; beyond, such are not looked for in the roots.
-_MOST_MET = 100
 
 
 class Capture(Gate):
@@ -69,13 +72,11 @@ class Capture(Gate):
     ) -> None:
         super().__init__()
         self.discovering = True
-        self.window = 0
+        self.window = self._nesting = self._count = 0
         self.broken: set[int] = set()
         self._headroom = Headroom()
         self._has_frozen_parts = False
         self._loose: Invocation | None = None
-        self._nesting = 0
-        self._count = 0
         self.alive: weakref.WeakSet[Invocation] = weakref.WeakSet()
         self._on_forward = on_forward
         self._on_problem = on_problem
@@ -83,11 +84,9 @@ class Capture(Gate):
         self.trainer = trainer(self)
         self._is_selected = is_selected
         self._watchers = watchers
-        self._on_new_module = on_new_module
-        self.known: dict[int, weakref.ref[nn.Module]] = {}
+        self._seen = SeenModules(on_new_module)
         self._further = FurtherLayers()
         self._depths = PassDepths()
-        self._num_met = 0
         self._handles: list[Any] = []
         self._axes: dict[torch.Size, int | None] = {}
 
@@ -95,8 +94,7 @@ class Capture(Gate):
         """Watch the calls of a root model and of its layers."""
         self._handles = self._handles or [before_calls(self._before), after_calls(self._after)]
         self.roots[id(root)] = weakref.ref(root)
-        for module in root.modules():
-            self._know(module)
+        self._seen.add(root)
         self._has_frozen_parts |= not all(p.requires_grad for p in root.parameters())
         for layer in self.layers.values():  # names may have got a prefix
             layer.is_ready = False
@@ -112,7 +110,7 @@ class Capture(Gate):
         """Watch no root any more; calls that were seen wait for their layers to be added again."""
         self.layers.clear()
         self.roots.clear()
-        self.known.clear()
+        self._seen.clear()
         self._further.clear()
         self._has_frozen_parts = False
 
@@ -162,32 +160,28 @@ class Capture(Gate):
         """A module is about to be called."""
         if is_dynamo_compiling():  # traced: in here so that no graph is broken
             return
-        if id(module) not in self.known:
-            self._meet(module)
+        if not self._seen.knows(module) and self._is_usual():
+            self._seen.meet(module)
         if self.in_backward and self.current is None:
             self.begin_recomputation()
         if self.watches_all or id(module) in self.roots:
             self._enter_watched(module, args)
+        if self.current is not None:
+            self.current.enter(module)
+        elif self._seen.is_part(module) and self._is_usual():  # called without its root
+            self._invocation().enter(module)
 
-    def _know(self, module: nn.Module) -> None:
-        known, key = self.known, id(module)
-        known[key] = weakref.ref(module, lambda _: known.pop(key, None))
-
-    def _meet(self, module: nn.Module) -> None:
-        """A module is called that no root had when it was looked at; it may have it now."""
-        if not self.listening or self.in_backward or not is_grad_enabled() or is_transformed():
-            return
-        # Some programs make an activation or a loss for each call.
-        self._num_met += 1
-        if self._num_met > _MOST_MET and next(module.parameters(), None) is None:
-            return
-        if not self._on_new_module(module):
-            self._know(module)
+    def _is_usual(self) -> bool:
+        """Whether a call that begins may be part of a forward pass that is recorded."""
+        usual = self.listening and not self.in_backward and is_grad_enabled()
+        return usual and not is_transformed() and not self.trainer.is_other()
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
         """A call of a module has ended; by an exception where the output is None."""
         if is_dynamo_compiling():
             return
+        if (made := self.current or self._loose) is not None:
+            made.leave(module, output)
         if not self.take(module, output):
             self._leave_watched(module, args, output)
 

@@ -2,14 +2,17 @@
 
 import operator
 import weakref
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from threading import get_ident
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor, is_grad_enabled, nn
+from torch._C._autograd import _get_sequence_nr
 
 from analyzer.joins.calls import tensors_in
+from analyzer.joins.modes import unseen
 from analyzer.recording.hook_classes import Call, Layer
 
 __all__ = [
@@ -17,8 +20,13 @@ __all__ = [
     "CallWatcher",
     "FurtherLayers",
     "Invocation",
+    "SeenModules",
     "first_tensor",
+    "has_any",
 ]
+
+# Modules without parameters that no root has; beyond, such are not looked for in the roots.
+_MOST_MET = 100
 
 
 class CallWatcher(Protocol):
@@ -57,6 +65,52 @@ class BackwardWatcher(Protocol):
         """That ``autograd.grad`` has ended."""
 
 
+class SeenModules:
+    """The modules of the root models, and others that were called.
+
+    Args:
+        on_new: Called with a module that is called and that no root had when it was looked at;
+            returns whether one has it now.
+    """
+
+    def __init__(self, on_new: Callable[[nn.Module], bool]) -> None:
+        self._on_new = on_new
+        self._parts: dict[int, weakref.ref[nn.Module]] = {}
+        self._others: dict[int, weakref.ref[nn.Module]] = {}
+        self._num_met = 0
+
+    def add(self, root: nn.Module) -> None:
+        """Note all modules of a root."""
+        for module in root.modules():
+            _hold(self._parts, module)
+
+    def clear(self) -> None:
+        """The roots are about to be added again."""
+        self._parts.clear()
+
+    def is_part(self, module: nn.Module) -> bool:
+        """Whether a root has a module."""
+        return id(module) in self._parts
+
+    def knows(self, module: nn.Module) -> bool:
+        """Whether a root has a module, or it was called before."""
+        return id(module) in self._parts or id(module) in self._others
+
+    def meet(self, module: nn.Module) -> None:
+        """A module is called for the first time."""
+        # Some programs make an activation or a loss for each call.
+        self._num_met += 1
+        if self._num_met > _MOST_MET and next(module.parameters(), None) is None:
+            return
+        if not self._on_new(module):
+            _hold(self._others, module)
+
+
+def _hold(table: dict[int, weakref.ref[nn.Module]], module: nn.Module) -> None:
+    key = id(module)
+    table[key] = weakref.ref(module, lambda _: table.pop(key, None))
+
+
 class Invocation:
     """The calls of one forward pass, in call order.
 
@@ -64,17 +118,55 @@ class Invocation:
         window: How many backward passes had ended when it began.
         order: Its place among all invocations. Reentrant checkpointing computes the parts of a
             forward pass again, the last one first: those come after all others, in forward order.
+
+    Attributes:
+        base: The sequence number of the next autograd node when it began.
+        spans: Pairs of numbers. The ``id`` of a module whose call begins, and how many autograd
+            nodes there were; ``-id`` where it ends; 0, and the number of the node that made its
+            output, where the call made none itself. Numbers count from `base`.
     """
 
-    __slots__ = ("__weakref__", "calls", "hooks", "is_numbered", "order", "thread", "window")
+    __slots__ = (
+        "__weakref__",
+        "base",
+        "calls",
+        "hooks",
+        "is_numbered",
+        "order",
+        "spans",
+        "thread",
+        "window",
+    )
 
     def __init__(self, window: int, order: tuple[int, int]) -> None:
         self.window = window
         self.order = order
         self.thread = get_ident()
+        self.base = _get_sequence_nr()
         self.is_numbered = False
         self.calls: list[Call] = []
         self.hooks: list[weakref.ref[Any]] = []
+        self.spans: list[int] = []
+
+    def enter(self, module: nn.Module) -> None:
+        """A call of a module begins."""
+        if is_grad_enabled():
+            self.spans += id(module), _get_sequence_nr() - self.base
+
+    def leave(self, module: nn.Module, output: Any) -> None:
+        """A call of a module has ended."""
+        if is_grad_enabled() and self.spans:
+            spans, key, number = self.spans, id(module), _get_sequence_nr() - self.base
+            if spans[-1] == number and spans[-2] == key and type(output) is Tensor:
+                with unseen():
+                    node = output.grad_fn
+                if node is not None:
+                    spans += 0, node._sequence_nr() - self.base
+            spans += -key, number
+
+    def is_in(self, sequences: Sequence[int]) -> bool:
+        """Whether it made any of the nodes of a graph, whose numbers are given in rising order."""
+        return bool(self.spans) and has_any(sequences, self.base, self.base + self.spans[-1])
 
     def take_calls(self) -> list[Call]:
         """Hand over the calls that are to be pooled; from now on the graph alone keeps them.
@@ -96,6 +188,12 @@ class Invocation:
                 if isinstance(hook, Call) and hook.invocation in (self, None):
                     hook.invocation = None
                     del hooks[key]
+
+
+def has_any(numbers: Sequence[int], start: int, end: int) -> bool:
+    """Whether any of these numbers, in rising order, is from `start` on and below `end`."""
+    place = bisect_left(numbers, start)
+    return place < len(numbers) and numbers[place] < end
 
 
 def first_tensor(output: Any) -> Tensor | None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 from torch._C._functorch import maybe_current_level
-from torch.autograd.graph import Node
 
 from analyzer.joins.calls import (
     CallLog,
@@ -23,15 +24,19 @@ from analyzer.joins.calls import (
     numbered_call,
     tensors_in,
 )
+from analyzer.joins.plan import JoinPlan
 from analyzer.joins.search import Join, numbered
-from analyzer.joins.trace import ForwardTrace
+from analyzer.joins.trace import ForwardTrace, TracedCall, Untracked
+from analyzer.recording.invocation import has_any
 from analyzer.recording.names import unwrapped
 
 __all__ = ["JoinTable", "LiveLog", "is_compiled", "token", "without_collections"]
 
 _TOKEN = re.compile(r"@(\d+)(\.?)")
+_NUMBER = re.compile(r"\d+")
 # A validation that keeps its graphs never comes to a backward pass: the log must not grow with it.
 _MOST_CALLS = 100_000
+_ANY_INPUT = Untracked("input", True, False, (), (), -1, -1, ())
 
 
 @contextmanager
@@ -72,8 +77,8 @@ class LiveLog(CallLog):
         # A cell that is called for each element of a sequence does in its later calls what it does
         # in the first ones.
         self.most_calls = most_calls
-        self.is_paused = False
-        self._follows = False
+        self.is_paused = self._follows = False
+        self.is_traced = True
 
     def add_root(self, number: int, root: nn.Module) -> None:
         """Note the calls of this model's modules, too."""
@@ -125,18 +130,53 @@ class LiveLog(CallLog):
                 makers.append(maker)
         return makers
 
-    def restrict(self, nodes: Iterable[Node]) -> list[ModuleCall]:
+    def replay(self, base: int, spans: Sequence[int]) -> None:
+        """Note the calls of a forward pass that was not watched, from what its invocation noted.
+
+        Nothing of it was traced. What autograd does not see in the call of a layer is taken to be
+        data, and its parameters without gradient.
+        """
+        self.is_traced = False
+        modules = {id(module): module for module in self.paths}
+        running: list[ModuleCall] = []
+        first = len(self.calls)
+        places: list[int] = []
+        for key, count in zip(spans[::2], spans[1::2], strict=True):
+            module, number = modules.get(abs(key)), base + count
+            if key == 0 and running:
+                running[-1].outputs = [number]
+            elif module is not None and key > 0:
+                path, parent = self.paths[module], places[-1] if places else -1
+                layer = path if module in self._layers else None  # numbered by `restrict`
+                running.append(ModuleCall(path, module, layer, parent, start=number, tick=0))
+                places.append(len(self.calls))
+                self.calls.append(running[-1])
+            while module is not None and key < 0 and running:
+                call, _ = running.pop(), places.pop()
+                call.end, call.tock = number, 0
+                if call.module is module:
+                    break
+        for call in self.calls[first:]:
+            own = [p for p in call.module._parameters.values() if p is not None]
+            if call.layer is not None:
+                frozen = tuple(p for p in own if not p.requires_grad)
+                traced = TracedCall("other", call.start, call.end, (_ANY_INPUT,), frozen)
+                self.trace.calls.append(traced)
+
+    def restrict(self, sequences: Sequence[int]) -> list[ModuleCall]:
         """Leave out forward passes that had no part in a graph; number the layers' calls again.
+
+        Args:
+            sequences: The numbers of the nodes of the graph, in rising order.
 
         Returns:
             The calls that were left out: their own backward pass may still come.
         """
-        sequences = {node._sequence_nr() for node in nodes}
         kept: list[ModuleCall] = []
         left: list[ModuleCall] = []
         times: dict[str, int] = {}
         for calls in self._passes():
-            into = kept if _has_part(calls, sequences) else left
+            into = kept if has_any(sequences, calls[0][1].start, calls[0][1].end) else left
             shift = len(into) - calls[0][0]
             for _, call in calls:
                 call.parent = call.parent + shift if call.parent >= 0 else -1
@@ -158,17 +198,12 @@ class LiveLog(CallLog):
             yield current
 
 
-def _has_part(calls: list[tuple[int, ModuleCall]], sequences: Mapping[int, Any] | set[int]) -> bool:
-    return any(
-        maker in sequences for _, call in calls for maker in call.outputs if isinstance(maker, int)
-    )
-
-
 class JoinTable:
     """Static rows of the joins, in the order in which backward passes first showed them.
 
-    Two joins of different graphs are the same where module, operation and branch are: so the joins
-    of a network keep their numbers when stochastic depth leaves some of its blocks out.
+    A join of another graph is the same where module and operation are the same, and the branch has
+    something in common: so the joins of a network keep their numbers when stochastic depth leaves
+    some of its blocks out, and one join stays one whichever experts of a mixture ran.
 
     Args:
         max_calls: Calls of a module that have names of their own.
@@ -176,23 +211,53 @@ class JoinTable:
 
     def __init__(self, max_calls: int) -> None:
         self._max_calls = max_calls
-        self._joins: list[Join] = []
-        self._numbers: dict[Any, int] = {}
+        self._known: list[_Known] = []
+        self._by_group: dict[_Group, list[int]] = {}
+        # Modules that had no join in some graph, or several.
+        self._varied: set[str] = set()
 
     def __len__(self) -> int:
-        return len(self._joins)
+        return len(self._known)
 
-    def number(self, join: Join) -> int | None:
-        """Return the number of a join, None where it is not in the table."""
-        return self._numbers.get(_key(join))
+    def take(self, plan: JoinPlan, paths: Iterable[str]) -> tuple[list[int], bool]:
+        """Return the numbers of the joins of a graph, and whether the table has changed.
 
-    def add(self, join: Join) -> bool:
-        """Add a join; return whether it is new."""
-        if _key(join) in self._numbers:
-            return False
-        self._numbers[_key(join)] = len(self._joins)
-        self._joins.append(join)
-        return True
+        Args:
+            plan: The joins.
+            paths: The paths of the modules that were called in the forward pass.
+        """
+        given = [_Known(*pair) for pair in zip(plan.joins, plan.weights, strict=True)]
+        counts = Counter(one.group[0] for one in given)
+        self._varied.update(path for path in paths if counts[path] != 1)
+        numbers: dict[int, int] = {}
+        for is_like in (_is_equal, _overlaps, self._alternate):
+            taken = set(numbers.values())
+            for place, one in enumerate(given):
+                for number in self._by_group.get(one.group, ()) if place not in numbers else ():
+                    if number not in taken and is_like(one, self._known[number]):
+                        numbers[place] = number
+                        taken.add(number)
+                        break
+        has_changed = False
+        for place, one in enumerate(given):
+            if place in numbers:
+                has_changed |= self._known[numbers[place]].widen(one)
+            else:
+                numbers[place], has_changed = len(self), True
+                self._by_group.setdefault(one.group, []).append(len(self))
+                self._known.append(one)
+        return [numbers[place] for place in range(len(given))], has_changed
+
+    def _alternate(self, one: _Known, other: _Known) -> bool:
+        """Whether two branches stand for each other: the same layers of two entries of one list.
+
+        They do where each call of their module had one join so far, as with a router that picks an
+        expert and passes no gradient. Layers that are dropped at random show none, or several.
+        """
+        return one.group[0] not in self._varied and one.pattern == other.pattern != set()
+
+    def _joins(self) -> list[Join]:
+        return [known.join for known in self._known]
 
     def rows(self, name_of: Callable[[int, str], str]) -> list[dict[str, Any]]:
         """Return the rows of joins.parquet; names from the number of a root and a path there."""
@@ -200,7 +265,7 @@ class JoinTable:
         def spelled(layers: Sequence[str]) -> list[str]:
             return list(dict.fromkeys(_spelled(x, name_of, self._max_calls) for x in layers))
 
-        names = numbered([_spelled(_base(join), name_of) for join in self._joins])
+        names = numbered([_spelled(_base(join), name_of) for join in self._joins()])
         return [
             {
                 "join": number,
@@ -212,14 +277,14 @@ class JoinTable:
                 "branch_parameters": join.branch_parameters,
                 "shortcut_parameters": join.shortcut_parameters,
             }
-            for number, (name, join) in enumerate(zip(names, self._joins, strict=True))
+            for number, (name, join) in enumerate(zip(names, self._joins(), strict=True))
         ]
 
     def roles(self) -> dict[str, tuple[int, str]]:
         """Return the innermost join and the role (branch | shortcut) of layers, by their token."""
         sizes: dict[str, int] = {}
         roles: dict[str, tuple[int, str]] = {}
-        for number, join in enumerate(self._joins):
+        for number, join in enumerate(self._joins()):
             size = len(join.branch_layers) + len(join.shortcut_layers)
             sides = [("branch", layer) for layer in join.branch_layers]
             sides += [("shortcut", layer) for layer in join.shortcut_layers]
@@ -229,12 +294,75 @@ class JoinTable:
         return roles
 
 
+_Group: TypeAlias = tuple[str, str]
+
+
+@dataclass(slots=True)
+class _Known:
+    """A join, and the parameters of its branch: their elements by their ``id``."""
+
+    join: Join
+    weights: dict[int, int]
+
+    @property
+    def group(self) -> _Group:
+        """The module and the operation of a join."""
+        return _base(self.join), self.join.operation
+
+    @property
+    def layers(self) -> tuple[list[str], list[str]]:
+        """The layers of branch and shortcut."""
+        return self.join.branch_layers, self.join.shortcut_layers
+
+    @property
+    def pattern(self) -> set[str]:
+        """The layers of the branch, with an asterisk for each number in their paths."""
+        return {_NUMBER.sub("*", layer) for layer in self.join.branch_layers}
+
+    def widen(self, other: _Known) -> bool:
+        """Add what another graph shows of the same join; return whether that is anything."""
+        new = {key: n for key, n in other.weights.items() if key not in self.weights}
+        branch, shortcut = map(_merged, self.layers, other.layers)
+        if (branch, shortcut) == self.layers and not new:
+            return False
+        self.weights = self.weights | new
+        self.join = replace(
+            self.join,
+            branch_layers=branch,
+            shortcut_layers=shortcut,
+            branch_parameters=self.join.branch_parameters + sum(new.values()),
+        )
+        return True
+
+
 def _base(join: Join) -> str:
     return join.name.partition("#")[0]
 
 
-def _key(join: Join) -> Any:
-    return _base(join), join.operation, tuple(join.branch_layers), tuple(join.shortcut_layers)
+def _is_equal(one: _Known, other: _Known) -> bool:
+    has_layers = bool(one.join.branch_layers)
+    return one.layers == other.layers and (has_layers or one.weights == other.weights)
+
+
+def _overlaps(one: _Known, other: _Known) -> bool:
+    """Whether two branches have a layer in common; without layers, a parameter."""
+    if one.join.branch_layers or other.join.branch_layers:
+        return not set(one.join.branch_layers).isdisjoint(other.join.branch_layers)
+    return not one.weights.keys().isdisjoint(other.weights)
+
+
+def _merged(known: list[str], more: list[str]) -> list[str]:
+    """Two lists of layers in forward order as one, in which those of `known` come first."""
+    found, place = list(known), 0
+    for layer in more:
+        if layer in found:
+            place = found.index(layer) + 1
+            continue
+        while place < len(found) and found[place] not in more:
+            place += 1
+        found.insert(place, layer)
+        place += 1
+    return found
 
 
 def _spelled(name: str, name_of: Callable[[int, str], str], max_calls: int | None = None) -> str:

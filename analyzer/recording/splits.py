@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from operator import attrgetter
+from typing import Any, TypeAlias
 
+import numpy as np
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
@@ -16,6 +18,7 @@ from analyzer.joins.plan import JoinPlan, JoinSite, joins_in_graph
 from analyzer.joins.products import JoinGradients
 from analyzer.joins.search import Join
 from analyzer.options import RecordOptions
+from analyzer.recording.invocation import Invocation
 from analyzer.recording.live_log import JoinTable, LiveLog, is_compiled, token, without_collections
 from analyzer.recording.names import unwrapped
 from analyzer.recording.split_rows import SplitRows
@@ -26,8 +29,12 @@ __all__ = ["Splits"]
 _MOST_TRIES = 20
 # Graphs of a training that alternates between a few; one that changes each time has no use of more.
 _MOST_PLANS = 8
+# Graphs that are searched beside those that are split, since something in them is new.
+_MOST_SEARCHES = 1_000
 # Steps after a split in which joins that had no part in it are split, too.
 _MOST_TURNS = 3
+
+_Located: TypeAlias = tuple[JoinSite, int]
 
 
 class Splits:
@@ -45,17 +52,17 @@ class Splits:
         self._on_problem = on_problem
         self._roots: list[tuple[int, Callable[[], nn.Module | None]]] = []
         self._waiting: dict[str, int] = {}
-        self._plans: list[JoinPlan] = []
+        self._plans: list[tuple[JoinPlan, list[int]]] = []
+        self._patterns = _Patterns()
         self._log: LiveLog | None = None
         self._hooks: SplitHooks | None = None
-        self._kept: list[JoinSite] = []
+        self._kept: list[_Located] = []
         # The forward passes that no graph was found for yet; the joins that wait for their turn.
         self._left: LiveLog | None = None
         self._missing: set[int] = set()
         self._tries = 0
         self._asked = -1
-        self._varies = False
-        self._is_off = False
+        self._varies = self._needs_trace = self._is_off = False
 
     def add_root(self, number: int, ref: Callable[[], nn.Module | None]) -> None:
         """Look for joins in this model, too."""
@@ -99,7 +106,7 @@ class Splits:
         """Before the forward pass of a step: watch it if its graph may be a new one."""
         self._kept = []
         is_new = self._schedule.records(step) and (not self._plans or bool(self._waiting))
-        if is_new or (self._varies and self._is_due(step)):
+        if is_new or (self._varies and self._needs_trace and self._is_due(step)):
             self._open_log()
 
     def _is_due(self, step: int) -> bool:
@@ -130,51 +137,64 @@ class Splits:
                 log.is_paused = False
 
     def _open_log(self) -> None:
-        if self._log is not None or self._is_off:
-            return
-        self._log = LiveLog(self._schedule.max_calls)
+        if self._log is None and not self._is_off:
+            self._log = self._new_log()
+
+    def _new_log(self) -> LiveLog:
+        log = LiveLog(self._schedule.max_calls)
         for number, ref in self._roots:
             root = ref()
             if root is not None:
-                self._log.add_root(number, root)
+                log.add_root(number, root)
+        return log
 
     def begin_backward(
-        self, step: int, rows: SplitRows, roots: Sequence[Any], *, keeps_graph: bool, scale: Any
+        self,
+        step: int,
+        rows: SplitRows,
+        roots: Sequence[Any],
+        forward: Iterable[Invocation],
+        *,
+        keeps_graph: bool,
+        scale: Any,
     ) -> None:
-        """Find the joins of the graph if it is a new one; hook them if the step is split.
+        """Find the joins of the graph if something in it is new; hook them if the step is split.
 
         Args:
             step: The number of the step.
             rows: Get the gradients.
             roots: Where the pass starts.
+            forward: The forward passes whose graphs may be part of it.
             keeps_graph: Whether another pass over the same graph may follow.
             scale: By how much the loss was multiplied; None where it was not.
         """
         log, self._log = self._log, None
         if log is not None:
             log.close()
-        is_due = self._is_due(step)
-        if log is None and not is_due:
+        is_due, passes = self._is_due(step), sorted(forward, key=attrgetter("order"))
+        new = [made for made in passes if self._patterns.has_new(made.spans)]
+        if self._is_off or not (log or is_due or new):
             return
         nodes = [root.grad_fn if isinstance(root, Tensor) else root.node for root in roots]
         with without_collections():
             walk = Walk([node for node in nodes if node is not None])
-            kept = [site for site in self._kept if site.node in walk.place]
-            sites = kept or self._located(walk)
+            numbers = sorted(node._sequence_nr() for node in walk.nodes)
+            used = [made for made in passes if made.is_in(numbers)]
+            kept = [located for located in self._kept if located[0].node in walk.place]
+            found, num_joins = kept or self._located(walk), len(self.table)
+            left = log.restrict(numbers) if log is not None else []
+            if found is None and (log or is_due or any(made in used for made in new)):
+                found = self._discovered(walk, self._log_of(used, numbers, log))
+            for made in used:
+                self._patterns.add(made.spans)
             if log is not None:
-                left, num_joins = log.restrict(walk.nodes), len(self.table)
                 self._note_roots(log)
-                if sites is None:
-                    sites = self._discovered(walk, log)
-                is_due |= len(self.table) > num_joins and not self._is_off
                 if self._waiting and left:  # one whose backward pass comes later, as a generator's
                     log.calls, self._left = left, log
-        if sites is None:
-            rows.is_partial |= is_due
-            self._varies |= is_due
-        elif is_due and sites:
-            self._kept = sites if keeps_graph else []
-            self._attach(sites, rows, keeps_graph=keeps_graph, scale=scale)
+        rows.is_partial |= is_due and self._is_off
+        if found and (is_due or len(self.table) > num_joins):
+            self._kept = found if keeps_graph else []
+            self._attach(found, rows, keeps_graph=keeps_graph, scale=scale)
 
     def end_backward(self, step: int, rows: SplitRows, *, failed: bool) -> None:
         """Remove the hooks; the next micro-batch of a changing network has another graph."""
@@ -183,7 +203,7 @@ class Splits:
         if hooks is not None:
             rows.is_partial |= failed
             hooks.finish()
-        if self._varies and self._is_due(step):
+        if self._varies and self._needs_trace and self._is_due(step):
             self._open_log()
 
     def close(self) -> None:
@@ -195,28 +215,47 @@ class Splits:
             self._hooks.discard()
             self._hooks = None
 
-    def _located(self, walk: Walk) -> list[JoinSite] | None:
-        for place, plan in enumerate(self._plans):
+    def _log_of(
+        self, used: Sequence[Invocation], numbers: Sequence[int], log: LiveLog | None
+    ) -> LiveLog:
+        """The calls that made a graph: as they were watched, or as far as invocations tell."""
+        starts = {call.start for call in log.calls} if log is not None else set()
+        if log is not None and all(made.base in starts for made in used):
+            return log
+        log = self._new_log()
+        for made in used:
+            log.replay(made.base, made.spans)
+        log.restrict(numbers)
+        return log
+
+    def _located(self, walk: Walk) -> list[_Located] | None:
+        for place, (plan, numbers) in enumerate(self._plans):
             sites = plan.sites(walk)
             if sites is not None:
                 self._plans.insert(0, self._plans.pop(place))
-                return sites
+                return list(zip(sites, numbers, strict=True))
         return None
 
-    def _discovered(self, walk: Walk, log: LiveLog) -> list[JoinSite] | None:
+    def _discovered(self, walk: Walk, log: LiveLog) -> list[_Located] | None:
+        if not log.calls:  # of a model that is not recorded
+            return None
         try:
             plan = joins_in_graph(walk, log)
+            numbers, has_changed = self.table.take(plan, {call.path for call in log.calls})
         except Exception as error:  # a graph like no other: recording continues without joins
             self._is_off = True
             self._on_problem(f"joins: the graph cannot be read ({type(error).__name__}: {error})")
             return None
+        self.tables_changed |= has_changed
         self._varies |= bool(self._plans)
-        self._plans = [plan, *self._plans][:_MOST_PLANS]
-        for join in plan.joins:
-            self.tables_changed |= self.table.add(join)
+        if log.is_traced or not self._needs_trace:
+            self._plans = [(plan, numbers), *self._plans][:_MOST_PLANS]
         for module, reason in plan.unseen:
             self._on_problem(f"joins of {self._spelled(module)}: {reason}")
-        return plan.sites(walk)
+        found = list(zip(plan.sites(walk) or [], numbers, strict=True))
+        # What autograd does not see is found by a trace alone.
+        self._needs_trace |= any(site.node is None or site.fork is None for site, _ in found)
+        return found
 
     def _spelled(self, path: str) -> str:
         """The path of a module in its model; the class name for the model itself."""
@@ -235,18 +274,58 @@ class Splits:
         }
 
     def _attach(
-        self, sites: list[JoinSite], rows: SplitRows, *, keeps_graph: bool, scale: Any
+        self, found: list[_Located], rows: SplitRows, *, keeps_graph: bool, scale: Any
     ) -> None:
-        places = {site.join.index: _sequence(site.node) for site in sites}
-        self._missing.difference_update(self.table.number(site.join) for site in sites)
+        places = {site.join.index: (number, _sequence(site.node)) for site, number in found}
+        self._missing.difference_update(number for _, number in found)
 
         def note(join: Join, gradients: JoinGradients) -> None:
-            number = self.table.number(join)
-            if number is not None:
-                place = number, places[join.index]
-                rows.add(place, gradients, keeps=keeps_graph, scale=scale)
+            rows.add(places[join.index], gradients, keeps=keeps_graph, scale=scale)
 
+        sites = [site for site, _ in found]
         self._hooks = SplitHooks(sites, partial(_guarded, note, self._on_problem, rows))
+
+
+class _Patterns:
+    """What forward passes looked like that were searched for joins.
+
+    A graph may hold a new join only where something in it is new: two calls that follow one another
+    (one of them perhaps inside of the other), and the number of nodes that were made in between.
+    """
+
+    def __init__(self) -> None:
+        self._recent: list[list[int]] = []
+        self._known: set[int] = set()
+        self._num_searches = 0
+
+    def has_new(self, spans: list[int]) -> bool:
+        """Whether anything in a forward pass is new: the one structural comparison of a step."""
+        if any(spans == other for other in self._recent) or self._num_searches >= _MOST_SEARCHES:
+            return False
+        if not _transitions(spans) <= self._known:
+            self._num_searches += 1
+            return True
+        self._remember(spans)
+        return False
+
+    def add(self, spans: list[int]) -> None:
+        """This pass was searched."""
+        if spans not in self._recent:
+            self._known |= _transitions(spans)
+            self._remember(spans)
+
+    def _remember(self, spans: list[int]) -> None:
+        self._recent = [spans, *self._recent][:_MOST_PLANS]
+
+
+def _transitions(spans: list[int]) -> set[int]:
+    """What follows on what, with the number of nodes in between, each as one number."""
+    pairs = np.array(spans, dtype=np.int64).reshape(-1, 2)
+    keys, numbers = pairs[pairs[:, 0] != 0].T
+    between = np.diff(numbers)
+    if between.size and between.min() < 0:  # the calls of another thread are among them
+        return set()
+    return set((keys[:-1] * 31 + keys[1:] * 1_000_003 + between * 7_368_787).tolist())
 
 
 def _guarded(

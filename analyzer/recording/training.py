@@ -312,7 +312,12 @@ class _Backward:
         losses = roots if scale is None else unscaled(roots)
         training.probing.begin_backward(step.index, losses)
         training.splits.begin_backward(
-            step.index, passed.splits, roots, keeps_graph=keeps_graph, scale=scale
+            step.index,
+            passed.splits,
+            roots,
+            list(capture.alive),
+            keeps_graph=keeps_graph,
+            scale=scale,
         )
         if self._micro_batches is not None and step.recorded:
             models = training.models

@@ -16,10 +16,14 @@ from tests.support import simulated_accelerator  # noqa: F401
 # Percent of the lines of analyzer, dashboard and reports that `make test` must run.
 LEAST_LINES = 90
 
-# Where the tests run in the background of a shell, interrupts are ignored, and so they would be in
-# every program that the tests start and interrupt.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Where the tests run in the background of a shell or under nohup, these signals are ignored, and so
+# they would be in every program that the tests start and send one.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 def _left_behind() -> list[str]:

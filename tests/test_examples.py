@@ -1,15 +1,13 @@
 """The programs of examples/ run, and their runs hold what each of them is there to show."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from analyzer.storage.run import Run, open_run
+from tests.support.commands import run as run_python
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -20,10 +18,7 @@ def test_there_are_six() -> None:
 
 def recorded(folder: Path, *words: str) -> Run:
     """Run a program in a folder; return the one run that it leaves there."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True
-    )
+    done = run_python(folder, *words)
     assert done.returncode == 0, done.stderr
     (path,) = (folder / "runs").iterdir()
     run = open_run(path)

@@ -3,13 +3,12 @@
 import json
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from analyzer.storage.run import Run, open_run
-from tests.support.commands import signalled
+from tests.support.commands import run, signalled, start
 
 TRAINS = """
 import torch
@@ -25,17 +24,11 @@ def train(steps, seed=0):
 """
 
 
-def run(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=120
-    )
-
-
-def same(folder: Path, source: str, *words: str) -> str:
+def same(folder: Path, source: str, *words: str, fresh: bool = False) -> str:
     """Run a script with and without the recorder; return the recorder's own lines."""
     (folder / "script.py").write_text(source)
-    plain = run(folder, "script.py", *words)
-    ours = run(folder, "-m", "analyzer", "record", "script.py", *words)
+    plain = run(folder, "script.py", *words, fresh=fresh)
+    ours = run(folder, "-m", "analyzer", "record", "script.py", *words, fresh=fresh)
     assert (ours.returncode, ours.stdout) == (plain.returncode, plain.stdout), ours.stderr
     assert ours.stderr.startswith(plain.stderr)
     own = ours.stderr.removeprefix(plain.stderr)
@@ -221,7 +214,7 @@ def test_workers_that_load_data_are_no_runs(tmp_path: Path) -> None:
 def test_a_script_that_starts_another_program_ends_as_that_one(tmp_path: Path) -> None:
     (tmp_path / "other.py").write_text(TRAINS + "print(train(3), flush=True)\n")
     source = "import subprocess, sys\nsubprocess.run([sys.executable, 'other.py'], check=True)\n"
-    own = same(tmp_path, source)
+    own = same(tmp_path, source, fresh=True)  # torch is not imported
     assert "put `analyzer record` before the program that trains" in own
     assert runs_of(tmp_path) == {}
 
@@ -321,10 +314,8 @@ def test_large_checkpoints_are_announced_before_the_training_ends(tmp_path: Path
 
 def test_of_two_recordings_of_one_folder_exactly_one_is_made(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(TRAINS + "train(3)\n")
-    command = [sys.executable, "-m", "analyzer", "record", "--run", "it", "script.py"]
-    processes = [
-        subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(3)
-    ]
+    words = ("-m", "analyzer", "record", "--run", "it", "script.py")
+    processes = [start(tmp_path, *words, stderr=subprocess.PIPE) for _ in range(3)]
     errors = [process.communicate(timeout=120)[1] for process in processes]
     codes = [process.returncode for process in processes]
     assert sorted(codes) == [0, 2, 2]
@@ -342,6 +333,7 @@ def test_a_folder_that_a_recorder_took_a_moment_ago(tmp_path: Path) -> None:
         "open('script.py', 'w').write('import os\\nopen(\"it/run.json\", \"w\").write(\"{}\")\\n'"
         "'import torch\\nprint(1)\\n')\n"
         "sys.exit(main(['record', '--run', 'it', 'script.py']))",
+        fresh=True,  # the folder is taken when torch is imported
     )
     assert own.returncode == 2 and own.stdout == ""
     assert own.stderr.count("\n") == 1 and "exists and holds something" in own.stderr

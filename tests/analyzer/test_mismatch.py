@@ -1,15 +1,13 @@
 """The note about a skip whose operands do not match, and that nothing else changes."""
 
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from analyzer.cli.mismatch import shortcut_mismatch
+from tests.support.commands import run
 
 
 class Block(nn.Module):
@@ -130,10 +128,6 @@ model = Net()
 """
 TRAINS = SCRIPT + "model(torch.randn(1, 64, 4, 4)).sum().backward()\n"
 MODEL = SCRIPT + "def batches():\n    yield torch.randn(1, 64, 4, 4), torch.tensor([0])\n"
-
-
-def run(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True)
 
 
 def test_the_note_follows_the_unchanged_traceback_of_a_script(tmp_path):

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from analyzer.figures.landscape import trajectory_figure
 from analyzer.figures.theme import LIGHT
 from analyzer.replaying import ProbeOrder
 from analyzer.replaying.programs import probe_run
+from tests.support import commands
 from tests.support.commands import command
 
 NAME = "run-model.py"
@@ -143,14 +143,11 @@ def test_options_of_the_command_become_the_request_and_wrong_ones_end_with_code_
     assert "analyzer: --plane is 'round'; expected random, trajectory" in told
 
 
-def start(folder: Path, name: str, *words: str) -> subprocess.Popen[bytes]:
+def start(folder: Path, name: str, *words: str) -> "subprocess.Popen[str]":
     """Start to draw a landscape whose loss takes its time."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "analyzer", "probe", name, "landscape", *words],
-        cwd=folder,
-        env={**os.environ, "SLOWLY": "0.01"},
-        stderr=subprocess.DEVNULL,
-    )
+    order = ("-m", "analyzer", "probe", name, "landscape")
+    slowly = {**os.environ, "SLOWLY": "0.01"}
+    return commands.start(folder, *order, *words, env=slowly, stderr=subprocess.DEVNULL)
 
 
 def kill_at(folder: Path, name: str, seconds: float, *words: str) -> None:

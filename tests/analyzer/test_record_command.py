@@ -1,16 +1,14 @@
 """`analyzer record` on scripts that know nothing of it, compared with plain python."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from analyzer.storage.run import open_run
-from tests.support.commands import signalled
+from tests.support.commands import run, signalled, start
 
 ORDINARY = """
 import argparse, torch
@@ -115,21 +113,18 @@ torch.save([generator.state_dict(), critic.state_dict()], sys.argv[2])
 """
 
 
-def run(folder: Path, *words: str, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=120, **options
-    )
-
-
 def record(folder: Path, *words: str, **options) -> subprocess.CompletedProcess[str]:
     return run(folder, "-m", "analyzer", "record", *words, **options)
 
 
 def same_as_python(folder: Path, source: str) -> tuple[Path, str]:
-    """Run a script that saves its weights to --out with and without the recorder."""
+    """Run a script that saves its weights to --out with and without the recorder.
+
+    In fresh interpreters, in which nothing is imported before the script or the recorder does so.
+    """
     (folder / "train.py").write_text(source)
-    plain = run(folder, "train.py", "--out", "plain.pt")
-    ours = record(folder, "train.py", "--out", "ours.pt")
+    plain = run(folder, "train.py", "--out", "plain.pt", fresh=True)
+    ours = record(folder, "train.py", "--out", "ours.pt", fresh=True)
     assert plain.returncode == 0, plain.stderr
     assert (ours.returncode, ours.stdout) == (plain.returncode, plain.stdout)
     assert all(line.startswith("analyzer: ") for line in ours.stderr.splitlines()), ours.stderr
@@ -336,19 +331,12 @@ with analyzer.Recorder(model, sys.argv[2], updates_every=1):
 @pytest.mark.alone
 def test_twenty_kills_lose_two_seconds_at_the_most(tmp_path):
     (tmp_path / "killed.py").write_text(KILLED)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-    def start(k: int) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "killed.py", str(k), f"run-{k}"],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
+    def train(k: int) -> "subprocess.Popen[str]":
+        return start(tmp_path, "killed.py", str(k), f"run-{k}", stdout=subprocess.PIPE)
 
     for first in range(0, 20, 4):
-        processes = [(k, start(k)) for k in range(first, first + 4)]
+        processes = [(k, train(k)) for k in range(first, first + 4)]
         outputs = [(k, process, process.communicate(timeout=120)[0]) for k, process in processes]
         for k, process, out in outputs:
             assert process.returncode == -signal.SIGKILL

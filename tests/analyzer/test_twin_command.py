@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from analyzer.cli.session import options_from, options_text
 from analyzer.options import RecordOptions
 from analyzer.storage.run import open_run
+from tests.support.commands import run, start
 
 SCRIPT = """
 import sys, torch
@@ -41,8 +41,7 @@ RESIDUAL, PLAIN = SCRIPT.format("x +"), SCRIPT.format("")
 
 
 def record(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "analyzer", "record", *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    return run(folder, "-m", "analyzer", "record", *words)
 
 
 def losses(folder: Path) -> list[float]:
@@ -167,16 +166,13 @@ def test_an_interrupt_while_the_twin_is_recorded_ends_both(tmp_path):
             "    loss = ", "    open('began', 'w').close()\n    loss = "
         )
     )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "analyzer", "record", "--twin", "--run", "mine", "train.py", "0"],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-    )
+    words = ("record", "--twin", "--run", "mine", "train.py", "0")
+    process = start(tmp_path, "-m", "analyzer", *words, stderr=subprocess.PIPE)
     while not (tmp_path / "began").exists():
         time.sleep(0.05)
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1] == b""
+    assert process.communicate(timeout=60)[1] == ""
     assert process.returncode == -signal.SIGINT
     assert open_run(tmp_path / "mine-plain").manifest["status"] == "interrupted"
 

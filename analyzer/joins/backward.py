@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
 from analyzer.joins.calls import tensors_in
@@ -54,6 +55,11 @@ class _Arrivals:
             if gradient is not None:
                 self._parts.setdefault((side, number), []).append(gradient)
 
+    def take_part(self, side: str, number: int, gradient: Tensor | None) -> None:
+        """Take what one side sends to an output of the fork."""
+        if gradient is not None:
+            self._parts.setdefault((side, number), []).append(gradient)
+
     def take_fork(
         self,
         shapes: list[tuple[int, ...]],
@@ -72,7 +78,7 @@ class _Arrivals:
         ]
         shortcut, branch = (
             tuple(_sum(self._parts.get((side, n), []), like) for n, like in enumerate(fork))
-            for side in ("shortcut", "branch")
+            for side in _SIDES
         )
         self.deliver(shortcut, branch, tuple(fork))
 
@@ -86,6 +92,74 @@ class _Arrivals:
             self._on_gradients(self._of, JoinGradients(self._join, shortcut, branch, fork))
 
 
+_SIDES = ("shortcut", "branch")
+
+
+class _Shared:
+    """The nodes that both sides of a join pass before they come to its fork.
+
+    The backward pass sends through them the sum of both gradients. Just before it does, each node
+    is called with that of each side alone.
+    """
+
+    def __init__(self, site: JoinSite, arrivals: _Arrivals) -> None:
+        self._arrivals = arrivals
+        self.nodes = list(site.shared)
+        self._fork = site.fork
+        self._waiting: dict[tuple[int, int, int], list[Tensor]] = {}
+
+    def attach(self, site: JoinSite) -> list[Any]:
+        """Hook the nodes, and those that read them; return the handles."""
+        handles = []
+        by_reader: dict[Node, list[tuple[int, int]]] = {}
+        for reader, slot, side in site.shared_edges:
+            by_reader.setdefault(reader, []).append((slot, side))
+        for reader, reads in by_reader.items():
+            goals = [(slot, side, *reader.next_functions[slot]) for slot, side in reads]
+            places = [(s, side, self.nodes.index(c), number) for s, side, c, number in goals if c]
+            handles.append(reader.register_hook(partial(self._take, places)))
+        for place, node in enumerate(self.nodes):
+            handles.append(node.register_prehook(partial(self._pass, place)))
+        return handles
+
+    def discard(self) -> None:
+        """Hold no node any more: a node holds this, by its hooks."""
+        self.nodes, self._fork = [], None
+
+    def _take(
+        self,
+        places: list[tuple[int, int, int, int]],
+        gradients: tuple[Tensor | None, ...],
+        _: tuple[Tensor | None, ...],
+    ) -> None:
+        for slot, side, place, number in places:
+            self._wait(side, place, number, gradients[slot])
+
+    def _wait(self, side: int, place: int, number: int, gradient: Tensor | None) -> None:
+        if gradient is not None:
+            self._waiting.setdefault((side, place, number), []).append(gradient)
+
+    def _pass(self, place: int, gradients: tuple[Tensor | None, ...]) -> None:
+        node: Any = self.nodes[place]
+        metadata = node._input_metadata
+        known = next((gradient for gradient in gradients if gradient is not None), None)
+        if known is None:
+            return
+        for side in (0, 1):
+            given = [self._waiting.pop((side, place, n), []) for n in range(len(metadata))]
+            if not any(given):
+                continue
+            like = [known.new_zeros(tuple(part.shape)) for part in metadata]
+            with torch.no_grad():
+                made = node(*[_sum(*pair) for pair in zip(given, like, strict=True)])
+            made = made if isinstance(made, tuple) else (made,)
+            for gradient, (child, number) in zip(made, node.next_functions, strict=True):
+                if child is self._fork:
+                    self._arrivals.take_part(_SIDES[side], number, gradient)
+                elif child in self.nodes:
+                    self._wait(side, self.nodes.index(child), number, gradient)
+
+
 class SplitHooks:
     """Hooks on the joins of a graph, so that its backward pass delivers their split gradients.
 
@@ -97,6 +171,7 @@ class SplitHooks:
     def __init__(self, sites: Iterable[JoinSite], on_gradients: OnGradients) -> None:
         self._handles: list[Any] = []
         self._arrivals: list[_Arrivals] = []
+        self._shared: list[_Shared] = []
         for site in sites:
             arrivals = _Arrivals(site.join, on_gradients)
             self._arrivals.append(arrivals)
@@ -113,22 +188,33 @@ class SplitHooks:
         """Remove the hooks and deliver nothing: the backward pass never came to its end."""
         for handle in self._handles:
             handle.remove()
+        for shared in self._shared:
+            shared.discard()
         self._handles.clear()
         self._arrivals.clear()
+        self._shared.clear()
 
     def _attach(self, site: JoinSite, arrivals: _Arrivals) -> None:
         if site.node is not None:
             self._handles.append(site.node.register_prehook(arrivals.take_join))
         if site.fork is None or site.shortcut_edges is None or site.branch_edges is None:
             return
+        if any(isinstance(node, BackwardCFunction) for node in site.shared):
+            return  # it may do more than it returns: only the backward pass itself may call it
+        if site.shared:
+            self._shared.append(_Shared(site, arrivals))
+            self._handles += self._shared[-1].attach(site)
         by_reader: dict[Node, list[tuple[str, int, int]]] = {}
-        for side, edges in (("shortcut", site.shortcut_edges), ("branch", site.branch_edges)):
+        for side, edges in zip(_SIDES, (site.shortcut_edges, site.branch_edges), strict=True):
             for reader, slot, number in edges:
                 by_reader.setdefault(reader, []).append((side, slot, number))
         for reader, reads in by_reader.items():
             self._handles.append(reader.register_hook(partial(arrivals.take_edges, reads)))
         shapes = [tuple(part.shape) for part in site.fork._input_metadata]
         used = {read[2] for reads in by_reader.values() for read in reads}
+        used |= {
+            n for node in site.shared for child, n in node.next_functions if child is site.fork
+        }
         take = partial(arrivals.take_fork, shapes, max(used, default=0) + 1)
         self._handles.append(site.fork.register_prehook(take))
 

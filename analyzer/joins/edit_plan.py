@@ -31,7 +31,7 @@ _REMEDY = (
 )
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class _Traced:
     """One call of a function that could be a join."""
 
@@ -122,35 +122,58 @@ def planned_operands(
 
 def _operands_by_token(walk: Walk, log: CallLog, traced: list[_Traced]) -> OperandsByToken:
     flow = Dataflow(walk, log)
-    found: OperandsByToken = {call.token: None for call in traced if call.token is not None}
-    by_tick = {call.tick: call for call in traced}
-    with_nodes = [call for call in traced if call.end > call.start]
-    starts = [call.start for call in with_nodes]
-    joins, is_whole = joins_of_model(flow, log)
-    if not is_whole:
+    known: OperandsByToken = {call.token: None for call in traced if call.token is not None}
+    calls = _Calls(flow, traced)
+    found = joins_of_model(flow, log)
+    if not found.is_whole:
         raise AnalyzerError(
             f"the model's graph of {len(walk.nodes):,} operations is too large to be searched for "
             f"shortcuts to its end; expected a smaller one, as of a shorter sequence. {_REMEDY}."
         )
-    for join, vertices in joins:
-        slots = (vertices.shortcut_slot, *vertices.branch_slots)
-        maker, call = flow.vertices[vertices.join], None
-        if isinstance(maker, Untracked):
-            call = by_tick.get(maker.tick)
-        else:
-            sequence = flow.sequences[vertices.join]
-            at = bisect_right(starts, sequence) - 1
-            if at >= 0 and sequence < with_nodes[at].end:
-                call = with_nodes[at]
-        if call is None or call.token is None:
-            raise AnalyzerError(
-                f"the shortcut of '{join.name}' is added by code that shows no addition of its "
-                f"own; expected +, torch.add, torch.cat or the like. Otherwise, {_REMEDY}."
+    for join, vertices in found.joins:
+        sides: dict[_Traced, tuple[list[int], list[int]]] = {}
+        entries = (vertices.shortcut_entries, vertices.branch_entries)
+        for side, own in enumerate(entries):
+            # A product that is added has two operands: one of them is enough to change it.
+            for vertex, slot in {v: (v, s) for v, s in own if flow.is_part(v)}.values():
+                own = (*(entry for entry in own if entry[0] != vertex), (vertex, slot))
+            for vertex, slot in own:
+                call = calls.of(vertex)
+                if call is None or call.token is None or not vertices.is_apart:
+                    raise AnalyzerError(
+                        f"the shortcut of '{join.name}' is added by code that shows no addition of "
+                        "its own; expected +, torch.add, torch.cat, torch.stack or the like. "
+                        f"Otherwise, {_REMEDY}."
+                    )
+                if isinstance(flow.vertices[vertex], Untracked):
+                    slot = call.untracked_slots[slot]  # reads count only what carries data
+                sides.setdefault(call, ([], []))[side].append(slot)
+        last = calls.of(vertices.join)
+        for call, (shortcuts, branches) in sides.items():
+            assert call.token is not None
+            known[call.token] = JoinOperands(
+                join, tuple(shortcuts), tuple(branches), call is last, call.is_recomputed
             )
-        if isinstance(maker, Untracked):  # its reads count only the operands that carry data
-            slots = tuple(call.untracked_slots[slot] for slot in slots)
-        found[call.token] = JoinOperands(join, slots[0], slots[1:], call.is_recomputed)
-    return found
+    return known
+
+
+class _Calls:
+    """Which call of a function made a vertex."""
+
+    def __init__(self, flow: Dataflow, traced: list[_Traced]) -> None:
+        self._flow = flow
+        self._by_tick = {call.tick: call for call in traced}
+        self._with_nodes = [call for call in traced if call.end > call.start]
+        self._starts = [call.start for call in self._with_nodes]
+
+    def of(self, vertex: int) -> _Traced | None:
+        maker = self._flow.vertices[vertex]
+        if isinstance(maker, Untracked):
+            return self._by_tick.get(maker.tick)
+        sequence = self._flow.sequences[vertex]
+        at = bisect_right(self._starts, sequence) - 1
+        is_inside = at >= 0 and sequence < self._with_nodes[at].end
+        return self._with_nodes[at] if is_inside else None
 
 
 def _refuse_compiled(model: nn.Module) -> None:

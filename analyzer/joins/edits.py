@@ -39,17 +39,19 @@ _MOST_NAMED = 24
 
 @dataclass(frozen=True)
 class JoinOperands:
-    """A join as an addition or concatenation that a forward pass calls.
+    """A call of a forward pass in which operands of a join are added, concatenated or stacked.
 
     Args:
-        shortcut: Number of the operand that comes from the shortcut.
+        shortcuts: Numbers of the operands that come from a shortcut.
         branches: Numbers of the operands that come from the branch.
+        gives_join: Whether the call returns the sum of all operands of the join.
         is_recomputed: Whether a checkpoint computes it once more in the backward pass.
     """
 
     join: Join
-    shortcut: int
+    shortcuts: tuple[int, ...]
     branches: tuple[int, ...]
+    gives_join: bool
     is_recomputed: bool
 
 
@@ -105,7 +107,7 @@ class ScaledShortcuts(Edit):
 
     def factor(self, which: JoinOperands, slot: int, operand: Tensor) -> float:
         """Return α for the shortcut, 1 for the branch."""
-        if slot != which.shortcut:
+        if slot not in which.shortcuts:
             return 1.0
         if which.join.name not in self._factors:
             self.meet([which.join.name])
@@ -166,11 +168,11 @@ class EditingMode(FunctionMode):
         which = self._operands_of(self._tokens.of_operands(name, operands))
         if which is None:
             return func(*args, **kwargs)
-        for slot in (which.shortcut, *which.branches):
+        for slot in (*which.shortcuts, *which.branches):
             self._change(which, slot, operands)
         args, kwargs = operands.arguments()
         result = func(*args, **kwargs)
-        for edit in self._edits:
+        for edit in self._edits if which.gives_join else ():
             edit.joined(which, result)
         return result
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -16,15 +17,27 @@ from torch import nn
 from torch.autograd.graph import Node
 
 from analyzer.joins.calls import CallLog, ModuleCall
-from analyzer.joins.operations import NODE_KINDS
+from analyzer.joins.operations import FUSED, kind_of_node
 from analyzer.joins.trace import TracedCall, Untracked
 
-__all__ = ["Dataflow", "Scopes", "Walk"]
+__all__ = ["MAJOR", "Dataflow", "Part", "Scopes", "Walk"]
 
 Edge = tuple[Node | None, int]
 Read = tuple[int, int, int]
+Weight = tuple[int, tuple[nn.Parameter, ...]]
 Item = tuple[int, int, int, Any, Any]
 NO_SLOT = -1
+MAJOR = 1 << 40
+"""By how much an element of a weight counts more than one of a mere factor or bias."""
+# What a parameter does to it, element by element, mixes no features: it makes nothing of its own.
+_MINOR = ("add", "product", "element", "negative", "view", "expand", "select", "sum")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Part:
+    """What a node computes before it adds it to its first operand (``addmm``, ``addcmul``)."""
+
+    node: Node
 
 
 class Walk:
@@ -81,13 +94,13 @@ class Dataflow:
 
     Attributes:
         vertices: Autograd nodes, and `Untracked` where autograd has none.
-        kinds: Per vertex ``add`` | ``cat`` | ``product`` | ``select`` | ``view`` |
-            ``input`` | ``other``.
+        kinds: Per vertex a kind of `operations`, or ``input``.
         sequences: Per vertex the number of its autograd node; for an untracked tensor of the next.
         reads: Per vertex its data reads: (input slot, vertex read, output number of that vertex);
             the slot is -1 where autograd has no edge.
         parameters: Per vertex the parameters that it reads directly.
-        elements: Per vertex the number of elements of those.
+        elements: Per vertex the elements of those; `MAJOR` times as many if more than factors.
+        num_readers: Per vertex how many reads of it there are.
         place: Vertex numbers by node or `Untracked`.
     """
 
@@ -115,6 +128,7 @@ class Dataflow:
         self.reads: list[tuple[Read, ...]] = []
         self.parameters: list[tuple[nn.Parameter, ...]] = []
         self.elements: list[int] = []
+        self.num_readers: list[int] = []
         self.place: dict[Any, int] = {}
         self._weights: dict[Node, tuple[nn.Parameter, ...]] = {}
         for leaf in leaves:
@@ -129,6 +143,19 @@ class Dataflow:
                 self._append(vertex, sequence, vertex.kind, reads, vertex.parameters)
             else:
                 self._add_node(vertex, edges, sequence)
+
+    def is_part(self, vertex: int) -> bool:
+        """Whether a vertex is what a node computes before it adds it."""
+        return isinstance(self.vertices[vertex], Part)
+
+    def shape(self, vertex: int, number: int = 0) -> tuple[int, ...]:
+        """Return the shape of an output of a vertex."""
+        maker = self.vertices[vertex]
+        if isinstance(maker, Untracked):
+            return maker.shape
+        node: Any = maker.node if isinstance(maker, Part) else maker
+        is_leaf = type(node).__name__ == "AccumulateGrad"
+        return tuple((node.variable if is_leaf else node._input_metadata[number]).shape)
 
     def _untracked(self, log: CallLog) -> list[Untracked]:
         """Return the untracked tensors that carry data into the graph, or past it."""
@@ -162,11 +189,15 @@ class Dataflow:
         self.kinds.append(kind)
         self.reads.append(reads)
         self.parameters.append(parameters)
-        self.elements.append(sum([parameter.numel() for parameter in parameters]))
+        elements = sum([parameter.numel() for parameter in parameters])
+        self.elements.append(elements if kind in _MINOR else elements * MAJOR)
+        self.num_readers.append(0)
+        for _, read, _ in reads:
+            self.num_readers[read] += 1
 
     def _add_node(self, node: Node, edges: tuple[Edge, ...], sequence: int) -> None:
         reads: list[Read] = []
-        parameters: tuple[nn.Parameter, ...] = ()
+        weights: list[Weight] = []
         has_gap = False
         for slot, (child, number) in enumerate(edges):
             if child is None:
@@ -174,9 +205,9 @@ class Dataflow:
             elif (read := self.place.get(child)) is not None:
                 reads.append((slot, read, number))
             else:
-                parameters += self._weights[child]
+                weights.append((slot, self._weights[child]))
         name = type(node).__name__
-        kind = NODE_KINDS.get(name, "other")
+        kind = kind_of_node(name, node)
         is_data = bool(reads)
         note = self._notes.get(sequence)
         if note is not None:
@@ -186,11 +217,28 @@ class Dataflow:
             reads += unseen
             is_data |= carries_data
             if has_gap or note.end - note.start == 1:
-                parameters += note.parameters
-        if is_data:
-            self._append(node, sequence, kind, tuple(reads), parameters)
+                weights.append((len(edges), note.parameters))
+        if not is_data:
+            self._weights[node] = _all_of(weights)
+        elif name in FUSED:
+            self._add_fused(node, sequence, FUSED[name], reads, weights)
         else:
-            self._weights[node] = parameters
+            self._append(node, sequence, kind, tuple(reads), _all_of(weights))
+
+    def _add_fused(
+        self, node: Node, sequence: int, kind: str, reads: list[Read], weights: list[Weight]
+    ) -> None:
+        """Add what a node makes of its later operands, and apart from it the sum with the first."""
+        first = [read for read in reads if read[0] == 0]
+        others = tuple(read for read in reads if read[0] != 0)
+        if not first or not others:
+            kind = kind if others else "add"
+            self._append(node, sequence, kind, tuple(reads), _all_of(weights))
+            return
+        part = Part(node)
+        self._append(part, sequence, kind, others, _all_of(w for w in weights if w[0] != 0))
+        reads = [*first, (1, self.place[part], 0)]
+        self._append(node, sequence, "add", tuple(reads), _all_of(w for w in weights if w[0] == 0))
 
     def _unseen_reads(
         self, note: TracedCall, kind: str, edges: tuple[Edge, ...], is_data: bool, has_gap: bool
@@ -206,6 +254,10 @@ class Dataflow:
             data = [(NO_SLOT, read) for _, read in data]
         reads = [(s, self.place[f], 0) for s, f in data if f.is_differentiable]
         return reads, bool(data)
+
+
+def _all_of(weights: Iterable[Weight]) -> tuple[nn.Parameter, ...]:
+    return tuple([parameter for _, parameters in weights for parameter in parameters])
 
 
 def _children_first(items: Sequence[Item]) -> list[Item]:
@@ -247,7 +299,7 @@ class Scopes:
 
     def may_join(self, vertex: int) -> bool:
         """Whether a vertex may be a join: none in torch's own leaf modules, nor in late calls."""
-        number = self._innermost(vertex)
+        number = self.innermost(vertex)
         return number < 0 or not (number in self._late or _is_leaf_of_torch(self.log.calls[number]))
 
     def owner(self, join: int, between: Iterable[int]) -> ModuleCall | None:
@@ -256,7 +308,7 @@ class Scopes:
         None where there is no such call, as for a sum of losses outside of the model, and where
         the join is inside of one of torch's own leaf modules (the cell of an LSTM).
         """
-        number = self._innermost(join)
+        number = self.innermost(join)
         if number < 0:
             return None
         if _is_leaf_of_torch(self.log.calls[number]):
@@ -319,7 +371,7 @@ class Scopes:
             if not isinstance(maker, Untracked)
         )
 
-    def _innermost(self, vertex: int) -> int:
+    def innermost(self, vertex: int) -> int:
         """Return the number of the innermost call that made a vertex, -1 where none did."""
         maker = self.flow.vertices[vertex]
         if isinstance(maker, Untracked):

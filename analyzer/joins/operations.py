@@ -1,6 +1,14 @@
 """What each operation is: one table for graphs, for traced functions, and for changed operands.
 
 Autograd shows an operation as a node, a trace as a function; `Operands` are what a function joins.
+Kinds:
+
+- ``add``: a sum of its operands, element by element
+- ``sum``: a sum over one axis; ``matmul``: a product that sums over one axis
+- ``cat``, ``stack``: operands side by side, along an axis of theirs or along a new one
+- ``product``: element by element; ``element``: another function of each element
+- ``view``: the same values elsewhere; ``expand``: repeated; ``select``: a part of them
+- ``other``: everything that is not in the table, linear maps and norms with parameters among it
 """
 
 from __future__ import annotations
@@ -9,7 +17,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["FUNCTION_KINDS", "NODE_KINDS", "OPERANDS", "Operands", "function_name"]
+__all__ = [
+    "FUNCTION_KINDS",
+    "FUSED",
+    "KEEPS_ORDER",
+    "NODE_KINDS",
+    "OPERANDS",
+    "Operands",
+    "function_name",
+    "kind_of_node",
+]
 
 
 @dataclass(frozen=True)
@@ -17,40 +34,78 @@ class _Operation:
     """One row.
 
     Args:
-        kind: ``add`` | ``cat`` | ``product`` (element by element) | ``select`` (of a part) |
-            ``view``; everything that is not in the table is ``other``.
+        kind: See above.
         nodes: Names of its autograd nodes.
         functions: Names of its functions; operators and in-place forms are functions too.
-        operands: Their parameters that are joined; empty where no join can be changed.
+        operands: Their parameters that are joined, each with its place among the arguments; empty
+            where no join can be changed.
+        fused: What all operands but the first one make, before it is added; "" for nothing.
     """
 
     kind: str
     nodes: str
     functions: str = ""
-    operands: tuple[str, ...] = ()
+    operands: str = ""
+    fused: str = ""
 
 
-_LIST = ("tensors",)
-_TWO = ("input", "other")
+_LIST = "tensors"
+_TWO = "input other"
 _TABLE = (
     _Operation("add", "AddBackward0", "add add_ __add__ __iadd__ __radd__", _TWO),
     _Operation("add", "SubBackward0", "sub sub_ subtract subtract_ __sub__ __isub__", _TWO),
-    # Of two tensors the first one's `__sub__` is called: this one has a number on the left.
-    _Operation("add", "", "__rsub__"),
-    _Operation("add", "AddcmulBackward0", "addcmul addcmul_", ("input", "tensor1", "tensor2")),
-    _Operation("add", "LerpBackward0 LerpBackward1", "lerp lerp_", ("input", "end", "weight")),
+    _Operation("add", "RsubBackward0 RsubBackward1", "rsub __rsub__", _TWO),
+    _Operation("add", "LerpBackward0 LerpBackward1", "lerp lerp_", "input end weight"),
+    _Operation(
+        "add", "AddcmulBackward0", "addcmul addcmul_", "input tensor1 tensor2", fused="product"
+    ),
+    _Operation(
+        "add", "AddcdivBackward0", "addcdiv addcdiv_", "input tensor1 tensor2", fused="product"
+    ),
+    _Operation("add", "AddmmBackward0", "addmm addmm_", "input mat1 mat2", fused="matmul"),
+    _Operation("add", "AddmvBackward0", "addmv addmv_", "input mat vec", fused="matmul"),
+    _Operation("add", "AddrBackward0", "addr addr_", "input vec1 vec2", fused="product"),
+    _Operation(
+        "add", "BaddbmmBackward0", "baddbmm baddbmm_", "input batch1 batch2", fused="matmul"
+    ),
+    _Operation("add", "AddbmmBackward0", "addbmm addbmm_", "input batch1 batch2", fused="matmul"),
+    _Operation("add", "IndexAddBackward0", "index_add index_add_", "input source@3"),
+    _Operation("add", "ScatterAddBackward0", "scatter_add scatter_add_", "input src@3"),
+    _Operation("add", "ScatterReduceBackward0", "scatter_reduce scatter_reduce_", "input src@3"),
+    _Operation("add", "IndexPutBackward0", "index_put index_put_", "input values@2"),
+    _Operation("add", "PutBackward0", "put put_", "input source@2"),
+    _Operation("sum", "SumBackward1 NansumBackward0 NansumBackward1", "sum nansum"),
+    _Operation("sum", "MeanBackward1 CumsumBackward0", "mean cumsum"),
+    _Operation("matmul", "MmBackward0 MvBackward0 BmmBackward0 DotBackward0", "matmul mm mv bmm"),
+    _Operation("matmul", "ScaledDotProductFlashAttentionForCpuBackward0"),
+    _Operation("matmul", "ScaledDotProductFlashAttentionBackward0"),
+    _Operation("matmul", "ScaledDotProductEfficientAttentionBackward0"),
+    _Operation("matmul", "ScaledDotProductCudnnAttentionBackward0"),
     _Operation("cat", "CatBackward0", "cat concat concatenate hstack vstack dstack", _LIST),
     _Operation("cat", "", "row_stack column_stack", _LIST),
-    # Only nodes: a trace calls these ``other``, so that a gate, or a shortcut of a concatenation
-    # through a view, is not found where autograd has no graph.
-    _Operation("product", "MulBackward0"),
+    _Operation("stack", "StackBackward0", "stack", _LIST),
+    _Operation("product", "MulBackward0 DivBackward0", "mul mul_ __mul__ __imul__ __rmul__"),
+    _Operation("product", "", "multiply div div_ true_divide divide __truediv__ __itruediv__"),
+    _Operation(
+        "element",
+        "AbsBackward0 ClampBackward0 ClampBackward1 ClampMinBackward0 CosBackward0 EluBackward0 "
+        "ErfBackward0 ExpBackward0 Expm1Backward0 GeluBackward0 HardswishBackward0 "
+        "HardsigmoidBackward0 HardtanhBackward0 HypotBackward0 LeakyReluBackward0 LogBackward0 "
+        "Log1PBackward0 LogSigmoidBackward0 MaximumBackward0 MinimumBackward0 MishBackward0 "
+        "PowBackward0 PowBackward1 PreluKernelBackward0 ReciprocalBackward0 ReluBackward0 "
+        "RsqrtBackward0 SigmoidBackward0 SignBackward0 SiluBackward0 SinBackward0 "
+        "SoftplusBackward0 SqrtBackward0 TanBackward0 TanhBackward0 WhereBackward0",
+    ),
+    _Operation("negative", "NegBackward0", "neg neg_ __neg__ negative"),
     _Operation(
         "view",
         "ViewBackward0 UnsafeViewBackward0 ReshapeAliasBackward0 AliasBackward0 "
         "AsStridedBackward0 CloneBackward0 ToCopyBackward0 TransposeBackward0 PermuteBackward0 "
-        "SqueezeBackward0 SqueezeBackward1 UnsqueezeBackward0 ExpandBackward0 "
+        "TBackward0 SqueezeBackward0 SqueezeBackward1 SqueezeBackward2 UnsqueezeBackward0 "
         "ConstantPadNdBackward0",
+        "view reshape permute transpose squeeze unsqueeze contiguous clone flatten",
     ),
+    _Operation("expand", "ExpandBackward0 RepeatBackward0", "expand expand_as repeat"),
     _Operation(
         "select",
         "SelectBackward0 SliceBackward0 SplitBackward0 SplitWithSizesBackward0 UnbindBackward0 "
@@ -60,7 +115,31 @@ _TABLE = (
 )
 NODE_KINDS = {name: row.kind for row in _TABLE for name in row.nodes.split()}
 FUNCTION_KINDS = {name: row.kind for row in _TABLE for name in row.functions.split()}
-OPERANDS = {name: row.operands for row in _TABLE if row.operands for name in row.functions.split()}
+OPERANDS = {
+    name: tuple(
+        (parameter, int(place or number))
+        for number, word in enumerate(row.operands.split())
+        for parameter, _, place in [word.partition("@")]
+    )
+    for row in _TABLE
+    if row.operands
+    for name in row.functions.split()
+}
+FUSED = {name: row.fused for row in _TABLE if row.fused for name in row.nodes.split()}
+"""Nodes that add to their first operand what they make of the others, with the kind of that."""
+KEEPS_ORDER = ("View", "UnsafeView", "ReshapeAlias", "Alias", "Clone", "ToCopy", "Squeeze", "Unsq")
+"""Nodes of views that only name the axes otherwise, by how their names begin: the elements keep
+their order."""
+
+
+def kind_of_node(name: str, node: Any) -> str:
+    """Return the kind of an autograd node; of those that may write or add, what it does."""
+    kind = NODE_KINDS.get(name, "other")
+    if name in ("IndexPutBackward0", "PutBackward0"):
+        return kind if node._saved_accumulate else "other"
+    if name == "ScatterReduceBackward0":
+        return kind if node._saved_reduce == "sum" else "other"
+    return kind
 
 
 def function_name(function: Callable[..., Any]) -> str:
@@ -80,10 +159,10 @@ class Operands:
         is_operator = name.endswith("__")
         self.is_in_place = name.startswith("__i") if is_operator else name.endswith("_")
         self._args, self._kwargs = list(args), dict(kwargs)
-        self._is_list = parameters == _LIST
+        self._is_list = parameters[0][0] == _LIST
         self._where: list[Any] = [
             place if place < len(args) else parameter
-            for place, parameter in enumerate(parameters)
+            for parameter, place in parameters
             if place < len(args) or parameter in kwargs
         ]
         given = [self._holder(where)[where] for where in self._where]

@@ -12,8 +12,10 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
 from analyzer.joins.calls import CallLog
-from analyzer.joins.graph import Dataflow, Walk
-from analyzer.joins.search import Edge, Join, JoinVertices, joins_of_model
+from analyzer.joins.graph import Dataflow, Part, Walk
+from analyzer.joins.search import Join, joins_of_model
+from analyzer.joins.sides import JoinVertices
+from analyzer.joins.sums import Edge
 
 __all__ = ["HIDDEN", "JoinPlan", "JoinSite", "hiding_reason", "joins_in_graph"]
 
@@ -31,10 +33,15 @@ class _Site(Generic[N]):
     Args:
         node: The node that adds or concatenates; None in a part without gradient.
         fork: The node that made the fork; None where autograd does not see it.
-        branch_slots: Inputs of `node` that come from the branch.
+        branch_entries: Edges by which the branch is added, (reader, its input slot): the reader is
+            `node`, an earlier sum of the same chain, or what stacks the operands. Those that
+            autograd does not see are left out.
+        shortcut_entries: Edges by which the shortcuts are added, likewise.
         shortcut_edges: Reads of the fork by the shortcut: (reader, its input slot, output number
             of the fork); None where autograd does not see one of them.
         branch_edges: Reads of the fork by the branch, likewise.
+        shared: Nodes that both sides pass before they come to the fork, each before what it reads.
+        shared_edges: Reads of those by one side: (reader, its input slot, 1 for the branch).
         gate_edges: Reads, by products on the shortcut, of what only scales it there: a gate, which
             belongs to the branch.
     """
@@ -42,10 +49,13 @@ class _Site(Generic[N]):
     join: Join
     node: N | None
     fork: N | None
-    branch_slots: tuple[int, ...]
+    branch_entries: tuple[tuple[N, int], ...]
+    shortcut_entries: tuple[tuple[N, int], ...]
     shortcut_edges: tuple[tuple[N, int, int], ...] | None
     branch_edges: tuple[tuple[N, int, int], ...] | None
     gate_edges: tuple[tuple[N, int, int], ...]
+    shared: tuple[N, ...] = ()
+    shared_edges: tuple[tuple[N, int, int], ...] = ()
 
 
 JoinSite = _Site[Node]
@@ -61,6 +71,7 @@ class JoinPlan:
         num_nodes: How many nodes the graph has.
         structure: What a graph must look like for the places to hold.
         unseen: Modules whose joins cannot be seen, with the reason.
+        passed_over: Modules with sums that look like joins and are none, with the reason.
         parameters: Those that the graph reads. The plan ends with the first of them: a later one
             may have its address.
         types: The types of the nodes, which are held for the same reason.
@@ -73,13 +84,14 @@ class JoinPlan:
         num_nodes: int,
         structure: bytes,
         unseen: list[tuple[str, str]],
+        passed_over: list[tuple[str, str]],
         parameters: Iterable[nn.Parameter],
         types: Iterable[type],
         weights: list[dict[int, int]],
     ) -> None:
         self.weights = weights
         self.joins = [place.join for place in places]
-        self.unseen = unseen
+        self.unseen, self.passed_over = unseen, passed_over
         self._places, self._num_nodes = places, num_nodes
         self._structure, self._types = structure, frozenset(types)
         self._parameters = [weakref.ref(parameter) for parameter in parameters]
@@ -100,10 +112,13 @@ class JoinPlan:
                 join=at.join,
                 node=None if at.node is None else walk.nodes[at.node],
                 fork=None if at.fork is None else walk.nodes[at.fork],
-                branch_slots=at.branch_slots,
+                branch_entries=_nodes(walk, at.branch_entries),
+                shortcut_entries=_nodes(walk, at.shortcut_entries),
                 shortcut_edges=_nodes(walk, at.shortcut_edges),
                 branch_edges=_nodes(walk, at.branch_edges),
                 gate_edges=_nodes(walk, at.gate_edges),
+                shared=tuple(walk.nodes[number] for number in at.shared),
+                shared_edges=_nodes(walk, at.shared_edges),
             )
             for at in self._places
         ]
@@ -118,10 +133,10 @@ def joins_in_graph(roots: Iterable[Node] | Walk, log: CallLog) -> JoinPlan:
     """
     walk = roots if isinstance(roots, Walk) else Walk(roots)
     flow = Dataflow(walk, log)
-    found, is_whole = joins_of_model(flow, log)
-    places = [_place(walk, flow, join, vertices) for join, vertices in found]
+    found = joins_of_model(flow, log)
+    places = [_place(walk, flow, join, vertices) for join, vertices in found.joins]
     unseen = _hidden_parts(walk, log)
-    if not is_whole:
+    if not found.is_whole:
         reason = (
             f"its graph of {len(walk.nodes):,} operations is too large to be searched to its end"
         )
@@ -130,35 +145,54 @@ def joins_in_graph(roots: Iterable[Node] | Walk, log: CallLog) -> JoinPlan:
     read = flow.parameters
     weights = [
         {id(p): p.numel() for vertex in vertices.branch_region for p in read[vertex]}
-        for _, vertices in found
+        for _, vertices in found.joins
     ]
-    structure, parameters = walk.structure(), walk.parameters()
-    return JoinPlan(places, len(walk.nodes), structure, unseen, parameters, types, weights)
-
-
-def _place(walk: Walk, flow: Dataflow, join: Join, vertices: JoinVertices) -> _Site[int]:
-    def edges(reads: tuple[Edge, ...]) -> tuple[Edge, ...] | None:
-        found = [(walk.place.get(flow.vertices[v]), slot, number) for v, slot, number in reads]
-        seen = tuple((at, slot, number) for at, slot, number in found if at is not None)
-        return seen if len(seen) == len(reads) and all(slot >= 0 for _, slot, _ in seen) else None
-
-    fork = walk.place.get(flow.vertices[vertices.fork])
-    shortcut = None if fork is None else edges(vertices.shortcut_edges)
-    branch = None if fork is None else edges(vertices.branch_edges)
-    gates = (edges((gate,)) or () for gate in vertices.gate_edges if shortcut and branch)
-    return _Site(
-        join=join,
-        node=walk.place.get(flow.vertices[vertices.join]),
-        fork=fork,
-        branch_slots=vertices.branch_slots,
-        shortcut_edges=shortcut,
-        branch_edges=branch,
-        gate_edges=tuple(edge for found in gates for edge in found),
+    return JoinPlan(
+        places,
+        len(walk.nodes),
+        walk.structure(),
+        unseen,
+        found.passed_over,
+        walk.parameters(),
+        types,
+        weights,
     )
 
 
-def _nodes(walk: Walk, edges: tuple[Edge, ...] | None) -> Any:
-    return edges and tuple((walk.nodes[at], slot, number) for at, slot, number in edges)
+def _place(walk: Walk, flow: Dataflow, join: Join, vertices: JoinVertices) -> _Site[int]:
+    def at(vertex: int) -> int | None:
+        maker = flow.vertices[vertex]
+        return walk.place.get(maker.node if isinstance(maker, Part) else maker)
+
+    def seen(edges: Iterable[tuple[int, ...]]) -> tuple[Any, ...]:
+        found = [(at(vertex), slot, *rest) for vertex, slot, *rest in edges if slot >= 0]
+        return tuple(edge for edge in found if edge[0] is not None)
+
+    def all_seen(edges: tuple[Edge, ...]) -> tuple[Edge, ...] | None:
+        found = seen(edges)
+        return found if len(found) == len(edges) else None
+
+    fork = at(vertices.fork)
+    shared = [at(vertex) for vertex in vertices.shared]
+    is_seen = fork is not None and vertices.is_apart and None not in shared
+    shortcut = all_seen(vertices.shortcut_edges) if is_seen else None
+    branch = all_seen(vertices.branch_edges) if is_seen else None
+    return _Site(
+        join=join,
+        node=at(vertices.join),
+        fork=fork,
+        branch_entries=seen(vertices.branch_entries),
+        shortcut_entries=seen(vertices.shortcut_entries),
+        shortcut_edges=shortcut,
+        branch_edges=branch,
+        gate_edges=seen(vertices.gate_edges) if is_seen else (),
+        shared=tuple(number for number in shared if number is not None),
+        shared_edges=seen((v, slot, side) for side, v, slot in vertices.shared_edges),
+    )
+
+
+def _nodes(walk: Walk, edges: tuple[tuple[int, ...], ...] | None) -> Any:
+    return edges and tuple((walk.nodes[at], *rest) for at, *rest in edges)
 
 
 def _hidden_parts(walk: Walk, log: CallLog) -> list[tuple[str, str]]:

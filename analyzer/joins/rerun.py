@@ -133,10 +133,11 @@ class MatchedBranches(Edit):
 
     def factor(self, which: JoinOperands, slot: int, operand: Tensor) -> float:
         """Return what a branch is multiplied by; 1 where no factor would do."""
-        if slot == which.shortcut or which.join.operation != "add":
+        wanted = self._wanted.get(which.join.index)
+        if slot not in which.branches or which.join.operation != "add" or wanted is None:
             return 1.0
         is_now = _deviation(operand)
-        ratio = self._wanted[which.join.index] / is_now if is_now else math.nan
+        ratio = wanted / is_now if is_now else math.nan
         self.factors[which.join.index] = ratio if math.isfinite(ratio) and ratio > 0 else math.nan
         return ratio if math.isfinite(ratio) else 1.0
 

@@ -1,27 +1,22 @@
-"""Residual joins among the data paths: where a shortcut and a branch that left one tensor meet.
-
-The fork of a join is the nearest tensor that every path of the shortcut passes and that the branch
-reads too: an immediate dominator of the shortcut's operand. The branch alone may read more than the
-fork (cross-attention, a recurrent input).
-"""
+"""Residual joins among the data paths: where a shortcut and a branch that left one tensor meet."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
-
-from torch.autograd.graph import Node
 
 from analyzer.joins.calls import CallLog
-from analyzer.joins.graph import Dataflow, Scopes
+from analyzer.joins.graph import MAJOR, Dataflow, Scopes
+from analyzer.joins.sides import NOWHERE, JoinVertices, Sides
+from analyzer.joins.sums import Sum, Term, is_data_product, merged, sum_at
 
-__all__ = ["Edge", "Join", "JoinVertices", "joins_of_model", "numbered"]
+__all__ = ["FoundJoins", "Join", "joins_of_model", "numbered"]
 
-NOWHERE = -1
 # Looks at vertices in one graph, about a second's worth.
 _MOST_LOOKS = 3_000_000
-Edge = tuple[int, int, int]
+_BROADCAST = "it adds what is repeated over its activations (as an embedding of time or class)"
+_SCORE = "it adds scores of attention"
+_STEP = "it adds in each step of a recurrence over time"
 
 
 @dataclass(frozen=True)
@@ -32,7 +27,11 @@ class Join:
         index: Number in forward order, from 0.
         name: Path of the innermost module whose call contains fork and join.
         operation: ``add`` | ``cat``.
-        shortcut: ``identity`` | ``projection`` | ``concat``.
+        num_operands: How many different tensors it adds or concatenates.
+        shortcut: ``identity`` (the fork's values, also padded, sliced or pooled) | ``scaled``
+            (times a constant or a parameter) | ``gated`` (times what was computed from data) |
+            ``projection`` (a linear map with parameters) | ``concat``. Of several shortcuts it is
+            that of the nearest fork.
         branch_layers: Names of the branch's layers, forward order; a gate's are among them.
         shortcut_layers: Names of the layers on the shortcut's lightest path, forward order.
         branch_parameters: Elements of all different parameters of the branch.
@@ -42,6 +41,7 @@ class Join:
     index: int
     name: str
     operation: str
+    num_operands: int
     shortcut: str
     branch_layers: list[str] = field(hash=False)
     shortcut_layers: list[str] = field(hash=False)
@@ -49,56 +49,39 @@ class Join:
     shortcut_parameters: int
 
 
-@dataclass(slots=True)
-class JoinVertices:
-    """A join as vertices of a `Dataflow`.
+@dataclass
+class FoundJoins:
+    """What a search gave.
 
     Args:
-        join: The vertex that adds or concatenates; its inputs by their slots.
-        fork: The vertex that both operands come from.
-        branch_slots: Inputs from the branch; one for an addition.
-        shortcut_elements: Elements of the parameters on the shortcut's lightest path.
-        shortcut_path: Vertices on such paths.
-        branch_region: All vertices of the branch after the fork, a gate's included.
-        shortcut_edges: Reads of the fork by the shortcut: (reader, its slot, output of the fork).
-        branch_edges: Reads of the fork by the branch.
-        gate_edges: Reads, by products on the shortcut, of what only scales it there.
-        between: The vertices of both that lie on a path to the fork.
+        joins: The joins inside of a model's calls, each with its vertices, forward order.
+        passed_over: Modules with sums that look like joins and are none, with the reason.
+        is_whole: Whether all of the graph was searched: one in which each step of a long recurrence
+            reads what came before takes a time that grows with its square.
     """
 
-    join: int
-    fork: int
-    shortcut_slot: int
-    branch_slots: tuple[int, ...]
-    shortcut_elements: int
-    shortcut_path: set[int]
-    branch_region: set[int]
-    shortcut_edges: tuple[Edge, ...]
-    branch_edges: tuple[Edge, ...]
-    gate_edges: tuple[Edge, ...]
-    between: set[int]
+    joins: list[tuple[Join, JoinVertices]]
+    passed_over: list[tuple[str, str]]
+    is_whole: bool
 
 
-def joins_of_model(flow: Dataflow, log: CallLog) -> tuple[list[tuple[Join, JoinVertices]], bool]:
-    """Return the joins inside of a model's calls, each with its vertices, forward order.
-
-    The second result is whether all of the graph was searched: one in which each step of a long
-    recurrence reads what came before takes a time that grows with its square.
-    """
+def joins_of_model(flow: Dataflow, log: CallLog) -> FoundJoins:
+    """Return the joins inside of a model's calls; sums of scalars (loss terms) are none."""
     scopes = Scopes(flow, log)
     search = _Search(flow, scopes)
     owned = []
     for vertices in search.run():
         owner = scopes.owner(vertices.join, vertices.between)
-        if owner is not None and not _is_scalar(flow, vertices.join):
+        if owner is not None and flow.shape(vertices.join):
             owned.append((vertices, owner))
     names = numbered([log.root_name(owner) for _, owner in owned])
     joins = [
         Join(
             index=index,
             name=name,
-            operation=flow.kinds[vertices.join],
-            shortcut=_shortcut_kind(flow, vertices),
+            operation="cat" if vertices.kind == "concat" else "add",
+            num_operands=vertices.num_operands,
+            shortcut=vertices.kind,
             branch_layers=scopes.layers(vertices.branch_region, owner, vertices.join),
             shortcut_layers=scopes.layers(vertices.shortcut_path, owner, vertices.join),
             branch_parameters=scopes.parameters(vertices.branch_region, owner),
@@ -106,20 +89,11 @@ def joins_of_model(flow: Dataflow, log: CallLog) -> tuple[list[tuple[Join, JoinV
         )
         for index, (name, (vertices, owner)) in enumerate(zip(names, owned, strict=True))
     ]
-    found = [(join, vertices) for join, (vertices, _) in zip(joins, owned, strict=True)]
-    return found, search.num_looks <= _MOST_LOOKS
-
-
-def _shortcut_kind(flow: Dataflow, vertices: JoinVertices) -> str:
-    if flow.kinds[vertices.join] == "cat":
-        return "concat"
-    return "projection" if vertices.shortcut_elements else "identity"
-
-
-def _is_scalar(flow: Dataflow, vertex: int) -> bool:
-    maker = flow.vertices[vertex]
-    shape = maker._input_metadata[0].shape if isinstance(maker, Node) else maker.shape
-    return len(shape) == 0
+    return FoundJoins(
+        [(join, vertices) for join, (vertices, _) in zip(joins, owned, strict=True)],
+        search.named(log),
+        search.num_looks <= _MOST_LOOKS,
+    )
 
 
 def numbered(names: list[str]) -> list[str]:
@@ -132,62 +106,167 @@ def numbered(names: list[str]) -> list[str]:
     return result
 
 
-class _Search:
+class _Search(Sides):
     def __init__(self, flow: Dataflow, scopes: Scopes) -> None:
-        self.flow = flow
-        self.scopes = scopes
-        self.num_looks = 0
-        self.reads = [tuple({read for _, read, _ in reads}) for reads in flow.reads]
-        # For each vertex the nearest one that all its paths to any source pass.
-        self.dominator: list[int] = []
-        for reads in self.reads:
-            nearest = reads[0] if reads else NOWHERE
-            for other in reads[1:]:
-                nearest = self._common(nearest, other)
-            self.dominator.append(nearest)
+        super().__init__(flow, scopes)
+        self.passed_over: dict[int, str] = {}
+        # By what is added of a branch the join that adds it.
+        self._branch_of: dict[int, int] = {}
+        self._last: dict[tuple[int, frozenset[int]], JoinVertices] = {}
 
     def run(self) -> list[JoinVertices]:
-        found: dict[int, JoinVertices] = {}
         for vertex, kind in enumerate(self.flow.kinds):
-            if kind in ("add", "cat") and len(self.reads[vertex]) > 1:
-                if self.num_looks > _MOST_LOOKS or not self.scopes.may_join(vertex):
+            if self.num_looks > _MOST_LOOKS:
+                break
+            if kind == "cat":
+                if len(self.reads[vertex]) > 1 and self.scopes.may_join(vertex):
+                    self._note(self._concatenation(vertex), vertex)
+            elif kind in ("add", "sum", "matmul", "select"):
+                self._look_at_sum(vertex)
+        for vertices in list(self.found.values()):
+            self._drop_parallel_sums(vertices)
+        self._drop_scores()
+        return list(self.found.values())
+
+    def named(self, log: CallLog) -> list[tuple[str, str]]:
+        """Return the modules with sums that were passed over, with the reason."""
+        found: dict[tuple[str, str], None] = {}
+        for vertex, reason in sorted(self.passed_over.items()):
+            number = self.scopes.innermost(vertex)
+            if number >= 0:
+                found[log.root_name(log.calls[number]), reason] = None
+        return list(found)
+
+    def _note(self, vertices: JoinVertices | None, vertex: int) -> None:
+        if vertices is None or self._is_step(vertices):
+            return
+        self.found[vertex] = vertices
+        for read in vertices.branch_reads:
+            while self.flow.kinds[read] in ("product", "negative") and len(self.reads[read]) == 1:
+                read = self.reads[read][0]
+            self._branch_of.setdefault(read, vertex)
+
+    def _look_at_sum(self, vertex: int) -> None:
+        made = sum_at(self.flow, vertex)
+        if made is None or not self.scopes.may_join(vertex):
+            return
+        if made.broadcast and self._is_embedding(made):
+            self.passed_over[vertex] = _BROADCAST
+        if len(made.terms) < 2:
+            return
+        made = self._with_partial_sums(vertex, made)
+        self.sums[vertex] = made
+        vertices = self._addition(vertex, made)
+        self._note(vertices, vertex)
+        if vertices is not None or made.is_shared:
+            for inner in made.inner:
+                absorbed = self.found.pop(inner, None)
+                for read in absorbed.branch_reads if absorbed else ():
+                    if self._branch_of.get(read) == inner:
+                        del self._branch_of[read]
+
+    def _is_embedding(self, made: Sum) -> bool:
+        """Whether what is added to several elements alike left the same tensor as the rest."""
+        return any(
+            self.fork(one, term.reads[0]) != NOWHERE or self.fork(term.reads[0], one) != NOWHERE
+            for one in made.broadcast
+            for term in made.terms
+        )
+
+    def _with_partial_sums(self, vertex: int, made: Sum) -> Sum:
+        """Return a sum with the operands of its partial sums, which nothing else reads.
+
+        Only where one operand alone is a branch: two branches that left one tensor are one join or
+        two, as the code adds them.
+        """
+        self._weigh(made, 0)
+        for term in made.terms:
+            (partial, *others) = term.reads
+            inner = self.sums.get(partial)
+            if inner is None or others or inner.is_shared or not self.is_partial(partial, vertex):
+                continue
+            rest = [other for other in made.terms if other is not term]
+            whole = Sum(
+                merged(inner.terms + rest),
+                inner.is_scaled or made.is_scaled,
+                inner.gates | made.gates,
+                (*made.inner, partial, *inner.inner),
+                forks=list(inner.forks),
+                costs=list(inner.costs),
+            )
+            is_longer = len(whole.terms) == len(inner.terms) + len(rest)
+            self._weigh(whole, len(inner.terms) if is_longer else 0)
+            if sum(self._is_branch(one, whole, partial) for one in whole.terms) <= 1:
+                made = whole
+        return made
+
+    def _is_branch(self, term: Term, made: Sum, partial: int) -> bool:
+        """Whether a term holds weights that are in no branch of a join that was found before."""
+        forks = [fork for fork in made.forks if fork != NOWHERE]
+        if not forks:
+            return True
+        oldest = min(forks)
+        cost = {oldest: 0}
+        for vertex in sorted(self.region(term.reads, oldest)):
+            below = [cost[read] for read in self.reads[vertex] if read in cost]
+            if self._branch_of.get(vertex, partial) != partial:
+                cost[vertex] = 0
+            elif below:
+                cost[vertex] = self.flow.elements[vertex] + min(below)
+        costs = [cost[read] for read in term.reads if read in cost]
+        return bool(costs) and min(costs) >= MAJOR
+
+    def _weigh(self, made: Sum, start: int) -> None:
+        """Fill in the nearest forks and the costs of the terms from `start` on."""
+        made.forks[start:], made.costs[start:] = [], []
+        for number in range(start, len(made.terms)):
+            own = made.terms[number].reads[0]
+            fork = NOWHERE
+            earlier = sorted(range(number), key=lambda at: -made.terms[at].reads[0])
+            for at in earlier:
+                other = made.terms[at].reads[0]
+                if made.costs[at] < MAJOR and fork != NOWHERE and other <= fork:
                     continue
-                vertices = self._addition(vertex) if kind == "add" else self._concatenation(vertex)
-                if vertices is not None:
-                    found[vertex] = vertices
-        for vertices in list(found.values()):
-            self._drop_parallel_sums(vertices, found)
-        return list(found.values())
+                both = max(self.fork(own, other), self.fork(other, own))
+                fork = max(fork, both)
+                if both > made.forks[at]:
+                    made.forks[at] = both
+                    made.costs[at] = self._cost(other, both)
+            made.forks.append(fork)
+            made.costs.append(self._cost(own, fork))
 
-    def _common(self, one: int, other: int) -> int:
-        """Return the nearest vertex that all paths of two vertices to any source pass."""
-        dominator = self.dominator
-        while one != other and one != NOWHERE and other != NOWHERE:
-            # Vertices are numbered forward, so the larger number is the one to lift.
-            if one > other:
-                one = dominator[one]
-            else:
-                other = dominator[other]
-        return one if one == other else NOWHERE
+    def _cost(self, start: int, fork: int) -> int:
+        """Return the elements between a vertex and its fork; those of a term without one are 0."""
+        if fork == NOWHERE or start <= fork:
+            return 0
+        return self.costs(self.region((start,), fork), fork).get(start, 0)
 
-    def _addition(self, join: int) -> JoinVertices | None:
-        operands = [(slot, read) for slot, read, _ in self.flow.reads[join]]
-        if len(operands) != 2:
-            return None
+    def _addition(self, join: int, made: Sum) -> JoinVertices | None:
+        if len(made.terms) > 2:
+            return self._addition_of_many(join, made)
         # The operand made first is the shortcut nearly always; if so the other order is not tried.
-        first, second = sorted(operands, key=lambda operand: operand[1])
+        first, second = sorted(made.terms, key=lambda term: term.reads[0])
         best: JoinVertices | None = None
         for shortcut, branch in ((first, second), (second, first)):
-            if best is not None and not best.shortcut_elements:
+            if best is not None and best.shortcut_elements < MAJOR:
                 break
-            fork = self._fork(shortcut[1], branch[1])
-            other = self._vertices(join, fork, shortcut, (branch,))
+            fork = self.fork(shortcut.reads[0], branch.reads[0])
+            other = self.vertices(join, fork, [shortcut], [branch], made)
             if best is None or (other and other.shortcut_elements < best.shortcut_elements):
                 best = other
-        if best is not None and best.shortcut_elements and self._reads_apart(best):
+        if best is not None and best.shortcut_elements and self.reads_apart(best):
             # Two projections of two slices, as in a recurrent cell, left different tensors.
             return None
         return best
+
+    def _addition_of_many(self, join: int, made: Sum) -> JoinVertices | None:
+        order = sorted(range(len(made.terms)), key=lambda at: (made.costs[at], at))
+        branch = made.terms[order[-1]]
+        if not made.costs[order[-1]]:
+            return None
+        shortcuts = [term for term in made.terms if term is not branch]
+        forks = [self.fork(term.reads[0], branch.reads[0]) for term in shortcuts]
+        return self.vertices(join, max(forks), shortcuts, [branch], made)
 
     def _concatenation(self, join: int) -> JoinVertices | None:
         """Join where one operand is the fork itself: the earliest that the others read.
@@ -196,172 +275,124 @@ class _Search:
         left an earlier tensor together with the fork: there, several branches meet.
         """
         operands = [(slot, read) for slot, read, _ in self.flow.reads[join]]
-        for shortcut in sorted(operands, key=lambda operand: self._unviewed(operand[1])):
-            fork = self._unviewed(shortcut[1])
+        for shortcut in sorted(operands, key=lambda operand: self.unviewed(operand[1])):
+            fork = self.unviewed(shortcut[1])
             others = [operand for operand in operands if operand is not shortcut]
-            branches = tuple(other for other in others if self._reaches(other[1], fork))
+            branches = [other for other in others if self.reaches(other[1], fork)]
             if not branches or any(
-                other not in branches and self._common(other[1], fork) != NOWHERE
-                for other in others
+                other not in branches and self.common(other[1], fork) != NOWHERE for other in others
             ):
                 continue
-            vertices = self._vertices(join, fork, shortcut, branches)
-            if vertices is not None and not self._reads_apart(vertices):
+            terms = [Term(read, (read,), ((join, slot),)) for slot, read in (shortcut, *branches)]
+            vertices = self.vertices(join, fork, terms[:1], terms[1:], None)
+            if vertices is not None and not self.reads_apart(vertices):
                 return vertices
         return None
 
-    def _unviewed(self, vertex: int) -> int:
-        """Return the tensor that a vertex is a mere view, copy, crop or padding of."""
-        kinds, reads = self.flow.kinds, self.flow.reads
-        while kinds[vertex] in ("view", "select") and len(reads[vertex]) == 1:
-            # Of several outputs of one node (split, unbind) each is another tensor.
-            outputs = getattr(self.flow.vertices[vertex], "_input_metadata", ())
-            if len(outputs) > 1 or self.flow.elements[vertex]:
-                break
-            vertex = reads[vertex][0][1]
-        return vertex
-
-    def _reaches(self, start: int, target: int) -> bool:
-        region = self._region((start,), target)
-        return start == target or any(target in self.reads[vertex] for vertex in region)
-
-    def _fork(self, shortcut: int, branch: int) -> int:
-        """Return the nearest dominator of the shortcut's operand that the branch reads."""
-        reads, dominator = self.reads, self.dominator
-        heap, seen, fork = [-branch], {branch}, shortcut
-        while heap and fork != NOWHERE:
-            while heap and -heap[0] > fork:
-                for read in reads[-heappop(heap)]:
-                    if read not in seen:
-                        seen.add(read)
-                        heappush(heap, -read)
-            if heap and -heap[0] == fork:
-                break
-            fork = dominator[fork]
-        self.num_looks += len(seen)
-        return fork if heap and -heap[0] == fork else NOWHERE
-
-    def _region(self, starts: tuple[int, ...], fork: int) -> set[int]:
-        """Return what can be read from some vertices without passing the fork."""
-        region = {start for start in starts if start > fork}
-        stack = list(region)
-        while stack:
-            for read in self.reads[stack.pop()]:
-                if read > fork and read not in region:
-                    region.add(read)
-                    stack.append(read)
-        self.num_looks += len(region)
-        return region
-
-    def _costs(self, region: set[int], fork: int) -> dict[int, int]:
-        """Return the fewest parameter elements on a path to the fork, where there is one."""
-        cost = {fork: 0}
-        elements = self.flow.elements
-        for vertex in sorted(region):
-            below = [cost[read] for read in self.reads[vertex] if read in cost]
-            if below:
-                cost[vertex] = elements[vertex] + min(below)
-        return cost
-
-    def _vertices(
-        self,
-        join: int,
-        fork: int,
-        shortcut: tuple[int, int],
-        branches: tuple[tuple[int, int], ...],
-    ) -> JoinVertices | None:
-        """Return the join of a shortcut and branches, None where no branch is the heavier one."""
-        if fork == NOWHERE:
-            return None
-        shortcut_region = self._region((shortcut[1],), fork)
-        branch_region = self._region(tuple(start for _, start in branches), fork)
-        cost = self._costs(shortcut_region | branch_region, fork)
-        heavier = [b for b in branches if b[1] in cost and cost[b[1]] > cost[shortcut[1]]]
-        if not heavier:
-            return None
-        path = self._lightest_path(shortcut[1], fork, cost)
-        gates = self._gates(path, fork)
-        gate_region = self._region(tuple(gates.values()), fork) - path if gates else set()
-        branch_region |= gate_region
-        own_region = shortcut_region - branch_region
-        slots = {slot for slot, _ in heavier}
-        direct = tuple(edge for edge in self._edges({join}, fork) if edge[1] == shortcut[0])
-        return JoinVertices(
-            join=join,
-            fork=fork,
-            shortcut_slot=shortcut[0],
-            branch_slots=tuple(sorted(slots)),
-            shortcut_elements=cost[shortcut[1]],
-            shortcut_path=path,
-            branch_region=branch_region,
-            shortcut_edges=self._edges(own_region, fork) + direct,
-            branch_edges=self._edges(branch_region, fork),
-            gate_edges=tuple(edge for edge, read in gates.items() if read in cost),
-            between=(shortcut_region | branch_region) & cost.keys(),
-        )
-
-    def _lightest_path(self, start: int, fork: int, cost: dict[int, int]) -> set[int]:
-        path: set[int] = set()
-        stack = [start] if start != fork else []
-        while stack:
-            vertex = stack.pop()
-            path.add(vertex)
-            rest = cost[vertex] - self.flow.elements[vertex]
-            for read in self.reads[vertex]:
-                if read != fork and read not in path and cost.get(read) == rest:
-                    stack.append(read)
-        return path
-
-    def _gates(self, path: set[int], fork: int) -> dict[Edge, int]:
-        """Return the edges from products on the shortcut to what only scales it, and that.
-
-        ``s = (1 − g(x)) · x``: by the contract g belongs to the branch.
-        """
-        return {
-            (vertex, slot, number): read
-            for vertex in path
-            if self.flow.kinds[vertex] == "product"
-            for slot, read, number in self.flow.reads[vertex]
-            if read != fork and read not in path
-        }
-
-    def _edges(self, region: set[int], fork: int) -> tuple[Edge, ...]:
-        return tuple(
-            (vertex, slot, number)
-            for vertex in sorted(region)
-            for slot, read, number in self.flow.reads[vertex]
-            if read == fork
-        )
-
-    def _reads_apart(self, vertices: JoinVertices) -> bool:
-        """Whether shortcut and branch read different parts of the fork (slices, chunks)."""
-        shortcut, branch = vertices.shortcut_edges, vertices.branch_edges
-        if {number for _, _, number in shortcut}.isdisjoint({number for _, _, number in branch}):
-            return True
-        kinds = self.flow.kinds
-        readers = {vertex for vertex, _, _ in shortcut}, {vertex for vertex, _, _ in branch}
-        return readers[0].isdisjoint(readers[1]) and all(
-            kinds[vertex] == "select" for vertex in readers[0] | readers[1]
-        )
-
-    def _drop_parallel_sums(self, outer: JoinVertices, found: dict[int, JoinVertices]) -> None:
+    def _drop_parallel_sums(self, outer: JoinVertices) -> None:
         """Remove sums of parallel branches, ``a(x) + m(x)``, that are then added to x itself."""
-        if outer.shortcut_elements or self.flow.kinds[outer.join] != "add":
+        if outer.shortcut_elements or outer.kind == "concat":
             return
-        starts = {slot: read for slot, read, _ in self.flow.reads[outer.join]}
-        stack = [starts[outer.branch_slots[0]]]
+        stack = list(outer.branch_reads)
         while stack:
             vertex = stack.pop()
-            while vertex not in found and len(self.reads[vertex]) == 1 and self._is_thin(vertex):
+            while (
+                vertex not in self.found and len(self.reads[vertex]) == 1 and self._is_thin(vertex)
+            ):
                 vertex = self.reads[vertex][0]
-            inner = found.get(vertex)
+            inner = self.found.get(vertex)
             if inner is None or not inner.shortcut_elements or inner.fork < outer.fork:
                 continue
-            between = self._region((inner.fork,), outer.fork)
+            between = self.region((inner.fork,), outer.fork)
             if all(self._is_thin(v) for v in between):
-                del found[vertex]
+                del self.found[vertex]
                 stack.extend(self.reads[vertex])
 
     def _is_thin(self, vertex: int) -> bool:
         """Whether a vertex at most scales, shifts or normalizes each feature."""
         return all(parameter.dim() <= 1 for parameter in self.flow.parameters[vertex])
+
+    def _drop_scores(self) -> None:
+        """Pass over sums of scores: products of data that are added on their way to a softmax."""
+        flow = self.flow
+        stack: list[int] = []
+        for vertex, maker in enumerate(flow.vertices):
+            if type(maker).__name__ in ("SoftmaxBackward0", "SafeSoftmaxBackward0"):
+                stack += self.reads[vertex]
+        seen = set(stack)
+        while stack:
+            vertex = stack.pop()
+            if flow.kinds[vertex] in ("product", "add", "negative", "view", "expand", "select") or (
+                type(flow.vertices[vertex]).__name__.startswith("MaskedFill")
+            ):
+                reads = [read for read in self.reads[vertex] if read not in seen]
+                seen.update(reads)
+                stack += reads
+        for vertex in [vertex for vertex in self.found if vertex in seen]:
+            terms = self.sums[vertex].terms if vertex in self.sums else []
+            reads = [read for term in terms for read in term.reads]
+            if any(self._is_score(read) for read in reads):
+                del self.found[vertex]
+                self.passed_over[vertex] = _SCORE
+
+    def _is_score(self, vertex: int) -> bool:
+        kinds = ("product", "negative", "view", "expand", "select", "add")
+        while not is_data_product(self.flow, vertex):
+            if self.flow.kinds[vertex] not in kinds or not self.reads[vertex]:
+                return False
+            vertex = max(self.reads[vertex])
+        return True
+
+    def _is_step(self, later: JoinVertices) -> bool:
+        """Whether a join is a step of a recurrence over time inside of one call; note it.
+
+        Such steps follow one another in a call, with the same parameters, and each one reads data
+        that the one before does not: its element of the sequence.
+        """
+        weights = frozenset(
+            id(parameter)
+            for vertex in later.branch_region
+            for parameter in self.flow.parameters[vertex]
+        )
+        key = self.scopes.innermost(later.join), weights
+        earlier, self._last[key] = self._last.get(key), later
+        if earlier is None or not self._follows(earlier, later):
+            return False
+        if not (self._reads_next_slice(earlier, later) or self._reads_more(earlier, later)):
+            return False
+        for vertices in (earlier, later):
+            self.found.pop(vertices.join, None)
+            self.passed_over[vertices.join] = _STEP
+        return True
+
+    def _follows(self, earlier: JoinVertices, later: JoinVertices) -> bool:
+        if later.fork < earlier.join:
+            return earlier.join in later.between
+        return self.reaches(later.fork, earlier.join)
+
+    def _reads_next_slice(self, earlier: JoinVertices, later: JoinVertices) -> bool:
+        own, others = self._slices(later), self._slices(earlier)
+        wholes = {whole for whole, _ in others}
+        return any(whole in wholes for whole, _ in own - others)
+
+    def _slices(self, vertices: JoinVertices) -> set[tuple[int, tuple[int, int]]]:
+        """Return the slices that the sides of a join read: (whole, the slice itself)."""
+        found = set()
+        for vertex in vertices.branch_region | vertices.between:
+            for _, read, number in self.flow.reads[vertex]:
+                if self.flow.kinds[read] == "select" and self.reads[read]:
+                    outputs = getattr(self.flow.vertices[read], "_input_metadata", ())
+                    whole = read if len(outputs) > 1 else self.reads[read][0]
+                    found.add((whole, (read, number)))
+        return found
+
+    def _reads_more(self, earlier: JoinVertices, later: JoinVertices) -> bool:
+        if later.fork < earlier.join:
+            return False
+        new = self._read_besides(later) - self._read_besides(earlier)
+        return any(not self.reaches(vertex, earlier.join) for vertex in new)
+
+    def _read_besides(self, vertices: JoinVertices) -> set[int]:
+        """Return the data that the branch of a join reads besides the fork."""
+        region = vertices.branch_region & vertices.between
+        return {r for v in region for r in self.reads[v]} - region - {vertices.fork}

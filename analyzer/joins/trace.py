@@ -31,7 +31,7 @@ class Untracked:
     """A tensor that autograd does not see, and how it was made.
 
     Args:
-        kind: ``add`` | ``cat`` | ``select`` | ``other`` | ``input``.
+        kind: A kind of `analyzer.joins.operations`, or ``input``.
         carries_data: Whether it was computed from the network's inputs.
         is_differentiable: Whether it is floating, so that a gradient could flow through it.
         reads: What it was made from, slot by slot for ``add`` and ``cat``.
@@ -132,9 +132,13 @@ class ForwardTrace(FunctionMode):
                 self._remember(tensor)
 
     def untracked(self, tensor: Tensor) -> Untracked | None:
-        """Return how a tensor without gradient was made; None where it is not followed."""
+        """Return how a tensor without gradient was made; None where it is not followed.
+
+        What a custom function returns was made without gradient, and has one afterwards.
+        """
         entry = self._untracked.get(id(tensor))
-        return entry[1] if entry is not None and entry[0]() is tensor else None
+        is_it = entry is not None and entry[0]() is tensor and not tensor.requires_grad
+        return entry[1] if entry is not None and is_it else None
 
     def _remember(
         self,

@@ -53,15 +53,14 @@ def crossings_of(sites: Sequence[JoinSite]) -> list[Crossing]:
     A concatenation crosses as an addition does: it is the sum of its operands, each padded with
     zeros. An edge belongs to one join: that whose node it leaves.
     """
-    taken = {(site.node, slot) for site in sites if site.node for slot in site.branch_slots}
+    taken = {edge for site in sites if site.node for edge in site.branch_entries}
     crossings: list[Crossing] = []
     for site in sites:
         if site.node is None:
             continue
         gates = [edge[:2] for edge in site.gate_edges if edge[:2] not in taken]
         taken.update(gates)
-        own = [(site.node, slot) for slot in site.branch_slots]
-        crossings.append(Crossing(site.node, (*own, *gates)))
+        crossings.append(Crossing(site.node, (*site.branch_entries, *gates)))
     return crossings
 
 

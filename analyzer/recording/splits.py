@@ -252,6 +252,8 @@ class Splits:
             self._plans = [(plan, numbers), *self._plans][:_MOST_PLANS]
         for module, reason in plan.unseen:
             self._on_problem(f"joins of {self._spelled(module)}: {reason}")
+        for module, reason in plan.passed_over:
+            self._on_problem(f"no join in {self._spelled(module)}: {reason}")
         found = list(zip(plan.sites(walk) or [], numbers, strict=True))
         # What autograd does not see is found by a trace alone.
         self._needs_trace |= any(site.node is None or site.fork is None for site, _ in found)

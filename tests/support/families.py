@@ -188,7 +188,8 @@ class Scaled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         _, xs, xb = fork(x)
-        return self.shortcut_scale * xs + self.scale * self.branch(xb)
+        shortcut = xs if self.shortcut_scale == 1 else self.shortcut_scale * xs
+        return shortcut + self.scale * self.branch(xb)
 
 
 class Highway(nn.Module):
@@ -314,6 +315,8 @@ class EncoderDecoder(nn.Module):
 
 
 class Recurrent(nn.Module):
+    """A recurrence over time, one step of which is no join: their number would be the length's."""
+
     def __init__(self) -> None:
         super().__init__()
         self.read, self.cell = nn.Linear(3, 6), nn.Linear(6, 6)
@@ -410,8 +413,8 @@ MLP = ("mlp.0", "mlp.1", "mlp.2")
 TWO_BLOCKS = tuple(Expected(str(i), branch_layers=(f"{i}.branch",)) for i in (1, 2))
 
 
-def scaled(path: str) -> Expected:
-    return Expected(path, branch_layers=under(path, "branch.0", "branch.1"))
+def scaled(path: str, shortcut: str = "scaled") -> Expected:
+    return Expected(path, "add", shortcut, under(path, "branch.0", "branch.1"))
 
 
 def unet(path: str, name: str) -> tuple[Expected, ...]:
@@ -475,16 +478,16 @@ FAMILIES: dict[str, Family] = {
         lambda: nn.Sequential(
             nn.Linear(6, 6),
             Scaled(torch.tensor(0.5)),
-            Scaled(torch.full((6,), 1e-5)),
+            Scaled(torch.full((6,), 1e-5), 1.1),
             Scaled(torch.tensor(0.3), 0.7),
         ),
         features(3, 6),
-        (scaled("1"), scaled("2"), scaled("3")),
+        (scaled("1", "identity"), scaled("2"), scaled("3")),
     ),
     "highway": Family(
         lambda: nn.Sequential(nn.Linear(6, 6), Highway(), Highway()),
         features(3, 6),
-        tuple(Expected(str(i), branch_layers=under(str(i), "gate", "transform")) for i in (1, 2)),
+        tuple(Expected(str(i), "add", "gated", under(str(i), "gate", "transform")) for i in (1, 2)),
     ),
     "dense concatenation": Family(
         lambda: stem(Dense(4), Dense(6)),
@@ -547,11 +550,8 @@ FAMILIES: dict[str, Family] = {
     "recurrent": Family(
         Recurrent,
         features(2, 4, 3),
-        (
-            Expected("Recurrent#0", branch_layers=("cell", "read#1")),
-            Expected("Recurrent#1", branch_layers=("cell#1", "read#2")),
-            Expected("Recurrent#2", branch_layers=("cell#2", "read#3")),
-        ),
+        (),
+        (),
     ),
     "res2net": Family(
         lambda: nn.Sequential(conv(3, 8), Res2Net()),

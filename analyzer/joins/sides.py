@@ -1,0 +1,335 @@
+"""The two sides of a join: what a shortcut and a branch pass between their fork and their sum.
+
+The fork of a join is the nearest tensor that every path of the shortcut passes and that the branch
+reads too: an immediate dominator of the shortcut's operand. The branch alone may read more than the
+fork (cross-attention, a recurrent input).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+
+from analyzer.joins.graph import MAJOR, Dataflow, Scopes
+from analyzer.joins.sums import Edge, Sum, Term, is_data_product
+
+__all__ = ["NOWHERE", "JoinVertices", "Sides"]
+
+NOWHERE = -1
+
+
+@dataclass(slots=True)
+class JoinVertices:
+    """A join as vertices of a `Dataflow`.
+
+    Args:
+        join: The vertex that adds or concatenates.
+        fork: The vertex that both operands come from.
+        kind: See `Join.shortcut`.
+        shortcut_entries: Edges by which the shortcuts are added: (reader, its slot).
+        branch_entries: Edges by which the branch is added.
+        branch_reads: The vertices that those read.
+        shortcut_elements: Elements of the parameters on the shortcut's lightest path, as in
+            `Dataflow.elements`.
+        shortcut_path: Vertices on such paths.
+        branch_region: All vertices of the branch after the fork, a gate's included.
+        shortcut_edges: Reads of the fork by the shortcut: (reader, its slot, output of the fork).
+        branch_edges: Reads of the fork by the branch.
+        gate_edges: Reads, by products on the shortcut, of what only scales it there.
+        between: The vertices of both that lie on a path to the fork.
+        shared: Vertices that both pass on their way to the fork, the last one first.
+        shared_edges: Reads of those by one side: (1 for the branch, reader, its slot).
+        is_apart: Whether the gradients of both sides arrive by edges of their own.
+    """
+
+    join: int
+    fork: int
+    kind: str
+    num_operands: int
+    shortcut_entries: tuple[tuple[int, int], ...]
+    branch_entries: tuple[tuple[int, int], ...]
+    branch_reads: tuple[int, ...]
+    shortcut_elements: int
+    shortcut_path: set[int]
+    branch_region: set[int]
+    shortcut_edges: tuple[Edge, ...]
+    branch_edges: tuple[Edge, ...]
+    gate_edges: tuple[Edge, ...]
+    between: set[int]
+    shared: tuple[int, ...]
+    shared_edges: tuple[Edge, ...]
+    is_apart: bool
+
+
+class Sides:
+    """What lies between the operands of a sum and the tensors that they left.
+
+    Attributes:
+        found: The joins that were found so far, by their vertex.
+        sums: The operands of each sum that was looked at, by its vertex.
+        num_looks: How many vertices were looked at, as a measure of time.
+    """
+
+    def __init__(self, flow: Dataflow, scopes: Scopes) -> None:
+        self.flow = flow
+        self.scopes = scopes
+        self.num_looks = 0
+        self.reads = [tuple({read for _, read, _ in reads}) for reads in flow.reads]
+        self.sums: dict[int, Sum] = {}
+        self.found: dict[int, JoinVertices] = {}
+        # For each vertex the nearest one that all its paths to any source pass.
+        self.dominator: list[int] = []
+        for reads in self.reads:
+            nearest = reads[0] if reads else NOWHERE
+            for other in reads[1:]:
+                nearest = self.common(nearest, other)
+            self.dominator.append(nearest)
+
+    def common(self, one: int, other: int) -> int:
+        """Return the nearest vertex that all paths of two vertices to any source pass."""
+        dominator = self.dominator
+        while one != other and one != NOWHERE and other != NOWHERE:
+            # Vertices are numbered forward, so the larger number is the one to lift.
+            if one > other:
+                one = dominator[one]
+            else:
+                other = dominator[other]
+        return one if one == other else NOWHERE
+
+    def reaches(self, start: int, target: int) -> bool:
+        """Whether a vertex was made from another one, or is that one."""
+        region = self.region((start,), target)
+        return start == target or any(target in self.reads[vertex] for vertex in region)
+
+    def unviewed(self, vertex: int) -> int:
+        """Return the tensor that a vertex is a mere view, copy, crop or padding of."""
+        kinds, reads = self.flow.kinds, self.flow.reads
+        while kinds[vertex] in ("view", "select") and len(reads[vertex]) == 1:
+            # Of several outputs of one node (split, unbind) each is another tensor.
+            outputs = getattr(self.flow.vertices[vertex], "_input_metadata", ())
+            if len(outputs) > 1 or self.flow.elements[vertex]:
+                break
+            vertex = reads[vertex][0][1]
+        return vertex
+
+    def fork(self, shortcut: int, branch: int) -> int:
+        """Return the nearest dominator of the shortcut's operand that the branch reads."""
+        reads, dominator = self.reads, self.dominator
+        heap, seen, fork = [-branch], {branch}, shortcut
+        while heap and fork != NOWHERE:
+            while heap and -heap[0] > fork:
+                for read in reads[-heappop(heap)]:
+                    if read not in seen:
+                        seen.add(read)
+                        heappush(heap, -read)
+            if heap and -heap[0] == fork:
+                break
+            fork = dominator[fork]
+        self.num_looks += len(seen)
+        return fork if heap and -heap[0] == fork else NOWHERE
+
+    def region(
+        self, starts: Iterable[int], fork: int, without: Iterable[tuple[int, int]] = ()
+    ) -> set[int]:
+        """Return what can be read from some vertices without passing the fork, or some reads."""
+        region = {start for start in starts if start > fork}
+        stack, without = list(region), set(without)
+        while stack:
+            vertex = stack.pop()
+            for read in self.reads[vertex]:
+                if read > fork and read not in region and (vertex, read) not in without:
+                    region.add(read)
+                    stack.append(read)
+        self.num_looks += len(region)
+        return region
+
+    def costs(self, region: set[int], fork: int, partial: Sequence[int] = ()) -> dict[int, int]:
+        """Return the fewest parameter elements on a path to the fork, where there is one.
+
+        A path through an earlier join takes its branch: around a stage of residual blocks the
+        shortcut is light, and the stage is not. One through a `partial` sum, ``x + a(x)`` of ``x +
+        a(x) + m(x)``, takes the shortcut.
+        """
+        cost = {fork: 0}
+        elements = self.flow.elements
+        for vertex in sorted(region):
+            reads = self.reads[vertex] if vertex in partial else self._passed(vertex)
+            below = [cost[read] for read in reads if read in cost]
+            if not below and reads is not self.reads[vertex]:
+                below = [cost[read] for read in self.reads[vertex] if read in cost]
+            if below:
+                cost[vertex] = elements[vertex] + min(below)
+        return cost
+
+    def _passed(self, vertex: int) -> Sequence[int]:
+        """Return what a path through a vertex reads next: of a join its branch."""
+        found = self.found.get(vertex)
+        return self.reads[vertex] if found is None else found.branch_reads
+
+    def vertices(
+        self, join: int, fork: int, shortcuts: list[Term], branches: list[Term], made: Sum | None
+    ) -> JoinVertices | None:
+        """Return the join of shortcuts and branches, None where no branch is the heavier one."""
+        if fork == NOWHERE:
+            return None
+        starts = [read for term in shortcuts for read in term.reads]
+        branch_region = self.region((r for term in branches for r in term.reads), fork)
+        added = [read for term in (*shortcuts, *branches) for read in term.reads]
+        partial = [read for read in added if self.is_partial(read, join)]
+        cost = self.costs(self.region(starts, fork) | branch_region, fork, partial)
+        lightest = min((read for read in starts if read in cost), key=cost.__getitem__, default=-1)
+        if lightest < 0:
+            return None
+
+        def is_heavier(term: Term) -> bool:
+            costs = [cost[read] for read in term.reads if read in cost]
+            return bool(costs) and min(costs) > cost[lightest]
+
+        heavier = [term for term in branches if is_heavier(term)]
+        path = self._lightest_path(lightest, fork, cost)
+        if not heavier or any(is_data_product(self.flow, vertex) for vertex in path):
+            return None
+        if self._is_formula(heavier, fork, cost):
+            return None
+        gates = self._gates(path, fork)
+        if made is not None:
+            gates |= made.gates
+        branch_region |= self.region(gates.values(), fork, ())
+        own_region = self.region(starts, fork, ((v, read) for (v, _, _), read in gates.items()))
+        shared = own_region & branch_region & cost.keys()
+        entries = [tuple(e for term in side for e in term.entries) for side in (shortcuts, heavier)]
+        sides = [self._edges_of(own_region - shared, entries[0], fork)]
+        sides.append(self._edges_of(branch_region - shared, entries[1], fork))
+        sides[1] += tuple(
+            (v, slot, n) for (v, slot, n), read in gates.items() if read == fork and v not in shared
+        )
+        return JoinVertices(
+            join=join,
+            fork=fork,
+            kind=self._kind(made, lightest, path, cost, gates),
+            num_operands=len(shortcuts) + len(branches),
+            shortcut_entries=entries[0],
+            branch_entries=entries[1],
+            branch_reads=tuple(read for term in heavier for read in term.reads),
+            shortcut_elements=cost[lightest],
+            shortcut_path=path,
+            branch_region=branch_region - path,
+            shortcut_edges=sides[0],
+            branch_edges=sides[1],
+            gate_edges=tuple(edge for edge, read in gates.items() if read in cost),
+            between=((own_region | branch_region) & cost.keys()) - {join},
+            shared=tuple(sorted(shared, reverse=True)),
+            shared_edges=self._reads_of(shared, own_region, 0, entries[0])
+            + self._reads_of(shared, branch_region, 1, entries[1]),
+            is_apart=made is None or not made.is_shared,
+        )
+
+    def _kind(
+        self,
+        made: Sum | None,
+        lightest: int,
+        path: set[int],
+        cost: dict[int, int],
+        gates: dict[Edge, int],
+    ) -> str:
+        if made is None:
+            return "concat"
+        if cost[lightest] >= MAJOR:
+            return "projection"
+        if gates:
+            return "gated"
+        is_scaled = made.is_scaled or cost[lightest] > 0
+        kinds = self.flow.kinds
+        is_scaled |= any(kinds[v] in ("product", "negative") for v in path)
+        return "scaled" if is_scaled else "identity"
+
+    def _edges_of(
+        self, region: set[int], entries: Iterable[tuple[int, int]], fork: int
+    ) -> tuple[Edge, ...]:
+        """Return the reads of the fork by a region and by the sum itself."""
+        found = [
+            (vertex, slot, number)
+            for vertex in sorted(region)
+            for slot, read, number in self.flow.reads[vertex]
+            if read == fork
+        ]
+        found += [
+            (vertex, slot, number)
+            for vertex, at in entries
+            for slot, read, number in self.flow.reads[vertex]
+            if slot == at and read == fork and vertex not in region
+        ]
+        return tuple(found)
+
+    def _reads_of(
+        self, shared: set[int], region: set[int], side: int, entries: Iterable[tuple[int, int]]
+    ) -> tuple[Edge, ...]:
+        """Return the edges by which one side reads what both pass: (side, reader, its slot)."""
+        readers = {(v, slot) for v in region - shared for slot, _, _ in self.flow.reads[v]}
+        readers.update(entries)
+        return tuple(
+            (side, vertex, slot)
+            for vertex, at in (sorted(readers) if shared else ())
+            for slot, read, _ in self.flow.reads[vertex]
+            if slot == at and read in shared
+        )
+
+    def _lightest_path(self, start: int, fork: int, cost: dict[int, int]) -> set[int]:
+        path: set[int] = set()
+        stack = [start] if start != fork else []
+        while stack:
+            vertex = stack.pop()
+            path.add(vertex)
+            rest = cost[vertex] - self.flow.elements[vertex]
+            for read in {*self.reads[vertex], *self._passed(vertex)}:
+                if read != fork and read not in path and cost.get(read) == rest:
+                    stack.append(read)
+        return path
+
+    def _gates(self, path: set[int], fork: int) -> dict[Edge, int]:
+        """Return the edges from products on the shortcut to what only scales it, and that.
+
+        ``s = (1 − g(x)) · x``: by the contract g belongs to the branch.
+        """
+        return {
+            (vertex, slot, number): read
+            for vertex in path
+            if self.flow.kinds[vertex] == "product"
+            for slot, read, number in self.flow.reads[vertex]
+            if read != fork and read not in path
+        }
+
+    def _is_formula(self, branches: list[Term], fork: int, cost: dict[int, int]) -> bool:
+        """Whether a branch is a function of each element: an activation that adds, by its formula.
+
+        A mere multiple of the fork is a branch.
+        """
+        if any(cost.get(read, 0) >= MAJOR for term in branches for read in term.reads):
+            return False
+        region = self.region((r for term in branches for r in term.reads), fork)
+        kinds = {self.flow.kinds[vertex] for vertex in region}
+        return "element" in kinds and kinds <= {
+            "element", "product", "add", "negative", "view", "expand", "input"
+        }  # fmt: skip
+
+    def is_partial(self, read: int, join: int) -> bool:
+        """Whether an operand is itself a sum of the same call, which nothing else reads."""
+        return (
+            read in self.sums
+            and self.flow.num_readers[read] == 1
+            and self.scopes.innermost(read) == self.scopes.innermost(join)
+        )
+
+    def reads_apart(self, vertices: JoinVertices) -> bool:
+        """Whether shortcut and branch read different parts of the fork (slices, chunks)."""
+        shortcut, branch = vertices.shortcut_edges, vertices.branch_edges
+        if vertices.shared:
+            return False
+        if {number for _, _, number in shortcut}.isdisjoint({number for _, _, number in branch}):
+            return True
+        kinds = self.flow.kinds
+        readers = {vertex for vertex, _, _ in shortcut}, {vertex for vertex, _, _ in branch}
+        return readers[0].isdisjoint(readers[1]) and all(
+            kinds[vertex] == "select" for vertex in readers[0] | readers[1]
+        )

@@ -1,0 +1,255 @@
+"""The operands of a sum, however it is written: by +, over a stacked axis, or as a product.
+
+``einsum``, ``tensordot`` and ``matmul`` over a stacked axis are products of matrices to autograd:
+which axis was stacked is followed through the views between.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from analyzer.joins.graph import Dataflow, Part
+from analyzer.joins.operations import KEEPS_ORDER
+from analyzer.joins.trace import Untracked
+
+__all__ = ["Edge", "Sum", "Term", "base_of", "is_data_product", "sum_at"]
+
+Edge = tuple[int, int, int]
+_WEIGHT_OF_LERP = 2
+
+
+@dataclass(slots=True)
+class Term:
+    """One operand of a sum.
+
+    Args:
+        base: The vertex that it is a multiple of.
+        reads: The vertices that are added; several where one operand is added in parts.
+        entries: Edges by which they are added: (reader, its slot).
+    """
+
+    base: int
+    reads: tuple[int, ...]
+    entries: tuple[tuple[int, int], ...]
+
+
+@dataclass(slots=True)
+class Sum:
+    """The operands of a sum, one `Term` for each different one.
+
+    Args:
+        is_scaled: Whether constants or parameters weight all of them.
+        gates: Edges by which data weights all of them, and what they read.
+        inner: Vertices between the sum and its operands: partial sums, a stack and views of it.
+        is_shared: Whether something else reads one of those.
+        broadcast: What is added to several elements alike: no operand.
+        forks: Per term the nearest vertex that it shares with another term, and `costs`: what lies
+            between; filled by the search.
+    """
+
+    terms: list[Term]
+    is_scaled: bool = False
+    gates: dict[Edge, int] = field(default_factory=dict)
+    inner: tuple[int, ...] = ()
+    is_shared: bool = False
+    broadcast: tuple[int, ...] = ()
+    forks: list[int] = field(default_factory=list)
+    costs: list[int] = field(default_factory=list)
+
+
+def sum_at(flow: Dataflow, vertex: int) -> Sum | None:
+    """Return the operands that a vertex adds, None where it does not add two."""
+    kind = flow.kinds[vertex]
+    if kind == "add":
+        found = _added(flow, vertex) if len(flow.reads[vertex]) > 1 else None
+    else:
+        found = _stacked(flow, vertex) if kind in ("sum", "matmul", "select") else None
+    if found is None:
+        return None
+    found.terms = merged(found.terms)
+    return found if len(found.terms) + len(found.broadcast) > 1 else None
+
+
+def merged(terms: list[Term]) -> list[Term]:
+    """Return terms with those that are multiples of one vertex as one."""
+    by_base: dict[int, Term] = {}
+    for term in terms:
+        known = by_base.get(term.base)
+        if known is not None:
+            term = Term(term.base, known.reads + term.reads, known.entries + term.entries)
+        by_base[term.base] = term
+    return list(by_base.values())
+
+
+def base_of(flow: Dataflow, vertex: int) -> int:
+    """Return the vertex that another one is a constant multiple of, element by element."""
+    while flow.kinds[vertex] in ("product", "negative", "add") and len(flow.reads[vertex]) == 1:
+        (_, read, number) = flow.reads[vertex][0]
+        if flow.elements[vertex] or flow.shape(read, number) != flow.shape(vertex):
+            break
+        vertex = read
+    return vertex
+
+
+def is_data_product(flow: Dataflow, vertex: int) -> bool:
+    """Whether a vertex multiplies two tensors of data and sums over an axis of theirs."""
+    if flow.kinds[vertex] == "matmul":
+        return len({read for _, read, _ in flow.reads[vertex]}) > 1
+    if flow.kinds[vertex] != "sum":
+        return False
+    read = flow.reads[vertex][0][1]
+    while flow.kinds[read] == "view" and len(flow.reads[read]) == 1:
+        read = flow.reads[read][0][1]
+    return flow.kinds[read] == "product" and len({r for _, r, _ in flow.reads[read]}) > 1
+
+
+def _added(flow: Dataflow, vertex: int) -> Sum:
+    is_lerp = type(flow.vertices[vertex]).__name__.startswith("LerpBackward")
+    size = prod(flow.shape(vertex))
+    found = Sum([], is_scaled=is_lerp)
+    for slot, read, number in flow.reads[vertex]:
+        maker = flow.vertices[read]
+        if is_lerp and slot == _WEIGHT_OF_LERP:
+            found.gates[vertex, slot, number] = read
+        elif _own_size(flow, read, number) < size:
+            found.broadcast += (read,)
+        else:
+            is_part = isinstance(maker, Part) and maker.node is flow.vertices[vertex]
+            slots = [(read, at) for at, _, _ in flow.reads[read]] if is_part else [(vertex, slot)]
+            found.terms.append(Term(base_of(flow, read), (read,), tuple(slots)))
+    return found
+
+
+def _own_size(flow: Dataflow, vertex: int, number: int) -> int:
+    """Return how many elements a vertex has, before it is repeated."""
+    size = prod(flow.shape(vertex, number))
+    while len(flow.reads[vertex]) == 1:
+        kind, (_, read, other) = flow.kinds[vertex], flow.reads[vertex][0]
+        if kind == "expand":
+            size = min(size, prod(flow.shape(read, other)))
+        elif kind not in ("view", "product", "negative"):
+            break
+        vertex = read
+    return size
+
+
+def _stacked(flow: Dataflow, vertex: int) -> Sum | None:
+    """Return the operands of a sum over an axis that was stacked."""
+    node: Any = flow.vertices[vertex]
+    if isinstance(node, Untracked):
+        return None
+    name = type(node).__name__
+    for slot, read, number in flow.reads[vertex]:
+        axis = _axis_summed(flow, vertex, name, slot)
+        if axis is None:
+            continue
+        found = Sum([], is_scaled=name in ("MeanBackward1", *_AXES))
+        if name == "SelectBackward0":  # of a cumulative sum
+            found.inner, (_, read, number) = (read,), flow.reads[read][0]
+        stack = _stack_under(flow, read, number, axis, found)
+        if stack is None:
+            continue
+        if name in _AXES:
+            others = [other for other in flow.reads[vertex] if other[0] != slot]
+            found.gates |= {(vertex, at, number): other for at, other, number in others}
+        found.is_shared = any(flow.num_readers[inner] > 1 for inner in found.inner)
+        for at, operand, _ in flow.reads[stack]:
+            found.terms.append(Term(base_of(flow, operand), (operand,), ((stack, at),)))
+        return found
+    return None
+
+
+# By the node of a product the axes of its two operands that it sums over.
+_AXES = {
+    "MmBackward0": (1, 0),
+    "MvBackward0": (1, 0),
+    "BmmBackward0": (2, 1),
+    "DotBackward0": (0, 0),
+}
+
+
+def _axis_summed(flow: Dataflow, vertex: int, name: str, slot: int) -> int | None:
+    """Return the one axis of an operand over which a vertex sums; None where there is none."""
+    node: Any = flow.vertices[vertex]
+    if name in ("SumBackward1", "MeanBackward1", "NansumBackward1"):
+        axes: tuple[int, ...] = node._saved_dim or ()
+        size = len(node._saved_self_sym_sizes)
+        return _signed(axes[0]) % size if len(axes) == 1 and size else None
+    if name == "SelectBackward0":
+        read = flow.reads[vertex][0][1]
+        below: Any = flow.vertices[read]
+        if type(below).__name__ != "CumsumBackward0":
+            return None
+        size = len(node._saved_self_sym_sizes)
+        axis, last = _signed(node._saved_dim) % size, _signed(node._saved_index)
+        is_last = last in (-1, node._saved_self_sym_sizes[axis] - 1)
+        return axis if is_last and _signed(below._saved_dim) % size == axis else None
+    if name not in _AXES or slot not in (0, 1):
+        return None
+    shape: tuple[int, ...] = flow.shape(vertex)
+    if name in ("MmBackward0", "BmmBackward0") and shape[-2 if slot else -1] != 1:
+        return None  # several sums, as of a linear map
+    return _AXES[name][slot]
+
+
+def _stack_under(flow: Dataflow, vertex: int, number: int, axis: int, into: Sum) -> int | None:
+    """Return the vertex that stacked the operands along an axis; note what lies before it."""
+    into.inner += (vertex,)
+    node: Any = flow.vertices[vertex]
+    shape = flow.shape(vertex, number)
+    reads = flow.reads[vertex]
+    name = type(node).__name__
+    if isinstance(node, Untracked) or not reads or axis >= len(shape):
+        return None
+    if name in ("StackBackward0", "CatBackward0"):
+        is_along = _signed(node._saved_dim) % len(shape) == axis
+        return vertex if is_along and len(node.next_functions) == shape[axis] else None
+    if flow.kinds[vertex] == "product":
+        return _stack_in_product(flow, vertex, axis, into)
+    _, read, other = reads[0]
+    given = flow.shape(read, other)
+    if name.startswith(KEEPS_ORDER):
+        place = _same_axis(shape, given, axis)
+    elif name == "PermuteBackward0":
+        place = _signed(node._saved_dims[axis]) % len(shape)
+    elif name in ("TransposeBackward0", "TBackward0"):
+        dims = (0, 1) if name == "TBackward0" else (node._saved_dim0, node._saved_dim1)
+        one, two = (_signed(dim) % len(shape) for dim in dims)
+        place = {one: two, two: one}.get(axis, axis)
+    else:
+        return None
+    return None if place is None else _stack_under(flow, read, other, place, into)
+
+
+def _stack_in_product(flow: Dataflow, vertex: int, axis: int, into: Sum) -> int | None:
+    shape = flow.shape(vertex)
+    before = into.inner
+    for slot, read, number in flow.reads[vertex]:
+        given = flow.shape(read, number)
+        place = axis - len(shape) + len(given)
+        if place < 0 or given[place] != shape[axis]:
+            continue
+        stack = _stack_under(flow, read, number, place, into)
+        if stack is not None:
+            into.is_scaled = True
+            others = [other for other in flow.reads[vertex] if other[0] != slot]
+            into.gates |= {(vertex, at, number): other for at, other, number in others}
+            return stack
+        into.inner = before
+    return None
+
+
+def _same_axis(shape: tuple[int, ...], given: tuple[int, ...], axis: int) -> int | None:
+    """Return the axis of a view's source that is one of its own axes."""
+    ahead, size = prod(shape[:axis]), shape[axis]
+    for place, length in enumerate(given):
+        if length == size and prod(given[:place]) == ahead:
+            return place
+    return None
+
+
+def _signed(number: int) -> int:
+    """Return a number that torch keeps as unsigned."""
+    return number - (1 << 64) if number >= 1 << 63 else number

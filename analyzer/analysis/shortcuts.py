@@ -41,7 +41,7 @@ class JoinArcs:
 
     Args:
         joins: Row of the table of joins, ``[arcs]``.
-        shortcuts: ``identity``, ``projection`` or ``concat``.
+        shortcuts: ``identity``, ``scaled``, ``gated``, ``projection`` or ``concat``.
         starts: Depth of the layer before the branch: the fork, ``[arcs]``.
         ends: Depth of the last layer of branch and shortcut: the join, ``[arcs]``.
         levels: 1 for an arc that holds no other, else one more than the highest inside.

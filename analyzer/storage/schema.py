@@ -83,7 +83,7 @@ _JOINS = (
     ("join", "int32", "", "Number of the join, in forward order."),
     ("name", "string", "", "Innermost module that holds fork and join."),
     ("operation", "string", "", "add or cat."),
-    ("shortcut", "string", "", "identity, projection or concat."),
+    ("shortcut", "string", "", "identity, scaled, gated, projection or concat."),
     ("branch_layers", "list<string>", "", "Layers of the branch, in forward order."),
     ("shortcut_layers", "list<string>", "", "Layers of the shortcut, in forward order."),
     ("branch_parameters", "int64?", "elements", "Parameters of the branch."),

@@ -196,7 +196,7 @@ def test_a_fork_that_the_branch_repeats_gets_the_sum_over_its_shape() -> None:
 
     net, x = Net().double(), torch.randn(3, 1).double()
     (gradients,) = gradients_of(net, (x,))
-    slope = torch.arange(3).view(3, 1).double().cos()
+    slope = torch.arange(3).view(3, 1).cos().double()
     assert difference(gradients.shortcut, slope) <= 1e-12
     assert difference(gradients.branch, slope * (net.mix.weight @ net.weight.T)) <= 1e-12
 

@@ -230,7 +230,7 @@ class Session:
         sentences = [] if recorder.training.failure is None else [recorder.training.failure]
         if not self.rank.leads():  # that one says it
             return sentences
-        from analyzer.storage.incomplete import losses
+        from analyzer.storage.catalog import losses
 
         counts, (found, manifest) = recorder.counts, self._on_disk()
         lost = counts["steps"] - found

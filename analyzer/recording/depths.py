@@ -9,6 +9,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakIdKeyDictionary
 
+from analyzer.recording.ranks import find_parts, is_distributed, num_parts
+
 __all__ = ["ForwardDepth", "PassDepths", "find_depths"]
 
 
@@ -82,9 +84,16 @@ def find_depths(
 
 
 class PassDepths:
-    """What a backward pass shows of the depth of layers, until all of the network was seen."""
+    """What a backward pass shows of the depth of layers, until all of the network was seen.
+
+    Attributes:
+        is_split: Whether ranks hold parts of weights.
+        parts: In how many parts they hold the outputs of layers, by the number of their site.
+    """
 
     def __init__(self) -> None:
+        self.is_split = False
+        self.parts: dict[int, int] = {}
         self._roots: Sequence[Any] = ()
         self._inner: Inner = {}
         self._mode: ForwardDepth | None = None
@@ -104,6 +113,11 @@ class PassDepths:
         """Return the depth of a layer that returned this tensor; 0 where it is not followed."""
         return self._mode.pass_layer(output) if self._mode else 0
 
+    def note_parts(self, site: Any, output: Tensor) -> None:
+        """Note in how many parts the ranks hold the output of a layer, where it says so itself."""
+        if is_distributed(output) and site.number >= 0:
+            self.parts[site.number] = num_parts(output)
+
     def begin(self, roots: Sequence[Any]) -> None:
         """A pass over graphs that are looked at begins."""
         self._roots = list(roots)
@@ -115,6 +129,8 @@ class PassDepths:
 
     def end(self, calls: Sequence[_Call]) -> None:
         """Set the depth of these calls, and of those that were computed again; forget them."""
+        if self.is_split:
+            find_parts(calls, self.parts)
         find_depths(self._roots, calls, self._inner)
         self._roots, self._inner = (), {}
 

@@ -266,7 +266,7 @@ class ForwardCalls:
         part.fold(invocation, None)
         self._step.parts.append(part)
         seconds = time.perf_counter() - self._step.started
-        self.steps.append(self._step.seal(self._options.columns, None, seconds))
+        self.steps.append(self._step.seal(self._options.columns, None, seconds, {}))
         if len(self.steps) == _MOST_CALLS or self._num_rows >= _MOST_ROWS:
             self._stop()
             self._problems.append(f"calls of models after the first {len(self.steps)}")

@@ -36,6 +36,7 @@ from analyzer.recording.invocation import (
 )
 from analyzer.recording.layers import Site
 from analyzer.recording.plain import UnreadableError, plain
+from analyzer.recording.ranks import LateOutputs, is_distributed
 from analyzer.recording.statistics import activation_row, gradient_row
 from analyzer.recording.threads import TrainingThread
 from analyzer.recording.units import look_at
@@ -79,14 +80,15 @@ class Capture(Gate):
         self._loose: Invocation | None = None
         self.alive: weakref.WeakSet[Invocation] = weakref.WeakSet()
         self._on_forward = on_forward
-        self._on_problem = on_problem
-        self._on_error = on_error
+        self._on_problem, self._on_error = on_problem, on_error
         self.trainer = trainer(self)
         self._is_selected = is_selected
         self._watchers = watchers
         self._seen = SeenModules(on_new_module)
         self._further = FurtherLayers()
+        self._late = LateOutputs(self._take_slowly)
         self._depths = PassDepths()
+        self.parts = self._depths.parts
         self._handles: list[Any] = []
         self._axes: dict[torch.Size, int | None] = {}
 
@@ -96,14 +98,17 @@ class Capture(Gate):
         self.roots[id(root)] = weakref.ref(root)
         self._seen.add(root)
         self._has_frozen_parts |= not all(p.requires_grad for p in root.parameters())
+        self._depths.is_split |= any(map(is_distributed, root.parameters()))
         for layer in self.layers.values():  # names may have got a prefix
             layer.is_ready = False
         numbers = {site.number for site, _ in sites}
         for key in [key for key, layer in self.layers.items() if layer.site.number in numbers]:
             del self.layers[key]  # that of a module whose place another one took
         for site, module in sites:
-            layer = self.layers[id(module)] = Layer()
+            layer = Layer()
             layer.site, layer.module = site, weakref.ref(module)
+            if not self._late.waits_for(layer, module):
+                self.layers[id(module)] = layer
         self.note_watchers()
 
     def forget(self) -> None:
@@ -111,18 +116,17 @@ class Capture(Gate):
         self.layers.clear()
         self.roots.clear()
         self._seen.clear()
+        self._late.stop()
         self._further.clear()
         self._has_frozen_parts = False
 
     def find_sites_again(self) -> None:
         """Let the calls that were seen so far be those of the layers as they are now."""
-        for invocation in self.alive:
-            for call in invocation.calls:
-                layer = self.layers.get(id(call.site.module()))
-                if layer is not None and call.site.number < 0:
-                    call.site = replace(layer.site, number=~layer.site.number)
-                elif layer is not None:
-                    call.site = layer.site
+        for call in (call for invocation in self.alive for call in invocation.calls):
+            layer = self.layers.get(id(call.site.module()))
+            if layer is not None:
+                is_further, site = call.site.number < 0, layer.site
+                call.site = replace(site, number=~site.number) if is_further else site
 
     def add_watcher(self, watcher: CallWatcher) -> None:
         """Tell one more of calls from now on, those before the first root included."""
@@ -142,8 +146,7 @@ class Capture(Gate):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self.layers.clear()
-        self.roots.clear()
+        self.forget()
         for invocation in list(self.alive):
             invocation.unhook()
         self.alive.clear()
@@ -209,11 +212,10 @@ class Capture(Gate):
             self._leave()
 
     def _is_in_other_thread(self, is_root: bool) -> bool:
-        if not self.trainer.is_other():
-            return False
-        if is_root:
+        is_other = self.trainer.is_other()
+        if is_other and is_root:
             self.trainer.miss()
-        return True
+        return is_other
 
     def _tell(self, is_root: bool, call: Callable[[CallWatcher], None]) -> None:
         """Tell the watchers who want to know of a call; an error of theirs is none of the call."""
@@ -337,6 +339,7 @@ class Capture(Gate):
         call = Call(self, invocation, layer.site, activation, tensor.shape)
         invocation.calls.append(call)
         if self.discovering:
+            self._depths.note_parts(layer.site, tensor)
             call.node = tensor.grad_fn
             call.forward_depth = self._depths.pass_layer(tensor)
         if tensor.requires_grad:

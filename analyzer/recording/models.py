@@ -15,6 +15,7 @@ from analyzer.recording.invocation import Invocation
 from analyzer.recording.layers import CallNumbers, Layers, Site
 from analyzer.recording.names import clean_path, in_words, unwrapped
 from analyzer.recording.parameters import ParameterRow, Parameters
+from analyzer.recording.ranks import data_parallel_ranks
 from analyzer.recording.splits import Splits
 
 __all__ = ["Models"]
@@ -213,6 +214,25 @@ class Models:
             "parameters": self.parameters.rows(self.layers),
             "joins": self._splits.table.rows(name_of),
         }
+
+    def of_ranks(self) -> dict[str, Any]:
+        """Return what a reader needs to pool the rows of several ranks, as fields of run.json."""
+        prefixes, parts = self.layers.prefixes(), self._capture.parts
+        layers = {
+            self.layers.path(self.layers.sites[number], prefixes): count
+            for number, count in parts.items()
+            if count > 1
+        }
+        split = self.parameters.split(self.layers)
+        fields = {
+            "data_parallel_ranks": data_parallel_ranks(self.layers.roots),
+            "parts": {
+                "layers": layers,
+                "parameters": {name: count for name, (count, _) in split.items()},
+            },
+            "elements": {name: here for name, (_, here) in split.items()},
+        }
+        return {name: value for name, value in fields.items() if value is not None}
 
     def device(self) -> torch.device | None:
         """Return the device of the first parameter, where there is one."""

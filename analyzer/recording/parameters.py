@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from analyzer.recording.hook_classes import parameters
 from analyzer.recording.layers import Layers
 from analyzer.recording.moments import device_norms
 from analyzer.recording.names import clean_path, models_that_hold, unwrapped
-from analyzer.recording.plain import UnreadableError, is_sharded, plain, said
+from analyzer.recording.plain import UnreadableError, plain, said
+from analyzer.recording.ranks import num_parts
 from analyzer.recording.statistics import (
     GradientRow,
     gradient_row,
@@ -48,7 +49,8 @@ class _Entry:
     owners: list[int] = field(default_factory=list)
     shape: list[int] = field(default_factory=list)
     num_elements: int = 0
-    placement: str = "replicated"
+    num_parts: int = 1
+    num_here: int = 0
     tensor: weakref.ref[Tensor] | None = None
     model: weakref.ref[nn.Module] | None = None
 
@@ -86,11 +88,14 @@ class Parameters:
     Attributes:
         optimized: Those that an optimizer holds that has made an update.
         untrained: Those that stand in the table as not trained.
+        weights: Of those that the ranks hold in parts, how much the square of a norm here adds to
+            that of the whole.
     """
 
     def __init__(self, on_problem: Callable[[str], None]) -> None:
         self.optimized: set[int] = set()
         self.untrained: set[int] = set()
+        self.weights: dict[int, float] = {}
         self._numbers: dict[int, int] = {}
         self._entries: list[_Entry] = []
         self._others: dict[int, weakref.ref[Tensor]] = {}
@@ -152,8 +157,12 @@ class Parameters:
         entry.tensor = weakref.ref(parameter, lambda _: numbers.pop(key, None))
         numbers[key] = place
         self._others.pop(key, None)
-        if is_sharded(parameter):
-            entry.placement = "sharded"
+        entry.num_parts = num_parts(parameter)
+        if entry.num_parts > 1:
+            with suppress(UnreadableError):
+                entry.num_here = plain(parameter).numel()
+            # Each rank adds the square of what it has; what several of them have counts once.
+            self.weights[place] = entry.num_parts / distributed.get_world_size()
 
     def number(self, parameter: Tensor) -> int | None:
         """Return the id of a known parameter, else None."""
@@ -257,7 +266,7 @@ class Parameters:
 
     def rows(self, layers: Layers) -> list[dict[str, Any]]:
         """Return the rows of ``parameters.parquet``."""
-        prefixes, first_layers, rows = layers.prefixes(), layers.first_layers(), []
+        names, first_layers, rows = self._names(layers), layers.first_layers(), []
         for number, entry in enumerate(self._entries):
             tensor = entry.tensor() if entry.tensor else None
             if tensor is not None and not nn.parameter.is_lazy(tensor):
@@ -269,15 +278,28 @@ class Parameters:
             rows.append(
                 {
                     "parameter": number,
-                    "name": ("" if entry.root is None else prefixes[entry.root]) + entry.path,
+                    "name": names[number],
                     "layer": min(used_by, default=None),
                     "shape": entry.shape,
                     "num_elements": entry.num_elements,
                     "trained": is_trained,
-                    "placement": entry.placement,
+                    "placement": "replicated" if entry.num_parts == 1 else "sharded",
                 }
             )
         return rows
+
+    def split(self, layers: Layers) -> dict[str, tuple[int, int]]:
+        """Return in how many parts the ranks hold parameters, and the elements here, by name."""
+        names = self._names(layers)
+        return {
+            name: (entry.num_parts, entry.num_here)
+            for name, entry in zip(names, self._entries, strict=True)
+            if entry.num_parts > 1
+        }
+
+    def _names(self, layers: Layers) -> list[str]:
+        prefixes = layers.prefixes()
+        return [("" if e.root is None else prefixes[e.root]) + e.path for e in self._entries]
 
     def read(self, tensors: Iterable[tuple[int, Tensor]], rows: dict[int, ParameterRow]) -> None:
         """Read gradients and norms of parameters into the rows of the step, once each."""

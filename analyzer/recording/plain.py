@@ -75,6 +75,9 @@ def _inside(x: Tensor) -> Tensor:
     if hasattr(kind, "to_local"):
         with torch.no_grad():  # so that nothing but the local tensor is handed over
             return plain(x.to_local())  # type: ignore[attr-defined]
+    if hasattr(kind, "trigger_wait"):  # what comes from other ranks: whoever reads it waits for it
+        with torch.no_grad():
+            return plain(x.trigger_wait())  # type: ignore[attr-defined]
     if kind.__torch_dispatch__ is _torch._disabled_torch_dispatch_impl:
         with torch.no_grad(), _torch.DisableTorchFunctionSubclass():
             return x.as_subclass(Tensor)

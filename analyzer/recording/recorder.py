@@ -215,6 +215,8 @@ class Recorder:
     def _write_tables(self) -> None:
         if self._writer is not None:
             self._write_static(self.training.models.tables())
+            if self._writer.rank.is_one_of_many:
+                self._writer.update_manifest(**self.training.models.of_ranks())
             device = self.training.models.device()
             if device is not None:
                 self._writer.update_manifest(

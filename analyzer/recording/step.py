@@ -1,6 +1,7 @@
 """One step while it is open, and its rows once it is closed."""
 
 import functools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, distributed
 
 from analyzer.pooling import total_norm
 from analyzer.recording.buffer import OnDevice, Transfer
@@ -18,7 +19,7 @@ from analyzer.recording.part import Part
 from analyzer.recording.scaling import Scale
 from analyzer.recording.split_rows import pooled_splits
 from analyzer.recording.statistics import Measured, block_of, column_of
-from analyzer.storage.schema import TABLES
+from analyzer.storage.schema import SHARE, TABLES
 from analyzer.storage.writer import Block, StepRecord
 
 __all__ = ["OpenStep", "logged"]
@@ -133,7 +134,11 @@ class OpenStep:
                     row.scale_before_clipping = noted.scale_before_clipping
 
     def seal(
-        self, columns: str, is_written: Callable[[int], bool] | None, seconds: float
+        self,
+        columns: str,
+        is_written: Callable[[int], bool] | None,
+        seconds: float,
+        weights: Mapping[int, float],
     ) -> Callable[[], StepRecord]:
         """Close the step: start the last copies, return what makes its rows on another thread.
 
@@ -141,6 +146,7 @@ class OpenStep:
             columns: ``all`` or ``norms``.
             is_written: Whether the rows of a parameter are wanted; None where all are.
             seconds: Wall time of the step.
+            weights: Those of parameters that this process has a part of; empty without any.
         """
         for part in self.parts:
             part.fold_kept()
@@ -184,7 +190,7 @@ class OpenStep:
                 "skipped": any(read(flag) for flag in skipped),
                 "seconds": seconds,
                 "time": int(finish * 1e6),
-                **_norm_and_clipping(values, factors, self.clipped),
+                **_norm_and_clipping(values, factors, self.clipped, weights),
                 **_rates({key: read(slot) for key, slot in rates.items()}),
                 **{key: read(slot) for key, slot in logged.items()},
             }
@@ -297,22 +303,28 @@ _NO_FACTORS = (1.0, 1.0)
 
 
 def _norm_and_clipping(
-    values: dict[int, list[Any]], factors: _Factors, clipped: bool
+    values: dict[int, list[Any]], factors: _Factors, clipped: bool, weights: Mapping[int, float]
 ) -> dict[str, float | None]:
-    """``gradient_norm`` before clipping, and ``clip_factor``, over all parameters read."""
-    received, before = {}, []
+    """``gradient_norm`` before clipping, and ``clip_factor``, over all parameters read.
+
+    ``gradient_norm_share`` is what this process adds to the norm over all ranks, by ``weights``.
+    """
+    received, before, share = {}, [], []
+    replicated = 0.0 if not weights else 1 / distributed.get_world_size()
     for number, (gradient, _, _, noted) in values.items():
         if gradient is not None:
             scale, scale_before = factors.get(number, _NO_FACTORS)
             received[number] = Gradient._make(gradient).norm / scale
             before.append(received[number] if noted is None else noted / scale_before)
+            share.append(before[-1] * math.sqrt(weights.get(number, replicated)))
     if not received:
         return {"gradient_norm": None, "clip_factor": None}
     total = total_norm(before)
+    norms = {"gradient_norm": total, **({SHARE: total_norm(share)} if weights else {})}
     if not clipped:
-        return {"gradient_norm": total, "clip_factor": 1.0}
+        return {**norms, "clip_factor": 1.0}
     after = total_norm(list(received.values()))
-    return {"gradient_norm": total, "clip_factor": 1.0 if after == total else after / total}
+    return {**norms, "clip_factor": 1.0 if after == total else after / total}
 
 
 def _rates(rates: dict[tuple[int, int], float]) -> dict[str, float]:

@@ -208,7 +208,8 @@ class Training:
         seconds = (step.ended or time.perf_counter()) - step.started
         is_choosy = self._options.layers or self._options.skip_layers
         is_written = self._is_written if is_choosy else None
-        self._on_step(step.seal(self._options.columns, is_written, seconds))
+        weights = self.models.parameters.weights
+        self._on_step(step.seal(self._options.columns, is_written, seconds, weights))
 
     def _is_written(self, parameter: int) -> bool:
         return self._options.selects(self.models.parameters.module_path(parameter))

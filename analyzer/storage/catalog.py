@@ -12,7 +12,6 @@ from typing import Any
 
 from analyzer.errors import AnalyzerError, RunExistsError, RunNotFoundError, SchemaError
 from analyzer.launch import RANKS, create_once
-from analyzer.storage.incomplete import losses
 from analyzer.storage.parts import Part, listing, replace_file
 from analyzer.storage.schema import READABLE_VERSIONS
 from analyzer.storage.selection import nearest
@@ -23,6 +22,7 @@ __all__ = [
     "age_seconds",
     "check_version",
     "claim_folder",
+    "losses",
     "make_folder",
     "read_manifest",
     "resolve_run",
@@ -34,6 +34,7 @@ __all__ = [
 CRASHED_AFTER_SECONDS = 30.0
 _STATUSES = ("running", "finished", "failed", "interrupted")
 _MOST_BYTES = 64 * 2**20
+_MOST_NAMED = 3
 _RANK = re.compile(r"a(\d{1,5})\.r(\d{1,5})\.json")
 # What a reader gets of what each rank says of itself.
 _OF_RANK = (
@@ -362,3 +363,31 @@ def status_of(manifest: Mapping[str, Any]) -> str:
         age = age_seconds(manifest.get("heartbeat"))
         return "crashed" if age is None or age > CRASHED_AFTER_SECONDS else "running"
     return status if isinstance(status, str) and status in _STATUSES else "unknown"
+
+
+def losses(manifest: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each kind of loss that a manifest tells of; none for a whole run."""
+    found = []
+    steps, lost = _positive(manifest.get("steps")), _positive(manifest.get("lost_steps"))
+    reason = manifest.get("storage_error")
+    if lost:
+        why = f": {reason}" if reason else ""
+        found.append(f"{steps} of {steps + lost} steps are on disk, {lost} were lost{why}")
+    elif reason:
+        found.append(f"not all was written: {reason}")
+    damaged = manifest.get("damaged")
+    if isinstance(damaged, list) and damaged:
+        named = "; ".join(map(str, damaged[:_MOST_NAMED]))
+        more = f"; and {len(damaged) - _MOST_NAMED} more" if len(damaged) > _MOST_NAMED else ""
+        count = "1 file is" if len(damaged) == 1 else f"{len(damaged)} files are"
+        found.append(f"{count} damaged or missing: {named}{more}")
+    ranks = manifest.get("ranks")
+    for rank in ranks if isinstance(ranks, list) else ():
+        number, attempt = rank.get("rank"), rank.get("attempt")
+        place = f"rank {number}, attempt {attempt}" if attempt else f"rank {number}"
+        found += [f"{place}: {text}" for text in losses(rank) if number or attempt]
+    return found
+
+
+def _positive(value: Any) -> int:
+    return value if type(value) is int and value > 0 else 0

@@ -11,22 +11,19 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from analyzer.errors import NotRecordedError
-from analyzer.pooling import Column, Groups, Pool, needed_columns
+from analyzer.pooling import Groups, needed_columns
 from analyzer.storage.arrays import (
     as_array,
-    as_column,
-    as_floats,
     as_numpy,
     conform,
-    is_present,
     unified,
 )
 from analyzer.storage.parts import READ_FAILURES, listing, reason_of
-from analyzer.storage.schema import STAT_COLUMNS, STEP_TABLES, TABLES
+from analyzer.storage.rank_pooling import RankFacts, pooled
+from analyzer.storage.schema import SHARE, STAT_COLUMNS, STEP_TABLES, TABLES
 from analyzer.storage.sealed import open_file
-from analyzer.storage.selection import StepsLike, nearest, selected_ids, selected_steps
+from analyzer.storage.selection import Steps, StepsLike, nearest, selected_ids, selected_steps
 from analyzer.storage.tables import StepTable
-from analyzer.vocabulary import quantities_of
 
 __all__ = [
     "Columns",
@@ -34,14 +31,11 @@ __all__ = [
     "Ranks",
     "RunRows",
     "StaticTable",
-    "pooled",
     "probe_files",
     "probe_notes",
     "probe_rows",
 ]
 
-# Their rows are gradients of a rank's own loss; those of parameters were averaged by the training.
-_OF_OWN_LOSS = ("layer_stats", "splits")
 Columns = str | Sequence[str] | None
 Ids = int | str | Iterable[int | str] | None
 Ranks = Literal["pooled", "all"]
@@ -140,73 +134,6 @@ def probe_notes(folder: Path) -> dict[int, dict[str, str]]:
     return notes
 
 
-def pooled(
-    table: str,
-    rows: pa.Table,
-    key: str | None,
-    num_ranks: int,
-    sharded: Sequence[int] = (),
-) -> pa.Table:
-    """Return one row per step and id, without ``rank``; null where no rank has a value.
-
-    ``activation_num_dead`` is the smallest of the ranks' counts: a unit is dead where it is dead on
-    all of them, and which units were dead is not recorded. Of ``sharded`` parameters each rank
-    holds a part.
-    """
-    if not rows.num_rows:
-        return rows.drop_columns(["rank"])
-    names = ["rank", *([key] if key else []), "step"]
-    rows = rows.take(as_array(np.lexsort([as_numpy(rows.column(name)) for name in names])))
-    keys = [as_numpy(rows.column(name)) for name in ("step", key) if name is not None]
-    groups = Groups.of(*keys)
-    whole = _Ranks(table, rows, groups, num_ranks)
-    if len(sharded):
-        whole.is_shard = np.isin(keys[1][groups.firsts], sharded)
-    fields = [field for field in rows.schema if field.name != "rank"]
-    arrays = [whole.column(field) for field in fields]
-    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
-
-
-class _Ranks:
-    """The rows of several ranks, by step and id, and how their columns become one."""
-
-    def __init__(self, table: str, rows: pa.Table, groups: Groups, num_ranks: int) -> None:
-        self._rows, self._groups, self._num_ranks = rows, groups, num_ranks
-        self._known = {row.key: row for row in quantities_of(table)}
-        self._over_ranks = Pool(table, "ranks", groups, self._read)
-        self._over_shards = Pool(table, "shards", groups, self._read)
-        self._divides = table in _OF_OWN_LOSS
-        self.is_shard: NDArray[np.bool_] | None = None
-
-    def _read(self, name: str) -> Column:
-        column = self._rows.column(name)
-        return as_floats(column), is_present(column)
-
-    def column(self, field: pa.Field) -> pa.Array:
-        """Return a column of the wholes."""
-        row = self._known.get(field.name)
-        if row is None and not pa.types.is_floating(field.type):
-            return self._first(field.name)
-        if row is None:  # logged by the training
-            values, present = self._read(field.name)
-            known = np.logical_or.reduceat(present, self._groups.firsts)
-            return as_column(self._groups.mean(values, present), known, field.type)
-        values, known = self._over_ranks.column(row.key)
-        if self.is_shard is not None:
-            values = np.where(self.is_shard, self._over_shards.column(row.key)[0], values)
-        if row.scales_with_loss and self._divides:
-            values = values / self._num_ranks
-        if pa.types.is_boolean(field.type):
-            return as_array(values > 0, null=~known)
-        return as_column(values, known, field.type)
-
-    def _first(self, name: str) -> pa.Array:
-        """The lowest rank's value that is not null, for keys, texts and what else is counted."""
-        column = self._rows.column(name)
-        rows = self._groups.first(np.arange(len(column)), is_present(column))
-        return column.take(as_array(rows)).combine_chunks()
-
-
 class RunRows:
     """The tables of a run that have rows for steps; ``manifest`` returns what is in run.json."""
 
@@ -247,14 +174,17 @@ class RunRows:
         keys = ["step", "rank", *([source.key] if source.key else [])]
         if ranks == "all":
             return source.read([*keys, *names], wanted, chosen, all_attempts=table == "steps")
-        if len(source.ranks) < 2:
+        members = self._members()
+        if len(source.ranks) < 2 and all(len(ranks) < 2 for ranks in members.values()):
             keys.remove("rank")
             return source.read([*keys, *names], wanted, chosen)
-        rows = source.read([*keys, *needed_columns(table, names)], wanted, chosen)
-        sharded = self._sharded() if table == "parameter_stats" else []
-        whole = pooled(table, rows, source.key, self._num_ranks(source), sharded)
+        needed = needed_columns(table, names)
+        if "gradient_norm" in needed and SHARE not in needed and SHARE in source.schema().names:
+            needed.append(SHARE)
+        rows = source.read([*keys, *needed], wanted, chosen)
+        whole = pooled(table, rows, source.key, self._facts(table, wanted, members))
         keys.remove("rank")
-        return whole.select([*keys, *names])
+        return whole.select([*keys, *(name for name in names if name != SHARE or columns)])
 
     def columns(self, source: StepTable, asked: Columns) -> list[str]:
         """Return the columns that were asked for, without keys; refuse others."""
@@ -290,14 +220,61 @@ class RunRows:
     def _names(self, table: str) -> dict[int, str]:
         return self._static[_NAMES_OF[table]].names() if table in _NAMES_OF else {}
 
-    def _num_ranks(self, source: StepTable) -> int:
-        """Data-parallel ranks: as the manifest says, else as many as wrote rows."""
-        manifest = self._manifest()
-        stated = manifest.get("data_parallel_ranks") or manifest.get("world_size")
-        return stated if isinstance(stated, int) and stated > 0 else len(source.ranks)
+    def _members(self) -> dict[int, set[int]]:
+        """The ranks that train, by attempt; none in a run without files of ranks."""
+        found: dict[int, set[int]] = {}
+        ranks = self._manifest().get("ranks") or ()
+        parts = self.tables["steps"].parts if ranks else ()
+        has_rows = {(part.attempt, part.rank) for part in parts}
+        for rank in ranks:
+            attempt, number = rank["attempt"], rank["rank"]
+            # One that ended well without a step is none of those that train.
+            if (attempt, number) in has_rows or rank.get("status") != "finished":
+                found.setdefault(attempt, set()).add(number)
+        return found
 
-    def _sharded(self) -> list[int]:
-        rows = self._static["parameters"].read()
-        placements = rows.column("placement").to_pylist()
-        ids = rows.column("parameter").to_pylist()
-        return [i for i, placement in zip(ids, placements, strict=True) if placement == "sharded"]
+    def _facts(self, table: str, steps: Steps, members: Mapping[int, set[int]]) -> RankFacts:
+        """What the manifest and the ranks' own files say, and which rows there are."""
+        manifest = self._manifest()
+        num_ranks = len(members.get(max(members, default=0), ()))
+        num_ranks = num_ranks or len(self.tables[table].ranks)
+        stated = manifest.get("data_parallel_ranks")
+        data_parallel = stated if isinstance(stated, int) and stated > 0 else num_ranks
+        ids = {name: id_ for id_, name in self._names(table).items()}
+        parts, elements = self._parts(table), dict[tuple[int, int], int]()
+        for rank in manifest.get("ranks") or ():
+            here = rank.get("elements") if table == "parameter_stats" else None
+            for name, count in here.items() if isinstance(here, dict) else ():
+                elements[rank["rank"], ids.get(name, -1)] = count
+        return RankFacts(
+            num_ranks, data_parallel, parts, elements, self._incomplete(members, steps)
+        )
+
+    def _parts(self, table: str) -> dict[int, int]:
+        """In how many parts the ranks hold what the ids of a table stand for."""
+        if table not in ("layer_stats", "parameter_stats"):
+            return {}
+        rows = self._static[_NAMES_OF[table]].read()
+        stated = self._manifest().get("parts")
+        stated = stated.get(_NAMES_OF[table]) if isinstance(stated, dict) else None
+        stated = stated if isinstance(stated, dict) else {}
+        if table == "layer_stats":
+            found = zip(rows.column(0).to_pylist(), rows.column("module").to_pylist(), strict=True)
+            return {id_: stated[name] for id_, name in found if name in stated}
+        columns = (rows.column(name).to_pylist() for name in ("parameter", "name", "placement"))
+        most = len(self.tables[table].ranks)
+        return {
+            id_: stated.get(name, most)
+            for id_, name, placement in zip(*columns, strict=True)
+            if placement == "sharded"
+        }
+
+    def _incomplete(self, members: Mapping[int, set[int]], steps: Steps) -> NDArray[np.int64]:
+        """The steps of which a rank has no row: not yet, or it died before it was written."""
+        if not any(members.values()):
+            return np.zeros(0, np.int64)
+        rows = self.tables["steps"].read(["step", "attempt"], steps)
+        groups = Groups.of(as_numpy(rows.column("step")))
+        attempts = as_numpy(rows.column("attempt"))[groups.firsts]
+        wanted = np.array([len(members.get(int(attempt), ())) for attempt in attempts])
+        return as_numpy(rows.column("step"))[groups.firsts][groups.sizes < wanted]

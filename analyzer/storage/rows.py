@@ -19,7 +19,14 @@ from analyzer.storage.arrays import (
     side_by_side,
 )
 from analyzer.storage.bins import Numbers
-from analyzer.storage.schema import CONSTANT_COLUMNS, PROBES, SCHEMA_VERSION, STAT_COLUMNS, TABLES
+from analyzer.storage.schema import (
+    CONSTANT_COLUMNS,
+    PROBES,
+    SCHEMA_VERSION,
+    SHARE,
+    STAT_COLUMNS,
+    TABLES,
+)
 
 __all__ = ["Block", "StepRecord", "probe_table", "stat_rows", "static_table", "step_rows"]
 
@@ -117,6 +124,8 @@ def _logged(name: str, type_: pa.DataType) -> pa.Field:
     if name.startswith("learning_rate_"):
         unit = TABLES["steps"].field("learning_rate").metadata[b"unit"]
         text = f"Learning rate of group {name.removeprefix('learning_rate_')}, counted from 0."
+    if name == SHARE:
+        text = "What this rank adds to gradient_norm: the root of the sum of squares over ranks."
     return pa.field(name, type_, metadata={b"unit": unit, b"description": text.encode()})
 
 

@@ -10,6 +10,7 @@ __all__ = [
     "PROBES",
     "READABLE_VERSIONS",
     "SCHEMA_VERSION",
+    "SHARE",
     "STATIC_TABLES",
     "STAT_COLUMNS",
     "STEP_TABLES",
@@ -100,6 +101,8 @@ STAT_COLUMNS: dict[str, tuple[str, ...]] = {
     for table in ("layer_stats", "parameter_stats", "splits")
 }
 CONSTANT_COLUMNS = ("step", "rank", "attempt")
+SHARE = "gradient_norm_share"
+"""What a rank that holds a part of the weights adds to ``gradient_norm``: a root of squares."""
 STATIC_TABLES = ("layers", "parameters", "joins")
 STEP_TABLES = ("steps", *STAT_COLUMNS)
 TABLES: dict[str, pa.Schema] = {

@@ -1,0 +1,130 @@
+"""What several ranks have of one model: who trains on other data, and who holds which part."""
+
+import math
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import Tensor, distributed, nn
+from torch.autograd.graph import Node
+from torch.compiler import is_dynamo_compiling
+from torch.nn.parallel import DistributedDataParallel
+
+from analyzer.joins.modes import is_transformed, unseen
+from analyzer.recording.hook_classes import Layer
+
+__all__ = ["LateOutputs", "data_parallel_ranks", "find_parts", "is_distributed", "num_parts"]
+
+
+def is_distributed(x: Tensor) -> bool:
+    """Whether a tensor is a ``DTensor``."""
+    return hasattr(type(x), "device_mesh")
+
+
+def num_parts(x: Tensor) -> int:
+    """Return in how many parts the ranks hold a tensor: 1 where each has all of it."""
+    return _parts(x.placements, x.device_mesh) if is_distributed(x) else 1  # type: ignore[attr-defined]
+
+
+def _parts(placements: Sequence[Any], mesh: Any) -> int:
+    cut = (d for d, p in enumerate(placements) if not (p.is_replicate() or p.is_partial()))
+    return math.prod(mesh.size(dim) for dim in cut)
+
+
+def data_parallel_ranks(roots: Iterable[weakref.ref[nn.Module]]) -> int | None:
+    """Return over how many ranks gradients are averaged, each of a batch of its own.
+
+    ``DistributedDataParallel`` and FSDP say so. Of a model whose weights are split without them,
+    as in tensor parallel, the ranks of one mesh share a batch. None where nothing says so.
+    """
+    alive = [model for ref in roots if (model := ref()) is not None]
+    for module in (module for model in alive for module in model.modules()):
+        if (found := _averaged_over(module)) is not None:
+            return found
+    split: Any = (p for model in alive for p in model.parameters() if is_distributed(p))
+    first = next(split, None)
+    return None if first is None else distributed.get_world_size() // first.device_mesh.size()
+
+
+def _averaged_over(module: Any) -> int | None:
+    is_old = type(module).__name__ == "FullyShardedDataParallel"
+    if is_old or isinstance(module, DistributedDataParallel):
+        return distributed.get_world_size(module.process_group)
+    if hasattr(module, "_get_fsdp_state"):
+        groups = getattr(module._get_fsdp_state(), "_fsdp_param_groups", ())
+        for info in (group.mesh_info for group in groups):
+            kinds = ("shard_mesh_size", "replicate_mesh_size")
+            return math.prod(int(getattr(info, kind, 1)) for kind in kinds)
+    return None
+
+
+def find_parts(calls: Sequence[Any], parts: dict[int, int]) -> None:
+    """Note in how many parts the ranks hold the outputs of layers, by the number of their site.
+
+    A plain tensor is a part where it was computed from the local tensor of a ``DTensor``: its graph
+    leads there.
+
+    Args:
+        calls: Calls in call order, with the graph node of their output.
+        parts: What is known by now, and gets the rest.
+    """
+    known: dict[Node, int] = {}
+    for call in calls:
+        if call.node is not None and call.site.number >= 0:
+            parts.setdefault(call.site.number, _parts_below(call.node, known))
+
+
+def _parts_below(start: Node, known: dict[Node, int]) -> int:
+    stack = [(start, False)]
+    while stack:
+        node, is_expanded = stack.pop()
+        if node in known:
+            continue
+        spec = getattr(node, "dtensor_spec", None)
+        if spec is not None:
+            known[node] = _parts(spec.placements, spec.mesh)
+            continue
+        children = [child for child, _ in node.next_functions if child is not None]
+        if is_expanded:
+            known[node] = max((known[child] for child in children), default=1)
+            continue
+        stack.append((node, True))
+        stack.extend((child, False) for child in children if child not in known)
+    return known[start]
+
+
+class LateOutputs:
+    """Takes the outputs of modules whose own hooks finish them, as those of tensor parallel do.
+
+    Hooks common to all modules run before a module's own, and would see a sum that is not complete.
+    Such a module cannot be pickled anyway: its own hooks are functions without a name.
+
+    Args:
+        take: Receives the layer, the module, its arguments and its output.
+    """
+
+    def __init__(self, take: Callable[[Layer, nn.Module, Any, Any], None]) -> None:
+        self._take = take
+        self._handles: dict[int, Any] = {}
+
+    def waits_for(self, layer: Layer, module: nn.Module) -> bool:
+        """Take the outputs of a module from now on, if it is one of those."""
+        own = [p for p in module._parameters.values() if p is not None]
+        if not module._forward_hooks or not any(map(is_distributed, own)):
+            return False
+
+        def finished(module: nn.Module, args: Any, output: Any) -> None:
+            if not (is_dynamo_compiling() or is_transformed()):
+                with unseen():
+                    self._take(layer, module, args, output)
+
+        if (before := self._handles.get(id(module))) is not None:
+            before.remove()
+        self._handles[id(module)] = module.register_forward_hook(finished)
+        return True
+
+    def stop(self) -> None:
+        """Leave all modules as they were."""
+        for handle in self._handles.values():
+            handle.remove()
+        self._handles.clear()

@@ -65,6 +65,7 @@ class Models:
         self._on_tables = on_tables
         self._on_problem = on_problem
         self._held: list[nn.Module] = []
+        self._data_parallel: int | None = None
         self._gaps = _Gaps(capture, on_problem)
         self.parameters = Parameters(on_problem)
         self._forget()
@@ -224,8 +225,10 @@ class Models:
             if count > 1
         }
         split = self.parameters.split(self.layers)
+        if self._data_parallel is None:
+            self._data_parallel = data_parallel_ranks(self.layers.roots)
         fields = {
-            "data_parallel_ranks": data_parallel_ranks(self.layers.roots),
+            "data_parallel_ranks": self._data_parallel,
             "parts": {
                 "layers": layers,
                 "parameters": {name: count for name, (count, _) in split.items()},

@@ -88,8 +88,8 @@ class Parameters:
     Attributes:
         optimized: Those that an optimizer holds that has made an update.
         untrained: Those that stand in the table as not trained.
-        weights: Of those that the ranks hold in parts, how much the square of a norm here adds to
-            that of the whole.
+        weights: Where the ranks hold some in parts: how much the square of a norm here adds to that
+            over all ranks, by parameter; under -1 that of one which each rank has whole.
     """
 
     def __init__(self, on_problem: Callable[[str], None]) -> None:
@@ -161,8 +161,9 @@ class Parameters:
         if entry.num_parts > 1:
             with suppress(UnreadableError):
                 entry.num_here = plain(parameter).numel()
-            # Each rank adds the square of what it has; what several of them have counts once.
-            self.weights[place] = entry.num_parts / distributed.get_world_size()
+            # Asked now: at the end the program may have left the group.
+            num_ranks = distributed.get_world_size()
+            self.weights |= {-1: 1 / num_ranks, place: entry.num_parts / num_ranks}
 
     def number(self, parameter: Tensor) -> int | None:
         """Return the id of a known parameter, else None."""

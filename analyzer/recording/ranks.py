@@ -37,6 +37,8 @@ def data_parallel_ranks(roots: Iterable[weakref.ref[nn.Module]]) -> int | None:
     ``DistributedDataParallel`` and FSDP say so. Of a model whose weights are split without them,
     as in tensor parallel, the ranks of one mesh share a batch. None where nothing says so.
     """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return None
     alive = [model for ref in roots if (model := ref()) is not None]
     for module in (module for model in alive for module in model.modules()):
         if (found := _averaged_over(module)) is not None:

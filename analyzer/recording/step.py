@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, distributed
+from torch import Tensor
 
 from analyzer.pooling import total_norm
 from analyzer.recording.buffer import OnDevice, Transfer
@@ -310,13 +310,13 @@ def _norm_and_clipping(
     ``gradient_norm_share`` is what this process adds to the norm over all ranks, by ``weights``.
     """
     received, before, share = {}, [], []
-    replicated = 0.0 if not weights else 1 / distributed.get_world_size()
     for number, (gradient, _, _, noted) in values.items():
         if gradient is not None:
             scale, scale_before = factors.get(number, _NO_FACTORS)
             received[number] = Gradient._make(gradient).norm / scale
             before.append(received[number] if noted is None else noted / scale_before)
-            share.append(before[-1] * math.sqrt(weights.get(number, replicated)))
+            if weights:
+                share.append(before[-1] * math.sqrt(weights.get(number, weights[-1])))
     if not received:
         return {"gradient_norm": None, "clip_factor": None}
     total = total_norm(before)

@@ -2,6 +2,7 @@
 
 __all__ = [
     "AnalyzerError",
+    "ModelError",
     "NotRecordedError",
     "RunExistsError",
     "RunNotFoundError",
@@ -13,6 +14,10 @@ __all__ = [
 
 class AnalyzerError(Exception):
     """Base of all errors that the command line shows as one line with exit code 2."""
+
+
+class ModelError(AnalyzerError, TypeError):
+    """What was given is no model, or its call lacks arguments."""
 
 
 class RunNotFoundError(AnalyzerError):

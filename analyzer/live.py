@@ -1,7 +1,9 @@
 """Measurements on a live model, as data frames.
 
 Nothing of the model changes: weights, buffers, modes, ``.grad``, hooks and the random state stay as
-they are. ``inputs`` are one argument of the model, a tuple of several, or a dict of keywords.
+they are. ``inputs`` are one argument of the model, a tuple of several, or a dict of keywords. What
+is no model, lacks arguments, mixes samples where each counts by itself, or has no join where joins
+are asked for, is refused with an ``AnalyzerError``.
 """
 
 import json
@@ -13,6 +15,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from analyzer.joins.backward import splits_of_model
+from analyzer.joins.find import expect_joins
 from analyzer.probes import HeldBatch, attribution, curvature, jacobian, lesion, noise, shattering
 from analyzer.probes.curvature import sharpness
 from analyzer.probes.paths import path_lengths
@@ -54,7 +57,9 @@ def gradient_splits(
     Reference:
         He et al. (2016), Identity mappings in deep residual networks, equation 5.
     """
-    return pd.DataFrame(splits_of_model(model, inputs, targets, loss))
+    splits = splits_of_model(model, inputs, targets, loss)
+    expect_joins(model, len(splits["join"]))
+    return pd.DataFrame(splits)
 
 
 def gradient_correlation(model: nn.Module, inputs: Any) -> pd.DataFrame:
@@ -64,8 +69,7 @@ def gradient_correlation(model: nn.Module, inputs: Any) -> pd.DataFrame:
     1 where all inputs have one direction; near 0 where gradients are shattered.
 
     Args:
-        model: Any eager model, used in the mode it is in: with batch norm in training mode an
-            input's row holds what it does to the others' outputs.
+        model: Any eager model, used in the mode it is in.
         inputs: A batch; a tuple for several arguments, a dict for keyword arguments.
 
     Returns:
@@ -76,7 +80,7 @@ def gradient_correlation(model: nn.Module, inputs: Any) -> pd.DataFrame:
     Reference:
         Balduzzi et al. (2017), The shattered gradients problem, sections 2 and 3.
     """
-    found = shattering.gradient_correlation(model, inputs)
+    found = shattering.correlation_of_samples(model, inputs)
     frame = pd.DataFrame({"name": found.names, "correlation": found.values})
     frame.insert(0, "layer", pd.RangeIndex(len(frame)).astype("int32"))
     frame.attrs.update(shattering.metadata(found))
@@ -142,6 +146,7 @@ def path_spectrum(
     """
     spectrum = path_lengths(HeldBatch(model, inputs, targets, loss), batch_dim)
     num_lengths = len(spectrum.num_paths)
+    expect_joins(model, num_lengths - 1)
     frame = pd.DataFrame(
         {
             "length": pd.Series(spectrum.lengths, dtype="int32"),
@@ -310,6 +315,7 @@ def lesion_study(
         sections 4.1 and 4.3.
     """
     found = lesion.measure(HeldBatch(model, inputs, targets, loss))
+    expect_joins(model, len(found.columns["join"]))
     frame = pd.DataFrame(dict(found.columns)).astype(dict.fromkeys(found.columns, "float64"))
     frame["join"] = frame["join"].astype("int32")
     for name in ("loss", "accuracy", "permutations"):

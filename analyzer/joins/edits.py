@@ -99,9 +99,11 @@ class ScaledShortcuts(Edit):
     Args:
         alpha: One factor for all; or factors by join, where the join's own name wins over the path
             or pattern given last, and a shortcut that none stands for is left alone.
+        expects_joins: Whether a model without joins is not matched.
     """
 
-    def __init__(self, alpha: float | Mapping[str, float]) -> None:
+    def __init__(self, alpha: float | Mapping[str, float], *, expects_joins: bool = False) -> None:
+        self._expects_joins = expects_joins
         self._alphas = dict(alpha) if isinstance(alpha, Mapping) else {_ALL: alpha}
         self._factors: dict[str, float] = {}
 
@@ -121,6 +123,11 @@ class ScaledShortcuts(Edit):
 
     def unmatched(self) -> str | None:
         """Say which name stands for none of the joins that were met."""
+        if self._expects_joins and not self._factors and _ALL in self._alphas:
+            return (
+                "the model has no residual join; expected one with shortcuts. See "
+                "analyzer.find_joins(model, inputs)."
+            )
         for key in self._alphas if self._alphas.keys() != {_ALL} else ():
             if not joins_named(key, self._factors):
                 names = list(self._factors)

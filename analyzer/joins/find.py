@@ -9,12 +9,20 @@ import torch
 from torch import nn
 from torch.autograd.graph import Node
 
+from analyzer.errors import AnalyzerError
 from analyzer.joins.calls import CallLog, tensors_in
 from analyzer.joins.model_state import cloned, preserve_state, unwrapped
 from analyzer.joins.plan import JoinPlan, joins_in_graph
 from analyzer.joins.search import Join
 
-__all__ = ["call_arguments", "find_joins", "output_nodes", "plan_joins", "watched_forward"]
+__all__ = [
+    "call_arguments",
+    "expect_joins",
+    "find_joins",
+    "output_nodes",
+    "plan_joins",
+    "watched_forward",
+]
 
 
 def find_joins(model: nn.Module, *args: Any, **kwargs: Any) -> list[Join]:
@@ -43,6 +51,19 @@ def find_joins(model: nn.Module, *args: Any, **kwargs: Any) -> list[Join]:
         if len(in_eval) > len(joins):
             return in_eval
     return joins
+
+
+def expect_joins(model: nn.Module, number: int) -> None:
+    """Refuse a model without joins, where a quantity is one of joins.
+
+    Raises:
+        AnalyzerError: If there is none.
+    """
+    if not number:
+        raise AnalyzerError(
+            f"{type(unwrapped(model)).__name__!r} has no residual join; expected a model with "
+            "shortcuts. See analyzer.find_joins(model, inputs)."
+        )
 
 
 def plan_joins(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> JoinPlan:

@@ -58,7 +58,8 @@ def skip_scale(model: nn.Module, alpha: float | Mapping[str, float]) -> Iterator
     Raises:
         ValueError: If ``alpha`` is not finite.
         AnalyzerError: In a call of the model, if one of its joins cannot be intercepted; the
-            message names it. If a name stands for none of its joins; the message lists them.
+            message names it. If a name stands for none of its joins; the message lists them. If
+            it has none.
 
     Reference:
         He et al. (2016), Identity mappings in deep residual networks, §3.1: a constant factor α on
@@ -66,7 +67,8 @@ def skip_scale(model: nn.Module, alpha: float | Mapping[str, float]) -> Iterator
     """
     if (expected := expected_scale(alpha)) is not None:
         raise ValueError(f"alpha is {alpha!r}; expected {expected}.")
-    interception = Interception(ScaledShortcuts(alpha), model)
+    edit = ScaledShortcuts(alpha, expects_joins=True)
+    interception = Interception(edit, unwrapped(model))
     interception.start()
     try:
         yield

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.overrides import _pop_mode_temporarily
 
+from analyzer.errors import ModelError
+
 __all__ = [
     "RandomStates",
     "arguments_copied",
@@ -31,7 +33,16 @@ _WRAPPERS = {
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the user's model inside the wrappers of torch that run it as it is."""
+    """Return the user's model inside the wrappers of torch that run it as it is.
+
+    Raises:
+        ModelError: If it is no model.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"the model is a {type(model).__name__}; expected a torch.nn.Module. Pass the model "
+            "itself, in memory."
+        )
     while (inner := model._modules.get(_WRAPPERS.get(type(model).__name__, ""))) is not None:
         model = inner
     return model
@@ -45,6 +56,9 @@ def preserve_state(model: nn.Module, *, in_eval: bool = False) -> Iterator[None]
 
     Weights and their ``.grad`` are not copied: nothing in this package changes them. Only those of
     embeddings with ``max_norm`` are, because a forward pass writes to them.
+
+    Raises:
+        ModelError: If the model was called inside with arguments that do not fit.
     """
     written = [
         (module.weight.data, module.weight.detach().clone())
@@ -62,6 +76,14 @@ def preserve_state(model: nn.Module, *, in_eval: bool = False) -> Iterator[None]
         for module, _ in modes if in_eval else ():
             module.training = False
         yield
+    except TypeError as error:
+        call = f"{type(model).forward.__qualname__}()"
+        if not str(error).startswith(call):
+            raise
+        raise ModelError(
+            f"{error}; expected the arguments of one call of the model. Pass several as a tuple, "
+            "or by their names in a dict."
+        ) from error
     finally:
         for weight, saved in written:
             weight.copy_(saved)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,14 +13,18 @@ from torch import Tensor, nn
 from torch._C import _current_graph_task_id
 from torch.utils._pytree import tree_map
 
+from analyzer.errors import AnalyzerError
 from analyzer.joins.calls import clean_path, is_layer, numbered_call, tensors_in
-from analyzer.joins.model_state import preserve_state
+from analyzer.joins.model_state import cloned, preserve_state
 
 __all__ = [
     "LayerOutput",
     "evaluating",
+    "expect_samples_apart",
     "layer_outputs",
     "main_output",
+    "mixes_samples",
+    "mixing_error",
     "norm_over_batch",
     "num_samples",
     "samples_between",
@@ -105,6 +109,50 @@ def norm_over_batch(model: nn.Module) -> str | None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             return clean_path(path) or type(module).__name__
     return None
+
+
+def mixes_samples(main: Tensor, layers: Sequence[LayerOutput]) -> bool:
+    """Return whether the first or last sample's output depends on the others' first activation."""
+    edge = next((layer.edge for layer in layers if layer.edge is not None), None)
+    generator = torch.Generator().manual_seed(0)
+    if edge is None or len(main) < 2:
+        return False
+    for sample in (0, len(main) - 1):
+        # Weights at random: the sum of a softmax, or of what a norm returns, depends on nothing.
+        weights = torch.rand(main[sample].shape, generator=generator).to(main)
+        value = (main[sample] * weights).sum()
+        (gradient,) = torch.autograd.grad(value, edge, retain_graph=True, allow_unused=True)
+        if gradient is not None and gradient.dim() and len(gradient) == len(main):
+            others = torch.arange(len(main), device=gradient.device) != sample
+            if bool((gradient[others].abs() > 0).any()):  # NaN is passed over
+                return True
+    return False
+
+
+def expect_samples_apart(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], quantity: str
+) -> None:
+    """Refuse a model whose samples see each other, where a quantity is taken sample by sample.
+
+    Raises:
+        AnalyzerError: If the output of one sample depends on the activations of another.
+    """
+    given = cloned((args, dict(kwargs)), requires_grad=True)
+    with torch.enable_grad(), preserve_state(model), layer_outputs(model) as layers:
+        output = model(*given[0], **given[1])
+        seen = [t for t in tensors_in(output) if t.dim() and t.is_floating_point()]
+        if any(t.requires_grad for t in seen) and mixes_samples(main_output(output), layers):
+            raise mixing_error(model, quantity)
+
+
+def mixing_error(model: nn.Module, quantity: str) -> AnalyzerError:
+    """Return what is said of a model whose samples see each other."""
+    return AnalyzerError(
+        f"{quantity} of {type(model).__name__!r} cannot be taken sample by sample: the output of "
+        "one depends on the others, as with attention over the batch, or with batch norm in "
+        "training mode; expected samples that do not see each other. Call model.eval(), or give "
+        "one sample."
+    )
 
 
 def main_output(output: Any, *, needs_gradient: bool = True) -> Tensor:

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _NormBase
 
-from analyzer.errors import AnalyzerError
 from analyzer.joins.backward import node_of_loss
 from analyzer.joins.edits import Edit, ScaledShortcuts
-from analyzer.joins.find import call_arguments
+from analyzer.joins.find import call_arguments, expect_joins
 from analyzer.joins.products import norm_of
 from analyzer.joins.rerun import MatchedBranches, MeasuredJoins, Rerun
 from analyzer.joins.trace import FunctionMode
@@ -86,11 +85,7 @@ def measure(batch: HeldBatch) -> Measurement:
     """
     args, kwargs = call_arguments(batch.inputs)
     rerun = Rerun(batch.model, args, kwargs, in_eval=True)
-    if not rerun.joins:
-        raise AnalyzerError(
-            f"'{type(rerun.model).__name__}' has no residual join; expected a model with shortcuts "
-            "that can be scaled. See analyzer.find_joins(model, inputs)."
-        )
+    expect_joins(rerun.model, len(rerun.joins))
     norms, measured = HeldNorms(rerun.model), MeasuredJoins()
     columns: dict[str, list[Any]] = {
         key: [] for key in ("layer", "name", "skip_scale", "rescaled", "output_gradient_norm")

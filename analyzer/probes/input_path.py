@@ -14,7 +14,12 @@ from torch.utils._pytree import tree_map
 from analyzer.errors import AnalyzerError
 from analyzer.joins.calls import CallLog, tensors_in
 from analyzer.joins.find import call_arguments, watched_forward
-from analyzer.probes.activations import main_output, norm_over_batch, num_samples
+from analyzer.probes.activations import (
+    expect_samples_apart,
+    main_output,
+    norm_over_batch,
+    num_samples,
+)
 
 __all__ = ["InputPath", "Target", "chosen_target", "flattened", "input_path"]
 
@@ -99,6 +104,7 @@ def input_path(model: nn.Module, inputs: Any) -> InputPath:
             f"batch norm {norm!r} keeps no running statistics, so that the points on the way would "
             "mix; expected track_running_stats=True"
         )
+    expect_samples_apart(model, *args, "the attribution")
     tensors = [t.detach() for t in tensors_in(args)]
     by_id = {id(t): d for t, d in zip(tensors_in(args), tensors, strict=True)}
     args = tree_map(lambda leaf: by_id.get(id(leaf), leaf), args)

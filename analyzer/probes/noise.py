@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from analyzer.errors import AnalyzerError
 from analyzer.joins.calls import tensors_in
 from analyzer.joins.model_state import cloned, unwrapped
-from analyzer.probes.activations import evaluating, norm_over_batch, num_samples, samples_between
+from analyzer.probes.activations import (
+    evaluating,
+    expect_samples_apart,
+    norm_over_batch,
+    num_samples,
+    samples_between,
+)
 from analyzer.probes.batch import Batch, HeldBatch, Measurement, held, trained_parameters
 from analyzer.probes.hessian import Loss
 
@@ -240,6 +246,7 @@ def _gradient_pieces(
     size = num_samples((batch.args, batch.kwargs))
     if size == 0:
         return
+    expect_samples_apart(model, batch.args, batch.kwargs, "the gradient noise")
     bounds = [round(n * size / min(num, size)) for n in range(min(num, size) + 1)]
     ranges = list(pairwise(bounds))
     if batch.target is None:

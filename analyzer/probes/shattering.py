@@ -17,13 +17,20 @@ from torch.nn.modules.batchnorm import _NormBase
 from analyzer.joins.find import call_arguments, output_nodes, watched_forward
 from analyzer.joins.model_state import cloned, preserve_state, unwrapped
 from analyzer.joins.plan import joins_in_graph
-from analyzer.probes.activations import LayerOutput, layer_outputs, main_output
+from analyzer.probes.activations import (
+    LayerOutput,
+    layer_outputs,
+    main_output,
+    mixes_samples,
+    mixing_error,
+)
 from analyzer.probes.batch import HeldBatch, Measurement
 from analyzer.probes.path_graph import inputs_first
 
 __all__ = [
     "Correlations",
     "autocorrelation",
+    "correlation_of_samples",
     "fixed_statistics",
     "gradient_autocorrelation",
     "gradient_correlation",
@@ -73,7 +80,7 @@ def gradient_correlation(model: nn.Module, inputs: Any) -> Correlations:
         with layer_outputs(model) as layers:
             output, log = watched_forward(model, args, kwargs)
         main = main_output(output)
-        mixes = _mixes_samples(main, layers)
+        mixes = mixes_samples(main, layers)
         roots = output_nodes(output)
         sites = joins_in_graph(roots, log).sites(roots) or []
         above = [layer.edge and layer.edge.node for layer in layers]
@@ -84,6 +91,18 @@ def gradient_correlation(model: nn.Module, inputs: Any) -> Correlations:
         values = _correlations(main, layers)
     mode = "train" if model.training else "eval"
     return Correlations([layer.name for layer in layers], values, depths, joins, mixes, mode)
+
+
+def correlation_of_samples(model: nn.Module, inputs: Any) -> Correlations:
+    """The same, of a model whose samples do not see each other.
+
+    Raises:
+        AnalyzerError: If they do.
+    """
+    found = gradient_correlation(model, inputs)
+    if found.mixes_samples:
+        raise mixing_error(unwrapped(model), "the correlation of gradients")
+    return found
 
 
 def mean_cosine(rows: Tensor) -> float:
@@ -192,17 +211,6 @@ def _correlations(main: Tensor, layers: Sequence[LayerOutput]) -> list[float]:
         if gradient is not None and gradient.dim() and len(gradient) == len(main):
             values[number] = mean_cosine(gradient)
     return values
-
-
-def _mixes_samples(main: Tensor, layers: Sequence[LayerOutput]) -> bool:
-    """Return whether the first sample's output depends on other samples' first activation."""
-    edge = next((layer.edge for layer in layers if layer.edge is not None), None)
-    if edge is None or len(main) < 2:
-        return False
-    (gradient,) = torch.autograd.grad(main[0].sum(), edge, retain_graph=True, allow_unused=True)
-    if gradient is None or not gradient.dim() or len(gradient) != len(main):
-        return False
-    return bool((gradient[1:] != 0).any())
 
 
 _NONLINEARITY = re.compile(

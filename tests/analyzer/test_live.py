@@ -32,3 +32,100 @@ def test_joins_and_splits_of_one_block_are_those_of_autograd():
         (expected,) = torch.autograd.grad(loss, stem, retain_graph=True)
         assert frame[column].iloc[0] == pytest.approx(expected.norm().item(), rel=1e-12)
     assert not any(p.grad is not None for p in model.parameters())
+
+
+class Mixing(nn.Module):
+    """Attention over the batch, in a branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.query, self.value = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return x + torch.softmax(self.query(x) @ x.T, -1) @ self.value(x)
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+
+    def forward(self, x, other):
+        return x + self.first(x + other)
+
+
+def scaled(model, x):
+    with analyzer.skip_scale(model, 0.5):
+        return model(x)
+
+
+def mse(output, target):
+    return nn.functional.mse_loss(output, output.detach() + 1)
+
+
+X = torch.linspace(-1, 1, 18).view(6, 3)
+ALL = {
+    "find_joins": lambda m: analyzer.find_joins(m, X),
+    "gradient_splits": lambda m: analyzer.gradient_splits(m, X, None, mse),
+    "path_spectrum": lambda m: analyzer.path_spectrum(m, X, None, mse),
+    "skip_scale": lambda m: scaled(m, X),
+    "lesion_study": lambda m: analyzer.lesion_study(m, X, None, mse),
+    "counterfactual": lambda m: analyzer.counterfactual(m, X, None, mse),
+    "gradient_correlation": lambda m: analyzer.gradient_correlation(m, X),
+    "gradient_autocorrelation": lambda m: analyzer.gradient_autocorrelation(m, X, 2),
+    "jacobian_spectrum": lambda m: analyzer.jacobian_spectrum(m, X),
+    "random_directions": lambda m: analyzer.random_directions(m),
+    "loss_surface": lambda m: analyzer.loss_surface(
+        m, [(X, X)], mse, analyzer.random_directions(m), [0, 1]
+    ),
+    "sharpness": lambda m: analyzer.sharpness(m, [(X, X)], mse),
+    "hessian_spectrum": lambda m: analyzer.hessian_spectrum(m, [(X, X)], mse),
+    "gradient_noise_scale": lambda m: analyzer.gradient_noise_scale(m, [(X, X)], mse),
+    "layer_attribution": lambda m: analyzer.layer_attribution(m, X, 0),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("given", [None, "resnet18"])
+def test_what_is_no_model_is_refused(name, given):
+    with pytest.raises(analyzer.AnalyzerError, match=f"the model is a {type(given).__name__}; exp"):
+        ALL[name](given)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name != "random_directions"])
+def test_a_call_that_lacks_arguments_is_refused(name):
+    expected = TypeError if name == "skip_scale" else analyzer.AnalyzerError
+    with pytest.raises(expected, match=r"Two.forward\(\) missing 1 required .* 'other'"):
+        ALL[name](Two())
+
+
+@pytest.mark.parametrize(
+    "name", ["gradient_splits", "path_spectrum", "skip_scale", "lesion_study", "counterfactual"]
+)
+def test_a_model_without_joins_is_refused_where_joins_are_asked_for(name):
+    with pytest.raises(analyzer.AnalyzerError, match="has no residual join; expected"):
+        ALL[name](nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "path_spectrum",
+        "gradient_correlation",
+        "gradient_noise_scale",
+        "layer_attribution",
+    ],
+)
+def test_a_model_that_mixes_samples_is_refused_where_each_counts_by_itself(name):
+    torch.manual_seed(0)
+    with pytest.raises(analyzer.AnalyzerError, match="of one"):
+        ALL[name](Mixing())
+
+
+def test_batch_norm_mixes_samples_in_training_mode_alone():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    with pytest.raises(analyzer.AnalyzerError, match="batch norm in training mode"):
+        analyzer.gradient_correlation(model, X)
+    assert len(analyzer.gradient_correlation(model.eval(), X)) == 3

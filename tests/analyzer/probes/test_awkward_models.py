@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 import analyzer
 from analyzer.errors import AnalyzerError
 from analyzer.probes.noise import gradient_noise
+from analyzer.probes.shattering import gradient_correlation
 
 Problem = tuple[nn.Module, list[tuple[Tensor, Tensor]]]
 ALPHAS, BETAS = np.linspace(0, 1, 21), np.linspace(-1, 1, 51)
@@ -450,7 +451,7 @@ def test_a_program_in_inference_mode_gets_its_gradients():
         lambda: analyzer.gradient_noise_scale(model, batches, cross_entropy),
         lambda: analyzer.layer_attribution(model, inputs, 0)["attribution"].tolist(),
         lambda: analyzer.jacobian_spectrum(model, inputs)["singular_value"].tolist(),
-        lambda: analyzer.gradient_correlation(model, inputs)["correlation"].tolist(),
+        lambda: gradient_correlation(model, inputs).values,
     )
     outside = [probe() for probe in probes]
     with torch.inference_mode():

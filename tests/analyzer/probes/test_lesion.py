@@ -129,12 +129,11 @@ def test_blocks_of_other_shapes_do_not_trade_places():
 
 
 def test_a_plain_network_has_nothing_to_leave_out():
-    frame = analyzer.lesion_study(
-        nn.Linear(3, 2), torch.randn(4, 3), torch.tensor([0, 1, 1, 0]), cross_entropy
-    )
-    assert frame.empty
-    assert list(frame.columns) == PROBES["lesion"].names
-    assert frame.attrs["permutations"] == []
+    x, y = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+    found = lesion.measure(HeldBatch(nn.Linear(3, 2), x, y, cross_entropy))
+    assert list(found.columns) == PROBES["lesion"].names
+    assert not any(found.columns.values())
+    assert found.metadata["permutations"] == "[]"
 
 
 def test_a_concatenation_loses_the_slice_of_its_branch():

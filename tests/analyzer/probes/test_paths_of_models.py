@@ -298,10 +298,10 @@ def test_a_loss_may_hold_its_own_targets_and_read_a_part_of_the_output() -> None
 def test_a_plain_net_has_one_length_with_the_gradient_of_its_input() -> None:
     torch.manual_seed(0)
     model, x, y = nn.Linear(4, 4), torch.randn(3, 4), torch.randn(3, 4)
-    frame = analyzer.path_spectrum(model, x, y, mean_of_sums)
+    spectrum = path_lengths(HeldBatch(model, x, y, mean_of_sums))
     gradient = (model(x) - y).cos() @ model.weight
-    assert frame["gradient_norm"].tolist() == pytest.approx([gradient.norm(dim=1).mean().item()])
-    assert frame["num_paths"].tolist() == frame["share"].tolist() == [1]
+    assert spectrum.gradient_norms == pytest.approx([gradient.norm(dim=1).mean().item()])
+    assert spectrum.num_paths == spectrum.shares == [1]
 
 
 class Mixing(nn.Module):

@@ -17,7 +17,7 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from analyzer.vocabulary.probes import PROBE_NAMES
+from analyzer.vocabulary.probes import PROBE_NAMES, ProbePlan
 
 __all__ = [
     "COMMAND",
@@ -146,23 +146,6 @@ def _option(default: Any, *arguments: Any, **more: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class ProbePlan:
-    """At which steps a probe is measured: the first, every ``every``-th, and the last.
-
-    Args:
-        name: The probe.
-        every: Interval in steps; None for the first and the last step alone.
-    """
-
-    name: str
-    every: int | None = None
-
-    def is_due(self, step: int) -> bool:
-        """Whether it is measured after a step; it is also measured after the last one."""
-        return step == 0 if self.every is None else step % self.every == 0
-
-
-@dataclass(frozen=True)
 class RecordOptions:
     """The options of one recording, checked, and what they ask for in a step.
 
@@ -268,7 +251,15 @@ class RecordOptions:
         _whole("a whole number from 0 to 18446744073709551615 (2**64 - 1)", 0, 2**64 - 1),
     )
     resume: str | None = _option(
-        None, "Resume an interrupted training (not built yet).", COMMAND, "RUN"
+        None, "Continue a run after a stop, as a new attempt.", RECORDER, "RUN", is_stored=False
+    )
+    first_step: int | None = _option(
+        None,
+        "With --resume: number of the first step. Default: found by its weights and loss.",
+        RECORDER,
+        "N",
+        _whole("a whole number from 0 up", 0),
+        is_stored=False,
     )
     fail_on: str | None = _option(
         None,
@@ -311,6 +302,17 @@ class RecordOptions:
         for name in names:
             if names.count(name) > 1:
                 raise OptionError("probe", name, "each probe once")
+        if self.resume is not None and (self.run is not None or self.twin):
+            other = "--twin" if self.twin else f"--run {self.run}"
+            raise ValueError(
+                f"--resume {self.resume} is given with {other}; expected one of them: it is "
+                "recorded into its own run, and twins are resumed one by one. Leave one out."
+            )
+        if self.first_step is not None and self.resume is None:
+            raise ValueError(
+                f"--first-step {self.first_step} is given without --resume; a new run begins with "
+                "step 0. Leave it out, or name the run."
+            )
         if self.twin and self.skip_scale is not None:
             raise ValueError(
                 f"--twin is given with --skip-scale {self.skip_scale}; expected one of them: the "

@@ -157,7 +157,8 @@ class _ChildSession(Session):
     """
 
     def __init__(self, options: Any, parent: Path) -> None:
-        super().__init__(replace(options, fail_on=None, twin_words=()), parent)
+        own = replace(options, fail_on=None, twin_words=(), resume=None, first_step=None)
+        super().__init__(own, parent)
         self._parent = parent
         self._waiting: Any = None
         self._pid = os.getpid()

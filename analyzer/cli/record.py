@@ -14,7 +14,7 @@ from typing import IO, Annotated, Any
 
 import typer
 
-from analyzer.cli import RunsDir, not_built
+from analyzer.cli import RunsDir
 from analyzer.cli.script_session import ScriptSession
 from analyzer.cli.session import (
     PACKAGE_ROOT,
@@ -24,6 +24,7 @@ from analyzer.cli.session import (
     options_from,
     options_text,
     plain_folder,
+    resumed_folder,
 )
 from analyzer.cli.signals import DeadlySignals
 from analyzer.ending import Ending
@@ -87,8 +88,6 @@ def record(
     Options may also stand in the variable ANALYZER_OPTIONS, as for
     'torchrun --nproc-per-node 2 -m analyzer record train.py'.
     """
-    if given["resume"] is not None:
-        raise not_built("record --resume")
     given["probe"] = tuple(given["probe"] or ())
     given["skip_scale"] = _scale_from(given["skip_scale"])
     try:
@@ -103,6 +102,13 @@ def record(
     if options.run is not None:
         for folder in (options.run, *([plain_folder(options.run)] if options.twin else [])):
             _check_run(folder)
+    if options.resume is not None:
+        if options.target.startswith(ZOO):
+            raise AnalyzerError(
+                f"--resume {options.resume} is given with {options.target}; expected a script with "
+                "a checkpoint of its own. The built-in loop keeps none: record it again."
+            )
+        resumed_folder(options)
     return lambda: _record(options)
 
 
@@ -185,6 +191,8 @@ def _record_alone(options: RecordOptions, run: Path | None = None) -> int:
 def _is_left_to_us(session: ScriptSession, ending: Ending) -> bool:
     """Whether the built-in loop is to train: the file came to its end and trained nothing."""
     if session.trained or session.has_started_programs or ending.exception is not None:
+        return False
+    if session.options.resume is not None:
         return False
     names = ending.namespace
     defines_model = callable(names.get("build_model")) or hasattr(names.get("model"), "parameters")

@@ -11,7 +11,7 @@ from typing import Any
 from analyzer.cli.children import Children, child_runs
 from analyzer.cli.mismatch import shortcut_mismatch
 from analyzer.cli.session import Session
-from analyzer.errors import RunExistsError, StopTraining
+from analyzer.errors import AnalyzerError, StopTraining
 from analyzer.options import RecordOptions
 from analyzer.script import Ending, run_program, when_imported
 
@@ -83,14 +83,15 @@ class ScriptSession(Session):
     def _begin(self) -> None:
         """Start to record; a failure here must not become one of the script's `import torch`."""
         try:
+            recorder = self.new_recorder(None, self.manifest("script"))
             if self.options.seed is not None:
                 from analyzer.networks.loop import seed_everything
 
                 seed_everything(self.options.seed)
-            self.recorder = self.new_recorder(None, self.manifest("script"))
-            self.recorder.start()
+            recorder.start()
+            self.recorder = recorder
             self.start_scaling(None, ends_program=True)
-        except RunExistsError as error:  # another process took the folder a moment ago
+        except AnalyzerError as error:  # the folder was taken a moment ago, or cannot be resumed
             self.recorder = None
             self._cannot_record = True
             self.say(str(error))
@@ -119,7 +120,10 @@ class ScriptSession(Session):
             self.discard()
             return
         if self.recorder is None:
-            self._write_bare_run(status, error)
+            if self.options.resume is not None:
+                self.last_words.append(self._why_nothing(ending))
+            else:
+                self._write_bare_run(status, error)
             return
         self.recorder.close(status, error, **self._about_children())
         self.signals.stop()
@@ -185,7 +189,7 @@ class ScriptSession(Session):
             calls.finish()
             self.recorder = None
         self.signals.stop()
-        self.rank.leave()
+        self.remove_run()
         return calls
 
     def keep_calls(self, calls: Any, error: str) -> None:

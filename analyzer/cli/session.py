@@ -7,13 +7,13 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from analyzer.cli.signals import DeadlySignals
-from analyzer.errors import AnalyzerError, RunExistsError, StopTraining
+from analyzer.errors import AnalyzerError, RunExistsError, RunNotFoundError, StopTraining
 from analyzer.launch import join, launch_of_process, rank_in
 from analyzer.options import ZOO, RecordOptions
 
@@ -26,6 +26,7 @@ __all__ = [
     "options_from",
     "options_text",
     "plain_folder",
+    "resumed_folder",
 ]
 
 _SECONDS_BETWEEN_LOOKS = 5.0
@@ -60,6 +61,32 @@ def existing_run(run: Path) -> RunExistsError:
         f"run folder '{run}' exists; a recording needs a new one and never overwrites. Choose "
         "another --run, or leave it out for the next free name."
     )
+
+
+def resumed_folder(options: RecordOptions) -> Path:
+    """Return the folder of the run to be resumed; nothing heavy is imported for it.
+
+    Raises:
+        RunNotFoundError: If there is no such run.
+    """
+    asked, folder = Path(options.resume or ""), options.runs_dir
+    known = {path.parent: path for path in folder.glob("*/run.json")}
+    if options.resume == "latest" and known:
+        return max(known, key=lambda run: str(_fields(known[run]).get("created")))
+    for run in (asked, folder / asked):
+        if (run / "run.json").is_file():
+            return run
+    raise RunNotFoundError(
+        f"no run '{asked}' to resume: neither that folder nor '{folder / asked}' holds a run.json; "
+        "`analyzer runs` lists the runs"
+    )
+
+
+def _fields(manifest: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(manifest.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def claimed(run: Path) -> Path:
@@ -150,6 +177,8 @@ class Session:
 
     def __init__(self, options: RecordOptions, run: Path | None = None) -> None:
         self.options = options
+        if run is None and options.resume is not None:
+            run = resumed_folder(options)
         if run is None:
             run = free_folder(options) if options.run is None else claimed(options.run)
         self.run = run
@@ -167,12 +196,27 @@ class Session:
         """Return a recorder with the options; it may end the training at a severe finding."""
         from analyzer.recording.recorder import Recorder
 
-        # Scripts also need the session's words about a scaling, and to be ended where it fails.
         given = self.options.of_recorder() | {"skip_scale": None}
         watch = self._stop_when_severe if self.options.fail_on is not None else None
-        return Recorder(
-            model, self.folder, manifest=manifest, warn=self.warn, watch=watch, exist="use", **given
+        resume = self.options.resume
+        if resume is not None:
+            given["resume"] = str(self.folder)
+        recorder = Recorder(
+            model,
+            self.folder if resume is None else None,
+            manifest=manifest,
+            warn=self.warn,
+            watch=watch,
+            exist="use",
+            **given,
         )
+        # Scripts also need the session's words about a scaling, and to be ended where it fails.
+        if resume is not None:
+            found = recorder.options
+            kept = {name: getattr(found, name) for name in ("seed", "skip_scale", "rescale")}
+            self.options = replace(self.options, **kept)
+            recorder.options = replace(found, skip_scale=None, rescale=False)
+        return recorder
 
     def start_scaling(self, model: Any, *, ends_program: bool) -> None:
         """Scale the shortcuts from now on, where that was asked for."""
@@ -232,7 +276,12 @@ class Session:
             return sentences
         from analyzer.storage.catalog import losses
 
-        counts, (found, manifest) = recorder.counts, self._on_disk()
+        counts, (found, manifest), place = recorder.counts, self._on_disk(), ""
+        if (resumed := recorder.resumed) is not None:
+            if resumed.first is None:
+                return [f"nothing was recorded; {self.run} is as it was"]
+            counts = counts | {"steps": max(0, counts["steps"] - resumed.first)}
+            place = f"attempt {resumed.attempt} from step {resumed.first}, "
         lost = counts["steps"] - found
         if lost > 0 or recorder.storage_failure:
             about = {"steps": found, "storage_error": recorder.storage_failure}
@@ -247,8 +296,8 @@ class Session:
         return [
             *sentences,
             f"recorded {steps} steps, {counts['layers']} layers, {counts['parameters']} parameters "
-            f"into {self.run} ({status}, {recorder.seconds:.1f} s, {share:.0%} of it recording, "
-            f"{size:.1f} MiB); see it with: analyzer show {self.run}",
+            f"into {self.run} ({place}{status}, {recorder.seconds:.1f} s, {share:.0%} of it "
+            f"recording, {size:.1f} MiB); see it with: analyzer show {self.run}",
         ]
 
     def _on_disk(self) -> tuple[int, dict[str, Any]]:
@@ -257,7 +306,11 @@ class Session:
 
         try:
             run = open_run(self.folder)
-            return len(run.recorded_steps()), run.manifest
+            resumed = self.recorder.resumed
+            if resumed is None:
+                return len(run.recorded_steps()), run.manifest
+            attempts = run.read("steps", "attempt", ranks="all").column("attempt").to_pylist()
+            return attempts.count(resumed.attempt), run.manifest
         except (AnalyzerError, OSError, ValueError):
             return 0, {}
 
@@ -298,7 +351,7 @@ class Session:
             frame = frame.f_back
         self.recorder.interrupt(is_busy=is_busy)
         if not self.recorder.counts["steps"]:
-            self.rank.leave()
+            self.remove_run()
         if not self.options.quiet:
             lines = [f"analyzer: {sentence}\n" for sentence in self.result("interrupted")]
             # Not through sys.stderr: the signal may have come in the middle of a write.
@@ -310,6 +363,11 @@ class Session:
         if self.recorder is not None:
             self.recorder.abandon()
             self.recorder = None
+
+    def remove_run(self) -> None:
+        """Leave nothing behind of a recording; what earlier attempts recorded stays."""
+        if self.options.resume is None:
+            self.rank.leave()
 
     def remove_empty_folder(self) -> None:
         """Leave nothing behind where nothing was recorded."""

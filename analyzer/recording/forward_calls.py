@@ -75,6 +75,12 @@ class ForwardCalls:
         self._handle = register_optimizer_step_pre_hook(self._at_update)
         capture.add_watcher(self)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many calls, layers and parameters there are."""
+        found = {name: len(self.tables[name]) for name in ("layers", "parameters")}
+        return {"steps": len(self.steps), **found}
+
     def forget(self) -> None:
         """Forget the calls that were kept, and their models."""
         self.steps.clear()

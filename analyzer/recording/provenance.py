@@ -21,6 +21,7 @@ from analyzer.errors import RunExistsError
 from analyzer.launch import join, launch_of_process
 from analyzer.options import RECORDER, options_of, with_parameters
 from analyzer.recording.names import unwrapped
+from analyzer.storage.catalog import resolve_run
 
 __all__ = [
     "RANDOM_STATES",
@@ -125,15 +126,21 @@ def restore_random_states(run: Path) -> bool:
 
 
 def run_folder(
-    model: nn.Module | None, run: str | os.PathLike[str] | None, exist: str | None
+    model: nn.Module | None,
+    run: str | os.PathLike[str] | None,
+    exist: str | None,
+    resume: str | None = None,
 ) -> Path:
-    """Return the folder that a `Recorder` writes to; ``model``, ``run``, ``exist`` are its own.
+    """Return the folder that a `Recorder` writes to; the arguments are its own.
 
     The ranks of a launch share it.
 
     Raises:
         RunExistsError: If it exists and no other name may be taken.
+        RunNotFoundError: If there is no run to resume.
     """
+    if resume is not None:
+        return resolve_run(resume)
     if run is None:
         stem = "run" if model is None else type(unwrapped(model)).__name__.lower()
         runs = Path(os.environ.get("ANALYZER_RUNS", "runs"))

@@ -5,6 +5,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,6 +28,7 @@ from analyzer.recording.provenance import (
     saver_of_random_states,
     takes_options,
 )
+from analyzer.recording.resuming import Resumed
 from analyzer.recording.skip_scaling import SkipScaling
 from analyzer.recording.step import logged
 from analyzer.recording.training import Training
@@ -86,7 +88,10 @@ class Recorder:
         if exist not in (None, "raise", "new", "use"):
             raise ValueError(f"exist is {exist!r}; expected 'raise', 'new' or 'use'")
         self.options = RecordOptions.for_recorder(options, run)
-        self.path = run_folder(model, run, exist)
+        self.path = run_folder(model, run, exist, self.options.resume)
+        self.resumed = None if self.options.resume is None else Resumed(self.path)
+        if self.resumed is not None:
+            self.options = self.resumed.options(self.options)
         self._model = model
         self._scaling: SkipScaling | None = None
         self._discovery: Discovery | None = None
@@ -99,7 +104,7 @@ class Recorder:
         self._warn = warn or _python_warning
         self._writer: RunWriter | None = None
         self._training: Training | None = None
-        self._problems: list[str] = []
+        self._problems: list[str] = self.resumed.problems if self.resumed is not None else []
         self._checkpoints = Checkpoints(
             self.options,
             write=self._write_checkpoint,
@@ -119,9 +124,9 @@ class Recorder:
     def start(self) -> None:
         """Open the run and begin to record."""
         if self._training is not None:
-            raise AnalyzerError(
-                f"the recorder of run '{self.path}' was started already; make a new one"
-            )
+            raise AnalyzerError(f"the recorder of '{self.path}' was started already; make another")
+        if self.resumed is not None and self._model is not None:
+            self.resumed.check_model(self._model)
         self._started = time.perf_counter()
         self._open_writer()
         probing = Probing(
@@ -142,6 +147,8 @@ class Recorder:
         )
         self._training = training
         training.start()
+        if self.resumed is not None:
+            training.resume(partial(self.resumed.begin, training, self._warn))
         if self._model is not None:
             training.models.add(self._model)
         else:
@@ -159,12 +166,15 @@ class Recorder:
             "schedule": self.options.stored(RECORDER),
             **self._manifest,
         }
+        attempt = 0 if self.resumed is None else self.resumed.attempt
+        if self.resumed is not None:
+            manifest = self.resumed.begun(manifest)
         try:
             # The program may go to another working folder.
             folder = Path(os.path.abspath(self.path))
-            self._writer = RunWriter(folder, manifest, warn=self._warn)
+            self._writer = RunWriter(folder, manifest, attempt=attempt, warn=self._warn)
             # A probe may start the script again, with these numbers.
-            if self._model is None and self._writer.rank.number == 0:
+            if self._model is None and self._writer.rank.number == 0 and not attempt:
                 self._writer.write_file(RANDOM_STATES, saver_of_random_states())
         except OSError as error:
             self._warn(
@@ -204,16 +214,19 @@ class Recorder:
 
     def _write_step(self, make: Any) -> None:
         if self._writer is not None:
-            self._writer.add(make)
+            self._writer.add(make if self.resumed is None else partial(self.resumed.record, make))
 
     def _write_static(self, tables: dict[str, list[dict[str, Any]]]) -> None:
         if self._writer is not None:
+            if self.resumed is not None:
+                tables = self.resumed.tables(tables)
+                self._writer.update_manifest(attempts=self.resumed.attempts)
             self._writer.write_layers(tables["layers"])
             self._writer.write_parameters(tables["parameters"])
             self._writer.write_joins(tables["joins"])
 
     def _write_tables(self) -> None:
-        if self._writer is not None:
+        if self._writer is not None and not (self.resumed and self.resumed.first is None):
             self._write_static(self.training.models.tables())
             if self._writer.rank.is_one_of_many:
                 self._writer.update_manifest(**self.training.models.of_ranks())
@@ -229,10 +242,12 @@ class Recorder:
         columns = dict(measurement.columns)
         if "layer" in columns and "name" in columns:
             columns["layer"] = self.training.models.layers.numbered(columns["name"])
+        if self.resumed is not None:
+            columns = self.resumed.columns(columns)
         self._writer.write_probe(name, step, columns, measurement.metadata)
 
     def _note_batch(self, digest: str) -> None:
-        if self._writer is not None and digest:
+        if self._writer is not None and digest and self.resumed is None:
             self._writer.update_manifest(first_batch=digest)
 
     def _pass_boundary(self, step: int) -> None:
@@ -279,11 +294,10 @@ class Recorder:
         """
         if self._is_closed or self._training is None:
             return
-        self._is_closed = True
+        self._is_closed, training = True, self._training
         self.stop_looking()
         if self._scaling is not None:
             self._scaling.stop()
-        training = self._training
         training.finish(measures=status == "finished")
         if self.forward is not None:
             self._write_forward(self.forward)
@@ -293,20 +307,22 @@ class Recorder:
         self._close_writer(status, error, **fields)
 
     def _close_writer(self, status: str, error: str | None, **fields: Any) -> None:
-        training = self.training
         self.seconds = time.perf_counter() - self._started
-        if self._writer is not None:
-            self._writer.close(
-                status,
-                error,
-                steps=self.counts["steps"],
-                num_layers=self.counts["layers"],
-                num_joins=len(training.splits.table),
-                seconds=self.seconds,
-                recorder_seconds=self.overhead_seconds,
-                probe_seconds=training.probing.seconds,
-                **fields,
-            )
+        if self._writer is None:
+            return
+        if self.resumed is not None and self.resumed.first is None:
+            return self._writer.withdraw()
+        about: dict[str, Any] = {
+            "steps": self.counts["steps"],
+            "num_layers": self.counts["layers"],
+            "num_joins": len(self.training.splits.table),
+            "seconds": self.seconds,
+            "recorder_seconds": self.overhead_seconds,
+            "probe_seconds": self.training.probing.seconds,
+        }
+        if self.resumed is not None:
+            about = self.resumed.ended(about, status, error)
+        self._writer.close(status, error, **about, **fields)
 
     def interrupt(self, *, is_busy: bool) -> None:
         """End the recording inside a signal handler, after which the process dies.
@@ -330,25 +346,14 @@ class Recorder:
     @property
     def counts(self) -> dict[str, int]:
         """How many steps, layers and parameters there are, of the training or of the calls."""
-        forward, training = self.forward, self.training
-        if forward is not None and forward.steps:
-            tables = forward.tables
-            return {
-                "steps": len(forward.steps),
-                "layers": len(tables["layers"]),
-                "parameters": len(tables["parameters"]),
-            }
-        return {
-            "steps": training.steps.count,
-            "layers": len(training.models.layers),
-            "parameters": len(training.models.parameters),
-        }
+        forward = self.forward
+        return forward.counts if forward and forward.steps else self.training.counts
 
     def _write_forward(self, forward: ForwardCalls) -> None:
         """Write the calls of models of a program that did not train, and what they leave out."""
         for sentence in forward.finish():
             self.note_problem(sentence)
-        if not forward.steps:
+        if not forward.steps or self.resumed is not None:
             return
         for make in forward.steps:
             self._write_step(make)

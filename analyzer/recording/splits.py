@@ -48,6 +48,8 @@ class Splits:
     def __init__(self, schedule: RecordOptions, on_problem: Callable[[str], None]) -> None:
         self.table = JoinTable(schedule.max_calls)
         self.tables_changed = False
+        # Joins of a resumed run are new to this attempt alone.
+        self.waits_for_turn = False
         self._schedule = schedule
         self._on_problem = on_problem
         self._roots: list[tuple[int, Callable[[], nn.Module | None]]] = []
@@ -192,7 +194,8 @@ class Splits:
                 if self._waiting and left:  # one whose backward pass comes later, as a generator's
                     log.calls, self._left = left, log
         rows.is_partial |= is_due and self._is_off
-        if found and (is_due or len(self.table) > num_joins):
+        is_new = len(self.table) > num_joins and not self.waits_for_turn
+        if found and (is_due or is_new):
             self._kept = found if keeps_graph else []
             self._attach(found, rows, keeps_graph=keeps_graph, scale=scale)
 

@@ -7,7 +7,7 @@ the *boundary*: the weights are those of the end of the step.
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 from torch.compiler import is_dynamo_compiling
@@ -72,7 +72,8 @@ class Steps:
 
     Attributes:
         open: The step that is open.
-        count: How many steps are closed.
+        count: How many steps are closed, those of earlier attempts of the run included.
+        first: Number of the first step of this attempt.
         forward_began: Whether a forward pass followed the last update, and no backward pass yet.
         in_closure: Whether an optimizer evaluates its closure.
         look_for_update: Called before a forward pass: the open step may have been updated by hand.
@@ -89,6 +90,9 @@ class Steps:
         self.count = 0
         self.in_closure = False
         self.look_for_update: Callable[[], None] = lambda: None
+        # Finds the number of the first step of a resumed training, once.
+        self.locate: Callable[[Sequence[Any]], int] | None = None
+        self.first = 0
         self._options = options
         self._capture = capture
         self._on_boundary = on_boundary
@@ -129,8 +133,13 @@ class Steps:
             self._stop_if_enough()
             self.forward_began = True
 
-    def begin_backward(self) -> None:
+    def begin_backward(self, roots: Sequence[Any] = ()) -> None:
         """Gradients are about to be computed: those after an update open a step."""
+        if self.locate is not None:
+            locate, self.locate = self.locate, None
+            self.first = self.open.index = locate(roots)
+            # Its forward pass was listened to: what is not wanted of it is left out of its rows.
+            self.open.recorded = self._options.records(self.first)
         if self.open.updated:
             self.pass_boundary()
             self._stop_if_enough()
@@ -150,7 +159,7 @@ class Steps:
 
     def _stop_if_enough(self) -> None:
         stop_after = self._options.stop_after
-        if stop_after is not None and self.open.index + 1 >= stop_after:
+        if stop_after is not None and self.open.index + 1 - self.first >= stop_after:
             raise StopTraining(stop_after)
 
     def split_off(self, count: int, *, is_boundary: bool) -> None:

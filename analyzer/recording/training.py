@@ -112,7 +112,7 @@ class Training:
         self._backward = _Backward(self, self._micro_batches, owns_all=adopts_optimizers)
         self._watcher = _Guarded(self.guard, self.updates)
         self.probing.of_training = {"noise": self._training_noise}
-        self._options = options
+        self.options = options
         self._on_step = on_step
         self._on_boundary = on_boundary
         self._on_problem = on_problem
@@ -126,6 +126,11 @@ class Training:
         self._handles = self.updates.watch(self.guard)
         self.splits.prepare(0)
         self.capture.note_watchers()
+
+    def resume(self, locate: Callable[[Sequence[Any]], int]) -> None:
+        """Continue a run: ``locate`` finds the number of the first step at its backward pass."""
+        self.steps.locate = locate
+        self.splits.waits_for_turn = True
 
     def finish(self, *, measures: bool = True) -> None:
         """Close the last step and leave nothing behind.
@@ -177,6 +182,12 @@ class Training:
         step = self.steps.open
         return step.index > 0 or step.num_backward > 0 or step.updated
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many steps, layers and parameters there are."""
+        layers, parameters = self.models.layers, self.models.parameters
+        return {"steps": self.steps.count, "layers": len(layers), "parameters": len(parameters)}
+
     def log(self, values: dict[str, Any]) -> None:
         """Add extra columns to the current step."""
         self.steps.log(
@@ -206,13 +217,13 @@ class Training:
         self.models.end_step(step.parameters)
         self.updates.fates.end_step(step)
         seconds = (step.ended or time.perf_counter()) - step.started
-        is_choosy = self._options.layers or self._options.skip_layers
+        is_choosy = self.options.layers or self.options.skip_layers
         is_written = self._is_written if is_choosy else None
         weights = self.models.parameters.weights
-        self._on_step(step.seal(self._options.columns, is_written, seconds, weights))
+        self._on_step(step.seal(self.options.columns, is_written, seconds, weights))
 
     def _is_written(self, parameter: int) -> bool:
-        return self._options.selects(self.models.parameters.module_path(parameter))
+        return self.options.selects(self.models.parameters.module_path(parameter))
 
     def _measure(self, *, is_last: bool = False) -> None:
         """Measure the probes that are due; the recording sees nothing of what they do."""
@@ -239,7 +250,7 @@ class Training:
 
     def _await_next_step(self) -> None:
         upcoming = self.steps.open.index + 1
-        self.capture.listening = self._options.records(upcoming)
+        self.capture.listening = self.options.records(upcoming)
         self.splits.prepare(upcoming)
         self.capture.note_watchers()
 
@@ -294,7 +305,7 @@ class _Backward:
             self._marks = marks_of(training.models.parameters.trainable())
         if not training.steps.is_repeated:
             training.updates.fates.begin_backward()
-        training.steps.begin_backward()
+        training.steps.begin_backward(roots)
         step = training.steps.open
         self._is_repeated = training.steps.is_repeated
         self._passed = passed = Part()

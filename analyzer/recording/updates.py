@@ -1,7 +1,7 @@
 """The updates of a training: when they are made, what the optimizer gets, how far weights move."""
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -96,6 +96,7 @@ class Updates:
 
     Attributes:
         fates: What becomes of the gradients of each pass.
+        turns: How many of its updates a parameter of a resumed run is past the last measured one.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class Updates:
         self._unscaled: dict[int, set[int]] = {}
         self._scaler_steps: int | None = None
         self._turns: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
+        self.turns: Mapping[int, int] = {}
 
     def watch(self, guard: Guard) -> list[Any]:
         """Hook every optimizer of this process; return what removes the hooks."""
@@ -237,11 +239,15 @@ class Updates:
             for p in group["params"]
         )
 
-    def _measures(self, optimizer: Optimizer, step: int) -> bool:
+    def _measures(self, optimizer: Optimizer, held: Held, step: int) -> bool:
         """Whether an update is measured: by schedule, or since other optimizers had that turn."""
         if not self._options.records(step):
             return False
-        self._turns[optimizer] = turns = self._turns.get(optimizer, self._options.updates_every) + 1
+        turns = self._turns.get(optimizer)
+        if turns is None:
+            turns = next((self.turns[n] for n, _ in held if n in self.turns), None)
+        turns = (self._options.updates_every if turns is None else turns) + 1
+        self._turns[optimizer] = turns
         is_due = self._options.measures_updates(step) or turns > self._options.updates_every
         if is_due:
             self._turns[optimizer] = 0
@@ -273,7 +279,7 @@ class Updates:
             self._open_for_returned(optimizer)
         step = self._steps.open
         upcoming = step.index + (step.updated and closure is not None)
-        if self._measures(optimizer, upcoming):
+        if self._measures(optimizer, held, upcoming):
             self._meter.begin(id(optimizer), held)
         if closure is None:
             self._receive(optimizer, held)

@@ -21,6 +21,7 @@ from analyzer.storage.parts import PartSeries, reason_of, write_table
 from analyzer.storage.reading import StaticTable
 from analyzer.storage.rows import Block, StepRecord, stat_rows, static_table, step_rows
 from analyzer.storage.schema import STAT_COLUMNS, STEP_TABLES
+from analyzer.storage.tables import StepTable
 
 __all__ = ["RunFolder"]
 
@@ -276,6 +277,7 @@ class RunFolder:
         for place, (write, since) in list(self._files.items()):
             del self._files[place]
             try:
+                self._manifest.keep_earlier(place)
                 write()
                 self.pulse += 1
             except Exception as error:
@@ -370,23 +372,27 @@ class RunFolder:
         if lost_steps:
             found["lost_steps"] = self._manifest.lost_before + lost_steps
             # Those on disk; with the lost ones they are all.
-            found["steps"] = self._manifest.steps_before + self.written_steps
+            # An attempt may have gone over the steps of an earlier one again.
+            table = StepTable(self.path, "steps", lambda _: None)
+            found["steps"] = len(table.steps()) if self._rank.attempt else self.written_steps
             found["last_loss"] = self._last_loss
         if not self._manifest.is_written:
             return
         self._rank.leads()  # where there is no rank 0
-        refusal: OSError | None = None
         for seconds in _LAST_TRIES:
             time.sleep(seconds)
             try:
                 self.begin()
                 self._write_manifest()
                 break
-            except OSError as error:
-                refusal = error
-        else:
-            assert refusal is not None
-            raise refusal
+            except OSError:
+                if seconds == _LAST_TRIES[-1]:
+                    raise
+        self._manifest.end()
+
+    def withdraw(self) -> None:
+        """Leave the run as it was before this attempt, which has nothing to add."""
+        self._manifest.withdraw()
         self._manifest.end()
 
 

@@ -37,9 +37,11 @@ A part is named `<first step>-<last step>.r<rank>.a<attempt>.p<first flush>-<las
 steps in 12 digits. Every file appears under its name by one atomic rename; names that begin with a
 dot are unfinished. Merging parts gives one whose flushes contain theirs: **a part whose flushes lie
 inside those of another part of the same rank and attempt MUST NOT be read**, then every row is read
-once at each moment. Where several attempts hold a step, the newest has it. Parts of `steps` may
-differ in what was logged; a reader widens types (bool, int64, float64, string) and takes null for
-what is missing. Null is "not measured", NaN is a measured value.
+once at each moment. Where several attempts hold a step, the newest has it, and the rows of the
+others stay (`ranks="all"` reads them all from `steps`). A probe or checkpoint that a later attempt
+writes once more is kept beside it as `attempt-<k>-step-<12 digits>`. Parts of `steps` may differ in
+what was logged; a reader widens types (bool, int64, float64, string) and takes null for what is
+missing. Null is "not measured", NaN is a measured value.
 
 Pages of a file have checksums, and its metadata say under `place` where it lies in the run: of
 two parts whose names were exchanged, each is what its `place` says. Between the last page and the
@@ -75,6 +77,12 @@ _MANIFEST: tuple[tuple[str, str, str], ...] = (
     ("last_loss", "float?", "Loss of the last recorded step."),
     ("attempt", "int?", "How often the training was begun before; nothing for the first time."),
     ("world_size", "int?", "Processes of the launch; nothing for one that was started alone."),
+    (
+        "attempts",
+        "list of objects?",
+        "Of a resumed run: when each attempt began, its `first_step`, and how it ended. `seconds` "
+        "and the like are those of all attempts.",
+    ),
     ("num_layers, num_parameters, num_joins", "int", "Rows of the static tables."),
     ("data_parallel_ranks", "int?", "Ranks by which output gradients are divided when pooled."),
     ("storage_error", "string?", "Why nothing more could be written from some step on."),

@@ -84,7 +84,7 @@ class RunWriter:
         self._waiting: deque[Callable[[], object]] = deque()
         self._pid = os.getpid()
         self._wake, self._room, self._begun = (threading.Event() for _ in range(3))
-        self._is_closed = self._is_ending = self._has_failed = False
+        self._is_closed = self._is_ending = self._has_failed = self._withdraws = False
         self._num_added = self._num_dropped = self._num_taken = 0
         # Seconds that the training still waits for a thread that stands still, and where it stood
         # when they were over.
@@ -193,6 +193,11 @@ class RunWriter:
                 self._fail(f"the disk did not answer for {now - since:.0f} s")
                 return
 
+    def withdraw(self) -> None:
+        """End an attempt that added no step: the run is left as it was before."""
+        self._withdraws = True
+        self.close("finished")
+
     # --- the queue ---------------------------------------------------------------------------
 
     @property
@@ -285,6 +290,8 @@ class RunWriter:
             pass  # the folder tries again
 
     def _end(self) -> None:
+        if self._withdraws:
+            return self._attempt_to(self._folder.withdraw)
         had_failed, self._has_failed = self._has_failed, False
         self._attempt_to(self._folder.finish)
         lost = self.lost_steps

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from analyzer.vocabulary.methods import Method
 from analyzer.vocabulary.quantities import Pooling, Quantity
 
-__all__ = ["PROBES", "PROBE_NAMES", "Probe", "ProbeOption"]
+__all__ = ["PROBES", "PROBE_NAMES", "Probe", "ProbeOption", "ProbePlan"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,23 @@ class ProbeOption:
     def __post_init__(self) -> None:
         if not self.flag:
             object.__setattr__(self, "flag", f"--{self.name.replace('_', '-')}")
+
+
+@dataclass(frozen=True)
+class ProbePlan:
+    """At which steps a probe is measured: the first, every ``every``-th, and the last.
+
+    Args:
+        name: The probe.
+        every: Interval in steps; None for the first and the last step alone.
+    """
+
+    name: str
+    every: int | None = None
+
+    def is_due(self, step: int) -> bool:
+        """Whether it is measured after a step; it is also measured after the last one."""
+        return step == 0 if self.every is None else step % self.every == 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,8 @@ class Recorder:
             `analyzer.options.RecordOptions` and ``help(Recorder)``.
 
     Raises:
-        RunExistsError: If the folder exists.
+        RunExistsError: If the folder exists, or the run to resume is still being recorded.
+        AnalyzerError: If the run to resume cannot be continued, or its model is another.
         TypeError: If ``model`` is not a module, or an option does not exist.
         ValueError: If the value of an option is out of range.
     """

@@ -56,8 +56,9 @@ def test_the_manifest_stores_the_options_of_the_recorder(tmp_path) -> None:
     with analyzer.Recorder(nn.Linear(1, 1), tmp_path / "run", every=3, probe="paths:5"):
         pass
     stored = analyzer.open_run(tmp_path / "run").manifest["schedule"]
-    names = {field.name for field in options_of(RECORDER)} - {"probe", "skip_scale"}
-    assert stored.keys() == names | {"probes"}
+    every = {field.name: field.metadata["option"] for field in options_of(RECORDER)}
+    names = {name for name, option in every.items() if option.is_stored}
+    assert stored.keys() == names - {"probe"} | {"probes"}
     assert (stored["every"], stored["probes"]) == (3, [{"name": "paths", "every": 5}])
     assert RecordOptions(lr=0.5).stored(MODEL_FILE)["lr"] == 0.5
 

@@ -168,7 +168,7 @@ def test_the_runs_folder_comes_from_the_environment(
         (["record", "--lr", "nan", "train.py"], "--lr is nan; expected a finite number"),
         (["record", "--seed", "-1", "train.py"], "--seed is -1; expected a whole number from 0"),
         (["record", "zoo:plain20", "--steps", "5"], "'zoo:plain20' is followed by '--steps 5'"),
-        (["record", "--resume", "nosuch", "tests/test_cli.py"], "no run 'nosuch' to resume"),
+        (["record", "--resume", "nosuch", "-m", "train"], "no run 'nosuch' to resume"),
     ],
 )
 def test_a_mistake_is_told_in_one_line_with_exit_code_2(

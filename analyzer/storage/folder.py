@@ -393,7 +393,6 @@ class RunFolder:
     def withdraw(self) -> None:
         """Leave the run as it was before this attempt, which has nothing to add."""
         self._manifest.withdraw()
-        self._manifest.end()
 
 
 def _is_of_disk(error: Exception) -> bool:

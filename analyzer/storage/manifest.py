@@ -228,6 +228,7 @@ class LiveManifest:
         if self._former is not None:
             former = self._former
             replace_file(self._folder / "run.json", lambda hidden: hidden.write_bytes(former))
+        self.end()
 
     def end(self) -> None:
         """Give back the room, and the folder."""

@@ -99,8 +99,7 @@ class Recorder:
         self.forward: ForwardCalls | None = None
         alpha = self.options.skip_scale
         alpha = dict(alpha) if isinstance(alpha, Mapping) else alpha
-        scaled = {} if alpha is None else {"skip_scale": alpha}
-        self._manifest = scaled | (manifest or {})
+        self._manifest = ({} if alpha is None else {"skip_scale": alpha}) | (manifest or {})
         self._watch = watch
         self._warn = warn or _python_warning
         self._writer: RunWriter | None = None

@@ -305,13 +305,11 @@ class RecordOptions:
         if self.resume is not None and (self.run is not None or self.twin):
             other = "--twin" if self.twin else f"--run {self.run}"
             raise ValueError(
-                f"--resume {self.resume} is given with {other}; expected one of them: it is "
-                "recorded into its own run, and twins are resumed one by one. Leave one out."
+                f"--resume {self.resume} is given with {other}; it has a run. Leave one out."
             )
         if self.first_step is not None and self.resume is None:
             raise ValueError(
-                f"--first-step {self.first_step} is given without --resume; a new run begins with "
-                "step 0. Leave it out, or name the run."
+                f"--first-step {self.first_step} is given without --resume. Leave it out."
             )
         if self.twin and self.skip_scale is not None:
             raise ValueError(

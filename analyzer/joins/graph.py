@@ -245,7 +245,7 @@ class Dataflow:
     ) -> tuple[list[Read], bool]:
         """Return the untracked tensors that a node reads, and whether an operand carries data."""
         data = [(s, f) for s, f in enumerate(note.operands) if f is not None and f.carries_data]
-        if kind in ("add", "cat") and note.kind == kind:
+        if kind in ("add", "cat", "stack") and note.kind == kind:
             data = [(s, f) for s, f in data if s < len(edges) and edges[s][0] is None]
         elif note.end - note.start > 1 and (is_data or not has_gap):
             # Of several nodes of one function only the first ones read what autograd cannot see.

@@ -74,7 +74,7 @@ _TABLE = (
     _Operation("add", "ScatterReduceBackward0", "scatter_reduce scatter_reduce_", "input src@3"),
     _Operation("add", "IndexPutBackward0", "index_put index_put_", "input values@2"),
     _Operation("add", "PutBackward0", "put put_", "input source@2"),
-    _Operation("sum", "SumBackward1 NansumBackward0 NansumBackward1", "sum nansum"),
+    _Operation("sum", "SumBackward1 NansumBackward0", "sum nansum"),
     _Operation("sum", "MeanBackward1 CumsumBackward0", "mean cumsum"),
     _Operation("matmul", "MmBackward0 MvBackward0 BmmBackward0 DotBackward0", "matmul mm mv bmm"),
     _Operation("matmul", "ScaledDotProductFlashAttentionForCpuBackward0"),

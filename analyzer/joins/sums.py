@@ -173,9 +173,10 @@ _AXES = {
 def _axis_summed(flow: Dataflow, vertex: int, name: str, slot: int) -> int | None:
     """Return the one axis of an operand over which a vertex sums; None where there is none."""
     node: Any = flow.vertices[vertex]
-    if name in ("SumBackward1", "MeanBackward1", "NansumBackward1"):
+    if name in ("SumBackward1", "MeanBackward1", "NansumBackward0"):
         axes: tuple[int, ...] = node._saved_dim or ()
-        size = len(node._saved_self_sym_sizes)
+        (_, read, number) = flow.reads[vertex][0]
+        size = len(flow.shape(read, number))
         return _signed(axes[0]) % size if len(axes) == 1 and size else None
     if name == "SelectBackward0":
         read = flow.reads[vertex][0][1]
@@ -211,6 +212,9 @@ def _stack_under(flow: Dataflow, vertex: int, number: int, axis: int, into: Sum)
     _, read, other = reads[0]
     given = flow.shape(read, other)
     if name.startswith(KEEPS_ORDER):
+        if _is_cat_apart(flow, read, shape, given, axis):
+            into.inner += (read,)
+            return read
         place = _same_axis(shape, given, axis)
     elif name == "PermuteBackward0":
         place = _signed(node._saved_dims[axis]) % len(shape)
@@ -239,6 +243,19 @@ def _stack_in_product(flow: Dataflow, vertex: int, axis: int, into: Sum) -> int 
             return stack
         into.inner = before
     return None
+
+
+def _is_cat_apart(
+    flow: Dataflow, vertex: int, shape: tuple[int, ...], given: tuple[int, ...], axis: int
+) -> bool:
+    """Whether an axis of a view counts the operands, all of one size, of a concatenation."""
+    node: Any = flow.vertices[vertex]
+    if type(node).__name__ != "CatBackward0" or len(node.next_functions) != shape[axis]:
+        return False
+    along = _signed(node._saved_dim) % len(given)
+    sizes = {flow.shape(read, number)[along] for _, read, number in flow.reads[vertex]}
+    is_ahead = prod(shape[:axis]) == prod(given[:along])
+    return is_ahead and sizes == {given[along] // shape[axis]}
 
 
 def _same_axis(shape: tuple[int, ...], given: tuple[int, ...], axis: int) -> int | None:

@@ -1,0 +1,206 @@
+"""One function written in every way that torch offers: the same joins, splits, spectra and twins."""
+
+from collections.abc import Callable
+from functools import reduce
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import analyzer
+
+Way = Callable[[Tensor, Tensor], Tensor]
+ROWS = torch.arange(16)
+
+
+def in_place(x: Tensor, b: Tensor) -> Tensor:
+    total = x.clone()
+    total += b
+    return total
+
+
+def assigned(x: Tensor, b: Tensor) -> Tensor:
+    total = x.clone()
+    total[:] += b
+    return total
+
+
+# `x + b`, b a branch of x; inputs are [16, 8].
+WAYS: dict[str, Way] = {
+    "x + b": lambda x, b: x + b,
+    "torch.add alpha": lambda x, b: torch.add(x, b, alpha=1),
+    "add_": lambda x, b: x.clone().add_(b),
+    "stack.sum": lambda x, b: torch.stack([x, b]).sum(0),
+    "stack.mean * 2": lambda x, b: torch.stack([x, b]).mean(0) * 2,
+    "sum([...])": lambda x, b: sum([x, b]),
+    "cat, view, sum": lambda x, b: torch.cat([x[None], b[None]]).sum(0),
+    "einsum": lambda x, b: torch.einsum("kbd->bd", torch.stack([x, b])),
+    "x - (-b)": lambda x, b: x - (-b),
+    "__rsub__": lambda x, b: b.__rsub__(x) + 2 * b,
+    "addcmul": lambda x, b: torch.addcmul(x, b, torch.ones(())),
+    "lerp": lambda x, b: 2 * torch.lerp(x, b, 0.5),
+    "hypot": lambda x, b: torch.hypot(x, x * 0) * x.sign() + b,
+    # Others that torch offers.
+    "+=": in_place,
+    "[:] +=": assigned,
+    "rsub": lambda x, b: torch.rsub(-b, x),
+    "addcdiv": lambda x, b: torch.addcdiv(x, b, torch.ones(())),
+    "addmm": lambda x, b: torch.addmm(x, b, torch.eye(8)),
+    "baddbmm": lambda x, b: torch.baddbmm(x[None], b[None], torch.eye(8)[None])[0],
+    "addbmm": lambda x, b: torch.addbmm(x, b[None], torch.eye(8)[None]),
+    "index_add": lambda x, b: torch.index_add(x, 0, ROWS, b),
+    "scatter_add": lambda x, b: x.scatter_add(0, ROWS[:, None].expand(16, 8), b),
+    "scatter_reduce": lambda x, b: x.scatter_reduce(0, ROWS[:, None].expand(16, 8), b, "sum"),
+    "index_put": lambda x, b: x.index_put((ROWS,), b, accumulate=True),
+    "put": lambda x, b: x.put(torch.arange(128).view(16, 8), b, accumulate=True),
+    "cumsum": lambda x, b: torch.stack([x, b]).cumsum(0)[-1],
+    "nansum": lambda x, b: torch.stack([x, b], 1).nansum(1),
+    "matmul": lambda x, b: torch.stack([x, b], -1) @ torch.ones(2),
+    "linear": lambda x, b: functional.linear(torch.stack([x, b], 2), torch.ones(1, 2)).squeeze(2),
+    "tensordot": lambda x, b: torch.tensordot(torch.ones(2), torch.stack([x, b]), 1),
+    "inner": lambda x, b: torch.inner(torch.stack([x, b], -1), torch.ones(2)),
+    "weights in einsum": lambda x, b: torch.einsum("k,kbd->bd", torch.ones(2), torch.stack([x, b])),
+    "bmm": lambda x, b: torch.bmm(torch.ones(16, 1, 2), torch.stack([x, b], 1))[:, 0],
+    "product and sum": lambda x, b: (torch.stack([x, b]) * torch.ones(2, 1, 1)).sum(0),
+    "hstack, view, sum": lambda x, b: torch.hstack([x, b]).view(16, 2, 8).sum(1),
+    "unflatten": lambda x, b: torch.cat([x, b], 1).unflatten(1, (2, 8)).sum(1),
+    "movedim": lambda x, b: torch.stack([x, b]).movedim(0, -1).sum(-1),
+    "flatten": lambda x, b: torch.stack([x, b]).flatten(1).sum(0).view_as(x),
+    "keepdim": lambda x, b: torch.dstack([x, b]).sum(2, keepdim=True)[..., 0],
+    "vecdot": lambda x, b: torch.linalg.vecdot(torch.ones(2), torch.stack([x, b], -1)),
+    "two means": lambda x, b: torch.stack([x, b]).mean(0) + torch.stack([x, b]).mean(0),
+    "sub alpha": lambda x, b: torch.sub(x, b, alpha=-1),
+    "FloatFunctional": torch.ao.nn.quantized.FloatFunctional().add,
+    "vmap": torch.func.vmap(torch.add),
+    "reduce": lambda x, b: reduce(torch.add, [x, b]),
+    "dispatcher": lambda x, b: torch.ops.aten.add.Tensor(x, b),
+}
+
+
+class Block(nn.Module):
+    def __init__(self, way: Way) -> None:
+        super().__init__()
+        self.way, self.f = way, nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.way(x, self.f(x))
+
+
+def net(way: Way) -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(8, 8), Block(way), nn.Linear(8, 3))
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(16, 8), torch.randint(0, 3, (16,))
+
+
+def output_and_gradients(model: nn.Module, x: Tensor) -> list[Tensor]:
+    output = model(x)
+    return [output, *torch.autograd.grad(output.square().sum(), list(model.parameters()))]
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_a_sum_is_one_join_however_it_is_written(name: str) -> None:
+    model, plus, (x, y) = net(WAYS[name]), net(WAYS["x + b"]), batch()
+    loss = functional.cross_entropy
+    (join,) = analyzer.find_joins(model, x)
+    assert (join.name, join.operation, join.num_operands) == ("1", "add", 2)
+    assert (join.branch_layers, join.shortcut_layers) == (["1.f.0", "1.f.1"], [])
+    assert (join.branch_parameters, join.shortcut_parameters) == (72, 0)
+
+    columns = ["shortcut_gradient_norm", "branch_gradient_norm", "fork_gradient_norm"]
+    columns += ["cosine", "shortcut_share"]
+    found, truth = (analyzer.gradient_splits(m, x, y, loss).loc[0, columns] for m in (model, plus))
+    assert found.tolist() == pytest.approx(truth.tolist(), rel=1e-5)
+    found, truth = (analyzer.path_spectrum(m, x, y, loss)["share"] for m in (model, plus))
+    assert found.tolist() == pytest.approx(truth.tolist(), rel=1e-5)
+
+    with analyzer.skip_scale(model, 0.0):
+        without = output_and_gradients(model, x)
+    assert all(map(torch.equal, without, output_and_gradients(net(lambda x, b: b), x)))
+    lesion = analyzer.lesion_study(model, x, y, loss)
+    expected = loss(net(lambda x, b: x)(x), y).item()
+    assert lesion["loss"].tolist() == pytest.approx([expected], rel=1e-6)
+
+
+Mix = Callable[[Tensor, list[Tensor]], Tensor]
+
+# Each block reads a mix of all that came before it (attention residuals, DenseFormer).
+MIXES: dict[str, Mix] = {
+    "python sum": lambda w, h: sum(w[i] * h[i] for i in range(len(h))),
+    "reversed sum": lambda w, h: reduce(torch.add, [w[i] * h[i] for i in range(len(h))][::-1]),
+    "stack, weighted sum": lambda w, h: (w.view(-1, 1, 1) * torch.stack(h)).sum(0),
+    "einsum": lambda w, h: torch.einsum("i,ibd->bd", w, torch.stack(h)),
+    "tensordot": lambda w, h: torch.tensordot(w, torch.stack(h), 1),
+    "matmul": lambda w, h: torch.stack(h, -1) @ w,
+    "concatenated": lambda w, h: (torch.cat([x[None] for x in h]) * w[:, None, None]).sum(0),
+}
+
+
+class Mixing(nn.Module):
+    """Blocks that read mixes; of all earlier mixes, or of the outputs of all earlier blocks."""
+
+    def __init__(self, mix: Mix, *, of_outputs: bool = False, is_plain: bool = False) -> None:
+        super().__init__()
+        self.mix, self.of_outputs, self.is_plain = mix, of_outputs, is_plain
+        self.branches = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(5))
+        self.weights = nn.ParameterList(torch.full((i + 2,), 1 / (i + 2)) for i in range(5))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen, h = [x], x
+        for branch, weights in zip(self.branches, self.weights, strict=True):
+            new = branch(h)
+            h = weights[-1] * new if self.is_plain else self.mix(weights, [*seen, new])
+            seen.append(new if self.of_outputs else h)
+        return self.head(h)
+
+
+def mixing(mix: Mix, **options: bool) -> Mixing:
+    torch.manual_seed(1)
+    return Mixing(mix, **options)
+
+
+@pytest.mark.parametrize("of_outputs", [False, True], ids=["mixes", "outputs"])
+@pytest.mark.parametrize("name", MIXES)
+def test_a_mix_of_all_that_came_before_is_one_join_a_block(name: str, of_outputs: bool) -> None:
+    model = mixing(MIXES[name], of_outputs=of_outputs)
+    first = mixing(MIXES["einsum"], of_outputs=of_outputs)
+    plain, (x, y) = mixing(MIXES[name], is_plain=True), batch()
+    joins = analyzer.find_joins(model, x)
+    assert [join.num_operands for join in joins] == [2, 3, 4, 5, 6]
+    assert [join.shortcut for join in joins] == ["scaled"] * 5
+    assert [join.branch_layers for join in joins] == [
+        [f"branches.{i}.0", f"branches.{i}.1"] for i in range(5)
+    ]
+    loss = functional.cross_entropy
+    found, truth = (analyzer.gradient_splits(m, x, y, loss) for m in (model, first))
+    for column in ("shortcut_gradient_norm", "branch_gradient_norm", "shortcut_share"):
+        assert found[column].tolist() == pytest.approx(truth[column].tolist(), rel=1e-4)
+    found, truth = (analyzer.path_spectrum(m, x, y, loss)["share"] for m in (model, first))
+    assert found.tolist() == pytest.approx(truth.tolist(), abs=1e-5)
+    with analyzer.skip_scale(model, 0.0):
+        without = output_and_gradients(model, x)
+    expected = output_and_gradients(plain, x)
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(without, expected, strict=True))
+    assert torch.equal(without[0], expected[0]) or name in ("einsum", "tensordot", "matmul")
+
+
+def test_splits_of_a_mix_are_what_autograd_gives_for_each_side_alone() -> None:
+    """The fork of a mix is the nearest tensor that another operand is, or comes from."""
+    model, (x, y) = mixing(MIXES["einsum"]).double(), batch()
+    splits = analyzer.gradient_splits(model, x.double(), y, functional.cross_entropy)
+    kept: list[tuple[Tensor, Tensor, Tensor]] = []
+    h = [x.double().requires_grad_()]
+    for branch, w in zip(model.branches, model.weights, strict=True):
+        fork, shortcut, read = h[-1], h[-1] * 1, h[-1] * 1
+        kept.append((fork, shortcut, read))
+        h.append(sum(w[i] * t for i, t in enumerate([*h[:-1], shortcut, branch(read)])))
+    loss = functional.cross_entropy(model.head(h[-1]), y)
+    for place, tensors in enumerate(kept):
+        norms = [g.norm().item() for g in torch.autograd.grad(loss, tensors, retain_graph=True)]
+        columns = [f"{side}_gradient_norm" for side in ("fork", "shortcut", "branch")]
+        assert splits.loc[place, columns].tolist() == pytest.approx(norms, rel=1e-12)

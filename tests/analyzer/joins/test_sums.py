@@ -1,4 +1,4 @@
-"""One function written in every way that torch offers: the same joins, splits, spectra and twins."""
+"""One function in every way that torch offers: the same joins, splits, spectra and twins."""
 
 from collections.abc import Callable
 from functools import reduce

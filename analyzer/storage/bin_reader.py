@@ -8,6 +8,7 @@ from threading import Lock
 from typing import Literal, TypeVar, get_args
 
 import numpy as np
+import pyarrow as pa
 from cachetools import LRUCache
 from numpy.typing import NDArray
 
@@ -27,6 +28,8 @@ _Answer = TypeVar("_Answer")
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 # Some 60 bytes each: of a thousand layers that is one or two columns.
 _MOST_ROWS = 1_000_000
+# Of the pooled rows of several ranks.
+_MOST_BINS = 1024
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,25 @@ class Grid:
 class BinReader:
     """The screen-sized questions about one table.
 
-    Answers come from the bins; what they do not hold yet is read from the table. They show the
-    rows of rank 0 as they were recorded.
+    Answers come from the bins; what they do not hold yet is read from the table. The rows of
+    several ranks have no bins: they are pooled first.
+
+    Args:
+        run: Folder of the run.
+        table: The table.
+        warn: Receives a sentence about a file that cannot be read.
+        pooled: Returns a column at some steps, pooled over the ranks.
     """
 
-    def __init__(self, run: Path, table: StepTable, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        run: Path,
+        table: StepTable,
+        warn: Callable[[str], None],
+        pooled: Callable[[str, slice], pa.Table],
+    ) -> None:
         self._folder, self._table, self._warn = run / "overview" / table.name, table, warn
+        self._pooled = pooled
         self._lock = Lock()
         self.refresh()
 
@@ -162,7 +178,7 @@ class BinReader:
 
     def _find_whole(self) -> BinFile | None:
         chunks, bounds = chunks_in(self._folder), self._table.bounds()
-        if len(chunks) != 1 or bounds is None:
+        if len(chunks) != 1 or bounds is None or self._has_ranks:
             return None
         (chunk,) = chunks
         if bounds[1] >= chunk.end or (chunk.start > 0 and bounds[0] < chunk.start):
@@ -197,6 +213,8 @@ class BinReader:
         return found
 
     def _read(self, column: str) -> tuple[Bins, int]:
+        if self._has_ranks:
+            return self._read_pooled(column)
         pieces, width, reached = [_nothing(column)], 1, 0
         for chunk in chunks_in(self._folder):
             found = self._chunk(chunk, column)
@@ -207,6 +225,22 @@ class BinReader:
         bins = rebinned(concatenated([p for p in pieces if len(p)] or pieces[:1]), width)
         # The arrays of a file are used as they are where nothing is to be changed in them.
         return (bins if bins.num_rows.all() else bins[bins.num_rows > 0]), width
+
+    @property
+    def _has_ranks(self) -> bool:
+        return self._table.ranks not in ([], [0])
+
+    def _read_pooled(self, column: str) -> tuple[Bins, int]:
+        """The pooled rows, a few steps at a time, in no more bins than a file has."""
+        first, last = self._table.bounds() or (0, -1)
+        width = 1
+        while (last - first) // width >= _MOST_BINS:
+            width *= 2
+        pieces, span = [_nothing(column)], max(width, _MOST_BINS)
+        for start in range(first // width * width, last + 1, span):
+            rows = self._pooled(column, slice(start, start + span))
+            pieces.append(rebinned(self._singles(rows, column), width))
+        return concatenated(pieces), width
 
     def _chunk(self, chunk: Chunk, column: str) -> Bins | None:
         try:
@@ -228,13 +262,16 @@ class BinReader:
         key = self._table.key
         names = ["step", column] if key is None else ["step", key, column]
         steps = Steps(first) if last is None else Steps(first, last)
-        rows = self._table.read(names, steps, ranks=[0])
+        return [self._singles(self._table.read(names, steps, ranks=[0]), column)]
+
+    def _singles(self, rows: pa.Table, column: str) -> Bins:
+        key = self._table.key
         values = rows.column(column)
         ids = as_numpy(rows.column(key)) if key else np.zeros(rows.num_rows, dtype=np.int32)
         known = is_present(values)
         number = as_numpy(rows.column("step"))
         numbers = Numbers((column,), number, ids, as_floats(values)[:, None], known[:, None])
-        return [single(numbers)]
+        return single(numbers)
 
 
 def _nothing(column: str) -> Bins:

@@ -168,7 +168,7 @@ class RunFolder:
         if not self._rank.attempt:
             return True
         if table not in self._names_before:
-            before = StaticTable(self.path, table, lambda _: None).read()
+            before = StaticTable(self.path, table, lambda _: None).at_the_top()
             self._names_before[table] = before.column("name").to_pylist()
         before = self._names_before[table]
         return names[: len(before)] == before

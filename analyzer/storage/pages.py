@@ -50,8 +50,8 @@ footer of such a file stand `GFlowS1` and a line feed, the CRC-32 of all bytes b
 little-endian. Earlier files have none of these. The flushes of a rank and attempt are numbered
 from 0 without gaps.
 
-An overview file holds the bins of the steps from `start` to before `end`, `width` steps a bin, for
-the rows of rank 0: `start`, the id, `num_rows`, and for each numeric column its `_min`, `_mean`
+An overview file holds the bins of the steps from `start` to before `end`, `width` steps a bin, of
+a run of one process: `start`, the id, `num_rows`, and for each numeric column its `_min`, `_mean`
 and `_max` over the finite values, `_num_finite`, and `_num_nonfinite` (NaN or infinite; nulls are
 neither). A file whose steps lie inside another's MUST NOT be read. There are at most {MAX_BINS}
 bins, and at least {MAX_BINS // 2} once the run has as many steps. A table of few rows has no

@@ -23,13 +23,15 @@ from analyzer.storage.reading import (
     probe_notes,
     probe_rows,
 )
-from analyzer.storage.schema import STATIC_TABLES
 from analyzer.storage.selection import StepsLike, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["Run", "open_run"]
+
+# Static tables that hold ids of another one.
+_REFERENCES = (("layers", "join", "joins"), ("parameters", "layer", "layers"))
 
 
 def open_run(path: str | Path) -> "Run":
@@ -65,13 +67,14 @@ class Run:
         self.path = Path(path)
         self.manifest: dict[str, Any] = read_manifest(self.path)
         self.warnings: list[str] = []
-        self._static = {
-            name: StaticTable(self.path, name, self._warn, partial(self._promised, name))
-            for name in STATIC_TABLES
-        }
+        self._static: dict[str, StaticTable] = {}
+        for name, column, other in (("joins", "", ""), *_REFERENCES):
+            refers = (column, self._static[other]) if column else None
+            promised = partial(self._promised, name)
+            self._static[name] = StaticTable(self.path, name, self._warn, promised, refers)
         self._rows = RunRows(self.path, lambda: self.manifest, self._static, self._warn)
         self._views = {
-            name: BinReader(self.path, table, self._warn)
+            name: BinReader(self.path, table, self._warn, partial(self._pooled_at, name))
             for name, table in self._rows.tables.items()
         }
 
@@ -80,6 +83,9 @@ class Run:
 
     def _promised(self, table: str) -> object:
         return self.manifest.get(f"num_{table}")
+
+    def _pooled_at(self, table: str, column: str, steps: slice) -> pa.Table:
+        return self.read(table, column, steps=steps)
 
     def _warn(self, sentence: str) -> None:
         if sentence not in self.warnings:

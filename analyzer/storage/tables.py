@@ -69,6 +69,7 @@ class StepTable:
         name: Name of the table.
         warn: Receives a sentence for each part that is damaged, missing or another's.
         promised: Returns how many flushes were written, by ``<rank>.<attempt>``.
+        ids: Returns what the ids of a rank and attempt are in the run; None where they are alike.
     """
 
     def __init__(
@@ -77,7 +78,9 @@ class StepTable:
         name: str,
         warn: Callable[[str], None],
         promised: Callable[[], Mapping[str, int]] = dict,
+        ids: Callable[[int, int], NDArray[np.int32] | None] = lambda rank, attempt: None,
     ) -> None:
+        self._ids = ids
         self.name, self.key = name, key_column(name)
         self._folder = run / name
         self._finder = PartFinder(self._folder, warn, promised)
@@ -268,12 +271,26 @@ class StepTable:
                     columns=names,
                     use_threads=found.num_rows > _MANY_ROWS,
                 )
-                pieces.append(_kept(conform(rows, schema), steps, self.key, ids))
+                rows = self._renumbered(conform(rows, schema), part)
+                pieces.append(_kept(rows, steps, self.key, ids))
             return pa.concat_tables(pieces)
         except FileNotFoundError:
             raise
         except READ_FAILURES as error:
             raise self._left_out(part, error) from error
+
+    def _renumbered(self, rows: pa.Table, part: Part) -> pa.Table:
+        """Rows with the ids of the run in place of those of the process that wrote them."""
+        if self.key not in rows.schema.names:
+            return rows
+        known = self._ids(part.rank, part.attempt)
+        if known is None or not len(known):
+            return rows
+        place = rows.schema.get_field_index(self.key)
+        own = as_numpy(rows.column(place))
+        found = np.where(own < len(known), known[np.minimum(own, len(known) - 1)], own)
+        field = rows.schema.field(place)
+        return rows.set_column(place, field, as_array(found.astype(np.int32)))
 
     def _path(self, part: Part) -> Path:
         return self._folder / self._names.get(part, part.name)

@@ -65,7 +65,7 @@ class RunWriter:
         path: Path,
         manifest: Mapping[str, Any],
         *,
-        rank: int = 0,
+        rank: int | Rank = 0,
         attempt: int = 0,
         flush_seconds: float = 1.5,
         flush_steps: int = 200,
@@ -79,7 +79,9 @@ class RunWriter:
         self._complaint: BaseException | None = None
         self._most_waiting = queue_steps
         flush = (flush_seconds, flush_steps)
-        self.rank = Rank(self.path, rank, attempt) if rank or attempt else rank_in(self.path)
+        if not isinstance(rank, Rank):
+            rank = Rank(self.path, rank, attempt) if rank or attempt else rank_in(self.path)
+        self.rank = rank
         self._folder = RunFolder(self.path, manifest, self.rank, flush, self._warn_once)
         self._waiting: deque[Callable[[], object]] = deque()
         self._pid = os.getpid()

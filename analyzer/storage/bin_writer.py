@@ -4,8 +4,8 @@ A file ``overview/<table>/<start>-<end>.w<width>.parquet`` holds the bins of the
 ``start`` to before ``end``, ``width`` steps a bin. When there would be more than 1024 bins,
 neighbors are merged and the width doubles, so that a long run has 512 to 1024. A file whose steps
 lie inside another's is not read. Steps that no file holds are read from the table itself. The bins
-hold the rows of a process that is alone in its run. A table has no bins while reading its rows costs no
-more.
+hold the rows of a process that is alone in its run. A table has no bins while reading its rows
+costs no more.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +26,10 @@ def probe(
     ] = "last",
     replay: Annotated[
         bool,
-        typer.Option("--replay", help="Start the recorded script again, up to its first update."),
+        typer.Option("--replay", help="Start the recorded program again, up to its first update."),
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="With --replay: start it without asking.")
     ] = False,
     in_place: Annotated[
         bool, typer.Option("--in-place", help="Start it in this folder, not in a temporary one.")
@@ -38,14 +42,16 @@ def probe(
 ) -> None:
     """Run probes on the checkpoints of a finished run, on the first batch of its training.
 
-    Model files and built-in networks are built again. A training script is started again only
-    with --replay, in a child process that ends before the first update; other arguments for it
-    can be given after --. A landscape that was stopped is resumed.
+    Built-in networks are built again. A training script or a model file is your program: it is
+    started again only with --replay, after its command was shown and you agreed (or --yes); a
+    script in a child process that ends before the first update, with the arguments after -- if
+    there are any. Look at the program first where a run is not your own. A landscape that was
+    stopped is resumed.
 
     Example:
         analyzer probe latest paths landscape --step last
         analyzer probe latest landscape --plane trajectory --mode exact --grid 31
-        analyzer probe mine jacobian --step all --replay -- --lr 0.1
+        analyzer probe mine jacobian --step all --replay --yes -- --lr 0.1
     """
     from analyzer.errors import AnalyzerError
     from analyzer.storage.catalog import resolve_run
@@ -58,19 +64,51 @@ def probe(
 
         probe_named(next((name for name in names if name not in PROBE_NAMES), ""))
     from analyzer.replaying import ProbeOrder
-    from analyzer.replaying.programs import probe_run, replay_script
+    from analyzer.replaying.programs import command_of, probe_run, replay_script
 
     options = {name: value for name, value in given.items() if value is not None}
     order = ProbeOrder(tuple(probes), step, options, overwrite)
     opened = open_run(resolve_run(run, runs_dir))
-    if not replay:
+    kind = opened.manifest.get("kind")
+    if kind in _PROGRAMS:
+        if not replay:
+            raise AnalyzerError(
+                f"run '{opened.name}' is of a {_PROGRAMS[kind]}; to probe it, that program has to "
+                "run again, up to its first update: add --replay"
+            )
+        _agree(command_of(opened, args), yes=yes)
+    elif replay:
+        raise AnalyzerError(
+            f"run '{opened.name}' is of no program that can be started again; leave --replay out"
+        )
+    if kind == "script":
+        replay_script(opened, order, args, in_place=in_place, say=_say)
+    else:
         with _progress() as progress:
             probe_run(opened, order, _say, progress)
-    elif opened.manifest.get("kind") != "script":
-        raise AnalyzerError(f"run '{opened.name}' is not of a training script; leave --replay out")
-    else:
-        replay_script(opened, order, args, in_place=in_place, say=_say)
     _say(f"see it with: analyzer show {opened.path}")
+
+
+_PROGRAMS = {"script": "training script", "model file": "model file"}
+"""The kinds of runs whose folder names code of the user."""
+
+
+def _agree(command: list[str], *, yes: bool) -> None:
+    """Show the command that a run names; go on only if the user wants it."""
+    from analyzer.cli.terminal import printable
+    from analyzer.errors import AnalyzerError
+
+    words = [printable(shlex.quote(word), 1000) for word in command]
+    _say(f"--replay runs, up to its first update: python {' '.join(words)}")
+    if yes:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise AnalyzerError(
+            "nothing was run: there is no terminal to ask on; expected --yes, if it is to run"
+        )
+    print("analyzer: run it? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise AnalyzerError("nothing was run; expected y to go on")
 
 
 def _parameter(option: ProbeOption) -> inspect.Parameter:

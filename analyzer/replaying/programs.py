@@ -4,11 +4,14 @@ import contextlib
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -29,6 +32,8 @@ MARK = "replay: "
 REFUSAL = "refused: "
 """What the line begins with that says why it measured no more, or not all."""
 
+T = TypeVar("T")
+
 
 def probe_run(
     run: Run, order: ProbeOrder, say: Say = lambda _: None, progress: Progress | None = None
@@ -44,14 +49,22 @@ def probe_run(
 
 
 def command_of(run: Run, args: Sequence[str]) -> list[str]:
-    """Return the command line of a recorded script, as it is started again.
+    """Return the command line of a recorded program, as it is started again.
 
     It has the recorded arguments where `args` is empty; these may hold hidden paths, which are
-    refused.
+    refused. So is a program that a folder could bring with it, or that Python does: a run folder
+    may come from anybody, and names no code that its reader does not have.
     """
-    argv = list(run.manifest["argv"])
-    head = argv[:2] if argv[0] == "-m" else argv[:1]
-    rest = list(args) or argv[len(head) :]
+    argv = run.manifest.get("argv")
+    words = argv if isinstance(argv, list) and all(isinstance(word, str) for word in argv) else []
+    head = words[:2] if words[:1] == ["-m"] else words[:1]
+    if len(head) < 1 + (words[:1] == ["-m"]):
+        raise AnalyzerError(
+            f"the manifest of run '{run.name}' names no program (argv: {argv!r}); expected that of "
+            "a recorded script, as in: python train.py"
+        )
+    _refuse_brought(run, head)
+    rest = list(args) or words[len(head) :]
     hidden = [word for word in rest if "<path:" in word]
     if hidden:
         raise AnalyzerError(
@@ -59,6 +72,33 @@ def command_of(run: Run, args: Sequence[str]) -> list[str]:
             "after --, as in: analyzer probe RUN paths --replay -- --data /my/data"
         )
     return [*head, *rest]
+
+
+def _refuse_brought(run: Run, head: Sequence[str]) -> None:
+    """Refuse a file inside of the run folder, and a module that is not the reader's own."""
+    if len(head) == 1:
+        path = Path(head[0]).resolve()
+        if path.is_relative_to(run.path.resolve()):
+            raise AnalyzerError(
+                f"the program {head[0]!r} is inside of the run folder; a run is data, expected a "
+                "script of yours. Copy it out and record it anew, if you trust it"
+            )
+        return
+    top = head[1].partition(".")[0]
+    found = None
+    with contextlib.suppress(ValueError):  # a module that says nothing of where it is from
+        found = PathFinder.find_spec(top, [os.getcwd()]) or find_spec(top)
+    places = [] if found is None else [found.origin, *(found.submodule_search_locations or ())]
+    owned = [Path(place).resolve() for place in places if place and Path(place).exists()]
+    installed = {Path(path).resolve() for path in sysconfig.get_paths().values()}
+    is_own = owned and not any(
+        place.is_relative_to(path) for place in owned for path in installed - {Path(sys.prefix)}
+    )
+    if not is_own or owned[0].is_relative_to(run.path.resolve()):
+        raise AnalyzerError(
+            f"the module {head[1]!r} is not one of this folder or of a package of yours; expected "
+            "the module that was recorded. Run this in the folder in which it was"
+        )
 
 
 def replay_script(
@@ -83,7 +123,6 @@ def replay_script(
                 f"'{command[0]}' is not here; run this in the folder in which the run was recorded"
             )
         target = [str(path), *command[1:]]
-    say(f"running up to its first update: python {' '.join(command)}")
     with contextlib.ExitStack() as stack:
         folder = os.getcwd()
         if not in_place:
@@ -151,22 +190,22 @@ class _Loss:
 
 def rebuilt(run: Run) -> Held:
     """Build the model and the first batch of a run again; another kind of program is refused."""
-    manifest, kind = run.manifest, run.manifest.get("kind")
+    kind = run.manifest.get("kind")
     if kind not in ("zoo", "model file"):
-        program = "training script" if kind == "script" else "Recorder in somebody's own program"
         raise AnalyzerError(
-            f"run '{run.name}' is of a {program}; to probe it, that program has to run "
-            "again, up to its first update: add --replay"
+            f"run '{run.name}' is of a Recorder in a program of its own, which cannot be started "
+            "again; expected a run of analyzer record. Measure while it trains: Recorder(probe=…)"
         )
-    seed, target = manifest["seed"], manifest["argv"][0]
+    seed, argv = _entry(run, "seed", int), _entry(run, "argv", list)
+    target = str(argv[0])
     namespace: Mapping[str, Any] = {}
     if kind == "model file":
-        ending = run_program(target, manifest["argv"][1:])
+        ending = run_program(target, argv[1:])
         if ending.exit_code != 0:
             raise AnalyzerError(f"'{target}' failed; the run cannot be rebuilt from it")
         namespace = ending.namespace
     seed_everything(seed)
-    data = None if "batches" in namespace else dataset(manifest["data"], seed=seed)
+    data = None if "batches" in namespace else dataset(_entry(run, "data", str), seed=seed)
     if kind == "zoo":
         assert data is not None
         model = zoo_for(target.removeprefix("zoo:"), data, seed=seed)
@@ -175,12 +214,23 @@ def rebuilt(run: Run) -> Held:
     if data is None:
         stream = namespace["batches"]()
     else:
-        stream = batches(data, manifest["batch_size"], seed=seed)
+        stream = batches(data, _entry(run, "batch_size", int), seed=seed)
     inputs, targets = next(iter(stream))
     loss = _Loss(namespace.get("loss", cross_entropy), targets)
     held = Held(0, Call(model, (inputs,), {}, None), loss, None)
     check_batch(run, held)
     return held
+
+
+def _entry(run: Run, name: str, kind: type[T]) -> T:
+    """Return what the manifest says of how the run was made; a folder may come from anybody."""
+    value = run.manifest.get(name)
+    if isinstance(value, kind) and value not in ([], ""):
+        return value
+    raise AnalyzerError(
+        f"the manifest of run '{run.name}' has {name} {value!r}; expected the {kind.__name__} with "
+        "which analyzer record made it"
+    )
 
 
 def check_batch(run: Run, held: Held) -> None:

@@ -24,6 +24,7 @@ from tests.support import commands
 from tests.support.commands import command
 
 NAME = "run-model.py"
+REPLAY = ("--replay", "--yes")
 MODEL = """
 import os, time
 import torch
@@ -71,10 +72,10 @@ def folder(recordings: Path, tmp_path: Path) -> Path:
     return shutil.copytree(recordings, tmp_path / "here")
 
 
-@pytest.mark.parametrize(("target", "replay"), [("model.py", []), ("train.py", ["--replay"])])
-def test_the_plane_of_the_trajectory_is_drawn_with_the_checkpoints_in_it(folder, target, replay):
+@pytest.mark.parametrize("target", ["model.py", "train.py"])
+def test_the_plane_of_the_trajectory_is_drawn_with_the_checkpoints_in_it(folder, target):
     words = ["--plane", "trajectory", "--mode", "exact", "--grid", "9"]
-    command(folder, "probe", f"run-{target}", "landscape", *words, *replay)
+    command(folder, "probe", f"run-{target}", "landscape", *words, *REPLAY)
 
     run = analyzer.open_run(folder / f"run-{target}")
     notes = run.probe_metadata("landscape")[6]
@@ -133,19 +134,19 @@ def test_options_of_a_landscape_reach_it(folder, monkeypatch):
 def test_options_of_the_command_become_the_request_and_wrong_ones_end_with_code_2(folder):
     words = ["--plane", "0,2", "--grid", "3", "--range", "-1:1,0:2", "--batch-norm", "recompute"]
     more = ["--mode", "exact", "--weight-decay", "0.5", "--seconds", "60", "--step", "6"]
-    command(folder, "probe", NAME, "landscape", *words, *more)
+    command(folder, "probe", NAME, "landscape", *REPLAY, *words, *more)
     run = analyzer.open_run(folder / NAME)
     table, notes = run.probe("landscape"), run.probe_metadata("landscape")[6]
     assert sorted(set(table["beta"])) == [0, 1, 2]
     assert (notes["batch_norm"], notes["mode"]) == ("recompute", "exact")
     assert notes["loss_term"] == "data + weight decay 0.5"
-    told = command(folder, "probe", NAME, "landscape", "--plane", "round", code=2)
+    told = command(folder, "probe", NAME, "landscape", *REPLAY, "--plane", "round", code=2)
     assert "analyzer: --plane is 'round'; expected random, trajectory" in told
 
 
 def start(folder: Path, name: str, *words: str) -> "subprocess.Popen[str]":
     """Start to draw a landscape whose loss takes its time."""
-    order = ("-m", "analyzer", "probe", name, "landscape")
+    order = ("-m", "analyzer", "probe", name, "landscape", *REPLAY)
     slowly = {**os.environ, "SLOWLY": "0.01"}
     return commands.start(folder, *order, *words, env=slowly, stderr=subprocess.DEVNULL)
 
@@ -177,12 +178,12 @@ def test_a_landscape_that_is_killed_goes_on_and_ends_with_the_same_values(folder
     words = ["--mode", "exact", "--grid", str(size)]
     for moment in np.random.default_rng(kills).uniform(0, 0.6, kills):
         kill_at(folder, NAME, moment, *words)
-    told = command(folder, "probe", NAME, "landscape", *words)
+    told = command(folder, "probe", NAME, "landscape", *REPLAY, *words)
     assert "resuming with the points that are done" in told
     resumed = drawn(folder, NAME)
     left = [file.name for file in (folder / NAME / "probes" / "landscape").iterdir()]
     assert left == ["step-000000000006.parquet"]
-    command(folder, "probe", NAME, "landscape", *words, "--overwrite")
+    command(folder, "probe", NAME, "landscape", *REPLAY, *words, "--overwrite")
     np.testing.assert_allclose(resumed, drawn(folder, NAME), rtol=1e-6)
     assert len(resumed) == size**2
     assert np.std(resumed[:, 2]) > 0.01
@@ -203,7 +204,7 @@ def test_points_of_another_landscape_are_not_taken_over(folder, monkeypatch):
 def test_a_replay_ends_with_the_command_that_started_it(folder):
     name = "run-train.py"
     points = folder / name / "probes" / "landscape" / "step-000000000006.points"
-    with start(folder, name, "--replay", "--mode", "exact", "--grid", "301") as child:
+    with start(folder, name, "--mode", "exact", "--grid", "301") as child:
         limit = time.monotonic() + 120
         while not points.exists() and time.monotonic() < limit:
             time.sleep(0.05)

@@ -1,5 +1,7 @@
 """Probes after the fact: the same values as those taken during the training."""
 
+import io
+import json
 import shutil
 import sys
 
@@ -10,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import analyzer
+from analyzer.cli import main
 from analyzer.errors import AnalyzerError, NotRecordedError
 from analyzer.probes.registry import PROBE_NAMES
 from analyzer.replaying import checkpoints_of, state_of
@@ -85,8 +88,8 @@ def without_probes(run):
 @pytest.mark.parametrize(
     ("target", "replay"),
     [
-        (["train.py", "--lr", "0.1"], ["--replay"]),
-        (["--steps", "4", "model.py"], []),
+        (["train.py", "--lr", "0.1"], ["--replay", "--yes"]),
+        (["--steps", "4", "model.py"], ["--replay", "--yes"]),
         (["--steps", "4", "zoo:mlp4-residual"], []),
     ],
     ids=["script", "model file", "zoo"],
@@ -100,11 +103,11 @@ def test_every_probe_after_the_fact_gives_the_values_of_the_training(tmp_path, t
         tmp_path, "record", "--quiet", "--run", "run", "--checkpoint-every", "2", *options, *target
     )
     again = without_probes(tmp_path / "run")
-    seen = (tmp_path / "seen.txt").read_text() if replay else None
+    seen = (tmp_path / "seen.txt").read_text() if target[0] == "train.py" else None
 
     command(tmp_path, "probe", str(again), *PROBE_NAMES, "--step", "all", *replay)
 
-    if replay:  # nothing that the script writes was touched
+    if seen:  # nothing that the script writes was touched
         assert (tmp_path / "seen.txt").read_text() == seen
     live, later = analyzer.open_run(tmp_path / "run"), analyzer.open_run(again)
     for name in PROBE_NAMES:
@@ -119,16 +122,17 @@ def test_a_script_is_started_again_only_when_asked_and_its_command_is_said_first
     (tmp_path / "train.py").write_text(SCRIPT)
     command(tmp_path, "record", "--quiet", "--run", "run", "train.py", "--lr", "0.1")
     assert "add --replay" in command(tmp_path, "probe", "run", "paths", code=2)
-    told = command(tmp_path, "probe", "run", "paths", "--replay").splitlines()
-    assert told[0] == "analyzer: running up to its first update: python train.py --lr 0.1"
-    assert "exists and is kept" in command(tmp_path, "probe", "run", "paths", "--replay")
+    assert "expected --yes" in command(tmp_path, "probe", "run", "paths", "--replay", code=2)
+    told = command(tmp_path, "probe", "run", "paths", "--replay", "--yes").splitlines()
+    assert told[0] == "analyzer: --replay runs, up to its first update: python train.py --lr 0.1"
+    assert "exists and is kept" in command(tmp_path, "probe", "run", "paths", "--replay", "--yes")
 
 
 def test_another_first_batch_is_refused(tmp_path):
     (tmp_path / "train.py").write_text(SCRIPT)
     command(tmp_path, "record", "--quiet", "--run", "run", "train.py", "--lr", "0.1")
     (tmp_path / "train.py").write_text(SCRIPT.replace("float() +", "float() + 1 +"))
-    message = command(tmp_path, "probe", "run", "paths", "--replay", code=2)
+    message = command(tmp_path, "probe", "run", "paths", "--replay", "--yes", code=2)
     assert "the first batch of run 'run' cannot be reproduced" in message
 
 
@@ -137,8 +141,8 @@ def test_a_program_that_needs_its_folder_is_told_about_in_place(tmp_path):
     (tmp_path / "train.py").write_text(script)
     (tmp_path / "data.txt").write_text("here")
     command(tmp_path, "record", "--quiet", "--run", "run", "train.py", "--lr", "0.1")
-    assert "--in-place" in command(tmp_path, "probe", "run", "paths", "--replay", code=2)
-    command(tmp_path, "probe", "run", "paths", "--replay", "--in-place")
+    assert "--in-place" in command(tmp_path, "probe", "run", "paths", "--replay", "--yes", code=2)
+    command(tmp_path, "probe", "run", "paths", "--replay", "--yes", "--in-place")
     assert analyzer.open_run(tmp_path / "run").probes == ["paths"]
 
 
@@ -167,7 +171,7 @@ for step in range(3):
 def test_a_probe_that_is_refused_keeps_no_other_from_being_measured(tmp_path):
     (tmp_path / "train.py").write_text(OWN_LOSS)
     command(tmp_path, "record", "--quiet", "--run", "run", "train.py")
-    words = ["noise", "curvature", "--step", "all", "--replay"]
+    words = ["noise", "curvature", "--step", "all", "--replay", "--yes"]
     told = command(tmp_path, "probe", "run", *words, code=2).splitlines()
     assert analyzer.open_run(tmp_path / "run").probe("curvature")["step"].unique().tolist() == [
         0,
@@ -185,9 +189,66 @@ def test_a_compiled_model_has_checkpoints_under_its_own_names(tmp_path):
     (tmp_path / "train.py").write_text(script)
     command(tmp_path, "record", "--quiet", "--run", "run", "train.py")
     assert list(checkpoints_of(analyzer.open_run(tmp_path / "run"), "all")) == [0, 2]
-    command(tmp_path, "probe", "run", "curvature", "--replay")
+    command(tmp_path, "probe", "run", "curvature", "--replay", "--yes")
     sharpness = analyzer.open_run(tmp_path / "run").probe("curvature")["value"].iloc[0]
     assert np.isfinite(sharpness) and sharpness > 0
+
+
+def a_run_of(folder, *argv, kind="script"):
+    """A run of somebody else, which names a program."""
+    write_run(folder, [1.0], [[1.0]], argv=list(argv), kind=kind, seed=0)
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "step-000000000000.safetensors").touch()
+    return folder
+
+
+BROUGHT = "open('it-ran', 'w').close()\n"
+
+
+@pytest.mark.parametrize("kind", ["script", "model file"])
+def test_a_run_folder_brings_no_program(tmp_path, monkeypatch, capsys, kind):
+    monkeypatch.chdir(tmp_path)
+    a_run_of(tmp_path / "run", "run/evil.py", kind=kind)
+    (tmp_path / "run" / "evil.py").write_text(BROUGHT)
+    (tmp_path / "linked.py").symlink_to(tmp_path / "run" / "evil.py")
+    for argv, reason in (
+        (["run/evil.py"], "inside of the run folder"),
+        (["linked.py"], "inside of the run folder"),
+        ([str(tmp_path / "run" / ".." / "run" / "evil.py")], "inside of the run folder"),
+        (["-m", "timeit", "import os"], "is not one of this folder"),
+        (["-m", "pip", "--version"], "is not one of this folder"),
+        (["-m", "run.evil"], "is not one of this folder"),
+        (["-m", "sys"], "is not one of this folder"),
+        (["-m", "__main__"], "is not one of this folder"),
+        (["-m", ".evil"], "is not one of this folder"),
+        (["-m", "nosuch"], "is not one of this folder"),
+        (["-m"], "names no program"),
+        ([], "names no program"),
+        ("evil.py", "names no program"),
+        ([["evil.py"]], "names no program"),
+    ):
+        file = tmp_path / "run" / "run.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "argv": argv}))
+        assert main(["probe", "run", "paths", "--replay", "--yes"]) == 2
+        told = capsys.readouterr().err
+        assert reason in told and told.count("\n") == 1, (argv, told)
+    assert not (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.parametrize("answer", ["n\n", "", "yes\n"])
+def test_on_a_terminal_the_user_is_asked(tmp_path, monkeypatch, capsys, answer):
+    monkeypatch.chdir(tmp_path)
+    a_run_of(tmp_path / "run", "mine.py", "--name", "\x1b[2Ja\u202eb c", kind="model file")
+    (tmp_path / "mine.py").write_text(BROUGHT)
+    terminal = io.StringIO(answer)
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stdin", terminal)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert main(["probe", "run", "paths", "--replay"]) == 2
+    told = capsys.readouterr().err
+    assert r"python mine.py --name '\x1b[2Ja\u202eb c'" in told and "run it? [y/N] " in told
+    assert (tmp_path / "it-ran").exists() == (answer == "yes\n")
+    assert ("nothing was run" in told) == (answer != "yes\n")
 
 
 def named(folder, **models):

@@ -8,12 +8,13 @@ INSTALLED := $(VENV)/.installed
 # Tests run in so many processes, one thread each.
 JOBS ?= 2
 
-.PHONY: help demo test test-all browser paper bench lint format docs docs-serve clean
+.PHONY: help demo test test-all test-integrations browser paper bench lint format docs docs-serve clean
 
 help:
 	@echo "make demo      set up, train a plain and a residual net, show what differs"
 	@echo "make test      set up, check style and types, run the tests"
 	@echo "make test-all  the same with the slow tests"
+	@echo "make test-integrations  the callbacks with Lightning, Transformers, skorch and TensorBoard themselves"
 	@echo "make bench     run the benchmarks (ratios side by side)"
 	@echo "make lint      check style and types only"
 	@echo "make docs      write the site into site/; a broken link fails"
@@ -47,7 +48,19 @@ test: lint browser
 	@echo "--- tests"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n $(JOBS) --dist worksteal --cov --cov-report=json:.coverage.json
 
-test-all: lint browser paper
+# Libraries that would be much to install for every test have an environment of their own.
+INTEGRATIONS := .venv-integrations
+$(INTEGRATIONS)/.installed: pyproject.toml constraints.txt
+	@echo "--- setting up $(INTEGRATIONS)"
+	$(PYTHON) -m venv $(INTEGRATIONS)
+	$(INTEGRATIONS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lightning,skorch,transformers]' tensorboard pytest
+	@touch $(INTEGRATIONS)/.installed
+
+test-integrations: $(INTEGRATIONS)/.installed
+	@echo "--- integrations"
+	OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/pytest tests/integrations
+
+test-all: lint browser paper test-integrations
 	@echo "--- all tests"
 	$(BIN)/pytest
 
@@ -73,4 +86,4 @@ docs-serve: $(INSTALLED)
 	$(BIN)/mkdocs serve
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(INTEGRATIONS) build dist site *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis

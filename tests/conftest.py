@@ -1,6 +1,7 @@
 """What every test shares: nothing is left behind, time is measured alone, coverage has a floor."""
 
 import fcntl
+import importlib.util
 import json
 import os
 import signal
@@ -12,6 +13,9 @@ import pytest
 # Torch counts its devices at the first backward pass of a process; a device that registers itself
 # later has no queue in the engine. So it must be there before any test.
 from tests.support import simulated_accelerator  # noqa: F401
+
+# They need libraries that are installed in an environment of their own: `make test-integrations`.
+collect_ignore = [] if importlib.util.find_spec("lightning") else ["integrations"]
 
 # Percent of the lines of analyzer, dashboard and reports that `make test` must run.
 LEAST_LINES = 90

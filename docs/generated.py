@@ -117,6 +117,10 @@ def api_page() -> str:
     names = [f"::: analyzer.{name}" for name in analyzer.__all__ if not name.startswith("_")]
     opening = "`import analyzer` loads nothing heavy: a name is imported when it is first used."
     run = "## A run\n\nWhat `analyzer.open_run` returns.\n\n::: analyzer.opened.Run"
+    callbacks = [
+        f"::: analyzer.integrations.{name}.RecorderCallback"
+        for name in ("lightning", "transformers", "skorch")
+    ]
     blocks = [
         "# Python",
         opening,
@@ -125,6 +129,8 @@ def api_page() -> str:
         "## Options of Recorder",
         recorder_table(),
         run,
+        "## In other libraries",
+        *callbacks,
     ]
     return "\n\n".join(blocks) + "\n"
 

@@ -139,6 +139,33 @@ PyObject *zero_units(PyObject *, PyObject *const *args, Py_ssize_t count) {
     return zero_units_of(reinterpret_cast<void *>(given[0]), given + 1, given[4]);
 }
 
+// Bytes: elements and moments of each row of a list, as float64 side by side; None where one of them is
+// not compiled, or the rows are not alike.
+PyObject *moments_of(PyObject *, PyObject *rows) {
+    if (!PyList_Check(rows)) {
+        PyErr_SetString(PyExc_TypeError, "moments_of takes a list of rows");
+        return nullptr;
+    }
+    const Py_ssize_t count = PyList_GET_SIZE(rows);
+    Py_ssize_t moments = 0;
+    for (Py_ssize_t i = 0; i < count; ++i) {
+        PyObject *row = PyList_GET_ITEM(rows, i);
+        if (Py_TYPE(row) != &row_type) Py_RETURN_NONE;
+        if (i && reinterpret_cast<Row *>(row)->count != moments) Py_RETURN_NONE;
+        moments = reinterpret_cast<Row *>(row)->count;
+    }
+    PyObject *bytes = PyBytes_FromStringAndSize(nullptr, count * (1 + moments) * sizeof(double));
+    char *place = bytes ? PyBytes_AS_STRING(bytes) : nullptr;
+    for (Py_ssize_t i = 0; bytes && i < count; ++i) {
+        const Row *row = reinterpret_cast<Row *>(PyList_GET_ITEM(rows, i));
+        const double elements = static_cast<double>(row->elements);
+        std::memcpy(place, &elements, sizeof(double));
+        std::memcpy(place + sizeof(double), row->numbers, moments * sizeof(double));
+        place += (1 + moments) * sizeof(double);
+    }
+    return bytes;
+}
+
 // (norm, row of the gradient or None) of one parameter; null where Python must look.
 PyObject *parameter_of(PyObject *parameter) {
     DLTensor x;
@@ -200,6 +227,7 @@ PyMethodDef functions[] = {
     {"squares", fast(squares), METH_FASTCALL, "Sum of squares of float32 elements."},
     {"zero_units", fast(zero_units), METH_FASTCALL,
      "For each unit of [before, units, after] a byte: 1 where it is zero in all."},
+    {"moments_of", moments_of, METH_O, "Elements and moments of rows as bytes, or None."},
     {"parameters", parameters, METH_O, "Norm and gradient row of each parameter, or None."},
     {nullptr, nullptr, 0, nullptr}};
 

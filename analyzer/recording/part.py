@@ -44,6 +44,47 @@ class _Pending:
     rows: list[_Parts]
 
 
+@dataclass(slots=True)
+class _Rows:
+    """Rows that are there, side by side: a tuple for each would let garbage be collected often.
+
+    Layers and their activations; layers, their gradients and the scale of each.
+    """
+
+    activations: tuple[list[int], list[ActivationRow]] = field(default_factory=lambda: ([], []))
+    gradients: tuple[list[int], list[GradientRow], list[Scale | None]] = field(
+        default_factory=lambda: ([], [], [])
+    )
+
+    def __len__(self) -> int:
+        return max(len(self.activations[0]), len(self.gradients[0]))
+
+    def add(
+        self,
+        layer: int,
+        activation: ActivationRow | None,
+        gradient: GradientRow | None,
+        scale: Scale | None,
+    ) -> None:
+        """Add what there is of a layer."""
+        if activation is not None:
+            layers, activations = self.activations
+            layers.append(layer)
+            activations.append(activation)
+        if gradient is not None:
+            layers, gradients, scales = self.gradients
+            layers.append(layer)
+            gradients.append(gradient)
+            scales.append(scale)
+
+    def extend(self, other: "_Rows") -> None:
+        """Add all rows of another part."""
+        for mine, theirs in zip(self.activations, other.activations, strict=True):
+            mine.extend(theirs)  # type: ignore[arg-type]
+        for mine, theirs in zip(self.gradients, other.gradients, strict=True):
+            mine.extend(theirs)  # type: ignore[arg-type]
+
+
 @dataclass(slots=True, eq=False)
 class Part:
     """The passes of a step that share their fate.
@@ -76,7 +117,7 @@ class Part:
     logged: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
     _serial: int = field(default_factory=lambda: next(_serials))
-    _rows: list[_Parts] = field(default_factory=list)
+    _rows: _Rows = field(default_factory=_Rows)
     _activations: Measured | None = None
     _gradients: Measured | None = None
     _pending: list[_Pending] = field(default_factory=list)
@@ -113,11 +154,10 @@ class Part:
             if call.step == self._serial:  # a second pass met another part of the same graph
                 activation = None
             call.step = self._serial
-            row = (layer, activation, gradient, scale)
             if isinstance(scale, Tensor) or _is_moving(activation) or _is_moving(gradient):
-                moving.append(row)
+                moving.append((layer, activation, gradient, scale))
             else:
-                self._rows.append(row)
+                self._rows.add(layer, activation, gradient, scale)
         if moving:
             self._pending.append(_Pending(Transfer(_tensors_of(moving, scale)), moving))
             while len(self._pending) > _MOST_TRANSFERS and self._pending[0].transfer.is_done():
@@ -145,7 +185,7 @@ class Part:
         self.notes |= other.notes
         self.clipped |= other.clipped
         self.logged |= other.logged
-        self._rows += other._rows
+        self._rows.extend(other._rows)
         self._pending += other._pending
         if other._activations is not None:
             self._activations = other._activations.merge(self._activations)
@@ -180,15 +220,12 @@ class Part:
 
     def _pool(self) -> None:
         """Pool the rows of micro-batches with those that were pooled before."""
-        activations = [(layer, row) for layer, row, _, _ in self._rows if row is not None]
-        gradients = [(layer, row) for layer, _, row, _ in self._rows if row is not None]
-        scales = [scale for _, _, row, scale in self._rows if row is not None]
-        self._rows.clear()
-        if activations:
-            measured = Measured.of("layer_stats", "activation", activations)
+        rows, self._rows = self._rows, _Rows()
+        if rows.activations[0]:
+            measured = Measured.of("layer_stats", "activation", *rows.activations)
             self._activations = measured.merge(self._activations)
-        if gradients:
-            measured = Measured.of("layer_stats", "output_gradient", gradients, scales)
+        if rows.gradients[0]:
+            measured = Measured.of("layer_stats", "output_gradient", *rows.gradients)
             self._gradients = measured.merge(self._gradients)
 
     def _receive(self, pending: _Pending) -> None:
@@ -198,7 +235,7 @@ class Part:
             scale = float(next(arrays)[0])
         for layer, activation, gradient, _ in pending.rows:
             row = _arrived(activation, arrays)
-            self._rows.append((layer, row, _arrived(gradient, arrays), scale))
+            self._rows.add(layer, row, _arrived(gradient, arrays), scale)
 
 
 def loss_of(root: Any, scale: Scale | None) -> tuple[float | Tensor, Scale | None] | None:

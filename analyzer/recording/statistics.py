@@ -90,24 +90,22 @@ class Measured:
         cls,
         table: str,
         kind: str,
-        pairs: Sequence[tuple[int, Any]],
+        ids: Sequence[int],
+        rows: Sequence[Any],
         scales: Sequence[Any] = (),
     ) -> "Measured":
         """Return the quantities of one kind of tensor: activation, output_gradient or gradient.
 
-        A pair is an id and its row; that of a parameter's gradient is its moments alone. What
+        There is a row for each id; that of a parameter's gradient is its moments alone. What
         scales with the loss is divided by the scale of its row, where it has one.
         """
         names = Activation._fields if kind == "activation" else Gradient._fields
-        ids, rows = zip(*pairs, strict=True)
         if kind == "gradient":
-            elements, numbers = np.ones(len(ids)), rows
+            elements = np.ones(len(ids))
+            numbers = _side_by_side(rows, len(names))
         else:
-            elements = np.array([row.elements for row in rows], dtype=np.float64)
-            numbers = tuple(row.numbers for row in rows)
-        flat = np.fromiter(chain.from_iterable(numbers), np.float64)  # faster than of tuples
-        by_name = zip(names, flat.reshape(-1, len(names)).T, strict=True)
-        x = SimpleNamespace(elements=elements, **dict(by_name))
+            elements, *numbers = _moments_of(rows, len(names))
+        x = SimpleNamespace(elements=elements, **dict(zip(names, numbers, strict=True)))
         everywhere = np.ones(len(ids), dtype=bool)
         factors = np.array([scale or 1.0 for scale in scales])
         columns: dict[str, Column] = {}
@@ -151,6 +149,19 @@ class Measured:
         total = np.add.reduceat(elements[order], groups.firsts)
         pooled = {key: pool.column(key) for key in self.columns}
         return Measured(self.table, ids[order][groups.firsts], total, pooled)
+
+
+def _moments_of(rows: Sequence[Any], count: int) -> NDArray[np.float64]:
+    """Return the elements and moments of rows, ``[1 + count, rows]``."""
+    if IS_COMPILED and (found := _scan.moments_of(rows)) is not None:
+        return np.frombuffer(found, np.float64).reshape(len(rows), 1 + count).T
+    return _side_by_side([(row.elements, *row.numbers) for row in rows], 1 + count)
+
+
+def _side_by_side(numbers: Sequence[Sequence[float]], count: int) -> NDArray[np.float64]:
+    """Return numbers of rows by name, ``[count, rows]``."""
+    flat = np.fromiter(chain.from_iterable(numbers), np.float64)  # faster than of tuples
+    return flat.reshape(-1, count).T
 
 
 def block_of(table: str, parts: Sequence[Measured], columns: str = "all") -> Block:

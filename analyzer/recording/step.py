@@ -342,8 +342,9 @@ def _parameter_block(rows: dict[int, list[Any]], factors: _Factors, columns: str
         "update_norm": column_of([rows[number][2] for number in numbers]),
     }
     parts = [Measured("parameter_stats", ids, np.ones(len(ids)), norms)]
-    gradients = [(number, rows[number][0]) for number in numbers if rows[number][0] is not None]
-    if gradients:
-        scales = [factors[number][0] for number, _ in gradients if number in factors]
-        parts.append(Measured.of("parameter_stats", "gradient", gradients, scales))
+    given = [number for number in numbers if rows[number][0] is not None]
+    if given:
+        scales = [factors[number][0] for number in given if number in factors]
+        gradients = [rows[number][0] for number in given]
+        parts.append(Measured.of("parameter_stats", "gradient", given, gradients, scales))
     return block_of("parameter_stats", parts, columns)

@@ -232,8 +232,8 @@ def pooled(kind, rows, *, one_by_one=True):
     """The quantities of micro-batches of one layer, and which of its units are dead."""
     whole = None
     for row in rows if one_by_one else [rows]:
-        some = [(7, row)] if one_by_one else [(7, one) for one in row]
-        whole = Measured.of("layer_stats", kind, some).merge(whole)
+        some = [row] if one_by_one else row
+        whole = Measured.of("layer_stats", kind, [7] * len(some), some).merge(whole)
     assert whole.ids.tolist() == [7]
     assert whole.elements.tolist() == [sum(row.elements for row in rows)]
     columns = {

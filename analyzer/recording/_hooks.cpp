@@ -8,6 +8,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <cstring>
 #include <initializer_list>
 
 namespace reading {
@@ -47,11 +48,35 @@ struct Layer {
 
 struct Call {
     PyObject_HEAD
-    enum { kCapture, kInvocation, kSite, kActivation, kShape, kGradient, kKept, kNode, kHooks, kHeld };
+    enum { kCapture, kInvocation, kSite, kActivation, kShape, kGradient, kKept, kNode, kHeld };
     PyObject *held[kHeld];
     int depth, forward_depth, layer, step;
     char is_pooled;
 };
+
+// The memory of calls that are gone, taken again: thousands of allocations a step would make the garbage
+// collector run.
+constexpr int kMostSpare = 4096;
+PyObject *spare[kMostSpare];
+int num_spare = 0;
+
+PyObject *allocate_call(PyTypeObject *type, Py_ssize_t items) {
+    if (!num_spare || type->tp_basicsize != sizeof(Call)) return PyType_GenericAlloc(type, items);
+    PyObject *self = spare[--num_spare];
+    std::memset(reinterpret_cast<void *>(self), 0, sizeof(Call));
+    PyObject_Init(self, type);
+    PyObject_GC_Track(self);
+    return self;
+}
+
+void destroy_call(PyObject *self) {
+    PyObject_GC_UnTrack(self);
+    clear<Call>(self);
+    if (num_spare < kMostSpare && Py_TYPE(self)->tp_basicsize == sizeof(Call))
+        spare[num_spare++] = self;
+    else
+        Py_TYPE(self)->tp_free(self);
+}
 
 struct Gate {
     PyObject_HEAD
@@ -87,7 +112,6 @@ PyMemberDef call_members[] = {
     HELD(Call, "gradient", kGradient, 0),
     HELD(Call, "kept", kKept, 0),
     HELD(Call, "node", kNode, 0),
-    HELD(Call, "hooks", kHooks, 0),
     {"depth", T_INT, offsetof(Call, depth), 0, nullptr},
     {"forward_depth", T_INT, offsetof(Call, forward_depth), 0, nullptr},
     {"layer", T_INT, offsetof(Call, layer), 0, nullptr},
@@ -138,9 +162,9 @@ PyObject *call_with_gradient(PyObject *self, PyObject *args, PyObject *) {
     return PyObject_CallMethodObjArgs(capture, name, self, gradient, nullptr);
 }
 
-// What `Tensor.register_hook` does, but for a handle that nobody needs: the call is its own key.
-// Returns the dictionary of the tensor's hooks.
-PyObject *hook_tensor(PyObject *tensor, PyObject *call) {
+// What `Tensor.register_hook` does, but for a handle that nobody needs: the call is its own key. False
+// with an exception set.
+bool hook_tensor(PyObject *tensor, PyObject *call) {
     static PyObject *name = PyUnicode_InternFromString("_backward_hooks"),
                     *node_name = PyUnicode_InternFromString("grad_fn"),
                     *note_name = PyUnicode_InternFromString("_register_hook_dict");
@@ -154,8 +178,9 @@ PyObject *hook_tensor(PyObject *tensor, PyObject *call) {
         if (!done) Py_CLEAR(hooks);
         Py_XDECREF(node), Py_XDECREF(done);
     }
-    if (hooks && PyObject_SetItem(hooks, call, call) < 0) Py_CLEAR(hooks);
-    return hooks;
+    const bool is_done = hooks && PyObject_SetItem(hooks, call, call) == 0;
+    Py_XDECREF(hooks);
+    return is_done;
 }
 
 bool has_shape(const DLTensor &x, PyObject *shape) {
@@ -215,12 +240,7 @@ bool observe(Gate *gate, Layer *layer, PyObject *tensor) {
         held[Call::kSite] = Py_XNewRef(layer->held[Layer::kSite]);
         held[Call::kActivation] = Py_NewRef(row);
         held[Call::kShape] = Py_XNewRef(layer->held[Layer::kShape]);
-        if (is_done && wants_gradient == Py_True) {
-            PyObject *hooks = hook_tensor(tensor, made);
-            held[Call::kHooks] = hooks ? PyWeakref_NewRef(hooks, nullptr) : nullptr;
-            is_done = hooks != nullptr;
-            Py_XDECREF(hooks);
-        }
+        if (is_done && wants_gradient == Py_True) is_done = hook_tensor(tensor, made);
         is_done = is_done && PyList_Append(calls, made) == 0;
     }
     Py_XDECREF(wants_gradient), Py_XDECREF(calls), Py_XDECREF(row), Py_XDECREF(made);
@@ -355,6 +375,8 @@ PyTypeObject gate_type = type_named<Gate>("analyzer.recording._scan.Gate", gate_
 
 bool add_hooks(PyObject *module) {
     call_type.tp_call = call_with_gradient;
+    call_type.tp_alloc = allocate_call;
+    call_type.tp_dealloc = destroy_call;
     call_type.tp_init = make_call;
     gate_type.tp_init = make_gate;
     gate_type.tp_methods = gate_methods;

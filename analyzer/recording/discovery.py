@@ -1,6 +1,5 @@
 """Finds the models of an unmodified script while it runs."""
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch.compiler import is_dynamo_compiling
 
 from analyzer.joins.calls import before_calls
 from analyzer.joins.modes import is_transformed, unseen
+from analyzer.recording.invocation import ModuleSet
 from analyzer.recording.names import container_of
 from analyzer.recording.training import Training
 
@@ -34,7 +34,7 @@ class Discovery:
 
     def __init__(self, training: Training) -> None:
         self._training = training
-        self._known: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._known = ModuleSet()
         self._num_looks = 0
         self._has_trained = False
         self._handle = before_calls(self._before_call)
@@ -90,9 +90,10 @@ class Discovery:
         parts = set(root.modules())
         if is_known:
             self._num_looks += 1
-            if parts <= set(self._known):
+            if all(part in self._known for part in parts):
                 return
-        self._known.update(parts)
+        for part in parts:
+            self._known.add(part)
         models = self._training.models
         taken = [ref() for ref in models.layers.roots]
         if parts.intersection(taken) and not self._training.has_trained:

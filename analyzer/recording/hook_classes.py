@@ -103,7 +103,6 @@ class Call:
     Attributes:
         gradient: The row of the gradient, once it has arrived.
         kept: That gradient, where another pass over the same graph may add to it.
-        hooks: The dictionary of the tensor's hooks, held weakly.
         node: The node of the tensor, until its depth is known.
         layer: The layer that it is a call of; -1 until a backward pass has ended.
         step: The step that has its activation; -1 before.
@@ -116,7 +115,6 @@ class Call:
         "depth",
         "forward_depth",
         "gradient",
-        "hooks",
         "invocation",
         "is_pooled",
         "kept",
@@ -138,7 +136,6 @@ class Call:
         self.gradient: Any = None
         self.kept: Tensor | None = None
         self.node: Any = None
-        self.hooks: weakref.ref[Any] | None = None
         self.forward_depth = self.depth = 0
         self.layer = self.step = -1
         self.is_pooled = False

@@ -33,6 +33,7 @@ from analyzer.recording.invocation import (
     Invocation,
     SeenModules,
     first_tensor,
+    unhook,
 )
 from analyzer.recording.layers import Site
 from analyzer.recording.plain import UnreadableError, plain
@@ -147,8 +148,7 @@ class Capture(Gate):
             handle.remove()
         self._handles.clear()
         self.forget()
-        for invocation in list(self.alive):
-            invocation.unhook()
+        unhook(self.alive)
         self.alive.clear()
         self.used.clear()
         self.current = self._loose = None
@@ -346,7 +346,6 @@ class Capture(Gate):
             # On the tensor, not the module: a full backward hook on a module breaks an in-place
             # ReLU that comes after it.
             tensor.register_hook(call)  # type: ignore[no-untyped-call]
-            call.hooks = weakref.ref(tensor._backward_hooks)
 
     def take_gradient(self, call: Call, gradient: Tensor) -> None:
         """Take the statistics of the gradient that arrived at the output of a call."""
@@ -370,10 +369,9 @@ class Capture(Gate):
 
     def begin_backward(self, roots: Sequence[Any], *, keeps_graph: bool) -> None:
         """Accept gradients from now on."""
-        for invocation in list(self.alive) if self.trainer.rivals else ():
-            if invocation.thread in self.trainer.rivals:
-                invocation.unhook()
-        self.trainer.rivals = set()
+        rivals, self.trainer.rivals = self.trainer.rivals, set()
+        if rivals:
+            unhook([invocation for invocation in self.alive if invocation.thread in rivals])
         if self.discovering:
             self._depths.begin(roots)
         self._nesting = 0  # an interrupted forward pass may have left it above zero

@@ -1,9 +1,11 @@
 """The calls of a forward pass, who wants to know of them, and the tensors that they return."""
 
+import gc
 import operator
 import weakref
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from threading import get_ident
 from typing import Any, Protocol
@@ -20,9 +22,11 @@ __all__ = [
     "CallWatcher",
     "FurtherLayers",
     "Invocation",
+    "ModuleSet",
     "SeenModules",
     "first_tensor",
     "has_any",
+    "unhook",
 ]
 
 # Modules without parameters that no root has; beyond, such are not looked for in the roots.
@@ -65,6 +69,25 @@ class BackwardWatcher(Protocol):
         """That ``autograd.grad`` has ended."""
 
 
+class ModuleSet:
+    """Modules by identity, as long as they live: quicker to ask than a set of weak references."""
+
+    def __init__(self) -> None:
+        self._modules: dict[int, weakref.ref[nn.Module]] = {}
+
+    def __contains__(self, module: nn.Module) -> bool:
+        return id(module) in self._modules
+
+    def add(self, module: nn.Module) -> None:
+        """Add a module."""
+        known, key = self._modules, id(module)
+        known[key] = weakref.ref(module, lambda _: known.pop(key, None))
+
+    def clear(self) -> None:
+        """Forget all modules."""
+        self._modules.clear()
+
+
 class SeenModules:
     """The modules of the root models, and others that were called.
 
@@ -75,14 +98,13 @@ class SeenModules:
 
     def __init__(self, on_new: Callable[[nn.Module], bool]) -> None:
         self._on_new = on_new
-        self._parts: dict[int, weakref.ref[nn.Module]] = {}
-        self._others: dict[int, weakref.ref[nn.Module]] = {}
+        self._parts, self._others = ModuleSet(), ModuleSet()
         self._num_met = 0
 
     def add(self, root: nn.Module) -> None:
         """Note all modules of a root."""
         for module in root.modules():
-            _hold(self._parts, module)
+            self._parts.add(module)
 
     def clear(self) -> None:
         """The roots are about to be added again."""
@@ -90,11 +112,11 @@ class SeenModules:
 
     def is_part(self, module: nn.Module) -> bool:
         """Whether a root has a module."""
-        return id(module) in self._parts
+        return module in self._parts
 
     def knows(self, module: nn.Module) -> bool:
         """Whether a root has a module, or it was called before."""
-        return id(module) in self._parts or id(module) in self._others
+        return module in self._parts or module in self._others
 
     def meet(self, module: nn.Module) -> None:
         """A module is called for the first time."""
@@ -103,12 +125,7 @@ class SeenModules:
         if self._num_met > _MOST_MET and next(module.parameters(), None) is None:
             return
         if not self._on_new(module):
-            _hold(self._others, module)
-
-
-def _hold(table: dict[int, weakref.ref[nn.Module]], module: nn.Module) -> None:
-    key = id(module)
-    table[key] = weakref.ref(module, lambda _: table.pop(key, None))
+            self._others.add(module)
 
 
 class Invocation:
@@ -130,7 +147,6 @@ class Invocation:
         "__weakref__",
         "base",
         "calls",
-        "hooks",
         "is_numbered",
         "order",
         "spans",
@@ -145,7 +161,6 @@ class Invocation:
         self.base = _get_sequence_nr()
         self.is_numbered = False
         self.calls: list[Call] = []
-        self.hooks: list[weakref.ref[Any]] = []
         self.spans: list[int] = []
 
     def enter(self, module: nn.Module) -> None:
@@ -175,19 +190,24 @@ class Invocation:
         left, so that all of it goes away with its graph, and not by a garbage collection.
         """
         calls, self.calls = self.calls, []
-        self.hooks += [call.hooks for call in calls if call.hooks is not None]
         return calls
 
-    def unhook(self) -> None:
-        """Remove the hooks from output tensors that are still alive."""
-        for call in self.take_calls():
+
+def unhook(invocations: Iterable[Invocation]) -> None:
+    """Remove the hooks of forward passes from output tensors that are still alive.
+
+    They are looked for among all objects: a reference to each, for thousands of calls a step, would
+    make the garbage collector run.
+    """
+    gone = set(invocations)
+    for hooks in [x for x in gc.get_objects() if type(x) is OrderedDict] if gone else ():
+        for key, hook in list(hooks.items()):
+            if type(hook) is Call and hook.invocation in gone:
+                hook.invocation = None
+                del hooks[key]
+    for invocation in gone:
+        for call in invocation.take_calls():
             call.invocation = None
-        for ref in self.hooks:
-            hooks = ref() or {}
-            for key, hook in list(hooks.items()):
-                if isinstance(hook, Call) and hook.invocation in (self, None):
-                    hook.invocation = None
-                    del hooks[key]
 
 
 def has_any(numbers: Sequence[int], start: int, end: int) -> bool:

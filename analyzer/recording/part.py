@@ -79,10 +79,13 @@ class _Rows:
 
     def extend(self, other: "_Rows") -> None:
         """Add all rows of another part."""
-        for mine, theirs in zip(self.activations, other.activations, strict=True):
-            mine.extend(theirs)  # type: ignore[arg-type]
-        for mine, theirs in zip(self.gradients, other.gradients, strict=True):
-            mine.extend(theirs)  # type: ignore[arg-type]
+        pairs: Any = zip(
+            (*self.activations, *self.gradients),
+            (*other.activations, *other.gradients),
+            strict=True,
+        )
+        for mine, theirs in pairs:
+            mine.extend(theirs)
 
 
 @dataclass(slots=True, eq=False)

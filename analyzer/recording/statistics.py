@@ -101,10 +101,10 @@ class Measured:
         """
         names = Activation._fields if kind == "activation" else Gradient._fields
         if kind == "gradient":
-            elements = np.ones(len(ids))
-            numbers = _side_by_side(rows, len(names))
+            elements, numbers = np.ones(len(ids)), _side_by_side(rows, len(names))
         else:
-            elements, *numbers = _moments_of(rows, len(names))
+            found = _moments_of(rows, len(names))
+            elements, numbers = found[0], found[1:]
         x = SimpleNamespace(elements=elements, **dict(zip(names, numbers, strict=True)))
         everywhere = np.ones(len(ids), dtype=bool)
         factors = np.array([scale or 1.0 for scale in scales])

@@ -42,7 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "reproduce": (":reproduce", "Repeat a published experiment (not built yet)."),
     "dashboard": ("reading:dashboard", "Open the dashboard: where the gradient goes, live."),
     "report": ("reading:report", "Write a static report; vector figures; LaTeX tables."),
-    "export": ("export:export", "Write the tables of a run as CSV files."),
+    "export": ("export:export", "Write the tables of a run as CSV files or for TensorBoard."),
 }
 """Name of each command: the module in this package and its function, and one line of help."""
 

@@ -1,27 +1,34 @@
-"""``analyzer export``: all tables of a run as CSV files, streamed, with names beside ids.
+"""``analyzer export``: all tables of a run as CSV files, or its numbers as events of TensorBoard.
 
-Numbers keep full precision, null is told from NaN, and nothing runs in a spreadsheet.
+Both are streamed. In CSV numbers keep full precision, null is told from NaN, names stand beside
+ids, and nothing runs in a spreadsheet.
 """
 
+import functools
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analyzer.cli import RunName, RunsDir, not_built
+from analyzer.cli import RunName, RunsDir
 from analyzer.errors import AnalyzerError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from numpy.typing import NDArray
 
     from analyzer.storage.run import Run
 
 __all__ = ["export"]
 
 _EXPORTS = ("csv", "tensorboard")
+# The polynomial of CRC-32C, bits reversed, and what a masked one has added.
+_CASTAGNOLI = 0x82F63B78
+_MASK = 0xA282EAD8
 _BATCH_ROWS = 100_000
 _TABLE_OF = {"layer": "layers", "parameter": "parameters", "join": "joins"}
 # A spreadsheet takes a cell that starts like this for a formula (OWASP: CSV injection).
@@ -45,17 +52,18 @@ def export(
     Missing values are empty cells; NaN, inf and -inf are written as such. Text that a spreadsheet
     would take for a formula gets an apostrophe in front.
 
+    With --format tensorboard, the numbers of every step, layer, parameter and join, and what the
+    training logged, as the scalars of one event file.
+
     \b
     Example:
         analyzer export latest --format csv -o tables
+        analyzer export latest --format tensorboard -o events
     """  # noqa: D301 -- click reads the control character
     if format_ not in _EXPORTS:
         raise AnalyzerError(
             f"--format is {format_!r}; expected one of {', '.join(_EXPORTS)}. Try --format csv."
         )
-    if format_ == "tensorboard":
-        raise not_built("export --format tensorboard")
-
     from analyzer.storage.catalog import resolve_run
     from analyzer.storage.run import open_run
 
@@ -69,8 +77,9 @@ def export(
             f"-o '{output}' holds files already; expected a new or empty folder, since nothing is "
             "overwritten. Name another one."
         )
-    for name, rows in _export_csv(opened, output):
-        typer.echo(f"{output / name}: {rows:,} rows")
+    write, what = (_export_csv, "rows") if format_ == "csv" else (_export_events, "scalars")
+    for name, count in write(opened, output):
+        typer.echo(f"{output / name}: {count:,} {what}")
 
 
 def _export_csv(run: "Run", folder: Path) -> Iterator[tuple[str, int]]:
@@ -175,3 +184,133 @@ def _quoted(text: "pa.Array") -> "pa.Array":
     doubled = pc.replace_substring(text, '"', '""')
     quoted = pc.binary_join_element_wise('"', doubled, '"', "")
     return pc.if_else(pc.match_substring_regex(text, _NEEDS_QUOTES), quoted, text)
+
+
+# --- TensorBoard -----------------------------------------------------------------------------
+
+
+def _export_events(run: "Run", folder: Path) -> Iterator[tuple[str, int]]:
+    """Write the numbers of a run as one event file; yield its name and how many they are.
+
+    Tags are ``steps/<column>`` and ``<table>.<column>/<layer, parameter or join>``, values float32,
+    times those at which the steps ended. The format is a sequence of records of `tensorflow.Event`
+    messages (tensorflow/core/util/event.proto), each with its length and masked CRC-32C.
+    """
+    import pyarrow.compute as pc
+
+    from analyzer.storage.schema import STEP_TABLES
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = run.read("steps", "time")
+    seconds = pc.divide(pc.cast(pc.cast(rows["time"], "int64"), "float64"), 1e6)
+    moments = dict(zip(rows["step"].to_pylist(), seconds.to_pylist(), strict=True))
+    began = next(filter(None, moments.values()), 0.0)
+    path, count = folder / f"events.out.tfevents.{began:010.0f}.analyzer", 0
+    with path.open("wb") as file:
+        file.writelines(_records([_event(began, 0, b"\x1a\x0dbrain.Event:2")]))
+        most = max(run.static_rows(table).num_rows for table in _TABLE_OF.values())
+        for table in STEP_TABLES:
+            for batch in run.batches(table, max(1, _BATCH_ROWS // max(1, most))):
+                events = []
+                for step, values in _summaries(run, table, batch):
+                    summary = b"".join(values)
+                    events.append(_event(moments.get(step) or began, step, _field(5, summary)))
+                    count += len(values)
+                file.writelines(_records(events))
+    yield path.name, count
+
+
+def _summaries(run: "Run", table: str, rows: "pa.Table") -> Iterator[tuple[int, list[bytes]]]:
+    """Yield each step of some rows of a table with its scalars as parts of a Summary message."""
+    import numpy as np
+
+    from analyzer.storage.arrays import as_floats, as_numpy, is_number, is_present
+    from analyzer.storage.schema import key_column
+
+    key = key_column(table)
+    steps, names = as_numpy(rows["step"]), {0: ""}
+    ids = np.zeros(len(steps), np.int64) if key is None else as_numpy(rows[key])
+    if key is not None:
+        static = run.static_rows(_TABLE_OF[key])
+        names = {id_: f"/{name}" for id_, name in _names(static, key).items()}
+    left_out = ("step", "rank", "attempt", key)
+    columns = [f.name for f in rows.schema if is_number(f.type) and f.name not in left_out]
+    with np.errstate(over="ignore"):
+        cells = [as_floats(rows[name]).astype("<f4").tobytes() for name in columns]
+    present = [is_present(rows[name]) for name in columns]
+    prefix = "steps/" if key is None else f"{table}."
+
+    @functools.cache
+    def head(column: str, id_: int) -> bytes:
+        """A scalar up to its value: its length, its tag, and the type of the value."""
+        tag = _field(1, f"{prefix}{column}{names.get(id_, f'/{id_}')}".encode())
+        return b"\x0a" + _varint(len(tag) + 5) + tag + b"\x15"
+
+    firsts = np.flatnonzero(np.append(True, steps[1:] != steps[:-1]))[: len(steps)]
+    for first, last in zip(firsts, [*firsts[1:], len(steps)], strict=True):
+        yield (
+            int(steps[first]),
+            [
+                head(name, int(ids[row])) + values[4 * row : 4 * row + 4]
+                for name, values, known in zip(columns, cells, present, strict=True)
+                for row in range(first, last)
+                if known[row]
+            ],
+        )
+
+
+def _event(moment: float, step: int, what: bytes) -> bytes:
+    return b"\x09" + struct.pack("<d", moment) + b"\x10" + _varint(step) + what
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A field of a message that has a length."""
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    """A whole number in groups of 7 bits, the lowest first."""
+    found = bytearray()
+    while value > 127:
+        found.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*found, value])
+
+
+def _records(events: Sequence[bytes]) -> Iterator[bytes]:
+    """Yield the records of a file: length, its checksum, the event, its checksum."""
+    lengths = [struct.pack("<Q", len(event)) for event in events]
+    for parts in zip(lengths, _checksums(lengths), events, _checksums(events), strict=True):
+        yield b"".join(parts)
+
+
+def _checksums(texts: Sequence[bytes]) -> list[bytes]:
+    """Return the masked CRC-32C of each text; those of one length are computed side by side."""
+    import numpy as np
+
+    table = _crc_table()
+    by_length: dict[int, list[int]] = {}
+    for place, text in enumerate(texts):
+        by_length.setdefault(len(text), []).append(place)
+    found: list[bytes] = [b""] * len(texts)
+    for length, places in by_length.items():
+        joined = np.frombuffer(b"".join(texts[place] for place in places), np.uint8)
+        crc = np.full(len(places), 0xFFFFFFFF, np.uint32)
+        for column in joined.reshape(len(places), length).T:
+            crc = table[(crc ^ column) & 0xFF] ^ (crc >> 8)
+        crc = ~crc
+        masked = ((crc >> 15) | (crc << 17)) + np.uint32(_MASK)
+        for place, value in zip(places, masked.astype("<u4"), strict=True):
+            found[place] = value.tobytes()
+    return found
+
+
+@functools.cache
+def _crc_table() -> "NDArray[Any]":
+    """The CRC-32C of each byte."""
+    import numpy as np
+
+    crc = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        crc = np.where(crc & 1, (crc >> 1) ^ np.uint32(_CASTAGNOLI), crc >> 1)
+    return crc

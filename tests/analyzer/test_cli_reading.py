@@ -279,7 +279,7 @@ def test_export_writes_every_table_with_a_header_and_probes(
     ("arguments", "message"),
     [
         (["--format", "csv"], "holds files already; expected a new or empty folder"),
-        (["--format", "tensorboard"], "'export --format tensorboard' is not built yet"),
+        (["--format", "tensorboard"], "holds files already; expected a new or empty folder"),
         (["--format", "xml"], "--format is 'xml'; expected one of csv, tensorboard"),
     ],
 )

@@ -28,9 +28,9 @@ Weight = tuple[int, tuple[nn.Parameter, ...]]
 Item = tuple[int, int, int, Any, Any]
 NO_SLOT = -1
 MAJOR = 1 << 40
-"""By how much an element of a weight counts more than one of a mere factor or bias."""
-# What a parameter does to it, element by element, mixes no features: it makes nothing of its own.
-_MINOR = ("add", "product", "element", "negative", "view", "expand", "select", "sum")
+"""By how much an element of a weight counts more than one of a mere factor."""
+# A factor makes no features of its own; a bias or a bound adds nothing to what it is applied to.
+_WEIGHTS = {"add": 0, "product": 1, "element": 0}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -99,7 +99,7 @@ class Dataflow:
         reads: Per vertex its data reads: (input slot, vertex read, output number of that vertex);
             the slot is -1 where autograd has no edge.
         parameters: Per vertex the parameters that it reads directly.
-        elements: Per vertex the elements of those; `MAJOR` times as many if more than factors.
+        elements: Per vertex the elements of those: once for factors, `MAJOR` times for weights.
         num_readers: Per vertex how many reads of it there are.
         place: Vertex numbers by node or `Untracked`.
     """
@@ -190,7 +190,7 @@ class Dataflow:
         self.reads.append(reads)
         self.parameters.append(parameters)
         elements = sum([parameter.numel() for parameter in parameters])
-        self.elements.append(elements if kind in _MINOR else elements * MAJOR)
+        self.elements.append(elements * _WEIGHTS.get(kind, MAJOR))
         self.num_readers.append(0)
         for _, read, _ in reads:
             self.num_readers[read] += 1

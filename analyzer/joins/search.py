@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from analyzer.joins.calls import CallLog
 from analyzer.joins.graph import MAJOR, Dataflow, Scopes
-from analyzer.joins.sides import NOWHERE, JoinVertices, Sides
+from analyzer.joins.recurrences import STEP, Recurrences
+from analyzer.joins.sides import NOWHERE, JoinVertices
 from analyzer.joins.sums import Sum, Term, is_data_product, merged, sum_at
 
 __all__ = ["FoundJoins", "Join", "joins_of_model", "numbered"]
@@ -16,7 +17,6 @@ __all__ = ["FoundJoins", "Join", "joins_of_model", "numbered"]
 _MOST_LOOKS = 3_000_000
 _BROADCAST = "it adds what is repeated over its activations (as an embedding of time or class)"
 _SCORE = "it adds scores of attention"
-_STEP = "it adds in each step of a recurrence over time"
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,11 @@ def numbered(names: list[str]) -> list[str]:
     return result
 
 
-class _Search(Sides):
+class _Search(Recurrences):
     def __init__(self, flow: Dataflow, scopes: Scopes) -> None:
         super().__init__(flow, scopes)
-        self.passed_over: dict[int, str] = {}
         # By what is added of a branch the join that adds it.
         self._branch_of: dict[int, int] = {}
-        self._last: dict[tuple[int, frozenset[int]], JoinVertices] = {}
 
     def run(self) -> list[JoinVertices]:
         for vertex, kind in enumerate(self.flow.kinds):
@@ -138,7 +136,7 @@ class _Search(Sides):
         return list(found)
 
     def _note(self, vertices: JoinVertices | None, vertex: int) -> None:
-        if vertices is None or self._is_step(vertices):
+        if vertices is None or self.is_step(vertices):
             return
         self.found[vertex] = vertices
         for read in vertices.branch_reads:
@@ -155,8 +153,12 @@ class _Search(Sides):
         if len(made.terms) < 2:
             return
         made = self._with_partial_sums(vertex, made)
-        self.sums[vertex] = made
         vertices = self._addition(vertex, made)
+        if self.adds_next_elements(vertex, made):
+            if vertices is not None:
+                self.passed_over[vertex] = STEP
+            vertices = None
+        self.sums[vertex] = made
         self._note(vertices, vertex)
         if vertices is not None or made.is_shared:
             for inner in made.inner:
@@ -342,57 +344,3 @@ class _Search(Sides):
                 return False
             vertex = max(self.reads[vertex])
         return True
-
-    def _is_step(self, later: JoinVertices) -> bool:
-        """Whether a join is a step of a recurrence over time inside of one call; note it.
-
-        Such steps follow one another in a call, with the same parameters, and each one reads data
-        that the one before does not: its element of the sequence.
-        """
-        weights = frozenset(
-            id(parameter)
-            for vertex in later.branch_region
-            for parameter in self.flow.parameters[vertex]
-        )
-        key = self.scopes.innermost(later.join), weights
-        earlier, self._last[key] = self._last.get(key), later
-        if earlier is None or not self._follows(earlier, later):
-            return False
-        if not (self._reads_next_slice(earlier, later) or self._reads_more(earlier, later)):
-            return False
-        for vertices in (earlier, later):
-            self.found.pop(vertices.join, None)
-            self.passed_over[vertices.join] = _STEP
-        return True
-
-    def _follows(self, earlier: JoinVertices, later: JoinVertices) -> bool:
-        if later.fork < earlier.join:
-            return earlier.join in later.between
-        return self.reaches(later.fork, earlier.join)
-
-    def _reads_next_slice(self, earlier: JoinVertices, later: JoinVertices) -> bool:
-        own, others = self._slices(later), self._slices(earlier)
-        wholes = {whole for whole, _ in others}
-        return any(whole in wholes for whole, _ in own - others)
-
-    def _slices(self, vertices: JoinVertices) -> set[tuple[int, tuple[int, int]]]:
-        """Return the slices that the sides of a join read: (whole, the slice itself)."""
-        found = set()
-        for vertex in vertices.branch_region | vertices.between:
-            for _, read, number in self.flow.reads[vertex]:
-                if self.flow.kinds[read] == "select" and self.reads[read]:
-                    outputs = getattr(self.flow.vertices[read], "_input_metadata", ())
-                    whole = read if len(outputs) > 1 else self.reads[read][0]
-                    found.add((whole, (read, number)))
-        return found
-
-    def _reads_more(self, earlier: JoinVertices, later: JoinVertices) -> bool:
-        if later.fork < earlier.join:
-            return False
-        new = self._read_besides(later) - self._read_besides(earlier)
-        return any(not self.reaches(vertex, earlier.join) for vertex in new)
-
-    def _read_besides(self, vertices: JoinVertices) -> set[int]:
-        """Return the data that the branch of a join reads besides the fork."""
-        region = vertices.branch_region & vertices.between
-        return {r for v in region for r in self.reads[v]} - region - {vertices.fork}

@@ -68,6 +68,7 @@ class Sides:
     Attributes:
         found: The joins that were found so far, by their vertex.
         sums: The operands of each sum that was looked at, by its vertex.
+        steps: Vertices of recurrences over time: no shortcut passes them.
         num_looks: How many vertices were looked at, as a measure of time.
     """
 
@@ -78,6 +79,7 @@ class Sides:
         self.reads = [tuple({read for _, read, _ in reads}) for reads in flow.reads]
         self.sums: dict[int, Sum] = {}
         self.found: dict[int, JoinVertices] = {}
+        self.steps: set[int] = set()
         # For each vertex the nearest one that all its paths to any source pass.
         self.dominator: list[int] = []
         for reads in self.reads:
@@ -163,9 +165,18 @@ class Sides:
         return cost
 
     def _passed(self, vertex: int) -> Sequence[int]:
-        """Return what a path through a vertex reads next: of a join its branch."""
+        """Return what a path through a vertex reads next.
+
+        Of a join its branch; of a tensor into a part of which a value was written, the tensor.
+        """
         found = self.found.get(vertex)
-        return self.reads[vertex] if found is None else found.branch_reads
+        if found is not None:
+            return found.branch_reads
+        reads = self.flow.reads[vertex]
+        is_written = type(self.flow.vertices[vertex]).__name__ == "CopySlices"
+        if is_written and reads[0][0] == 0 and self.flow.kinds[vertex] == "other":
+            return (reads[0][1],)
+        return self.reads[vertex]
 
     def vertices(
         self, join: int, fork: int, shortcuts: list[Term], branches: list[Term], made: Sum | None
@@ -182,13 +193,15 @@ class Sides:
         if lightest < 0:
             return None
 
-        def is_heavier(term: Term) -> bool:
+        def is_branch(term: Term) -> bool:
             costs = [cost[read] for read in term.reads if read in cost]
-            return bool(costs) and min(costs) > cost[lightest]
+            return bool(costs) and _is_heavier(min(costs), cost[lightest])
 
-        heavier = [term for term in branches if is_heavier(term)]
+        heavier = [term for term in branches if is_branch(term)]
         path = self._lightest_path(lightest, fork, cost)
-        if not heavier or any(is_data_product(self.flow, vertex) for vertex in path):
+        if not heavier or not path.isdisjoint(self.steps):
+            return None
+        if any(is_data_product(self.flow, vertex) for vertex in path):
             return None
         if self._is_formula(heavier, fork, cost):
             return None
@@ -333,3 +346,8 @@ class Sides:
         return readers[0].isdisjoint(readers[1]) and all(
             kinds[vertex] == "select" for vertex in readers[0] | readers[1]
         )
+
+
+def _is_heavier(one: int, other: int) -> bool:
+    """Whether there are more weights on one path; factors decide where none has weights."""
+    return one // MAJOR > other // MAJOR or (other < MAJOR and one > other)

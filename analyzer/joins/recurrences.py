@@ -1,0 +1,133 @@
+"""Recurrences over time inside of one call: no join, or there were one a time step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from analyzer.joins.graph import Dataflow, Scopes
+from analyzer.joins.sides import JoinVertices, Sides
+from analyzer.joins.sums import Sum
+
+__all__ = ["STEP", "Recurrences"]
+
+STEP = "it adds in each step of a recurrence over time"
+_MOST_ELEMENTS = 100
+Slice = tuple[int, int]
+
+
+class Recurrences(Sides):
+    """Tells the steps of recurrences among the sums of a graph.
+
+    Attributes:
+        passed_over: By their vertex the sums that look like joins and are none, with the reason.
+    """
+
+    def __init__(self, flow: Dataflow, scopes: Scopes) -> None:
+        super().__init__(flow, scopes)
+        self.passed_over: dict[int, str] = {}
+        self._last: dict[tuple[int, frozenset[int]], JoinVertices] = {}
+        self._slices_of: dict[int, set[tuple[int, Slice]]] = {}
+
+    def adds_next_elements(self, vertex: int, made: Sum) -> bool:
+        """Whether a sum adds elements of a sequence to what was made of earlier ones.
+
+        That is a recurrence over time of which each step is computed element by element, as in a
+        state space model; the steps before are passed over, too.
+        """
+        own, parts = self._elements_under(read for term in made.terms for read in term.reads)
+        own |= self._slices_read({at for term in made.terms for at, _ in term.entries})
+        self._slices_of[vertex] = own
+        call = self.scopes.innermost(vertex)
+        parts = [part for part in parts if self.scopes.innermost(part) == call]
+        known: dict[int, set[Slice]] = {}
+        steps = []
+        for part, slices in [(vertex, own), *((p, self._slices_of.get(p, set())) for p in parts)]:
+            if any(known.get(whole, {key}) != {key} for whole, key in slices):
+                steps.append(part)
+            for whole, key in slices:
+                known.setdefault(whole, set()).add(key)
+        if not steps or steps == [vertex]:
+            return False
+        for part in parts:
+            if self.found.pop(part, None) is not None:
+                self.passed_over[part] = STEP
+        self.steps.update((vertex, *parts))
+        return True
+
+    def _elements_under(self, reads: Iterable[int]) -> tuple[set[tuple[int, Slice]], list[int]]:
+        """Return the slices that are read element by element, and what joins several tensors."""
+        slices: set[tuple[int, Slice]] = set()
+        parts: list[int] = []
+        stack = list(reads)
+        seen = set(stack)
+        while stack and len(seen) < _MOST_ELEMENTS:
+            vertex = stack.pop()
+            kind = self.flow.kinds[vertex]
+            if vertex in self.sums or (kind == "element" and len(self.reads[vertex]) > 1):
+                parts.append(vertex)
+                if vertex not in self._slices_of:
+                    self._slices_of[vertex] = set()
+                    own = self._elements_under(self.reads[vertex])[0]
+                    self._slices_of[vertex] = own | self._slices_read((vertex,))
+            elif kind in ("add", "product", "element", "negative", "view"):
+                slices |= self._slices_read((vertex,))
+                new = [read for read in self.reads[vertex] if read not in seen]
+                seen.update(new)
+                stack += new
+        return slices, parts
+
+    def is_step(self, later: JoinVertices) -> bool:
+        """Whether a join is a step of a recurrence over time inside of one call; note it.
+
+        Such steps follow one another in a call, with the same parameters, and each one reads data
+        that the one before does not: its element of the sequence.
+        """
+        weights = frozenset(
+            id(parameter)
+            for vertex in later.branch_region
+            for parameter in self.flow.parameters[vertex]
+        )
+        key = self.scopes.innermost(later.join), weights
+        earlier, self._last[key] = self._last.get(key), later
+        if earlier is None or not self._follows(earlier, later):
+            return False
+        if not (self._reads_next_slice(earlier, later) or self._reads_more(earlier, later)):
+            return False
+        for vertices in (earlier, later):
+            self.found.pop(vertices.join, None)
+            self.passed_over[vertices.join] = STEP
+        return True
+
+    def _follows(self, earlier: JoinVertices, later: JoinVertices) -> bool:
+        if later.fork < earlier.join:
+            return earlier.join in later.between
+        return self.reaches(later.fork, earlier.join)
+
+    def _reads_next_slice(self, earlier: JoinVertices, later: JoinVertices) -> bool:
+        own, others = (
+            self._slices_read(one.branch_region | one.between) for one in (later, earlier)
+        )
+        wholes = {whole for whole, _ in others}
+        return any(whole in wholes for whole, _ in own - others)
+
+    def _slices_read(self, vertices: Iterable[int]) -> set[tuple[int, Slice]]:
+        """Return the slices that some vertices read: (whole, the slice itself)."""
+        found = set()
+        for vertex in vertices:
+            for _, read, number in self.flow.reads[vertex]:
+                if self.flow.kinds[read] == "select" and self.reads[read]:
+                    outputs = getattr(self.flow.vertices[read], "_input_metadata", ())
+                    whole = read if len(outputs) > 1 else self.reads[read][0]
+                    found.add((whole, (read, number)))
+        return found
+
+    def _reads_more(self, earlier: JoinVertices, later: JoinVertices) -> bool:
+        if later.fork < earlier.join:
+            return False
+        new = self._read_besides(later) - self._read_besides(earlier)
+        return any(not self.reaches(vertex, earlier.join) for vertex in new)
+
+    def _read_besides(self, vertices: JoinVertices) -> set[int]:
+        """Return the data that the branch of a join reads besides the fork."""
+        region = vertices.branch_region & vertices.between
+        return {r for v in region for r in self.reads[v]} - region - {vertices.fork}

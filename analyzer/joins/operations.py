@@ -76,6 +76,7 @@ _TABLE = (
     _Operation("add", "PutBackward0", "put put_", "input source@2"),
     _Operation("sum", "SumBackward1 NansumBackward0", "sum nansum"),
     _Operation("sum", "MeanBackward1 CumsumBackward0", "mean cumsum"),
+    _Operation("sum", "LinalgVectorNormBackward0 VarBackward0"),
     _Operation("matmul", "MmBackward0 MvBackward0 BmmBackward0 DotBackward0", "matmul mm mv bmm"),
     _Operation("matmul", "ScaledDotProductFlashAttentionForCpuBackward0"),
     _Operation("matmul", "ScaledDotProductFlashAttentionBackward0"),

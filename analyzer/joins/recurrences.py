@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import prod
+from typing import Any
 
 from analyzer.joins.graph import Dataflow, Scopes
 from analyzer.joins.sides import JoinVertices, Sides
@@ -12,7 +14,7 @@ __all__ = ["STEP", "Recurrences"]
 
 STEP = "it adds in each step of a recurrence over time"
 _MOST_ELEMENTS = 100
-Slice = tuple[int, int]
+Slice = tuple[Any, ...]
 
 
 class Recurrences(Sides):
@@ -116,10 +118,17 @@ class Recurrences(Sides):
         for vertex in vertices:
             for _, read, number in self.flow.reads[vertex]:
                 if self.flow.kinds[read] == "select" and self.reads[read]:
-                    outputs = getattr(self.flow.vertices[read], "_input_metadata", ())
-                    whole = read if len(outputs) > 1 else self.reads[read][0]
-                    found.add((whole, (read, number)))
+                    whole = self.reads[read][0]
+                    if prod(self.flow.shape(read, number)) < prod(self.flow.shape(whole)):
+                        found.add((whole, self._slice(read, number)))
         return found
+
+    def _slice(self, vertex: int, number: int) -> Slice:
+        """Return what tells a slice from others of the same tensor."""
+        node = self.flow.vertices[vertex]
+        names = ("_saved_dim", "_saved_index", "_saved_start", "_saved_end")
+        place = tuple(getattr(node, name, None) for name in names)
+        return (*place, number) if place[0] is not None else (vertex, number)
 
     def _reads_more(self, earlier: JoinVertices, later: JoinVertices) -> bool:
         if later.fork < earlier.join:

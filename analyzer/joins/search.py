@@ -293,7 +293,8 @@ class _Search(Recurrences):
 
     def _drop_parallel_sums(self, outer: JoinVertices) -> None:
         """Remove sums of parallel branches, ``a(x) + m(x)``, that are then added to x itself."""
-        if outer.shortcut_elements or outer.kind == "concat":
+        is_thin = all(self._is_thin(vertex) for vertex in outer.shortcut_path)
+        if not is_thin or outer.kind == "concat":
             return
         stack = list(outer.branch_reads)
         while stack:

@@ -316,14 +316,14 @@ class Sides:
     def _is_formula(self, branches: list[Term], fork: int, cost: dict[int, int]) -> bool:
         """Whether a branch is a function of each element: an activation that adds, by its formula.
 
-        A mere multiple of the fork is a branch.
+        Such a function may also normalize, by a mean or a norm. A mere multiple is a branch.
         """
         if any(cost.get(read, 0) >= MAJOR for term in branches for read in term.reads):
             return False
         region = self.region((r for term in branches for r in term.reads), fork)
         kinds = {self.flow.kinds[vertex] for vertex in region}
-        return "element" in kinds and kinds <= {
-            "element", "product", "add", "negative", "view", "expand", "input"
+        return not kinds.isdisjoint(("element", "sum")) and kinds <= {
+            "element", "product", "add", "negative", "view", "expand", "input", "sum"
         }  # fmt: skip
 
     def is_partial(self, read: int, join: int) -> bool:

@@ -117,6 +117,7 @@ def create_app(
     runs: str | Path | Sequence[str | Path],
     *,
     hosts: Iterable[str] = (),
+    port: int | None = None,
     token: str | None = None,
     frame_ancestors: str = "'none'",
 ) -> Dash:
@@ -125,6 +126,7 @@ def create_app(
     Args:
         runs: A folder of runs, a run, or several of either.
         hosts: Host names beside those of loopback under which it is asked for.
+        port: The port at which it is asked for; None for any.
         token: Secret of the first request, for a server that others can reach.
         frame_ancestors: CSP sources that may show it in a frame.
     """
@@ -155,7 +157,14 @@ def create_app(
     _connect_scripts(app)
     _connect_downloads(app, seen)
     _keep_former_paths(app)
-    protect(app.server, app.csp_hashes(), hosts=hosts, token=token, frame_ancestors=frame_ancestors)
+    protect(
+        app.server,
+        app.csp_hashes(),
+        hosts=hosts,
+        port=port,
+        token=token,
+        frame_ancestors=frame_ancestors,
+    )
     return app
 
 

@@ -60,7 +60,7 @@ def show(*runs: "Run", page: str = "overview", height: int = 1000) -> Shown:
 def _serve(folders: tuple[Path, ...]) -> str:
     """Serve these runs from a thread and return the address."""
     place = take_port()
-    app = create_app(folders, frame_ancestors=_NOTEBOOKS)
+    app = create_app(folders, port=place.port, frame_ancestors=_NOTEBOOKS)
     server = serve(app.server, place)
     threading.Thread(target=server.serve_forever, name="dashboard", daemon=True).start()
     return place.url()

@@ -1,27 +1,42 @@
 """Serves an application on this machine: a port, an address, and a quiet server."""
 
+import logging
 import os
 import secrets
 import socket
 import threading
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
+from waitress import create_server, wasyncore
 
 from analyzer.errors import AnalyzerError
 
-from .security import is_loopback
+from .security import MOST_BYTES, is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from flask import Flask
 
-__all__ = ["FIRST_PORT", "Place", "new_token", "serve", "ssh_line", "take_port", "warm_up"]
+__all__ = [
+    "FIRST_PORT",
+    "Place",
+    "Server",
+    "new_token",
+    "serve",
+    "ssh_line",
+    "take_port",
+    "warm_up",
+]
 
 FIRST_PORT = 8050
 _PORTS_TRIED = 100
+# A page asks for its figures at once, by six connections of one browser.
+_THREADS, _MOST_CONNECTIONS = 8, 64
+# A connection that says nothing is closed; where all are taken, those that wait are let in for it.
+_IDLE_SECONDS, _IDLE_SECONDS_WHEN_FULL = 20, 1
 
 
 @dataclass(frozen=True)
@@ -37,13 +52,6 @@ class Place:
         host = "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host
         host = f"[{host}]" if ":" in host else host
         return f"http://{host}:{self.port}/" + (f"?token={token}" if token else "")
-
-
-class _QuietHandler(WSGIRequestHandler):
-    """Prints no line for each request."""
-
-    def log_request(self, code: Any = "-", size: Any = "-") -> None:
-        """Print nothing."""
 
 
 def take_port(host: str = "127.0.0.1", port: int | None = None) -> Place:
@@ -83,16 +91,58 @@ def _bound(host: str, port: int) -> socket.socket:
     return made
 
 
-def serve(app: "Flask", place: Place) -> BaseWSGIServer:
+class Server:
+    """Answers requests from a few threads, and holds no more than it can.
+
+    Bodies of requests have at most ``MOST_BYTES``, and 64 connections are open at a time. One that
+    says nothing is closed after 20 seconds, or after one where others wait for its place.
+    """
+
+    def __init__(self, app: "Flask", place: Place) -> None:
+        self._place, self._is_over = place, False
+        self._ended = threading.Event()
+        logging.getLogger("waitress").setLevel(logging.CRITICAL)  # the terminal is the user's
+        self._server = create_server(
+            app,
+            sockets=[place.socket],
+            threads=_THREADS,
+            # It counts its own two sockets, too.
+            connection_limit=_MOST_CONNECTIONS + 2,
+            channel_timeout=_IDLE_SECONDS,
+            cleanup_interval=1,
+            max_request_body_size=MOST_BYTES,
+            max_request_header_size=65_536,
+            ident=None,
+            expose_tracebacks=False,
+        )
+
+    def serve_forever(self) -> None:
+        """Answer until ``shutdown``."""
+        sockets = self._server._map
+        try:
+            while not self._is_over:
+                wasyncore.loop(timeout=1.0, map=sockets, use_poll=True, count=1)
+                if self._server.in_connection_overflow:
+                    self._server.maintenance(time.time() + _IDLE_SECONDS - _IDLE_SECONDS_WHEN_FULL)
+        finally:
+            self._server.task_dispatcher.shutdown(timeout=1)
+            self._ended.set()
+
+    def shutdown(self) -> None:
+        """End ``serve_forever`` from another thread, and wait for it."""
+        self._is_over = True
+        self._server.pull_trigger()
+        self._ended.wait()
+
+    def server_close(self) -> None:
+        """Close every connection and the socket."""
+        wasyncore.close_all(self._server._map)
+        self._place.socket.close()
+
+
+def serve(app: "Flask", place: Place) -> Server:
     """Return a server of ``app`` at a bound address; ``serve_forever`` and ``shutdown`` run it."""
-    return make_server(
-        place.host,
-        place.port,
-        app,
-        threaded=True,
-        request_handler=_QuietHandler,
-        fd=place.socket.fileno(),
-    )
+    return Server(app, place)
 
 
 def warm_up() -> None:

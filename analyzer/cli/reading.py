@@ -295,7 +295,8 @@ def dashboard(
     folders = [name if os.path.isdir(name) else str(resolve_run(name)) for name in sources or ()]
     place = take_port(host, port)
     token = new_token(host)
-    app = create_app(folders or [os.environ.get("ANALYZER_RUNS") or "runs"], token=token)
+    chosen = folders or [os.environ.get("ANALYZER_RUNS") or "runs"]
+    app = create_app(chosen, port=place.port, token=token)
     server = serve(app.server, place)
     warm_up()
     address = place.url(token)

@@ -59,7 +59,7 @@ class serving:
 
     def __init__(self, runs: Any, **options: Any) -> None:
         self._place = take_port(port=0)
-        self._server = serve(create_app(runs, **options).server, self._place)
+        self._server = serve(create_app(runs, port=self._place.port, **options).server, self._place)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     def __enter__(self) -> str:
@@ -70,7 +70,6 @@ class serving:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
-        self._place.socket.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,6 @@
 import re
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,10 @@ from flask.testing import FlaskClient
 from analyzer.dashboard.app import create_app
 from analyzer.dashboard.ids import Id
 from analyzer.dashboard.library import Library
+from analyzer.dashboard.security import MOST_BYTES, is_loopback
+from analyzer.dashboard.server import new_token
 from analyzer.storage import bin_writer
+from tests.dashboard.conftest import serving
 from tests.support.runs import write_run
 
 LOCAL = {"Host": "127.0.0.1:8050"}
@@ -83,6 +88,132 @@ def test_every_inline_script_of_the_page_is_in_the_policy(client: FlaskClient) -
     for text in scripts:
         digest = b64encode(sha256(text.encode()).digest()).decode()
         assert f"'sha256-{digest}'" in answer.headers["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize(
+    ("host", "code"),
+    [
+        ("127.0.0.1:8050", 200),
+        ("LOCALHOST:8050", 200),
+        ("127.0.0.1:8051", 403),
+        ("127.0.0.1", 403),
+        ("127.0.0.1:08050x", 403),
+        ("evil.example:8050", 403),
+    ],
+)
+def test_where_the_port_is_known_a_host_must_have_it(tmp_path: Path, host: str, code: int) -> None:
+    client = create_app(tmp_path, port=8050).server.test_client()
+    assert client.get("/_dash-layout", headers={"Host": host}).status_code == code
+
+
+@pytest.mark.parametrize(
+    ("host", "is_ours"),
+    [
+        *((host, True) for host in ("127.0.0.1", "127.8.9.10", "::1", "localhost")),
+        *((host, False) for host in ("127.evil.example", "0.0.0.0", "", "10.0.0.1")),
+    ],
+)
+def test_loopback_is_an_address_and_no_text(host: str, is_ours: bool) -> None:
+    assert is_loopback(host) is is_ours
+    assert (new_token(host) is None) is is_ours
+
+
+def test_a_page_of_another_site_gets_nothing(tmp_path: Path, client: FlaskClient) -> None:
+    foreign = {"Sec-Fetch-Site": "cross-site"}
+    framed = {**foreign, "Sec-Fetch-Dest": "iframe"}
+    assert client.get("/_dash-layout", headers=LOCAL | foreign).status_code == 403
+    assert client.get("/", headers=LOCAL | framed).status_code == 403
+    assert route(client, "", **foreign).status_code == 403
+    assert client.get("/", headers=LOCAL | {"Sec-Fetch-Site": "none"}).status_code == 200
+    notebook = create_app(tmp_path, frame_ancestors="http://localhost:*").server.test_client()
+    assert notebook.get("/", headers=LOCAL | framed).status_code == 200
+    assert notebook.get("/_dash-layout", headers=LOCAL | foreign).status_code == 403
+
+
+MALFORMED: list[Any] = [
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    {},
+    {"output": 5},
+    {"output": "nosuch.children", "outputs": {"id": "nosuch", "property": "children"}},
+    {"output": "nosuch", "inputs": 5},
+    {"output": f"{Id.STEPS}.data", "outputs": {"id": Id.STEPS, "property": "data"}, "inputs": []},
+    {"output": f"{Id.STEPS}.data", "outputs": [], "inputs": [5, None], "state": {"a": []}},
+    {"output": f"{Id.STEPS}.data", "inputs": [{"id": {"type": {}}, "property": 3}]},
+]
+
+
+@pytest.mark.parametrize("body", MALFORMED, ids=str)
+def test_a_malformed_callback_is_a_bad_request(client: FlaskClient, body: Any) -> None:
+    given = {"data": body} if isinstance(body, bytes) else {"json": body}
+    json = {"Content-Type": "application/json"}
+    answer = client.post("/_dash-update-component", headers=LOCAL | json, **given)
+    assert answer.status_code == 400
+    assert answer.text == "400: this is not a request of one of these pages\n"
+
+
+@pytest.mark.parametrize("value", [5, {"a": 1}, ["?run=good"], True, "x" * 10_000])
+def test_a_value_of_another_type_is_a_bad_request(client: FlaskClient, value: Any) -> None:
+    answer = route(client, value)
+    assert answer.status_code in (200, 400) and "Traceback" not in answer.text
+
+
+def test_a_body_has_a_limit(client: FlaskClient) -> None:
+    assert route(client, "?run=" + "x" * MOST_BYTES).status_code in (400, 413)
+
+
+@pytest.mark.parametrize(
+    "path", ["/_dash-component-suites/../", "/_dash-component-suites/dash/../../app.py"]
+)
+def test_a_suite_that_is_not_there_is_not_found(client: FlaskClient, path: str) -> None:
+    answer = client.get(path, headers=LOCAL)
+    assert answer.status_code == 404 and answer.text == "404: there is no such file\n"
+
+
+class Asker:
+    """A bare connection to a server."""
+
+    def __init__(self, address: str) -> None:
+        self.host = address.removeprefix("http://")
+        name, _, port = self.host.partition(":")
+        self.socket = socket.create_connection((name, int(port)), timeout=30)
+
+    def ask(self, path: str = "/_dash-layout", body: bytes = b"", more: str = "") -> bytes:
+        method = "POST" if body or more else "GET"
+        head = f"{method} {path} HTTP/1.1\r\nHost: {self.host}\r\nConnection: close\r\n{more}\r\n"
+        self.socket.sendall(head.encode() + body)
+        got = b""
+        while part := self.socket.recv(65536):
+            got += part
+        self.socket.close()
+        return got
+
+
+def test_no_answer_says_which_server_it_is(tmp_path: Path) -> None:
+    with serving(tmp_path) as address:
+        answer = Asker(address).ask()
+        assert answer.startswith(b"HTTP/1.1 200") and b"\nServer:" not in answer
+        broken = Asker(address)
+        broken.socket.sendall(b"\0\0 / HTTP/9\r\n\r\n")
+        refused = broken.socket.recv(4096)
+        assert refused.startswith(b"HTTP/1.0 400") and b"Traceback" not in refused
+        broken.socket.close()
+        large = Asker(address).ask(more=f"Content-Length: {MOST_BYTES * 60}\r\n")
+        assert large.startswith(b"HTTP/1.1 413") and b"waitress" not in large.lower()
+
+
+def test_a_hundred_and_fifty_connections_that_say_nothing_keep_nobody_out(tmp_path: Path) -> None:
+    with serving(tmp_path) as address:
+        idle = [Asker(address) for _ in range(150)]
+        for one in idle[::2]:  # half of them have begun to ask
+            one.socket.sendall(b"GET / HTTP/1.1\r\nHost: ")
+        began = time.monotonic()
+        assert Asker(address).ask().startswith(b"HTTP/1.1 200")
+        assert time.monotonic() - began < 20
+        for one in idle:
+            one.socket.close()
 
 
 TRAVERSALS = [

@@ -121,8 +121,8 @@ def path_spectrum(
 
     ``G_k`` is the gradient at the fork of the first join (of nested ones the outermost; without
     joins, at the input) carried by all paths that cross k branches: at every join ``G_k ←
-    G_k(through shortcut) + Jᵀ G_{k−1}(through branch)``. Σ_k G_k is the gradient. Joins that
-    concatenate count too: a concatenation is the sum of its operands, padded with zeros.
+    G_k(through shortcut) + Jᵀ G_{k−1}(through branch)``. Σ_k G_k is the gradient. A concatenation
+    is the sum of its operands, padded with zeros.
 
     Args:
         model: Any eager model, evaluated in eval mode, its frozen parts with gradient.
@@ -132,10 +132,11 @@ def path_spectrum(
         batch_dim: The axis of inputs and outputs that counts samples.
 
     Returns:
-        One row a length, from 0 to the number of joins: ``length``; ``num_paths``, exact up to
+        One row a length, from 0 to the number of branches: ``length``; ``num_paths``, exact up to
         2^53; ``gradient_norm``, the mean over samples of ‖G_k‖ of the sample's own loss; ``share``,
         the mean over samples of ⟨G_k, G⟩/‖G‖², which adds to 1, null where all samples have G = 0.
-        ``attrs["effective_path_length"]`` is Σ k‖G_k‖ / Σ ‖G_k‖.
+        ``attrs``: ``effective_path_length``, Σ k‖G_k‖ / Σ ‖G_k‖; ``stream_shares``, and the extreme
+        singular values of what all shortcuts do: ``shortcut_gain_largest``, ``_smallest``.
 
     Raises:
         PathsError: If the spectrum cannot be exact, with the reason: the model mixes samples or has
@@ -156,6 +157,7 @@ def path_spectrum(
         }
     )
     frame.attrs["effective_path_length"] = spectrum.effective_path_length
+    frame.attrs |= spectrum.streams.notes()
     return frame
 
 

@@ -185,7 +185,7 @@ def _place(walk: Walk, flow: Dataflow, join: Join, vertices: JoinVertices) -> _S
         shortcut_entries=seen(vertices.shortcut_entries),
         shortcut_edges=shortcut,
         branch_edges=branch,
-        gate_edges=seen(vertices.gate_edges) if is_seen else (),
+        gate_edges=seen(vertices.gate_edges),
         shared=tuple(number for number in shared if number is not None),
         shared_edges=seen((v, slot, side) for side, v, slot in vertices.shared_edges),
     )

@@ -230,7 +230,9 @@ class Sides:
             branch_region=branch_region - path,
             shortcut_edges=sides[0],
             branch_edges=sides[1],
-            gate_edges=tuple(edge for edge, read in gates.items() if read in cost),
+            gate_edges=tuple(
+                edge for edge, read in gates.items() if read in cost or self.reaches(read, fork)
+            ),
             between=((own_region | branch_region) & cost.keys()) - {join},
             shared=tuple(sorted(shared, reverse=True)),
             shared_edges=self._reads_of(shared, own_region, 0, entries[0])

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+import torch
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
 from analyzer.joins.graph import Walk
+from analyzer.joins.operations import FUSED, kind_of_node
 from analyzer.joins.plan import JoinSite
 from analyzer.probes.path_samples import PathsError
 
@@ -16,23 +22,27 @@ __all__ = [
     "count_paths",
     "crossings_of",
     "destination_of",
+    "gradients_by_length",
     "inputs_first",
+    "through_shortcuts",
 ]
 
 
 Slot = tuple[Node, int]
+# What a branch returns, multiplied or shaped otherwise before it is added, is still that branch.
+_MULTIPLES = ("product", "negative", "view", "add")
 
 
 @dataclass(frozen=True, eq=False)
 class Crossing:
-    """The edges by which a gradient enters the branch of one join.
+    """The edges by which a gradient enters one branch, whichever joins add it.
 
-    Each is (reader, its input slot): from the join's node to its branch operand, and from the
-    shortcut into a gate, which belongs to the branch.
+    Each is (reader, its input slot): from the sum to its operand, and from the shortcut into a
+    gate, which belongs to the branch. What is added is a multiple of `source`.
     """
 
-    node: Node
     edges: tuple[Slot, ...]
+    source: GradientEdge
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,21 +57,118 @@ class Destination:
     parts: tuple[GradientEdge, ...]
 
 
-def crossings_of(sites: Sequence[JoinSite]) -> list[Crossing]:
-    """Return for each join with gradient the edges that cross into its branch, forward order.
+def crossings_of(sites: Sequence[JoinSite], walk: Walk, goal: Node) -> list[Crossing]:
+    """Return for each branch the edges that cross into it, in the order of the joins.
 
     A concatenation crosses as an addition does: it is the sum of its operands, each padded with
-    zeros. An edge belongs to one join: that whose node it leaves.
+    zeros. A join of many operands crosses into each that is a branch: of this join, of an earlier
+    one (a mix of all earlier outputs reads it again), or beside it (``x + a(x) + m(x)``). An edge
+    belongs to one branch.
+
+    Args:
+        sites: The joins, forward order.
+        walk: The graph of the loss.
+        goal: The node at which paths end.
     """
-    taken = {edge for site in sites if site.node for edge in site.branch_entries}
-    crossings: list[Crossing] = []
-    for site in sites:
-        if site.node is None:
-            continue
-        gates = [edge[:2] for edge in site.gate_edges if edge[:2] not in taken]
-        taken.update(gates)
-        crossings.append(Crossing(site.node, (*site.branch_entries, *gates)))
-    return crossings
+    operands = _Operands(sites, walk, goal)
+    seen = [site for site in sites if site.node is not None]
+    branches = {operands.base(edge) for site in seen for edge in site.branch_entries}
+    found: dict[GradientEdge, dict[Slot, None]] = {}
+    taken = {edge for site in seen for edge in site.branch_entries}
+    for site in seen:
+        for edge in (*site.branch_entries, *operands.parallel_branches(site, branches)):
+            found.setdefault(operands.base(edge), {})[edge] = None
+            taken.add(edge)
+        for reader, slot, _ in site.gate_edges if site.branch_entries else ():
+            # Weights that are computed from branches, too (attention over earlier outputs), cross
+            # into those; other gates belong to the branch of their join.
+            behind = operands.into((reader, slot), branches)
+            gate = {(reader, slot): operands.base(site.branch_entries[0])}
+            for edge, source in (behind or gate).items():
+                if edge not in taken:
+                    found.setdefault(source, {})[edge] = None
+                    taken.add(edge)
+    return [Crossing(tuple(edges), source) for source, edges in found.items()]
+
+
+class _Operands:
+    """What the operands of joins are: the tensors that they are multiples of."""
+
+    def __init__(self, sites: Sequence[JoinSite], walk: Walk, goal: Node) -> None:
+        self._joins = {site.node for site in sites}
+        self._gates = {edge[:2] for site in sites for edge in site.gate_edges}
+        self._goal = goal
+        self._bearing = {goal}  # the nodes from which a path leads to the goal
+        for node in inputs_first(walk.nodes[0]):
+            if not self._bearing.isdisjoint(child for child, _ in node.next_functions):
+                self._bearing.add(node)
+
+    def base(self, edge: Slot) -> GradientEdge:
+        """Return the tensor that an operand is a multiple of."""
+        reader, slot = edge
+        if type(reader).__name__ in FUSED and slot > 0:
+            return GradientEdge(reader, 0)  # what it makes itself of its later operands
+        while True:
+            child, number = reader.next_functions[slot]
+            assert child is not None  # the operands of a site are seen by autograd
+            if child in self._joins or child is self._goal:
+                return GradientEdge(child, number)
+            name = type(child).__name__
+            kind = kind_of_node(name, child)
+            read = [
+                (child, at)
+                for at, (below, _) in enumerate(child.next_functions)
+                if below in self._bearing and (child, at) not in self._gates
+            ]
+            is_multiple = kind in _MULTIPLES and len(read) == 1 and len(child._input_metadata) == 1
+            if not is_multiple or (name in FUSED and read[0][1] > 0):
+                return GradientEdge(child, number)
+            reader, slot = read[0]
+
+    def into(self, edge: Slot, branches: Container[GradientEdge]) -> dict[Slot, GradientEdge]:
+        """Return the edges behind one by which branches are read, before any fork or join."""
+        found: dict[Slot, GradientEdge] = {}
+        stack, seen = [edge], {edge}
+        while stack:
+            reader, slot = stack.pop()
+            child, number = reader.next_functions[slot]
+            if child not in self._bearing or child is self._goal or child in self._joins:
+                continue
+            if (source := GradientEdge(child, number)) in branches:
+                found[reader, slot] = source
+                continue
+            edges = {(child, at) for at in range(len(child.next_functions))} - seen
+            seen |= edges
+            stack.extend(edges)
+        return found
+
+    def parallel_branches(self, site: JoinSite, branches: Container[GradientEdge]) -> list[Slot]:
+        """Return which shortcuts of a sum of many operands are branches."""
+        leading = [
+            e for e in site.shortcut_entries if e[0].next_functions[e[1]][0] in self._bearing
+        ]
+        bases = {edge: self.base(edge) for edge in leading}
+        if len(set(bases.values())) < 2:
+            return []
+        weights = {edge: self._weight(base, site) for edge, base in bases.items()}
+        lightest = min(weights.values())
+        return [e for e, base in bases.items() if base in branches or weights[e] > lightest]
+
+    def _weight(self, base: GradientEdge, site: JoinSite) -> int:
+        """Return how many elements the parameters have between a tensor and fork or join."""
+        stops = {*self._joins, self._goal, site.fork}
+        stack, seen = [base.node], {base.node}
+        total = 0
+        while stack:
+            node = stack.pop()
+            if node in stops:
+                continue
+            variable = getattr(node, "variable", None)
+            total += variable.numel() if isinstance(variable, nn.Parameter) else 0
+            children = {child for child, _ in node.next_functions if child is not None} - seen
+            seen |= children
+            stack.extend(children)
+        return total
 
 
 def destination_of(
@@ -140,48 +247,140 @@ def inputs_first(start: Node) -> list[Node]:
 Counts = list[int]
 
 
-def count_paths(root: Node, fork: Node, crossings: Sequence[Crossing]) -> Counts:
-    """Return the number of paths from the loss to the fork, by the branches that they cross.
+def count_paths(root: Node, goal: Node, crossings: Sequence[Crossing]) -> Counts:
+    """Return the number of paths from the loss to the goal, by the branches that they cross.
 
-    A path is a choice of shortcut or branch at each join that it meets; routes inside one branch
-    that meet the same joins (query, key and value) are one path. At every join
-    ``N_k ← N_k(through shortcut) + N_{k−1}(through branch)``: C(n, k) for n joins one after
-    another, 1, 2, 0 for ``x + a(x) + m(x)``, 1, 1, 1 for a join inside the branch of another.
+    A path is the set of branches that it crosses, so that routes inside of one branch (query, key
+    and value), and shortcuts around one and the same branches, are one path: C(n, k) for n joins
+    one after another, 1, 2, 0 for ``x + a(x) + m(x)``, 1, 1, 1 for a join inside the branch of
+    another, and C(n, k) where each of n blocks reads a mix of all earlier outputs.
     """
-    joins = {crossing.node: crossing for crossing in crossings}
-    cut = {edge for crossing in crossings for edge in crossing.edges}
-    stops: dict[Node, frozenset[Node]] = {}
-    counts: dict[Node, Counts] = {}
+    entered = {edge: number for number, one in enumerate(crossings) for edge in one.edges}
+    # What can be reached from a node without crossing: the goal (bit 0), and ways into branches.
+    ways: dict[tuple[int, Node], int] = {}
+    reach: dict[Node, int] = {}
     for node in inputs_first(root):
-        edges = node.next_functions
-        straight = [stops[c] for s, (c, _) in enumerate(edges) if c and (node, s) not in cut]
-        if node is fork:
-            stops[node], counts[node] = frozenset([node]), [1]
-        elif (crossing := joins.get(node)) is not None:
-            operands = [reader.next_functions[slot][0] for reader, slot in crossing.edges]
-            across = [stops[operand] for operand in operands if operand is not None]
-            shortcut = _total(counts, _union(straight))
-            branch = _total(counts, _union(across))
-            counts[node] = _sum([shortcut, [0, *branch] if branch else []])
-            stops[node] = frozenset([node]) if counts[node] else frozenset()
-        else:
-            stops[node] = _union(straight)
-    found = _total(counts, stops[root])
+        found = int(node is goal)
+        for slot, (child, _) in enumerate(node.next_functions) if node is not goal else ():
+            number = entered.get((node, slot))
+            if child is None or not reach[child]:
+                continue
+            if number is None:
+                found |= reach[child]
+            else:
+                found |= 1 << ways.setdefault((number, child), len(ways) + 1)
+        reach[node] = found
+    branch_of = [-1, *(number for number, _ in ways)]
+    behind = [0, *(reach[child] for _, child in ways)]
+    counts: dict[int, Counts] = {0: [], 1: [1]}
+    stack = [reach[root]]
+    while stack:
+        here = stack[-1]
+        if here in counts:
+            stack.pop()
+            continue
+        branch = branch_of[here.bit_length() - 1]
+        own = [bit for bit in range(1, here.bit_length()) if here >> bit & 1]
+        own = [bit for bit in own if branch_of[bit] == branch]
+        rest, across = here, 0
+        for bit in own:
+            rest, across = rest & ~(1 << bit), across | behind[bit]
+        missing = [way for way in (rest, across) if way not in counts]
+        if not missing:
+            counts[here] = _sum([counts[rest], [0, *counts[across]]])
+        stack += missing
     length = len(crossings) + 1
-    return [*found, *[0] * (length - len(found))][:length]
-
-
-def _union(sets: Sequence[frozenset[Node]]) -> frozenset[Node]:
-    """Return one of the sets itself where it holds all, so that long chains share it."""
-    largest = max(sets, key=len, default=frozenset[Node]())
-    rest = [one for one in sets if one is not largest and not one <= largest]
-    return largest.union(*rest) if rest else largest
-
-
-def _total(counts: dict[Node, Counts], nodes: Iterable[Node]) -> Counts:
-    return _sum([counts[node] for node in nodes])
+    found_counts = counts[reach[root]]
+    return [*found_counts, *[0] * (length - len(found_counts))][:length]
 
 
 def _sum(many: Sequence[Counts]) -> Counts:
     length = max(map(len, many), default=0)
     return [sum(counts[k] for counts in many if k < len(counts)) for k in range(length)]
+
+
+Parts = tuple[Tensor | None, ...]
+
+
+def gradients_by_length(
+    loss: Tensor, parts: Sequence[GradientEdge], crossings: Sequence[Crossing]
+) -> Iterator[Parts]:
+    """Yield the gradient of all paths that cross k branches, for k = 0, 1, … in order.
+
+    At every join ``G_k ← G_k(through shortcut) + Jᵀ G_{k−1}(through branch)``. The first pass
+    begins at the loss; each holds back what joins send into their branches, and the next one
+    begins with that, there. All run over one graph, so memory holds one forward pass and one
+    gradient a join, whatever their number, and a pass computes nothing above its first branch.
+
+    One gradient a part (a place where it is taken), None where no path of that length arrives;
+    ends early once no path is left. The joins' nodes are hooked until then.
+    """
+    with _holding_back(crossings) as held:
+        yield _gradients([loss], None, parts)
+        while held:
+            edges = [_operand(reader, slot) for reader, slot in held]
+            gradients = [_fitted(*pair) for pair in zip(held.values(), edges, strict=True)]
+            held.clear()
+            yield _gradients(edges, gradients, parts)
+
+
+def through_shortcuts(
+    edges: Sequence[GradientEdge],
+    gradients: Sequence[Tensor],
+    parts: Sequence[GradientEdge],
+    crossings: Sequence[Crossing],
+) -> Parts:
+    """Return what gradients at some tensors become on the paths that cross no branch."""
+    with _holding_back(crossings):
+        return _gradients(edges, gradients, parts)
+
+
+def _gradients(starts: Sequence[Any], gradients: Any, parts: Sequence[GradientEdge]) -> Parts:
+    return torch.autograd.grad(
+        list(starts), list(parts), gradients, retain_graph=True, allow_unused=True
+    )
+
+
+@contextmanager
+def _holding_back(crossings: Sequence[Crossing]) -> Iterator[dict[Slot, Tensor]]:
+    """Let passes send nothing into branches; what they would send is in the result."""
+    held: dict[Slot, Tensor] = {}
+    slots: dict[Node, list[int]] = {}
+    for crossing in crossings:
+        for reader, slot in crossing.edges:
+            slots.setdefault(reader, []).append(slot)
+    with ExitStack() as hooks:
+        for reader, own in slots.items():
+            hooks.enter_context(reader.register_hook(partial(_hold_back, held, reader, own)))
+        yield held
+
+
+def _hold_back(
+    held: dict[Slot, Tensor],
+    reader: Node,
+    slots: Sequence[int],
+    gradients: tuple[Tensor | None, ...],
+    _: tuple[Tensor | None, ...],
+) -> tuple[Tensor | None, ...]:
+    """Keep what goes by some slots for the next pass, and let this pass send nothing there."""
+    kept = list(gradients)
+    for slot in slots:
+        gradient = kept[slot]
+        if gradient is not None:
+            held[reader, slot] = gradient
+            kept[slot] = None
+    return tuple(kept)
+
+
+def _operand(reader: Node, slot: int) -> GradientEdge:
+    child, number = reader.next_functions[slot]
+    assert child is not None  # a gradient came by this slot
+    return GradientEdge(child, number)
+
+
+def _fitted(gradient: Tensor, edge: GradientEdge) -> Tensor:
+    """Undo broadcasting and promotion, as the engine does after the hooks."""
+    metadata: Any = edge.node._input_metadata[edge.output_nr]
+    if gradient.shape != metadata.shape:
+        gradient = gradient.sum_to_size(metadata.shape)
+    return gradient.to(metadata.dtype)

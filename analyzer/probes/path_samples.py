@@ -27,7 +27,10 @@ __all__ = [
     "evaluate",
     "evaluating_with_gradients",
     "layouts_of",
+    "row_scales",
     "rows",
+    "shape_at",
+    "wide",
     "with_batch_axis",
 ]
 
@@ -74,7 +77,7 @@ def with_batch_axis(
     edges: Iterable[GradientEdge], num_samples: int, batch_dim: int
 ) -> list[GradientEdge]:
     """Return the tensors that hold one part a sample along `batch_dim`."""
-    shapes = [(edge, _shape(edge)) for edge in edges]
+    shapes = [(edge, shape_at(edge)) for edge in edges]
     return [e for e, s in shapes if len(s) > batch_dim and s[batch_dim] == num_samples]
 
 
@@ -87,6 +90,21 @@ def rows(tensor: Tensor, layout: Layout, num_samples: int) -> Tensor:
     merged = (rest, num_samples) if is_minor else (num_samples, rest)
     apart = tensor.reshape(*tensor.shape[:axis], *merged, *tensor.shape[axis + 1 :])
     return apart.movedim(axis + is_minor, 0).flatten(1)
+
+
+def wide(by_sample: Tensor) -> Tensor:
+    """Return rows in float64, complex numbers as two each."""
+    if by_sample.device.type == "mps":  # no float64 there
+        by_sample = by_sample.cpu()
+    if by_sample.is_complex():
+        by_sample = torch.view_as_real(by_sample).flatten(1)
+    return by_sample.double()
+
+
+def row_scales(by_sample: Tensor) -> Tensor:
+    """Return the largest magnitude of each row, 1 where that is zero or not finite."""
+    peaks = by_sample.abs().amax(1, keepdim=True)
+    return torch.where(peaks.isfinite() & (peaks > 0), peaks, 1.0)
 
 
 def layouts_of(
@@ -110,7 +128,7 @@ def layouts_of(
     if num_samples == 1:
         return [Layout(0) for _ in parts]
     seen = [t for t in outputs if t.dim() > batch_dim and t.shape[batch_dim] % num_samples == 0]
-    found = [_candidates(_shape(edge), num_samples, batch_dim) for edge in parts]
+    found = [_candidates(shape_at(edge), num_samples, batch_dim) for edge in parts]
     for sample in (0, num_samples - 1) if seen else ():
         gradients = _gradients_of_sample(seen, [*inputs, *parts], sample, num_samples, batch_dim)
         for gradient in gradients[: len(inputs)]:
@@ -178,7 +196,8 @@ def _mixed(batch_dim: int, num_samples: int) -> PathsError:
     )
 
 
-def _shape(edge: GradientEdge) -> tuple[int, ...]:
+def shape_at(edge: GradientEdge) -> tuple[int, ...]:
+    """Return the shape of the tensor whose gradient arrives at an edge."""
     metadata: Any = edge.node._input_metadata[edge.output_nr]
     return tuple(metadata.shape)
 

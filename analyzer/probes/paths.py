@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node
+from torch.autograd.graph import GradientEdge
 
 from analyzer.joins.model_state import unwrapped
+from analyzer.joins.plan import JoinSite
 from analyzer.probes.batch import HeldBatch, Measurement
-from analyzer.probes.path_graph import Crossing, count_paths, crossings_of, destination_of
+from analyzer.probes.path_graph import (
+    Crossing,
+    count_paths,
+    crossings_of,
+    destination_of,
+    gradients_by_length,
+    through_shortcuts,
+)
 from analyzer.probes.path_samples import (
     Layout,
     PathsError,
@@ -23,29 +32,68 @@ from analyzer.probes.path_samples import (
     evaluate,
     evaluating_with_gradients,
     layouts_of,
+    row_scales,
     rows,
+    shape_at,
+    wide,
     with_batch_axis,
 )
 
 __all__ = [
     "PathsError",
     "Spectrum",
+    "Streams",
     "effective_path_length",
-    "gradients_by_length",
     "measure",
     "path_lengths",
 ]
 
 
 @dataclass(frozen=True)
+class Streams:
+    """The residual streams of a network, and how its shortcuts mix them over its whole depth.
+
+    Hyper-connections keep n streams, ``X ← M X + w · f(r · X)``: the composite mixing ``Π M`` is
+    what the paths that cross no branch do to a gradient. Its largest singular value says by how
+    much they may amplify it, its smallest one by how much attenuate: 1 and 1 for identity
+    shortcuts, α^L and α^L for shortcuts scaled by α; the largest is 1 where every M is doubly
+    stochastic.
+
+    Args:
+        shares: By join (by module, where each stream is a tensor with joins of its own) the part of
+            ‖∂L/∂z‖² in each stream; empty for one stream.
+        largest, smallest: Over all samples and positions; None where the shortcuts do more than
+            mix streams (a projection of features, another size).
+
+    Reference:
+        Zhu et al. (2024), Hyper-connections; Xie et al. (2025), Manifold-constrained
+        hyper-connections, section 3.1.
+    """
+
+    shares: dict[str, list[float]]
+    largest: float | None
+    smallest: float | None
+
+    def notes(self) -> dict[str, Any]:
+        """What is noted beside a spectrum."""
+        return {
+            "shortcut_gain_largest": self.largest,
+            "shortcut_gain_smallest": self.smallest,
+            "stream_shares": self.shares,
+        }
+
+
+@dataclass(frozen=True)
 class Spectrum:
-    """The gradient of a network by the number of branches that it crossed, from 0 to all joins.
+    """The gradient of a network by the number of branches that it crossed, from 0 to all of them.
 
     Args:
         gradient_norms: Mean over samples of ‖G_k‖₂ by length.
         shares: Mean over samples of ⟨G_k, G⟩/‖G‖² by length; None where all samples have G = 0.
         destination: The tensor at which the gradient was taken, in words.
         sum_error: ‖Σ_k G_k − G‖ / ‖G‖ with the gradient G of a plain backward pass.
+        streams: How the shortcuts carry and mix residual streams.
+        num_joins: How many joins were crossed.
     """
 
     num_paths: list[int]
@@ -54,10 +102,12 @@ class Spectrum:
     num_samples: int
     destination: str
     sum_error: float
+    streams: Streams
+    num_joins: int
 
     @property
     def lengths(self) -> range:
-        """Lengths from 0 to the number of joins."""
+        """Lengths from 0 to the number of branches."""
         return range(len(self.num_paths))
 
     @property
@@ -78,7 +128,8 @@ def measure(batch: HeldBatch) -> Measurement:
         },
         metadata={
             "effective_path_length": repr(spectrum.effective_path_length),
-            "num_joins": str(len(spectrum.num_paths) - 1),
+            "num_joins": str(spectrum.num_joins),
+            **{key: json.dumps(note) for key, note in spectrum.streams.notes().items()},
             "num_samples": str(spectrum.num_samples),
             "gradient_of": spectrum.destination,
             "sum_error": repr(spectrum.sum_error),
@@ -104,13 +155,14 @@ def path_lengths(batch: HeldBatch, batch_dim: int = 0) -> Spectrum:
         num_samples = batch_size(run.inputs, run.outputs, batch_dim)
         inputs = with_batch_axis(run.input_edges, num_samples, batch_dim)
         goal = destination_of(run.sites, inputs, run.walk)
-        crossings = crossings_of(run.sites)
+        crossings = crossings_of(run.sites, run.walk, goal.node)
         layouts = layouts_of(run.outputs, inputs, goal.parts, num_samples, batch_dim)
         total = torch.autograd.grad(run.loss, goal.parts, retain_graph=True, allow_unused=True)
         sums = _Sums(total, layouts, num_samples)
         for gradient in gradients_by_length(run.loss, goal.parts, crossings):
             sums.add(gradient)
         num_paths = count_paths(run.walk.nodes[0], goal.node, crossings)
+        streams = streams_of(run.loss, run.sites, goal.parts, crossings)
     return Spectrum(
         num_paths=num_paths,
         gradient_norms=sums.mean_norms(len(num_paths)),
@@ -118,6 +170,8 @@ def path_lengths(batch: HeldBatch, batch_dim: int = 0) -> Spectrum:
         num_samples=num_samples,
         destination=goal.name,
         sum_error=sums.error(),
+        streams=streams,
+        num_joins=len(run.sites),
     )
 
 
@@ -154,7 +208,7 @@ class _Sums:
         ]
         # The loss is a mean, and G_k[i] is of the sample's own loss.
         self._total = self._rows(total) * num_samples
-        self._scales = _scales(self._total)
+        self._scales = row_scales(self._total)
         self._scaled = self._total / self._scales
         self._rest = self._total.clone()
         self._norms: list[Tensor] = []
@@ -163,7 +217,7 @@ class _Sums:
     def add(self, gradient: Sequence[Tensor | None]) -> None:
         """Take the gradient of the next length."""
         by_sample = self._rows(gradient) * self._num_samples
-        scales = _scales(by_sample)
+        scales = row_scales(by_sample)
         self._norms.append(scales[:, 0] * (by_sample / scales).norm(dim=1))
         self._products.append((by_sample / self._scales * self._scaled).sum(1))
         if by_sample.numel():
@@ -192,7 +246,7 @@ class _Sums:
     def _rows(self, parts: Sequence[Tensor | None]) -> Tensor:
         """Return all parts together, one row a sample, in float64."""
         found = [
-            _wide(rows(part, layout, self._num_samples))
+            wide(rows(part, layout, self._num_samples))
             if part is not None
             else torch.zeros(self._num_samples, width, dtype=torch.float64)
             for part, layout, width in zip(parts, self._layouts, self._widths, strict=True)
@@ -200,80 +254,146 @@ class _Sums:
         return torch.cat([part.to(found[0].device) for part in found], 1)
 
 
-def _wide(by_sample: Tensor) -> Tensor:
-    if by_sample.device.type == "mps":  # no float64 there
-        by_sample = by_sample.cpu()
-    if by_sample.is_complex():
-        by_sample = torch.view_as_real(by_sample).flatten(1)
-    return by_sample.double()
+_Respond = Callable[[Tensor], Tensor | None]
 
 
-def _scales(by_sample: Tensor) -> Tensor:
-    """Return the largest magnitude of each row, 1 where that is zero or not finite."""
-    peaks = by_sample.abs().amax(1, keepdim=True)
-    return torch.where(peaks.isfinite() & (peaks > 0), peaks, 1.0)
+def streams_of(
+    loss: Tensor,
+    sites: Sequence[JoinSite],
+    parts: Sequence[GradientEdge],
+    crossings: Sequence[Crossing],
+) -> Streams:
+    """Return the residual streams of a network, from its graph alone.
 
-
-Parts = tuple[Tensor | None, ...]
-
-
-def gradients_by_length(
-    loss: Tensor, parts: Sequence[GradientEdge], crossings: Sequence[Crossing]
-) -> Iterator[Parts]:
-    """Yield the gradient of all paths that cross k branches, for k = 0, 1, … in order.
-
-    At every join ``G_k ← G_k(through shortcut) + Jᵀ G_{k−1}(through branch)``. The first pass
-    begins at the loss; each holds back what joins send into their branches, and the next one
-    begins with that, there. All run over one graph, so memory holds one forward pass and one
-    gradient a join, whatever their number, and a pass computes nothing above its first branch.
-
-    One gradient a part (a place where it is taken), None where no path of that length arrives;
-    ends early once no path is left. The joins' nodes are hooked until then.
+    Streams are tensors of their own where several joins add one branch; else an axis along which
+    the shortcuts mix, and along no other one. What the shortcuts do is asked of them from the
+    output of the last join back to the first fork, or, where that has another shape or holds all
+    streams in one, to the output of the first join.
     """
-    held: dict[tuple[Node, int], Tensor] = {}
-    slots: dict[Node, list[int]] = {}
-    for crossing in crossings:
-        for reader, slot in crossing.edges:
-            slots.setdefault(reader, []).append(slot)
-    with ExitStack() as hooks:
-        for reader, own in slots.items():
-            hooks.enter_context(reader.register_hook(partial(_hold_back, held, reader, own)))
-        yield torch.autograd.grad(loss, list(parts), retain_graph=True, allow_unused=True)
-        while held:
-            edges = [_operand(reader, slot) for reader, slot in held]
-            gradients = [_fitted(*pair) for pair in zip(held.values(), edges, strict=True)]
-            held.clear()
-            yield torch.autograd.grad(
-                edges, list(parts), gradients, retain_graph=True, allow_unused=True
-            )
+    number_of = {edge: n for n, one in enumerate(crossings) for edge in one.edges}
+    given = [site for site in sites if site.node is not None and site.branch_entries]
+    names = [site.join.name for site in given]
+    ends = [GradientEdge(site.node, 0) for site in given if site.node is not None]
+    numbers = [number_of[site.branch_entries[0]] for site in given]
+    if not ends:
+        return Streams({}, None, None)
+    runs = groupby(range(len(ends)), key=numbers.__getitem__)
+    blocks = [[ends[at] for at in run] for _, run in runs]
+    shapes = [_without_ones(shape_at(edge)) for edge in ends]
+    count = len(blocks[-1])
+    if count > 1 and {len(block) for block in blocks} == {count} and len(set(shapes)) == 1:
+        modules = [name.partition("#")[0] for name in names[::count]]
+        shares = _shares(loss, modules, blocks, lambda gradients: gradients)
+        respond = _between(blocks[-1], blocks[0], crossings)
+        mixing = _mixing(respond, _zeros(blocks[0])) if blocks[1:] else None
+        return Streams(shares, *_gains(mixing))
+    starts = [*(parts if len(parts) == 1 else ()), *ends[:-1]][:2]
+    start = next((e for e in starts if _without_ones(shape_at(e)) == shapes[-1]), None)
+    if start is None:
+        return Streams({}, None, None)
+    like = _zeros([start]).reshape(1, *shapes[-1])
+    respond = _between([ends[-1]], [start], crossings)
+    mixing = _mixing(respond, like)
+    if mixing is not None:
+        return Streams({}, *_gains(mixing))
+    # Streams are written to alike: what a branch returns has no such axis, and the features have.
+    written = math.prod(shape_at(crossings[numbers[-1]].source))
+    axes = [n for n, size in enumerate(shapes[-1]) if size * written == like.numel()]
+    for axis in axes:
+        mixing = _mixing(partial(_along, respond, axis), like[0].movedim(axis, 0))
+        if mixing is not None:
+            axes = [axis]
+            break
+    if len(axes) != 1:
+        return Streams({}, None, None)
+    same = [n for n, shape in enumerate(shapes) if shape == shapes[-1]]
+
+    def by_stream(gradients: Sequence[Tensor]) -> Iterable[Tensor]:
+        return gradients[0].reshape(shapes[-1]).movedim(axes[0], 0)
+
+    shares = _shares(loss, [names[n] for n in same], [[ends[n]] for n in same], by_stream)
+    return Streams(shares, *_gains(mixing))
 
 
-def _hold_back(
-    held: dict[tuple[Node, int], Tensor],
-    reader: Node,
-    slots: Sequence[int],
-    gradients: tuple[Tensor | None, ...],
-    _: tuple[Tensor | None, ...],
-) -> tuple[Tensor | None, ...]:
-    """Keep what goes by some slots for the next pass, and let this pass send nothing there."""
-    kept = list(gradients)
-    for slot in slots:
-        gradient = kept[slot]
-        if gradient is not None:
-            held[reader, slot] = gradient
-            kept[slot] = None
-    return tuple(kept)
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes of a tensor that have more than one element."""
+    return tuple(size for size in shape if size != 1)
 
 
-def _operand(reader: Node, slot: int) -> GradientEdge:
-    child, number = reader.next_functions[slot]
-    assert child is not None  # a gradient came by this slot
-    return GradientEdge(child, number)
+def _between(
+    ends: Sequence[GradientEdge], starts: Sequence[GradientEdge], crossings: Sequence[Crossing]
+) -> _Respond:
+    """Return what sends gradients ``[streams, …]`` back through shortcuts alone."""
+
+    def respond(seeds: Tensor) -> Tensor | None:
+        given = [seed.reshape(shape_at(edge)) for seed, edge in zip(seeds, ends, strict=True)]
+        found = through_shortcuts(ends, given, starts, crossings)
+        if all(gradient is None for gradient in found):
+            return None
+        like = seeds[0]
+        return torch.stack(
+            [torch.zeros_like(like) if g is None else g.reshape(like.shape) for g in found]
+        )
+
+    return respond
 
 
-def _fitted(gradient: Tensor, edge: GradientEdge) -> Tensor:
-    """Undo broadcasting and promotion, as the engine does after the hooks."""
-    metadata: Any = edge.node._input_metadata[edge.output_nr]
-    if gradient.shape != metadata.shape:
-        gradient = gradient.sum_to_size(metadata.shape)
-    return gradient.to(metadata.dtype)
+def _along(respond: _Respond, axis: int, seeds: Tensor) -> Tensor | None:
+    found = respond(seeds.movedim(0, axis)[None])
+    return None if found is None else found[0].movedim(axis, 0)
+
+
+def _mixing(respond: _Respond, like: Tensor) -> Tensor | None:
+    """Return ``M[i, j]``, by how much a gradient at stream i comes to stream j, at each element.
+
+    ``[streams, streams, …]``. None where what arrives at an element depends on other elements.
+    """
+    generator, rows = torch.Generator().manual_seed(0), []
+    tolerance = torch.finfo(like.dtype).eps ** 0.5
+    for stream in range(len(like)):
+        factors = []
+        for _ in range(2):
+            probe = torch.rand(like.shape[1:], generator=generator).to(like) + 0.5
+            seeds = torch.zeros_like(like)
+            seeds[stream] = probe
+            if (found := respond(seeds)) is None:  # no path of shortcuts alone
+                return None
+            factors.append(found / probe)
+        size = factors[0].abs().max()
+        if not bool((factors[0] - factors[1]).abs().max() <= tolerance * size):
+            return None
+        rows.append(factors[0])
+    return torch.stack(rows)
+
+
+def _gains(mixing: Tensor | None) -> tuple[float | None, float | None]:
+    """Return the largest and the smallest singular value of matrices ``[n, n, …]``."""
+    if mixing is None:
+        return None, None
+    values = torch.linalg.svdvals(mixing.flatten(2).permute(2, 0, 1).cpu().to(torch.complex128))
+    return float(values.max()), float(values.min())
+
+
+def _shares(
+    loss: Tensor,
+    names: Sequence[str],
+    ends: Sequence[Sequence[GradientEdge]],
+    streams_in: Callable[[Sequence[Tensor]], Iterable[Tensor]],
+) -> dict[str, list[float]]:
+    """Return by name the part of ‖∂L/∂z‖² in each stream; without what no gradient reaches."""
+    flat = [edge for edges in ends for edge in edges]
+    found = torch.autograd.grad(loss, flat, retain_graph=True, allow_unused=True)
+    gradients = iter([torch.zeros(()) if g is None else g for g in found])
+    shares = {}
+    for name, edges in zip(names, ends, strict=True):
+        parts = streams_in([next(gradients) for _ in edges])
+        squares = torch.stack([part.cpu().abs().double().square().sum() for part in parts])
+        if float(squares.sum()) > 0:
+            shares[name] = (squares / squares.sum()).tolist()
+    return shares
+
+
+def _zeros(edges: Sequence[GradientEdge]) -> Tensor:
+    metadata: Any = edges[0].node._input_metadata[edges[0].output_nr]
+    shape = (len(edges), *metadata.shape)
+    return torch.zeros(shape, dtype=metadata.dtype, device=metadata.device)

@@ -109,15 +109,20 @@ PROBES = (
         method=Method(
             title="Path-length spectrum",
             formula="G_k ← G_k (through shortcut) + Jᵀ G_{k−1} (through branch)",
-            text="A network of n joins is a sum over paths. G_k is the gradient that all paths "
+            text="A network of n branches is a sum over paths. G_k is the gradient that all paths "
             "carry which cross exactly k branches, computed exactly by one backward pass; "
             "nothing is sampled. The effective path length is Σ k ‖G_k‖ / Σ ‖G_k‖.",
             sources=("veit2016",),
         ),
         columns=_columns(
             "paths",
-            ("length", "int32", "joins", "Branches that the paths cross."),
-            ("num_paths", "float64", "paths", "Number of paths of this length."),
+            ("length", "int32", "branches", "Branches that the paths cross."),
+            (
+                "num_paths",
+                "float64",
+                "paths",
+                "Sets of branches, of this length, that a path crosses.",
+            ),
             ("gradient_norm", "float64", "loss / unit of x", "Mean over samples of ‖G_k‖₂."),
             ("share", "float64", "1", "Mean over samples of ⟨G_k, G⟩ / ‖G‖²; adds to 1."),
         ),

@@ -1,5 +1,6 @@
 """What may run in place of a program's own computation, and the modes that look at all it does."""
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
@@ -12,9 +13,15 @@ from torch.fx import _symbolic_trace
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-__all__ = ["is_traced", "is_transformed", "leave_uncompiled", "unseen"]
+__all__ = ["UnseenReference", "is_traced", "is_transformed", "leave_uncompiled", "unseen"]
 
 _HERE = nullcontext()
+
+
+class UnseenReference(weakref.ref[Any]):
+    """A weak reference of ours: torch exchanges what two tensors hold only where it finds none."""
+
+    __slots__ = ()
 
 
 def is_transformed() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -13,6 +12,7 @@ from torch.autograd.graph import Node
 
 from analyzer.joins.calls import CallLog
 from analyzer.joins.graph import Dataflow, Part, Walk
+from analyzer.joins.modes import UnseenReference
 from analyzer.joins.search import Join, joins_of_model
 from analyzer.joins.sides import JoinVertices
 from analyzer.joins.sums import Edge
@@ -94,7 +94,7 @@ class JoinPlan:
         self.unseen, self.passed_over = unseen, passed_over
         self._places, self._num_nodes = places, num_nodes
         self._structure, self._types = structure, frozenset(types)
-        self._parameters = [weakref.ref(parameter) for parameter in parameters]
+        self._parameters = [UnseenReference(parameter) for parameter in parameters]
 
     def sites(self, roots: Iterable[Node] | Walk) -> list[JoinSite] | None:
         """Return the joins in another graph of the same network; None where it differs.

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, distributed, nn
 
+from analyzer.joins.modes import UnseenReference
 from analyzer.recording.hook_classes import parameters
 from analyzer.recording.layers import Layers
 from analyzer.recording.moments import device_norms
@@ -51,7 +52,7 @@ class _Entry:
     num_elements: int = 0
     num_parts: int = 1
     num_here: int = 0
-    tensor: weakref.ref[Tensor] | None = None
+    tensor: UnseenReference | None = None
     model: weakref.ref[nn.Module] | None = None
 
 
@@ -98,7 +99,7 @@ class Parameters:
         self.weights: dict[int, float] = {}
         self._numbers: dict[int, int] = {}
         self._entries: list[_Entry] = []
-        self._others: dict[int, weakref.ref[Tensor]] = {}
+        self._others: dict[int, UnseenReference] = {}
         self._on_problem = on_problem
 
     def __len__(self) -> int:
@@ -154,7 +155,7 @@ class Parameters:
         # The reference removes the entry, so that another tensor at the same address is not taken
         # for this one.
         numbers, key = self._numbers, id(parameter)
-        entry.tensor = weakref.ref(parameter, lambda _: numbers.pop(key, None))
+        entry.tensor = UnseenReference(parameter, lambda _: numbers.pop(key, None))
         numbers[key] = place
         self._others.pop(key, None)
         entry.num_parts = num_parts(parameter)
@@ -182,7 +183,7 @@ class Parameters:
         """These are no parameters of the recording."""
         for tensor in tensors:
             forget = partial(self._others.pop, id(tensor))
-            self._others[id(tensor)] = weakref.ref(tensor, forget)
+            self._others[id(tensor)] = UnseenReference(tensor, forget)
 
     def adopt(self, tensors: Sequence[Tensor]) -> None:
         """Add tensors that an optimizer holds and no model that was called.

@@ -31,7 +31,7 @@ from analyzer.recording.step import OpenStep
 from analyzer.recording.steps import Guard, Steps
 from analyzer.recording.threads import TrainingThread, reaches
 from analyzer.recording.updates import Updates
-from analyzer.recording.watched import BACKWARD_PASSES, CLIPPING
+from analyzer.recording.watched import BACKWARD_PASSES, CLIPPING, REFERENCES
 
 __all__ = ["Training"]
 
@@ -122,6 +122,7 @@ class Training:
         """Hook the engine, the optimizers and gradient clipping of this process."""
         BACKWARD_PASSES.watch(self._backward)
         CLIPPING.watch(self._watcher)
+        REFERENCES.watch(self)
         watch_scalers(self._watcher)
         self._handles = self.updates.watch(self.guard)
         self.splits.prepare(0)
@@ -143,6 +144,7 @@ class Training:
         self._handles.clear()
         BACKWARD_PASSES.unwatch(self._backward)
         CLIPPING.unwatch(self._watcher)
+        REFERENCES.unwatch(self)
         unwatch_scalers(self._watcher)
         if self.failure is not None:
             return
@@ -202,6 +204,7 @@ class Training:
         if num_scaler_kinds() != self._num_scaler_kinds:
             self._num_scaler_kinds = num_scaler_kinds()
             watch_scalers(self._watcher)
+        self.updates.end_broken()
         self.updates.fates.begin_forward()
 
     def _pass_boundary(self, step: OpenStep) -> None:
@@ -303,6 +306,7 @@ class _Backward:
             if not (capture.alive or training.steps.forward_began):
                 return  # of another model
             self._marks = marks_of(training.models.parameters.trainable())
+        training.updates.end_broken()
         if not training.steps.is_repeated:
             training.updates.fates.begin_backward()
         training.steps.begin_backward(roots)

@@ -21,6 +21,7 @@ from analyzer.recording.plain import memory_of
 from analyzer.recording.scaling import Scale, scalar, scale_of
 from analyzer.recording.step import OpenStep
 from analyzer.recording.steps import Guard, Steps
+from analyzer.recording.watched import is_stepping
 
 __all__ = ["UpdateMeter", "Updates"]
 
@@ -133,6 +134,8 @@ class Updates:
         self._unscaled: dict[int, set[int]] = {}
         self._scaler_steps: int | None = None
         self._turns: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
+        # The outermost optimizer whose step has begun.
+        self._stepping: weakref.ref[Optimizer] | None = None
         self.turns: Mapping[int, int] = {}
 
     def watch(self, guard: Guard) -> list[Any]:
@@ -272,6 +275,9 @@ class Updates:
             return None
         if self._scaler_steps == id(optimizer):
             self._scaler_steps = None
+        self.end_broken()
+        if self._stepping is None or self._stepping() is None:
+            self._stepping = weakref.ref(optimizer)
         self._steps.in_closure = False  # an exception may have left it set
         held = self._held_by(optimizer)
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -299,6 +305,18 @@ class Updates:
         if "closure" in kwargs:
             return args, {**kwargs, "closure": watched_closure}
         return (args[0], watched_closure, *args[2:]), kwargs
+
+    def end_broken(self) -> None:
+        """An optimizer whose step ended by an exception has attempted an update all the same."""
+        optimizer = None if self._stepping is None else self._stepping()
+        if optimizer is None or is_stepping(optimizer):
+            return
+        self._stepping = None
+        self._steps.in_closure = False
+        step = self._steps.open
+        self._meter.finish(id(optimizer), step.parameters)
+        if step.parts and not step.updated:
+            self._finish_update(step)
 
     def _open_for_returned(self, optimizer: Optimizer) -> None:
         """Gradients that no backward pass gave make a step of their own."""
@@ -354,6 +372,8 @@ class Updates:
         if not self._concerns(optimizer):
             return
         step = self._steps.open
+        if self._stepping is not None and self._stepping() is optimizer:
+            self._stepping = None
         self._steps.in_closure = False
         self._meter.finish(id(optimizer), step.parameters)
         if not self._in_pass:

@@ -2,16 +2,26 @@
 
 import functools
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor, autograd
 from torch._C import _current_graph_task_id
 from torch.nn.utils import clip_grad
+from torch.optim.optimizer import Optimizer
 
+from analyzer.joins.modes import UnseenReference
 from analyzer.recording.invocation import BackwardWatcher
 
-__all__ = ["BACKWARD_PASSES", "CLIPPING", "ClippingWatcher", "Replaced"]
+__all__ = [
+    "BACKWARD_PASSES",
+    "CLIPPING",
+    "REFERENCES",
+    "ClippingWatcher",
+    "Replaced",
+    "is_stepping",
+]
 
 _Watcher = TypeVar("_Watcher")
 
@@ -39,7 +49,7 @@ class Replaced(Generic[_Watcher]):
     """
 
     def __init__(self, owner: Any, name: str, run: Callable[..., Any]) -> None:
-        self._owner, self._name, self._run = owner, name, run
+        self._owner, self._name, self._run = owner, name, _passed_over(run)
         self._watchers: list[_Watcher] = []
         self._original: Any = None
 
@@ -54,7 +64,7 @@ class Replaced(Generic[_Watcher]):
             def replacement(*args: Any, **kwargs: Any) -> Any:  # a function, to be a method, too
                 return self._run(original, list(self._watchers), *args, **kwargs)
 
-            setattr(self._owner, self._name, replacement)
+            setattr(self._owner, self._name, _passed_over(replacement))
         self._watchers.append(watcher)
 
     def unwatch(self, watcher: _Watcher) -> None:
@@ -63,6 +73,16 @@ class Replaced(Generic[_Watcher]):
             self._watchers.remove(watcher)
             if not self._watchers:
                 setattr(self._owner, self._name, self._original)
+
+
+def _passed_over(function: Any) -> Any:
+    """Let warnings name the line that they would name without this function on the stack.
+
+    Python passes over frames of its import machinery, which it knows by the name of their file.
+    """
+    code = function.__code__
+    function.__code__ = code.replace(co_filename=f"{code.co_filename} (as importlib._bootstrap)")
+    return function
 
 
 def _run_backward(
@@ -93,6 +113,18 @@ def _run_backward(
     finally:
         for watcher in watchers:
             watcher.end_backward(failed=failed)
+
+
+def is_stepping(optimizer: Optimizer) -> bool:
+    """Whether this thread is in the middle of a step of this optimizer."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == Optimizer.__module__ and (
+            frame.f_locals.get("self") is optimizer
+        ):
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
 
 
 # Both clip gradients just after they have grouped them, by a function that others use too.
@@ -126,6 +158,10 @@ def _group_tensors(
     return groups
 
 
+def _references(find: Any, watchers: list[Any], thing: Any) -> list[Any]:
+    return [found for found in find(thing) if type(found) is not UnseenReference]
+
+
 BACKWARD_PASSES: Replaced[BackwardWatcher] = Replaced(
     autograd, "_engine_run_backward", _run_backward
 )
@@ -135,3 +171,6 @@ CLIPPING: Replaced[ClippingWatcher] = Replaced(
     clip_grad, "_group_tensors_by_device_and_dtype", _group_tensors
 )
 """Gradients that torch clips."""
+
+REFERENCES: Replaced[Any] = Replaced(weakref, "getweakrefs", _references)
+"""The weak references to an object, as a program sees them."""

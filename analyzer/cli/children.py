@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from analyzer.cli.session import PACKAGE_ROOT, Session, options_from, options_text
+from analyzer.cli.signals import SuddenEnds
 from analyzer.ending import Ending
 from analyzer.errors import AnalyzerError
 from analyzer.launch import join, launch_of_process, rank_in
@@ -199,15 +200,7 @@ class _ChildSession(Session):
 
     def watch_exit(self) -> None:
         """Close the run before ``os._exit``, with which most forked processes end."""
-        leave, pid = os._exit, os.getpid()
-
-        @functools.wraps(leave)
-        def _exit(status: int) -> Any:
-            if os.getpid() == pid:
-                self.end(status)
-            leave(status)
-
-        vars(os)["_exit"] = _exit
+        SuddenEnds(lambda code, _: self.end(code or 0)).watch()
 
     def end(self, code: int) -> None:
         """Close the run; remove it where the process did not train."""

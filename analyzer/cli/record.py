@@ -241,7 +241,8 @@ def _record_twin(options: RecordOptions, run: Path) -> RecordOptions:
     )
     with tempfile.TemporaryFile() as stderr:
         silent = subprocess.DEVNULL
-        code = _run(_command(twin), stdin=silent, stdout=silent, stderr=stderr)
+        streams: dict[str, Any] = {"stdin": silent, "stdout": silent, "stderr": stderr}
+        code = _run(_command(twin), lambda: _remove_empty(run), **streams)
         words = _words(code, stderr)
     return replace(
         options,
@@ -260,15 +261,29 @@ def _command(options: RecordOptions, *flags: str) -> list[str]:
     return [sys.executable, *_interpreter_flags(), *flags, *program]
 
 
-def _run(command: Sequence[str], **streams: Any) -> int:
-    """Run a process to its end; an interrupt of this one ends both."""
+def _remove_empty(run: Path) -> None:
+    """Leave nothing behind where nothing was recorded yet."""
+    with contextlib.suppress(OSError):
+        run.rmdir()
+
+
+def _run(
+    command: Sequence[str], at_signal: Callable[[], object] = lambda: None, **streams: Any
+) -> int:
+    """Run a process to its end; a signal that ends this one ends both."""
     process = subprocess.Popen(command, **streams)
-    signals = DeadlySignals(lambda number, _: _end_with(process.pid, number))
+
+    def end(number: int, _: object) -> None:
+        _end_with(process.pid, number)
+        at_signal()
+
+    signals = DeadlySignals(end)
     signals.watch()
     try:
         return process.wait()
     except KeyboardInterrupt:
         _end(process)
+        at_signal()
         # As Python ends at an interrupt that nobody catches: a shell loop around it stops too.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)

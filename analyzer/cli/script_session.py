@@ -6,11 +6,13 @@ import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from analyzer.cli.children import Children, child_runs
 from analyzer.cli.mismatch import shortcut_mismatch
 from analyzer.cli.session import Session
+from analyzer.cli.signals import SuddenEnds
 from analyzer.errors import AnalyzerError, StopTraining
 from analyzer.options import RecordOptions
 from analyzer.script import Ending, run_program, when_imported
@@ -27,7 +29,7 @@ class ScriptSession(Session):
 
     def __init__(self, options: RecordOptions, run: Path | None = None) -> None:
         super().__init__(options, run)
-        self._cannot_record = False
+        self._cannot_record = self._has_ended = False
         self._pid = os.getpid()
         self._began = datetime.now(UTC).isoformat()
 
@@ -37,6 +39,8 @@ class ScriptSession(Session):
         # recorder says comes after all that the script says.
         atexit.register(self._say_last_words)
         self.signals.watch()
+        self._sudden = SuddenEnds(self._end_suddenly)
+        self._sudden.watch()
         arrival = when_imported("torch", self._begin)
         children = Children(self, arrival.cancel)
         try:
@@ -103,6 +107,7 @@ class ScriptSession(Session):
 
     def end_script(self, ending: Ending) -> None:
         """Close the run and say what it holds, or that there was nothing to keep."""
+        self._has_ended = True
         status, error = "finished", None
         if isinstance(ending.exception, KeyboardInterrupt):
             status = "interrupted"
@@ -133,6 +138,20 @@ class ScriptSession(Session):
         self.last_words.extend(self.result(status))
         if ending.exit_code == 0 and self.is_severe():
             ending.exit_code = 1
+
+    def _end_suddenly(self, code: int | None, frame: FrameType | None) -> None:
+        """The same where the program leaves at once, or becomes another one."""
+        if not self._has_ended:  # else one of its exit handlers leaves
+            self._has_ended = True
+            if code is None:
+                self.last_words.append(
+                    "the script put another program in its place, which is not recorded"
+                )
+            if code:
+                self.end_now("failed", f"os._exit({code})", frame)
+            else:
+                self.end_now("finished", None, frame)
+        self._say_last_words()
 
     def _why_nothing(self, ending: Ending) -> str:
         if self.has_started_programs:
@@ -189,6 +208,7 @@ class ScriptSession(Session):
             calls.finish()
             self.recorder = None
         self.signals.stop()
+        self._sudden.stop()
         self.remove_run()
         return calls
 

@@ -342,6 +342,16 @@ class Session:
 
     def _end_by_signal(self, number: int, frame: FrameType | None) -> None:
         """Bring the recording to its end, and say so, before this process dies of a signal."""
+        self.end_now("interrupted", None, frame)
+
+    def end_now(self, status: str, error: str | None, frame: FrameType | None) -> None:
+        """Bring the recording to its end, and say so, before this process ends at once.
+
+        Args:
+            status: How the run ended.
+            error: What went wrong, if anything.
+            frame: What the program was doing.
+        """
         if self.recorder is None:
             self.remove_empty_folder()
             return
@@ -349,12 +359,12 @@ class Session:
         while frame is not None:
             is_busy |= frame.f_code.co_filename.startswith(_RECORDER)
             frame = frame.f_back
-        self.recorder.interrupt(is_busy=is_busy)
+        self.recorder.interrupt(status, error, is_busy=is_busy)
         if not self.recorder.counts["steps"]:
             self.remove_run()
         if not self.options.quiet:
-            lines = [f"analyzer: {sentence}\n" for sentence in self.result("interrupted")]
-            # Not through sys.stderr: the signal may have come in the middle of a write.
+            lines = [f"analyzer: {sentence}\n" for sentence in self.result(status)]
+            # Not through sys.stderr: a signal may have come in the middle of a write.
             os.write(2, "".join(lines).encode())
 
     def leave_to_other_process(self) -> None:

@@ -1,15 +1,16 @@
-"""Signals that end a process without running anything: a recording is brought to its end first."""
+"""What ends a process without running anything: a recording is brought to its end first."""
 
 import contextlib
 import functools
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-__all__ = ["DeadlySignals"]
+__all__ = ["DeadlySignals", "SuddenEnds"]
 
 _NAMES = ("SIGTERM", "SIGHUP")
 
@@ -83,3 +84,40 @@ class DeadlySignals:
                 self._end(number, frame)
         self._set(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
+
+
+class SuddenEnds:
+    """Calls a function before a program leaves by ``os._exit``, or becomes another one.
+
+    Args:
+        end: Called with the exit code, None where another program takes the place of this one,
+            and the frame that asked for it.
+    """
+
+    def __init__(self, end: Callable[[int | None, FrameType | None], object]) -> None:
+        self._end = end
+        self._pid = os.getpid()
+        self._originals: dict[str, Any] = {}
+
+    def watch(self) -> None:
+        """Begin."""
+        for name in ("_exit", "execv", "execve"):  # os has the others call these
+            self._originals[name] = original = getattr(os, name)
+            vars(os)[name] = functools.wraps(original)(functools.partial(self._leave, original))
+
+    def stop(self) -> None:
+        """Leave the functions as they were."""
+        vars(os).update(self._originals)
+        self._originals = {}
+
+    def _leave(self, original: Callable[..., Any], first: Any, *rest: Any) -> Any:
+        is_exit = original.__name__ == "_exit"
+        if os.getpid() == self._pid and (is_exit or _can_run(first)):
+            with contextlib.suppress(Exception):
+                self._end(first if is_exit else None, sys._getframe().f_back)
+        return original(first, *rest)
+
+
+def _can_run(path: Any) -> bool:
+    """Whether a program can be run: os asks for it in each folder of the path."""
+    return isinstance(path, int) or (os.path.isfile(path) and os.access(path, os.X_OK))

@@ -324,18 +324,16 @@ class Recorder:
             about = self.resumed.ended(about, status, error)
         self._writer.close(status, error, **about, **fields)
 
-    def interrupt(self, *, is_busy: bool) -> None:
-        """End the recording inside a signal handler, after which the process dies.
+    def interrupt(self, status: str, error: str | None, *, is_busy: bool) -> None:
+        """End the recording at any moment, after which the process dies.
 
-        Args:
-            is_busy: Whether the signal came in the middle of the recorder's own work; then the
-                open step is not recorded.
+        The open step is not recorded in the middle of the recorder's own work (``is_busy``).
         """
         if not is_busy:
             with contextlib.suppress(Exception):  # whatever torch was in the middle of
-                self.close("interrupted")
+                self.close(status, error)
         self._is_closed = True
-        self._close_writer("interrupted", None)
+        self._close_writer(status, error)
 
     @property
     def has_trained(self) -> bool:

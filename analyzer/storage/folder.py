@@ -2,11 +2,11 @@
 
 import contextlib
 import math
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import pyarrow as pa
@@ -102,7 +102,7 @@ class RunFolder:
         self._next_try = 0.0
         self._series = {table: PartSeries(path / table, *writer) for table in STEP_TABLES}
         self._bins_of: dict[str, TableBins] = {}
-        self._last_save = time.monotonic()
+        self._last_save = monotonic()
 
     # --- what is given to it -----------------------------------------------------------------
 
@@ -141,7 +141,7 @@ class RunFolder:
         for block in record.blocks:
             block.check()
         if not self._steps:
-            self._oldest = time.monotonic()
+            self._oldest = monotonic()
         step = int(record.step["step"])
         self._steps.append(record.step)
         for block in record.blocks:
@@ -186,7 +186,7 @@ class RunFolder:
             OSError: If the disk refuses to take rows for good.
         """
         self.pulse += 1
-        now = time.monotonic()
+        now = monotonic()
         is_due = bool(self._steps) and (
             now - self._oldest >= self._flush_seconds
             or len(self._steps) >= self._flush_steps
@@ -347,10 +347,10 @@ class RunFolder:
 
     def _last_tries(self) -> Exception | None:
         for place, seconds in enumerate(_LAST_TRIES):
-            time.sleep(seconds)
+            sleep(seconds)
             is_last = place == len(_LAST_TRIES) - 1
             try:
-                self._write_waiting(time.monotonic(), 0.0 if is_last else math.inf)
+                self._write_waiting(monotonic(), 0.0 if is_last else math.inf)
             except (OSError, MemoryError, RunExistsError) as error:
                 return error
             if not self._flushes and not self._files and self._has_begun:
@@ -380,7 +380,7 @@ class RunFolder:
             return
         self._rank.leads()  # where there is no rank 0
         for seconds in _LAST_TRIES:
-            time.sleep(seconds)
+            sleep(seconds)
             try:
                 self.begin()
                 self._write_manifest()

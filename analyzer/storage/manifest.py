@@ -4,10 +4,10 @@ import contextlib
 import math
 import os
 import shutil
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from time import monotonic, time
 from typing import Any, ClassVar
 
 from analyzer.errors import RunExistsError, SchemaError
@@ -121,7 +121,7 @@ class LiveManifest:
         self._folder, self._rank = folder, rank
         self._reserve = folder / ".reserve.tmp"
         self._is_made = self._has_led = False
-        self._last_beat = time.monotonic()
+        self._last_beat = monotonic()
 
     @property
     def is_written(self) -> bool:
@@ -181,7 +181,7 @@ class LiveManifest:
                 self.fields["damaged"] = [f"run.json: {error}"]
             # Those of other ranks are young.
             for hidden in self._folder.rglob(".*.tmp"):
-                if time.time() - hidden.stat().st_mtime > _UNFINISHED_SECONDS:
+                if time() - hidden.stat().st_mtime > _UNFINISHED_SECONDS:
                     hidden.unlink(missing_ok=True)
         write_manifest(path, self.fields)
 
@@ -191,11 +191,11 @@ class LiveManifest:
 
     def is_due(self) -> bool:
         """Whether it is time to write it again."""
-        return self.is_written and time.monotonic() - self._last_beat >= _HEARTBEAT_SECONDS
+        return self.is_written and monotonic() - self._last_beat >= _HEARTBEAT_SECONDS
 
     def write(self) -> None:
         """Write it with the heartbeat of now, on a full disk in the room that was kept for it."""
-        self._last_beat = time.monotonic()
+        self._last_beat = monotonic()
         self._write_own()
         if self._rank.has_led:
             self._lead()

@@ -10,10 +10,10 @@ import errno
 import itertools
 import os
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import monotonic
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -242,7 +242,7 @@ class PartSeries:
             if self._merge is not None and next(self._merge, StopIteration) is StopIteration:
                 self._merge = None
         except Exception as error:
-            self._merge, self._next_merge = None, time.monotonic() + _GRACE_SECONDS
+            self._merge, self._next_merge = None, monotonic() + _GRACE_SECONDS
             if not isinstance(error, OSError):
                 raise
 
@@ -252,7 +252,7 @@ class PartSeries:
         is_even = len(tail) == FAN_IN and len(levels) == 1 and levels != {-1}
         if not is_even or sum(own.rows for own in tail) > _FULL_ROWS:
             return None
-        return self._merged(tail) if time.monotonic() >= self._next_merge else None
+        return self._merged(tail) if monotonic() >= self._next_merge else None
 
     def finish(self, after_each: Callable[[], object] = lambda: None) -> None:
         """Merge everything that is not full yet; ``after_each`` is called after each part.
@@ -270,7 +270,7 @@ class PartSeries:
 
     def _remove_older_than(self, seconds: float) -> None:
         """Remove parts that were merged at least so long ago into one that is still whole."""
-        while self._merged_away and time.monotonic() - self._merged_away[0].moment >= seconds:
+        while self._merged_away and monotonic() - self._merged_away[0].moment >= seconds:
             merged = self._merged_away.pop(0)
             reason = self._problem(merged.whole)
             if reason is None:
@@ -330,7 +330,7 @@ class PartSeries:
         yield from self._copied(group, schema, part)
         level, rows = max(own.level for own in group) + 1, sum(own.rows for own in group)
         whole = _Own(part, rows, level, schema)
-        self._merged_away.append(_Merged(time.monotonic(), whole, group))
+        self._merged_away.append(_Merged(monotonic(), whole, group))
         before = [own for own in self._parts if own.part.last_flush < part.first_flush]
         after = [own for own in self._parts if own.part.first_flush > part.last_flush]
         self._parts = [*before, whole, *after]

@@ -2,11 +2,11 @@
 
 import os
 import threading
-import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from analyzer.errors import RunExistsError
@@ -184,11 +184,11 @@ class RunWriter:
             self._last_fields = {**fields, "status": status, "error": error}
             self._is_closed = self._is_ending = True
             self._wake.set()
-        pulse, since = self._pulse(), time.monotonic()
+        pulse, since = self._pulse(), monotonic()
         limit = _LAST_SECONDS + max(0.0, self._patience)
         while self._thread.is_alive():
             self._thread.join(_POLL_SECONDS)
-            now, found = time.monotonic(), self._pulse()
+            now, found = monotonic(), self._pulse()
             if found != pulse:
                 pulse, since = found, now
             elif now - since > limit:
@@ -225,14 +225,14 @@ class RunWriter:
         """Wait while the thread gets on; for one that stands still, for some seconds in all."""
         if len(self._waiting) < self._most_waiting:
             return True
-        pulse, since = self._pulse(), time.monotonic()
+        pulse, since = self._pulse(), monotonic()
         while len(self._waiting) >= self._most_waiting and self._thread.is_alive():
             if pulse == self._stood_at:
                 return False
             self._room.clear()
             self._wake.set()
             self._room.wait(_POLL_SECONDS)
-            now, found = time.monotonic(), self._pulse()
+            now, found = monotonic(), self._pulse()
             stood = now - since
             if found != pulse:
                 if stood > _SHORT_SECONDS:

@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -281,6 +282,99 @@ def test_a_process_of_the_script_that_is_terminated(tmp_path: Path) -> None:
     same(tmp_path, source)
     found = runs_of(tmp_path)["script-0-child-0"]
     assert found.status == "interrupted" and len(found.steps) == 3
+
+
+ENDLESS = """
+import time, torch
+from torch import nn
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inside = nn.Linear(4, 4)
+    def forward(self, x): return x + self.inside(x).tanh()
+def build_model(): return nn.Sequential(nn.Linear(4, 4), Block(), nn.Linear(4, 2))
+def batches():
+    for step in range(10**6):
+        if step == 20: open("ready", "w").close()
+        if step >= 20: time.sleep(0.01)
+        yield torch.ones(3, 4), torch.zeros(3, dtype=torch.long)
+"""
+BY_ITSELF = """
+model = build_model(); optimizer = torch.optim.SGD(model.parameters(), 0.1)
+for x, y in batches():
+    optimizer.zero_grad(); nn.functional.cross_entropy(model(x), y).backward(); optimizer.step()
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"), [("model file", signal.SIGHUP), ("twin", signal.SIGTERM)]
+)
+def test_a_signal_ends_the_built_in_loop_and_both_of_two_twins(
+    tmp_path: Path, kind: str, number: int
+) -> None:
+    (tmp_path / "train.py").write_text(ENDLESS + (BY_ITSELF if kind == "twin" else ""))
+    words = ["--twin"] if kind == "twin" else ["--steps", "1000000"]
+    command = ("-m", "analyzer", "record", "--run", "it", *words, "train.py")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with start(tmp_path, *command, fresh=kind == "twin", **pipes) as process:
+        while not (tmp_path / "ready").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        time.sleep(0.2)
+        process.send_signal(number)
+        error = process.communicate(timeout=60)[1]
+    assert process.returncode == -number
+    found = open_run(tmp_path / ("it-plain" if kind == "twin" else "it"))
+    assert found.status == "interrupted" and len(found.steps) >= 19
+    assert found.steps["step"].tolist() == list(range(len(found.steps)))
+    # The twin is recorded first: of the run itself there is nothing yet, and no empty folder.
+    assert (tmp_path / "it").exists() == (kind != "twin")
+    if kind != "twin":
+        assert f"recorded {len(found.steps)} steps" in error
+
+
+# --- ends that run nothing -------------------------------------------------------------------
+
+
+IN_A_HOOK = "y = m(x); y.register_hook(lambda _: os._exit(4)); y.sum().backward()"
+NO_SUCH_FILE = "try: os.execv('none', ['x'])\nexcept OSError: train(3)\nos._exit(0)"
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        ("os._exit(0)", "finished"),
+        ("os._exit(3)", "failed"),
+        (IN_A_HOOK, "failed"),
+        ("os.execvp('echo', ['echo', 'another'])", "finished"),
+        (NO_SUCH_FILE, "finished"),
+    ],
+)
+def test_a_script_that_leaves_at_once_is_recorded_whole(
+    tmp_path: Path, end: str, status: str
+) -> None:
+    source = TRAINS + (
+        "import os\nm = nn.Linear(2, 2); x = torch.ones(1, 2)\n"
+        f"print(train(4), flush=True)\n{end}\n"
+    )
+    own = same(tmp_path, source)
+    (found,) = runs_of(tmp_path).values()
+    steps = 7 if "train(3)" in end else 4
+    assert found.status == status and len(found.steps) == steps
+    assert f"recorded {steps} steps" in own
+    assert ("put another program in its place" in own) == ("execvp" in end)
+
+
+def test_an_exit_handler_that_leaves_at_once_takes_no_words(tmp_path: Path) -> None:
+    own = same(tmp_path, TRAINS + "import atexit, os\natexit.register(os._exit, 3)\ntrain(2)\n")
+    assert own.count("recorded 2 steps") == 1
+    (found,) = runs_of(tmp_path).values()
+    assert found.status == "finished"
+
+
+def test_a_script_that_leaves_before_it_trains_leaves_no_folder(tmp_path: Path) -> None:
+    same(tmp_path, "import os, torch\nos._exit(0)\n")
+    assert runs_of(tmp_path) == {}
 
 
 # --- what is on disk -------------------------------------------------------------------------

@@ -175,6 +175,7 @@ def test_an_interrupt_while_the_twin_is_recorded_ends_both(tmp_path):
     assert process.communicate(timeout=60)[1] == ""
     assert process.returncode == -signal.SIGINT
     assert open_run(tmp_path / "mine-plain").manifest["status"] == "interrupted"
+    assert not (tmp_path / "mine").exists()
 
 
 ENDLESS = """

@@ -3,6 +3,10 @@
 import copy
 import subprocess
 import sys
+import warnings
+import weakref
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 import analyzer
 from analyzer.storage.run import open_run
+from tests.support.plain import Plain, compare
+from tests.support.plain import recorded as recorded_twice
 
 
 class Checkpointed(nn.Module):
@@ -229,6 +235,73 @@ def test_an_error_of_the_recorder_ends_the_recording_and_not_the_training(tmp_pa
     assert run.steps["step"].tolist() == [0, 1]
     assert "recording ended in step 2" in run.manifest["not_recorded"][0]
     assert "LookupError: no such thing" in run.manifest["not_recorded"][0]
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_an_optimizer_that_raises_has_attempted_an_update(inner: bool, tmp_path: Path) -> None:
+    class Refuses(torch.optim.SGD):
+        def step(self, closure=None):
+            self.times = getattr(self, "times", 0) + 1
+            if self.times in (2, 4):
+                if inner:
+                    super().step()
+                raise KeyboardInterrupt
+            return super().step(closure)
+
+    def program(truth: Plain) -> None:
+        model = truth.watch(nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2)))
+        optimizer = Refuses(model.parameters(), lr=0.1)
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(torch.randn(4, 6)).square().mean().backward()
+            truth.update(model.named_parameters())
+            with suppress(KeyboardInterrupt):
+                optimizer.step()
+
+    run, plain = recorded_twice(tmp_path / "run", program, updates_every=1)
+    compare(run, plain)
+    assert run.steps["num_backward"].tolist() == [1] * 5
+    assert run.steps["num_discarded"].tolist() == [0] * 5
+    moved = run.parameter_stats(columns=["update_norm"]).groupby("step")["update_norm"].max() > 0
+    assert moved.tolist() == [True, inner, True, inner, True]
+
+
+def test_torch_may_exchange_what_parameters_hold(tmp_path: Path) -> None:
+    def program(truth: Plain) -> None:
+        model = truth.watch(nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2)))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in range(4):
+            optimizer.zero_grad()
+            model(torch.randn(4, 6)).square().mean().backward()
+            truth.update(model.named_parameters())
+            optimizer.step()
+            if step == 1:
+                model.double().float()
+        assert weakref.getweakrefs(model[0].weight) == []
+
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        run, plain = recorded_twice(tmp_path / "run", program)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(before)
+    compare(run, plain)
+    assert run.parameters["name"].tolist() == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+def test_a_warning_in_a_backward_pass_names_the_line_of_the_program(tmp_path: Path) -> None:
+    def warned() -> list[tuple[str, int]]:
+        model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2))
+        model[0].register_full_backward_hook(lambda *_: None)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model(torch.ones(4, 6)).sum().backward()
+        return [(warning.filename, warning.lineno) for warning in caught]
+
+    plain = warned()
+    with analyzer.Recorder(None, tmp_path / "run"):
+        assert warned() == plain
+    assert [name for name, _ in plain] == [__file__]
 
 
 def test_an_interrupt_in_the_first_forward_pass_leaves_no_mode_behind(tmp_path):

@@ -32,8 +32,6 @@ _MASK = 0xA282EAD8
 _BATCH_ROWS = 100_000
 _TABLE_OF = {"layer": "layers", "parameter": "parameters", "join": "joins"}
 # A spreadsheet takes a cell that starts like this for a formula (OWASP: CSV injection).
-_FORMULA = r"^[=+\-@\t\r]"
-_NEEDS_QUOTES = '[",\r\n]'
 Names = Mapping[str, Mapping[int, str]]
 
 
@@ -176,14 +174,14 @@ def _cells(column: "pa.Array") -> "pa.Array":
 
 
 def _quoted(text: "pa.Array") -> "pa.Array":
-    """Text in quotes where CSV needs them; what a spreadsheet would run gets an apostrophe."""
-    import pyarrow.compute as pc
+    """Text as cells; the few different ones that a column has are written once."""
+    import pyarrow as pa
 
-    is_formula = pc.match_substring_regex(text, _FORMULA)
-    text = pc.if_else(is_formula, pc.binary_join_element_wise("'", text, ""), text)
-    doubled = pc.replace_substring(text, '"', '""')
-    quoted = pc.binary_join_element_wise('"', doubled, '"', "")
-    return pc.if_else(pc.match_substring_regex(text, _NEEDS_QUOTES), quoted, text)
+    from analyzer.figures.csv_text import text_cell
+
+    coded = text.dictionary_encode()
+    cells = [text_cell(value) for value in coded.dictionary.to_pylist()]
+    return pa.array(cells, pa.string()).take(coded.indices)
 
 
 # --- TensorBoard -----------------------------------------------------------------------------

@@ -1,10 +1,36 @@
 import csv
 import io
 import math
+import re
 
 import pandas as pd
+from hypothesis import given
+from hypothesis import strategies as st
 
 from analyzer.figures.csv_text import csv_text
+
+# What a name may be made of to become a cell of its own in some reader.
+ODD = st.text(st.sampled_from("=+-@＝;,\t\r\n\"'\x00\x1b aé"), max_size=12)
+
+
+@given(st.lists(st.one_of(ODD, st.text(max_size=12)), min_size=1, max_size=4))
+def test_no_reader_finds_a_formula(names: list[str]) -> None:
+    """By the rules of spreadsheets: any of these may divide cells, quotes or not."""
+    text = csv_text(pd.DataFrame({"name": names, "value": 1.5}))
+    rows = list(csv.reader(io.StringIO(text)))
+    assert [row[1] for row in rows] == ["value", *["1.5"] * len(names)]
+    for delimiter in ",;\t":
+        for row in csv.reader(io.StringIO(text), delimiter=delimiter):
+            for cell in row:
+                assert not cell.startswith(("=", "+", "-", "@", "\t", "\r", "＝", "\x00", "\x1b"))
+    for start in re.findall(r"(?:^|[;\t\r\n])(.)", rows[1][0]):
+        assert start not in "=+-@＝\x00\x1b"
+
+
+def test_a_name_comes_back_without_its_apostrophes() -> None:
+    assert csv_text(pd.DataFrame({"n": ["a\r=1+1", "b;@x", "c\t-1", "-", "d=1;e"]})) == (
+        'n\n"a\r\'=1+1"\n"b;\'@x"\n"c\t\'-1"\n\'-\n"d=1;e"\n'
+    )
 
 
 def test_csv_keeps_every_digit_and_runs_no_formula() -> None:

@@ -22,8 +22,9 @@ from analyzer.analysis.per_run import (
 )
 from analyzer.analysis.view import RunLabel, View
 from analyzer.errors import NotRecordedError
-from analyzer.storage.arrays import as_floats
+from analyzer.storage.arrays import as_floats, is_number
 from analyzer.storage.run import Run
+from analyzer.storage.schema import TABLES
 
 __all__ = [
     "StepCurve",
@@ -31,6 +32,7 @@ __all__ = [
     "TrainingSummary",
     "gradient_norm_curves",
     "learning_rate_curves",
+    "logged_curves",
     "loss_band",
     "loss_curves",
     "noise_curves",
@@ -43,6 +45,7 @@ Floats = NDArray[np.float64]
 _FINAL_SHARE = 0.05
 _LONG = 200_000
 _MOST_POINTS = 600
+_MOST_LOGGED = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,6 +193,14 @@ def gradient_norm_curves(view: View) -> StepCurves:
     return _curves(view, _gradient_norm, "global gradient norm", is_log=True)
 
 
+def logged_curves(view: View) -> StepCurves:
+    """Read the numbers that the training of every run logged, by name; at most eight names.
+
+    ``epoch``, ``global_step`` and the learning rates of further groups are not among them.
+    """
+    return _curves(view, _logged, "", is_log=False)
+
+
 def noise_curves(view: View) -> StepCurves:
     """Read the gradient noise scale of every run, in samples, at the steps of the probe.
 
@@ -284,6 +295,39 @@ def _gradient_norm_bands(run: Run, smooth: bool) -> tuple[str, Band, Band | None
     received = band(steps, norms * factors, _MOST_POINTS, smooth=smooth)
     share = percent(float(np.mean(clipped)))
     return f"{text}, clipped in {share} of {counted(len(steps), 'step')}.", before, received
+
+
+def _logged(view: View, run: Run, label: RunLabel) -> list[StepCurve]:
+    bands, others = _logged_bands(run, view.smooth)
+    if not bands:
+        raise not_recorded(
+            "numbers of its own were", run, "log them with `recorder.log(accuracy=0.93)`"
+        )
+    last = [f"{name} {number(shown.middle[-1])}" for name, shown in bands.items()]
+    more = f", and {counted(others, 'more name')}" if others else ""
+    texts = [f"{label.text}: at last {', '.join(last)}{more}.", *[""] * (len(last) - 1)]
+    return [
+        StepCurve(label, "logged", name, shown, text)
+        for (name, shown), text in zip(bands.items(), texts, strict=True)
+    ]
+
+
+@remembered("steps")
+def _logged_bands(run: Run, smooth: bool) -> tuple[dict[str, Band], int]:
+    """The first numbers that were logged, by name, and how many more there are."""
+    known = {*TABLES["steps"].names, "global_step"}
+    names = [
+        name
+        for name in run.read("steps", steps=[]).column_names
+        if name not in known
+        and not name.startswith("learning_rate_")
+        and is_number(run.read("steps", name).schema.field(name).type)
+        and _is_measured(run, name)
+    ]
+    shown = names[:_MOST_LOGGED]
+    columns = {name: _column(run, name) for name in shown}
+    bands = {n: band(*column, _MOST_POINTS, smooth=smooth) for n, column in columns.items()}
+    return bands, len(names) - len(shown)
 
 
 def _noise(_view: View, run: Run, label: RunLabel) -> list[StepCurve]:

@@ -60,7 +60,7 @@ def probe(
     probes = [name for name in names if name in PROBE_NAMES]
     args = names[len(probes) :]
     if not probes or names[: len(probes)] != probes or (args and not replay):
-        from analyzer.probes.registry import probe_named
+        from analyzer.probes import probe_named
 
         probe_named(next((name for name in names if name not in PROBE_NAMES), ""))
     from analyzer.replaying import ProbeOrder

@@ -1,13 +1,13 @@
 """The pages and their panels, once: what dashboard and reports show follows from this list."""
 
-from analyzer.figures import landscape, overview, probes, shortcuts, statistics
+from analyzer.figures import landscape, overview, probes, shortcuts, statistics, training
 from analyzer.figures.panels import Page, Panel, checked
 from analyzer.vocabulary.probes import PROBES
 
 __all__ = ["PAGES", "PANELS", "page_at", "page_of", "panel"]
 
 # Whatever these modules draw must be on a page.
-_MODULES = (landscape, overview, probes, shortcuts, statistics)
+_MODULES = (landscape, overview, probes, shortcuts, statistics, training)
 _WRITTEN = [value for one in _MODULES for value in vars(one).values() if isinstance(value, Panel)]
 # A probe with a number by layer needs no code here to be shown.
 _BY_LAYER = probes.layer_panels(PROBES, {need for panel in _WRITTEN for need in panel.needs})
@@ -78,10 +78,11 @@ PAGES = checked(
             lead="What it means for the loss.",
             letter="t",
             panels=(
-                statistics.LOSS,
-                statistics.LEARNING_RATE,
-                statistics.GRADIENT_NORM,
-                statistics.NOISE_SCALE,
+                training.LOSS,
+                training.LEARNING_RATE,
+                training.GRADIENT_NORM,
+                training.NOISE_SCALE,
+                training.LOGGED,
             ),
         ),
         Page(

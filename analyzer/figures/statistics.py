@@ -1,4 +1,4 @@
-"""What is recorded of every step: by layer, along depth, over the training, and as differences."""
+"""What is recorded of every step: by layer, along depth, over the steps, and as differences."""
 
 import math
 from functools import partial
@@ -23,14 +23,6 @@ from analyzer.analysis.profiles import (
     profile_curves,
     profile_overlay,
 )
-from analyzer.analysis.training import (
-    StepCurve,
-    StepCurves,
-    gradient_norm_curves,
-    learning_rate_curves,
-    loss_curves,
-    noise_curves,
-)
 from analyzer.figures.axes import (
     DEPTH,
     STEP,
@@ -50,7 +42,6 @@ from analyzer.figures.marks import (
     grid_traces,
     mark_legend,
     run_line,
-    translucent,
     zero_marks,
 )
 from analyzer.figures.panels import Panel
@@ -62,11 +53,7 @@ __all__ = [
     "ACTIVATIONS",
     "DEAD_UNITS",
     "DIFFERENCE",
-    "GRADIENT_NORM",
     "HEATMAP",
-    "LEARNING_RATE",
-    "LOSS",
-    "NOISE_SCALE",
     "OVERLAY",
     "PROFILE",
     "SERIES",
@@ -217,36 +204,6 @@ def _dead_unit_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
     return figure
 
 
-def _step_curve_figure(info: StepCurves, theme: Theme) -> go.Figure:
-    """Draw one number over the steps of all runs; what stands behind is faint."""
-    figure = theme.figure(height=380)
-    for curve in info.runs:
-        figure.add_traces(_traces(info, curve, theme))
-    figure.update_xaxes(**STEP)
-    figure.update_yaxes(**value_axis(info.label, is_log=info.is_log, low=info.low, high=info.high))
-    figure.update_layout(showlegend=True)
-    return figure
-
-
-def _traces(info: StepCurves, curve: StepCurve, theme: Theme) -> list[Trace]:
-    run = labeled(curve.label.text)
-    name = f"{run}, {curve.name}" if curve.name else run
-    top = info.high if info.high == info.high else 1.0
-    traces = band_traces(curve.band, curve.label, theme, name=name, top=top)
-    if len(curve.band.steps) <= 40:
-        style = theme.style(curve.label.style)
-        marker = {"symbol": style.marker, "color": style.color, "size": 7}
-        for trace in traces:
-            if trace.get("name") == name:
-                trace.update(mode="lines+markers", marker=marker)
-    if curve.is_behind:
-        faint = translucent(theme.style(curve.label.style).color, 0.4)
-        for trace in traces:
-            if trace.get("line", {}).get("width"):
-                trace["line"] = trace["line"] | {"color": faint, "width": 1.25}
-    return traces
-
-
 _by_layer = partial(Panel, needs=("output_gradient_norm",), has_controls=True)
 HEATMAP = _by_layer(
     key="gradient_heatmap",
@@ -355,41 +312,4 @@ DEAD_UNITS = Panel(
     reads=("step", "layers"),
     has_controls=True,
     drawing=_dead_unit_figure,
-)
-_over_steps = partial(Panel, drawing=_step_curve_figure, is_wide=False)
-LOSS = _over_steps(
-    key="loss",
-    title="Loss",
-    how_to_read="The loss that the training computed, per step; the band spans smallest to largest "
-    "of a bin, crosses are NaN or infinite.",
-    needs=("loss",),
-    info=loss_curves,
-    reads=("smooth",),
-    has_controls=True,
-)
-LEARNING_RATE = _over_steps(
-    key="learning_rate",
-    title="Learning rate",
-    how_to_read="First group of the first optimizer. Compare its steps with edges in the other "
-    "figures.",
-    needs=("learning_rate",),
-    info=learning_rate_curves,
-)
-GRADIENT_NORM = _over_steps(
-    key="gradient_norm",
-    title="Global gradient norm",
-    how_to_read="Over all parameters; faint before clipping, strong as the optimizer received it. "
-    "Lines that part are steps that were clipped.",
-    needs=("gradient_norm",),
-    info=gradient_norm_curves,
-    reads=("smooth",),
-    has_controls=True,
-)
-NOISE_SCALE = _over_steps(
-    key="noise_scale",
-    title="Gradient noise scale",
-    how_to_read="Roughly the batch size up to which larger batches pay off; it grows while the "
-    "loss falls.",
-    needs=("noise",),
-    info=noise_curves,
 )

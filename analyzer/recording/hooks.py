@@ -25,8 +25,7 @@ from torch.compiler import is_dynamo_compiling
 from analyzer.joins.calls import after_calls, before_calls
 from analyzer.joins.modes import is_transformed, unseen
 from analyzer.recording.depths import PassDepths
-from analyzer.recording.headroom import Headroom
-from analyzer.recording.hook_classes import Call, Gate, Layer
+from analyzer.recording.hook_classes import Call, Gate, Headroom, Layer
 from analyzer.recording.invocation import (
     CallWatcher,
     FurtherLayers,

@@ -13,10 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from analyzer.errors import AnalyzerError, NotRecordedError
-from analyzer.probes import HeldBatch, Measurement
+from analyzer.probes import HeldBatch, Measurement, probe_named, same_draws
 from analyzer.probes.landscape.planes import LandscapeRequest, drawn
 from analyzer.probes.landscape.points import PartialSurfaceError
-from analyzer.probes.registry import probe_named, same_draws
 from analyzer.recording.names import RootModel, root_prefixes
 from analyzer.recording.probing import Held, measured, said_of
 from analyzer.storage.parts import write_table

@@ -14,7 +14,7 @@ from torch import nn
 import analyzer
 from analyzer.cli import main
 from analyzer.errors import AnalyzerError, NotRecordedError
-from analyzer.probes.registry import PROBE_NAMES
+from analyzer.probes import PROBE_NAMES
 from analyzer.replaying import checkpoints_of, state_of
 from analyzer.replaying.programs import command_of
 from tests.support.commands import command

@@ -1,8 +1,14 @@
 import math
+from pathlib import Path
 
 import pytest
 
-from analyzer.analysis.training import smoothed_final, training_summary
+from analyzer.analysis.training import logged_curves, smoothed_final, training_summary
+from analyzer.analysis.view import View
+from analyzer.errors import NotRecordedError
+from analyzer.storage.rows import StepRecord
+from analyzer.storage.run import open_run
+from analyzer.storage.writer import RunWriter
 
 
 def test_the_final_loss_is_the_median_of_the_last_twentieth() -> None:
@@ -38,3 +44,30 @@ def test_a_run_without_losses_has_none() -> None:
     seen = training_summary([], [], [], seconds=0.0)
     assert (seen.num_steps, seen.best_step, seen.nonfinite_step) == (0, None, None)
     assert math.isnan(seen.first_loss)
+
+
+def logged(path: Path, *rows: dict[str, object]) -> View:
+    writer = RunWriter(path, {})
+    for step, row in enumerate(rows):
+        writer.add(lambda step=step, row=row: StepRecord({"step": step, **row}))
+    writer.close("finished")
+    return View((open_run(path),))
+
+
+def test_numbers_that_were_logged_are_curves_where_they_were_logged(tmp_path: Path) -> None:
+    row = {"epoch": 1, "global_step": 5, "learning_rate_1": 0.1, "word": "x"}
+    view = logged(tmp_path / "a", row | {"good": True}, row | {"acc": 0.5}, row | {"acc": math.nan})
+    curves = logged_curves(view).runs
+    assert [curve.name for curve in curves] == ["good", "acc"]
+    good, acc = (curve.band for curve in curves)
+    assert (good.steps.tolist(), good.middle.tolist()) == ([0], [1.0])
+    assert (acc.steps.tolist(), acc.num_nonfinite.tolist()) == ([1, 2], [0, 1])
+    assert logged_curves(view).caption == "a: at last good 1, acc NaN."
+
+
+def test_of_many_names_the_others_are_counted(tmp_path: Path) -> None:
+    view = logged(tmp_path / "a", {f"m{k}": 1.0 for k in range(10)})
+    assert len(logged_curves(view).runs) == 8
+    assert logged_curves(view).caption.endswith("m7 1, and 2 more names.")
+    with pytest.raises(NotRecordedError, match="were not recorded in run 'b'; log them with `rec"):
+        logged_curves(logged(tmp_path / "b", {"epoch": 1, "word": "x"}))

@@ -74,3 +74,18 @@ def test_a_notebook_records_reads_and_shows(tmp_path: Path) -> None:
     cells = json.loads((tmp_path / "done.ipynb").read_text())["cells"]
     assert "<iframe" in str(cells[-1]["outputs"])
     assert "shortcut_share" in str([cell.get("outputs") for cell in cells])
+    assert run.steps["error"].tolist() == pytest.approx(run.steps["loss"].pow(0.5).tolist())
+
+
+@pytest.mark.slow
+def test_a_notebook_that_runs_again_takes_the_next_free_name(tmp_path: Path) -> None:
+    shutil.copy(EXAMPLES / "notebook.ipynb", tmp_path)
+    code = "from nbclient.cli import main; main(['notebook.ipynb', '--output=done.ipynb'])"
+    for _ in range(2):
+        done = run_python(tmp_path, "-c", code)
+        assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["notebook", "notebook-1"]
+    outputs = [c.get("outputs") for c in json.loads((tmp_path / "done.ipynb").read_text())["cells"]]
+    assert "recording into 'runs/notebook-1'" in str(outputs)
+    for name in ("notebook", "notebook-1"):
+        assert len(open_run(tmp_path / "runs" / name).steps) == 40

@@ -177,6 +177,10 @@ def gradient_norm(run: Files) -> list[float]:
     return [run.steps("gradient_norm").median(), clipped, 60]
 
 
+def logged(run: Files) -> list[float]:
+    return [run.steps(name).dropna().iloc[-1] for name in ("accuracy", "val/accuracy")]
+
+
 def noise(run: Files) -> list[float]:
     first, last = (run.probe("noise", step)["gradient_noise_scale"][0] for step in (0, LAST))
     return [first, 0, last, LAST]
@@ -224,6 +228,7 @@ EACH_RUN: dict[str, Callable[[Files], list[float]]] = {
     "learning_rate": learning_rate,
     "gradient_norm": gradient_norm,
     "noise_scale": noise,
+    "logged": logged,
     "landscape_contour": landscape,
     "landscape_surface": landscape,
     "trajectory": trajectory,

@@ -65,6 +65,7 @@ class Models:
         self._on_tables = on_tables
         self._on_problem = on_problem
         self._held: list[nn.Module] = []
+        self._optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._data_parallel: int | None = None
         self._gaps = _Gaps(capture, on_problem)
         self.parameters = Parameters(on_problem)
@@ -119,6 +120,9 @@ class Models:
             optimizer: It is about to make an update.
             adopts: Whether tensors of no known model are parameters, too.
         """
+        if optimizer not in self._optimizers:
+            self._optimizers.add(optimizer)
+            self.note_names()
         held = (p for group in getattr(optimizer, "param_groups", ()) for p in group["params"])
         unknown = self.parameters.unknown(held)
         if not unknown:
@@ -133,6 +137,13 @@ class Models:
             self.parameters.adopt(unknown)
             self.tables_changed = True
         self.parameters.leave_out(self.parameters.unknown(unknown))
+
+    def note_names(self) -> None:
+        """Find parameters that have another name by now, as pruning gives them."""
+        for number, ref in enumerate(self.layers.roots):
+            root = ref()
+            if root is not None:
+                self.tables_changed |= self.parameters.rename(number, root)
 
     def note_transformed(self, module: nn.Module) -> None:
         """Say that a module is called by a transformed function, which the recording leaves out."""

@@ -142,6 +142,16 @@ class Parameters:
             if place is None:
                 self._put(parameter, entry, left.get(path))
 
+    def rename(self, number: int, root: nn.Module) -> bool:
+        """Give parameters of a root the names that they have now; return whether one changed."""
+        has_changed = False
+        for path, parameter in unwrapped(root).named_parameters():
+            place, path = self._numbers.get(id(parameter)), clean_path(path)
+            entry = None if place is None else self._entries[place]
+            if entry is not None and entry.root == number and entry.path != path:
+                entry.path, has_changed = path, True
+        return has_changed
+
     def _put(self, parameter: Tensor, entry: _Entry, place: int | None) -> None:
         """Give a tensor a number: a new one, or that of a tensor whose place it takes."""
         if place is None:

@@ -150,6 +150,7 @@ class Training:
             return
         started = time.perf_counter()
         self.updates.fates.finish()
+        self.models.note_names()
         self.steps.pass_boundary()
         if not self.steps.open.is_empty:
             if measures:

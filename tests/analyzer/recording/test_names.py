@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import analyzer
 from tests.support.plain import Plain, compare, recorded
@@ -145,6 +146,24 @@ def test_new_layers_have_rows_and_names_from_their_first_step(
     compare(run, plain)
     assert run.layers["name"].is_unique and run.parameters["name"].is_unique
     assert run.layers["depth"].tolist() == list(range(1, len(run.layers) + 1))
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["new optimizer", "same optimizer"])
+def test_a_parameter_that_pruning_renames_has_its_new_name(again: bool, tmp_path: Path) -> None:
+    def train(truth: Plain) -> None:
+        model = truth.watch(mlp())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        update(model, optimizer, truth)
+        prune.l1_unstructured(model[0], "weight", 0.5)
+        truth.parameters = {
+            (step, name.replace("0.weight", "0.weight_orig")): value
+            for (step, name), value in truth.parameters.items()
+        }
+        if again:
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        update(model, optimizer, truth)
+
+    compare(*recorded(tmp_path / "run", train))
 
 
 def test_a_recorder_of_one_model_sees_its_new_head_and_no_other_model(tmp_path: Path) -> None:

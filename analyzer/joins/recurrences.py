@@ -86,7 +86,7 @@ class Recurrences(Sides):
         """
         weights = frozenset(
             id(parameter)
-            for vertex in later.branch_region
+            for vertex in later.branch_region | later.between
             for parameter in self.flow.parameters[vertex]
         )
         key = self.scopes.innermost(later.join), weights

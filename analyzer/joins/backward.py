@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
+from analyzer.joins.addends import Addends, JoinOutputs, statistics_of
 from analyzer.joins.calls import tensors_in
 from analyzer.joins.find import call_arguments, output_nodes, watched_forward
 from analyzer.joins.graph import Walk
@@ -234,8 +235,9 @@ def splits_of_model(
     """Return the splits of the gradient at every join of a model, for one batch.
 
     ``g_s`` and ``g_b`` are the parts of ∂L/∂x that arrive at the fork x through the shortcut and
-    through the branch, each taken at the edges by which it reads x. The model runs in the mode it
-    is in. Weights, buffers, ``.grad``, hooks and the random state stay as they are.
+    through the branch, each taken at the edges by which it reads x; with them what the forward pass
+    adds. The model runs in the mode it is in. Weights, buffers, ``.grad``, hooks and the random
+    state stay as they are.
 
     Returns:
         Columns: ``join`` and those of `SPLIT_COLUMNS`; norms in units of the loss per unit of the
@@ -245,12 +247,19 @@ def splits_of_model(
         ValueError: If the loss is not one number, or does not depend on the model.
     """
     rows: dict[int, list[Any]] = {}
+    outputs: list[JoinOutputs | None] = []
+    addends = Addends()
 
     def note(join: Join, gradients: JoinGradients) -> None:
         products = split_products(gradients).tolist()
         rows[join.index] = statistics_of_products(gradients, products)
 
-    plan = join_gradients(model, inputs, targets, loss, note)
+    with addends:
+        plan = join_gradients(
+            model, inputs, targets, loss, note, lambda sites: outputs.extend(addends.outputs(sites))
+        )
+    for join, output in zip(plan.joins, outputs, strict=True):
+        rows[join.index] += statistics_of(output)
     columns: dict[str, list[Any]] = {"join": [join.index for join in plan.joins]}
     for place, column in enumerate(SPLIT_COLUMNS):
         columns[column] = [rows[join.index][place] for join in plan.joins]
@@ -263,8 +272,11 @@ def join_gradients(
     targets: Any,
     loss: Loss,
     on_gradients: OnGradients,
+    on_sites: Callable[[list[JoinSite]], object] = lambda sites: None,
 ) -> JoinPlan:
     """Run a model forward and backward once; deliver the gradients at each join; return the joins.
+
+    ``on_sites`` gets where they are in the graph, before the backward pass.
 
     Raises:
         ValueError: If the loss is not one number, or does not depend on the model.
@@ -278,7 +290,9 @@ def join_gradients(
         node_of_loss(value)
         walk = Walk(output_nodes([*tensors_in(output), value]))
         plan = joins_in_graph(walk, log)
-        hooks = SplitHooks(plan.sites(walk) or [], on_gradients)
+        sites = plan.sites(walk) or []
+        on_sites(sites)
+        hooks = SplitHooks(sites, on_gradients)
         leaves = [*model.parameters(), *(leaf for leaf, _ in copies.values())]
         needed = [leaf for leaf in leaves if leaf.requires_grad]
         try:

@@ -1,8 +1,11 @@
 """What may run in place of a program's own computation, and the modes that look at all it does."""
 
+import inspect
+import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import CellType
 from typing import Any, cast
 
 import torch
@@ -13,7 +16,14 @@ from torch.fx import _symbolic_trace
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-__all__ = ["UnseenReference", "is_traced", "is_transformed", "leave_uncompiled", "unseen"]
+__all__ = [
+    "UnseenReference",
+    "calls_compiled_code",
+    "is_traced",
+    "is_transformed",
+    "leave_uncompiled",
+    "unseen",
+]
 
 _HERE = nullcontext()
 
@@ -44,6 +54,41 @@ def is_traced() -> bool:
         return True
     return _len_torch_dispatch_stack() > 0 and any(
         mode.is_infra_mode() for mode in _get_current_dispatch_mode_stack()
+    )
+
+
+def calls_compiled_code(functions: Iterable[Any]) -> bool:
+    """Whether functions call what ``torch.compile`` made, as far as their code names it.
+
+    Compiled code that is called under a mode of functions is compiled for that mode, once more.
+    """
+    if "torch._dynamo.eval_frame" not in sys.modules:
+        return False
+    stack: list[tuple[Any, Any]] = [(one, getattr(one, "__self__", None)) for one in functions]
+    seen = set()
+    while stack:
+        function, owner = stack.pop()
+        function = inspect.unwrap(function, stop=_is_compiled)
+        if _is_compiled(function):
+            return True
+        function = getattr(function, "__func__", function)
+        code, home = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+        if code is None or code in seen or str(home.get("__name__")).partition(".")[0] == "torch":
+            continue
+        seen.add(code)
+        own = {**vars(type(owner)), **getattr(owner, "__dict__", {})}
+        named = [home.get(name, own.get(name)) for name in code.co_names]
+        named += [cell.cell_contents for cell in function.__closure__ or () if cell != _EMPTY]
+        stack += [(value, owner) for value in named if callable(value)]
+    return False
+
+
+_EMPTY = CellType()
+
+
+def _is_compiled(function: Any) -> bool:
+    return hasattr(function, "_torchdynamo_orig_callable") and not getattr(
+        function, "_torchdynamo_disable", False
     )
 
 

@@ -159,13 +159,11 @@ def split_statistics(ss: float, sb: float, bb: float) -> tuple[float | None, flo
     return cosine, share
 
 
-def statistics_of_products(gradients: JoinGradients | None, products: list[float]) -> list[Any]:
-    """Return the values of `SPLIT_COLUMNS` from the seven numbers of `split_products`.
+def statistics_of_products(gradients: JoinGradients, products: list[float]) -> list[Any]:
+    """Return the first six of `SPLIT_COLUMNS` from the seven numbers of `split_products`.
 
     Of the gradients only which of them are None counts: what the backward pass did not compute.
     """
-    if gradients is None:
-        return [None] * len(SPLIT_COLUMNS)
     given = zip(gradients, products[:4], strict=True)
     norms = [None if parts is None else norm for parts, norm in given]
     if gradients.shortcut is None or gradients.branch is None:

@@ -83,6 +83,7 @@ struct Gate {
     enum { kLayers, kRoots, kUsed, kCurrent, kHeld };
     PyObject *held[kHeld];
     char listening, in_backward, keeps_graph, discovering, watches_all;
+    int own_modes;
     unsigned long thread;
     double seconds;
 };
@@ -129,6 +130,7 @@ PyMemberDef gate_members[] = {
     {"keeps_graph", T_BOOL, offsetof(Gate, keeps_graph), 0, nullptr},
     {"discovering", T_BOOL, offsetof(Gate, discovering), 0, nullptr},
     {"watches_all", T_BOOL, offsetof(Gate, watches_all), 0, nullptr},
+    {"own_modes", T_INT, offsetof(Gate, own_modes), 0, nullptr},
     {"thread", T_ULONG, offsetof(Gate, thread), 0, nullptr},
     {"seconds", T_DOUBLE, offsetof(Gate, seconds), 0, nullptr},
     {nullptr, 0, 0, 0, nullptr}};
@@ -280,6 +282,25 @@ bool observe_all(Gate *gate, Layer *layer, PyObject *module, PyObject *output) {
     return is_done;
 }
 
+// A context manager that was entered; null with an exception set.
+PyObject *entered(PyObject *guard) {
+    PyObject *done = guard ? PyObject_CallMethod(guard, "__enter__", nullptr) : nullptr;
+    if (!done) Py_CLEAR(guard);
+    Py_XDECREF(done);
+    return guard;
+}
+
+// Leave a context manager, if there is one; false with an exception set, an earlier one included.
+bool left(PyObject *guard) {
+    if (!guard) return !PyErr_Occurred();
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    PyObject *done = PyObject_CallMethod(guard, "__exit__", "OOO", Py_None, Py_None, Py_None);
+    Py_DECREF(guard), Py_XDECREF(done);
+    if (type) PyErr_Restore(type, value, trace);
+    return !PyErr_Occurred();
+}
+
 // Whether nothing is left to do about a call of this module.
 PyObject *take(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     Gate *gate = reinterpret_cast<Gate *>(self);
@@ -314,7 +335,10 @@ PyObject *take(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     PyObject *modes = PyObject_CallNoArgs(num_function_modes);
     const long num_modes = modes ? PyLong_AsLong(modes) : -1;
     Py_XDECREF(modes);
-    if (num_modes) return num_modes < 0 ? nullptr : Py_NewRef(Py_False);
+    if (num_modes < 0) return nullptr;
+    if (num_modes != gate->own_modes) Py_RETURN_FALSE;
+    PyObject *guard = nullptr;  // our own modes need not see it either
+    if (num_modes && !(guard = entered(PyObject_CallNoArgs(without_functions)))) return nullptr;
     const double started = now();
     Py_INCREF(layer);
     PyObject *further = layer->held[Layer::kFurther];
@@ -322,7 +346,7 @@ PyObject *take(PyObject *self, PyObject *const *args, Py_ssize_t count) {
                           PyTuple_GET_SIZE(output) == PyTuple_GET_SIZE(further) + 1;
     const bool is_done = is_tuple ? observe_all(gate, layer, module, output) : observe(gate, layer, output);
     Py_DECREF(layer);
-    if (PyErr_Occurred()) return nullptr;
+    if (!left(guard)) return nullptr;
     if (is_done) gate->seconds += now() - started;
     return PyBool_FromLong(is_done);
 }

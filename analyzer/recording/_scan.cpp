@@ -58,7 +58,7 @@ PyTypeObject row_type = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
 }  // namespace
 
-PyObject *is_negated, *is_grad_enabled, *functorch_level, *num_function_modes, *as_mask;
+PyObject *is_negated, *is_grad_enabled, *functorch_level, *num_function_modes, *without_functions, *as_mask;
 
 bool read(PyObject *tensor, DLTensor *out, Py_ssize_t *elements) {
     PyObject *type = reinterpret_cast<PyObject *>(Py_TYPE(tensor));
@@ -198,8 +198,8 @@ PyObject *parameters(PyObject *, PyObject *tensors) {
 }
 
 PyObject *prepare(PyObject *, PyObject *args) {
-    PyObject **places[] = {&tensor_type,     &parameter_type,     &is_negated, &is_grad_enabled,
-                           &functorch_level, &num_function_modes, &as_mask};
+    PyObject **places[] = {&tensor_type,     &parameter_type,     &is_negated,        &is_grad_enabled,
+                           &functorch_level, &num_function_modes, &without_functions, &as_mask};
     constexpr int count = sizeof places / sizeof *places;
     if (PyTuple_GET_SIZE(args) != count) {
         PyErr_Format(PyExc_TypeError, "prepare takes %d objects", count);

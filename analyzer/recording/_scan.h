@@ -28,7 +28,8 @@ double sum_of_squares(const void *x, Py_ssize_t n);
 PyObject *zero_units_of(const void *x, const Py_ssize_t *sizes, Py_ssize_t size);
 
 // What torch needs to be asked for; set by `prepare`.
-extern PyObject *is_negated, *is_grad_enabled, *functorch_level, *num_function_modes, *as_mask;
+extern PyObject *is_negated, *is_grad_enabled, *functorch_level, *num_function_modes, *without_functions,
+    *as_mask;
 
 // The part of DLPack's exchange table that reads a tensor without making anything.
 struct DLTensor {

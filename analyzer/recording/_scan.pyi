@@ -1,4 +1,5 @@
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from analyzer.recording.hook_classes import Call as Call
@@ -15,6 +16,7 @@ def prepare(
     is_grad_enabled: Callable[[], bool],
     functorch_level: Callable[[], int | None],
     num_function_modes: Callable[[], int],
+    without_functions: Callable[[], AbstractContextManager[None]],
     as_mask: Callable[[bytes], Any],
     /,
 ) -> bool: ...

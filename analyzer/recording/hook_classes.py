@@ -75,6 +75,7 @@ class Gate:
         keeps_graph: Whether another pass over the same graph may follow.
         discovering: Whether graphs are looked at.
         watches_all: Whether somebody wants to know of every call.
+        own_modes: How many modes of our own see the functions that run now.
         thread: The thread whose training is recorded; 0 where it may be any.
         seconds: What the hooks cost.
     """
@@ -86,6 +87,7 @@ class Gate:
         self.current: Any = None
         self.listening = self.in_backward = self.keeps_graph = False
         self.discovering = self.watches_all = False
+        self.own_modes = 0
         self.thread = 0
         self.seconds = 0.0
 

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import Tensor
 
+from analyzer.joins.addends import JoinOutputs, statistics_of
 from analyzer.joins.products import (
     SPLIT_COLUMNS,
     JoinGradients,
@@ -25,6 +26,7 @@ __all__ = ["SplitRows", "pooled_splits"]
 _COLUMNS = quantities_of("splits")
 _Products: TypeAlias = list[float] | Tensor
 _Has: TypeAlias = tuple[bool, ...]
+_Part: TypeAlias = tuple[_Has, _Products, Any]
 _Rows: TypeAlias = list[tuple[int, Sequence[float | None]]]
 
 
@@ -34,11 +36,13 @@ class SplitRows:
 
     Attributes:
         parts: What is not None, the products, and the scale of the loss, by place.
+        outputs: What the forward pass added, by place.
         kept: Gradients to which a second pass over a kept graph adds.
         is_partial: Whether some are missing, so that the rest would be wrong.
     """
 
-    parts: dict[tuple[int, int], tuple[_Has, _Products, Any]] = field(default_factory=dict)
+    parts: dict[tuple[int, int], _Part] = field(default_factory=dict)
+    outputs: dict[tuple[int, int], JoinOutputs] = field(default_factory=dict)
     kept: dict[tuple[int, int], JoinGradients] = field(default_factory=dict)
     is_partial: bool = False
 
@@ -61,6 +65,7 @@ class SplitRows:
     def absorb(self, other: SplitRows) -> None:
         """Take over what other passes of the step gave."""
         self.parts |= other.parts
+        self.outputs |= other.outputs
         self.kept |= other.kept
         self.is_partial |= other.is_partial
 
@@ -69,10 +74,10 @@ class SplitRows:
         self.kept.clear()
         if self.is_partial:
             return lambda: None
-        given = [number for _, *numbers in self.parts.values() for number in numbers]
+        parts = [(place[0], self.outputs.get(place), *part) for place, part in self.parts.items()]
+        given = [n for _, outputs, _, *rest in parts for n in (outputs and outputs.numbers, *rest)]
         moving = [number for number in given if isinstance(number, Tensor)]
         transfer = Transfer(moving) if moving else None
-        parts = dict(self.parts)
         return lambda: _rows_of(parts, transfer)
 
 
@@ -89,15 +94,18 @@ def _sum_of(one: JoinGradients, other: JoinGradients | None) -> JoinGradients:
 
 
 def _rows_of(
-    parts: dict[tuple[int, int], tuple[_Has, _Products, Any]], transfer: Transfer | None
+    parts: list[tuple[int, JoinOutputs | None, _Has, _Products, Any]], transfer: Transfer | None
 ) -> _Rows:
     arrays = iter(transfer.arrays() if transfer is not None else ())
     rows: _Rows = []
-    for (join, _), (has, products, scale) in parts.items():
+    for join, outputs, has, products, scale in parts:
+        is_moved = outputs is not None and isinstance(outputs.numbers, Tensor)
+        added = next(arrays).tolist() if is_moved else None
         numbers = next(arrays).tolist() if isinstance(products, Tensor) else products
         factor = float(next(arrays)[0]) if isinstance(scale, Tensor) else scale
         sides: list[tuple[Tensor, ...] | None] = [() if given else None for given in has]
         values = statistics_of_products(JoinGradients(*sides), numbers)
+        values += statistics_of(outputs, added)
         if factor is not None:
             values = [
                 value / factor if value is not None and quantity.scales_with_loss else value

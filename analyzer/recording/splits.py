@@ -9,15 +9,19 @@ from operator import attrgetter
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from analyzer.joins.addends import Addends
 from analyzer.joins.backward import SplitHooks
 from analyzer.joins.graph import Walk
+from analyzer.joins.modes import calls_compiled_code, is_transformed
 from analyzer.joins.plan import JoinPlan, JoinSite, joins_in_graph
 from analyzer.joins.products import JoinGradients
 from analyzer.joins.search import Join
 from analyzer.options import RecordOptions
+from analyzer.recording.hook_classes import Gate
 from analyzer.recording.invocation import Invocation
 from analyzer.recording.live_log import JoinTable, LiveLog, is_compiled, token, without_collections
 from analyzer.recording.names import unwrapped
@@ -43,6 +47,9 @@ class Splits:
     Args:
         schedule: Which steps are split.
         on_problem: Called with a sentence about joins that cannot be seen.
+
+    Attributes:
+        gate: Decides what is recorded; it is told of the mode that sees what joins add.
     """
 
     def __init__(self, schedule: RecordOptions, on_problem: Callable[[str], None]) -> None:
@@ -50,6 +57,7 @@ class Splits:
         self.tables_changed = False
         # Joins of a resumed run are new to this attempt alone.
         self.waits_for_turn = False
+        self.gate = Gate()
         self._schedule = schedule
         self._on_problem = on_problem
         self._roots: list[tuple[int, Callable[[], nn.Module | None]]] = []
@@ -59,6 +67,10 @@ class Splits:
         self._log: LiveLog | None = None
         self._hooks: SplitHooks | None = None
         self._kept: list[_Located] = []
+        self._addends = Addends()
+        self._measures = self._compiles = False
+        # The root whose call is measured now.
+        self._inside: nn.Module | None = None
         # The forward passes that no graph was found for yet; the joins that wait for their turn.
         self._left: LiveLog | None = None
         self._missing: set[int] = set()
@@ -96,6 +108,8 @@ class Splits:
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """A module is about to be called."""
+        if self._measures and self._inside is None:
+            self._begin_measuring(module)
         if self._log is not None and module in self._log.paths:
             self._log.enter(module, args)
 
@@ -103,6 +117,25 @@ class Splits:
         """A call of a module has ended."""
         if self._log is not None and module in self._log.paths:
             self._log.leave(module, output)
+        if module is self._inside:
+            self._end_measuring()
+
+    def _begin_measuring(self, module: nn.Module) -> None:
+        """Measure what the call of a root adds."""
+        is_root = any(ref() is module for _, ref in self._roots)
+        if not is_root or not torch.is_grad_enabled() or is_transformed():
+            return
+        self._compiles = calls_compiled_code(part.forward for part in module.modules())
+        if not self._compiles:
+            self._inside = module
+            self._addends.begin()
+            self.gate.own_modes = 1
+
+    def _end_measuring(self) -> None:
+        if self._inside is not None:
+            self._inside = None
+            self._addends.end()
+            self.gate.own_modes = 0
 
     def prepare(self, step: int) -> None:
         """Before the forward pass of a step: watch it if its graph may be a new one."""
@@ -110,6 +143,9 @@ class Splits:
         is_new = self._schedule.records(step) and (not self._plans or bool(self._waiting))
         if is_new or (self._varies and self._needs_trace and self._is_due(step)):
             self._open_log()
+        self._measures = (is_new or self._is_due(step)) and not self._is_off
+        if self._measures:
+            self._addends.forget()
 
     def _is_due(self, step: int) -> bool:
         """Whether the graphs of a step are split: by schedule, or since others had that turn.
@@ -129,12 +165,14 @@ class Splits:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Forward passes in here are not the training's."""
-        log = self._log
+        log, measures = self._log, self._measures
+        self._measures = False
         if log is not None:
             log.is_paused = True
         try:
             yield
         finally:
+            self._measures = measures
             if log is not None:
                 log.is_paused = False
 
@@ -173,6 +211,7 @@ class Splits:
         log, self._log = self._log, None
         if log is not None:
             log.close()
+        self._end_measuring()  # an interrupted forward pass never came to its end
         is_due, passes = self._is_due(step), sorted(forward, key=attrgetter("order"))
         new = [made for made in passes if self._patterns.has_new(made.spans)]
         if self._is_off or not (log or is_due or new):
@@ -211,6 +250,7 @@ class Splits:
 
     def close(self) -> None:
         """Leave nothing behind."""
+        self._end_measuring()
         if self._log is not None:
             self._log.close()
             self._log = None
@@ -283,6 +323,14 @@ class Splits:
     ) -> None:
         places = {site.join.index: (number, _sequence(site.node)) for site, number in found}
         self._missing.difference_update(number for _, number in found)
+        outputs = self._addends.outputs([site for site, _ in found])
+        for place, added in zip(places.values(), outputs, strict=True):
+            if added is not None:
+                rows.outputs[place] = added
+        if self._compiles:
+            self._on_problem("what joins add: to see it, compiled code had to be compiled again")
+        if (error := self._addends.failure) is not None:
+            self._on_problem(f"what joins add: {type(error).__name__}: {error}")
 
         def note(join: Join, gradients: JoinGradients) -> None:
             rows.add(places[join.index], gradients, keeps=keeps_graph, scale=scale)

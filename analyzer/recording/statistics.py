@@ -209,6 +209,7 @@ HAS_QUICK_WAYS = prepare(
     torch.is_grad_enabled,
     maybe_current_level,
     _len_torch_function_stack,
+    vars(torch._C)["DisableTorchFunction"],
     partial(np.frombuffer, dtype=bool),
 )
 

@@ -86,6 +86,7 @@ class Training:
             (self.splits, self.probing, *more),
             lambda module: bool(self._meet_module(module)),
         )
+        self.splits.gate = self.capture
         self.guard = Guard(self.capture, self.give_up)
         self.models = Models(
             options, self.capture, self.splits, on_tables=on_tables, on_problem=on_problem

@@ -19,7 +19,8 @@ __all__ = [
 ]
 
 # 1: first layout.
-SCHEMA_VERSION = 1
+# 2: forward columns of splits, shortcuts in probes/lesion, probes/counterfactual.
+SCHEMA_VERSION = 2
 READABLE_VERSIONS = range(1, SCHEMA_VERSION + 1)
 
 

@@ -261,6 +261,7 @@ _PARAMETER = (
     ),
 )
 
+_NOT_SEEN = "Null where the addition was not seen: in hidden code, or a part without gradient."
 _split = partial(Quantity, table="splits", type="float64")
 _split_norm = partial(_split, pooling=_NORM, scale="log", scales_with_loss=True)
 _SPLIT_NORMS = ("shortcut_gradient_norm", "branch_gradient_norm")
@@ -307,6 +308,33 @@ _SPLIT = (
         Pooling("share", "share"),
         degenerate="Exactly 1 at g_b = 0, above 1 where they cancel, null where g_s + g_b = 0.",
         needs=(*_SPLIT_NORMS, "cosine"),
+    ),
+)
+
+_output = partial(_split, pooling=_NORM, scale="log", unit="unit of z", degenerate=_NOT_SEEN)
+_SPLIT_OUTPUTS = (
+    _output(
+        "shortcut_output_norm",
+        "norm of the shortcut ‖s‖₂",
+        "L2 norm of what the shortcut adds at the join: the residual stream before it.",
+    ),
+    _output(
+        "branch_output_norm",
+        "norm of the branch ‖b‖₂",
+        "L2 norm of what the branch adds at the join: what the block writes.",
+    ),
+    _output(
+        "join_output_norm",
+        "norm at the join ‖s + b‖₂",
+        "L2 norm of what the join gives: the residual stream after it.",
+    ),
+    _split(
+        "output_cosine",
+        "cosine of shortcut and branch",
+        "⟨s, b⟩ / (‖s‖ ‖b‖).",
+        Pooling("cosine", "cosine"),
+        degenerate="Null where one of the two is zero, and in a concatenation.",
+        needs=("shortcut_output_norm", "branch_output_norm"),
     ),
 )
 
@@ -382,4 +410,4 @@ _STEP = (
     _step("seconds", "seconds", "Wall time of the step.", _ADDED, unit="s"),
 )
 
-QUANTITIES = (*_LAYER, *_OUTPUT_GRADIENT, *_PARAMETER, *_SPLIT, *_STEP)
+QUANTITIES = (*_LAYER, *_OUTPUT_GRADIENT, *_PARAMETER, *_SPLIT, *_SPLIT_OUTPUTS, *_STEP)

@@ -34,7 +34,7 @@ def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _broken(folder: Path) -> None:
     """A manifest of a newer version, one that is no JSON, and a table that is no parquet."""
     newer = write_run(folder / "newer", [1.0], [[1.0]]) / "run.json"
-    newer.write_text(newer.read_text().replace('"schema_version": 1', '"schema_version": 99'))
+    newer.write_text(newer.read_text().replace('"schema_version": 2', '"schema_version": 99'))
     (folder / "torn").mkdir()
     (folder / "torn" / "run.json").write_text('{"schema_version": 1, ')
     corrupt = write_run(folder / "corrupt", [1.0] * 4, [[1.0, 2.0]] * 4)

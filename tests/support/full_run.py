@@ -265,6 +265,14 @@ def _split_block(num_joins: int, step: int, steps: int) -> Block:
         "cosine": np.ones(num_joins),
         "shortcut_share": share,
     }
+    # Independent writes of one size: the stream grows by the root of their number.
+    before = 4 * np.sqrt(1.0 + np.arange(num_joins))
+    cells |= {
+        "shortcut_output_norm": before,
+        "branch_output_norm": np.full(num_joins, 4.0),
+        "join_output_norm": np.hypot(before, 4.0),
+        "output_cosine": np.zeros(num_joins),
+    }
     return _block("splits", cells)
 
 

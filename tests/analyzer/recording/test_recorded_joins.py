@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import analyzer
+from analyzer.joins.addends import statistics_of
 from analyzer.joins.calls import tensors_in
 from analyzer.joins.products import SPLIT_COLUMNS, JoinGradients, statistics_of_products
 from analyzer.recording.split_rows import pooled_splits
@@ -289,7 +290,10 @@ def test_pooled_splits_of_opposed_micro_batches_do_not_cancel():
     # The same gradients in other units and with both sides opposed: (s, b) = (0.6, -0.6).
     other = [2.0, 0.6, 0.6, 0.0, 1.0, -1.0, 1.0]
     gradients = JoinGradients((), (), (), ())
-    rows = [statistics_of_products(gradients, products) for products in (one, other)]
+    rows = [
+        [*statistics_of_products(gradients, products), *statistics_of(None)]
+        for products in (one, other)
+    ]
     block = pooled_splits([3, 3], rows)
     assert block.ids.tolist() == [3]
     row = block.values[0]

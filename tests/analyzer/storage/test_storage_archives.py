@@ -1,9 +1,11 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from analyzer.storage.run import Run, open_run
+from analyzer.storage.schema import SCHEMA_VERSION
 
 ARCHIVES = Path(__file__).parents[2] / "archives"
 RUNS = sorted(path.parent for path in ARCHIVES.glob("v*/*/run.json"))
@@ -15,7 +17,7 @@ def run(request: pytest.FixtureRequest) -> Run:
 
 
 def test_there_is_an_archive_of_every_version() -> None:
-    assert {path.parent.name for path in RUNS} == {"v1"}
+    assert {path.parent.name for path in RUNS} == {f"v{n + 1}" for n in range(SCHEMA_VERSION)}
 
 
 def test_an_archived_run_opens_without_a_warning(run: Run) -> None:
@@ -28,8 +30,7 @@ def test_an_archived_run_opens_without_a_warning(run: Run) -> None:
     assert run.warnings == []
 
 
-def test_archived_numbers_are_what_they_were() -> None:
-    run = open_run(ARCHIVES / "v1" / "tiny")
+def test_archived_numbers_are_what_they_were(run: Run) -> None:
     assert run.steps["loss"].tolist()[:2] == [2.0, 1.0]
     assert math.isnan(run.steps["loss"][2])
     assert run.read("steps", "loss").column("loss").null_count == 1
@@ -39,6 +40,24 @@ def test_archived_numbers_are_what_they_were() -> None:
     assert run.joins["branch_layers"].tolist() == [["layers.1"]]
     assert run.probe("paths")["num_paths"].tolist() == [1.0, 1.0]
     assert run.status == "finished"
+
+
+FORWARD = ("shortcut_output_norm", "branch_output_norm", "join_output_norm", "output_cosine")
+
+
+def test_the_forward_columns_of_splits_are_null_in_version_1_and_there_since() -> None:
+    old, new = (open_run(ARCHIVES / version / "tiny") for version in ("v1", "v2"))
+    rows = old.read("splits", FORWARD)
+    assert [rows.column(name).null_count for name in FORWARD] == [4] * 4
+    assert old.splits()[list(FORWARD)].isna().all(axis=None)
+    assert new.splits(steps=0)[list(FORWARD)].to_numpy().tolist() == [[7.0, 8.0, 9.0, 10.0]]
+    for name in FORWARD:
+        grid, seen = old.grid(name), old.series(name, "block")
+        assert np.isnan(grid.values).all() and np.isnan(seen.mean).all()
+        assert np.isfinite(new.grid(name).values).any()
+        assert np.isnan(old.profile(name, 0)[1]).all()
+    assert new.probe("counterfactual")["output_gradient_norm"].tolist() == [0.5, 0.125]
+    assert new.probe("lesion")["shortcut_loss"].tolist() == [6.0]
 
 
 def test_archived_overview_is_read_as_it_was_written() -> None:

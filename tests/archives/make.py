@@ -1,4 +1,4 @@
-"""Makes ``tests/archives/v1/tiny``: four steps of two layers and a join, by schema version 1.
+"""Makes ``tests/archives/v2/tiny``: four steps of two layers and a join, by schema version 2.
 
 An archive is made once, when its schema version is released, and never again: the tests then show
 that later code still reads what earlier code wrote.
@@ -58,7 +58,7 @@ def step(number: int) -> StepRecord:
 
 def main(folder: Path) -> None:
     """Write the run."""
-    assert SCHEMA_VERSION == 1, "the archive of a released version is not made again"
+    assert SCHEMA_VERSION == 2, "the archive of a released version is not made again"
     created = "2026-09-21T14:13:20+00:00"
     writer = RunWriter(folder, {"name": "tiny", "created": created})
     writer.write_layers([layer(0, None, None), layer(1, 0, "branch")])
@@ -76,8 +76,16 @@ def main(folder: Path) -> None:
         writer.add(lambda number=number: step(number))  # type: ignore[misc]
     paths = {"length": [0, 1], "num_paths": [1.0, 1.0], "gradient_norm": [1.0, 0.5]}
     writer.write_probe("paths", 3, {**paths, "share": [0.75, 0.25]}, {"mode": "eval"})
+    lesion = {"loss": 3.0, "loss_change": 1.0, "accuracy": 0.25}
+    lesion |= {f"shortcut_{name}": 2 * value for name, value in lesion.items()}
+    writer.write_probe("lesion", 3, {"join": [0], **{key: [lesion[key]] for key in lesion}})
+    scales = {"skip_scale": [1.0, 0.0], "rescaled": [False, True]}
+    named = {"layer": [1, 1], "name": ["layers.1"] * 2}
+    writer.write_probe(
+        "counterfactual", 3, {**named, **scales, "output_gradient_norm": [0.5, 0.125]}
+    )
     writer.close("finished")
 
 
 if __name__ == "__main__":
-    main(Path(__file__).parent / "v1" / "tiny")
+    main(Path(__file__).parent / "v2" / "tiny")

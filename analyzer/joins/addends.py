@@ -1,0 +1,377 @@
+"""What a forward pass adds at its joins: norms of shortcut, branch and sum, and their cosine."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from analyzer.joins.modes import unseen
+from analyzer.joins.operations import FUNCTION_KINDS, OPERANDS, Operands
+from analyzer.joins.plan import JoinSite
+from analyzer.joins.products import norm_of, products, split_statistics, squares
+from analyzer.joins.trace import FunctionMode, sequence_number
+
+__all__ = ["Addends", "JoinOutputs", "statistics_of"]
+
+# A program that never comes to a backward pass must not fill the memory.
+_MOST_CALLS = 20_000
+# Additions whose operands are kept: `branch + other + x` adds the branch before x.
+_MOST_RECENT = 2
+_MOST_OPERANDS = 16
+Numbers: TypeAlias = Sequence[float] | Tensor
+Place: TypeAlias = tuple[int, tuple[int, ...]]
+"""Where an operand is read: the first autograd node of the call, and the call's slots."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Operand:
+    """One operand of a sum: its places, its values, and what it is multiplied by.
+
+    An operand of a sum that is an operand itself has the places of both.
+    """
+
+    places: tuple[Place, ...]
+    values: Tensor
+    factor: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One call that adds, concatenates or stacks.
+
+    Args:
+        start: Sequence number of its first autograd node; `end`: the one after its last.
+        offset: How many nodes the pass had made before it.
+        places: Of each operand.
+        numbers: The norms of the operands, then the dot products of each with the later ones.
+    """
+
+    start: int
+    end: int
+    offset: int
+    kind: str
+    places: tuple[tuple[Place, ...], ...]
+    numbers: Numbers
+
+
+@dataclass(frozen=True, slots=True)
+class JoinOutputs:
+    """What one join adds.
+
+    Args:
+        numbers: The norms of ``count`` operands, then their dot products, if not on their way.
+        shortcut: Which operands are the shortcuts'; `branch`: which are the branch's.
+        kind: ``add``, or ``cat``: operands side by side.
+        is_whole: Whether the join gives the sum of the operands as they are here.
+    """
+
+    numbers: Numbers
+    count: int
+    shortcut: tuple[int, ...]
+    branch: tuple[int, ...]
+    kind: str
+    is_whole: bool
+
+    def statistics(self, numbers: Sequence[float]) -> list[float | None]:
+        """Return ‖s‖, ‖b‖, ‖s + b‖ and cos(s, b) from the numbers on the host.
+
+        The norm of a sum that weights its operands is None, and so is the cosine in a concatenation
+        and where one of the two is zero.
+        """
+        norms, pairs = numbers[: self.count], combinations(range(self.count), 2)
+        unit = max((norm for norm in norms if math.isfinite(norm)), default=0.0) or 1.0
+        dots = {pair: dot / unit / unit for pair, dot in zip(pairs, numbers[self.count :])}  # noqa: B905
+        dots |= {(place, place): (norm / unit) ** 2 for place, norm in enumerate(norms)}
+
+        def product(one: Sequence[int], other: Sequence[int]) -> float:
+            return sum(dots.get((min(i, j), max(i, j)), 0.0) for i in one for j in other)
+
+        def length(side: Sequence[int]) -> float:
+            square = product(side, side)
+            return norms[side[0]] if len(side) == 1 else unit * _root(square)
+
+        ss, bb = product(self.shortcut, self.shortcut), product(self.branch, self.branch)
+        cosine, _ = split_statistics(ss, product(self.shortcut, self.branch), bb)
+        whole = length(range(self.count)) if self.is_whole else None
+        sides = [length(self.shortcut), length(self.branch)]
+        return [*sides, whole, cosine if self.kind == "add" else None]
+
+
+def statistics_of(
+    outputs: JoinOutputs | None, numbers: Sequence[float] | None = None
+) -> list[float | None]:
+    """Return ‖s‖, ‖b‖, ‖s + b‖ and cos(s, b); None each where they were not seen.
+
+    The numbers are those of the outputs, where they were copied to the host by others.
+    """
+    if outputs is None:
+        return [None] * 4
+    if numbers is None:
+        given = outputs.numbers
+        numbers = given.tolist() if isinstance(given, Tensor) else given
+    return outputs.statistics(numbers)
+
+
+def _root(square: float) -> float:
+    return math.sqrt(square) if square > 0 else square * 0.0  # NaN stays
+
+
+# The operands of a call, slots of those that it multiplies first, the numbers, the versions.
+_Made: TypeAlias = tuple[list[_Operand], tuple[int, ...], Numbers | None, list[int]]
+
+
+class Addends(FunctionMode):
+    """Measures the operands of the additions, stacks and concatenations under it.
+
+    Of a pass nothing is kept but numbers and, for the last two additions, their operands. No result
+    changes, no autograd node is made, and no device is waited for. Once the joins of a pass are
+    known, only their operands are measured in later ones.
+
+    Attributes:
+        failure: Why a call was not measured; None where all were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failure: Exception | None = None
+        self._base = 0
+        self._calls: list[_Call] = []
+        self._recent: deque[tuple[Tensor, int, list[_Operand], list[int]]] = deque(
+            maxlen=_MOST_RECENT
+        )
+        # By the nodes made before them the calls of joins, and whether the sums among their
+        # operands are taken apart.
+        self._needed: dict[int, bool] = {}
+        self._has_missed = self._wants_all = True
+
+    def begin(self) -> None:
+        """The forward pass of a model begins."""
+        self._base = sequence_number()
+        self.__enter__()  # type: ignore[no-untyped-call]
+
+    def end(self) -> None:
+        """It has ended."""
+        self._recent.clear()
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def forget(self) -> None:
+        """Forget earlier passes; those that come are like them, if no join was missed."""
+        self._wants_all, self._has_missed = self._has_missed, False
+        self._calls.clear()
+
+    def call(
+        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Call the function, and measure what it adds."""
+        if name not in OPERANDS:
+            return func(*args, **kwargs)
+        start = sequence_number()
+        is_flat = self._wants_all or self._needed.get(start - self._base)
+        if is_flat is None or len(self._calls) > _MOST_CALLS or kwargs.get("out") is not None:
+            return func(*args, **kwargs)
+        made: _Made | None = None
+        try:
+            with unseen():  # before the call: it may write to an operand
+                made = self._before(name, args, kwargs, start, is_flat=is_flat)
+        except Exception as error:  # the program must not notice
+            self.failure = error
+        result = func(*args, **kwargs)
+        if made is not None and sequence_number() > start and isinstance(result, Tensor):
+            try:
+                with unseen():
+                    self._after(name, made, result, start)
+            except Exception as error:
+                self.failure = error
+        return result
+
+    def _before(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], start: int, *, is_flat: bool
+    ) -> _Made | None:
+        operands, rest = _operands(name, args, kwargs, start)
+        if not operands:
+            return None
+        if is_flat and not rest:
+            operands = [part for operand in operands for part in self._parts(operand)]
+        numbers = None if rest else _numbers(FUNCTION_KINDS[name], operands)
+        return operands, rest, numbers, [operand.values._version for operand in operands]
+
+    def _after(self, name: str, made: _Made, result: Tensor, start: int) -> None:
+        operands, rest, numbers, versions = made
+        kind, end = FUNCTION_KINDS[name], sequence_number()
+        if rest:
+            (first,) = operands
+            values = result.detach() - first.factor * first.values.detach()
+            operands = [first, _Operand(((start, rest),), values)]
+            numbers = _numbers(kind, operands)
+        if numbers is not None:
+            places = tuple(operand.places for operand in operands)
+            self._calls.append(_Call(start, end, start - self._base, kind, places, numbers))
+        if kind == "add" and not rest and versions == [o.values._version for o in operands]:
+            self._recent.append((result, result._version, operands, versions))
+
+    def _parts(self, operand: _Operand) -> list[_Operand]:
+        """Return the operands of one that is the sum of one of the last additions."""
+        for result, version, parts, versions in self._recent:
+            now = [part.values._version for part in parts]
+            if operand.values is result and result._version == version and now == versions:
+                return [
+                    _Operand(
+                        part.places + operand.places, part.values, part.factor * operand.factor
+                    )
+                    for part in parts
+                ]
+        return [operand]
+
+    def outputs(self, sites: Iterable[JoinSite]) -> list[JoinOutputs | None]:
+        """Return what the joins of a graph add; None for one whose addition was not seen."""
+        starts = [call.start for call in self._calls]
+
+        def at(node: Node | None) -> _Call | None:
+            number = -1 if node is None else node._sequence_nr()
+            place = bisect_right(starts, number) - 1
+            found = self._calls[place] if place >= 0 else None
+            return found if found is not None and number < found.end else None
+
+        found = [self._output(site, at) for site in sites]
+        self._has_missed |= None in found
+        return found
+
+    def _output(
+        self, site: JoinSite, at: Callable[[Node | None], _Call | None]
+    ) -> JoinOutputs | None:
+        entries = [(at(reader), slot) for reader, slot in _branch_entries(site)]
+        summed = at(site.node)
+        call = summed or next((entered for entered, _ in entries if entered), None)
+        if call is None or not entries or site.node is None:
+            return None
+        branch: list[int] = []
+        for entered, slot in entries:
+            added = [
+                number
+                for number, places in enumerate(call.places)
+                if entered and any(start == entered.start and slot in at for start, at in places)
+            ]
+            if not added:
+                return None
+            branch += added
+        others = tuple(number for number in range(len(call.places)) if number not in branch)
+        if not others:
+            return None
+        for entered, _ in entries:
+            if entered is not None and entered is not call:
+                self._needed.setdefault(entered.offset, False)
+        is_flat = any(entered is not call for entered, _ in entries)
+        self._needed[call.offset] = is_flat or self._needed.get(call.offset, False)
+        is_whole = summed is not None or type(site.node).__name__ == "SumBackward1"
+        kind = "cat" if site.join.operation == "cat" else "add"
+        count = len(call.places)
+        return JoinOutputs(call.numbers, count, others, tuple(sorted(set(branch))), kind, is_whole)
+
+
+def _branch_entries(site: JoinSite) -> Iterable[tuple[Node, int]]:
+    """Return the edges by which the branch is added: the reader and its slot."""
+    return [(site.node, slot) for slot in site.branch_slots] if site.node is not None else []
+
+
+def _operands(
+    name: str, args: tuple[Any, ...], kwargs: dict[str, Any], start: int
+) -> tuple[list[_Operand], tuple[int, ...]]:
+    """Return the operands of a call as they are added; none where they are not of one size.
+
+    Of a call that multiplies before it adds, the first operand is there, and then the slots of the
+    others.
+    """
+    given = Operands(name, args, kwargs)
+    values, word, kind = list(given.values), name.strip("_"), FUNCTION_KINDS[name]
+    if not 1 < len(values) <= _MOST_OPERANDS or not all(map(_is_plain, values[:2])):
+        return [], ()
+    factors = [1.0] * len(values)
+    rest: tuple[int, ...] = ()
+    if kind == "add" and word in _SIGNS:
+        alpha = float(kwargs.get("alpha", 1))
+        factors = [sign * (alpha if is_scaled else 1) for sign, is_scaled in _SIGNS[word]]
+    elif kind == "add" and word == "lerp":
+        weight = values[2] if len(values) > 2 else kwargs.get("weight", args[-1])
+        weight = weight.detach() if isinstance(weight, Tensor) else weight
+        values = [values[0].detach() * (1 - weight), values[1].detach() * weight]
+    elif kind == "add":
+        rest = tuple(range(1, len(values)))
+        factors = [float(kwargs.get("beta", 1))]
+        values = [values[0].detach().clone() if given.is_in_place else values[0]]
+    if not all(map(_is_plain, values)):
+        return [], ()
+    if kind != "cat" and len({value.numel() for value in values}) > 1:
+        return [], ()  # one is repeated over the other: no join
+    pairs = enumerate(zip(values, factors, strict=False))
+    return [_Operand(((start, (slot,)),), value, factor) for slot, (value, factor) in pairs], rest
+
+
+# By function the sign of each of two operands, and whether ``alpha`` multiplies it.
+_PLUS, _MINUS = ((1, False), (1, True)), ((1, False), (-1, True))
+_SIGNS = dict.fromkeys(("add", "iadd", "radd"), _PLUS)
+_SIGNS |= dict.fromkeys(("sub", "isub", "subtract"), _MINUS) | {"rsub": ((-1, True), (1, False))}
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is a tensor whose elements can be read."""
+    return (
+        isinstance(value, Tensor)
+        and type(value) in (Tensor, nn.Parameter)
+        and value.layout is torch.strided
+        and (value.is_floating_point() or value.is_complex())
+        and value.numel() > 0
+    )
+
+
+def _numbers(kind: str, operands: Sequence[_Operand]) -> Numbers | None:
+    """Return the norms and, unless they stand side by side, the dot products of operands.
+
+    On the host they are numbers; on a device they stay there.
+    """
+    if not operands:
+        return None
+    values = [_real(operand.values.detach()) for operand in operands]
+    factors = [operand.factor for operand in operands]
+    pairs = [] if kind == "cat" else list(combinations(range(len(values)), 2))
+    if all(value.is_cpu for value in values):
+        norms, dots = _on_host(values, pairs)
+    else:
+        norms, dots = _on_device(values, pairs)
+    found = [norm * abs(factor) for norm, factor in zip(norms, factors, strict=True)]
+    found += [dot * factors[i] * factors[j] for dot, (i, j) in zip(dots, pairs, strict=True)]
+    return torch.stack(found) if isinstance(found[0], Tensor) else found
+
+
+def _real(value: Tensor) -> Tensor:
+    return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value.resolve_neg()
+
+
+def _on_host(values: list[Tensor], pairs: list[tuple[int, int]]) -> tuple[list[Any], list[Any]]:
+    if any(value.dtype is torch.float64 for value in values):
+        wide = [value.double().reshape(-1) for value in values]
+        dots = [float(torch.dot(wide[i], wide[j])) for i, j in pairs]
+        return [norm_of(value) for value in wide], dots
+    values = [value.float() for value in values]
+    if len(values) == 2 and pairs:  # the usual case in one pass
+        ss, sb, bb = products(*values)
+        return [math.sqrt(ss), math.sqrt(bb)], [sb]
+    return [math.sqrt(squares(v)) for v in values], [
+        products(values[i], values[j])[1] for i, j in pairs
+    ]
+
+
+def _on_device(values: list[Tensor], pairs: list[tuple[int, int]]) -> tuple[list[Any], list[Any]]:
+    wide = torch.float32 if values[0].device.type == "mps" else torch.float64
+    norms = [torch.linalg.vector_norm(value, dtype=wide) for value in values]
+    flat = [value if value.dtype is wide else value.float() for value in values]
+    dots = [(flat[i].reshape(-1) * flat[j].reshape(-1)).sum(dtype=wide) for i, j in pairs]
+    return norms, dots

@@ -45,7 +45,7 @@ Floats = NDArray[np.float64]
 _MOST_ATTRIBUTION_STEPS = 6
 COUNTERFACTUALS = {
     "as it is": (1.0, False),
-    "shortcuts halved": (0.5, False),
+    "with shortcuts halved": (0.5, False),
     "without shortcuts": (0.0, False),
     "without shortcuts, rescaled": (0.0, True),
 }

@@ -53,6 +53,8 @@ PAGES = checked(
             panels=(
                 shortcuts.STRIP,
                 shortcuts.SHARES,
+                shortcuts.STREAM,
+                shortcuts.STREAM_SERIES,
                 probes.COUNTERFACTUAL,
                 probes.PATHS,
                 probes.LESION,

@@ -8,24 +8,37 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from analyzer.analysis.numerals import percent
-from analyzer.analysis.per_run import PerRun
+from analyzer.analysis.per_run import PerRun, shown_range
 from analyzer.analysis.shortcuts import (
     SHARE_LEVELS,
     JoinArcs,
+    ResidualStream,
     ShortcutStrip,
     SplitCurves,
+    StreamCurves,
+    residual_stream,
     share_level,
     shortcut_strip,
     split_series,
+    stream_series,
 )
-from analyzer.figures.axes import DEPTH, STEP, stage_ticks
-from analyzer.figures.marks import filled, layer_dots, run_line, translucent
+from analyzer.figures.axes import DEPTH, STEP, axis_edges, stage_ticks, value_axis
+from analyzer.figures.marks import edge_marks, filled, layer_dots, run_line, translucent
 from analyzer.figures.panels import Panel
 from analyzer.figures.sketch import Trace, scatter
 from analyzer.figures.theme import Theme, labeled
 from analyzer.vocabulary.methods import Method
 
-__all__ = ["SHARES", "STRIP", "arc_traces", "arc_words", "highest_level", "outline"]
+__all__ = [
+    "SHARES",
+    "STREAM",
+    "STREAM_SERIES",
+    "STRIP",
+    "arc_traces",
+    "arc_words",
+    "highest_level",
+    "outline",
+]
 
 _LEVELS = ("0 to 20 %", "20 to 40 %", "40 to 60 %", "60 to 80 %", "80 % and more")
 _WIDTHS = (1.25, 2.0, 3.0, 4.0, 5.0)
@@ -187,6 +200,75 @@ def _split_traces(run: SplitCurves, theme: Theme) -> list[Trace]:
     return [around, *single, run_line(run.label, theme, x=run.steps, y=middle, **words)]
 
 
+def _stream_figure(info: PerRun[ResidualStream], theme: Theme) -> go.Figure:
+    """Draw the norm of the stream along depth, what each block writes, and the last norm marked."""
+    figure = theme.figure(height=400)
+    norms = [values for run in info.runs for values in (run.after, run.written)]
+    low, high = shown_range(norms, is_log=True)
+    axis = value_axis("norm (unit of z)", is_log=True, low=low, high=high)
+    edges = axis_edges(axis, is_log=True)
+    for run in info.runs:
+        color, text = theme.style(run.label.style).color, labeled(run.label.text)
+        words = [labeled(name) for name in run.names]
+        line = {"name": f"{text}: stream ‖s + b‖", "text": words}
+        hover = {"hovertemplate": "%{text}: %{y:.3e}"}
+        place = {"x": run.positions, "y": run.after}
+        figure.add_trace(run_line(run.label, theme, **place, **line, **hover))
+        figure.add_trace(
+            scatter(
+                x=run.positions,
+                y=run.written,
+                mode="markers",
+                marker={"color": color, "symbol": "line-ew-open", "size": 10, "line": {"width": 2}},
+                text=words,
+                name=f"{text}: written ‖b‖",
+                **hover,
+            )
+        )
+        last = int(np.flatnonzero(np.isfinite(run.after))[-1])
+        figure.add_trace(
+            scatter(
+                x=[run.positions[last]],
+                y=[run.after[last]],
+                mode="markers",
+                marker={"color": theme.mark, "symbol": "star", "size": 12},
+                name=run.last_word,
+                text=[f"{text}, {run.last_word}"],
+                showlegend=run is info.runs[0],
+                **hover,
+            )
+        )
+        for values in (run.after, run.written):
+            figure.add_trace(edge_marks(run.positions, values, edges, theme, is_log=True))
+    figure.update_xaxes(**DEPTH)
+    figure.update_yaxes(**axis)
+    figure.update_layout(showlegend=True)
+    return figure
+
+
+def _stream_series_figure(info: PerRun[StreamCurves], theme: Theme) -> go.Figure:
+    """Draw the stream after the last join over the steps, all joins around it, and the writes."""
+    figure = theme.figure(height=400)
+    norms = [values for run in info.runs for values in (run.low, run.high, run.written)]
+    low, high = shown_range(norms, is_log=True)
+    for run in info.runs:
+        color, text = theme.style(run.label.style).color, labeled(run.label.text)
+        hover = {"hovertemplate": "step %{x}: %{y:.3e}"}
+        around = filled(run.steps, run.low, run.high, color, 0.15, name=f"{text}: all joins")
+        last = run.last if run.smooth is None else run.smooth
+        words = {"name": f"{text}: stream after the last join"}
+        line = {"color": color, "width": 1.5, "dash": "dot"}
+        written = scatter(x=run.steps, y=run.written, mode="lines", line=line, **hover)
+        written["name"] = f"{text}: written ‖b‖, median"
+        figure.add_traces(
+            [around, run_line(run.label, theme, x=run.steps, y=last, **words, **hover), written]
+        )
+    figure.update_xaxes(**STEP)
+    figure.update_yaxes(**value_axis("norm (unit of z)", is_log=True, low=low, high=high))
+    figure.update_layout(showlegend=True)
+    return figure
+
+
 STRIP = Panel(
     key="shortcut_strip",
     title="Shortcuts",
@@ -217,5 +299,35 @@ SHARES = Panel(
     needs=("shortcut_share",),
     info=split_series,
     drawing=_split_figure,
+    reads=("smooth",),
+)
+STREAM = Panel(
+    key="residual_stream",
+    title="Residual stream",
+    how_to_read="The line is the norm of the stream after each join, the dashes are what each "
+    "block writes to it; the marked point is what the final norm reads. Writes of one size that do "
+    "not agree let the stream grow by the root of their number; dashes far below the line are "
+    "blocks that hardly count.",
+    method=Method(
+        title="Residual stream",
+        formula="z = s + b:  ‖s‖₂, ‖b‖₂, ‖s + b‖₂ and cos(s, b)",
+        text="Norms over all elements of what the shortcut s and the residual branch b add at a "
+        "join, pooled over the step. With batch normalization at initialization the l-th block "
+        "writes ‖b‖ / ‖s‖ = 1/√l.",
+        sources=("desmith2020",),
+    ),
+    needs=("join_output_norm",),
+    info=residual_stream,
+    drawing=_stream_figure,
+    reads=("step",),
+)
+STREAM_SERIES = Panel(
+    key="stream_over_time",
+    title="Residual stream over time",
+    how_to_read="The norm of the stream after the last join, over the steps; the band reaches from "
+    "the smallest to the largest of all joins. Dotted: what a block writes, the median.",
+    needs=("join_output_norm",),
+    info=stream_series,
+    drawing=_stream_series_figure,
     reads=("smooth",),
 )

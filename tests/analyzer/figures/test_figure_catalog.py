@@ -23,7 +23,7 @@ from tests.support.runs import layer_row, write_run
 EACH = pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel.key)
 # What a hand-made run of one layer does not hold.
 NOT_IN_ONE = {"joins", "shortcut_share", "norm", "update_norm", "learning_rate", "gradient_norm"}
-NOT_IN_ONE |= {*PROBE_NAMES, "logged"}
+NOT_IN_ONE |= {"join_output_norm", "logged", *PROBE_NAMES}
 HOSTILE = '<img src=x onerror="alert(1)">'
 
 

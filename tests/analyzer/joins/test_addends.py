@@ -2,7 +2,10 @@
 
 import math
 import operator
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -203,6 +206,54 @@ def test_later_passes_are_measured_at_their_joins_alone(tmp_path) -> None:
         assert [statistics_of(one) for one in outputs] == [pytest.approx(wanted, rel=1e-6)]
     assert counts == [2, 1, 1]
     assert isinstance(outputs[0], JoinOutputs)
+
+
+def test_a_function_that_is_compiled_is_not_compiled_once_more_for_it(tmp_path) -> None:
+    # In a process of its own: what was compiled elsewhere would be counted, too.
+    (tmp_path / "program.py").write_text(COMPILES)
+    done = subprocess.run(
+        [sys.executable, "program.py"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(Path(__file__).parents[3]), "PATH": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines() == [
+        "0",
+        "['what joins add: to see it, compiled code had to be compiled again']",
+        "True",
+    ], done.stderr
+
+
+COMPILES = """
+import torch, analyzer
+from torch import nn
+from torch._dynamo.utils import counters
+
+act = torch.compile(torch.sin, backend="eager")
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.branch = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return x + act(self.branch(x))
+
+model = nn.Sequential(nn.Linear(4, 4), Block())
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+with analyzer.Recorder(model, "run", splits_every=1):
+    for step in range(5):
+        optimizer.zero_grad()
+        model(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+        if step == 1:  # the step in which joins are looked for is over
+            frames = counters["frames"]["total"]
+print(counters["frames"]["total"] - frames)
+run = analyzer.open_run("run")
+print(run.manifest["not_recorded"])
+print(run.splits()["branch_output_norm"].isna().all())
+"""
 
 
 def test_de_and_smith_a_block_writes_one_over_the_root_of_its_number(tmp_path) -> None:

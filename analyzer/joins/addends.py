@@ -248,23 +248,19 @@ class Addends(FunctionMode):
     def _output(
         self, site: JoinSite, at: Callable[[Node | None], _Call | None]
     ) -> JoinOutputs | None:
-        entries = [(at(reader), slot) for reader, slot in _branch_entries(site)]
+        entries = [(at(reader), slot) for reader, slot in site.branch_entries]
         summed = at(site.node)
         call = summed or next((entered for entered, _ in entries if entered), None)
         if call is None or not entries or site.node is None:
             return None
-        branch: list[int] = []
-        for entered, slot in entries:
-            added = [
-                number
-                for number, places in enumerate(call.places)
-                if entered and any(start == entered.start and slot in at for start, at in places)
-            ]
-            if not added:
-                return None
-            branch += added
-        others = tuple(number for number in range(len(call.places)) if number not in branch)
-        if not others:
+        kind = "cat" if site.join.operation == "cat" else "add"
+        branch = _numbers_of(call, entries)
+        others = [number for number in range(len(call.places)) if number not in branch]
+        if kind == "cat":  # what else is there, a condition, is on neither side
+            others = _numbers_of(
+                call, [(at(reader), slot) for reader, slot in site.shortcut_entries]
+            )
+        if not branch or not others:
             return None
         for entered, _ in entries:
             if entered is not None and entered is not call:
@@ -272,14 +268,23 @@ class Addends(FunctionMode):
         is_flat = any(entered is not call for entered, _ in entries)
         self._needed[call.offset] = is_flat or self._needed.get(call.offset, False)
         is_whole = summed is not None or type(site.node).__name__ == "SumBackward1"
-        kind = "cat" if site.join.operation == "cat" else "add"
-        count = len(call.places)
-        return JoinOutputs(call.numbers, count, others, tuple(sorted(set(branch))), kind, is_whole)
+        sides = tuple(others), tuple(branch)
+        return JoinOutputs(call.numbers, len(call.places), *sides, kind, is_whole)
 
 
-def _branch_entries(site: JoinSite) -> Iterable[tuple[Node, int]]:
-    """Return the edges by which the branch is added: the reader and its slot."""
-    return [(site.node, slot) for slot in site.branch_slots] if site.node is not None else []
+def _numbers_of(call: _Call, entries: Iterable[tuple[_Call | None, int]]) -> list[int]:
+    """Return which operands of a call come in by some edges; none where one is not seen."""
+    found: dict[int, None] = {}
+    for entered, slot in entries:
+        added = [
+            number
+            for number, places in enumerate(call.places)
+            if entered and any(start == entered.start and slot in at for start, at in places)
+        ]
+        if not added:
+            return []
+        found |= dict.fromkeys(added)
+    return list(found)
 
 
 def _operands(

@@ -26,42 +26,53 @@ def assigned(b: Tensor, x: Tensor) -> Tensor:
     return b
 
 
-# How z is made of x and b, and what x and b add to it; further operands are b's first two columns.
+# How z is made of x and b, and what shortcut and b add to it; in c nothing is learned, in d much.
 SUMS: dict[str, tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor]]]] = {
-    "x + b": (lambda x, b, c: x + b, lambda x, b, c: (x, b)),
-    "b + x": (lambda x, b, c: b + x, lambda x, b, c: (x, b)),
-    "b += x": (lambda x, b, c: assigned(b, x), lambda x, b, c: (x, b)),
-    "add_": (lambda x, b, c: b.add_(x), lambda x, b, c: (x, b)),
-    "x - b": (lambda x, b, c: x - b, lambda x, b, c: (x, -b)),
-    "b - x": (lambda x, b, c: torch.sub(b, x, alpha=3), lambda x, b, c: (-3 * x, b)),
-    "alpha": (lambda x, b, c: torch.add(x, b, alpha=0.5), lambda x, b, c: (x, 0.5 * b)),
-    "keywords": (lambda x, b, c: torch.add(other=x, input=b), lambda x, b, c: (x, b)),
-    "operator": (lambda x, b, c: operator.add(x, b), lambda x, b, c: (x, b)),
-    "python's sum": (lambda x, b, c: sum([b, x]), lambda x, b, c: (x, b)),
-    "lerp": (lambda x, b, c: torch.lerp(x, b, 0.25), lambda x, b, c: (0.75 * x, 0.25 * b)),
+    "x + b": (lambda x, b, c, d: x + b, lambda x, b, c, d: (x, b)),
+    "b + x": (lambda x, b, c, d: b + x, lambda x, b, c, d: (x, b)),
+    "b += x": (lambda x, b, c, d: assigned(b, x), lambda x, b, c, d: (x, b)),
+    "add_": (lambda x, b, c, d: b.add_(x), lambda x, b, c, d: (x, b)),
+    "x - b": (lambda x, b, c, d: x - b, lambda x, b, c, d: (x, -b)),
+    "b - x": (lambda x, b, c, d: torch.sub(b, x, alpha=3), lambda x, b, c, d: (-3 * x, b)),
+    "alpha": (lambda x, b, c, d: torch.add(x, b, alpha=0.5), lambda x, b, c, d: (x, 0.5 * b)),
+    "keywords": (lambda x, b, c, d: torch.add(other=x, input=b), lambda x, b, c, d: (x, b)),
+    "operator": (lambda x, b, c, d: operator.add(x, b), lambda x, b, c, d: (x, b)),
+    "python's sum": (lambda x, b, c, d: sum([b, x]), lambda x, b, c, d: (x, b)),
+    "lerp": (lambda x, b, c, d: torch.lerp(x, b, 0.25), lambda x, b, c, d: (0.75 * x, 0.25 * b)),
     "addcmul": (
-        lambda x, b, c: torch.addcmul(x, b, torch.tensor(2.0, dtype=b.dtype), value=3),
-        lambda x, b, c: (x, 6 * b),
+        lambda x, b, c, d: torch.addcmul(x, b, torch.tensor(2.0, dtype=b.dtype), value=3),
+        lambda x, b, c, d: (x, 6 * b),
     ),
-    "scaled": (lambda x, b, c: 0.5 * x + 0.1 * b, lambda x, b, c: (0.5 * x, 0.1 * b)),
-    "branch last": (lambda x, b, c: x + c + b, lambda x, b, c: (x + c, b)),
-    "branch is a sum": (lambda x, b, c: x + (b + c), lambda x, b, c: (x, b + c)),
+    "scaled": (lambda x, b, c, d: 0.5 * x + 0.1 * b, lambda x, b, c, d: (0.5 * x, 0.1 * b)),
+    "branch last": (lambda x, b, c, d: x + c + b, lambda x, b, c, d: (x + c, b)),
+    "branch first": (lambda x, b, c, d: b + c + x, lambda x, b, c, d: (x + c, b)),
+    "stacked": (lambda x, b, c, d: torch.stack([x, b]).sum(0), lambda x, b, c, d: (x, b)),
+    "three stacked": (
+        lambda x, b, c, d: torch.stack([c, x, b]).sum(0),
+        lambda x, b, c, d: (x + c, b),
+    ),
+    "sum in a sum": (lambda x, b, c, d: x + (b + c), lambda x, b, c, d: (x + c, b)),
+    "branch is a sum": (lambda x, b, c, d: x + (b + d), lambda x, b, c, d: (x, b + d)),
+    "two branches": (lambda x, b, c, d: b + d + x, lambda x, b, c, d: (x, b + d)),
 }
 
 
+IN_SHORT = ("x + b", "b += x", "lerp", "branch first", "sum in a sum", "stacked")
+
+
 class Block(nn.Module):
-    """``z = x + b``, b a function of many parameters, c of few."""
+    """``z = x + b``, b a function of many parameters, c of none, d of some."""
 
     def __init__(self, add: Callable[..., Tensor]) -> None:
         super().__init__()
         self.wide, self.thin = nn.Linear(WIDTH, 40), nn.Linear(40, WIDTH)
         self.small, self.add = nn.Linear(WIDTH, WIDTH, bias=False), add
-        self.seen: tuple[Tensor, Tensor, Tensor] | None = None
+        self.seen: tuple[Tensor, ...] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        b, c = self.thin(torch.tanh(self.wide(x))), torch.sin(self.small(x))
-        self.seen = x.detach().clone(), b.detach().clone(), c.detach().clone()
-        return torch.tanh(self.add(x, b, c))
+        b, c, d = self.thin(torch.tanh(self.wide(x))), torch.sin(x), torch.sin(self.small(x))
+        self.seen = tuple(tensor.detach().clone() for tensor in (x, b, c, d))
+        return torch.tanh(self.add(x, b, c, d))
 
 
 def net(add: Callable[..., Tensor]) -> nn.Sequential:
@@ -79,8 +90,13 @@ def mean(output: Tensor, _: object) -> Tensor:
     return output.square().mean()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("name", SUMS)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, torch.float32) for name in SUMS),
+        *((name, dtype) for name in IN_SHORT for dtype in (torch.float64, torch.bfloat16)),
+    ],
+)
 def test_each_join_has_the_norms_of_what_it_adds(name: str, dtype: torch.dtype) -> None:
     add, parts = SUMS[name]
     model, x = net(add).to(dtype), torch.randn(5, 4, dtype=dtype)
@@ -94,7 +110,7 @@ def test_each_join_has_the_norms_of_what_it_adds(name: str, dtype: torch.dtype) 
         assert row[COLUMNS].tolist() == pytest.approx(wanted, rel=tolerance, abs=tolerance)
 
 
-@pytest.mark.parametrize("name", SUMS)
+@pytest.mark.parametrize("name", IN_SHORT)
 def test_a_recorded_training_has_them_at_each_split(name: str, tmp_path) -> None:
     add, parts = SUMS[name]
     model = net(add)
@@ -149,7 +165,7 @@ def test_a_concatenation_has_norms_and_no_cosine() -> None:
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e30])
 def test_nothing_vanishes_or_overflows(scale: float) -> None:
-    model, x = net(lambda x, b, c: x + scale * b), torch.randn(5, 4)
+    model, x = net(lambda x, b, c, d: x + scale * b), torch.randn(5, 4)
     frame = analyzer.gradient_splits(model, x, None, lambda output, _: output.sum())
     row = frame[COLUMNS].iloc[0].tolist()
     assert row[1] == pytest.approx(scale * model[1].seen[1].double().norm().item(), rel=1e-5)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.bands import grouped, smoothed
-from analyzer.analysis.numerals import counted, number, percent
-from analyzer.analysis.per_run import RunAtStep, RunRecord, not_recorded, per_run, profile_values
+from analyzer.analysis.numerals import counted, percent
+from analyzer.analysis.per_run import RunRecord, not_recorded, per_run, profile_values
 from analyzer.analysis.view import RunLabel, View, row_set, stage_borders
 from analyzer.storage.arrays import as_floats
 from analyzer.storage.run import Run
@@ -17,18 +17,14 @@ from analyzer.storage.run import Run
 __all__ = [
     "SHARE_LEVELS",
     "JoinArcs",
-    "ResidualStream",
     "ShortcutStrip",
     "SplitCurves",
-    "StreamCurves",
     "join_arcs",
     "nesting",
-    "residual_stream",
     "share_grid",
     "share_level",
     "shortcut_strip",
     "split_series",
-    "stream_series",
 ]
 
 Floats = NDArray[np.float64]
@@ -284,147 +280,3 @@ def split_series(view: View, run: Run, label: RunLabel) -> SplitCurves:
     smooth = smoothed(median) if view.smooth else None
     lines = shares if few else shares[:, :0]
     return SplitCurves(label, steps, median, low, high, names, lines, smooth)
-
-
-_NO_STREAM = (
-    "runs of schema version 1 have none; else the net has no join, or one that was not seen"
-)
-
-
-@dataclass(frozen=True, eq=False)
-class ResidualStream(RunAtStep):
-    """The residual stream of one run along depth: how large it is, and how much each block writes.
-
-    Args:
-        names: Joins, by depth.
-        positions: Depth of each join, ``[joins]``.
-        before: ‖s‖, the stream before the block writes; ``written``: ‖b‖; ``after``: ‖s + b‖.
-        cosines: cos(s, b); NaN where one of the two is zero, and in a concatenation.
-        ends_in_norm: Whether a normalization follows the last join.
-    """
-
-    names: tuple[str, ...]
-    positions: Floats
-    before: Floats
-    written: Floats
-    after: Floats
-    cosines: Floats
-    ends_in_norm: bool
-
-    columns: ClassVar[Mapping[str, str]] = {
-        "step": "step",
-        "join": "names",
-        "depth": "positions",
-        "shortcut_output_norm": "before",
-        "branch_output_norm": "written",
-        "join_output_norm": "after",
-        "output_cosine": "cosines",
-    }
-
-    @property
-    def last_word(self) -> str:
-        """What the stream after the last join is called."""
-        return "before the final norm" if self.ends_in_norm else "after the last join"
-
-    def sentence(self) -> str:
-        """Return the first and the last norm of the stream, and what blocks write to it."""
-        known = np.flatnonzero(np.isfinite(self.after))
-        first, last = (number(float(self.after[at])) for at in known[[0, -1]])
-        text = (
-            f"{self.where}: the norm of the stream is {first} after {self.names[known[0]]} and "
-            f"{last} {self.last_word} ({self.names[known[-1]]})"
-        )
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = self.written / self.before
-        if np.isfinite(ratio).any():
-            least = int(np.nanargmin(np.where(np.isfinite(ratio), ratio, np.nan)))
-            middle = number(float(np.median(ratio[np.isfinite(ratio)])))
-            text += (
-                f"; a block writes {middle} of it (median), "
-                f"{number(float(ratio[least]))} at least ({self.names[least]})"
-            )
-        return f"{text}."
-
-
-@per_run
-def residual_stream(view: View, run: Run, label: RunLabel) -> ResidualStream:
-    """Read ‖s‖, ‖b‖ and ‖s + b‖ at the joins of every run, at the split nearest to the step.
-
-    Reference:
-        De and Smith (2020), Batch normalization biases residual blocks towards the identity
-        function in deep networks, section 3.
-    """
-    arcs = join_arcs(run, view.step)
-    order = np.argsort(arcs.ends, kind="stable")
-    names = ("shortcut_output_norm", "branch_output_norm", "join_output_norm", "output_cosine")
-    at = -1 if arcs.step is None else arcs.step
-    before, written, after, cosines = (
-        profile_values(run, name, at, arcs.joins[order])
-        if arcs.step is not None
-        else np.full(len(order), np.nan)
-        for name in names
-    )
-    if not np.isfinite(after).any():
-        raise not_recorded("norms of what joins add were", run, _NO_STREAM)
-    layers = run.static_rows("layers")
-    ends, kinds = arcs.ends[order], layers.column("kind").to_pylist()
-    behind = np.flatnonzero(as_floats(layers.column("depth")) > ends[-1])
-    ends_in_norm = any("norm" in str(kinds[place]).lower() for place in behind)
-    words = tuple(arcs.names[place] for place in order)
-    return ResidualStream(label, at, words, ends, before, written, after, cosines, ends_in_norm)
-
-
-@dataclass(frozen=True, eq=False)
-class StreamCurves(RunRecord):
-    """The residual stream of one run over the steps.
-
-    Args:
-        steps: First step of each bin, ``[points]``.
-        low: The smallest ‖s + b‖ of all joins; ``high``: the largest.
-        last: That of the last join.
-        written: The median of ‖b‖.
-        smooth: ``last`` smoothed; None where that was not asked for.
-    """
-
-    steps: NDArray[np.int64]
-    low: Floats
-    high: Floats
-    last: Floats
-    written: Floats
-    smooth: Floats | None
-
-    columns: ClassVar[Mapping[str, str]] = {
-        "step": "steps",
-        "min_join_output_norm": "low",
-        "max_join_output_norm": "high",
-        "last_join_output_norm": "last",
-        "median_branch_output_norm": "written",
-    }
-
-    def sentence(self) -> str:
-        """Return the norm of the stream after the last join, at the first and the last step."""
-        known = np.flatnonzero(np.isfinite(self.last))
-        if not len(known):
-            return f"{self.label.text}: no norm of the stream is finite."
-        start, end = (
-            f"{number(float(self.last[at]))} at step {self.steps[at]}" for at in known[[0, -1]]
-        )
-        to = f" goes from {start} to {end}" if len(known) > 1 else f" is {start}"
-        return f"{self.label.text}: the norm of the stream after the last join{to}."
-
-
-@per_run
-def stream_series(view: View, run: Run, label: RunLabel) -> StreamCurves:
-    """Read the residual stream of every run over its steps."""
-    arcs = join_arcs(run, view.step)
-    steps, after = share_grid(run, arcs, _MOST_POINTS, "join_output_norm")
-    if not np.isfinite(after).any():
-        raise not_recorded("norms of what joins add were", run, _NO_STREAM)
-    _, written = share_grid(run, arcs, _MOST_POINTS, "branch_output_norm")
-    count = after.shape[1]
-    low, high = (grouped(after, count, how)[:, 0] for how in ("min", "max"))
-    last = after[:, int(np.argmax(arcs.ends))]
-    middle = grouped(written, count, "median")[:, 0]
-    return StreamCurves(
-        label, steps, low, high, last, middle, smoothed(last) if view.smooth else None
-    )

@@ -9,18 +9,20 @@ from plotly.subplots import make_subplots
 
 from analyzer.analysis.numerals import percent
 from analyzer.analysis.per_run import PerRun, shown_range
+from analyzer.analysis.profiles import (
+    ResidualStream,
+    StreamCurves,
+    residual_stream,
+    stream_series,
+)
 from analyzer.analysis.shortcuts import (
     SHARE_LEVELS,
     JoinArcs,
-    ResidualStream,
     ShortcutStrip,
     SplitCurves,
-    StreamCurves,
-    residual_stream,
     share_level,
     shortcut_strip,
     split_series,
-    stream_series,
 )
 from analyzer.figures.axes import DEPTH, STEP, axis_edges, stage_ticks, value_axis
 from analyzer.figures.marks import edge_marks, filled, layer_dots, run_line, translucent

@@ -261,8 +261,7 @@ _PARAMETER = (
     ),
 )
 
-_NOT_SEEN = "Null where the addition was not seen: in hidden code, or a part without gradient."
-_split = partial(Quantity, table="splits", type="float64")
+_split, _NOT_SEEN = partial(Quantity, table="splits", type="float64"), "Null where not seen."
 _split_norm = partial(_split, pooling=_NORM, scale="log", scales_with_loss=True)
 _SPLIT_NORMS = ("shortcut_gradient_norm", "branch_gradient_norm")
 _EQUATION = "He et al. 2016, equation 5"
@@ -313,24 +312,12 @@ _SPLIT = (
 
 _output = partial(_split, pooling=_NORM, scale="log", unit="unit of z", degenerate=_NOT_SEEN)
 _SPLIT_OUTPUTS = (
-    _output(
-        "shortcut_output_norm",
-        "norm of the shortcut ‖s‖₂",
-        "L2 norm of what the shortcut adds at the join: the residual stream before it.",
-    ),
-    _output(
-        "branch_output_norm",
-        "norm of the branch ‖b‖₂",
-        "L2 norm of what the branch adds at the join: what the block writes.",
-    ),
-    _output(
-        "join_output_norm",
-        "norm at the join ‖s + b‖₂",
-        "L2 norm of what the join gives: the residual stream after it.",
-    ),
+    _output("shortcut_output_norm", "shortcut ‖s‖₂", "The residual stream before the join."),
+    _output("branch_output_norm", "branch ‖b‖₂", "What the branch writes at the join."),
+    _output("join_output_norm", "sum ‖s + b‖₂", "The residual stream after the join."),
     _split(
         "output_cosine",
-        "cosine of shortcut and branch",
+        "cosine of s and b",
         "⟨s, b⟩ / (‖s‖ ‖b‖).",
         Pooling("cosine", "cosine"),
         degenerate="Null where one of the two is zero, and in a concatenation.",

@@ -10,6 +10,7 @@ from dataclasses import replace
 from threading import get_ident
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor, is_grad_enabled, nn
 from torch._C._autograd import _get_sequence_nr
 
@@ -31,6 +32,10 @@ __all__ = [
 
 # Modules without parameters that no root has; beyond, such are not looked for in the roots.
 _MOST_MET = 100
+# Forward passes of a training that alternates between a few.
+_MOST_RECENT = 8
+# Graphs that are searched beside those that are split, since something in them is new.
+_MOST_SEARCHES = 1_000
 
 
 class CallWatcher(Protocol):
@@ -214,6 +219,48 @@ def has_any(numbers: Sequence[int], start: int, end: int) -> bool:
     """Whether any of these numbers, in rising order, is from `start` on and below `end`."""
     place = bisect_left(numbers, start)
     return place < len(numbers) and numbers[place] < end
+
+
+class Patterns:
+    """What forward passes looked like that were searched for joins.
+
+    A graph may hold a new join only where something in it is new: two calls that follow one another
+    (one of them perhaps inside of the other), and the number of nodes that were made in between.
+    """
+
+    def __init__(self) -> None:
+        self._recent: list[list[int]] = []
+        self._known: set[int] = set()
+        self._num_searches = 0
+
+    def has_new(self, spans: list[int]) -> bool:
+        """Whether anything in a forward pass is new: the one structural comparison of a step."""
+        if any(spans == other for other in self._recent) or self._num_searches >= _MOST_SEARCHES:
+            return False
+        if not _transitions(spans) <= self._known:
+            self._num_searches += 1
+            return True
+        self._remember(spans)
+        return False
+
+    def add(self, spans: list[int]) -> None:
+        """This pass was searched."""
+        if spans not in self._recent:
+            self._known |= _transitions(spans)
+            self._remember(spans)
+
+    def _remember(self, spans: list[int]) -> None:
+        self._recent = [spans, *self._recent][:_MOST_RECENT]
+
+
+def _transitions(spans: list[int]) -> set[int]:
+    """What follows on what, with the number of nodes in between, each as one number."""
+    pairs = np.array(spans, dtype=np.int64).reshape(-1, 2)
+    keys, numbers = pairs[pairs[:, 0] != 0].T
+    between = np.diff(numbers)
+    if between.size and between.min() < 0:  # the calls of another thread are among them
+        return set()
+    return set((keys[:-1] * 31 + keys[1:] * 1_000_003 + between * 7_368_787).tolist())
 
 
 def first_tensor(output: Any) -> Tensor | None:

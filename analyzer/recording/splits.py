@@ -8,7 +8,6 @@ from functools import partial
 from operator import attrgetter
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
@@ -22,7 +21,7 @@ from analyzer.joins.products import JoinGradients
 from analyzer.joins.search import Join
 from analyzer.options import RecordOptions
 from analyzer.recording.hook_classes import Gate
-from analyzer.recording.invocation import Invocation
+from analyzer.recording.invocation import Invocation, Patterns
 from analyzer.recording.live_log import JoinTable, LiveLog, is_compiled, token, without_collections
 from analyzer.recording.names import unwrapped
 from analyzer.recording.split_rows import SplitRows
@@ -33,8 +32,6 @@ __all__ = ["Splits"]
 _MOST_TRIES = 20
 # Graphs of a training that alternates between a few; one that changes each time has no use of more.
 _MOST_PLANS = 8
-# Graphs that are searched beside those that are split, since something in them is new.
-_MOST_SEARCHES = 1_000
 # Steps after a split in which joins that had no part in it are split, too.
 _MOST_TURNS = 3
 
@@ -63,7 +60,7 @@ class Splits:
         self._roots: list[tuple[int, Callable[[], nn.Module | None]]] = []
         self._waiting: dict[str, int] = {}
         self._plans: list[tuple[JoinPlan, list[int]]] = []
-        self._patterns = _Patterns()
+        self._patterns = Patterns()
         self._log: LiveLog | None = None
         self._hooks: SplitHooks | None = None
         self._kept: list[_Located] = []
@@ -76,7 +73,7 @@ class Splits:
         self._missing: set[int] = set()
         self._tries = 0
         self._asked = -1
-        self._varies = self._needs_trace = self._is_off = False
+        self._varies = self._needs_trace = self._has_untraced = self._is_off = False
 
     def add_root(self, number: int, ref: Callable[[], nn.Module | None]) -> None:
         """Look for joins in this model, too."""
@@ -141,11 +138,17 @@ class Splits:
         """Before the forward pass of a step: watch it if its graph may be a new one."""
         self._kept = []
         is_new = self._schedule.records(step) and (not self._plans or bool(self._waiting))
-        if is_new or (self._varies and self._needs_trace and self._is_due(step)):
+        if is_new or self._wants_trace(step):
             self._open_log()
         self._measures = (is_new or self._is_due(step)) and not self._is_off
         if self._measures:
             self._addends.forget()
+
+    def _wants_trace(self, step: int) -> bool:
+        """Whether forks that autograd does not see may be other ones than before."""
+        if not (self._varies and self._needs_trace and self._schedule.records(step)):
+            return False
+        return self._has_untraced or self._is_due(step)
 
     def _is_due(self, step: int) -> bool:
         """Whether the graphs of a step are split: by schedule, or since others had that turn.
@@ -226,7 +229,8 @@ class Splits:
             left = log.restrict(numbers) if log is not None else []
             if found is None and (log or is_due or any(made in used for made in new)):
                 found = self._discovered(walk, self._log_of(used, numbers, log))
-            for made in used:
+            self._has_untraced = self._needs_trace and log is None and bool(new)
+            for made in () if self._has_untraced else used:
                 self._patterns.add(made.spans)
             if log is not None:
                 self._note_roots(log)
@@ -245,7 +249,7 @@ class Splits:
         if hooks is not None:
             rows.is_partial |= failed
             hooks.finish()
-        if self._varies and self._needs_trace and self._is_due(step):
+        if self._wants_trace(step):
             self._open_log()
 
     def close(self) -> None:
@@ -299,7 +303,7 @@ class Splits:
             self._on_problem(f"no join in {self._spelled(module)}: {reason}")
         found = list(zip(plan.sites(walk) or [], numbers, strict=True))
         # What autograd does not see is found by a trace alone.
-        self._needs_trace |= any(site.node is None or site.fork is None for site, _ in found)
+        self._needs_trace |= any(site.node is not None and site.fork is None for site, _ in found)
         return found
 
     def _spelled(self, path: str) -> str:
@@ -337,48 +341,6 @@ class Splits:
 
         sites = [site for site, _ in found]
         self._hooks = SplitHooks(sites, partial(_guarded, note, self._on_problem, rows))
-
-
-class _Patterns:
-    """What forward passes looked like that were searched for joins.
-
-    A graph may hold a new join only where something in it is new: two calls that follow one another
-    (one of them perhaps inside of the other), and the number of nodes that were made in between.
-    """
-
-    def __init__(self) -> None:
-        self._recent: list[list[int]] = []
-        self._known: set[int] = set()
-        self._num_searches = 0
-
-    def has_new(self, spans: list[int]) -> bool:
-        """Whether anything in a forward pass is new: the one structural comparison of a step."""
-        if any(spans == other for other in self._recent) or self._num_searches >= _MOST_SEARCHES:
-            return False
-        if not _transitions(spans) <= self._known:
-            self._num_searches += 1
-            return True
-        self._remember(spans)
-        return False
-
-    def add(self, spans: list[int]) -> None:
-        """This pass was searched."""
-        if spans not in self._recent:
-            self._known |= _transitions(spans)
-            self._remember(spans)
-
-    def _remember(self, spans: list[int]) -> None:
-        self._recent = [spans, *self._recent][:_MOST_PLANS]
-
-
-def _transitions(spans: list[int]) -> set[int]:
-    """What follows on what, with the number of nodes in between, each as one number."""
-    pairs = np.array(spans, dtype=np.int64).reshape(-1, 2)
-    keys, numbers = pairs[pairs[:, 0] != 0].T
-    between = np.diff(numbers)
-    if between.size and between.min() < 0:  # the calls of another thread are among them
-        return set()
-    return set((keys[:-1] * 31 + keys[1:] * 1_000_003 + between * 7_368_787).tolist())
 
 
 def _guarded(

@@ -207,6 +207,7 @@ TRAININGS = [
     mixture,
     routed,
     adversaries,
+    diffusion,
     unfrozen,
     parts_called_alone,
 ]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import analyzer
 from analyzer.joins.addends import statistics_of
+from analyzer.joins.backward import splits_of_model
 from analyzer.joins.calls import tensors_in
 from analyzer.joins.products import SPLIT_COLUMNS, JoinGradients, statistics_of_products
 from analyzer.recording.split_rows import pooled_splits
@@ -53,7 +54,7 @@ def test_a_training_shows_the_joins_and_splits_that_the_live_model_has(family: F
     with torch.no_grad():
         has_gradient = wavy_loss(model(*inputs)).dtype.is_floating_point
     assert has_gradient
-    splits = analyzer.gradient_splits(model, inputs, None, wavy_loss)
+    splits = splits_of_model(model, inputs, None, wavy_loss)
     run = record(model, tmp_path / "run", [[lambda: wavy_loss(model(*inputs))]] * 2)
 
     names = ["name", "operation", "shortcut", "branch_parameters", "shortcut_parameters"]

@@ -7,6 +7,7 @@ tenth of the difference is what the default interval adds to a step.
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -58,6 +59,18 @@ def added_by_splits(make: Callable[..., tuple[nn.Module, Tensor, Tensor]], steps
     return f"{joins:3d} joins {1e3 * extra:6.2f} ms  {100 * extra / 10 / plain:5.2f} % of a step"
 
 
+class Block(nn.Module):
+    """The least of a residual block: six nodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the branch."""
+        return x + torch.tanh(self.linear(x))
+
+
 def main() -> None:
     torch.set_num_threads(1)
     for name, make in (
@@ -80,6 +93,15 @@ def main() -> None:
     print(f"discovery        {found:6.2f} ms  ({100 * found / nodes:.2f} ms per hundred nodes)")
     print(f"location         {located:6.2f} ms  (later graphs of the same network)")
     print(f"forward, watched {watched:6.2f} ms  plain {plain:.2f} ms")
+    for blocks in (250, 500, 1000, 1700):
+        chain = nn.Sequential(*(Block() for _ in range(blocks)))
+        output, log = watched_forward(chain, (torch.randn(1, 2),), {})
+        roots = output_nodes(output)
+        nodes = len(Walk(roots).nodes)
+        found = milliseconds(partial(joins_in_graph, roots, log), 5)
+        print(
+            f"discovery        {found:6.2f} ms in {nodes:6,} nodes  {1e3 * found / nodes:.1f} us each"
+        )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from analyzer.errors import AnalyzerError
 from analyzer.joins.calls import CallLog, clean_path, is_compiled_itself
 from analyzer.joins.edits import JoinOperands, OperandsByToken, Tokens, holds_tensor
 from analyzer.joins.find import output_nodes
-from analyzer.joins.graph import Dataflow, Walk
+from analyzer.joins.graph import Dataflow, Part, Walk
 from analyzer.joins.model_state import RandomStates, arguments_copied, unobserved
 from analyzer.joins.operations import OPERANDS, Operands
 from analyzer.joins.plan import HIDDEN, hiding_reason
@@ -135,9 +135,11 @@ def _operands_by_token(walk: Walk, log: CallLog, traced: list[_Traced]) -> Opera
         entries = (vertices.shortcut_entries, vertices.branch_entries)
         for side, own in enumerate(entries):
             # A product that is added has two operands: one of them is enough to change it.
-            for vertex, slot in {v: (v, s) for v, s in own if flow.is_part(v)}.values():
-                own = (*(entry for entry in own if entry[0] != vertex), (vertex, slot))
-            for vertex, slot in own:
+            parts = {v: (v, s) for v, s in own if isinstance(flow.vertices[v], Part)}
+            for vertex, slot in (
+                *(entry for entry in own if entry[0] not in parts),
+                *parts.values(),
+            ):
                 call = calls.of(vertex)
                 if call is None or call.token is None or not vertices.is_apart:
                     raise AnalyzerError(

@@ -99,7 +99,7 @@ class Dataflow:
         reads: Per vertex its data reads: (input slot, vertex read, output number of that vertex);
             the slot is -1 where autograd has no edge.
         parameters: Per vertex the parameters that it reads directly.
-        elements: Per vertex the elements of those: once for factors, `MAJOR` times for weights.
+        elements: Their elements: once for factors, `MAJOR` times for weights.
         num_readers: Per vertex how many reads of it there are.
         place: Vertex numbers by node or `Untracked`.
     """
@@ -129,6 +129,7 @@ class Dataflow:
         self.parameters: list[tuple[nn.Parameter, ...]] = []
         self.elements: list[int] = []
         self.num_readers: list[int] = []
+        self._shapes: dict[tuple[int, int], tuple[int, ...]] = {}
         self.place: dict[Any, int] = {}
         self._weights: dict[Node, tuple[nn.Parameter, ...]] = {}
         for leaf in leaves:
@@ -144,18 +145,16 @@ class Dataflow:
             else:
                 self._add_node(vertex, edges, sequence)
 
-    def is_part(self, vertex: int) -> bool:
-        """Whether a vertex is what a node computes before it adds it."""
-        return isinstance(self.vertices[vertex], Part)
-
     def shape(self, vertex: int, number: int = 0) -> tuple[int, ...]:
         """Return the shape of an output of a vertex."""
-        maker = self.vertices[vertex]
-        if isinstance(maker, Untracked):
-            return maker.shape
-        node: Any = maker.node if isinstance(maker, Part) else maker
-        is_leaf = type(node).__name__ == "AccumulateGrad"
-        return tuple((node.variable if is_leaf else node._input_metadata[number]).shape)
+        known = self._shapes.get((vertex, number))
+        if known is None:
+            maker = self.vertices[vertex]
+            made: Any = maker.node if isinstance(maker, Part) else maker
+            if isinstance(made, Node):
+                made = getattr(made, "variable", made._input_metadata[number])
+            known = self._shapes[vertex, number] = tuple(made.shape)
+        return known
 
     def _untracked(self, log: CallLog) -> list[Untracked]:
         """Return the untracked tensors that carry data into the graph, or past it."""
@@ -172,7 +171,6 @@ class Dataflow:
                 continue
             found[read] = None
             stack.extend(read.reads)
-        # A source that was met as an argument has the tick of the function that read it.
         return sorted(found, key=lambda read: bool(read.reads))
 
     def _append(
@@ -189,8 +187,10 @@ class Dataflow:
         self.kinds.append(kind)
         self.reads.append(reads)
         self.parameters.append(parameters)
-        elements = sum([parameter.numel() for parameter in parameters])
-        self.elements.append(elements * _WEIGHTS.get(kind, MAJOR))
+        elements = 0
+        if parameters:
+            elements = sum([p.numel() for p in parameters]) * _WEIGHTS.get(kind, MAJOR)
+        self.elements.append(elements)
         self.num_readers.append(0)
         for _, read, _ in reads:
             self.num_readers[read] += 1
@@ -211,8 +211,7 @@ class Dataflow:
         is_data = bool(reads)
         note = self._notes.get(sequence)
         if note is not None:
-            if name == "CopySlices" and note.kind == "add":
-                kind = "add"
+            kind = "add" if name == "CopySlices" and note.kind == "add" else kind
             unseen, carries_data = self._unseen_reads(note, kind, edges, is_data, has_gap)
             reads += unseen
             is_data |= carries_data

@@ -133,14 +133,16 @@ KEEPS_ORDER = ("View", "UnsafeView", "ReshapeAlias", "Alias", "Clone", "ToCopy",
 their order."""
 
 
+_WRITES = ("IndexPutBackward0", "PutBackward0")
+
+
 def kind_of_node(name: str, node: Any) -> str:
     """Return the kind of an autograd node; of those that may write or add, what it does."""
-    kind = NODE_KINDS.get(name, "other")
-    if name in ("IndexPutBackward0", "PutBackward0"):
-        return kind if node._saved_accumulate else "other"
-    if name == "ScatterReduceBackward0":
-        return kind if node._saved_reduce == "sum" else "other"
-    return kind
+    if name in _WRITES and not node._saved_accumulate:
+        return "other"
+    if name == "ScatterReduceBackward0" and node._saved_reduce != "sum":
+        return "other"
+    return NODE_KINDS.get(name, "other")
 
 
 def function_name(function: Callable[..., Any]) -> str:

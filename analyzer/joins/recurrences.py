@@ -27,6 +27,7 @@ class Recurrences(Sides):
     def __init__(self, flow: Dataflow, scopes: Scopes) -> None:
         super().__init__(flow, scopes)
         self.passed_over: dict[int, str] = {}
+        self._has_slices = "select" in flow.kinds
         self._last: dict[tuple[int, frozenset[int]], JoinVertices] = {}
         self._slices_of: dict[int, set[tuple[int, Slice]]] = {}
 
@@ -36,6 +37,8 @@ class Recurrences(Sides):
         That is a recurrence over time of which each step is computed element by element, as in a
         state space model; the steps before are passed over, too.
         """
+        if not self._has_slices:
+            return False
         own, parts = self._elements_under(read for term in made.terms for read in term.reads)
         own |= self._slices_read({at for term in made.terms for at, _ in term.entries})
         self._slices_of[vertex] = own

@@ -181,12 +181,13 @@ class _Search(Recurrences):
         Only where one operand alone is a branch: two branches that left one tensor are one join or
         two, as the code adds them.
         """
-        self._weigh(made, 0)
         for term in made.terms:
             (partial, *others) = term.reads
             inner = self.sums.get(partial)
             if inner is None or others or inner.is_shared or not self.is_partial(partial, vertex):
                 continue
+            if not inner.costs:
+                self._weigh(inner, 0)
             rest = [other for other in made.terms if other is not term]
             whole = Sum(
                 merged(inner.terms + rest),
@@ -262,6 +263,8 @@ class _Search(Recurrences):
         return best
 
     def _addition_of_many(self, join: int, made: Sum) -> JoinVertices | None:
+        if not made.costs:
+            self._weigh(made, 0)
         order = sorted(range(len(made.terms)), key=lambda at: (made.costs[at], at))
         branch = made.terms[order[-1]]
         if not made.costs[order[-1]]:

@@ -7,7 +7,7 @@ fork (cross-attention, a recurrent input).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
@@ -132,11 +132,11 @@ class Sides:
         return fork if heap and -heap[0] == fork else NOWHERE
 
     def region(
-        self, starts: Iterable[int], fork: int, without: Iterable[tuple[int, int]] = ()
+        self, starts: Iterable[int], fork: int, without: Collection[tuple[int, int]] = ()
     ) -> set[int]:
         """Return what can be read from some vertices without passing the fork, or some reads."""
         region = {start for start in starts if start > fork}
-        stack, without = list(region), set(without)
+        stack = list(region)
         while stack:
             vertex = stack.pop()
             for read in self.reads[vertex]:
@@ -188,7 +188,8 @@ class Sides:
         branch_region = self.region((r for term in branches for r in term.reads), fork)
         added = [read for term in (*shortcuts, *branches) for read in term.reads]
         partial = [read for read in added if self.is_partial(read, join)]
-        cost = self.costs(self.region(starts, fork) | branch_region, fork, partial)
+        own_region = self.region(starts, fork)
+        cost = self.costs(own_region | branch_region, fork, partial)
         lightest = min((read for read in starts if read in cost), key=cost.__getitem__, default=-1)
         if lightest < 0:
             return None
@@ -208,8 +209,10 @@ class Sides:
         gates = self._gates(path, fork)
         if made is not None:
             gates |= made.gates
-        branch_region |= self.region(gates.values(), fork, ())
-        own_region = self.region(starts, fork, ((v, read) for (v, _, _), read in gates.items()))
+        if gates:
+            branch_region |= self.region(gates.values(), fork)
+            without = {(vertex, read) for (vertex, _, _), read in gates.items()}
+            own_region = self.region(starts, fork, without)
         shared = own_region & branch_region & cost.keys()
         entries = [tuple(e for term in side for e in term.entries) for side in (shortcuts, heavier)]
         sides = [self._edges_of(own_region - shared, entries[0], fork)]
@@ -281,11 +284,13 @@ class Sides:
         self, shared: set[int], region: set[int], side: int, entries: Iterable[tuple[int, int]]
     ) -> tuple[Edge, ...]:
         """Return the edges by which one side reads what both pass: (side, reader, its slot)."""
+        if not shared:
+            return ()
         readers = {(v, slot) for v in region - shared for slot, _, _ in self.flow.reads[v]}
         readers.update(entries)
         return tuple(
             (side, vertex, slot)
-            for vertex, at in (sorted(readers) if shared else ())
+            for vertex, at in sorted(readers)
             for slot, read, _ in self.flow.reads[vertex]
             if slot == at and read in shared
         )

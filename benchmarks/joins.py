@@ -99,9 +99,8 @@ def main() -> None:
         roots = output_nodes(output)
         nodes = len(Walk(roots).nodes)
         found = milliseconds(partial(joins_in_graph, roots, log), 5)
-        print(
-            f"discovery        {found:6.2f} ms in {nodes:6,} nodes  {1e3 * found / nodes:.1f} us each"
-        )
+        each = f"{1e3 * found / nodes:.1f} us each"
+        print(f"discovery        {found:6.2f} ms in {nodes:6,} nodes  {each}")
 
 
 if __name__ == "__main__":

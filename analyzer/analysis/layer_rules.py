@@ -246,7 +246,7 @@ EXPLODING = Rule(
         Threshold("exploding_decades", 3.0, "decades that it grows on that way; same reason"),
         SUSTAINED_SHARE,
     ),
-    hides=("update_too_large",),
+    hides=("update_too_large", "stream_grows"),
     hides_everywhere=True,
 )
 

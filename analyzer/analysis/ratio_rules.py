@@ -1,17 +1,21 @@
 """Rules about ratios: updates to weights, and branch to shortcut at a join."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.evidence import Evidence
 from analyzer.analysis.finding import SUSTAINED_SHARE, Limits, Rule, Seen, Threshold, named, stretch
+from analyzer.analysis.numerals import number
 from analyzer.storage.arrays import as_floats
 
 __all__ = [
     "CANCELLATION",
+    "SILENT_BLOCK",
     "SLEEPING_BRANCH",
+    "STREAM_GROWS",
     "UPDATE_TOO_LARGE",
     "UPDATE_TOO_SMALL",
     "remaining_share",
@@ -22,6 +26,7 @@ Floats = NDArray[np.float64]
 # Warm-up and the end of a decay say nothing about the updates that train.
 _LEAST_RATE = 0.1
 _GROWTH = 3.0
+_LEAST_JOINS = 6
 
 
 def _median_update_ratios(evidence: Evidence) -> Floats:
@@ -156,6 +161,67 @@ def _is_growing(ratio: Floats) -> NDArray[np.bool_]:
     return growing
 
 
+def _growths(evidence: Evidence) -> tuple[Floats, Floats]:
+    """How the root mean square of the stream grows: a join, and from first to last, ``[steps]``.
+
+    Over the sums, in forward order; NaN where fewer than six have a value.
+    """
+    joins, norms = evidence.joins, evidence.split_history.values["join_output_norm"]
+    sizes = dict(zip(evidence.layers["name"], evidence.layers["output_shape"], strict=True))
+    shapes = [sizes.get(names[-1]) if len(names) else None for names in joins["branch_layers"]]
+    elements = np.array([math.nan if s is None or not len(s) else math.prod(s) for s in shapes])
+    usable = np.isfinite(elements) & (joins["operation"] == "add").to_numpy()
+    means = norms[:, usable] / np.sqrt(elements[usable])
+    growths, totals = np.full(len(means), np.nan), np.full(len(means), np.nan)
+    for place, row in enumerate(means):
+        known = np.flatnonzero(np.isfinite(row) & (row > 0))
+        if len(known) >= _LEAST_JOINS:
+            logs = np.log(row[known])
+            # Over two joins, for attention writes less than what follows it; the median, for a
+            # few blocks may write much.
+            growths[place] = math.exp(float(np.median(logs[2:] - logs[:-2])) / 2)
+            totals[place] = row[known[-1]] / row[known[0]]
+    return growths, totals
+
+
+def _growing_stream(evidence: Evidence, limits: Limits) -> Seen | None:
+    history = evidence.split_history
+    growths, totals = _growths(evidence)
+    sick = (growths > limits["stream_growth"]) & (totals > limits["stream_total"])
+    piece = stretch(sick, history.steps, limits["sustained_share"])
+    if piece is None:
+        return None
+    inside = sick & (history.steps >= piece[0]) & (history.steps <= piece[1])
+    norms = history.values["join_output_norm"]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = norms / history.values["shortcut_output_norm"]
+    largest = np.where(np.isfinite(ratio[inside]), ratio[inside], -math.inf).max(axis=0)
+    seen = _at_joins(evidence, [int(largest.argmax())], float(np.median(growths[inside])), piece)
+    return replace(seen, words={**seen.words, "total": number(float(np.median(totals[inside])))})
+
+
+def _silent(evidence: Evidence, limits: Limits) -> Seen | None:
+    """Whether what a block writes has become next to nothing, by itself and beside the stream."""
+    history, steps = evidence.split_history, evidence.split_history.steps
+    if len(steps) < 2:
+        return None
+    stream, written = (history.values[f"{side}_output_norm"] for side in ("shortcut", "branch"))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(stream > 0, written / stream, np.nan)
+    largest = np.where(np.isfinite(ratio), ratio, -math.inf).max(axis=0)
+    limit = np.minimum(limits["written_ratio"], limits["written_fall"] * largest)
+    chosen, ends = [], []
+    for place in range(ratio.shape[1]):
+        piece = stretch(ratio[:, place] < limit[place], steps, limits["sustained_share"])
+        if piece is not None and piece[1] == steps[-1]:
+            chosen.append(place)
+            ends.append(piece)
+    if not chosen:
+        return None
+    worst = float(ratio[-1, chosen].max())
+    return _at_joins(evidence, chosen, worst, (min(end[0] for end in ends), int(steps[-1])))
+
+
 _MEASURED_UPDATES = {"updates": ("gradient_norm", "norm", "update_norm")}
 
 UPDATE_TOO_SMALL = Rule(
@@ -245,4 +311,62 @@ SLEEPING_BRANCH = Rule(
     ),
     hides=("dead", "dead_units", "update_too_small"),
     panel="splits_over_time",
+)
+
+STREAM_GROWS = Rule(
+    code="stream_grows",
+    severity="warning",
+    seen_when="the residual stream grows by a factor at each join, sustained",
+    value="growth a join",
+    reads={"splits": ("join_output_norm", "shortcut_output_norm")},
+    look=_growing_stream,
+    sentence="The residual stream grows by a factor of {value} at each join, {total} times in all, "
+    "most at {names} (steps {first} to {last}).",
+    remedy="Normalize inside the branches, scale them down (1/√depth, or from zero), or normalize "
+    "the stream: the last blocks drown out all earlier ones.",
+    thresholds=(
+        Threshold(
+            "stream_growth",
+            1.25,
+            "root mean square of the stream over that of one join earlier, the median over 6 joins "
+            "or more; writes that do not agree let it grow by √l, 1.2 a join or less, and branches "
+            "without normalization by 1.4",
+        ),
+        Threshold(
+            "stream_total",
+            10.0,
+            "growth from the first to the last join; √l needs 100 joins for it",
+        ),
+        SUSTAINED_SHARE,
+    ),
+    panel="residual_stream",
+)
+
+SILENT_BLOCK = Rule(
+    code="silent_block",
+    severity="warning",
+    seen_when="a block that wrote to the residual stream stops, up to the last step",
+    value="‖b‖ / ‖s‖",
+    reads={"splits": ("shortcut_output_norm", "branch_output_norm")},
+    look=_silent,
+    sentence="{count} of {all} blocks have stopped writing to the residual stream ({names}): since "
+    "step {first} they add {value} of it or less.",
+    remedy="Look at the last layers of the branch: dead units, a scale or a norm's weight that has "
+    "decayed to zero. If the stream grew instead, normalize it.",
+    thresholds=(
+        Threshold(
+            "written_ratio",
+            1e-3,
+            "‖b‖ / ‖s‖ at a join; a thousand such blocks, all agreeing, would double the stream",
+        ),
+        Threshold(
+            "written_fall",
+            0.01,
+            "that ratio over the largest that the block has had; one that starts small, as with "
+            "ReZero or scaled branches, has not stopped",
+        ),
+        SUSTAINED_SHARE,
+    ),
+    hides=("sleeping_branch", "dead"),
+    panel="stream_over_time",
 )

@@ -132,9 +132,25 @@ def scaled(scale: float, *, is_trained: bool) -> nn.Module:
     return stack(*(ScaledBlock(scale, is_trained=is_trained) for _ in range(6)))
 
 
+def falling_silent() -> Patient:
+    """From step 20 on the third of six blocks adds a ten-thousandth of what it did."""
+    model = scaled(0.5, is_trained=False)
+
+    def prepare(step: int, x: Tensor) -> Tensor:
+        model[4].scale = 0.5 if step < 20 else 5e-5
+        return x
+
+    return Patient(model, prepare=prepare)
+
+
 def undoing() -> nn.Module:
     torch.manual_seed(0)
     return stack(UndoingBlock(), UndoingBlock())
+
+
+def branch_scales() -> nn.Module:
+    torch.manual_seed(0)
+    return stack(*(ScaledBlock(scale, is_trained=False) for scale in (1.0, 0.1, 0.001)))
 
 
 def saturating() -> nn.Module:
@@ -159,15 +175,15 @@ def infinite_at_20(step: int, x: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Two pre-norm transformer layers over the rows of the image."""
+    """Pre-norm transformer layers over the rows of the image."""
 
-    def __init__(self) -> None:
+    def __init__(self, layers: int = 2) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.embed = nn.Linear(8, 32)
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(32, 4, 64, dropout=0.1, batch_first=True, norm_first=True)
-            for _ in range(2)
+            for _ in range(layers)
         )
         self.norm, self.output = nn.LayerNorm(32), nn.Linear(32, 10)
 
@@ -195,12 +211,19 @@ SICK: dict[str, Callable[[], Patient]] = {
     ),
     "cancellation": lambda: Patient(undoing(), lr=1e-3),
     "sleeping_branch": lambda: Patient(scaled(1e-6, is_trained=False)),
+    "stream_grows": lambda: Patient(built("mlp12-residual-he"), lr=1e-4),
+    "silent_block": falling_silent,
 }
 HEALTHY: dict[str, Callable[[], Patient]] = {
     "plain convolutions with batch norm": lambda: Patient(built("plain8")),
     "residual net with zero-initialized branches": lambda: Patient(built("resnet8-b-zeroinit")),
     "ReZero that wakes up": lambda: Patient(scaled(0.0, is_trained=True)),
     "residual net with layer norm": lambda: Patient(built("mlp10-residual-layernorm")),
+    "residual net with batch norm": lambda: Patient(built("resnet20"), steps=12),
+    "branches of scale 1, 0.1 and 0.001": lambda: Patient(branch_scales(), lr=0.05),
     "transformer": lambda: Patient(Attention(), lr=1e-3, optimizer=torch.optim.AdamW),
+    "deep transformer": lambda: Patient(
+        Attention(8), lr=1e-3, optimizer=torch.optim.AdamW, steps=12
+    ),
     "plain net with He's weights": lambda: Patient(Net("none")),
 }

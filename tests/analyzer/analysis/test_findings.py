@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def split_run(path: Path, branch: list[float], cosine: float = 0.0) -> Path:
     writer.write_parameters([])
     writer.write_joins([JOIN])
     for step, b in enumerate(branch):
-        values = np.array([[1.0, 1.0, b, 1.0, cosine, 1.0]])
+        values = np.array([[1.0, 1.0, b, 1.0, cosine, 1.0, 1.0, 0.5, 1.1, 0.0]])
         block = Block("splits", np.zeros(1, np.int32), values, None)
         add_step(writer, step, block, skipped=False)
     writer.close("finished")
@@ -225,6 +226,81 @@ def test_only_a_branch_that_never_wakes_up_is_found(
     tmp_path: Path, branch: list[float], expected: list[str]
 ) -> None:
     assert codes(split_run(tmp_path / "run", branch)) == expected
+
+
+def stream_run(path: Path, stream: Any, written: Any, elements: Sequence[int] = ()) -> Path:
+    """A run whose joins have these norms ‖s‖ and ‖b‖ at each step, ``[steps, joins]``."""
+    stream, written = np.atleast_2d(stream), np.atleast_2d(written)
+    count = stream.shape[1]
+    sizes = elements or [16] * count
+    writer = RunWriter(path, {})
+    rows = [layer_row(k, f"layers.{k}", join=k, role="branch") for k in range(count)]
+    writer.write_layers([row | {"output_shape": [n]} for row, n in zip(rows, sizes, strict=True)])
+    writer.write_parameters([])
+    names = [
+        {"join": k, "name": f"block{k}", "branch_layers": [f"layers.{k}"]} for k in range(count)
+    ]
+    writer.write_joins([JOIN | row for row in names])
+    for step, (s, b) in enumerate(zip(stream, written, strict=True)):
+        ones = np.ones(count)
+        values = np.column_stack([*[ones] * 4, 0 * ones, ones, s, b, np.hypot(s, b), 0 * ones])
+        block = Block("splits", np.arange(count, dtype=np.int32), values, None)
+        add_step(writer, step, block, skipped=False)
+    writer.close("finished")
+    return path
+
+
+DEPTH = np.arange(1, 25, dtype=float)
+
+
+@pytest.mark.parametrize(
+    ("stream", "written", "elements", "is_found"),
+    [
+        (np.sqrt(DEPTH), np.ones(24), (), False),  # independent writes of one size
+        (0.02 * np.sqrt(DEPTH), np.r_[1.0, np.full(23, 0.02)], (), False),  # a large first write
+        (1.045**DEPTH, 0.3 * 1.045**DEPTH, (), False),  # as measured in GPT-2
+        (2 ** (DEPTH / 2), 2 ** (DEPTH / 2), (), True),  # branches without normalization
+        (2 ** (DEPTH / 2), 2 ** (DEPTH / 2), [2**k for k in range(1, 25)], False),  # larger images
+        (1.3 ** DEPTH[:5], 1.3 ** DEPTH[:5], (), False),  # too few to tell
+        (np.where(DEPTH < 12, 1.0, 1e3), np.ones(24), (), False),  # one block that writes much
+    ],
+    ids=["root", "embedding", "gpt2", "doubling", "generator", "five", "massive"],
+)
+def test_a_stream_that_grows_by_a_factor_is_found(
+    tmp_path: Path, stream: Any, written: Any, elements: Sequence[int], is_found: bool
+) -> None:
+    rows = [np.tile(row, (4, 1)) for row in (stream, written)]
+    found = findings(open_run(stream_run(tmp_path / "run", *rows, elements)))
+    assert [one.code for one in found] == (["stream_grows"] if is_found else [])
+    if is_found:
+        assert found[0].value == pytest.approx(2**0.5)
+        assert found[0].threshold == 1.25
+
+
+@pytest.mark.parametrize(
+    ("written", "is_found"),
+    [
+        ([1.0] * 6 + [1e-5] * 4, True),
+        ([1.0] * 6 + [0.0] * 4, True),
+        ([1.0] * 6 + [1e-5] * 3 + [1.0], False),  # it writes again
+        ([1.0] * 6 + [5e-3] * 4, False),  # little, but it writes
+        ([1e-5] * 10, False),  # a scaled branch
+        ([0.0] + [1e-6 * 2**k for k in range(9)], False),  # ReZero
+        ([2e-4] * 6 + [1e-4] * 4, False),
+    ],
+    ids=["stops", "zero", "pause", "less", "scaled", "rezero", "falls"],
+)
+def test_a_block_that_stops_writing_is_found(
+    tmp_path: Path, written: list[float], is_found: bool
+) -> None:
+    other = np.ones(10)
+    run = stream_run(tmp_path / "run", np.ones((10, 2)), np.column_stack([other, written]))
+    found = findings(open_run(run))
+    assert [one.code for one in found] == (["silent_block"] if is_found else [])
+    if is_found:
+        assert (found[0].layers, found[0].steps) == (("layers.1",), (6, 9))
+        assert found[0].value == written[-1]
+        assert "block1" in found[0].sentence
 
 
 def test_cancellation_carries_what_is_left(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ class Recorder:
         self._training = training
         training.start()
         if self.resumed is not None:
-            training.resume(partial(self.resumed.begin, training, self._warn))
+            training.resume(self.resumed, self._warn)
         if self._model is not None:
             training.models.add(self._model)
         else:
@@ -220,7 +220,7 @@ class Recorder:
         if self._writer is not None:
             if self.resumed is not None:
                 tables = self.resumed.tables(tables)
-                self._writer.update_manifest(attempts=self.resumed.attempts)
+                self._writer.update_manifest(attempts=self.resumed.said)
             self._writer.write_layers(tables["layers"])
             self._writer.write_parameters(tables["parameters"])
             self._writer.write_joins(tables["joins"])

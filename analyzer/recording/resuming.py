@@ -4,8 +4,9 @@ Nothing that was recorded is altered: the rows of the new attempt stand beside t
 ones, and a layer, a parameter or a join that is known by its name keeps its id.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +18,15 @@ from analyzer.errors import AnalyzerError
 from analyzer.options import OptionError, RecordOptions, flag
 from analyzer.recording.models import Models
 from analyzer.recording.names import clean_path, unwrapped
-from analyzer.recording.parameters import ParameterRow
-from analyzer.recording.part import loss_of
-from analyzer.recording.scaling import scale_of
+from analyzer.recording.placing import Places, loss_of_roots
+from analyzer.recording.step import OpenStep
 from analyzer.recording.training import Training
-from analyzer.storage.arrays import as_floats, as_numpy, is_present
 from analyzer.storage.rows import StepRecord
 from analyzer.storage.run import open_run
 from analyzer.storage.schema import STATIC_TABLES, STEP_TABLES
 
 __all__ = ["NotResumableError", "Resumed"]
 
-# Rows that are compared with the present weights at a time, and steps after one that matches.
-_ROWS_AT_ONCE = 1_000_000
-_STEPS_AFTER = 64
-# The norms of the same weights differ by less, and those of weights after an update by more.
-_SAME = 1e-12
-# Steps in which the last measured update is looked for, as multiples of the interval.
-_TURNS = 16
 _KINDS = {"zoo": "a built-in network", "model file": "a model file"}
 _REFERENCES = {"parameters": ("layer", "layers"), "layers": ("join", "joins")}
 _ID = {"layers": "layer", "parameters": "parameter", "joins": "join"}
@@ -60,6 +52,7 @@ class Resumed:
         manifest: What ``run.json`` said before.
         problems: What was not recorded before.
         first: The step that the new attempt began with; None before that is known.
+        is_found: Whether something says that it is that step.
 
     Raises:
         RunNotFoundError: If the folder holds no run.
@@ -72,6 +65,7 @@ class Resumed:
         self.manifest: dict[str, Any] = dict(self._run.manifest)
         self.problems = list(self.manifest.get("not_recorded") or ())
         self.first: int | None = None
+        self.is_found = False
         kind = self.manifest.get("kind")
         if kind in _KINDS:
             raise AnalyzerError(
@@ -88,6 +82,7 @@ class Resumed:
             name: {key: row[_ID[name]] for row in reversed(rows) for key in _keys(name, row)}
             for name, rows in self._rows.items()
         }
+        self._places = Places(self._run, partial(self._known, "parameters"))
 
     def _earlier_attempts(self) -> list[dict[str, Any]]:
         """What is said of each attempt; of the last it is what the manifest says."""
@@ -98,6 +93,11 @@ class Resumed:
             crashed = {"status": "crashed"} if known.get("status") == "running" else {}
             return [{"first_step": 0, **known, **crashed}]
         return [*before[:-1], {"status": "crashed", **before[-1]}]
+
+    @property
+    def said(self) -> list[dict[str, Any]]:
+        """The attempts, with the first step of this one."""
+        return [*self.attempts[:-1], {**self.attempts[-1], "first_step": self.first}]
 
     def begun(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields of ``run.json`` that are new, of all that is said of a new run."""
@@ -110,7 +110,7 @@ class Resumed:
         """Return the fields of ``run.json`` at the end, over all attempts."""
         said = {"status": status, "error": error, "steps": about["steps"]}
         said |= {name: value for name, value in about.items() if name.endswith("seconds")}
-        self.attempts = [*self.attempts[:-1], {**self.attempts[-1], **said}]
+        self.attempts = [*self.said[:-1], {**self.said[-1], **said}]
         before = self.manifest
         whole = {
             name: value + float(before.get(name) or 0)
@@ -154,19 +154,52 @@ class Resumed:
                 "record a new run"
             ) from error
 
-    def begin(self, training: Training, warn: Callable[[str], object], roots: Sequence[Any]) -> int:
-        """Return the number of the first step of a training, at its first backward pass.
+    def begin(
+        self,
+        training: Training,
+        warn: Callable[[str], object],
+        roots: Sequence[Any] | None,
+    ) -> int | None:
+        """Return the number of the first step, as far as its weights and its first loss tell.
+
+        Args:
+            training: It was not updated yet.
+            warn: Receives the sentence about another model.
+            roots: Where its first backward pass starts; None before it, when the answer may be None.
 
         Raises:
             NotResumableError: If its model is not that of the run.
         """
-        models, options = training.models, training.options
+        models, found = training.models, training.options.first_step
         if (refusal := self.refusal(models)) is not None:
             warn(refusal)
             raise NotResumableError
-        first = self.place(models, roots, options.first_step)
-        training.updates.turns = self.turns(models, options)
-        return first
+        if found is None:
+            found = self._places.by_weights(models, loss_of_roots(roots or ()))
+        if found is None and roots is None:
+            return None
+        self.is_found = found is not None
+        self._continue_at(training, self._places.following() if found is None else found)
+        return self.first
+
+    def settle(self, training: Training, step: OpenStep) -> int | None:
+        """Return another number for the first step, as its whole loss tells; None to keep its own.
+
+        Args:
+            training: It was updated once.
+            step: The first step, which is about to end.
+        """
+        if self.is_found:
+            return None
+        self.is_found = True
+        if (found := self._places.by_loss(step.loss())) is not None:
+            self._continue_at(training, found)
+        return found
+
+    def _continue_at(self, training: Training, first: int) -> None:
+        self.first = first
+        turns = self._places.turns(training.models, training.options, first)
+        training.updates.continue_after(turns)
 
     # --- whose model it is -------------------------------------------------------------------
 
@@ -222,104 +255,6 @@ class Resumed:
             "was. Resume it with the program that it records, or record a new run."
         )
 
-    # --- where its numbers continue ----------------------------------------------------------
-
-    def place(self, models: Models, roots: Sequence[Any], asked: int | None) -> int:
-        """Return the number of the first step.
-
-        That is the recorded step that began with the present weights: as far as is known at the
-        first backward pass, their norms are the recorded ones. Where none did, the loss may be that
-        of a step of which no weights were recorded. Else the steps follow the last recorded one.
-
-        Args:
-            models: The models of the training, which were not updated yet.
-            roots: Where its first backward pass starts.
-            asked: The number that the user gave; None to find it.
-        """
-        recorded = self._run.recorded_steps()
-        following = int(recorded[-1]) + 1 if len(recorded) else 0
-        found = self._found(models, _loss(roots)) if asked is None else asked
-        self.first = following if found is None else found
-        self.attempts = [*self.attempts[:-1], {**self.attempts[-1], "first_step": self.first}]
-        return self.first
-
-    def _found(self, models: Models, loss: float | None) -> int | None:
-        steps = self._run.read("steps", ["loss", "skipped", "learning_rate"])
-        numbers = as_numpy(steps.column("step"))
-        losses = as_floats(steps.column("loss"))
-        candidates = self._steps_with(self._norms(models))
-        alike = set(numbers[losses == loss].tolist()) if loss is not None else set()
-        if candidates:
-            found = max(alike & candidates or candidates)
-            (at,) = np.flatnonzero(numbers == found) if found in numbers else [None]
-            if at is not None and found not in alike:
-                skipped, rate = (steps.column(c)[at].as_py() for c in ("skipped", "learning_rate"))
-                found += bool(skipped) or rate == 0  # the weights of the next step are the same
-            return found
-        alike -= set(self._run.recorded_steps("parameter_stats").tolist())
-        return alike.pop() if len(alike) == 1 else None
-
-    def _norms(self, models: Models) -> dict[int, float]:
-        """The norms of the parameters as they are now, by their ids in the run."""
-        rows: dict[int, ParameterRow] = {}
-        models.parameters.read(models.parameters.trainable(), rows)
-        names = {row["parameter"]: row for row in models.parameters.rows(models.layers)}
-        found = {self._known("parameters", names[n]): n for n in rows}
-        norms = ((id_, rows[n].norm) for id_, n in found.items() if id_ is not None)
-        return {id_: float(norm) for id_, norm in norms if norm is not None}
-
-    def _steps_with(self, norms: Mapping[int, float]) -> set[int]:
-        """The recorded steps that began with weights of these norms, the latest that there are."""
-        recorded = self._run.recorded_steps("parameter_stats")
-        span = max(_STEPS_AFTER, _ROWS_AT_ONCE // max(1, len(self._rows["parameters"])))
-        for end in range(len(recorded), 0, -span):
-            some = recorded[max(0, end - span) : end]
-            after = recorded[min(end + _STEPS_AFTER, len(recorded)) - 1]
-            found = self._matching(norms, int(some[0]), int(some[-1]), int(after))
-            if found:
-                return found
-        return set()
-
-    def _matching(self, norms: Mapping[int, float], first: int, last: int, after: int) -> set[int]:
-        rows = self._run.read("parameter_stats", "norm", steps=slice(first, after + 1))
-        steps, ids = (as_numpy(rows.column(name)) for name in ("step", "parameter"))
-        known = is_present(rows.column("norm"))
-        wanted = np.array([norms.get(id_, np.nan) for id_ in ids.tolist()])
-        is_same = np.abs(as_floats(rows.column("norm")) - wanted) <= _SAME * np.abs(wanted)
-        is_same |= ~known
-        firsts = np.flatnonzero(np.append(True, steps[1:] != steps[:-1]))[: len(steps)]
-        every = np.logical_and.reduceat(is_same, firsts) if len(steps) else np.zeros(0, bool)
-        found = set()
-        for at in firsts[every]:
-            # Of others, which another optimizer holds, the next rows are those of now, too.
-            upcoming = ids[at : np.searchsorted(steps, steps[at] + _STEPS_AFTER)]
-            _, next_rows = np.unique(upcoming, return_index=True)
-            if steps[at] <= last and is_same[at + next_rows].all():
-                found.add(int(steps[at]))
-        return found
-
-    def turns(self, models: Models, options: RecordOptions) -> dict[int, int]:
-        """Return how many of its updates each parameter is past the last one that was measured."""
-        assert self.first is not None
-        span = _TURNS * options.updates_every * options.every
-        steps = slice(max(0, self.first - span), self.first)
-        rows = self._run.read("parameter_stats", "update_norm", steps=steps)
-        skipped = self._run.read("steps", "skipped", steps=steps)
-        left_out = as_numpy(skipped.column("step"))[as_floats(skipped.column("skipped")) > 0]
-        numbers, ids = (as_numpy(rows.column(name)) for name in ("step", "parameter"))
-        is_measured, counted = is_present(rows.column("update_norm")), ~np.isin(numbers, left_out)
-        found: dict[int, int] = {}
-        for own, id_ in enumerate(self._numbered(models)):
-            mine = ids == id_
-            measured = numbers[mine & is_measured]
-            if len(measured):
-                found[own] = int(np.sum(mine & counted & (numbers > measured[-1])))
-        return found
-
-    def _numbered(self, models: Models) -> Iterator[int | None]:
-        for row in models.parameters.rows(models.layers):
-            yield self._known("parameters", row)
-
     # --- its ids -----------------------------------------------------------------------------
 
     def tables(self, own: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
@@ -333,6 +268,8 @@ class Resumed:
                 changed = {**row, _ID[name]: id_}
                 if column and row.get(column) is not None:
                     changed[column] = self._own[table][row[column]]
+                if name == "parameters":  # it may have been frozen meanwhile
+                    changed["trained"] = row["trained"] or rows[id_]["trained"]
                 rows[id_] = changed
         return {name: list(self._rows[name]) for name in STATIC_TABLES}
 
@@ -388,12 +325,3 @@ def _keys(table: str, row: Mapping[str, Any]) -> list[Any]:
         return [row["name"]]
     layers = tuple(row["branch_layers"]), tuple(row["shortcut_layers"])
     return [(row["name"].partition("#")[0], row["operation"], *layers), row["name"]]
-
-
-def _loss(roots: Sequence[Any]) -> float | None:
-    """The loss of a backward pass, unscaled; None where it has no single one."""
-    found = [loss_of(root, scale_of(roots)) for root in roots]
-    if len(found) != 1 or found[0] is None:
-        return None
-    value, scale = found[0]
-    return float(value) if scale is None else float(value) / float(scale)

@@ -99,6 +99,11 @@ class OpenStep:
         row = self.parameters.get(number)
         return row is not None and row.norm is not None
 
+    def loss(self) -> float | None:
+        """The sum of the losses so far, unscaled; waits for a device."""
+        losses = [*self.losses, *(loss for part in self.parts for loss in part.losses)]
+        return _total(losses, lambda value: None if value is None else float(value))
+
     def discard(self, part: Part) -> None:
         """Take a part out of the step: no update receives it."""
         self.parts.remove(part)

@@ -90,8 +90,10 @@ class Steps:
         self.count = 0
         self.in_closure = False
         self.look_for_update: Callable[[], None] = lambda: None
-        # Finds the number of the first step of a resumed training, once.
-        self.locate: Callable[[Sequence[Any]], int] | None = None
+        # Find the number of the first step of a resumed training: before its first backward pass,
+        # and by all of its loss where that did not tell.
+        self.locate: Callable[[Sequence[Any] | None], int | None] | None = None
+        self.locate_again: Callable[[OpenStep], int | None] | None = None
         self.first = 0
         self._options = options
         self._capture = capture
@@ -135,16 +137,25 @@ class Steps:
 
     def begin_backward(self, roots: Sequence[Any] = ()) -> None:
         """Gradients are about to be computed: those after an update open a step."""
-        if self.locate is not None:
-            locate, self.locate = self.locate, None
-            self.first = self.open.index = locate(roots)
-            # Its forward pass was listened to: what is not wanted of it is left out of its rows.
-            self.open.recorded = self._options.records(self.first)
+        self.find_place(roots)
         if self.open.updated:
             self.pass_boundary()
             self._stop_if_enough()
             self.close()
         self.forward_began = False
+
+    def find_place(self, roots: Sequence[Any] | None) -> None:
+        """Find the number of the first step of a resumed training; None before there is a pass."""
+        if self.locate is not None and (index := self.locate(roots)) is not None:
+            self.locate = None
+            self._renumber(index)
+
+    def _renumber(self, index: int) -> None:
+        self.first = self.open.index = index
+        # Its forward pass was listened to: what is not wanted of it is left out of its rows.
+        self.open.recorded = self._options.records(index)
+        if not self.open.recorded:
+            self.open.parameters.clear()
 
     def end_backward(self) -> None:
         """A backward pass has ended well; its update is still to come."""
@@ -155,6 +166,10 @@ class Steps:
         """The update of the open step, if there was one, is complete."""
         if not self.open.is_empty and not self._boundary_passed:
             self._boundary_passed = True
+            if self.locate_again is not None:
+                again, self.locate_again = self.locate_again, None
+                if (index := again(self.open)) is not None:
+                    self._renumber(index)
             self._on_boundary(self.open)
 
     def _stop_if_enough(self) -> None:

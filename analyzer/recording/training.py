@@ -129,9 +129,10 @@ class Training:
         self.splits.prepare(0)
         self.capture.note_watchers()
 
-    def resume(self, locate: Callable[[Sequence[Any]], int]) -> None:
-        """Continue a run: ``locate`` finds the number of the first step at its backward pass."""
-        self.steps.locate = locate
+    def resume(self, run: Any, warn: Callable[[str], object]) -> None:
+        """Continue a run, a `Resumed`, which finds the number of the first step."""
+        self.steps.locate = partial(run.begin, self, warn)
+        self.steps.locate_again = partial(run.settle, self)
         self.splits.waits_for_turn = True
 
     def finish(self, *, measures: bool = True) -> None:

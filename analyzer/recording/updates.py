@@ -61,9 +61,8 @@ class UpdateMeter:
         if free is not None and needed > _LARGEST_SHARE * free:
             self._is_off = True
             self._on_problem(
-                f"updates are not measured: a copy of the trained parameters takes "
-                f"{needed / 2**20:.0f} MiB, more than a quarter of the free "
-                f"{free / 2**20:.0f} MiB"
+                f"updates are not measured: a copy of the weights takes {needed / 2**20:.0f} MiB, "
+                f"more than a quarter of the free {free / 2**20:.0f} MiB"
             )
         return not self._is_off
 
@@ -97,7 +96,6 @@ class Updates:
 
     Attributes:
         fates: What becomes of the gradients of each pass.
-        turns: How many of its updates a parameter of a resumed run is past the last measured one.
     """
 
     def __init__(
@@ -136,7 +134,11 @@ class Updates:
         self._turns: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         # The outermost optimizer whose step has begun.
         self._stepping: weakref.ref[Optimizer] | None = None
-        self.turns: Mapping[int, int] = {}
+        self._turns_before: Mapping[int, int] = {}
+
+    def continue_after(self, turns: Mapping[int, int]) -> None:
+        """Measure updates as if those before had been seen: ``turns`` by parameter."""
+        self._turns_before, self._turns = turns, weakref.WeakKeyDictionary()
 
     def watch(self, guard: Guard) -> list[Any]:
         """Hook every optimizer of this process; return what removes the hooks."""
@@ -246,12 +248,11 @@ class Updates:
         """Whether an update is measured: by schedule, or since other optimizers had that turn."""
         if not self._options.records(step):
             return False
-        turns = self._turns.get(optimizer)
-        if turns is None:
-            turns = next((self.turns[n] for n, _ in held if n in self.turns), None)
-        turns = (self._options.updates_every if turns is None else turns) + 1
-        self._turns[optimizer] = turns
-        is_due = self._options.measures_updates(step) or turns > self._options.updates_every
+        most, before = self._options.updates_every, self._turns_before
+        if optimizer not in self._turns:
+            self._turns[optimizer] = next((before[n] for n, _ in held if n in before), most)
+        self._turns[optimizer] = turns = self._turns[optimizer] + 1
+        is_due = self._options.measures_updates(step) or turns > most
         if is_due:
             self._turns[optimizer] = 0
         return is_due
@@ -283,9 +284,11 @@ class Updates:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
             self._open_for_returned(optimizer)
+        else:
+            self._steps.find_place(None)  # its update begins before its backward pass
         step = self._steps.open
         upcoming = step.index + (step.updated and closure is not None)
-        if self._measures(optimizer, held, upcoming):
+        if self._steps.locate is None and self._measures(optimizer, held, upcoming):
             self._meter.begin(id(optimizer), held)
         if closure is None:
             self._receive(optimizer, held)

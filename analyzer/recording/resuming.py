@@ -165,7 +165,7 @@ class Resumed:
         Args:
             training: It was not updated yet.
             warn: Receives the sentence about another model.
-            roots: Where its first backward pass starts; None before it, when the answer may be None.
+            roots: Where its first backward pass starts; None before it: it may not be known then.
 
         Raises:
             NotResumableError: If its model is not that of the run.
@@ -194,6 +194,9 @@ class Resumed:
         self.is_found = True
         if (found := self._places.by_loss(step.loss())) is not None:
             self._continue_at(training, found)
+            step.index = found
+            training.splits.wait_for_turn()
+            training.await_next_step()
         return found
 
     def _continue_at(self, training: Training, first: int) -> None:

@@ -98,6 +98,11 @@ class Splits:
             self._log.close()
             self._log = LiveLog(self._schedule.max_calls)
 
+    def wait_for_turn(self) -> None:
+        """Split joins that are new to this attempt of a resumed run by schedule alone."""
+        self.waits_for_turn, self._asked = True, -1
+        self._missing.clear()
+
     @property
     def wants_all(self) -> bool:
         """Whether a forward pass is watched for new joins."""
@@ -237,8 +242,10 @@ class Splits:
                 if self._waiting and left:  # one whose backward pass comes later, as a generator's
                     log.calls, self._left = left, log
         rows.is_partial |= is_due and self._is_off
-        is_new = len(self.table) > num_joins and not self.waits_for_turn
-        if found and (is_due or is_new):
+        is_new = len(self.table) > num_joins
+        if found and is_new and self.waits_for_turn and not is_due:
+            self._addends.outputs([site for site, _ in found])  # what later passes measure
+        elif found and (is_due or is_new):
             self._kept = found if keeps_graph else []
             self._attach(found, rows, keeps_graph=keeps_graph, scale=scale)
 

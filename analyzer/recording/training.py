@@ -101,7 +101,7 @@ class Training:
             options,
             self.steps,
             self.models,
-            on_update=self._await_next_step,
+            on_update=self.await_next_step,
             on_problem=on_problem,
             is_other_thread=self.capture.trainer.is_other,
             adopts_optimizers=adopts_optimizers,
@@ -133,7 +133,7 @@ class Training:
         """Continue a run, a `Resumed`, which finds the number of the first step."""
         self.steps.locate = partial(run.begin, self, warn)
         self.steps.locate_again = partial(run.settle, self)
-        self.splits.waits_for_turn = True
+        self.splits.wait_for_turn()
 
     def finish(self, *, measures: bool = True) -> None:
         """Close the last step and leave nothing behind.
@@ -190,17 +190,13 @@ class Training:
     @property
     def counts(self) -> dict[str, int]:
         """How many steps, layers and parameters there are."""
-        layers, parameters = self.models.layers, self.models.parameters
-        return {"steps": self.steps.count, "layers": len(layers), "parameters": len(parameters)}
+        sizes = {"layers": len(self.models.layers), "parameters": len(self.models.parameters)}
+        return {"steps": self.steps.count, **sizes}
 
     def log(self, values: dict[str, Any]) -> None:
         """Add extra columns to the current step."""
-        self.steps.log(
-            {
-                key: scalar(value) if isinstance(value, Tensor) else value
-                for key, value in values.items()
-            }
-        )
+        plain = {k: scalar(v) if isinstance(v, Tensor) else v for k, v in values.items()}
+        self.steps.log(plain)
 
     def _look(self) -> None:
         """A forward pass begins: find an update by hand, and scalers of the program's own."""
@@ -254,7 +250,8 @@ class Training:
             return None
         return self._micro_batches.measurement(self.models.parameters.owners(self.models.layers))
 
-    def _await_next_step(self) -> None:
+    def await_next_step(self) -> None:
+        """What follows the update belongs to the next step."""
         upcoming = self.steps.open.index + 1
         self.capture.listening = self.options.records(upcoming)
         self.splits.prepare(upcoming)

@@ -49,7 +49,8 @@ class Training:
             "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9),
             "adam": lambda p: torch.optim.AdamW(p, 1e-2),
         }
-        self.optimizer = make[kind](parameters)
+        self.kind = kind
+        self.optimizer = make.get(kind, make["sgd"])(parameters)
         self.schedule = torch.optim.lr_scheduler.LinearLR(self.optimizer, total_iters=20)
         self.data = torch.Generator().manual_seed(1)
         self.step = 0
@@ -57,11 +58,20 @@ class Training:
     def run(self, until: int) -> None:
         while self.step < until:
             x = torch.randn(5, 4, generator=self.data)
-            loss = self.model(x).square().mean() + self.model[0].weight.square().mean()
-            self.optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.model.parameters(), 0.5)
-            self.optimizer.step()
+
+            def backward(x: torch.Tensor = x) -> torch.Tensor:
+                self.optimizer.zero_grad()
+                for part in x.split(2 if self.kind == "accumulated" else 5):
+                    loss = self.model(part).square().mean() + self.model[0].weight.square().mean()
+                    loss.backward()
+                nn.utils.clip_grad_norm_(self.model.parameters(), 0.5)
+                return loss
+
+            if self.kind == "closure":
+                self.optimizer.step(backward)
+            else:
+                backward()
+                self.optimizer.step()
             self.schedule.step()
             self.step += 1
 
@@ -118,6 +128,10 @@ def stopped(run: Path, at: int, checkpoint: int, kind: str = "sgd", **options: A
         ("adam", 10, {"columns": "norms"}),  # it was as old
         # The checkpoint lies at a step of which only the loss was recorded.
         ("sgd", 17, {"every": 4, "splits_every": 2, "updates_every": 2}),
+        ("accumulated", 17, {"every": 4, "splits_every": 2, "updates_every": 2}),
+        ("accumulated", 13, {}),
+        ("closure", 17, {"every": 4, "splits_every": 2, "updates_every": 2}),
+        ("closure", 13, {}),
         ("sgd", 12, {"layers": "branch", "updates_every": 3}),
     ],
 )

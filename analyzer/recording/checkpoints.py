@@ -10,10 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from analyzer.options import RecordOptions
-from analyzer.recording.buffer import can_pin
 from analyzer.recording.layers import Layers
 from analyzer.recording.names import clean_path, unwrapped
-from analyzer.recording.plain import UnreadableError, is_sharded, plain
+from analyzer.recording.plain import UnreadableError, can_pin, is_sharded, plain
 
 __all__ = ["Checkpoints", "free_memory", "is_small"]
 

@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from analyzer.options import RecordOptions
 from analyzer.recording.depths import PassDepths
-from analyzer.recording.hook_classes import Call, Layer
+from analyzer.recording.hook_classes import Call, Layer, look_at
 from analyzer.recording.hooks import Capture
 from analyzer.recording.invocation import Invocation, first_tensor
 from analyzer.recording.layers import CallNumbers, Layers
@@ -28,7 +28,6 @@ from analyzer.recording.plain import UnreadableError, plain
 from analyzer.recording.provenance import device_name
 from analyzer.recording.statistics import activation_row
 from analyzer.recording.step import OpenStep
-from analyzer.recording.units import look_at
 from analyzer.recording.watched import BACKWARD_PASSES
 from analyzer.storage.writer import StepRecord
 

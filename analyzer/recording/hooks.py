@@ -25,7 +25,7 @@ from torch.compiler import is_dynamo_compiling
 from analyzer.joins.calls import after_calls, before_calls
 from analyzer.joins.modes import is_transformed, unseen
 from analyzer.recording.depths import PassDepths
-from analyzer.recording.hook_classes import Call, Gate, Headroom, Layer
+from analyzer.recording.hook_classes import Call, Gate, Headroom, Layer, look_at
 from analyzer.recording.invocation import (
     CallWatcher,
     FurtherLayers,
@@ -39,7 +39,6 @@ from analyzer.recording.plain import UnreadableError, plain
 from analyzer.recording.ranks import LateOutputs, is_distributed
 from analyzer.recording.statistics import activation_row, gradient_row
 from analyzer.recording.threads import TrainingThread
-from analyzer.recording.units import look_at
 
 __all__ = ["Capture"]
 

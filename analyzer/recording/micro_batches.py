@@ -24,8 +24,8 @@ from analyzer.probes.noise import (
     micro_batch_terms,
     noise_table,
 )
-from analyzer.recording.buffer import Transfer
 from analyzer.recording.parameters import norms
+from analyzer.recording.plain import Transfer
 from analyzer.recording.scaling import Scale
 
 __all__ = ["MicroBatches", "num_ranks"]

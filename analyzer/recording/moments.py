@@ -21,7 +21,7 @@ from scipy.linalg import blas
 from torch import Tensor
 
 from analyzer.pooling import total_norm
-from analyzer.recording.buffer import Arrays, OnDevice
+from analyzer.recording.plain import Arrays, OnDevice
 
 __all__ = [
     "Activation",

@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analyzer.recording.buffer import OnDevice, Transfer
 from analyzer.recording.invocation import Invocation
 from analyzer.recording.parameters import ParameterRow
-from analyzer.recording.plain import UnreadableError
+from analyzer.recording.plain import OnDevice, Transfer, UnreadableError
 from analyzer.recording.scaling import Scale, scalar
 from analyzer.recording.split_rows import SplitRows
 from analyzer.recording.statistics import ActivationRow, GradientRow, Measured

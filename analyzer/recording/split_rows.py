@@ -16,7 +16,7 @@ from analyzer.joins.products import (
     split_products,
     statistics_of_products,
 )
-from analyzer.recording.buffer import Transfer
+from analyzer.recording.plain import Transfer
 from analyzer.recording.statistics import Measured, block_of, column_of
 from analyzer.storage.writer import Block
 from analyzer.vocabulary import quantities_of

@@ -21,10 +21,9 @@ from torch._C._functorch import maybe_current_level
 
 from analyzer.pooling import Column, Groups, Pool
 from analyzer.recording import moments
-from analyzer.recording.buffer import OnDevice
 from analyzer.recording.hook_classes import IS_COMPILED, prepare
 from analyzer.recording.moments import Activation, Gradient, dense, none_dead
-from analyzer.recording.plain import plain
+from analyzer.recording.plain import OnDevice, plain
 from analyzer.storage.writer import Block
 from analyzer.vocabulary import quantities_of
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analyzer.pooling import total_norm
-from analyzer.recording.buffer import OnDevice, Transfer
 from analyzer.recording.moments import Gradient
 from analyzer.recording.parameters import ParameterRow
 from analyzer.recording.part import Part
+from analyzer.recording.plain import OnDevice, Transfer
 from analyzer.recording.scaling import Scale
 from analyzer.recording.split_rows import pooled_splits
 from analyzer.recording.statistics import Measured, block_of, column_of

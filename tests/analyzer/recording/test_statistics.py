@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analyzer.recording import moments, statistics
-from analyzer.recording.buffer import OnDevice
 from analyzer.recording.moments import Activation, Gradient
+from analyzer.recording.plain import OnDevice
 from analyzer.recording.statistics import (
     ActivationRow,
     GradientRow,

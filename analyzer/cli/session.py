@@ -179,6 +179,8 @@ class Session:
         self.options = options
         if run is None and options.resume is not None:
             run = resumed_folder(options)
+            if (launch := launch_of_process()) is not None:
+                join(run, launch, resumes=True)
         if run is None:
             run = free_folder(options) if options.run is None else claimed(options.run)
         self.run = run
@@ -309,8 +311,10 @@ class Session:
             resumed = self.recorder.resumed
             if resumed is None:
                 return len(run.recorded_steps()), run.manifest
-            attempts = run.read("steps", "attempt", ranks="all").column("attempt").to_pylist()
-            return attempts.count(resumed.attempt), run.manifest
+            rows = run.read("steps", "attempt", ranks="all")
+            pairs = zip(rows["step"].to_pylist(), rows["attempt"].to_pylist(), strict=True)
+            own = {step for step, attempt in pairs if attempt == resumed.attempt}
+            return len(own), run.manifest
         except (AnalyzerError, OSError, ValueError):
             return 0, {}
 

@@ -140,7 +140,10 @@ def run_folder(
         RunNotFoundError: If there is no run to resume.
     """
     if resume is not None:
-        return resolve_run(resume)
+        path = resolve_run(resume)
+        if (launch := launch_of_process()) is not None:
+            join(path, launch, resumes=True)  # nothing new where it has done so
+        return path
     if run is None:
         stem = "run" if model is None else type(unwrapped(model)).__name__.lower()
         runs = Path(os.environ.get("ANALYZER_RUNS", "runs"))

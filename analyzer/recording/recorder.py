@@ -166,15 +166,15 @@ class Recorder:
             "schedule": self.options.stored(RECORDER),
             **self._manifest,
         }
-        attempt = 0 if self.resumed is None else self.resumed.attempt
+        rank = 0 if self.resumed is None else self.resumed.rank
         if self.resumed is not None:
             manifest = self.resumed.begun(manifest)
         try:
             # The program may go to another working folder.
             folder = Path(os.path.abspath(self.path))
-            self._writer = RunWriter(folder, manifest, attempt=attempt, warn=self._warn)
+            self._writer = RunWriter(folder, manifest, rank=rank, warn=self._warn)
             # A probe may start the script again, with these numbers.
-            if self._model is None and self._writer.rank.number == 0 and not attempt:
+            if self._model is None and self._writer.rank.number == 0 and not rank:
                 self._writer.write_file(RANDOM_STATES, saver_of_random_states())
         except OSError as error:
             self._warn(

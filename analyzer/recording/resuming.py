@@ -4,6 +4,7 @@ Nothing that was recorded is altered: the rows of the new attempt stand beside t
 ones, and a layer, a parameter or a join that is known by its name keeps its id.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from analyzer.errors import AnalyzerError
+from analyzer.errors import AnalyzerError, RunExistsError
+from analyzer.launch import Rank, rank_in
 from analyzer.options import OptionError, RecordOptions, flag
 from analyzer.recording.models import Models
 from analyzer.recording.names import clean_path, unwrapped
 from analyzer.recording.placing import Places, loss_of_roots
 from analyzer.recording.step import OpenStep
 from analyzer.recording.training import Training
+from analyzer.storage.catalog import status_of
 from analyzer.storage.rows import StepRecord
 from analyzer.storage.run import open_run
 from analyzer.storage.schema import STATIC_TABLES, STEP_TABLES
@@ -47,7 +50,7 @@ class Resumed:
         path: Folder of the run.
 
     Attributes:
-        attempt: Number of the new attempt.
+        attempt: Number of the new attempt; ``rank``: what this process is in it.
         attempts: What ``run.json`` says of each attempt.
         manifest: What ``run.json`` said before.
         problems: What was not recorded before.
@@ -75,6 +78,12 @@ class Resumed:
         written = {part.attempt for table in STEP_TABLES for part in self._run.written(table)}
         self.attempts = self._earlier_attempts()
         self.attempt = max(written | {len(self.attempts) - 1}) + 1
+        self.rank = rank_in(path)
+        if self.rank.is_one_of_many:
+            self.attempt = self.rank.attempt
+            self._check_others()
+        else:
+            self.rank = Rank(Path(os.path.abspath(path)), 0, self.attempt)
         self._rows = {name: self._run.static_rows(name).to_pylist() for name in STATIC_TABLES}
         self._own: dict[str, list[int]] = {name: [] for name in STATIC_TABLES}
         self._arrays = {name: np.zeros(0, np.int32) for name in STATIC_TABLES}
@@ -83,6 +92,12 @@ class Resumed:
             for name, rows in self._rows.items()
         }
         self._places = Places(self._run, partial(self._known, "parameters"))
+
+    def _check_others(self) -> None:
+        """Refuse a run that another launch still records, as its heartbeat says."""
+        is_ours = self.manifest.get("attempt", 0) == self.attempt
+        if status_of(self.manifest) == "running" and not is_ours:
+            raise RunExistsError(f"run '{self.path}' is still being recorded; wait for its end")
 
     def _earlier_attempts(self) -> list[dict[str, Any]]:
         """What is said of each attempt; of the last it is what the manifest says."""

@@ -426,3 +426,46 @@ def test_a_script_that_was_killed_is_resumed_at_once(tmp_path: Path) -> None:
     said = command(tmp_path, "record", "--resume", "a", "idle.py")
     assert "nothing was recorded; runs/a is as it was" in said
     assert files(tmp_path / "runs" / "a") == before
+
+
+RANKS = """
+import os
+import torch, torch.distributed as dist
+from torch import nn
+
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(4, 8), nn.Tanh()))
+optimizer = torch.optim.Adam(model.parameters(), 0.01)
+state = torch.load("state.pt") if os.path.exists("state.pt") else None
+if state is not None:
+    model.load_state_dict(state["model"]), optimizer.load_state_dict(state["optimizer"])
+for step in range(0 if state is None else state["step"], int(os.environ["LAST"])):
+    data = torch.Generator().manual_seed(10 * step + dist.get_rank())
+    optimizer.zero_grad()
+    model(torch.randn(4, 4, generator=data)).square().mean().backward()
+    optimizer.step()
+    if step % 4 == 3 and dist.get_rank() == 0:
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        torch.save(state | {"step": step + 1}, "state.pt")
+dist.barrier()
+"""
+
+
+@pytest.mark.slow
+def test_the_ranks_of_a_launch_continue_a_run_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "train.py").write_text(RANKS)
+    ranks = ("record", "--nproc-per-node", "2")
+    monkeypatch.setenv("LAST", "12")
+    command(tmp_path, *ranks, "--run", "runs/whole", "train.py")
+    os.remove(tmp_path / "state.pt")
+    monkeypatch.setenv("LAST", "7")
+    command(tmp_path, *ranks, "--run", "runs/a", "train.py")
+    monkeypatch.setenv("LAST", "12")
+    said = command(tmp_path, *ranks, "--resume", "a", "train.py")
+    assert "recorded 8 steps" in said and "(attempt 1 from step 4, finished" in said
+    assert_joined(tmp_path / "runs" / "a", tmp_path / "runs" / "whole")
+    raw = open_run(tmp_path / "runs" / "a").raw_steps()
+    assert len(raw) == 2 * (7 + 8)

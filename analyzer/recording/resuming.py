@@ -20,7 +20,7 @@ from analyzer.launch import Rank, rank_in
 from analyzer.options import OptionError, RecordOptions, flag
 from analyzer.recording.models import Models
 from analyzer.recording.names import clean_path, unwrapped
-from analyzer.recording.placing import Places, loss_of_roots
+from analyzer.recording.provenance import Places, loss_of_roots
 from analyzer.recording.step import OpenStep
 from analyzer.recording.training import Training
 from analyzer.storage.catalog import status_of

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from analyzer.joins.graph import MAJOR, Dataflow, Scopes
-from analyzer.joins.sums import Edge, Sum, Term, is_data_product
+from analyzer.joins.sums import Edge, Sum, Term, is_data_product, mixing_gates
 
 __all__ = ["NOWHERE", "JoinVertices", "Sides"]
 
@@ -202,11 +202,16 @@ class Sides:
         path = self._lightest_path(lightest, fork, cost)
         if not heavier or not path.isdisjoint(self.steps):
             return None
-        if any(is_data_product(self.flow, vertex) for vertex in path):
-            return None
+        gates: dict[Edge, int] = {}
+        for vertex in path:
+            if is_data_product(self.flow, vertex):
+                mixing = mixing_gates(self.flow, vertex, join, heavier[0].reads[0])
+                if not mixing:
+                    return None
+                gates |= mixing
         if self._is_formula(heavier, fork, cost):
             return None
-        gates = self._gates(path, fork)
+        gates |= self._gates(path, fork)
         if made is not None:
             gates |= made.gates
         if gates:

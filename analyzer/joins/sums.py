@@ -14,7 +14,7 @@ from analyzer.joins.graph import Dataflow, Part
 from analyzer.joins.operations import KEEPS_ORDER
 from analyzer.joins.trace import Untracked
 
-__all__ = ["Edge", "Sum", "Term", "base_of", "is_data_product", "sum_at"]
+__all__ = ["Edge", "Sum", "Term", "base_of", "is_data_product", "mixing_gates", "sum_at"]
 
 Edge = tuple[int, int, int]
 _WEIGHT_OF_LERP = 2
@@ -103,6 +103,33 @@ def is_data_product(flow: Dataflow, vertex: int) -> bool:
     while flow.kinds[read] == "view" and len(flow.reads[read]) == 1:
         read = flow.reads[read][0][1]
     return flow.kinds[read] == "product" and len({r for _, r, _ in flow.reads[read]}) > 1
+
+
+def mixing_gates(flow: Dataflow, vertex: int, join: int, written: int) -> dict[Edge, int]:
+    """Return the edge to the matrix where a vertex mixes the streams of hyper-connections by data.
+
+    The streams are an axis that the branch does not have: what it wrote (`written`) is repeated
+    along it. In attention no branch is; the matrix there is over positions.
+    """
+    whole, size = prod(flow.shape(join)), _written_size(flow, written)
+    count = whole // size if size else 0
+    if flow.kinds[vertex] != "matmul" or count < 2 or whole % size:
+        return {}
+    reads = flow.reads[vertex]
+    square = [read for read in reads if flow.shape(*read[1:])[-2:] == (count, count)]
+    if len(reads) != 2 or len(square) != 1:
+        return {}
+    ((slot, read, number),) = square
+    return {(vertex, slot, number): read}
+
+
+def _written_size(flow: Dataflow, vertex: int) -> int:
+    """Return how many elements a branch made, before they are repeated and scaled."""
+    size = prod(flow.shape(vertex))
+    while flow.kinds[vertex] in ("product", "view", "expand") and len(flow.reads[vertex]) == 1:
+        _, vertex, number = flow.reads[vertex][0]
+        size = min(size, prod(flow.shape(vertex, number)))
+    return size
 
 
 def _added(flow: Dataflow, vertex: int) -> Sum:

@@ -316,6 +316,24 @@ class ByMatmul(HyperConnections):
         return h.sum(1).sin()
 
 
+class Dynamic(HyperConnections):
+    """The matrices are computed from the streams, for each sample its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dynamic = nn.ParameterList(torch.randn(3, 2) for _ in range(6))
+        self.made: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, self.made = x[:, None].repeat(1, 2, 1), []
+        for join in range(6):
+            branch = torch.einsum("n,bd->bnd", self.write[join], self.written(join, h))
+            matrix = self.mixing[join] + (h @ self.dynamic[join]).tanh()
+            self.made.append(matrix.detach())
+            h = self.cross(join, matrix) @ h + branch
+        return h.sum(1).sin()
+
+
 class BySlices(HyperConnections):
     """As in the authors' code: one product makes what the block reads and the mixed streams."""
 
@@ -340,7 +358,7 @@ class ByStream(HyperConnections):
         return (h[0] + h[1]).sin()
 
 
-@pytest.mark.parametrize("kind", [HyperConnections, ByMatmul, BySlices, ByStream])
+@pytest.mark.parametrize("kind", [HyperConnections, ByMatmul, Dynamic, BySlices, ByStream])
 def test_hyper_connections_agree_with_the_enumeration(kind) -> None:
     torch.manual_seed(0)
     model, x = kind().double(), torch.randn(2, 3).double()
@@ -376,6 +394,18 @@ def test_the_gain_of_mixed_streams_is_that_of_the_product_of_their_matrices(kind
     values = torch.linalg.svdvals(product.detach())
     assert found.largest == pytest.approx(values[0].item(), rel=1e-9)
     assert found.smallest == pytest.approx(values[1].item(), rel=1e-6)
+
+
+def test_the_gain_of_matrices_computed_from_data_is_the_extreme_over_samples() -> None:
+    torch.manual_seed(0)
+    model, x = Dynamic().double(), torch.randn(4, 3).double()
+    found = path_lengths(HeldBatch(model, x, None, wavy_loss)).streams
+    product = torch.eye(2).double().expand(4, 2, 2)
+    for matrix in model.made:
+        product = matrix @ product
+    values = torch.linalg.svdvals(product)
+    assert found.largest == pytest.approx(values.max().item(), rel=1e-9)
+    assert found.smallest == pytest.approx(values.min().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", [HyperConnections, ByMatmul, BySlices, ByStream])

@@ -6,6 +6,7 @@ under ``ranks/`` in it:
 
 - ``a<attempt>.json``: which launch began the attempt, as which restart, with how many ranks;
 - ``a<attempt>.leader``: the rank that writes what all share;
+- ``a<attempt>.first``: the number of its first step, where it is not the first;
 - ``a<attempt>.r<rank>.json``: that this rank takes part, and later how it fared.
 """
 
@@ -18,6 +19,7 @@ import re
 import shutil
 import sys
 import threading
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ __all__ = [
     "launch_of_process",
     "newest_attempt",
     "rank_in",
+    "restarts",
 ]
 
 RANKS = "ranks"
@@ -38,6 +41,7 @@ _ATTEMPT = re.compile(r"a(\d{1,5})\.json")
 # What a file system without hard links says.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _LOCAL = ("", "localhost", "127.0.0.1", "::1", "0.0.0.0")
+_PATIENCE_SECONDS, _POLL_SECONDS = 10.0, 0.005
 _SHARED_NAMES = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -104,6 +108,36 @@ class Rank:
                 self._leads = is_first or int(path.read_text(encoding="utf-8")) == self.number
         return self._leads is True
 
+    def first_step(self) -> int | None:
+        """Return where this attempt begins, as rank 0 has found; None where that is for us to find.
+
+        All ranks are at their first backward pass then, so that the others wait no longer than
+        they would for its gradients.
+        """
+        until = time.monotonic() + _PATIENCE_SECONDS
+        while self.is_one_of_many and self.number > 0 and time.monotonic() < until:
+            with contextlib.suppress(OSError, ValueError):
+                return int(self._first.read_text(encoding="utf-8"))
+            time.sleep(_POLL_SECONDS)
+        return None
+
+    def note_first_step(self, step: int) -> None:
+        """Tell the other ranks where this attempt begins."""
+        if self.is_one_of_many and self.number == 0:
+            with contextlib.suppress(OSError):
+                create_once(self._first, f"{step}\n")
+
+    @property
+    def _first(self) -> Path:
+        return self.folder / RANKS / f"a{self.attempt}.first"
+
+    @property
+    def is_restart(self) -> bool:
+        """Whether the attempt before this one was of the same launch."""
+        attempts = (self.attempt, self.attempt - 1)
+        keys = [_read(self.folder / RANKS / f"a{n}.json").get("key") for n in attempts]
+        return keys[0] is not None and keys[0] == keys[1]
+
     def measures(self) -> bool:
         """Whether it measures the probes, on its own batch: one rank does, no others have to."""
         return not self.is_one_of_many or self.leads()
@@ -123,10 +157,15 @@ class Rank:
 _joined: dict[tuple[int, Path], Rank] = {}
 
 
-def rank_in(folder: Path) -> Rank:
+def rank_in(folder: Path, number: int = 0, attempt: int = 0) -> Rank:
     """Return what this process is in a folder that it has joined; else one that is alone there."""
     path = Path(os.path.abspath(folder))
-    return _joined.get((os.getpid(), path)) or Rank(path)
+    return _joined.get((os.getpid(), path)) or Rank(path, number, attempt)
+
+
+def restarts(folder: Path) -> bool:
+    """Whether this process goes on with what its launch has recorded in a folder before."""
+    return rank_in(folder).attempt > 0 and (folder / "run.json").is_file()
 
 
 def launch_of_process(*, by_environment: bool = True) -> Launch | None:

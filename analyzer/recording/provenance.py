@@ -21,12 +21,13 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from analyzer.errors import RunExistsError
-from analyzer.launch import join, launch_of_process
+from analyzer.launch import Rank, join, launch_of_process
 from analyzer.options import RECORDER, RecordOptions, options_of, with_parameters
 from analyzer.recording.models import Models
 from analyzer.recording.names import unwrapped
 from analyzer.recording.parameters import ParameterRow
 from analyzer.recording.part import loss_of
+from analyzer.recording.ranks import norms_here
 from analyzer.recording.scaling import scale_of
 from analyzer.storage.arrays import as_floats, as_numpy, is_present
 from analyzer.storage.catalog import resolve_run
@@ -234,10 +235,13 @@ class Places:
     Args:
         run: The run.
         known: Returns the id of a row of parameters in the run; None for an unknown one.
+        rank: What this process is in the run.
     """
 
-    def __init__(self, run: Run, known: Callable[[Mapping[str, Any]], int | None]) -> None:
-        self._run, self._known = run, known
+    def __init__(
+        self, run: Run, known: Callable[[Mapping[str, Any]], int | None], rank: Rank
+    ) -> None:
+        self._run, self._known, self._rank = run, known, rank
 
     def following(self) -> int:
         """Return the step after the last recorded one."""
@@ -297,7 +301,7 @@ class Places:
         return set()
 
     def _matching(self, norms: Mapping[int, float], first: int, last: int, after: int) -> set[int]:
-        rows = self._run.read("parameter_stats", "norm", steps=slice(first, after + 1))
+        rows = norms_here(self._run, self._rank, slice(first, after + 1))
         steps, ids = (as_numpy(rows.column(name)) for name in ("step", "parameter"))
         wanted = np.array([norms.get(id_, np.nan) for id_ in ids.tolist()])
         is_same = np.abs(as_floats(rows.column("norm")) - wanted) <= _SAME * np.abs(wanted)

@@ -5,15 +5,25 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 from torch import Tensor, distributed, nn
 from torch.autograd.graph import Node
 from torch.compiler import is_dynamo_compiling
 from torch.nn.parallel import DistributedDataParallel
 
 from analyzer.joins.modes import is_transformed, unseen
+from analyzer.launch import Rank
 from analyzer.recording.hook_classes import Layer
 
-__all__ = ["LateOutputs", "data_parallel_ranks", "find_parts", "is_distributed", "num_parts"]
+__all__ = [
+    "LateOutputs",
+    "data_parallel_ranks",
+    "find_parts",
+    "is_distributed",
+    "norms_here",
+    "num_parts",
+]
 
 
 def is_distributed(x: Tensor) -> bool:
@@ -93,6 +103,26 @@ def _parts_below(start: Node, known: dict[Node, int]) -> int:
         stack.append((node, True))
         stack.extend((child, False) for child in children if child not in known)
     return known[start]
+
+
+def norms_here(run: Any, rank: Rank, steps: slice) -> pa.Table:
+    """Return step, parameter and norm of the parameters at some steps, as a rank holds them.
+
+    Of what all ranks have whole, the row of any of them will do: one may have died before it wrote.
+    """
+    if not rank.is_one_of_many:
+        return run.read("parameter_stats", "norm", steps=steps)
+    rows = run.read("parameter_stats", "norm", steps=steps, ranks="all")
+    parts = run.manifest.get("parts") or {}
+    table, split = run.static_rows("parameters"), parts.get("parameters", {})
+    names = zip(table.column(0).to_pylist(), table.column("name").to_pylist(), strict=True)
+    own = [id_ for id_, name in names if name in split]
+    numbers, ids, at = (rows.column(name).to_numpy() for name in ("rank", "parameter", "step"))
+    is_other = numbers != rank.number
+    order = np.lexsort((is_other, ids, at))
+    order = order[~(is_other & np.isin(ids, own))[order]]
+    is_first = np.append(True, (np.diff(at[order]) != 0) | (np.diff(ids[order]) != 0))
+    return rows.take(order[is_first[: len(order)]])
 
 
 class LateOutputs:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from analyzer.errors import AnalyzerError, StopTraining
+from analyzer.launch import restarts
 from analyzer.options import RECORDER, RecordOptions
 from analyzer.probes import Measurement
 from analyzer.recording.checkpoints import Checkpoints
@@ -90,7 +91,8 @@ class Recorder:
             raise ValueError(f"exist is {exist!r}; expected 'raise', 'new' or 'use'")
         self.options = RecordOptions.for_recorder(options, run)
         self.path = run_folder(model, run, exist, self.options.resume)
-        self.resumed = None if self.options.resume is None else Resumed(self.path)
+        is_new = self.options.resume is None and not restarts(self.path)
+        self.resumed = None if is_new else Resumed(self.path)
         if self.resumed is not None:
             self.options = self.resumed.options(self.options)
         self._model = model

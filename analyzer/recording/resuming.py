@@ -91,11 +91,11 @@ class Resumed:
             name: {key: row[_ID[name]] for row in reversed(rows) for key in _keys(name, row)}
             for name, rows in self._rows.items()
         }
-        self._places = Places(self._run, partial(self._known, "parameters"))
+        self._places = Places(self._run, partial(self._known, "parameters"), self.rank)
 
     def _check_others(self) -> None:
         """Refuse a run that another launch still records, as its heartbeat says."""
-        is_ours = self.manifest.get("attempt", 0) == self.attempt
+        is_ours = self.manifest.get("attempt", 0) == self.attempt or self.rank.is_restart
         if status_of(self.manifest) == "running" and not is_ours:
             raise RunExistsError(f"run '{self.path}' is still being recorded; wait for its end")
 
@@ -190,11 +190,16 @@ class Resumed:
             warn(refusal)
             raise NotResumableError
         if found is None:
+            found = self.rank.first_step()
+        if found is None:
             found = self._places.by_weights(models, loss_of_roots(roots or ()))
-        if found is None and roots is None:
+        if found is None and roots is None and not self.rank.is_one_of_many:
             return None
-        self.is_found = found is not None
-        self._continue_at(training, self._places.following() if found is None else found)
+        # What all ranks have agreed on stands, since each knows its own loss alone.
+        self.is_found = found is not None or self.rank.is_one_of_many
+        first = self._places.following() if found is None else found
+        self.rank.note_first_step(first)
+        self._continue_at(training, first)
         return self.first
 
     def settle(self, training: Training, step: OpenStep) -> int | None:

@@ -44,7 +44,7 @@ class RunWriter:
         path: Folder of the run; must not hold anything yet, unless ``rank`` or ``attempt`` is > 0,
             or this process has joined it.
         manifest: First content of ``run.json``.
-        rank: Number of this process; that with which it has joined the folder where this is 0.
+        rank: Number of this process, unless it has joined the folder as one of several.
         attempt: Number of this restart; likewise.
         flush_seconds: Rows are written at this age.
         flush_steps: Rows are written when there are those of that many steps.
@@ -79,9 +79,7 @@ class RunWriter:
         self._complaint: BaseException | None = None
         self._most_waiting = queue_steps
         flush = (flush_seconds, flush_steps)
-        if not isinstance(rank, Rank):
-            rank = Rank(self.path, rank, attempt) if rank or attempt else rank_in(self.path)
-        self.rank = rank
+        self.rank = rank if isinstance(rank, Rank) else rank_in(self.path, rank, attempt)
         self._folder = RunFolder(self.path, manifest, self.rank, flush, self._warn_once)
         self._waiting: deque[Callable[[], object]] = deque()
         self._pid = os.getpid()

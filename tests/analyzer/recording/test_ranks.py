@@ -1,5 +1,6 @@
 """A training on several ranks is one run, whose pooled numbers are those of one process."""
 
+import json
 import os
 import subprocess
 import sys
@@ -72,13 +73,66 @@ def train(model, kind, steps=3):
         optimizer.step()
 """
 OF_RANKS = """
-import analyzer
+import analyzer, contextlib, hashlib, json
+from torch.distributed.distributed_c10d import _world
 dist.init_process_group("gloo")
-for kind in sys.argv[1:]:
+
+
+def num_collectives():
+    return sum(group._get_sequence_number_for_group() for group in _world.pg_map)
+
+
+def trained(kind, recorder):
     model = parallel(kind)
-    with analyzer.Recorder(model, kind, updates_every=1, splits_every=1):
+    before = num_collectives()
+    with recorder(model):
         train(model, kind)
+    count, digest = num_collectives() - before, hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(getattr(parameter.data, "_local_tensor", parameter.data).numpy().tobytes())
+    return count, digest.hexdigest()
+
+
+found = {}
+for kind in sys.argv[1:]:
+    options = dict(updates_every=1, splits_every=1)
+    found[kind] = [
+        trained(kind, lambda model: analyzer.Recorder(model, kind, **options)),
+        trained(kind, lambda model: contextlib.nullcontext()),
+    ]
+json.dump(found, open(f"unrecorded-{R}.json", "w"))
 dist.destroy_process_group()
+"""
+SCRIPT = """
+dist.init_process_group("gloo")
+model = parallel(sys.argv[1])
+train(model, sys.argv[1])
+dist.destroy_process_group()
+"""
+ELASTIC = """
+import signal, time
+# A store of each restart's own: in the launcher's, gloo may find where a dead rank listened.
+store = "file://" + os.path.abspath("store" + os.environ["TORCHELASTIC_RESTART_COUNT"])
+dist.init_process_group("gloo", init_method=store, rank=R, world_size=W)
+torch.manual_seed(0)
+model = nn.parallel.DistributedDataParallel(network())
+optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+state = torch.load("state.pt") if os.path.exists("state.pt") else {"step": 0}
+if state["step"]:
+    model.load_state_dict(state["model"]), optimizer.load_state_dict(state["optimizer"])
+for i in range(state["step"], 12):
+    generator = torch.Generator().manual_seed(i)
+    x, y = torch.randn(16, 6, generator=generator), torch.arange(16) % 4
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(x[R::W]), y[R::W]).backward()
+    optimizer.step()
+    if R == 0 and i == 4:
+        saved = {"step": 5, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        torch.save(saved, "state.pt")
+    if i == 8 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        time.sleep(2.5)  # rows are written every 1.5 s
+        if R == int(sys.argv[1]):
+            os.kill(os.getpid(), signal.SIGKILL)
 """
 KINDS = ("ddp", "no_sync", "clipped", "fsdp", "fsdp_clipped", "tp")
 
@@ -89,9 +143,8 @@ def torchrun(
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     number = ["--nproc-per-node", "2", "--max-restarts", str(restarts)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", **more}
-    return subprocess.run(
-        [*launcher, *number, *command], cwd=folder, env=env, capture_output=True, text=True
-    )
+    whole = [*launcher, *number, *command]
+    return subprocess.run(whole, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +202,61 @@ def test_pooled_numbers_are_those_of_one_process(ranks: Path, alone: Any, kind: 
     assert (many.ranks, many.status, many.warnings) == ([0, 1], "finished", [])
     assert many.manifest["data_parallel_ranks"] == (1 if kind == "tp" else 2)
     assert_same_tables(alone(kind), many)
+
+
+def test_no_collective_is_added_and_no_weight_changes(ranks: Path) -> None:
+    for rank in range(2):
+        found = json.loads((ranks / f"unrecorded-{rank}.json").read_text())
+        assert sorted(found) == sorted(KINDS)
+        for kind, (recorded, plain) in found.items():
+            assert recorded == plain, kind
+            assert recorded[0] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "tp"])
+@pytest.mark.parametrize("is_ours", [True, False], ids=["record", "torchrun"])
+def test_one_launch_is_one_run_however_it_is_started(
+    tmp_path: Path, alone: Any, kind: str, is_ours: bool
+) -> None:
+    (tmp_path / "train.py").write_text(TRAINING + SCRIPT)
+    options = ["--updates-every", "1", "--splits-every", "1"]
+    if is_ours:
+        command = [sys.executable, "-m", "analyzer", "record", "--nproc-per-node", "2"]
+        command += [*options, "train.py", kind]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    else:
+        command = ["-m", "analyzer", "record", "train.py", kind]
+        done = torchrun(tmp_path, *command, ANALYZER_OPTIONS=" ".join(options))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("analyzer: recorded 3 steps") == 1
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["train-0"]
+    many = analyzer.open_run(tmp_path / "runs" / "train-0")
+    assert (many.ranks, many.status, many.warnings) == ([0, 1], "finished", [])
+    assert_same_tables(alone(kind), many)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", [0, 1])
+def test_a_rank_that_is_killed_leaves_the_others_and_a_restart_is_a_new_attempt(
+    tmp_path: Path, dies: int
+) -> None:
+    (tmp_path / "train.py").write_text(TRAINING + ELASTIC)
+    command = ["-m", "analyzer", "record", "train.py", str(dies)]
+    done = torchrun(tmp_path, *command, restarts=1)
+    assert done.returncode == 0, done.stderr
+    run = analyzer.open_run(tmp_path / "runs" / "train-0")
+    assert (run.status, run.warnings, run.manifest["attempt"]) == ("finished", [], 1)
+    states = {(r["attempt"], r["rank"]): r["status"] for r in run.manifest["ranks"]}
+    assert states[0, dies] == "running" and states[0, 1 - dies] in ("failed", "interrupted")
+    assert (states[1, 0], states[1, 1]) == ("finished", "finished")
+    # It goes on from the state of step 5, and has those steps.
+    steps = run.steps
+    assert steps["step"].tolist() == list(range(12))
+    assert steps["attempt"].tolist() == [0] * 5 + [1] * 7
+    assert not steps["loss"].isna().any()
+    raw = run.raw_steps()
+    first = raw[raw["attempt"] == 0]
+    assert first[first["rank"] == dies]["step"].tolist() == list(range(8))
+    assert len(run.layer_stats(steps=3, ranks="all")) == 2 * len(run.layers)

@@ -296,7 +296,7 @@ def _operands(
     others.
     """
     given = Operands(name, args, kwargs)
-    values, word, kind = list(given.values), name.strip("_"), FUNCTION_KINDS[name]
+    values, word, kind = [*map(_there, given.values)], name.strip("_"), FUNCTION_KINDS[name]
     if not 1 < len(values) <= _MOST_OPERANDS or not all(map(_is_plain, values[:2])):
         return [], ()
     factors = [1.0] * len(values)
@@ -324,6 +324,11 @@ def _operands(
 _PLUS, _MINUS = ((1, False), (1, True)), ((1, False), (-1, True))
 _SIGNS = dict.fromkeys(("add", "iadd", "radd"), _PLUS)
 _SIGNS |= dict.fromkeys(("sub", "isub", "subtract"), _MINUS) | {"rsub": ((-1, True), (1, False))}
+
+
+def _there(value: Any) -> Any:
+    """Return a tensor that comes from other ranks once it is there, as the call would wait, too."""
+    return value.trigger_wait() if hasattr(type(value), "trigger_wait") else value
 
 
 def _is_plain(value: object) -> bool:

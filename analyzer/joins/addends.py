@@ -18,7 +18,7 @@ from analyzer.joins.modes import unseen
 from analyzer.joins.operations import FUNCTION_KINDS, OPERANDS, Operands
 from analyzer.joins.plan import JoinSite
 from analyzer.joins.products import norm_of, products, split_statistics, squares
-from analyzer.joins.trace import FunctionMode, sequence_number
+from analyzer.joins.trace import ForwardTrace, sequence_number
 
 __all__ = ["Addends", "JoinOutputs", "statistics_of"]
 
@@ -29,7 +29,7 @@ _MOST_RECENT = 2
 _MOST_OPERANDS = 16
 Numbers: TypeAlias = Sequence[float] | Tensor
 Place: TypeAlias = tuple[int, tuple[int, ...]]
-"""Where an operand is read: the first autograd node of the call, and the call's slots."""
+"""Where an operand is read: the number of the call, and the call's slots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +49,18 @@ class _Call:
     """One call that adds, concatenates or stacks.
 
     Args:
+        number: Its number among all calls.
         start: Sequence number of its first autograd node; `end`: the one after its last.
+        tick: How many functions were followed up to it.
         offset: How many nodes the pass had made before it.
         places: Of each operand.
         numbers: The norms of the operands, then the dot products of each with the later ones.
     """
 
+    number: int
     start: int
     end: int
+    tick: int
     offset: int
     kind: str
     places: tuple[tuple[Place, ...], ...]
@@ -129,21 +133,26 @@ def _root(square: float) -> float:
 _Made: TypeAlias = tuple[list[_Operand], tuple[int, ...], Numbers | None, list[int]]
 
 
-class Addends(FunctionMode):
+class Addends(ForwardTrace):
     """Measures the operands of the additions, stacks and concatenations under it.
 
     Of a pass nothing is kept but numbers and, for the last two additions, their operands. No result
     changes, no autograd node is made, and no device is waited for. Once the joins of a pass are
     known, only their operands are measured in later ones.
 
+    Args:
+        follows: Whether tensors are followed, too, so that joins are found where autograd has no
+            graph.
+
     Attributes:
         failure: Why a call was not measured; None where all were.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, follows: bool = False) -> None:
         super().__init__()
+        self._follows = follows
         self.failure: Exception | None = None
-        self._base = 0
+        self._base = self._num_calls = 0
         self._calls: list[_Call] = []
         self._recent: deque[tuple[Tensor, int, list[_Operand], list[int]]] = deque(
             maxlen=_MOST_RECENT
@@ -173,19 +182,20 @@ class Addends(FunctionMode):
     ) -> Any:
         """Call the function, and measure what it adds."""
         if name not in OPERANDS:
-            return func(*args, **kwargs)
+            return self._run(func, name, args, kwargs)
         start = sequence_number()
         is_flat = self._wants_all or self._needed.get(start - self._base)
         if is_flat is None or len(self._calls) > _MOST_CALLS or kwargs.get("out") is not None:
-            return func(*args, **kwargs)
+            return self._run(func, name, args, kwargs)
         made: _Made | None = None
         try:
             with unseen():  # before the call: it may write to an operand
-                made = self._before(name, args, kwargs, start, is_flat=is_flat)
+                made = self._before(name, args, kwargs, is_flat=is_flat)
         except Exception as error:  # the program must not notice
             self.failure = error
-        result = func(*args, **kwargs)
-        if made is not None and sequence_number() > start and isinstance(result, Tensor):
+        result = self._run(func, name, args, kwargs)
+        is_made = self._follows or sequence_number() > start
+        if made is not None and is_made and isinstance(result, Tensor):
             try:
                 with unseen():
                     self._after(name, made, result, start)
@@ -193,16 +203,32 @@ class Addends(FunctionMode):
                 self.failure = error
         return result
 
+    def _run(
+        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if not self._follows:
+            return func(*args, **kwargs)
+        # In the order of the operands, whatever the order in which they are named.
+        first = {key: kwargs[key] for key, _ in OPERANDS.get(name, ()) if key in kwargs}
+        return super().call(func, name, args, first | kwargs)
+
+    def _note(self, name: str, arguments: list[Tensor], made: list[Tensor], start: int) -> None:
+        with (
+            torch.enable_grad()
+        ):  # of a pass without gradient the additions are wanted all the same
+            super()._note(name, arguments, made, start)
+
     def _before(
-        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], start: int, *, is_flat: bool
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_flat: bool
     ) -> _Made | None:
-        operands, rest = _operands(name, args, kwargs, start)
+        self._num_calls += 1
+        operands, rest = _operands(name, args, kwargs, self._num_calls)
         if not operands:
             return None
         if is_flat and not rest:
             operands = [part for operand in operands for part in self._parts(operand)]
         numbers = None if rest else _numbers(FUNCTION_KINDS[name], operands)
-        return operands, rest, numbers, [operand.values._version for operand in operands]
+        return operands, rest, numbers, _versions(operands)
 
     def _after(self, name: str, made: _Made, result: Tensor, start: int) -> None:
         operands, rest, numbers, versions = made
@@ -210,19 +236,20 @@ class Addends(FunctionMode):
         if rest:
             (first,) = operands
             values = result.detach() - first.factor * first.values.detach()
-            operands = [first, _Operand(((start, rest),), values)]
+            operands = [first, _Operand(((first.places[0][0], rest),), values)]
             numbers = _numbers(kind, operands)
         if numbers is not None:
             places = tuple(operand.places for operand in operands)
-            self._calls.append(_Call(start, end, start - self._base, kind, places, numbers))
-        if kind == "add" and not rest and versions == [o.values._version for o in operands]:
-            self._recent.append((result, result._version, operands, versions))
+            at = operands[-1].places[-1][0], start, end, self.tick
+            self._calls.append(_Call(*at, start - self._base, kind, places, numbers))
+        if kind == "add" and not rest and versions == _versions(operands):
+            self._recent.append((result, _version(result), operands, versions))
 
     def _parts(self, operand: _Operand) -> list[_Operand]:
         """Return the operands of one that is the sum of one of the last additions."""
         for result, version, parts, versions in self._recent:
-            now = [part.values._version for part in parts]
-            if operand.values is result and result._version == version and now == versions:
+            is_same = operand.values is result and _version(result) == version
+            if is_same and _versions(parts) == versions:
                 return [
                     _Operand(
                         part.places + operand.places, part.values, part.factor * operand.factor
@@ -234,32 +261,39 @@ class Addends(FunctionMode):
     def outputs(self, sites: Iterable[JoinSite]) -> list[JoinOutputs | None]:
         """Return what the joins of a graph add; None for one whose addition was not seen."""
         starts = [call.start for call in self._calls]
+        by_tick = {call.tick: call for call in self._calls if self._follows}
 
-        def at(node: Node | None) -> _Call | None:
-            number = -1 if node is None else node._sequence_nr()
-            place = bisect_right(starts, number) - 1
+        def at(node: Node | None, tick: int = -1) -> _Call | None:
+            if node is None:
+                return by_tick.get(tick)
+            place = bisect_right(starts, node._sequence_nr()) - 1
             found = self._calls[place] if place >= 0 else None
-            return found if found is not None and number < found.end else None
+            return found if found and node._sequence_nr() < found.end else None
 
         found = [self._output(site, at) for site in sites]
         self._has_missed |= None in found
         return found
 
-    def _output(
-        self, site: JoinSite, at: Callable[[Node | None], _Call | None]
-    ) -> JoinOutputs | None:
-        entries = [(at(reader), slot) for reader, slot in site.branch_entries]
-        summed = at(site.node)
+    def _output(self, site: JoinSite, at: Callable[..., _Call | None]) -> JoinOutputs | None:
+        entries, others_in = (
+            [
+                *((at(node), slot) for node, slot in seen),
+                *((at(None, t), slot) for t, slot in unseen),
+            ]
+            for seen, unseen in (
+                (site.branch_entries, site.branch_ticks),
+                (site.shortcut_entries, site.shortcut_ticks),
+            )
+        )
+        summed = at(site.node, site.tick)
         call = summed or next((entered for entered, _ in entries if entered), None)
-        if call is None or not entries or site.node is None:
+        if call is None or not entries:
             return None
         kind = "cat" if site.join.operation == "cat" else "add"
         branch = _numbers_of(call, entries)
         others = [number for number in range(len(call.places)) if number not in branch]
         if kind == "cat":  # what else is there, a condition, is on neither side
-            others = _numbers_of(
-                call, [(at(reader), slot) for reader, slot in site.shortcut_entries]
-            )
+            others = _numbers_of(call, others_in)
         if not branch or not others:
             return None
         for entered, _ in entries:
@@ -272,6 +306,14 @@ class Addends(FunctionMode):
         return JoinOutputs(call.numbers, len(call.places), *sides, kind, is_whole)
 
 
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _versions(operands: Sequence[_Operand]) -> list[int]:
+    return [_version(operand.values) for operand in operands]
+
+
 def _numbers_of(call: _Call, entries: Iterable[tuple[_Call | None, int]]) -> list[int]:
     """Return which operands of a call come in by some edges; none where one is not seen."""
     found: dict[int, None] = {}
@@ -279,7 +321,7 @@ def _numbers_of(call: _Call, entries: Iterable[tuple[_Call | None, int]]) -> lis
         added = [
             number
             for number, places in enumerate(call.places)
-            if entered and any(start == entered.start and slot in at for start, at in places)
+            if entered and any(key == entered.number and slot in at for key, at in places)
         ]
         if not added:
             return []
@@ -288,7 +330,7 @@ def _numbers_of(call: _Call, entries: Iterable[tuple[_Call | None, int]]) -> lis
 
 
 def _operands(
-    name: str, args: tuple[Any, ...], kwargs: dict[str, Any], start: int
+    name: str, args: tuple[Any, ...], kwargs: dict[str, Any], call: int
 ) -> tuple[list[_Operand], tuple[int, ...]]:
     """Return the operands of a call as they are added; none where they are not of one size.
 
@@ -317,7 +359,7 @@ def _operands(
     if kind != "cat" and len({value.numel() for value in values}) > 1:
         return [], ()  # one is repeated over the other: no join
     pairs = enumerate(zip(values, factors, strict=False))
-    return [_Operand(((start, (slot,)),), value, factor) for slot, (value, factor) in pairs], rest
+    return [_Operand(((call, (slot,)),), value, factor) for slot, (value, factor) in pairs], rest
 
 
 # By function the sign of each of two operands, and whether ``alpha`` multiplies it.

@@ -16,6 +16,7 @@ from analyzer.joins.modes import UnseenReference
 from analyzer.joins.search import Join, joins_of_model
 from analyzer.joins.sides import JoinVertices
 from analyzer.joins.sums import Edge
+from analyzer.joins.trace import Untracked
 
 __all__ = ["HIDDEN", "JoinPlan", "JoinSite", "hiding_reason", "joins_in_graph"]
 
@@ -44,6 +45,9 @@ class _Site(Generic[N]):
         shared_edges: Reads of those by one side: (reader, its input slot, 1 for the branch).
         gate_edges: Reads, by products on the shortcut, of what only scales it there: a gate, which
             belongs to the branch.
+        tick: The followed function that adds or concatenates, where autograd does not see it.
+        branch_ticks: Entries of the branch that autograd does not see: (function, operand).
+        shortcut_ticks: Those of the shortcuts.
     """
 
     join: Join
@@ -56,6 +60,9 @@ class _Site(Generic[N]):
     gate_edges: tuple[tuple[N, int, int], ...]
     shared: tuple[N, ...] = ()
     shared_edges: tuple[tuple[N, int, int], ...] = ()
+    tick: int = -1
+    branch_ticks: tuple[tuple[int, int], ...] = ()
+    shortcut_ticks: tuple[tuple[int, int], ...] = ()
 
 
 JoinSite = _Site[Node]
@@ -119,6 +126,9 @@ class JoinPlan:
                 gate_edges=_nodes(walk, at.gate_edges),
                 shared=tuple(walk.nodes[number] for number in at.shared),
                 shared_edges=_nodes(walk, at.shared_edges),
+                tick=at.tick,
+                branch_ticks=at.branch_ticks,
+                shortcut_ticks=at.shortcut_ticks,
             )
             for at in self._places
         ]
@@ -172,7 +182,11 @@ def _place(walk: Walk, flow: Dataflow, join: Join, vertices: JoinVertices) -> _S
         found = seen(edges)
         return found if len(found) == len(edges) else None
 
-    fork = at(vertices.fork)
+    def ticks(edges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+        makers = ((flow.vertices[vertex], slot) for vertex, slot in edges)
+        return tuple((made.tick, slot) for made, slot in makers if isinstance(made, Untracked))
+
+    fork, made = at(vertices.fork), flow.vertices[vertices.join]
     shared = [at(vertex) for vertex in vertices.shared]
     is_seen = fork is not None and vertices.is_apart and None not in shared
     shortcut = all_seen(vertices.shortcut_edges) if is_seen else None
@@ -188,6 +202,9 @@ def _place(walk: Walk, flow: Dataflow, join: Join, vertices: JoinVertices) -> _S
         gate_edges=seen(vertices.gate_edges),
         shared=tuple(number for number in shared if number is not None),
         shared_edges=seen((v, slot, side) for side, v, slot in vertices.shared_edges),
+        tick=made.tick if isinstance(made, Untracked) else -1,
+        branch_ticks=ticks(vertices.branch_entries),
+        shortcut_ticks=ticks(vertices.shortcut_entries),
     )
 
 

@@ -4,6 +4,8 @@ At the first call nobody knows whether the program will train. What was kept is 
 backward pass begins or an optimizer steps: until then it was a look at the model, or a validation.
 """
 
+from __future__ import annotations
+
 import sys
 import threading
 import time
@@ -15,17 +17,25 @@ import torch
 from torch import Tensor, is_grad_enabled, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from analyzer.joins.addends import Addends
+from analyzer.joins.calls import CallLog, keywords_of_call, numbered_call
+from analyzer.joins.find import output_nodes
+from analyzer.joins.graph import Walk
+from analyzer.joins.modes import calls_compiled_code
+from analyzer.joins.plan import joins_in_graph
 from analyzer.options import RecordOptions
 from analyzer.recording.depths import PassDepths
 from analyzer.recording.hook_classes import Call, Layer, look_at
 from analyzer.recording.hooks import Capture
 from analyzer.recording.invocation import Invocation, first_tensor
 from analyzer.recording.layers import CallNumbers, Layers
+from analyzer.recording.live_log import JoinTable, is_compiled, token
 from analyzer.recording.names import container_of, unwrapped
 from analyzer.recording.parameters import Parameters
 from analyzer.recording.part import Part
 from analyzer.recording.plain import UnreadableError, plain
 from analyzer.recording.provenance import device_name
+from analyzer.recording.split_rows import SplitRows
 from analyzer.recording.statistics import activation_row
 from analyzer.recording.step import OpenStep
 from analyzer.recording.watched import BACKWARD_PASSES
@@ -68,6 +78,7 @@ class ForwardCalls:
         self._open: list[int] = []
         self._current: Invocation | None = None
         self._depths = PassDepths()
+        self._log: _JoinLog | None = None
         self.forget()
         self._listens = True
         BACKWARD_PASSES.watch(self)
@@ -83,6 +94,7 @@ class ForwardCalls:
     def forget(self) -> None:
         """Forget the calls that were kept, and their models."""
         self.steps.clear()
+        self._joins = JoinTable(self._options.max_calls)
         self._layers, self._parameters = Layers(self._options.max_calls), Parameters(self._note)
         self._numbers = CallNumbers(self._layers)
         self._known: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -102,7 +114,7 @@ class ForwardCalls:
         if self.has_derived:
             sentences = ["gradients of torch.autograd.grad or torch.func: no optimizer got them"]
         if self.steps:
-            kind = "gradients, updates and joins"
+            kind = "gradients and updates" if len(self._joins) else "gradients, updates and joins"
             sentences += [f"{kind}: no backward pass ran; each call of a model is a step"]
         return sentences + self._problems
 
@@ -139,6 +151,7 @@ class ForwardCalls:
         self._problems.clear()
 
     def _stop(self) -> None:
+        self._close_log()
         self._depths.stop_following()
         self._current = None
         self._open.clear()
@@ -177,6 +190,8 @@ class ForwardCalls:
             if not self._open:
                 self._begin(module)
             self._open.append(id(module))
+            if self._log is not None and module in self._log.paths:
+                self._log.enter(module, (args, keywords_of_call(module)))
         except Exception as error:
             self._give_up(error)
         self._capture.seconds += time.perf_counter() - started
@@ -189,10 +204,12 @@ class ForwardCalls:
         try:
             while self._open.pop() != id(module):
                 pass  # a call that was interrupted never left by itself
+            if self._log is not None and module in self._log.paths:
+                self._log.leave(module, output)
             if self._current is not None:
                 self._observe(self._current, module, output)
                 if not self._open:
-                    self._end(self._current)
+                    self._end(self._current, output)
         except Exception as error:
             self._give_up(error)
         self._capture.seconds += time.perf_counter() - started
@@ -211,6 +228,39 @@ class ForwardCalls:
         # Where there is a graph it has the depth. A compiled part would be compiled once more.
         if is_new and not is_grad_enabled() and "torch._dynamo" not in sys.modules:
             self._depths.follow()
+        if self._options.splits(number):
+            self._open_log(module)
+
+    def _open_log(self, module: nn.Module) -> None:
+        """Watch a call for its joins; compiled code would be compiled once more for it."""
+        roots = ((number, ref()) for number, ref in enumerate(self._layers.roots))
+        for number, root in roots:
+            if root is None or module not in set(root.modules()):
+                continue
+            if is_compiled(root) or calls_compiled_code(m.forward for m in root.modules()):
+                self._note(f"joins of {type(unwrapped(root)).__name__}: it runs compiled code")
+            else:
+                self._log = _JoinLog(number, root)
+            return
+
+    def _close_log(self) -> _JoinLog | None:
+        log, self._log = self._log, None
+        if log is not None:
+            log.addends.end()
+        return log
+
+    def _take_joins(self, log: _JoinLog, output: Any, rows: SplitRows) -> bool:
+        """Take what the joins of a call add; return whether one of them is new."""
+        walk = Walk(output_nodes(output))
+        plan = joins_in_graph(walk, log)
+        sites = plan.sites(walk) or []
+        numbers, has_changed = self._joins.take(plan, {call.path for call in log.calls})
+        added = log.addends.outputs(sites)
+        for place, (number, outputs) in enumerate(zip(numbers, added, strict=True)):
+            rows.add_outputs((number, place), outputs)
+        for module, reason in plan.unseen:
+            self._note(f"joins of {module}: {reason}")
+        return has_changed
 
     def _add(self, root: nn.Module) -> None:
         """Add a model, or one of which parts were called before it was complete."""
@@ -259,15 +309,21 @@ class ForwardCalls:
     def _path(self, site: Any) -> str:
         return self._layers.path(site, self._layers.prefixes())
 
-    def _end(self, invocation: Invocation) -> None:
+    def _end(self, invocation: Invocation, output: Any) -> None:
         """The outermost call has ended: it is a step."""
+        log, part = self._close_log(), Part()
         self._depths.stop_following()
         self._current, calls = None, invocation.calls
         if self._is_new:
             self._depths.end(calls)
-        if self._numbers.number(invocation, is_discovering=self._is_new) or not self.tables:
+        has_changed = self._numbers.number(invocation, is_discovering=self._is_new)
+        if log is not None:
+            try:
+                has_changed |= self._take_joins(log, output, part.splits)
+            except Exception as error:  # the rest of the call is recorded
+                self._note(f"joins: {type(error).__name__}: {error}")
+        if has_changed or not self.tables:
             self._note_tables()
-        part = Part()
         part.fold(invocation, None)
         self._step.parts.append(part)
         seconds = time.perf_counter() - self._step.started
@@ -279,4 +335,23 @@ class ForwardCalls:
     def _note_tables(self) -> None:
         """Note the static tables now: the models may be gone at the end."""
         parameters = [{**row, "trained": False} for row in self._parameters.rows(self._layers)]
-        self.tables = {"layers": self._layers.rows({}), "parameters": parameters, "joins": []}
+        prefixes = self._layers.prefixes()
+        self.tables = {
+            "layers": self._layers.rows(self._joins.roles()),
+            "parameters": parameters,
+            "joins": self._joins.rows(
+                lambda root, path: self._layers.spelled(root, path, prefixes)
+            ),
+        }
+
+
+class _JoinLog(CallLog):
+    """The calls of one forward pass, with gradient or without, and what it adds."""
+
+    def __init__(self, number: int, root: nn.Module) -> None:
+        self.addends = Addends(follows=True)
+        super().__init__({token(number): unwrapped(root)}, self.addends)
+        self.addends.begin()
+
+    def _layer_name(self, module: nn.Module, path: str) -> str | None:
+        return numbered_call(path, self._times_called) if module in self._layers else None

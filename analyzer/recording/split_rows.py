@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -61,6 +62,12 @@ class SplitRows:
         products = split_products(gradients)
         has = tuple(parts is not None for parts in gradients)
         self.parts[place] = has, products.tolist() if products.is_cpu else products, scale
+
+    def add_outputs(self, place: tuple[int, int], outputs: JoinOutputs | None) -> None:
+        """Take what a join adds in a forward pass that no backward pass follows."""
+        self.parts[place] = (False,) * 4, [math.nan] * 7, None
+        if outputs is not None:
+            self.outputs[place] = outputs
 
     def absorb(self, other: SplitRows) -> None:
         """Take over what other passes of the step gave."""

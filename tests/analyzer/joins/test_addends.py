@@ -133,6 +133,18 @@ def test_a_recorded_training_has_them_at_each_split(name: str, tmp_path) -> None
             assert one == pytest.approx(other, rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.parametrize("name", [name for name in SUMS if "stacked" not in name])
+def test_a_program_without_gradient_has_them_too(name: str, tmp_path) -> None:
+    add, parts = SUMS[name]
+    with analyzer.Recorder(None, tmp_path / "run"), torch.no_grad():
+        model = net(add)
+        model(torch.randn(5, 4))
+    rows = analyzer.open_run(tmp_path / "run").splits()
+    found = rows.groupby(rows["join"] * 2 // len(rows)).last()[COLUMNS].to_numpy()
+    for block, values in zip(model[1:3], found.tolist(), strict=True):
+        assert values == pytest.approx(expected(*parts(*block.seen)), rel=1e-5, abs=1e-6)
+
+
 def test_micro_batches_are_pooled_as_one_batch(tmp_path) -> None:
     model = net(SUMS["x + b"][0])
     optimizer = torch.optim.SGD(model.parameters(), 0.1)

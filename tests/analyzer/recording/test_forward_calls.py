@@ -24,8 +24,8 @@ class Block(nn.Module):
 
 
 @contextmanager
-def recorded(folder: Path) -> Iterator[Recorder]:
-    with Recorder(None, folder, manifest={"kind": "script"}) as recorder:
+def recorded(folder: Path, **options: int) -> Iterator[Recorder]:
+    with Recorder(None, folder, manifest={"kind": "script"}, **options) as recorder:
         yield recorder
 
 
@@ -36,7 +36,7 @@ def test_each_call_is_a_step_with_its_activations(
 ) -> None:
     torch.manual_seed(0)
     inputs = [torch.randn(5, 6) for _ in range(3)]
-    with recorded(tmp_path / "run"), mode():  # type: ignore[attr-defined]
+    with recorded(tmp_path / "run", splits_every=2), mode():  # type: ignore[attr-defined]
         model = nn.Sequential(nn.Linear(6, 6), Block(), nn.Linear(6, 2)).eval()
         model.requires_grad_(not is_frozen)
         for x in inputs:
@@ -59,7 +59,22 @@ def test_each_call_is_a_step_with_its_activations(
     np.testing.assert_allclose(found, outputs, rtol=1e-6)
     found = stats[stats["layer"] == 3]["activation_zero_fraction"].to_numpy()
     np.testing.assert_allclose(found, relu, rtol=1e-6)
-    assert any("no backward pass ran" in reason for reason in run.manifest["not_recorded"])
+    assert run.manifest["not_recorded"][0].startswith("gradients and updates: no backward pass ran")
+    assert run.joins["name"].tolist() == ["1"]
+    assert run.joins["branch_layers"].tolist() == [["1.relu", "1.fc", "1.relu#1"]]
+    assert set(run.layers["role"].dropna()) == {"branch"}
+    splits = run.splits()
+    assert splits["step"].tolist() == [0, 2]
+    assert splits["fork_gradient_norm"].isna().all() and splits["shortcut_share"].isna().all()
+    with torch.no_grad():
+        for row, x in zip(splits.itertuples(), inputs[::2], strict=True):
+            s = model[0](x).double()
+            b = model[1](model[0](x)).double() - s
+            norms = [tensor.norm().item() for tensor in (s, b, s + b)]
+            found = [row.shortcut_output_norm, row.branch_output_norm, row.join_output_norm]
+            assert found == pytest.approx(norms, rel=1e-5)
+            cosine = ((s * b).sum() / (s.norm() * b.norm())).item()
+            assert row.output_cosine == pytest.approx(cosine, rel=1e-5)
 
 
 def test_calls_before_a_training_are_dropped_and_nothing_is_paid_afterwards(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch.autograd.graph import Node
 from analyzer.joins.modes import unseen
 from analyzer.joins.operations import FUNCTION_KINDS, OPERANDS, Operands
 from analyzer.joins.plan import JoinSite
-from analyzer.joins.products import norm_of, products, split_statistics, squares
+from analyzer.joins.products import norms_and_dots, split_statistics
 from analyzer.joins.trace import ForwardTrace, sequence_number
 
 __all__ = ["Addends", "JoinOutputs", "statistics_of"]
@@ -385,45 +385,8 @@ def _is_plain(value: object) -> bool:
 
 
 def _numbers(kind: str, operands: Sequence[_Operand]) -> Numbers | None:
-    """Return the norms and, unless they stand side by side, the dot products of operands.
-
-    On the host they are numbers; on a device they stay there.
-    """
+    """Return the norms and, unless they stand side by side, the dot products of operands."""
     if not operands:
         return None
-    values = [_real(operand.values.detach()) for operand in operands]
-    factors = [operand.factor for operand in operands]
-    pairs = [] if kind == "cat" else list(combinations(range(len(values)), 2))
-    if all(value.is_cpu for value in values):
-        norms, dots = _on_host(values, pairs)
-    else:
-        norms, dots = _on_device(values, pairs)
-    found = [norm * abs(factor) for norm, factor in zip(norms, factors, strict=True)]
-    found += [dot * factors[i] * factors[j] for dot, (i, j) in zip(dots, pairs, strict=True)]
-    return torch.stack(found) if isinstance(found[0], Tensor) else found
-
-
-def _real(value: Tensor) -> Tensor:
-    return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value.resolve_neg()
-
-
-def _on_host(values: list[Tensor], pairs: list[tuple[int, int]]) -> tuple[list[Any], list[Any]]:
-    if any(value.dtype is torch.float64 for value in values):
-        wide = [value.double().reshape(-1) for value in values]
-        dots = [float(torch.dot(wide[i], wide[j])) for i, j in pairs]
-        return [norm_of(value) for value in wide], dots
-    values = [value.float() for value in values]
-    if len(values) == 2 and pairs:  # the usual case in one pass
-        ss, sb, bb = products(*values)
-        return [math.sqrt(ss), math.sqrt(bb)], [sb]
-    return [math.sqrt(squares(v)) for v in values], [
-        products(values[i], values[j])[1] for i, j in pairs
-    ]
-
-
-def _on_device(values: list[Tensor], pairs: list[tuple[int, int]]) -> tuple[list[Any], list[Any]]:
-    wide = torch.float32 if values[0].device.type == "mps" else torch.float64
-    norms = [torch.linalg.vector_norm(value, dtype=wide) for value in values]
-    flat = [value if value.dtype is wide else value.float() for value in values]
-    dots = [(flat[i].reshape(-1) * flat[j].reshape(-1)).sum(dtype=wide) for i, j in pairs]
-    return norms, dots
+    values, factors = [o.values for o in operands], [o.factor for o in operands]
+    return norms_and_dots(values, factors, with_dots=kind != "cat")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ __all__ = [
     "JoinGradients",
     "are_in_host_memory",
     "norm_of",
+    "norms_and_dots",
     "products",
     "split_products",
     "split_statistics",
@@ -214,3 +216,46 @@ def products(a: Tensor, b: Tensor) -> tuple[float, float, float]:
         y: Any = flat_b[start : start + _BLOCK].astype(np.float64)
         sums += [np.dot(x, x), np.dot(x, y), np.dot(y, y)]
     return float(sums[0]), float(sums[1]), float(sums[2])
+
+
+def norms_and_dots(
+    values: Sequence[Tensor], factors: Sequence[float], *, with_dots: bool = True
+) -> list[float] | Tensor:
+    """Return the norms of some multiples of tensors, then the dot products of each two of them.
+
+    The tensors are of one size where dot products are wanted. On the host the result is numbers; on
+    a device it stays there, and is not waited for.
+    """
+    values = [_real(value.detach()) for value in values]
+    pairs = list(combinations(range(len(values)), 2)) if with_dots else []
+    on_host = all(value.is_cpu for value in values)
+    norms, dots = (_on_host if on_host else _on_device)(values, pairs)
+    found = [norm * abs(factor) for norm, factor in zip(norms, factors, strict=True)]
+    found += [dot * factors[i] * factors[j] for dot, (i, j) in zip(dots, pairs, strict=True)]
+    return found if on_host else torch.stack(found)
+
+
+def _real(value: Tensor) -> Tensor:
+    return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value.resolve_neg()
+
+
+def _on_host(values: list[Tensor], pairs: list[tuple[int, int]]) -> tuple[list[Any], list[Any]]:
+    if any(value.dtype is torch.float64 for value in values):
+        wide = [value.double().reshape(-1) for value in values]
+        dots = [float(torch.dot(wide[i], wide[j])) for i, j in pairs]
+        return [norm_of(value) for value in wide], dots
+    values = [value.float() for value in values]
+    if len(values) == 2 and pairs:  # the usual case in one pass
+        ss, sb, bb = products(*values)
+        return [math.sqrt(ss), math.sqrt(bb)], [sb]
+    return [math.sqrt(squares(v)) for v in values], [
+        products(values[i], values[j])[1] for i, j in pairs
+    ]
+
+
+def _on_device(values: list[Tensor], pairs: list[tuple[int, int]]) -> tuple[list[Any], list[Any]]:
+    wide = torch.float32 if values[0].device.type == "mps" else torch.float64
+    norms = [torch.linalg.vector_norm(value, dtype=wide) for value in values]
+    flat = [value if value.dtype is wide else value.float() for value in values]
+    dots = [(flat[i].reshape(-1) * flat[j].reshape(-1)).sum(dtype=wide) for i, j in pairs]
+    return norms, dots

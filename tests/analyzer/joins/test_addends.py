@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import analyzer
+from analyzer.joins import products
 from analyzer.joins.addends import Addends, JoinOutputs, statistics_of
 from analyzer.joins.find import output_nodes, watched_forward
 from analyzer.joins.plan import joins_in_graph
@@ -196,16 +197,11 @@ def test_values_that_are_not_finite_are_shown() -> None:
 
 
 def test_on_an_accelerator_the_numbers_are_made_there() -> None:
-    from analyzer.joins import addends
-
-    operands = [
-        addends._Operand(((0, (i,)),), torch.randn(4, 5), f) for i, f in ((0, 1.0), (1, -2.0))
-    ]
-    values, factors = [o.values for o in operands], (1.0, -2.0)
-    norms, dots = addends._on_device(values, [(0, 1)])
+    values, factors = [torch.randn(4, 5), torch.randn(4, 5)], (1.0, -2.0)
+    norms, dots = products._on_device(values, [(0, 1)])
     numbers = [float(n) * abs(f) for n, f in zip(norms, factors, strict=True)]
     numbers.append(float(dots[0]) * factors[0] * factors[1])
-    assert numbers == pytest.approx(list(addends._numbers("add", operands)), rel=1e-6)
+    assert numbers == pytest.approx(products.norms_and_dots(values, factors), rel=1e-6)
 
 
 def test_later_passes_are_measured_at_their_joins_alone(tmp_path) -> None:

@@ -1,19 +1,16 @@
 """How a program ended, and ending this process in the same way, with its traceback."""
 
-import dis
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from types import CodeType, FrameType, TracebackType
+from types import FrameType, TracebackType
 from typing import Any, NamedTuple, NoReturn
 
 __all__ = ["Ending", "peel"]
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
-_MODULE_CALL = "torch.nn.modules.module"
 _PASSES_ON = "__torch_function__"
-_HOOKS = ("backward_pre_hooks", "backward_hooks", "forward_hooks", "forward_pre_hooks")
 _INTERRUPTED = 130
 
 
@@ -137,16 +134,14 @@ def peel(exception: BaseException) -> None:
     """Take the recorder's frames out of the traceback of an exception, in place.
 
     Frames of this package vanish where they called something else; an error that this package
-    raised itself keeps the frame that raised it. torch takes a slower path through
-    ``Module.__call__`` where any hook is registered; where only the recorder's hooks are, the
-    frames of that path become those of the path without hooks. Causes, contexts and the members of
-    groups are treated alike.
+    raised itself keeps the frame that raised it. Causes, contexts and the members of groups are
+    treated alike.
 
     Args:
         exception: The exception whose ``__traceback__`` is replaced.
     """
     for one in _related(exception):
-        entries = _without_own(_without_slow_path(list(_entries(one.__traceback__))))
+        entries = _without_own(list(_entries(one.__traceback__)))
         one.__traceback__ = _linked(entries)
 
 
@@ -188,55 +183,3 @@ def _without_own(entries: list[_Entry]) -> list[_Entry]:
         # What a function of torch, written in C, raised: it leaves no line of its own.
         return [e for e in entries if not e.is_own]
     return [e for index, e in enumerate(entries) if index > last or not e.is_own]
-
-
-def _without_slow_path(entries: list[_Entry]) -> list[_Entry]:
-    """Turn ``_call_impl``, ``inner`` into the one line that a module without hooks shows."""
-    result: list[_Entry] = []
-    for entry in entries:
-        outer = result[-1] if result else None
-        place = _fast_call(outer.frame, entry.frame) if outer else None
-        if outer and place:
-            result[-1] = _Entry(outer.frame, *place)
-        else:
-            result.append(entry)
-    return result
-
-
-def _fast_call(outer: FrameType, inner: FrameType) -> tuple[int, int] | None:
-    """Return where ``outer`` calls forward without hooks, None where the hooks are the user's."""
-    names = (outer.f_code.co_name, inner.f_code.co_name)
-    if names != ("_call_impl", "inner") or outer.f_globals.get("__name__") != _MODULE_CALL:
-        return None
-    if any(_is_foreign(hook) for hook in _hooks(outer)):
-        return None
-    return _first_call(outer.f_code, "forward_call")
-
-
-def _first_call(code: CodeType, name: str) -> tuple[int, int] | None:
-    """Return offset and line of the first call of the variable ``name``, None if there is none."""
-    loaded = False
-    for instruction in dis.get_instructions(code):
-        if instruction.opname.startswith("LOAD_") and instruction.argval == name:
-            loaded = True
-        elif loaded and instruction.opname.startswith("CALL"):
-            positions = instruction.positions
-            line = positions.lineno if positions else None
-            return (instruction.offset, line) if line else None
-    return None
-
-
-def _hooks(frame: FrameType) -> Iterable[Any]:
-    """Yield every hook that a call of the module in ``frame`` runs."""
-    module = vars(frame.f_locals["self"])
-    for kind in _HOOKS:
-        yield from module.get(f"_{kind}", {}).values()
-        yield from frame.f_globals.get(f"_global_{kind}", {}).values()
-
-
-def _is_foreign(hook: Any) -> bool:
-    """Whether a hook was registered by somebody else."""
-    while hasattr(hook, "func"):
-        hook = hook.func
-    home = str(getattr(hook, "__module__", None))
-    return home != "analyzer" and not home.startswith("analyzer.")

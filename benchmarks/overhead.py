@@ -27,10 +27,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import analyzer
+from analyzer.joins.calls import without_call_hooks
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -127,18 +127,8 @@ class Side:
 
     def bare_block(self, seconds: float) -> float:
         """As `block`, without the hooks that a recorder elsewhere in this process has set."""
-        tables = [
-            vars(torch_module)[name]
-            for name in ("_global_forward_pre_hooks", "_global_forward_hooks")
-        ]
-        saved = [dict(table) for table in tables]
-        for table in tables:
-            table.clear()
-        try:
+        with without_call_hooks():
             return self.block(seconds)
-        finally:
-            for table, hooks in zip(tables, saved, strict=True):
-                table.update(hooks)
 
     def step(self) -> None:
         self.optimizer.zero_grad()

@@ -49,10 +49,15 @@ def _left_behind() -> list[str]:
     for function in (
         autograd._engine_run_backward,
         clip_grad._group_tensors_by_device_and_dtype,
-        module._has_any_global_hook,
     ):
         if function.__module__.startswith("analyzer"):
             found.append(f"{function.__name__} is replaced")
+    constants = module.Module.__call__.__code__.co_consts
+    if any(type(constant).__module__.startswith("analyzer") for constant in constants):
+        found.append("the call of a module has hooks")
+    tracing = sys.modules.get("torch._dynamo.output_graph")
+    if tracing and hasattr(tracing.OutputGraph.call_user_compiler, "__wrapped__"):
+        found.append("the compiler is followed")
     return found
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from analyzer.joins.modes import unseen
+from analyzer.joins.modes import leave_mode, unseen
 from analyzer.joins.operations import FUNCTION_KINDS, OPERANDS, Operands
 from analyzer.joins.plan import JoinSite
 from analyzer.joins.products import norms_and_dots, split_statistics
@@ -170,7 +170,7 @@ class Addends(ForwardTrace):
     def end(self) -> None:
         """It has ended."""
         self._recent.clear()
-        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        leave_mode(self)
 
     def forget(self) -> None:
         """Forget earlier passes; those that come are like them, if no join was missed."""

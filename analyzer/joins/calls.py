@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from analyzer.joins.modes import leave_uncompiled
 from analyzer.joins.trace import ForwardTrace, sequence_number
@@ -30,19 +30,11 @@ __all__ = [
     "num_running",
     "numbered_call",
     "tensors_in",
+    "without_call_hooks",
 ]
 
 _WRAPPER_PARTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _MAX_NESTING = 6
-_TABLES = (
-    "_global_backward_pre_hooks",
-    "_global_backward_hooks",
-    "_global_forward_pre_hooks",
-    "_global_forward_hooks",
-)
-_ours: set[int] = set()
-_torch: Any = torch_module
-_original: Any = None
 
 
 def clean_path(path: str) -> str:
@@ -225,9 +217,8 @@ class CallLog:
 def _calls_of(module: nn.Module) -> Iterator[FrameType]:
     """Yield the frames of the calls of a module that are running, innermost first."""
     frame: FrameType | None = sys._getframe(1)
-    code = nn.Module._call_impl.__code__
     while frame is not None:
-        if frame.f_code is code and frame.f_locals.get("self") is module:
+        if frame.f_code in _calls.codes and frame.f_locals.get("self") is module:
             yield frame
         frame = frame.f_back
 
@@ -252,42 +243,142 @@ def num_running(module: nn.Module) -> int:
     return sum(1 for _ in _calls_of(module))
 
 
-class GlobalHook:
-    """A hook common to all modules, until `remove`, of which torch itself takes no notice.
+class CallHook:
+    """A hook on the calls of all modules, until `remove`."""
 
-    With such hooks `torch.compile` warns, in the user's process, about what they would do there;
-    ours do nothing in compiled modules. The check before that warning passes over them.
-    """
+    def __init__(self, table: list[Callable[..., Any]], hook: Callable[..., Any]) -> None:
+        leave_uncompiled(hook)
+        self._table = table
+        self._hook = hook
+        table.append(hook)
+        _calls.update()
 
-    def __init__(self, handle: Any) -> None:
-        global _original
-        self._handle = handle
-        self.id: int = handle.id
-        if not _ours:
-            _original = _torch._has_any_global_hook
-            _torch._has_any_global_hook = _has_hook_of_others
-        _ours.add(handle.id)
+    def move_to_end(self) -> None:
+        """Let all other hooks run first."""
+        self._table.remove(self._hook)
+        self._table.append(self._hook)
 
     def remove(self) -> None:
         """Remove the hook; after the last one torch is as it was."""
-        self._handle.remove()
-        if self._handle.id in _ours:
-            _ours.discard(self._handle.id)
-            if not _ours:
-                _torch._has_any_global_hook = _original
+        if self._hook in self._table:
+            self._table.remove(self._hook)
+            _calls.update()
 
 
-def before_calls(hook: Callable[[Any, Any], None]) -> GlobalHook:
-    """Call ``hook(module, args)`` before the forward of every module."""
-    leave_uncompiled(hook)
-    return GlobalHook(register_module_forward_pre_hook(hook))
+class _Calls:
+    """The calls of all modules of this process.
+
+    What is called is ``nn.Module._wrapped_call_impl``. While there are hooks, that function has
+    other code: what it had, with the hooks before and after. Torch's own hooks common to all
+    modules would do, but ``torch.compile`` guards on them: a model that was compiled before would
+    be compiled again when they come, and once more when they go. The function remains the one that
+    it takes for no hook at all. The lines are those that it had, and so are tracebacks.
+    """
+
+    def __init__(self) -> None:
+        self.before: list[Callable[[Any, Any], None]] = []
+        self.after: list[Callable[[Any, Any, Any], None]] = []
+        self._function: Any = vars(nn.Module)["_wrapped_call_impl"]
+        self._original: CodeType = self._function.__code__
+        self._hooked: CodeType | None = None
+        self._num_pauses = 0
+
+    @property
+    def codes(self) -> tuple[CodeType | None, ...]:
+        """What a call of a module may run."""
+        return self._original, self._hooked
+
+    def update(self) -> None:
+        """Put the code in place that the hooks need."""
+        if (self.before or self.after) and not self._num_pauses:
+            self._hooked = self._hooked or self._with_hooks()
+            self._function.__code__ = self._hooked
+        else:
+            self._function.__code__ = self._original
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Call modules in here as without hooks."""
+        self._num_pauses += 1
+        self.update()
+        try:
+            yield
+        finally:
+            self._num_pauses -= 1
+            self.update()
+
+    def _with_hooks(self) -> CodeType:
+        code = self._original
+        # Under a line more, so that its columns stay as they are.
+        tree = ast.parse("if 1:\n" + inspect.getsource(self._function))
+        ast.increment_lineno(tree, code.co_firstlineno - 2)
+        function: Any = tree.body[0].body[0]  # type: ignore[attr-defined]
+        place = function.body[0]
+        attempt: Any = _parsed(_FRAME, place)
+        attempt[-1].body = [_Returns().visit(statement) for statement in function.body]
+        function.body = attempt
+        made = compile(tree, code.co_filename, "exec", dont_inherit=True)
+        found = _code_in(made, code.co_name)
+        constants = tuple(self if value == _HOOKS else value for value in found.co_consts)
+        hooked = found.replace(co_consts=constants, co_qualname=code.co_qualname)
+        leave_uncompiled(hooked, callees=False)
+        return hooked
 
 
-def after_calls(hook: Callable[[Any, Any, Any], None]) -> GlobalHook:
+_HOOKS = "<hooks>"
+_FRAME = f"""
+for hook in {_HOOKS!r}.before:
+    hook(self, args)
+try: pass
+except Exception:
+    for hook in {_HOOKS!r}.after:
+        hook(self, args, None)
+    raise
+"""
+_RETURN = f"""
+output = None
+for hook in {_HOOKS!r}.after:
+    hook(self, args, output)
+return output
+"""
+
+
+class _Returns(ast.NodeTransformer):
+    """Calls the hooks before each ``return``."""
+
+    def visit_Return(self, node: ast.Return) -> Any:
+        made = _parsed(_RETURN, node)
+        vars(made[0])["value"] = node.value  # at the place that it had
+        return made
+
+
+def _parsed(text: str, place: ast.AST) -> list[ast.stmt]:
+    """Statements, all of them at the place of another one."""
+    statements = ast.parse(text).body
+    for statement in statements:
+        for node in ast.walk(statement):
+            ast.copy_location(node, place)
+    return statements
+
+
+def _code_in(code: CodeType, name: str) -> CodeType:
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return next(constant for constant in inner if constant.co_name == name)
+
+
+_calls = _Calls()
+
+
+def before_calls(hook: Callable[[Any, Any], None]) -> CallHook:
+    """Call ``hook(module, args)`` before each call of a module."""
+    return CallHook(_calls.before, hook)
+
+
+def after_calls(hook: Callable[[Any, Any, Any], None]) -> CallHook:
     """Call ``hook(module, args, output)`` after it; with the output None after an exception."""
-    leave_uncompiled(hook)
-    return GlobalHook(register_module_forward_hook(hook, always_call=True))
+    return CallHook(_calls.after, hook)
 
 
-def _has_hook_of_others() -> bool:
-    return any(key not in _ours for table in _TABLES for key in getattr(_torch, table))
+def without_call_hooks() -> AbstractContextManager[None]:
+    """Call modules, or trace their calls, as if there were no hook here."""
+    return _calls.paused()

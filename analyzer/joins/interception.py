@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.compiler import is_dynamo_compiling
-from torch.nn.modules import module as torch_module
 
 from analyzer.errors import AnalyzerError
 from analyzer.joins.calls import (
@@ -180,7 +178,7 @@ class _Watch:
             self._known.clear()
 
     def _before_call(self, module: nn.Module, args: object) -> None:
-        if is_dynamo_compiling() or self._thread.is_opening or is_traced():
+        if self._thread.is_opening or is_traced():
             return
         if self._thread.call is not None and self._is_nested(self._thread.call, module):
             return
@@ -188,7 +186,7 @@ class _Watch:
         if chosen:
             # Last of all, so that what other hooks do first (a probe between two steps) is no part
             # of the call that is edited.
-            vars(torch_module)["_global_forward_pre_hooks"].move_to_end(self._handles[0].id)
+            self._handles[0].move_to_end()
             self._thread.is_opening = True
             try:
                 self._begin(module, chosen)
@@ -219,8 +217,6 @@ class _Watch:
         call.mode.__enter__()  # type: ignore[no-untyped-call]
 
     def _after_call(self, module: nn.Module, args: object, output: object) -> None:
-        if is_dynamo_compiling():
-            return
         call = self._thread.call
         if call is not None and module is call.root and not self._thread.is_opening:
             call.depth -= 1

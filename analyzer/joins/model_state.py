@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 from torch.overrides import _pop_mode_temporarily
 
 from analyzer.errors import ModelError
+from analyzer.joins.calls import without_call_hooks
 
 __all__ = [
     "RandomStates",
@@ -187,6 +187,7 @@ def unobserved(model: nn.Module, *, in_eval: bool = False) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(preserve_state(model, in_eval=in_eval))
         stack.enter_context(_without_own_modes())
+        stack.enter_context(without_call_hooks())
         stack.enter_context(_without_own_hooks(model))
         copies: dict[int, Tensor] = {}
         for module in model.modules():
@@ -213,9 +214,8 @@ def _without_own_modes() -> Iterator[None]:
 
 @contextmanager
 def _without_own_hooks(model: nn.Module) -> Iterator[None]:
-    """Take the forward hooks of this package off a model and off all modules; put them back."""
+    """Take the forward hooks of this package off the modules of a model; put them back."""
     tables = [vars(module)[name] for module in model.modules() for name in _HOOK_TABLES]
-    tables += [vars(torch_module)[f"_global{name}"] for name in _HOOK_TABLES]
     saved = [(table, dict(table)) for table in tables if any(map(_is_own, table.values()))]
     try:
         for table, items in saved:

@@ -3,7 +3,7 @@
 import inspect
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import CellType
 from typing import Any, cast
@@ -13,7 +13,12 @@ from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_f
 from torch._C._functorch import maybe_current_level
 from torch.compiler import is_compiling
 from torch.fx import _symbolic_trace
-from torch.overrides import _get_current_function_mode_stack
+from torch.overrides import (
+    TorchFunctionMode,
+    _get_current_function_mode_stack,
+    _pop_mode,
+    _push_mode,
+)
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 __all__ = [
@@ -21,7 +26,10 @@ __all__ = [
     "calls_compiled_code",
     "is_traced",
     "is_transformed",
+    "leave_mode",
     "leave_uncompiled",
+    "runs_compiled",
+    "stand_aside",
     "unseen",
 ]
 
@@ -92,16 +100,52 @@ def _is_compiled(function: Any) -> bool:
     )
 
 
-def leave_uncompiled(hook: Callable[..., Any]) -> None:
-    """Let ``torch.compile`` run a hook as it is, with all that it calls, and not count it.
+def leave_uncompiled(what: Any, *, callees: bool = True) -> None:
+    """Let ``torch.compile`` run a hook (or code) as it is, and not count it.
 
     A part of a model that is compiled by itself has its hooks called by code that is not: they
-    would be compiled one by one. Hooks that are called inside of a graph are traced all the same.
+    would be compiled one by one.
+
+    Args:
+        what: A function, a method or its code.
+        callees: Whether all that it calls is run as it is, too.
     """
     frames: Any = torch._C._dynamo.eval_frame
     if hasattr(frames, "set_code_exec_strategy"):  # since torch 2.7
-        skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
-        frames.set_code_exec_strategy(cast(Any, hook).__code__, skip)
+        skip, default = frames._FrameAction.SKIP, frames._FrameAction.DEFAULT
+        strategy = frames._FrameExecStrategy(skip, skip if callees else default)
+        frames.set_code_exec_strategy(getattr(what, "__code__", what), strategy)
+
+
+def runs_compiled() -> bool:
+    """Whether this is called from inside of a function that ``torch.compile`` has made."""
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    frame = sys._getframe(1) if compiler is not None else None
+    while frame is not None:
+        if frame.f_globals is vars(compiler):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def leave_mode(mode: TorchFunctionMode) -> None:
+    """Leave a mode wherever it is among those that are entered, if it is."""
+    stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    if not any(other is mode for other in stack):
+        return
+    above = []
+    while (top := _pop_mode()) is not mode:  # type: ignore[no-untyped-call]
+        above.append(top)
+    for other in reversed(above):
+        _push_mode(other)  # type: ignore[no-untyped-call]
+
+
+def stand_aside() -> None:
+    """Leave the modes that only look on: compiled code would be compiled again for them."""
+    if _len_torch_function_stack():
+        for mode in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+            if getattr(mode, "looks_on", False):
+                leave_mode(mode)
 
 
 def unseen() -> AbstractContextManager[None]:

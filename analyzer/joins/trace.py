@@ -106,6 +106,8 @@ class ForwardTrace(FunctionMode):
         calls: Calls that made autograd nodes from tensors that autograd does not see.
     """
 
+    looks_on = True
+
     def __init__(self) -> None:
         super().__init__()
         self.tick = 0

@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakIdKeyDictionary
 
+from analyzer.joins.modes import leave_mode, runs_compiled
 from analyzer.recording.ranks import find_parts, is_distributed, num_parts
 
 __all__ = ["ForwardDepth", "PassDepths", "find_depths"]
@@ -24,7 +25,7 @@ class _Call(Protocol):
 
 
 Inner: TypeAlias = dict[Node, list[tuple[Sequence[Any], Sequence[_Call]]]]
-"""What was computed again for a node: the roots of its own backward pass, and the calls in it."""
+"""What only one node stands for: the roots of a backward pass of its own, and the calls in it."""
 
 
 def find_depths(
@@ -78,9 +79,10 @@ def find_depths(
             depths[place] = depths[first] = depth
         below[node] = depth
     for call, depth in zip(calls, depths, strict=True):
-        call.depth = depth or call.forward_depth or call.depth
+        inside = call.forward_depth and start + call.forward_depth
+        call.depth = depth or call.depth or inside
         call.node = None  # a node held here would keep its graph, and so itself, alive
-    return max(below.values(), default=start)
+    return max([start, *below.values(), *(call.depth for call in calls)])
 
 
 class PassDepths:
@@ -100,13 +102,14 @@ class PassDepths:
 
     def follow(self) -> None:
         """Follow the tensors of a forward pass of which a part has no graph."""
-        self._mode = ForwardDepth()
-        self._mode.__enter__()  # type: ignore[no-untyped-call]
+        if not runs_compiled():
+            self._mode = ForwardDepth()
+            self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     def stop_following(self) -> None:
         """That forward pass has ended."""
         if self._mode is not None:
-            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            leave_mode(self._mode)
             self._mode = None
 
     def pass_layer(self, output: Tensor) -> int:
@@ -127,6 +130,12 @@ class PassDepths:
         if self._roots:
             self._inner.setdefault(node, []).append((list(roots), calls))
 
+    def add_inside(self, node: Any, call: _Call) -> None:
+        """A node stands for a part of the network in which the depth of this call is known."""
+        if self._roots:
+            parts = self._inner.setdefault(node, [((), [])])
+            parts[0][1].append(call)  # type: ignore[attr-defined]
+
     def end(self, calls: Sequence[_Call]) -> None:
         """Set the depth of these calls, and of those that were computed again; forget them."""
         if self.is_split:
@@ -141,6 +150,8 @@ class ForwardDepth(TorchFunctionMode):
     A tensor has the largest depth among the tensors that it was computed from; the output of a
     layer has one more.
     """
+
+    looks_on = True
 
     def __init__(self) -> None:
         super().__init__()

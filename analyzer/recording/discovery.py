@@ -6,11 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch._C._functorch import maybe_current_level
-from torch.compiler import is_dynamo_compiling
 
 from analyzer.joins.calls import before_calls
 from analyzer.joins.modes import is_transformed, unseen
-from analyzer.recording.invocation import ModuleSet
+from analyzer.recording.invocation import LivingSet
 from analyzer.recording.names import container_of
 from analyzer.recording.training import Training
 
@@ -34,14 +33,16 @@ class Discovery:
 
     def __init__(self, training: Training) -> None:
         self._training = training
-        self._known = ModuleSet()
+        self._known = LivingSet[nn.Module]()
         self._num_looks = 0
         self._has_trained = False
         self._handle = before_calls(self._before_call)
+        training.inner.look = self._before_call
 
     def stop(self) -> None:
         """Look for models no more."""
         self._handle.remove()
+        self._training.inner.look = lambda module, args: None
 
     def look(self, module: nn.Module, args: Any) -> None:
         """Look at a module whose call had begun before there was a recording."""
@@ -51,9 +52,8 @@ class Discovery:
             capture.enter_late(module, args)
 
     def _before_call(self, module: nn.Module, args: Any) -> None:
-        # The usual case of a training that runs; traced: in here so that no graph is broken.
-        if is_dynamo_compiling() or (self._has_trained and module in self._known):
-            return
+        if self._has_trained and module in self._known:
+            return  # the usual case of a training that runs
         try:
             with unseen():
                 self._look_at(module, args)
@@ -120,7 +120,7 @@ class FirstCall:
         self._handle.remove()
 
     def _before_call(self, module: nn.Module, args: Any) -> None:
-        if is_dynamo_compiling() or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             return
         if any(parameter.requires_grad for parameter in module.parameters()):
             self.stop()

@@ -14,13 +14,12 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, is_grad_enabled, nn
 from torch._C import _current_autograd_node
 from torch.autograd.function import BackwardCFunction
-from torch.compiler import is_dynamo_compiling
 
 from analyzer.joins.calls import after_calls, before_calls
 from analyzer.joins.modes import is_transformed, unseen
@@ -30,11 +29,13 @@ from analyzer.recording.invocation import (
     CallWatcher,
     FurtherLayers,
     Invocation,
+    LivingSet,
     SeenModules,
     first_tensor,
     unhook,
 )
 from analyzer.recording.layers import Site
+from analyzer.recording.live_log import is_compiled
 from analyzer.recording.plain import UnreadableError, plain
 from analyzer.recording.ranks import LateOutputs, is_distributed
 from analyzer.recording.statistics import activation_row, gradient_row
@@ -77,7 +78,7 @@ class Capture(Gate):
         self._headroom = Headroom()
         self._has_frozen_parts = False
         self._loose: Invocation | None = None
-        self.alive: weakref.WeakSet[Invocation] = weakref.WeakSet()
+        self.alive: LivingSet[Invocation] = LivingSet()
         self._on_forward = on_forward
         self._on_problem, self._on_error = on_problem, on_error
         self.trainer = trainer(self)
@@ -86,8 +87,8 @@ class Capture(Gate):
         self._seen = SeenModules(on_new_module)
         self._further = FurtherLayers()
         self._late = LateOutputs(self._take_slowly)
-        self._depths = PassDepths()
-        self.parts = self._depths.parts
+        self.depths = PassDepths()
+        self.parts = self.depths.parts
         self._handles: list[Any] = []
         self._axes: dict[torch.Size, int | None] = {}
 
@@ -96,8 +97,9 @@ class Capture(Gate):
         self._handles = self._handles or [before_calls(self._before), after_calls(self._after)]
         self.roots[id(root)] = weakref.ref(root)
         self._seen.add(root)
-        self._has_frozen_parts |= not all(p.requires_grad for p in root.parameters())
-        self._depths.is_split |= any(map(is_distributed, root.parameters()))
+        if not is_compiled(root):  # a compiled part would be compiled once more
+            self._has_frozen_parts |= not all(p.requires_grad for p in root.parameters())
+        self.depths.is_split |= any(map(is_distributed, root.parameters()))
         for layer in self.layers.values():  # names may have got a prefix
             layer.is_ready = False
         numbers = {site.number for site, _ in sites}
@@ -140,7 +142,7 @@ class Capture(Gate):
     def detach(self) -> None:
         """Remove the hooks on calls, and those on output tensors that are still alive."""
         self.listening = self.in_backward = False
-        self._depths.stop_following()  # an interrupted forward pass never came to its end
+        self.depths.stop_following()  # an interrupted forward pass never came to its end
         self._headroom.give_back()
         for handle in self._handles:
             handle.remove()
@@ -150,7 +152,7 @@ class Capture(Gate):
         self.alive.clear()
         self.used.clear()
         self.current = self._loose = None
-        self._depths = PassDepths()
+        self.depths = PassDepths()
 
     @property
     def is_inside(self) -> bool:
@@ -159,10 +161,7 @@ class Capture(Gate):
 
     def _before(self, module: nn.Module, args: Any) -> None:
         """A module is about to be called."""
-        if is_dynamo_compiling():  # traced: in here so that no graph is broken
-            return
-        if not self._seen.knows(module) and self._is_usual():
-            self._seen.meet(module)
+        self.meet(module)
         if self.in_backward and self.current is None:
             self.begin_recomputation()
         if self.watches_all or id(module) in self.roots:
@@ -170,7 +169,12 @@ class Capture(Gate):
         if self.current is not None:
             self.current.enter(module)
         elif self._seen.is_part(module) and self._is_usual():  # called without its root
-            self._invocation().enter(module)
+            self.invocation().enter(module)
+
+    def meet(self, module: nn.Module) -> None:
+        """A module is called; if no root had it when that was looked at, it may have it now."""
+        if not self._seen.knows(module) and self._is_usual():
+            self._seen.meet(module)
 
     def _is_usual(self) -> bool:
         """Whether a call that begins may be part of a forward pass that is recorded."""
@@ -179,8 +183,6 @@ class Capture(Gate):
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
         """A call of a module has ended; by an exception where the output is None."""
-        if is_dynamo_compiling():
-            return
         if (made := self.current or self._loose) is not None:
             made.leave(module, output)
         if not self.take(module, output):
@@ -245,13 +247,13 @@ class Capture(Gate):
             self._on_forward()
             self.current = self._new_invocation() if self.listening else None
             if self.current and self.discovering and self._has_frozen_parts:
-                self._depths.follow()
+                self.depths.follow()
 
     def _leave(self) -> None:
         self._nesting = max(0, self._nesting - 1)
         if self._nesting == 0:
             self.current = None
-            self._depths.stop_following()
+            self.depths.stop_following()
             self.trainer.leave()
             self._headroom.give_back()
 
@@ -271,7 +273,7 @@ class Capture(Gate):
     def begin_inner_backward(self, roots: Sequence[Any]) -> None:
         """The backward pass of what was computed again begins, inside of the training's."""
         if self.in_backward and self.current is not None and not self.trainer.is_other():
-            self._depths.add(_current_autograd_node(), roots, self.current.calls)
+            self.depths.add(_current_autograd_node(), roots, self.current.calls)
             self.current = None
 
     def _new_invocation(self, *, is_again: bool = False) -> Invocation:
@@ -281,12 +283,15 @@ class Capture(Gate):
         self.alive.add(invocation)
         return invocation
 
-    def _invocation(self) -> Invocation:
-        """The invocation of calls outside of any root; they share one until the next backward."""
-        if self._loose is None:
+    def invocation(self, *, is_new: bool = False) -> Invocation:
+        """The forward pass that is running.
+
+        Calls outside of any root share one until the next backward pass, or until a new one begins.
+        """
+        if self.current is None and (is_new or self._loose is None):
             self._on_forward()
             self._loose = self._new_invocation()
-        return self._loose
+        return self.current or cast(Invocation, self._loose)
 
     def give_up(self, site: Site, error: Exception) -> None:
         """Record nothing more of a layer; say why."""
@@ -329,7 +334,7 @@ class Capture(Gate):
 
     def _observe(self, layer: Layer, module: nn.Module, tensor: Tensor) -> None:
         """Take the statistics of a layer's output, and wait for its gradient."""
-        invocation = self.current or self._invocation()
+        invocation = self.invocation()
         if not layer.is_ready or tensor.shape != layer.shape:
             look_at(layer, module, tensor.shape, self._axes)
             layer.is_ready = self._is_selected(layer.site)
@@ -337,9 +342,9 @@ class Capture(Gate):
         call = Call(self, invocation, layer.site, activation, tensor.shape)
         invocation.calls.append(call)
         if self.discovering:
-            self._depths.note_parts(layer.site, tensor)
+            self.depths.note_parts(layer.site, tensor)
             call.node = tensor.grad_fn
-            call.forward_depth = self._depths.pass_layer(tensor)
+            call.forward_depth = self.depths.pass_layer(tensor)
         if tensor.requires_grad:
             # On the tensor, not the module: a full backward hook on a module breaks an in-place
             # ReLU that comes after it.
@@ -371,7 +376,7 @@ class Capture(Gate):
         if rivals:
             unhook([invocation for invocation in self.alive if invocation.thread in rivals])
         if self.discovering:
-            self._depths.begin(roots)
+            self.depths.begin(roots)
         self._nesting = 0  # an interrupted forward pass may have left it above zero
         self._headroom.give_back()
         self.current = None
@@ -385,7 +390,7 @@ class Capture(Gate):
         self._loose = None
         if self.discovering:  # by now all of the network was seen
             alive = sorted(self.alive, key=attrgetter("order"))
-            self._depths.end([c for part in alive if not part.order[0] for c in part.calls])
+            self.depths.end([c for part in alive if not part.order[0] for c in part.calls])
         self.current = None
         used = sorted(self.used, key=attrgetter("order"))
         self.used.clear()

@@ -5,17 +5,17 @@ import operator
 import weakref
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from threading import get_ident
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor, is_grad_enabled, nn
 from torch._C._autograd import _get_sequence_nr
 
 from analyzer.joins.calls import tensors_in
-from analyzer.joins.modes import unseen
+from analyzer.joins.modes import leave_uncompiled, unseen
 from analyzer.recording.hook_classes import Call, Layer
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     "CallWatcher",
     "FurtherLayers",
     "Invocation",
-    "ModuleSet",
+    "LivingSet",
     "SeenModules",
     "first_tensor",
     "has_any",
@@ -36,6 +36,8 @@ _MOST_MET = 100
 _MOST_RECENT = 8
 # Graphs that are searched beside those that are split, since something in them is new.
 _MOST_SEARCHES = 1_000
+
+_T = TypeVar("_T")
 
 
 class CallWatcher(Protocol):
@@ -74,23 +76,47 @@ class BackwardWatcher(Protocol):
         """That ``autograd.grad`` has ended."""
 
 
-class ModuleSet:
-    """Modules by identity, as long as they live: quicker to ask than a set of weak references."""
+class LivingSet(Generic[_T]):
+    """Things by identity, as long as they live: quicker to ask than a set of weak references.
+
+    A thing may go away while a compiled function runs, and what is called then would be compiled,
+    were it not left out.
+    """
 
     def __init__(self) -> None:
-        self._modules: dict[int, weakref.ref[nn.Module]] = {}
+        self._refs: dict[int, _Ref[_T]] = {}
 
-    def __contains__(self, module: nn.Module) -> bool:
-        return id(module) in self._modules
+    def __contains__(self, thing: _T) -> bool:
+        return id(thing) in self._refs
 
-    def add(self, module: nn.Module) -> None:
-        """Add a module."""
-        known, key = self._modules, id(module)
-        known[key] = weakref.ref(module, lambda _: known.pop(key, None))
+    def __iter__(self) -> Iterator[_T]:
+        return iter([thing for ref in self._refs.values() if (thing := ref()) is not None])
+
+    def add(self, thing: _T) -> None:
+        """Add a thing."""
+        self._refs[id(thing)] = ref = _Ref(thing, _forget)
+        ref.key, ref.refs = id(thing), self._refs
 
     def clear(self) -> None:
-        """Forget all modules."""
-        self._modules.clear()
+        """Forget all."""
+        self._refs.clear()
+
+
+class _Ref(weakref.ref[_T]):
+    """A weak reference that knows where it is held."""
+
+    __slots__ = ("key", "refs")
+
+    key: int
+    refs: dict[int, Any]
+
+
+def _forget(ref: Any) -> None:
+    if ref.refs.get(ref.key) is ref:
+        del ref.refs[ref.key]
+
+
+leave_uncompiled(_forget)
 
 
 class SeenModules:
@@ -103,7 +129,8 @@ class SeenModules:
 
     def __init__(self, on_new: Callable[[nn.Module], bool]) -> None:
         self._on_new = on_new
-        self._parts, self._others = ModuleSet(), ModuleSet()
+        self._parts: LivingSet[nn.Module] = LivingSet()
+        self._others: LivingSet[nn.Module] = LivingSet()
         self._num_met = 0
 
     def add(self, root: nn.Module) -> None:

@@ -24,6 +24,7 @@ from analyzer.joins.calls import (
     numbered_call,
     tensors_in,
 )
+from analyzer.joins.modes import leave_mode, runs_compiled
 from analyzer.joins.plan import JoinPlan
 from analyzer.joins.search import Join, numbered
 from analyzer.joins.trace import ForwardTrace, TracedCall, Untracked
@@ -92,6 +93,20 @@ class LiveLog(CallLog):
             if is_layer(path, module):
                 self._layers.add(module)
 
+    def remove_root(self, number: int) -> None:
+        """Note no more calls of a model, and forget those that were noted."""
+        prefix = token(number)
+        self.close()
+        self.roots.pop(prefix, None)
+        self.paths = {m: path for m, path in self.paths.items() if path.split(".")[0] != prefix}
+        passes, self.calls = list(self._passes()), []
+        for calls in passes:
+            if calls[0][1].path.split(".")[0] != prefix:
+                shift = len(self.calls) - calls[0][0]
+                for _, call in calls:
+                    call.parent = call.parent + shift if call.parent >= 0 else -1
+                    self.calls.append(call)
+
     def close(self) -> None:
         """Follow no more; what was noted stays."""
         self._open.clear()
@@ -102,7 +117,7 @@ class LiveLog(CallLog):
         if not self._open:
             if self.is_paused or not torch.is_grad_enabled() or maybe_current_level() is not None:
                 return
-            if len(self.calls) > _MOST_CALLS or torch.compiler.is_compiling():
+            if len(self.calls) > _MOST_CALLS or runs_compiled():
                 return
             inputs = (inputs, keywords_of_call(module))
             self.trace.__enter__()  # type: ignore[no-untyped-call]
@@ -118,7 +133,7 @@ class LiveLog(CallLog):
     def _stop_following(self) -> None:
         if self._follows:
             self._follows = False
-            self.trace.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            leave_mode(self.trace)
 
     def _makers(self, output: object) -> list[Any]:
         """Return the sequence numbers of autograd nodes: a node would keep its graph alive."""

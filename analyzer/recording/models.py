@@ -17,10 +17,11 @@ from analyzer.recording.names import clean_path, in_words, unwrapped
 from analyzer.recording.parameters import ParameterRow, Parameters
 from analyzer.recording.ranks import data_parallel_ranks
 from analyzer.recording.splits import Splits
+from analyzer.recording.tracing import reason_of
 
 __all__ = ["Models"]
 
-_COMPILED = "it is compiled, so its modules are not called"
+_COMPILED = "it was compiled before the recording began, so its modules are not called"
 _SCRIPTED = "it is scripted, so its modules are not called"
 _UNCALLED = (
     "not called as modules (their `forward` is called directly, or a function uses their weights), "
@@ -83,9 +84,6 @@ class Models:
         number = len(self.layers.roots) - 1
         self._take(number, root, sites)
         self._may_hold.append(is_small(root))
-        if type(root).__name__ == "OptimizedModule":
-            name = type(unwrapped(root)).__name__
-            self._on_problem(f"layers of {name}: {_COMPILED}")
 
     def _take(self, number: int, root: nn.Module, sites: Sequence[tuple[Site, nn.Module]]) -> None:
         """Tell everyone of a root model and of the layers that are new in it."""
@@ -308,18 +306,20 @@ class _Gaps:
             for inner, module in [("", model), *unwrapped(model).named_modules()]
             if f"{owner}.".startswith(f"{clean_path(inner)}.") or not inner
         ]
-        for inner, module in around:
-            name = inner or type(unwrapped(model)).__name__
-            if is_compiled_itself(module):
-                return name, _COMPILED
-            if isinstance(module, torch.jit.ScriptModule):
-                return name, _SCRIPTED
         first_layers = layers.first_layers()
         for _, module in around[:-1]:
             site = layers.site_of(module)
             is_layer = site is not None and site.number in first_layers
             if is_layer and type(module).__module__.startswith("torch."):
                 return None  # its own call uses the weights, as that of an attention does
+        if (reason := reason_of(around[-1][1])) is not None:
+            return owner or type(unwrapped(model)).__name__, reason
+        for inner, module in around:
+            name = inner or type(unwrapped(model)).__name__
+            if is_compiled_itself(module):
+                return name, _COMPILED
+            if isinstance(module, torch.jit.ScriptModule):
+                return name, _SCRIPTED
         layer = self._capture.layers.get(id(around[-1][1]))
         was_called = layer is not None and layer.shape is not None
         name = owner or type(unwrapped(model)).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +16,7 @@ from torch.autograd.graph import Node
 from analyzer.joins.addends import Addends
 from analyzer.joins.backward import SplitHooks
 from analyzer.joins.graph import Walk
-from analyzer.joins.modes import calls_compiled_code, is_transformed
+from analyzer.joins.modes import calls_compiled_code, is_transformed, runs_compiled
 from analyzer.joins.plan import JoinPlan, JoinSite, joins_in_graph
 from analyzer.joins.products import JoinGradients
 from analyzer.joins.search import Join
@@ -62,6 +63,7 @@ class Splits:
         self._plans: list[tuple[JoinPlan, list[int]]] = []
         self._patterns = Patterns()
         self._log: LiveLog | None = None
+        self._hidden: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._hooks: SplitHooks | None = None
         self._kept: list[_Located] = []
         self._addends = Addends()
@@ -80,15 +82,33 @@ class Splits:
         root = ref()
         if root is None:
             return
-        if is_compiled(root):
-            name = type(unwrapped(root)).__name__
-            self._on_problem(f"joins of {name}: compiled code hides what it computes")
+        if is_compiled(root) or root in self._hidden:
+            self._say_hidden(root)
             return
         if all(known != number for known, _ in self._roots):
             self._roots.append((number, ref))
         self._waiting[token(number)] = _MOST_TRIES
         if self._log is not None:
             self._log.add_root(number, root)
+
+    def hide(self, part: nn.Module) -> None:
+        """A part of a model runs as compiled code: look for joins in that model no more."""
+        if part in self._hidden:
+            return
+        self._hidden.add(part)
+        for number, ref in [*self._roots]:
+            root = ref()
+            if root is not None and any(module is part for module in root.modules()):
+                self._hidden.add(root)
+                self._say_hidden(root)
+                self._roots.remove((number, ref))
+                self._waiting.pop(token(number), None)
+                if self._log is not None:
+                    self._log.remove_root(number)
+
+    def _say_hidden(self, root: nn.Module) -> None:
+        name = type(unwrapped(root)).__name__
+        self._on_problem(f"joins of {name}: compiled code hides what it computes")
 
     def forget_roots(self) -> None:
         """Look for joins in none of the models any more, before a backward pass was seen."""
@@ -125,7 +145,7 @@ class Splits:
     def _begin_measuring(self, module: nn.Module) -> None:
         """Measure what the call of a root adds."""
         is_root = any(ref() is module for _, ref in self._roots)
-        if not is_root or not torch.is_grad_enabled() or is_transformed():
+        if not is_root or not torch.is_grad_enabled() or is_transformed() or runs_compiled():
             return
         self._compiles = calls_compiled_code(part.forward for part in module.modules())
         if not self._compiles:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from analyzer.options import RecordOptions
 from analyzer.probes import Measurement
+from analyzer.recording.compiled import InnerLayers
 from analyzer.recording.fate import marks_of
 from analyzer.recording.hooks import Capture
 from analyzer.recording.invocation import Invocation
@@ -30,6 +31,7 @@ from analyzer.recording.splits import Splits
 from analyzer.recording.step import OpenStep
 from analyzer.recording.steps import Guard, Steps
 from analyzer.recording.threads import TrainingThread, reaches
+from analyzer.recording.tracing import unwatch_compiled, watch_compiled
 from analyzer.recording.updates import Updates
 from analyzer.recording.watched import BACKWARD_PASSES, CLIPPING, REFERENCES
 
@@ -87,6 +89,7 @@ class Training:
             lambda module: bool(self._meet_module(module)),
         )
         self.splits.gate = self.capture
+        self.inner = InnerLayers(self.capture, self.splits.hide, on_problem)
         self.guard = Guard(self.capture, self.give_up)
         self.models = Models(
             options, self.capture, self.splits, on_tables=on_tables, on_problem=on_problem
@@ -125,6 +128,7 @@ class Training:
         CLIPPING.watch(self._watcher)
         REFERENCES.watch(self)
         watch_scalers(self._watcher)
+        watch_compiled(self.inner)
         self._handles = self.updates.watch(self.guard)
         self.splits.prepare(0)
         self.capture.note_watchers()
@@ -165,6 +169,7 @@ class Training:
 
     def _leave_nothing(self) -> None:
         self.capture.detach()
+        unwatch_compiled(self.inner)
         self.splits.close()
         self.probing.close()
         if self._micro_batches is not None:

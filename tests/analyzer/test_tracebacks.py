@@ -47,12 +47,10 @@ from analyzer.script import run_program, when_imported
 def hook(module, inputs, output=None):
     return None
 
-hook.__module__ = "analyzer.recording.hooks"
-
 def attach():
-    from torch.nn.modules import module
-    module.register_module_forward_hook(hook)
-    module.register_module_forward_pre_hook(hook)
+    from analyzer.joins.calls import after_calls, before_calls
+    before_calls(hook)
+    after_calls(hook)
 
 when_imported("torch", attach)
 run_program(sys.argv[1], sys.argv[2:]).leave()

@@ -200,20 +200,6 @@ def test_parallel_branches_share_depth(tmp_path):
     assert depth == {"left": 1, "right": 1, "deeper": 2, "head": 3}
 
 
-def test_a_compiled_model_is_named_in_the_manifest(tmp_path):
-    model = torch.compile(nn.Linear(6, 1), backend="eager")
-    recorder = analyzer.Recorder(None, tmp_path / "run")
-    recorder.start()
-    train(model)  # without the warning of torch.compile about global hooks
-    recorder.close()
-    run = open_run(tmp_path / "run")
-    assert len(run.steps) == 3
-    assert run.manifest["not_recorded"] == [
-        "joins of Linear: compiled code hides what it computes",
-        "layers of Linear: it is compiled, so its modules are not called",
-    ]
-
-
 def test_an_error_of_the_recorder_ends_the_recording_and_not_the_training(tmp_path, monkeypatch):
     model = nn.Linear(6, 1)
     twin = copy.deepcopy(model)

@@ -17,16 +17,17 @@ from analyzer.recording.names import clean_path, in_words, unwrapped
 from analyzer.recording.parameters import ParameterRow, Parameters
 from analyzer.recording.ranks import data_parallel_ranks
 from analyzer.recording.splits import Splits
-from analyzer.recording.tracing import reason_of
+from analyzer.recording.tracing import reason_of, runs_compiled_code
 
 __all__ = ["Models"]
 
 _COMPILED = "it was compiled before the recording began, so its modules are not called"
 _SCRIPTED = "it is scripted, so its modules are not called"
 _UNCALLED = (
-    "not called as modules (their `forward` is called directly, or a function uses their weights), "
-    "so that only their parameters have rows"
+    "not called as modules ({}their `forward` is called directly, or a function uses their "
+    "weights), so that only their parameters have rows"
 )
+_PERHAPS = "compiled before the recording began, or "
 _UNREACHED = (
     "called, but no backward pass came to their outputs: the gradients of their parameters are "
     "those of autograd.grad, torch.func or a graph of second order"
@@ -323,4 +324,6 @@ class _Gaps:
         layer = self._capture.layers.get(id(around[-1][1]))
         was_called = layer is not None and layer.shape is not None
         name = owner or type(unwrapped(model)).__name__
-        return name, _UNREACHED if was_called else _UNCALLED
+        if was_called:
+            return name, _UNREACHED
+        return name, _UNCALLED.format(_PERHAPS if runs_compiled_code() else "")

@@ -21,7 +21,7 @@ from analyzer.joins.modes import stand_aside
 from analyzer.recording.compiled import OPERATORS, InnerLayers, Place, places, watchers
 from analyzer.script import Arrival, when_imported
 
-__all__ = ["reason_of", "unwatch_compiled", "watch_compiled"]
+__all__ = ["reason_of", "runs_compiled_code", "unwatch_compiled", "watch_compiled"]
 
 # Backends that run a graph or hand it to AOTAutograd; others may show it to the program.
 _BACKENDS = {
@@ -51,6 +51,11 @@ def unwatch_compiled(watcher: InnerLayers) -> None:
         watchers.remove(watcher)
         if not watchers:
             _tracing.end()
+
+
+def runs_compiled_code() -> bool:
+    """Whether a compiled function was called since somebody watches."""
+    return _tracing.has_run
 
 
 def reason_of(module: nn.Module) -> str | None:
@@ -113,6 +118,7 @@ class _Tracing:
     """Follows the tracing of functions, while there are watchers."""
 
     def __init__(self) -> None:
+        self.has_run = False
         self._replaced: list[tuple[Any, str, Any]] = []
         self._arrival: Arrival | None = None
         self._variables: Any = None
@@ -120,6 +126,7 @@ class _Tracing:
 
     def begin(self) -> None:
         """Wait for the compiler, and follow it."""
+        self.has_run = False
         self._arrival = when_imported("torch._dynamo.convert_frame", self._follow)
 
     def end(self) -> None:
@@ -139,9 +146,16 @@ class _Tracing:
             for kind in (variables.NNModuleVariable, variables.UnspecializedNNModuleVariable):
                 self._replace(kind, "call_function", self._call)
             self._replace(output_graph.OutputGraph, "call_user_compiler", self._compile)
-            self._replace(eval_frame, "_callback_from_stance", _begin)
+            self._replace(eval_frame, "_callback_from_stance", self._begin)
         except (AttributeError, ImportError, KeyError) as error:
             _say(f"layers inside of compiled code: torch {torch.__version__} has no {error}")
+
+    def _begin(self, original: Any, callback: Any) -> Any:
+        """A compiled function is called."""
+        if callback is not None:
+            self.has_run = True
+            stand_aside()
+        return original(callback)
 
     def _replace(self, owner: Any, name: str, function: Callable[..., Any]) -> None:
         original = vars(owner)[name]
@@ -214,12 +228,6 @@ class _Tracing:
             return original(output, graph, inputs)
         finally:
             output.compiler_fn = backend
-
-
-def _begin(original: Any, callback: Any) -> Any:
-    if callback is not None:
-        stand_aside()
-    return original(callback)
 
 
 def _run(original: Any, *args: Any) -> Any:

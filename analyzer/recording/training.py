@@ -117,9 +117,7 @@ class Training:
         self._watcher = _Guarded(self.guard, self.updates)
         self.probing.of_training = {"noise": self._training_noise}
         self.options = options
-        self._on_step = on_step
-        self._on_boundary = on_boundary
-        self._on_problem = on_problem
+        self._on_step, self._on_boundary, self._on_problem = on_step, on_boundary, on_problem
         self._handles: list[Any] = []
 
     def start(self) -> None:

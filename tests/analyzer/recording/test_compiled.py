@@ -228,10 +228,8 @@ def test_nothing_is_compiled_again_when_a_recording_begins_or_ends(tmp_path):
     assert counted() == before
     assert len(run.layers) == 0
     assert len(run.parameter_stats()) == 3 * len(run.parameters)
-    reason = (
-        "layers of Net: it was compiled before the recording began, so its modules are not called"
-    )
-    assert reason in run.manifest["not_recorded"]
+    (said,) = without_joins(run)
+    assert "not called as modules (compiled before the recording began" in said
     training = Training(Net, "whole", "aot_eager")
     run = recorded(training, tmp_path / "within")
     training.train()
@@ -284,6 +282,34 @@ def test_a_backend_of_the_program_gets_its_own_graphs(tmp_path):
     assert seen and "analyzer" not in "".join(seen)
     reason = "they are compiled by the backend mine, whose graphs are left as they are"
     assert without_joins(run) == [f"layers of i, o, blocks.0.a, blocks.0.b and 2 more: {reason}"]
+
+
+def test_a_compiled_function_inside_of_an_eager_model(tmp_path):
+    class WithFunction(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Linear(6, 6).requires_grad_(False)
+            self.body, self.o = nn.Sequential(nn.Linear(6, 6), nn.Tanh()), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.o(add(self.body, self.stem(x)))
+
+    def plain(body: nn.Module, x: Tensor) -> Tensor:
+        return x + body(x)
+
+    found = []
+    for kind in ("unrecorded", "compiled", "eager"):
+        training = Training(WithFunction, "eager", None)
+        add = plain if kind == "eager" else torch.compile(plain, backend="aot_eager")
+        if kind == "unrecorded":
+            training.train()
+            expected = counted()
+            continue
+        found.append(values(recorded(training, tmp_path / kind)))
+        if kind == "compiled":
+            assert counted() == expected
+    assert found[0].index.tolist() == found[1].index.tolist()
+    assert (found[0] - found[1]).abs().max(axis=None) < 1e-5
 
 
 def test_what_a_graph_holds_goes_away_with_it(tmp_path):

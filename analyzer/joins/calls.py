@@ -1,4 +1,4 @@
-"""The calls of modules: the log of one forward pass, running calls, hooks common to all modules."""
+"""The calls of modules: the log of one forward pass, running calls, hooks on all calls."""
 
 from __future__ import annotations
 

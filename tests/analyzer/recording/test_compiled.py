@@ -18,7 +18,10 @@ from analyzer.recording import compiled
 from analyzer.storage.run import Run, open_run
 
 # torch's compiler itself looks at `.grad` of the intermediate tensor that it is given.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),  # inductor's own
+]
 
 KINDS = ("whole", "inplace", "sub", "subwrap", "step", "leaf", "dyn", "full")
 COUNTED = ("frames", "stats", "recompiles", "graph_break", "unimplemented")

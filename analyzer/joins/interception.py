@@ -77,8 +77,8 @@ def skip_scale(model: nn.Module, alpha: float | Mapping[str, float]) -> Iterator
 class Interception:
     """Edits the operands of the joins in each call of a model; leaves nothing behind.
 
-    Only hooks on the calls of all modules are used, so that a model that is copied or saved meanwhile
-    carries nothing of it.
+    Only hooks on the calls of all modules are used, so that a model that is copied or saved
+    meanwhile carries nothing of it.
 
     Args:
         edit: What is done to the operands.

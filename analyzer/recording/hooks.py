@@ -37,7 +37,7 @@ from analyzer.recording.invocation import (
 from analyzer.recording.layers import Site
 from analyzer.recording.live_log import is_compiled
 from analyzer.recording.plain import UnreadableError, plain
-from analyzer.recording.ranks import LateOutputs, is_distributed
+from analyzer.recording.ranks import is_distributed
 from analyzer.recording.statistics import activation_row, gradient_row
 from analyzer.recording.threads import TrainingThread
 
@@ -86,7 +86,6 @@ class Capture(Gate):
         self._watchers = watchers
         self._seen = SeenModules(on_new_module)
         self._further = FurtherLayers()
-        self._late = LateOutputs(self._take_slowly)
         self.depths = PassDepths()
         self.parts = self.depths.parts
         self._handles: list[Any] = []
@@ -106,10 +105,8 @@ class Capture(Gate):
         for key in [key for key, layer in self.layers.items() if layer.site.number in numbers]:
             del self.layers[key]  # that of a module whose place another one took
         for site, module in sites:
-            layer = Layer()
+            layer = self.layers[id(module)] = Layer()
             layer.site, layer.module = site, weakref.ref(module)
-            if not self._late.waits_for(layer, module):
-                self.layers[id(module)] = layer
         self.note_watchers()
 
     def forget(self) -> None:
@@ -117,7 +114,6 @@ class Capture(Gate):
         self.layers.clear()
         self.roots.clear()
         self._seen.clear()
-        self._late.stop()
         self._further.clear()
         self._has_frozen_parts = False
 

@@ -89,6 +89,9 @@ class LivingSet(Generic[_T]):
     def __contains__(self, thing: _T) -> bool:
         return id(thing) in self._refs
 
+    def __len__(self) -> int:
+        return len(self._refs)
+
     def __iter__(self) -> Iterator[_T]:
         return iter([thing for ref in self._refs.values() if (thing := ref()) is not None])
 

@@ -2,22 +2,18 @@
 
 import math
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from torch import Tensor, distributed, nn
 from torch.autograd.graph import Node
-from torch.compiler import is_dynamo_compiling
 from torch.nn.parallel import DistributedDataParallel
 
-from analyzer.joins.modes import is_transformed, unseen
 from analyzer.launch import Rank
-from analyzer.recording.hook_classes import Layer
 
 __all__ = [
-    "LateOutputs",
     "data_parallel_ranks",
     "find_parts",
     "is_distributed",
@@ -123,40 +119,3 @@ def norms_here(run: Any, rank: Rank, steps: slice) -> pa.Table:
     order = order[~(is_other & np.isin(ids, own))[order]]
     is_first = np.append(True, (np.diff(at[order]) != 0) | (np.diff(ids[order]) != 0))
     return rows.take(order[is_first[: len(order)]])
-
-
-class LateOutputs:
-    """Takes the outputs of modules whose own hooks finish them, as those of tensor parallel do.
-
-    Hooks common to all modules run before a module's own, and would see a sum that is not complete.
-    Such a module cannot be pickled anyway: its own hooks are functions without a name.
-
-    Args:
-        take: Receives the layer, the module, its arguments and its output.
-    """
-
-    def __init__(self, take: Callable[[Layer, nn.Module, Any, Any], None]) -> None:
-        self._take = take
-        self._handles: dict[int, Any] = {}
-
-    def waits_for(self, layer: Layer, module: nn.Module) -> bool:
-        """Take the outputs of a module from now on, if it is one of those."""
-        own = [p for p in module._parameters.values() if p is not None]
-        if not module._forward_hooks or not any(map(is_distributed, own)):
-            return False
-
-        def finished(module: nn.Module, args: Any, output: Any) -> None:
-            if not (is_dynamo_compiling() or is_transformed()):
-                with unseen():
-                    self._take(layer, module, args, output)
-
-        if (before := self._handles.get(id(module))) is not None:
-            before.remove()
-        self._handles[id(module)] = module.register_forward_hook(finished)
-        return True
-
-    def stop(self) -> None:
-        """Leave all modules as they were."""
-        for handle in self._handles.values():
-            handle.remove()
-        self._handles.clear()

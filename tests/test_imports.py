@@ -29,7 +29,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "analyzer.joins": set(),
     "analyzer.probes": {"analyzer.joins"},
     "analyzer.networks": set(),
-    "analyzer.recording": {"analyzer.joins", "analyzer.probes", "analyzer.storage"},
+    "analyzer.recording": {
+        "analyzer.joins",
+        "analyzer.probes",
+        "analyzer.storage",
+        "analyzer.script",
+    },
     "analyzer.live": {"analyzer.joins", "analyzer.probes"},
     "analyzer.integrations": {"analyzer.recording", "analyzer.storage"},
     "analyzer.analysis": {"analyzer.storage"},

@@ -190,6 +190,7 @@ def defaults_for(command: str, folder: Path | None = None) -> dict[str, Any]:
     if path is None:
         return {}
     table = _table(path)
+    _set_limits(path, table.pop("limits", {}))
     shared = {key: value for key, value in table.items() if not isinstance(value, dict)}
     own = table.get(command, {})
     _check_tables(path, table)
@@ -222,6 +223,18 @@ def _table(path: Path) -> dict[str, Any]:
             f"{path.name}: tool.analyzer is {table!r}; expected a table. Write [tool.analyzer]."
         )
     return table
+
+
+def _set_limits(path: Path, given: Any) -> None:
+    """Set what may be read of one file, where the project says so."""
+    if not given:
+        return
+    from analyzer.storage.limits import set_limits
+
+    try:
+        set_limits(dict(given))
+    except (TypeError, ValueError) as error:
+        raise AnalyzerError(f"{path.name}: [tool.analyzer.limits] has {error}") from error
 
 
 def _check_tables(path: Path, table: dict[str, Any]) -> None:

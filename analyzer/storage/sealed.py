@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analyzer.storage.limits import LIMITS, checked_file
+
 __all__ = ["encoding", "open_file", "opened", "place_of", "placed", "seal"]
 
 _MARK = b"GFlowS1\n"
@@ -65,6 +67,7 @@ def _footer(file: BinaryIO) -> tuple[int, bytes]:
     file.seek(size - _TAIL.size)
     length, magic = _TAIL.unpack(file.read(_TAIL.size))
     start = size - _TAIL.size - length
+    LIMITS.check("footer_mib", length / 2**20, "its footer takes")
     if magic != b"PAR1" or start < 4:
         raise ValueError("its end is missing")
     file.seek(start)
@@ -92,7 +95,7 @@ def opened(path: Path, **options: Any) -> tuple[pq.ParquetFile, str | None]:
             source.seek(0)
             if zlib.crc32(source.read(end)) != pages:
                 raise ValueError("its pages do not match their checksum")
-    file = pq.ParquetFile(source, page_checksum_verification=True, **options)
+    file = checked_file(source, page_checksum_verification=True, **options)
     found = (file.metadata.metadata or {}).get(b"place")
     if (found is not None) != (mark == _MARK):
         raise ValueError("its seal is missing")

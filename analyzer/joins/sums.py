@@ -96,13 +96,13 @@ def base_of(flow: Dataflow, vertex: int) -> int:
 def is_data_product(flow: Dataflow, vertex: int) -> bool:
     """Whether a vertex multiplies two tensors of data and sums over an axis of theirs."""
     if flow.kinds[vertex] == "matmul":
-        return len({read for _, read, _ in flow.reads[vertex]}) > 1
+        return len(flow.reads[vertex]) > 1
     if flow.kinds[vertex] != "sum":
         return False
     read = flow.reads[vertex][0][1]
     while flow.kinds[read] == "view" and len(flow.reads[read]) == 1:
         read = flow.reads[read][0][1]
-    return flow.kinds[read] == "product" and len({r for _, r, _ in flow.reads[read]}) > 1
+    return flow.kinds[read] == "product" and len(flow.reads[read]) > 1
 
 
 def mixing_gates(flow: Dataflow, vertex: int, join: int, written: int) -> dict[Edge, int]:

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import os
+import shutil
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from analyzer.cli.mismatch import shortcut_mismatch
 from analyzer.cli.session import Session
 from analyzer.cli.signals import SuddenEnds
 from analyzer.errors import AnalyzerError, StopTraining
+from analyzer.launch import RANKS
 from analyzer.options import RecordOptions
 from analyzer.script import Ending, run_program, when_imported
 
@@ -130,12 +132,15 @@ class ScriptSession(Session):
             else:
                 self._write_bare_run(status, error)
             return
-        self.recorder.close(status, error, **self._about_children())
-        self.signals.stop()
+        if (ranks := self._run_of_ranks()) is not None:
+            self._take_over(ranks, status, error)
+        else:
+            self.recorder.close(status, error, **self._about_children())
+            self.signals.stop()
         if isinstance(ending.exception, StopTraining):
             why = "as asked" if self.options.fail_on is None else "by --fail-on or --stop-after"
             self.last_words.append(f"stopped after {ending.exception.steps} steps, {why}")
-        self.last_words.extend(self.result(status))
+        self.last_words.extend([] if ranks is not None else self.result(status))
         if ending.exit_code == 0 and self.is_severe():
             ending.exit_code = 1
 
@@ -179,6 +184,33 @@ class ScriptSession(Session):
                 f"the training in {kind} that the script started, which has a run of its own"
             )
         return {"children": [run.name for run in runs]}
+
+    def _run_of_ranks(self) -> Path | None:
+        """The run of the ranks that the script spawned, where all training was theirs."""
+        runs = self._child_runs()
+        is_new = self.options.resume is None and not self.rank.is_one_of_many
+        is_theirs = len(runs) == 1 and (runs[0] / RANKS).is_dir() and is_new
+        return runs[0] if is_theirs and not self.recorder.has_trained else None
+
+    def _take_over(self, ranks: Path, status: str, error: str | None) -> None:
+        """Let the run of the ranks be that of the script, under its name."""
+        from analyzer.storage.catalog import losses, read_manifest, write_manifest
+
+        self.discard()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        ranks.rename(self.folder)
+        fields = read_manifest(self.folder, with_ranks=False)
+        failed = {} if status == "finished" else {"status": status, "error": error}
+        fields = {**fields, **failed, "name": self.folder.name}
+        fields.pop("parent", None)
+        write_manifest(self.folder / "run.json", fields)
+        found = read_manifest(self.folder)
+        self.last_words += losses(found)
+        self.last_words.append(
+            f"recorded {found.get('steps')} steps of {found.get('world_size')} ranks that the "
+            f"script started into {self.run} ({found.get('status')}); see it with: analyzer show "
+            f"{self.run}"
+        )
 
     def _child_runs(self) -> list[Path]:
         """The runs of processes that the script started, those of earlier recordings left out."""

@@ -109,6 +109,18 @@ model = parallel(sys.argv[1])
 train(model, sys.argv[1])
 dist.destroy_process_group()
 """
+SPAWNING = """
+def work(rank, count, folder):
+    global W, R
+    W, R = count, rank
+    dist.init_process_group("gloo", init_method="file://" + folder + "/store", rank=R, world_size=W)
+    train(parallel("ddp"), "ddp")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.multiprocessing.spawn(work, (2, os.getcwd()), nprocs=2)
+"""
 ELASTIC = """
 import signal, time
 # A store of each restart's own: in the launcher's, gloo may find where a dead rank listened.
@@ -260,3 +272,20 @@ def test_a_rank_that_is_killed_leaves_the_others_and_a_restart_is_a_new_attempt(
     first = raw[raw["attempt"] == 0]
     assert first[first["rank"] == dies]["step"].tolist() == list(range(8))
     assert len(run.layer_stats(steps=3, ranks="all")) == 2 * len(run.layers)
+
+
+@pytest.mark.slow
+def test_ranks_that_a_script_spawns_are_its_run(tmp_path: Path, alone: Any) -> None:
+    (tmp_path / "train.py").write_text(TRAINING + SPAWNING)
+    options = ["--updates-every", "1", "--splits-every", "1"]
+    command = [sys.executable, "-m", "analyzer", "record", *options, "train.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "analyzer: recorded 3 steps of 2 ranks that the script started into runs/train-0" in (
+        done.stderr
+    )
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["train-0"]
+    many = analyzer.open_run(tmp_path / "runs" / "train-0")
+    assert (many.ranks, many.status, many.warnings) == ([0, 1], "finished", [])
+    assert (many.manifest["name"], many.manifest.get("parent")) == ("train-0", None)
+    assert_same_tables(alone("ddp"), many)

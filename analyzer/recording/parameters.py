@@ -329,6 +329,9 @@ class Parameters:
                 continue
             try:
                 values, gradient = plain(parameter), parameter.grad
+                if not values.numel() and self._entries[number].num_parts > 1:
+                    row.norm = 0.0  # all of it is on other ranks
+                    continue
                 if not values.is_cpu:
                     on_device.append(
                         (number, values, None if gradient is None else plain(gradient))

@@ -143,6 +143,7 @@ class ScriptSession(Session):
         self.last_words.extend([] if ranks is not None else self.result(status))
         if ending.exit_code == 0 and self.is_severe():
             ending.exit_code = 1
+        self.recorder = None  # what the program made goes when it would go without a recorder
 
     def _end_suddenly(self, code: int | None, frame: FrameType | None) -> None:
         """The same where the program leaves at once, or becomes another one."""

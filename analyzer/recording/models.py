@@ -202,6 +202,10 @@ class Models:
         self._held = [root for root in roots if root is not None]
         used.clear()
 
+    def release(self) -> None:
+        """Hold no model any more: the last weights are saved."""
+        self._held = []
+
     def end(self) -> None:
         """Hand over the tables of models that never trained."""
         if self.tables_changed and len(self.layers.roots):

@@ -306,6 +306,7 @@ class Recorder:
         last = training.steps.count - 1
         if last >= 0 and status != "failed" and self._writer is not None:
             self._checkpoints.save(training.models.layers, last)
+        training.models.release()
         self._close_writer(status, error, **fields)
 
     def _close_writer(self, status: str, error: str | None, **fields: Any) -> None:

@@ -365,6 +365,22 @@ def test_a_script_that_leaves_at_once_is_recorded_whole(
     assert ("put another program in its place" in own) == ("execvp" in end)
 
 
+def test_what_a_script_made_goes_at_its_end_as_it_does_without_the_recorder(
+    tmp_path: Path,
+) -> None:
+    source = TRAINS.replace("return l.item()", "m.kept = Kept('model'); return m") + (
+        "class Kept:\n"
+        "    def __init__(self, name): self.name = name\n"
+        "    def __del__(self): print('gone', self.name, flush=True)\n"
+        "def numbers():\n"
+        "    try:\n        while True: yield 1\n"
+        "    finally: print('closed', flush=True)\n"
+        "top, model, some = Kept('top'), train(3), numbers()\n"
+        "print(next(some), flush=True)\n"
+    )
+    assert "recorded 3 steps" in same(tmp_path, source, fresh=True)
+
+
 def test_an_exit_handler_that_leaves_at_once_takes_no_words(tmp_path: Path) -> None:
     own = same(tmp_path, TRAINS + "import atexit, os\natexit.register(os._exit, 3)\ntrain(2)\n")
     assert own.count("recorded 2 steps") == 1

@@ -62,17 +62,33 @@ class Layers:
     def add_root(self, root: nn.Module) -> list[tuple[Site, nn.Module]]:
         """Add a model; return its sites that no earlier root holds.
 
-        Earlier roots that are parts of it are named by their place in it from now on.
+        Roots that are parts of it are named by their place in it from now on.
         """
         number, inner = len(self.roots), unwrapped(root)
-        paths = {module: clean_path(path) for path, module in inner.named_modules()}
         for model in self._models:
             part = model.model()
-            if part is not None and model.container is None and unwrapped(part) in paths:
-                model.container = number, paths[unwrapped(part)]
+            if part is not None and model.container is None and unwrapped(part) is inner:
+                model.container = number, ""
         self.roots.append(weakref.ref(root))
         self._models.append(RootModel.of(root))
+        self.note_parts(number, root)
         return self.look_again(number)
+
+    def note_parts(self, number: int, root: nn.Module) -> bool:
+        """Find the other roots that lie inside of a root by now; return whether one is new there.
+
+        A part may be called before it is put into its model, as a parametrization is.
+        """
+        waiting = [model for model in self._models if model.container is None]
+        if len(waiting) < 2:
+            return False
+        paths = {m: clean_path(path) for path, m in unwrapped(root).named_modules() if path}
+        has_changed = False
+        for model in waiting:
+            part = model.model()
+            if part is not None and unwrapped(part) in paths:
+                model.container, has_changed = (number, paths[unwrapped(part)]), True
+        return has_changed
 
     def look_again(self, number: int) -> list[tuple[Site, nn.Module]]:
         """Return the sites of a root that have a new module; note those that were moved.

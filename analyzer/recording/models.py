@@ -138,11 +138,12 @@ class Models:
         self.parameters.leave_out(self.parameters.unknown(unknown))
 
     def note_names(self) -> None:
-        """Find parameters that have another name by now, as pruning gives them."""
+        """Find what has another name by now: parameters that were pruned, roots that are parts."""
         for number, ref in enumerate(self.layers.roots):
             root = ref()
             if root is not None:
                 self.tables_changed |= self.parameters.rename(number, root)
+                self.tables_changed |= self.layers.note_parts(number, root)
 
     def note_transformed(self, module: nn.Module) -> None:
         """Say that a module is called by a transformed function, which the recording leaves out."""

@@ -90,16 +90,14 @@ class RunFolder:
         self._names_before: dict[str, list[str]] = {}
         self._steps: list[Mapping[str, Any]] = []
         self._blocks: dict[str, list[tuple[int, Block]]] = {table: [] for table in STAT_COLUMNS}
-        self._num_bytes = 0
-        self._oldest = 0.0
-        self._num_errors = 0
-        # Of the last step that is whole on disk.
-        self._last_loss = None
+        self._num_bytes = self._num_errors = 0
+        self._oldest = self._next_try = 0.0
+        self._last_loss = None  # of the last step that is whole on disk
         self._flushes: deque[_Flush] = deque()
         # What writes each file that waits, and since when the disk has refused it.
         self._files: dict[str, tuple[Callable[[], object], float | None]] = {}
+        self._static: dict[str, Callable[[], object]] = {}
         self._refused_since: float | None = None
-        self._next_try = 0.0
         self._series = {table: PartSeries(path / table, *writer) for table in STEP_TABLES}
         self._bins_of: dict[str, TableBins] = {}
         self._last_save = monotonic()
@@ -161,7 +159,8 @@ class RunFolder:
         names = [row["name"] for row in rows]
         if not self._rank.leads() or not self._continues(table, names):
             place = f"{RANKS}/{self._rank.file(place).name}"
-        self.write_file(place, lambda: write_table(self.path / place, whole, place))
+        self._static[place] = lambda: write_table(self.path / place, whole, place)
+        self.write_file(place, self._static[place])
 
     def _continues(self, table: str, names: Sequence[str]) -> bool:
         """Whether a later attempt gives what the earlier ones knew the same ids."""
@@ -322,6 +321,9 @@ class RunFolder:
             OSError: If the disk refuses still.
         """
         self._gather()
+        for place in self._static:  # somebody may have removed the folder
+            if not (self.path / place).exists():
+                self.write_file(place, self._static[place])
         refusal = self._last_tries()
         for bins in self._bins_of.values():
             bins.finish()
@@ -348,9 +350,8 @@ class RunFolder:
     def _last_tries(self) -> Exception | None:
         for place, seconds in enumerate(_LAST_TRIES):
             sleep(seconds)
-            is_last = place == len(_LAST_TRIES) - 1
             try:
-                self._write_waiting(monotonic(), 0.0 if is_last else math.inf)
+                self._write_waiting(monotonic(), math.inf if place + 1 < len(_LAST_TRIES) else 0.0)
             except (OSError, MemoryError, RunExistsError) as error:
                 return error
             if not self._flushes and not self._files and self._has_begun:
@@ -371,8 +372,7 @@ class RunFolder:
             found["error"] = f"not all was recorded: {self.errors[0]}{more}"
         if lost_steps:
             found["lost_steps"] = self._manifest.lost_before + lost_steps
-            # Those on disk; with the lost ones they are all.
-            # An attempt may have gone over the steps of an earlier one again.
+            # Those on disk. An attempt may have gone over the steps of an earlier one again.
             table = StepTable(self.path, "steps", lambda _: None)
             found["steps"] = len(table.steps()) if self._rank.attempt else self.written_steps
             found["last_loss"] = self._last_loss

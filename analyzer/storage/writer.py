@@ -215,7 +215,8 @@ class RunWriter:
         if self._takes_nothing or (self.rank.is_one_of_many and not self.rank.leads()):
             return
         if self._has_failed or not self._has_room():
-            self._folder.damaged[place] = "not written, the disk did not answer"
+            why = self.failed if self._has_failed else "the disk did not answer"
+            self._folder.damaged[place] = f"not written, {why}"
             return
         self._waiting.append(lambda: self._folder.write_file(place, write))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrize, prune
 
 import analyzer
 from tests.support.plain import Plain, compare, recorded
@@ -164,6 +164,34 @@ def test_a_parameter_that_pruning_renames_has_its_new_name(again: bool, tmp_path
         update(model, optimizer, truth)
 
     compare(*recorded(tmp_path / "run", train))
+
+
+def test_a_parametrization_is_called_before_it_is_a_part_of_the_model(tmp_path: Path) -> None:
+    class Twice(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return 2 * weight
+
+    def train(truth: Plain) -> None:
+        model = mlp()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in range(4):
+            if step == 2:
+                parametrize.register_parametrization(model[2], "weight", Twice())
+            update(model, optimizer, truth)
+        original = "2.parametrizations.weight.original"
+        truth.parameters = {
+            (step, original if name == "2.weight" else name): value
+            for (step, name), value in truth.parameters.items()
+        }
+
+    run, plain = recorded(tmp_path / "run", train)
+    found = run.parameter_stats(columns=["gradient_norm"])
+    names = found["parameter"].map(dict(enumerate(run.parameters["name"])))
+    values = zip(found["step"], names, found["gradient_norm"], strict=True)
+    assert {(step, name): x for step, name, x in values} == pytest.approx(plain.parameters)
+    modules = run.layers["module"].tolist()
+    assert modules[:3] == ["0", "1", "2"]
+    assert all(name.startswith("2.parametrizations.weight") for name in modules[3:])
 
 
 def test_a_recorder_of_one_model_sees_its_new_head_and_no_other_model(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,9 +18,11 @@ import pytest
 from analyzer.errors import RunExistsError
 from analyzer.storage import bin_writer, folder, manifest, parts, writer
 from analyzer.storage.run import open_run
+from analyzer.storage.schema import STAT_COLUMNS
 from analyzer.storage.writer import Block, RunWriter
 from tests.analyzer.storage.storage_faults import flipped, quick, survive, swapped, truncated
 from tests.analyzer.storage.storage_rows import block, record, refuse_warnings, value, written
+from tests.support.runs import layer_row
 
 ROOT = Path(__file__).parents[3]
 
@@ -196,7 +199,8 @@ def test_a_run_of_which_the_recorder_lost_rows_is_not_finished(tmp_path: Path) -
     path = written(tmp_path / "a", [record(0), record(1, wrong), record(2)], warn=said.append)
     run = open_run(path)
     assert run.status == "failed"
-    assert "values of splits are (2, 5), expected (2, 6)" in run.manifest["error"]
+    expected = len(STAT_COLUMNS["splits"])
+    assert f"values of splits are (2, 5), expected (2, {expected})" in run.manifest["error"]
     assert run.manifest["lost_steps"] == 1
     assert len(said) == 1
 
@@ -448,6 +452,23 @@ def test_bins_begin_with_the_rows_before_and_are_made_again_where_they_were_dama
     assert whole.name == "000000000000-000000002100.w4.parquet"
     seen = open_run(path).series("loss", max_points=10**6)
     assert seen.mean.tolist() == [step + 2.0 for step in range(0, 2100, 4)]
+
+
+def test_a_folder_that_is_removed_while_it_is_written_has_the_names_of_what_follows(
+    tmp_path: Path,
+) -> None:
+    writer = RunWriter(tmp_path / "a", {}, flush_seconds=0.0, warn=refuse_warnings)
+    writer.write_layers([layer_row(0, "first"), layer_row(1, "second")])
+    writer.add(lambda: record(0, block("layer_stats", 0, 2)))
+    while not list((tmp_path / "a").glob("steps/*.parquet")):
+        time.sleep(0.01)
+    shutil.rmtree(tmp_path / "a")
+    writer.add(lambda: record(1, block("layer_stats", 1, 2)))
+    writer.close("finished")
+    run = open_run(tmp_path / "a")
+    assert run.layers.column("name").to_pylist() == ["first", "second"]
+    assert run.recorded_steps().tolist() == [1]
+    assert any("steps" in line for line in run.warnings)
 
 
 def test_a_static_table_that_is_gone_is_named(tmp_path: Path) -> None:

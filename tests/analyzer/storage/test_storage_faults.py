@@ -466,7 +466,7 @@ def test_a_folder_that_is_removed_while_it_is_written_has_the_names_of_what_foll
     writer.add(lambda: record(1, block("layer_stats", 1, 2)))
     writer.close("finished")
     run = open_run(tmp_path / "a")
-    assert run.layers.column("name").to_pylist() == ["first", "second"]
+    assert run.layers["name"].tolist() == ["first", "second"]
     assert run.recorded_steps().tolist() == [1]
     assert any("steps" in line for line in run.warnings)
 

@@ -392,9 +392,7 @@ class Recorder:
     @property
     def storage_failure(self) -> str | None:
         """Why nothing more could be written; None when all went well."""
-        if self._writer is None:
-            return "the run folder could not be made"
-        return self._writer.failed
+        return self._writer.failed if self._writer else "the run folder could not be made"
 
 
 def _python_warning(message: str) -> None:

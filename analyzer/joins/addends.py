@@ -146,12 +146,14 @@ class Addends(ForwardTrace):
 
     Attributes:
         failure: Why a call was not measured; None where all were.
+        is_paused: Whether nothing is measured now; tensors are followed all the same.
     """
 
     def __init__(self, *, follows: bool = False) -> None:
         super().__init__()
         self._follows = follows
         self.failure: Exception | None = None
+        self.is_paused = False
         self._base = self._num_calls = 0
         self._calls: list[_Call] = []
         self._recent: deque[tuple[Tensor, int, list[_Operand], list[int]]] = deque(
@@ -181,7 +183,7 @@ class Addends(ForwardTrace):
         self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Call the function, and measure what it adds."""
-        if name not in OPERANDS:
+        if self.is_paused or name not in OPERANDS:
             return self._run(func, name, args, kwargs)
         start = sequence_number()
         is_flat = self._wants_all or self._needed.get(start - self._base)
@@ -213,9 +215,8 @@ class Addends(ForwardTrace):
         return super().call(func, name, args, first | kwargs)
 
     def _note(self, name: str, arguments: list[Tensor], made: list[Tensor], start: int) -> None:
-        with (
-            torch.enable_grad()
-        ):  # of a pass without gradient the additions are wanted all the same
+        # Of a pass without gradient the additions are wanted all the same.
+        with unseen(), torch.enable_grad():
             super()._note(name, arguments, made, start)
 
     def _before(

@@ -10,7 +10,9 @@ import sys
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,7 +60,6 @@ class ForwardCalls:
         capture: Tells of the calls of all modules as long as they are wanted.
 
     Attributes:
-        steps: The calls that were kept, as functions that make their rows.
         tables: The static tables of the models that were called.
         device: Where their parameters are.
         dtype: The types of their parameters.
@@ -67,7 +68,8 @@ class ForwardCalls:
     """
 
     def __init__(self, options: RecordOptions, capture: Capture) -> None:
-        self.steps: list[Callable[[], StepRecord]] = []
+        self._steps: list[Callable[[], StepRecord]] = []
+        self._waiting: Callable[[], None] | None = None
         self.tables: dict[str, list[dict[str, Any]]] = {}
         self.device = self.dtype = ""
         self.is_training = self.has_derived = False
@@ -86,14 +88,21 @@ class ForwardCalls:
         capture.add_watcher(self)
 
     @property
+    def steps(self) -> list[Callable[[], StepRecord]]:
+        """The calls that were kept, as functions that make their rows."""
+        self._settle()
+        return self._steps
+
+    @property
     def counts(self) -> dict[str, int]:
         """How many calls, layers and parameters there are."""
-        found = {name: len(self.tables[name]) for name in ("layers", "parameters")}
-        return {"steps": len(self.steps), **found}
+        steps = len(self.steps)
+        return {"steps": steps} | {n: len(self.tables[n]) for n in ("layers", "parameters")}
 
     def forget(self) -> None:
         """Forget the calls that were kept, and their models."""
-        self.steps.clear()
+        self._steps.clear()
+        self._waiting = None
         self._joins = JoinTable(self._options.max_calls)
         self._layers, self._parameters = Layers(self._options.max_calls), Parameters(self._note)
         self._numbers = CallNumbers(self._layers)
@@ -110,6 +119,7 @@ class ForwardCalls:
         self._handle.remove()
         if self.is_training:
             return []
+        self._settle()
         sentences = []
         if self.has_derived:
             sentences = ["gradients of torch.autograd.grad or torch.func: no optimizer got them"]
@@ -167,7 +177,7 @@ class ForwardCalls:
         """Keep what was kept, and no more; the program must not notice."""
         self._stop()
         self._problems.append(
-            f"calls of models after the first {len(self.steps)}: {type(error).__name__}: {error}"
+            f"calls of models after the first {len(self._steps)}: {type(error).__name__}: {error}"
         )
 
     # --- calls -------------------------------------------------------------------------------
@@ -215,13 +225,14 @@ class ForwardCalls:
         self._capture.seconds += time.perf_counter() - started
 
     def _begin(self, module: nn.Module) -> None:
+        self._settle()
         self._current = None
         if next(module.parameters(), None) is None:
             return
         is_new = not set(module.modules()) <= set(self._known)
         if is_new:
             self._add(container_of(module))
-        number = len(self.steps)
+        number = len(self._steps)
         self._current = Invocation(number, (0, number))
         self._step = OpenStep(number, self._options.records(number))
         self._is_new = is_new
@@ -240,7 +251,7 @@ class ForwardCalls:
             if is_compiled(root) or calls_compiled_code(m.forward for m in root.modules()):
                 self._note(f"joins of {type(unwrapped(root)).__name__}: it runs compiled code")
             else:
-                self._log = _JoinLog(number, root)
+                self._log = _JoinLog(number, root, self._options.max_calls)
             return
 
     def _close_log(self) -> _JoinLog | None:
@@ -249,9 +260,9 @@ class ForwardCalls:
             log.addends.end()
         return log
 
-    def _take_joins(self, log: _JoinLog, output: Any, rows: SplitRows) -> bool:
+    def _take_joins(self, log: _JoinLog, nodes: Sequence[Any], rows: SplitRows) -> bool:
         """Take what the joins of a call add; return whether one of them is new."""
-        walk = Walk(output_nodes(output))
+        walk = Walk(nodes)
         plan = joins_in_graph(walk, log)
         sites = plan.sites(walk) or []
         numbers, has_changed = self._joins.take(plan, {call.path for call in log.calls})
@@ -269,7 +280,7 @@ class ForwardCalls:
             self._num_restarts += 1
             if self._num_restarts > _MOST_RESTARTS:
                 raise RecursionError(f"{type(root).__name__} has new parts at each call")
-            name, count = type(unwrapped(root)).__name__, len(self.steps)
+            name, count = type(unwrapped(root)).__name__, len(self._steps)
             self._problems.append(f"{count} calls of models before {name} was complete")
             self.forget()
         for site, module in self._layers.add_root(root):
@@ -310,27 +321,44 @@ class ForwardCalls:
         return self._layers.path(site, self._layers.prefixes())
 
     def _end(self, invocation: Invocation, output: Any) -> None:
-        """The outermost call has ended: it is a step."""
-        log, part = self._close_log(), Part()
+        """The outermost call has ended: it is a step, unless a backward pass follows.
+
+        A search for its joins waits until there is another call: most programs train.
+        """
+        log = self._close_log()
         self._depths.stop_following()
         self._current, calls = None, invocation.calls
         if self._is_new:
             self._depths.end(calls)
+        self._seconds = time.perf_counter() - self._step.started
+        nodes = [] if log is None else list(output_nodes(output))
+        self._waiting = partial(self._note_call, invocation, log, nodes)
+        if not nodes:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Note the call that waited, if there is one."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting()
+
+    def _note_call(self, invocation: Invocation, log: _JoinLog | None, nodes: list[Any]) -> None:
+        part = Part()
         has_changed = self._numbers.number(invocation, is_discovering=self._is_new)
         if log is not None:
             try:
-                has_changed |= self._take_joins(log, output, part.splits)
+                has_changed |= self._take_joins(log, nodes, part.splits)
             except Exception as error:  # the rest of the call is recorded
                 self._note(f"joins: {type(error).__name__}: {error}")
         if has_changed or not self.tables:
             self._note_tables()
         part.fold(invocation, None)
         self._step.parts.append(part)
-        seconds = time.perf_counter() - self._step.started
-        self.steps.append(self._step.seal(self._options.columns, None, seconds, {}))
-        if len(self.steps) == _MOST_CALLS or self._num_rows >= _MOST_ROWS:
+        seconds = self._seconds
+        self._steps.append(self._step.seal(self._options.columns, None, seconds, {}))
+        if len(self._steps) == _MOST_CALLS or self._num_rows >= _MOST_ROWS:
             self._stop()
-            self._problems.append(f"calls of models after the first {len(self.steps)}")
+            self._problems.append(f"calls of models after the first {len(self._steps)}")
 
     def _note_tables(self) -> None:
         """Note the static tables now: the models may be gone at the end."""
@@ -348,10 +376,27 @@ class ForwardCalls:
 class _JoinLog(CallLog):
     """The calls of one forward pass, with gradient or without, and what it adds."""
 
-    def __init__(self, number: int, root: nn.Module) -> None:
+    def __init__(self, number: int, root: nn.Module, most_calls: int) -> None:
         self.addends = Addends(follows=True)
         super().__init__({token(number): unwrapped(root)}, self.addends)
+        self.most_calls = most_calls
+        self._times: Counter[str] = Counter()
+        self._late = 0
         self.addends.begin()
+
+    def enter(self, module: nn.Module, inputs: object = ()) -> None:
+        """Note that a call begins; in one too many no joins are looked for, and none measured."""
+        super().enter(module, inputs)
+        self._times[self.calls[-1].path] += 1
+        if not self._late and self._times[self.calls[-1].path] > self.most_calls:
+            self._late = len(self._open)
+            self.addends.is_paused = True
+
+    def leave(self, module: nn.Module, output: object) -> None:
+        """Note that a call ends."""
+        super().leave(module, output)
+        if len(self._open) < self._late:
+            self._late, self.addends.is_paused = 0, False
 
     def _layer_name(self, module: nn.Module, path: str) -> str | None:
         return numbered_call(path, self._times_called) if module in self._layers else None

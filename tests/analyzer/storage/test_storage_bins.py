@@ -12,6 +12,7 @@ from analyzer.storage.bin_file import chunks_in
 from analyzer.storage.bin_writer import MAX_BINS, BinWriter
 from analyzer.storage.bins import Numbers, concatenated, rebinned, single
 from analyzer.storage.run import open_run
+from analyzer.storage.schema import STAT_COLUMNS
 from analyzer.storage.writer import Block, StepRecord
 from tests.analyzer.storage.storage_rows import block, record, written
 
@@ -52,10 +53,13 @@ def noisy_rows(steps: int, ids: int) -> list[tuple[int, int, float | None]]:
     ]
 
 
+NUM_SPLITS = len(STAT_COLUMNS["splits"])
+
+
 def split_record(step: int, values: list[float | None]) -> StepRecord:
     """A step with these values in every column of `splits`."""
-    column = np.array([[math.nan if v is None else v for v in values]] * 6).T
-    present = np.array([[v is not None for v in values]] * 6).T
+    column = np.array([[math.nan if v is None else v for v in values]] * NUM_SPLITS).T
+    present = np.array([[v is not None for v in values]] * NUM_SPLITS).T
     return record(step, Block("splits", np.arange(len(values), dtype=np.int32), column, present))
 
 

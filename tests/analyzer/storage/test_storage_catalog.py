@@ -50,7 +50,7 @@ def test_the_newest_run_comes_first_and_a_broken_one_says_why(tmp_path: Path) ->
     found = runs_in(tmp_path)
     assert [run.name for run in found] == ["new", "old", "future"]
     assert found[2].status == "broken"
-    assert "has schema version 9; this analyzer reads 1 to 1" in str(found[2].problem)
+    assert "has schema version 9; this analyzer reads 1 to 2" in str(found[2].problem)
 
 
 def test_hostile_fields_are_unknown_not_an_error(tmp_path: Path) -> None:

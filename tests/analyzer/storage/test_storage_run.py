@@ -162,14 +162,14 @@ def manifest(path: Path, **fields: Any) -> Path:
 
 
 def test_a_newer_schema_is_refused_with_the_versions_that_are_read(tmp_path: Path) -> None:
-    message = r"has schema version 9; this analyzer reads 1 to 1\. Upgrade analyzer"
+    message = r"has schema version 9; this analyzer reads 1 to 2\. Upgrade analyzer"
     with pytest.raises(SchemaError, match=message):
         open_run(manifest(tmp_path, schema_version=9))
 
 
 @pytest.mark.parametrize("version", [None, "1", True, 0, 1.0])
 def test_a_foreign_schema_version_is_refused(tmp_path: Path, version: Any) -> None:
-    with pytest.raises(SchemaError, match=r"this analyzer reads 1 to 1\. It was not written by"):
+    with pytest.raises(SchemaError, match=r"this analyzer reads 1 to 2\. It was not written by"):
         open_run(manifest(tmp_path, schema_version=version))
 
 
@@ -311,7 +311,7 @@ def test_reading_loads_neither_torch_nor_plotly_and_opening_no_pandas(path: Path
 
 def test_writing_does_not_load_pandas(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; import tests.archives.make_v1 as archive; "
+        "import sys; from pathlib import Path; import tests.archives.make as archive; "
         "archive.main(Path(sys.argv[1])); sys.exit('pandas' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], check=True, cwd=ROOT)

@@ -122,8 +122,42 @@ def paths(run: Files) -> list[float]:
 def lesions(run: Files) -> list[float]:
     if not run.has_joins:
         return []
-    change = run.probe("lesion")["loss_change"]
-    return [LAST, len(change), change.median(), change.max()]
+    rows = run.probe("lesion")
+    change = rows["loss_change"]
+    return [LAST, len(change), change.median(), change.max(), rows["shortcut_loss_change"].median()]
+
+
+def at_joins(run: Files, step: int) -> pd.DataFrame:
+    rows = run.table("splits")
+    return rows[rows["step"] == step].sort_values("join").reset_index(drop=True)
+
+
+def stream(run: Files) -> list[float]:
+    if not run.has_joins:
+        return []
+    rows = at_joins(run, LAST)
+    whole = rows["join_output_norm"]
+    written = rows["branch_output_norm"] / rows["shortcut_output_norm"]
+    return [LAST, whole.iloc[0], whole.iloc[-1], written.median(), written.min()]
+
+
+def stream_over_time(run: Files) -> list[float]:
+    if not run.has_joins:
+        return []
+    first, last = (at_joins(run, step)["join_output_norm"].iloc[-1] for step in (0, LAST))
+    return [first, 0, last, LAST]
+
+
+def counterfactual(run: Files) -> list[float]:
+    if not run.has_joins:
+        return []
+    rows = run.probe("counterfactual").sort_values("layer")
+    chosen = [(1.0, False), (0.5, False), (0.0, False), (0.0, True)]
+    norms = [
+        rows[(rows["skip_scale"] == scale) & (rows["rescaled"] == rescaled)]["output_gradient_norm"]
+        for scale, rescaled in chosen
+    ]
+    return [LAST, *(column.iloc[0] / column.iloc[-1] for column in norms)]
 
 
 def jacobian(run: Files) -> list[float]:
@@ -219,6 +253,9 @@ EACH_RUN: dict[str, Callable[[Files], list[float]]] = {
     "splits_over_time": splits,
     "path_spectrum": paths,
     "lesion": lesions,
+    "residual_stream": stream,
+    "stream_over_time": stream_over_time,
+    "counterfactual": counterfactual,
     "jacobian": jacobian,
     "shattering": shattering,
     "activation_profile": activations,

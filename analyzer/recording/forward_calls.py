@@ -340,7 +340,10 @@ class ForwardCalls:
         """Note the call that waited, if there is one."""
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
-            waiting()
+            try:
+                waiting()
+            except Exception as error:
+                self._give_up(error)
 
     def _note_call(self, invocation: Invocation, log: _JoinLog | None, nodes: list[Any]) -> None:
         part = Part()
@@ -354,8 +357,7 @@ class ForwardCalls:
             self._note_tables()
         part.fold(invocation, None)
         self._step.parts.append(part)
-        seconds = self._seconds
-        self._steps.append(self._step.seal(self._options.columns, None, seconds, {}))
+        self._steps.append(self._step.seal(self._options.columns, None, self._seconds, {}))
         if len(self._steps) == _MOST_CALLS or self._num_rows >= _MOST_ROWS:
             self._stop()
             self._problems.append(f"calls of models after the first {len(self._steps)}")
@@ -363,14 +365,10 @@ class ForwardCalls:
     def _note_tables(self) -> None:
         """Note the static tables now: the models may be gone at the end."""
         parameters = [{**row, "trained": False} for row in self._parameters.rows(self._layers)]
-        prefixes = self._layers.prefixes()
-        self.tables = {
-            "layers": self._layers.rows(self._joins.roles()),
-            "parameters": parameters,
-            "joins": self._joins.rows(
-                lambda root, path: self._layers.spelled(root, path, prefixes)
-            ),
-        }
+        spelled = partial(self._layers.spelled, prefixes=self._layers.prefixes())
+        layers = self._layers.rows(self._joins.roles())
+        joins = self._joins.rows(spelled)
+        self.tables = {"layers": layers, "parameters": parameters, "joins": joins}
 
 
 class _JoinLog(CallLog):

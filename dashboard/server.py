@@ -112,6 +112,9 @@ class Server:
             cleanup_interval=1,
             max_request_body_size=MOST_BYTES,
             max_request_header_size=65_536,
+            # Answers have some megabytes at most, and wait in memory: no file is written for them.
+            inbuf_overflow=2 * MOST_BYTES,
+            outbuf_overflow=1 << 28,
             ident=None,
             expose_tracebacks=False,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -136,6 +137,8 @@ class CallLog:
                 self.paths.setdefault(module, path)
         self._open: list[int] = []
         self._times_called: dict[str, int] = {}
+        self._times: Counter[str] = Counter()
+        self._late = 0
         self._layers = {m for m, path in self.paths.items() if is_layer(path, m)}
 
     def enter(self, module: nn.Module, inputs: object = ()) -> None:
@@ -153,11 +156,21 @@ class CallLog:
         )
         self._open.append(len(self.calls))
         self.calls.append(call)
+        self._times[path] += 1
+        if not self._late and self._times[path] > self.most_calls:
+            self._late = len(self._open)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether one of the open calls comes after those in which joins are looked for."""
+        return 0 < self._late <= len(self._open)
 
     def leave(self, module: nn.Module, output: object) -> None:
         """Note that the innermost open call of a module ends with this output."""
         while self._open:
             call = self.calls[self._open.pop()]
+            if len(self._open) < self._late:
+                self._late = 0
             call.end, call.tock = sequence_number(), self.trace.tick
             # A call that raised inside its parent never left by itself.
             if call.module is module:

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 import weakref
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -378,23 +377,24 @@ class _JoinLog(CallLog):
         self.addends = Addends(follows=True)
         super().__init__({token(number): unwrapped(root)}, self.addends)
         self.most_calls = most_calls
-        self._times: Counter[str] = Counter()
-        self._late = 0
+        self._is_away = False
         self.addends.begin()
 
     def enter(self, module: nn.Module, inputs: object = ()) -> None:
         """Note that a call begins; in one too many no joins are looked for, and none measured."""
         super().enter(module, inputs)
-        self._times[self.calls[-1].path] += 1
-        if not self._late and self._times[self.calls[-1].path] > self.most_calls:
-            self._late = len(self._open)
-            self.addends.is_paused = True
+        self.addends.is_paused = self.is_late
+        if self.is_late and not self._is_away and is_grad_enabled():
+            self._is_away = True  # what tensors are made from is in the graph
+            self.addends.end()
 
     def leave(self, module: nn.Module, output: object) -> None:
         """Note that a call ends."""
         super().leave(module, output)
-        if len(self._open) < self._late:
-            self._late, self.addends.is_paused = 0, False
+        self.addends.is_paused = self.is_late
+        if self._is_away and not self.is_late and self._open:
+            self._is_away = False
+            self.addends.__enter__()  # type: ignore[no-untyped-call]
 
     def _layer_name(self, module: nn.Module, path: str) -> str | None:
         return numbered_call(path, self._times_called) if module in self._layers else None

@@ -110,6 +110,7 @@ class LiveLog(CallLog):
     def close(self) -> None:
         """Follow no more; what was noted stays."""
         self._open.clear()
+        self._late = 0
         self._stop_following()
 
     def enter(self, module: nn.Module, inputs: object = ()) -> None:

@@ -134,11 +134,13 @@ class Splits:
             self._begin_measuring(module)
         if self._log is not None and module in self._log.paths:
             self._log.enter(module, args)
+            self._addends.is_paused = self._log.is_late
 
     def leave(self, module: nn.Module, output: Any) -> None:
         """A call of a module has ended."""
         if self._log is not None and module in self._log.paths:
             self._log.leave(module, output)
+            self._addends.is_paused = self._log.is_late
         if module is self._inside:
             self._end_measuring()
 
@@ -166,6 +168,7 @@ class Splits:
         if is_new or self._wants_trace(step):
             self._open_log()
         self._measures = (is_new or self._is_due(step)) and not self._is_off
+        self._addends.is_paused = False
         if self._measures:
             self._addends.forget()
 

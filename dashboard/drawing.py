@@ -35,7 +35,8 @@ _HEIGHT = 380
 
 _Span = tuple[float, float]
 _SHRUNK = 0.9
-_BETWEEN = 80
+_BETWEEN, _BETWEEN_SLANTED = 80, 150
+_MOST_TICKS = 14
 # Pixels: what a phone leaves for a legend, a letter, the line before an entry, a line of entries.
 _LEGEND_WIDTH, _LETTER, _SAMPLE, _LINE = 290, 7, 45, 24
 _WORDS = 13
@@ -107,9 +108,7 @@ def drawn(key: str, context: Context, scheme: str, *, narrow: bool) -> Shown:
         AnalyzerError: If there is nothing to draw.
     """
     record, theme = recorded(key, context), THEMES.get(scheme, LIGHT)
-    figure = (
-        stacked(panel(key).draw(record, theme)) if narrow else panel(key).drawing(record, theme)
-    )
+    figure = stacked(panel(key).draw(record, theme)) if narrow else panel(key).made(record, theme)
     # Arrays become base64 here, once; plotly would make lists of them in a dict.
     sent = figure.to_dict()
     return Shown(sent, sent["layout"].get("height", _HEIGHT), str(record.caption))
@@ -180,6 +179,7 @@ def stacked(figure: go.Figure) -> go.Figure:
     A pane is what shares a span along x. The color bar lies above them, the legend below. The
     figure itself is changed.
     """
+    _thin_names(figure)
     _stack(figure)
     _lay_bar(figure.layout)
     _lay_legend(figure)
@@ -193,7 +193,8 @@ def _stack(figure: go.Figure) -> None:
     count = len(spans)
     if count < 2:
         return
-    room = _taller(layout, count)
+    is_slanted = any(axis.tickangle for axis in _x_axes(figure))
+    room = _taller(layout, count, _BETWEEN_SLANTED if is_slanted else _BETWEEN)
     # A figure of scenes may have axes too, on which nothing stands.
     for name in () if scenes else _names(figure, "yaxis"):
         axis = layout[name]
@@ -211,6 +212,14 @@ def _stack(figure: go.Figure) -> None:
         axis.update(domain=(0.0, 1.0))
 
 
+def _thin_names(figure: go.Figure) -> None:
+    """Leave as many names at an axis as a phone has room for."""
+    for axis in _x_axes(figure):
+        size = -(-len(axis.ticktext or ()) // _MOST_TICKS)
+        if size > 1 and axis.tickangle:
+            axis.update(tickvals=axis.tickvals[::size], ticktext=axis.ticktext[::size])
+
+
 def _names(figure: go.Figure, kind: str) -> list[str]:
     """Names of the axes or scenes of a figure, in order."""
     return [name for name in figure.layout.to_plotly_json() if name.startswith(kind)]
@@ -225,12 +234,12 @@ def _span(axis: Any) -> _Span:
     return float(low), float(high)
 
 
-def _taller(layout: Any, count: int) -> float:
+def _taller(layout: Any, count: int, between: int) -> float:
     """Make room in height for all panes; return the part between two of them."""
     margin = (layout.margin.t or 0) + (layout.margin.b or 0)
-    height = ((layout.height or 400) - margin) * count * _SHRUNK + _BETWEEN * (count - 1)
+    height = ((layout.height or 400) - margin) * count * _SHRUNK + between * (count - 1)
     layout.height = int(height + margin)
-    return _BETWEEN / float(height)
+    return between / float(height)
 
 
 def _band(domain: Any, place: int, count: int, room: float) -> _Span:

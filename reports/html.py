@@ -20,7 +20,7 @@ import analyzer
 from analyzer.analysis.numerals import counted, number
 from analyzer.errors import AnalyzerError
 from analyzer.figures.csv_text import cell_rows, csv_cells
-from analyzer.figures.theme import DARK
+from analyzer.figures.theme import DARK, LIGHT
 from analyzer.storage.catalog import losses
 from analyzer.vocabulary.methods import SOURCES, bibtex
 
@@ -267,7 +267,7 @@ def screen_figure(figure: Figure) -> dict[str, Any]:
 
     ``light`` is the figure on white; ``dark`` are places in it, each with its value on a dark page.
     """
-    light = json.loads(figure.drawn.to_json())
+    light = json.loads(figure.draw(figure.info, LIGHT).to_json())
     dark = json.loads(figure.draw(figure.info, DARK).to_json())
     return {"light": light, "dark": list(what_differs(light, dark))}
 

@@ -16,7 +16,7 @@ from analyzer.figures.csv_text import csv_text
 
 from .paper_axes import Panes, finish_axes, layout_axis, panes
 from .paper_marks import draw_annotations, draw_color_bars, draw_legend, draw_shapes
-from .paper_traces import DRAWERS, values_of
+from .paper_traces import DRAWERS, draw_rug, values_of
 from .story import Story
 
 __all__ = [
@@ -260,6 +260,9 @@ def _draw(trace: Any, made: Panes) -> list[tuple[str, Any, Any]]:
         axes, x, y = made.scenes[trace.scene or "scene"], values_of(trace.x), values_of(trace.y)
     else:
         names = trace.xaxis or "x", trace.yaxis or "y"
+        if names in made.rugs:
+            draw_rug(made.rugs[names], trace)
+            return []
         axes = made.flat[names]
         x = values_of(trace.x, made.categories.get(names[0]))
         y = values_of(trace.y, made.categories.get(names[1]))

@@ -27,6 +27,7 @@ class Panes:
         flat: Axes by their pair, such as ``("x2", "y2")``.
         scenes: Axes in space by the name of their scene.
         categories: Places of names by axis, such as ``"x2"``.
+        rugs: The axes below a rug, by its pair.
         domains: Left, right, bottom and top of each on plotly's paper; a scene is ``(name, "")``.
     """
 
@@ -34,6 +35,7 @@ class Panes:
     flat: dict[tuple[str, str], Any] = field(default_factory=dict)
     scenes: dict[str, Any] = field(default_factory=dict)
     categories: dict[str, dict[str, int]] = field(default_factory=dict)
+    rugs: dict[tuple[str, str], Any] = field(default_factory=dict)
     domains: dict[tuple[str, str], tuple[float, float, float, float]] = field(default_factory=dict)
 
     def at(self, x: float, y: float) -> tuple[Any, float, float]:
@@ -92,12 +94,26 @@ def panes(figure: Any, canvas: Any) -> Panes:
         else:
             made.flat[pair] = canvas.add_subplot(cell)
     _prepare(figure, made)
+    for trace in figure.data:
+        side = getattr(trace, "yaxis", None)
+        if side and _is_over(figure.layout, side):
+            under = (trace.xaxis or "x", layout_axis(figure.layout, side).overlaying)
+            made.rugs[trace.xaxis or "x", side] = made.flat[under]
     return made
+
+
+def _is_over(layout: Any, name: str) -> bool:
+    """Whether an axis lies over another one: that of a rug, from 0 to 1 over the whole plot."""
+    return layout_axis(layout, name).overlaying is not None
 
 
 def _pairs(figure: Any) -> list[tuple[str, str]]:
     """The pairs of axes that traces use, in their order."""
-    used = [(t.xaxis or "x", t.yaxis or "y") for t in figure.data if hasattr(t, "xaxis")]
+    used = [
+        (t.xaxis or "x", t.yaxis or "y")
+        for t in figure.data
+        if hasattr(t, "xaxis") and not _is_over(figure.layout, t.yaxis or "y")
+    ]
     if not used and not any(hasattr(t, "scene") for t in figure.data):
         return [("x", "y")]
     return list(dict.fromkeys(used))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 __all__ = [
     "DRAWERS",
     "dashes_of",
+    "draw_rug",
     "marker_of",
     "matplotlib_color",
     "plain_text",
@@ -43,6 +44,7 @@ _MARKERS = {
     "line-ew": "_",
     "cross-thin": "+",
 }
+_HATCHES = {"NaN or infinite": "xxxxxx", "exactly zero": "......"}
 _BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 _TAG = re.compile(r"</?(?:b|i|em|strong|span|sub|sup|u|s|a)(?:\s[^<>]*)?>", re.IGNORECASE)
 _RGB = re.compile(r"rgba?\(([^)]*)\)")
@@ -120,6 +122,25 @@ def matplotlib_color(color: Any) -> Any:
     return (*(value / 255 for value in parts[:3]), *parts[3:4])
 
 
+def draw_rug(axes: Any, trace: Any) -> None:
+    """Draw ticks at the upper (1) and the lower edge (0) of axes, whatever their range."""
+    for edge in (1.0, 0.0):
+        places = [x for x, y in zip(trace.x, trace.y, strict=True) if y == edge and x is not None]
+        if places:
+            color = trace.meta["rug"]["nonfinite" if edge else "zero"]
+            axes.plot(
+                places,
+                [edge] * len(places),
+                linestyle="none",
+                # Upward and downward, so that gray tells them apart as well.
+                marker=7 if edge else 6,
+                markersize=4,
+                color=matplotlib_color(color),
+                transform=axes.get_xaxis_transform(),
+                clip_on=False,
+            )
+
+
 def _bars(axes: Any, trace: Any, x: Floats, y: Floats) -> Drawn:
     """Upright bars, those of one trace in each pane."""
     steps = np.diff(np.unique(x[np.isfinite(x)]))
@@ -143,6 +164,9 @@ def _heatmap(axes: Any, trace: Any, x: Floats, y: Floats) -> Drawn:
     z = np.atleast_2d(values_of(trace.z))
     figure = axes.get_figure()
     scale, limits = colors_of(trace, figure)
+    if hatch := _HATCHES.get(trace.name):
+        _hatched(axes, hatch, _edges(x), _edges(y), z)
+        return None
     cells = axes.pcolormesh(
         _edges(x),
         _edges(y),
@@ -155,6 +179,19 @@ def _heatmap(axes: Any, trace: Any, x: Floats, y: Floats) -> Drawn:
         edgecolor="none",
     )
     return cells if trace.coloraxis else None
+
+
+def _hatched(axes: Any, hatch: str, x: Floats, y: Floats, z: Floats) -> None:
+    """Cells without a place in the color scale: hatched, which gray shows as well."""
+    from matplotlib.patches import Rectangle
+
+    for row in range(len(z)):
+        edges = np.flatnonzero(np.diff(np.isfinite(z[row]), prepend=False, append=False))
+        for first, end in edges.reshape(-1, 2):
+            size = x[end] - x[first], y[row + 1] - y[row]
+            cell = Rectangle((x[first], y[row]), *size, hatch=hatch, linewidth=0)
+            cell.set(facecolor="white", edgecolor="#555555")
+            axes.add_patch(cell)
 
 
 def _contour(axes: Any, trace: Any, x: Floats, y: Floats) -> Drawn:

@@ -14,7 +14,7 @@ from analyzer.analysis.numerals import counted, number, with_range
 from analyzer.analysis.verdict import verdict
 from analyzer.analysis.view import View
 from analyzer.errors import AnalyzerError
-from analyzer.figures.theme import LIGHT, Theme
+from analyzer.figures.theme import PRINT, Theme
 from analyzer.storage.run import Run, open_run
 from analyzer.vocabulary.methods import Method
 from analyzer.vocabulary.probes import PROBES
@@ -49,8 +49,8 @@ class Figure:
 
     @cached_property
     def drawn(self) -> go.Figure:
-        """The figure on white."""
-        return self.draw(self.info, LIGHT)
+        """The figure for print, its runs told apart by dashes and markers too."""
+        return self.draw(self.info, PRINT)
 
     @cached_property
     def table(self) -> pd.DataFrame:

@@ -36,10 +36,11 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 ZERO, NONFINITE = 1, 2
-# A reply of the dashboard stays below 400 KB: a cell is 4 bytes, and a third more as text.
-_MOST_CELLS, _MOST_ROWS, _MOST_BINS, _FEWEST_BINS = 48_000, 240, 480, 60
+# A reply of the dashboard stays below 400 KB: a cell is 8 bytes, its color and its number, and a
+# third more as text.
+_MOST_CELLS, _MOST_ROWS, _MOST_BINS, _FEWEST_BINS = 30_000, 240, 240, 40
 _FINE_BINS = 1024
-_LEAST_DECADES = 3.0
+_LEAST_DECADES = 6.0
 _MOST_COMPARED_ROWS = 100
 # Of the finest bins that are there; median and mean are those of their means.
 _NUMBERS: dict[str, NumberName] = {"min": "min", "max": "max"}
@@ -208,7 +209,7 @@ def _summed(counts: NDArray[np.int64], size: int) -> NDArray[np.int64]:
 def value_range(columns: tuple[GridColumn, ...], is_log: bool) -> tuple[float, float]:
     """Return the smallest and the largest value of all runs, logarithms where ``is_log``.
 
-    At least 3 decades or a tenth apart, so that the colors of a healthy net stay close to each
+    At least 6 decades or a tenth apart, so that the colors of a healthy net stay close to each
     other; from 0 to 1 where nothing is finite.
     """
     cells = np.concatenate([(c.log10 if is_log else c.values).ravel() for c in columns])
@@ -246,7 +247,9 @@ class GridDifference:
         positions: Relative depth, 0 for the first layer and 1 for the last, ``[rows]``.
         steps: First step of each bin that both runs have, ``[bins]``.
         values: Second minus first, ``[rows, bins]``; NaN where one has no finite number.
-        reach: Largest absolute difference; the color range goes from minus to plus that.
+        marks: ``ZERO`` and ``NONFINITE`` where either run has it, else 0, ``[rows, bins]``.
+        reach: The color range goes from minus to plus that: the largest absolute difference, three
+            decades or a tenth at least.
     """
 
     is_log: bool
@@ -254,6 +257,7 @@ class GridDifference:
     positions: Floats
     steps: NDArray[np.int64]
     values: Floats
+    marks: NDArray[np.uint8]
     reach: float
     caption: str
 
@@ -294,13 +298,18 @@ def grid_difference(view: View) -> GridDifference:
         )
     count = min(_MOST_COMPARED_ROWS, max(len(first.positions), len(second.positions)))
     positions = np.linspace(0.0, 1.0, count)
-    left, right = (_resampled(c, positions, steps, is_log=is_log) for c in (first, second))
+    here = [_places(column, positions, steps) for column in (first, second)]
+    left, right = (
+        (c.log10 if is_log else c.values)[at] for c, at in zip((first, second), here, strict=True)
+    )
     values = right - left
+    marks = np.maximum(first.marks[here[0]], second.marks[here[1]])
     finite = np.abs(values[np.isfinite(values)])
     reach = float(finite.max()) if len(finite) else 1.0
     names = (first.label, second.label)
     caption = _largest_difference(values, positions, names, is_log)
-    return GridDifference(is_log, names, positions, steps, values, max(reach, 0.1), caption)
+    reach = max(reach, _LEAST_DECADES / 2 if is_log else 0.1)
+    return GridDifference(is_log, names, positions, steps, values, marks, reach, caption)
 
 
 def _common_steps(first: GridColumn, second: GridColumn) -> NDArray[np.int64]:
@@ -310,15 +319,12 @@ def _common_steps(first: GridColumn, second: GridColumn) -> NDArray[np.int64]:
     return np.asarray(coarse[shared], np.int64)
 
 
-def _resampled(
-    column: GridColumn, positions: Floats, steps: NDArray[np.int64], *, is_log: bool
-) -> Floats:
-    """The nearest row of each place, the bin of each step."""
+def _places(column: GridColumn, positions: Floats, steps: NDArray[np.int64]) -> Any:
+    """The nearest row of each place, the bin of each step: what cells of the grid to take."""
     own = relative_depth(column.positions)
     rows = np.abs(own[None, :] - positions[:, None]).argmin(axis=1)
     bins = np.maximum(np.searchsorted(column.steps, steps, side="right") - 1, 0)
-    cells = column.log10 if is_log else column.values
-    return np.asarray(cells[np.ix_(rows, bins)], np.float64)
+    return np.ix_(rows, bins)
 
 
 def _largest_difference(

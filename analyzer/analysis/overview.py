@@ -29,7 +29,7 @@ from analyzer.storage.run import Run
 __all__ = ["Overview", "OverviewColumn", "overview", "step_gains"]
 
 Floats = NDArray[np.float64]
-_CELLS = 40_000
+_CELLS = 21_000
 _MOST_POINTS = 500
 _MOST_PAIRS = 2000
 # Arcs that stay apart on the width of a screen.

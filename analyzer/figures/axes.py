@@ -7,18 +7,20 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from analyzer.figures.sketch import Layout
-from analyzer.figures.theme import Theme, decade_step, labeled, log_ticks
+from analyzer.analysis.view import RunLabel
+from analyzer.figures.sketch import Layout, merged
+from analyzer.figures.theme import Theme, decade_step, labeled, log_ticks, told_apart
 
 __all__ = [
     "DEPTH",
     "STEP",
-    "axis_edges",
+    "depth_ticks",
+    "hover_names",
     "layout_name",
     "log_range",
-    "name_gap",
     "name_ticks",
     "pane_axes",
     "pane_layout",
@@ -29,31 +31,45 @@ __all__ = [
 ]
 
 DEPTH: dict[str, Any] = {"title": {"text": "depth: input → output", "standoff": 6}}
-STEP: dict[str, Any] = {"title": {"text": "step", "standoff": 4}}
+# Plotly writes 12k for 12,345 otherwise.
+STEP: dict[str, Any] = {"title": {"text": "step", "standoff": 4}, "hoverformat": ",d"}
 _MOST_NAMES, _MOST_NAME = 22, 28
 _MOST_STAGE, _MOST_JOIN = 18, 16
+_MOST_COLUMNS = 40
 _MOST_LEVEL = 6
 # Pixels of a figure that panes share, and of half a letter.
 _WIDTH, _HALF_LETTER, _GAP = 1000, 4.2, 6
 
 
-def panes(titles: list[str], theme: Theme, *, height: int, gap: float = 0.0) -> go.Figure:
-    """Return a figure of panes side by side, one per run, each with its title.
+def panes(
+    titles: Sequence[str | RunLabel], theme: Theme, *, height: int, gap: float = 0.0
+) -> go.Figure:
+    """Return a figure of panes side by side, one per run, each with its title, in its color.
 
     The ``gap`` left of each pane is room for names, as a part of the width; 0 for one shared axis.
     """
     figure = go.Figure(_blank_panes(len(titles), theme, height, gap))
     for note, title in zip(figure.layout.annotations, titles, strict=True):
-        note.text = labeled(title, 48)
+        note.update(_title(title, theme))
     return figure
 
 
-def pane_layout(titles: list[str], theme: Theme, *, height: int, gap: float = 0.0) -> Layout:
+def pane_layout(
+    titles: Sequence[str | RunLabel], theme: Theme, *, height: int, gap: float = 0.0
+) -> Layout:
     """Return the layout of ``panes``, for a sketch."""
     layout = _panes_layout(len(titles), theme, height, gap)
-    shown = [labeled(title, 48) for title in titles]
-    notes = [note | {"text": text} for note, text in zip(layout["annotations"], shown, strict=True)]
+    shown = zip(layout["annotations"], titles, strict=True)
+    notes = [merged(note, _title(title, theme)) for note, title in shown]
     return layout | {"annotations": notes}
+
+
+def _title(title: str | RunLabel, theme: Theme) -> dict[str, Any]:
+    # Above the rug of values that have no place in the pane.
+    if isinstance(title, str):
+        return {"text": labeled(title, 48), "yshift": 6}
+    color = theme.style(title.style).color
+    return {"text": labeled(title.text, 48), "yshift": 6, "font": {"color": color}}
 
 
 def pane_axes(place: int) -> dict[str, str]:
@@ -126,18 +142,6 @@ def value_axis(
     return axis
 
 
-def axis_edges(axis: dict[str, Any], *, is_log: bool) -> tuple[float, float]:
-    """Return the ends of an axis in values, where marks stand; those of a blank one are 0.1 and 1.
-
-    The axis is one of ``value_axis``.
-    """
-    low, high = axis.get("range", [-1.0, 0.0] if is_log else [0.1, 1.0])
-    # A norm beyond a float's range is infinite, or zero, and is marked there.
-    with np.errstate(over="ignore", under="ignore"):
-        ends = np.power(10.0, [low, high]) if is_log else (low, high)
-    return float(ends[0]), float(ends[1])
-
-
 def row_ticks(
     names: Sequence[str], most: int = _MOST_NAMES, longest: int = _MOST_NAME
 ) -> dict[str, Any]:
@@ -156,12 +160,53 @@ def name_ticks(names: Sequence[str], most: int) -> dict[str, Any]:
     return ticks | {"tickangle": -40 if len(ticks["tickvals"]) > _MOST_LEVEL else 0}
 
 
-def name_gap(names: list[tuple[str, ...]]) -> float:
-    """Return the room that the longest name takes beside a pane; 0 where all have equal names."""
-    if len(set(names)) < 2:
-        return 0.0
-    longest = max((min(len(name), _MOST_NAME) for one in names for name in one), default=0)
-    return min(0.03 + 0.0088 * longest, 0.9 / len(names))
+def depth_ticks(
+    names: Sequence[str], positions: Sequence[float] | NDArray[np.float64], panes: int = 1
+) -> dict[str, Any]:
+    """Return an axis of depth with the layers as text: names at ticks, and at every place on hover.
+
+    A name is never a place on the axis: those of ``nn.Sequential`` are numbers.
+
+    Args:
+        names: Layers or parameters, by depth.
+        positions: Place of each along the axis.
+        panes: How many stand side by side and share the width.
+    """
+    apart = (positions[-1] - positions[0] + 1) / (_MOST_COLUMNS // panes) if len(positions) else 1
+    kept: list[int] = []
+    for place, at in enumerate(positions):
+        if not kept or at - positions[kept[-1]] >= apart:
+            kept.append(place)
+    shown = told_apart(labeled(name.partition(" … ")[0], _MOST_JOIN) for name in names)
+    texts = [shown[place] for place in kept]
+    widest = max(map(len, texts), default=0) * len(texts) * 2 * _HALF_LETTER
+    return {
+        "tickmode": "array",
+        "tickvals": _beside(positions)[kept].tolist(),
+        "ticktext": texts,
+        "tickangle": -40 if widest > _WIDTH / panes else 0,
+        **hover_names(names, positions),
+    }
+
+
+def hover_names(
+    names: Sequence[str], positions: Sequence[float] | NDArray[np.float64]
+) -> dict[str, Any]:
+    """Return what makes the hover of an axis say the name of the layer at each place."""
+    # A heatmap has no text but one for each cell, which would be a hundred times as much.
+    keys = (f"{at:.3f}".replace("-", "−") for at in positions)
+    return {"hoverformat": ".3f", "labelalias": dict(zip(keys, _hovered(names), strict=True))}
+
+
+def _hovered(names: Sequence[str]) -> list[str]:
+    return told_apart(labeled(name) for name in names)
+
+
+def _beside(positions: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Places of ticks, a fifth of a pixel off: at a tick itself plotly's hover says its text."""
+    places = np.asarray(positions, np.float64)
+    span = float(places[-1] - places[0]) + 2.0 if len(places) else 1.0
+    return places + 3e-4 * span
 
 
 def stage_ticks(
@@ -183,7 +228,7 @@ def stage_ticks(
             kept.append((at, name))
     shown = sorted(kept)
     return {
-        "tickvals": [at for at, _ in shown],
+        "tickvals": [at + unit / 5 for at, _ in shown],
         "ticktext": [labeled(name, _MOST_STAGE) for _, name in shown],
         "tickangle": 0,
     }

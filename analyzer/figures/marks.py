@@ -1,16 +1,18 @@
-"""Lines, bands, grids and the marks of values that a scale cannot show: zero, NaN, infinities."""
+"""Lines, bands, grids, and the rugs of values that a scale cannot show: zero, NaN, infinities."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from analyzer.analysis.bands import Band
 from analyzer.analysis.flow_grid import NONFINITE, ZERO, GridColumn
 from analyzer.analysis.per_run import AlongDepth
 from analyzer.analysis.view import RunLabel
-from analyzer.figures.sketch import Trace, scatter
+from analyzer.figures.axes import layout_name
+from analyzer.figures.sketch import Layout, Sketch, Trace, merged, scatter
 from analyzer.figures.theme import Theme, labeled, log_ticks
 
 __all__ = [
@@ -22,12 +24,16 @@ __all__ = [
     "grid_traces",
     "layer_dots",
     "mark_legend",
+    "mark_planes",
+    "placed",
     "run_line",
+    "step_range",
     "translucent",
-    "zero_marks",
+    "with_rugs",
 ]
 
 Floats = NDArray[np.float64]
+_BROKEN, _ZERO = "NaN or infinite", "exactly zero"
 # More would be mud.
 _MOST_MARKERS = 60
 _MOST_DOTS = 120
@@ -58,7 +64,6 @@ def run_line(label: RunLabel, theme: Theme, **more: Any) -> Trace:
 def depth_lines(
     curve: AlongDepth,
     key: str,
-    edges: tuple[float, float],
     theme: Theme,
     *,
     is_log: bool,
@@ -68,8 +73,13 @@ def depth_lines(
     values = curve.values[key]
     names = [labeled(name) for name in curve.names]
     words = {"text": names, "hovertemplate": hovertemplate}
-    line = run_line(curve.label, theme, x=curve.positions, y=values, **words)
-    return [line, edge_marks(curve.positions, values, edges, theme, is_log=is_log)]
+    line = run_line(curve.label, theme, x=curve.positions, y=placed(values, is_log), **words)
+    return [line, edge_marks(curve.positions, values, theme, is_log=is_log, names=names)]
+
+
+def placed(values: Floats, is_log: bool) -> Floats:
+    """Return the values that have a height on an axis; NaN, a gap in a line, for others."""
+    return np.where((values > 0) | (not is_log), values, np.nan)
 
 
 def filled(x: Any, low: Any, high: Any, color: str, opacity: float, **more: Any) -> Trace:
@@ -91,48 +101,97 @@ def filled(x: Any, low: Any, high: Any, color: str, opacity: float, **more: Any)
 
 
 def edge_marks(
-    x: Any, values: Floats, bounds: tuple[float, float], theme: Theme, *, is_log: bool, **more: Any
+    x: Any, values: Floats, theme: Theme, *, is_log: bool, names: Any = None, **more: Any
 ) -> Trace:
-    """Return marks at the edge of a plot where a value has no place in it.
+    """Return the rug of a plot: a tick at its edge for each value that has no height in it.
 
-    NaN and infinity stand at the upper of the two ``bounds``, minus infinity and on a logarithmic
-    axis zero and less at the lower. Null and NaN look alike here.
+    NaN and infinity stand at the upper edge; minus infinity and, on a logarithmic axis, zero and
+    less at the lower. The trace is for ``with_rugs``, which gives it an axis of its own. Null and
+    NaN look alike here. The ``names`` of the places are said on hover.
     """
     low = np.isneginf(values) | ((values <= 0) & is_log)
     bad = ~np.isfinite(values) | low
-    places: list[Any] = [p for p, is_bad in zip(x, bad, strict=True) if is_bad]
-    # A power of ten that is rounded outward would lie beyond the edge, where nothing is drawn.
-    inward = 1 + 1e-9 if is_log else 1.0
-    heights: list[Any] = [bounds[0] * inward if at else bounds[1] / inward for at in low[bad]]
-    symbols = ["triangle-down-open" if at else "x" for at in low[bad]]
-    words: list[Any] = ["NaN" if np.isnan(v) else str(v) for v in values[bad]]
+    words = [_BROKEN if np.isnan(v) else f"{v:g}".replace("inf", "∞") for v in values[bad]]
+    if names is not None:
+        words = [f"{names[at]}: {w}" for at, w in zip(np.flatnonzero(bad), words, strict=True)]
     return scatter(
         {
-            "x": places or [None],
-            "y": heights or [None],
+            "x": np.asarray(x)[bad].tolist() or [None],
+            "y": np.where(low[bad], 0.0, 1.0).tolist() or [None],
             "mode": "markers",
-            "marker": {"color": theme.mark, "symbol": symbols or "x", "size": 8},
+            "marker": {
+                "color": [theme.zero if at else theme.mark for at in low[bad]] or theme.mark,
+                "symbol": "line-ns-open",
+                "size": 10,
+                "line": {"width": 2},
+            },
             "text": words or [None],
-            "hovertemplate": "%{x}: %{text}<extra></extra>",
-            "name": "not finite, or zero",
-            "showlegend": False,
+            "hovertemplate": "%{text}<extra></extra>",
+            "name": _BROKEN,
+            "showlegend": bool(bad.any()),
             "cliponaxis": False,
+            # For a browser that draws another step by itself.
+            "meta": {"rug": {"nonfinite": theme.mark, "zero": theme.zero}},
         },
         more,
     )
 
 
-def zero_marks(places: Any, names: Any, theme: Theme) -> Trace:
-    """Return marks on the zero line for layers or joins whose value is not finite."""
-    return scatter(
-        x=places if len(places) else [None],
-        y=np.zeros(len(places)) if len(places) else [None],
-        text=names,
-        mode="markers",
-        marker={"color": theme.mark, "symbol": "x", "size": 9},
-        hovertemplate="%{text}: NaN or infinite<extra></extra>",
-        showlegend=False,
+def with_rugs(made: "go.Figure | Sketch") -> "go.Figure | Sketch":
+    """Return a figure whose rugs lie at the edges of their plots, wherever the reader zooms to.
+
+    Each gets an axis over that of its plot. One entry in the legend says what its ticks are.
+    """
+    layout, traces = (
+        (made.layout, made.traces)
+        if isinstance(made, Sketch)
+        else (made.layout.to_plotly_json(), made.data)
     )
+    rugs = [trace for trace in traces if _is_rug(trace)]
+    if not rugs:
+        return made
+    more: Layout = {}
+    entries = _rug_entries(traces, rugs)
+    for trace in rugs:
+        base = _of(trace, "yaxis") or "y"
+        own = f"y{base[1:] or 1}01"
+        under = layout.get(layout_name(base)) or {}
+        place = {key: under[key] for key in ("domain", "anchor") if key in under}
+        look = {"range": [0, 1], "visible": False, "fixedrange": True}
+        more[layout_name(own)] = {"overlaying": base, **look, **place}
+        trace["yaxis"], trace["showlegend"] = own, False
+    if layout.get("showlegend") is False and entries:
+        more["showlegend"] = True
+        for trace in traces:
+            trace["showlegend"] = False
+    if isinstance(made, Sketch):
+        return Sketch([*made.traces, *entries], merged(made.layout, more))
+    made.add_traces(entries)
+    return made.update_layout(more)
+
+
+def _rug_entries(traces: Any, rugs: Sequence[Any]) -> list[Trace]:
+    """What the ticks of rugs say in the legend, each once, unless it stands there already."""
+    named = [trace for trace in rugs if _of(trace, "showlegend")]
+    said = {_of(t, "name") for t in traces if _of(t, "showlegend") and not _is_rug(t)}
+    found = []
+    for edge, key, word in ((1.0, "nonfinite", _BROKEN), (0.0, "zero", _ZERO)):
+        here = [trace for trace in named if edge in list(_of(trace, "y"))]
+        if here and word not in said:
+            color = _of(here[0], "meta")["rug"][key]
+            look = {"symbol": "line-ns-open", "size": 10, "color": color, "line": {"width": 2}}
+            entry = scatter(x=[None], y=[None], mode="markers", marker=look, name=word)
+            found.append(entry | {"showlegend": True})
+    return found
+
+
+def _is_rug(trace: Any) -> bool:
+    note = _of(trace, "meta")
+    return isinstance(note, dict) and "rug" in note
+
+
+def _of(trace: Any, key: str) -> Any:
+    return trace.get(key) if isinstance(trace, dict) else trace[key]
 
 
 def layer_dots(positions: Floats, names: Sequence[str], color: str, theme: Theme) -> Trace:
@@ -157,13 +216,13 @@ def band_traces(
     *,
     name: str = "",
     color: str = "",
-    top: float | None = None,
+    is_log: bool = False,
     **more: Any,
 ) -> list[Trace]:
     """Return a series: its min–max band, the raw line faint where there is a smooth one, the line.
 
-    Name and color are those of the run where empty. Marks for NaN and infinite values stand at
-    ``top``; there are none where it is None.
+    Name and color are those of the run where empty. Steps with a value that is not finite, or has
+    no logarithm, are a rug.
     """
     shade = color or theme.style(label.style).color
     traces = []
@@ -179,17 +238,20 @@ def band_traces(
     if band.smooth is not None:
         raw = {"line": {"color": translucent(shade, 0.35), "width": 1}, "showlegend": False}
         traces.append(scatter({"x": band.steps, "y": band.middle, "mode": "lines"}, raw, more))
-    drawn = band.middle if band.smooth is None else band.smooth
+    drawn = placed(band.middle if band.smooth is None else band.smooth, is_log)
     mode = {"x": band.steps, "y": drawn, "mode": "lines" if len(drawn) > 1 else "markers"}
     traces.append(scatter(mode, line, named, more))
-    broken = band.steps[band.num_nonfinite > 0]
-    if top is not None and len(broken):
-        marks = edge_marks(broken, np.full(len(broken), np.nan), (top, top), theme, is_log=False)
-        traces.append(marks | {"hovertemplate": "step %{x}: NaN or infinite"} | more)
+    zero = (band.middle <= 0) & is_log
+    bad = (band.num_nonfinite > 0) | zero
+    if bad.any():
+        names = [f"step {step:,}" for step in band.steps[bad]]
+        lost = np.where(zero & (band.num_nonfinite == 0), 0.0, np.nan)[bad]
+        marks = edge_marks(band.steps[bad], lost, theme, is_log=is_log, names=names)
+        traces.append(marks | {key: more[key] for key in more if "axis" in key})
     return traces
 
 
-def mark_legend(columns: Sequence[GridColumn], theme: Theme, *, is_log: bool) -> list[Trace]:
+def mark_legend(marks: Sequence[NDArray[np.uint8]], theme: Theme, *, is_log: bool) -> list[Trace]:
     """Return legend entries for cells that are zero or not finite, where there are any."""
     return [
         scatter(
@@ -201,13 +263,13 @@ def mark_legend(columns: Sequence[GridColumn], theme: Theme, *, is_log: bool) ->
             showlegend=True,
         )
         for kind, color, word in _unplaced(theme, is_log=is_log)
-        if any((column.marks == kind).any() for column in columns)
+        if any((one == kind).any() for one in marks)
     ]
 
 
 def _unplaced(theme: Theme, *, is_log: bool) -> list[tuple[int, str, str]]:
     """Kinds of cells without a place in the scale, with color and name; a linear scale has zero."""
-    kinds = [(NONFINITE, theme.mark, "NaN or infinite"), (ZERO, theme.zero, "exactly zero")]
+    kinds = [(NONFINITE, theme.mark, _BROKEN), (ZERO, theme.zero, _ZERO)]
     return kinds if is_log else kinds[:1]
 
 
@@ -225,35 +287,52 @@ def color_bar(title: str, low: float, high: float, *, is_log: bool, **more: Any)
 
 
 def grid_traces(
-    column: GridColumn, theme: Theme, *, is_log: bool, along_depth: bool, axes: dict[str, Any]
+    column: GridColumn, theme: Theme, *, is_log: bool, axes: dict[str, Any]
 ) -> list[Trace]:
     """Return the heatmap of one run, and over it the cells that are exactly zero or not finite.
 
-    Depth runs along x, with steps along y, where ``along_depth``; else layers are rows. The
-    ``axes`` are ``xaxis``, ``yaxis`` and ``coloraxis``.
+    Depth runs along x, the input at the left, steps upward. The hover says layer, step and number;
+    the axis knows the names of the layers (``depth_ticks``). The ``axes`` are ``xaxis``, ``yaxis``
+    and ``coloraxis``.
     """
-    cells = (column.log10 if is_log else column.values).astype(np.float32)
-    place, hover = _place(column, axes, along_depth=along_depth)
-    shown = "10<sup>%{z:.2f}</sup>" if is_log else "%{z:.4g}"
+    heat = {"type": "heatmap", "x": column.positions, "y": column.steps} | axes
+    heat |= {"hoverongaps": False}
+    hover = "%{x}<br>step %{y:,d}"
+    cells = (column.log10 if is_log else column.values).T.astype(np.float32)
+    # A color is that of a logarithm; what is read is the number itself.
+    plain = {"customdata": _plain(column.values.T)} if is_log else {}
+    shown = "%{customdata:.3g}" if is_log else "%{z:.4g}"
     look = {"name": labeled(column.label.text), "hovertemplate": f"{hover}: {shown}"}
-    heat = {"type": "heatmap"} | place
-    traces: list[Trace] = [heat | look | {"z": cells.T if along_depth else cells}]
+    planes = mark_planes(column.marks, heat, theme, is_log=is_log, hover=hover)
+    return [heat | look | plain | {"z": cells}, *planes]
+
+
+def _plain(values: Floats) -> NDArray[Any]:
+    """Numbers in four bytes each; in eight where one would become zero or infinite."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        small = values.astype(np.float32)
+    same = (small == 0) == (values == 0), np.isinf(small) == np.isinf(values)
+    return small if all(each.all() for each in same) else values
+
+
+def mark_planes(
+    marks: NDArray[np.uint8], heat: Trace, theme: Theme, *, is_log: bool, hover: str
+) -> list[Trace]:
+    """Return the cells of a heatmap that its colors cannot show, ``[rows, bins]``, each kind."""
+    plane = {key: value for key, value in heat.items() if key != "coloraxis"}
+    traces = []
     for kind, color, word in _unplaced(theme, is_log=is_log):
-        marked = np.where(column.marks == kind, np.float32(0), np.float32(np.nan))
-        if np.isfinite(marked).any():
-            plane = {key: value for key, value in heat.items() if key != "coloraxis"}
+        if (marks == kind).any():
+            z = np.where(marks == kind, np.float32(0), np.float32(np.nan)).T
             one = {"colorscale": [[0, color], [1, color]], "zmin": 0, "zmax": 1, "showscale": False}
-            said = {"name": word, "hovertemplate": f"{hover}: {word}<extra></extra>"}
-            z = {"z": marked.T if along_depth else marked}
-            traces.append(plane | one | said | z)
+            said = {"name": word, "hovertemplate": f"{hover}: {word}<extra></extra>", "z": z}
+            traces.append(plane | one | said | {"hoverongaps": False})
     return traces
 
 
-def _place(
-    column: GridColumn, axes: dict[str, Any], *, along_depth: bool
-) -> tuple[dict[str, Any], str]:
-    """Places of the cells, and what their hover begins with."""
-    if along_depth:
-        places = {"x": column.positions, "y": column.steps}
-        return places | axes, "depth %{x:.0f}, step %{y}"
-    return {"x": column.steps, "y": [labeled(n) for n in column.names]} | axes, "%{y}<br>step %{x}"
+def step_range(columns: Sequence[GridColumn]) -> list[float]:
+    """Return the first and the last step of all runs, with half a bin at each end."""
+    first = min(float(column.steps[0]) for column in columns)
+    last = max(float(column.steps[-1] + column.width - 1) for column in columns)
+    room = max(0.5, 0.004 * (last - first))
+    return [first - room, last + room]

@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from analyzer.analysis.flow_grid import NONFINITE
+from analyzer.analysis.flow_grid import NONFINITE, ZERO, GridColumn
 from analyzer.analysis.overview import Overview, OverviewColumn, overview
 from analyzer.analysis.shortcuts import SHARE_LEVELS
-from analyzer.figures.axes import axis_edges, layout_name, log_range, stage_ticks
+from analyzer.figures.axes import STEP, hover_names, layout_name, log_range, stage_ticks
 from analyzer.figures.marks import (
     band_traces,
     color_bar,
@@ -18,7 +17,9 @@ from analyzer.figures.marks import (
     grid_traces,
     layer_dots,
     mark_legend,
+    placed,
     run_line,
+    step_range,
 )
 from analyzer.figures.panels import Panel
 from analyzer.figures.shortcuts import arc_traces, arc_words, highest_level, outline
@@ -37,7 +38,7 @@ _ROWS = {
     "network": (0.88, 0.97),
 }
 _GAP = 0.05
-_NO_VALUE, _IS_NONFINITE = -32768, 32767
+_NO_VALUE, _IS_ZERO, _IS_NONFINITE = -32768, 32766, 32767
 
 
 def overview_sketch(info: Overview, theme: Theme) -> Sketch:
@@ -83,7 +84,6 @@ def _drawn_parts(info: Overview, theme: Theme) -> Iterator[tuple[int, str, Trace
     """
     highest = highest_level(info.runs)
     legend = next((k for k, c in enumerate(info.runs) if len(c.arcs.joins)), None)
-    bounds = axis_edges({"range": log_range(info.low, info.high)}, is_log=True)
     for place, column in enumerate(info.runs):
         top, grid, below = (_axis_names(place, row) for row in ("network", "grid", "loss"))
         for arc in arc_traces(column.arcs, theme, highest, top, in_legend=place == legend):
@@ -96,18 +96,17 @@ def _drawn_parts(info: Overview, theme: Theme) -> Iterator[tuple[int, str, Trace
             if other != place:
                 yield other, "behind", _behind(behind, theme, middle)
         yield place, "profile", _profile(column, theme, middle)
-        marks = edge_marks(
-            column.grid.positions, column.profile, bounds, theme, is_log=True, **middle
-        )
-        yield place, "marks", marks
+        names = [labeled(name) for name in column.grid.names]
+        at = column.grid.positions
+        # The legend of the cells below says it already.
+        marks = edge_marks(at, column.profile, theme, is_log=True, names=names, **middle)
+        yield place, "marks", marks | {"showlegend": False}
         on = grid | {"coloraxis": "coloraxis"}
-        for trace in grid_traces(column.grid, theme, is_log=True, along_depth=True, axes=on):
+        for trace in grid_traces(column.grid, theme, is_log=True, axes=on):
             yield place, "grid", trace
-        edge = info.loss_range[1]
-        loss = band_traces(column.loss, column.label, theme, top=edge, showlegend=False, **below)
-        for line in loss:
+        for line in band_traces(column.loss, column.label, theme, showlegend=False, **below):
             yield place, "loss", line
-    for entry in mark_legend([column.grid for column in info.runs], theme, is_log=True):
+    for entry in mark_legend([column.grid.marks for column in info.runs], theme, is_log=True):
         yield 0, "legend", entry
 
 
@@ -130,7 +129,7 @@ def _profile(column: OverviewColumn, theme: Theme, axes: dict[str, str]) -> Trac
         column.label,
         theme,
         x=column.grid.positions,
-        y=column.profile,
+        y=placed(column.profile, True),
         text=[labeled(name) for name in column.grid.names],
         hovertemplate="%{text}: %{y:.3e}<extra></extra>",
         showlegend=False,
@@ -141,7 +140,7 @@ def _profile(column: OverviewColumn, theme: Theme, axes: dict[str, str]) -> Trac
 def _behind(column: OverviewColumn, theme: Theme, axes: dict[str, str]) -> Trace:
     return scatter(
         x=column.grid.positions,
-        y=column.profile,
+        y=placed(column.profile, True),
         mode="lines",
         line={"color": theme.faint, "width": 1.25, "dash": theme.style(column.label.style).dash},
         hovertemplate=f"{labeled(column.label.text)}: %{{y:.3e}}<extra></extra>",
@@ -195,7 +194,7 @@ def _axes_of_column(info: Overview, column: OverviewColumn, place: int, theme: T
         "network": [-0.18, 1.12],
         "profile": [low, high],
         # Matched axes that find their own range find a wrong one over heatmaps (plotly.js 4.1).
-        "grid": _step_range(info),
+        "grid": step_range([column.grid for column in info.runs]),
         "loss": [lowest - room, highest + room],
     }
     axes: Layout = {}
@@ -216,6 +215,7 @@ def _axes_of_column(info: Overview, column: OverviewColumn, place: int, theme: T
             "gridcolor": theme.grid,
             "zeroline": False,
             "range": ranges[row],
+            **({"tickformat": ",d"} if row == "grid" else {}),
             **({"matches": _axis_names(0, row)["yaxis"]} if place else {}),
         }
     axes[layout_name(names["grid"]["xaxis"])] = {
@@ -226,39 +226,31 @@ def _axes_of_column(info: Overview, column: OverviewColumn, place: int, theme: T
         "ticks": "",
         "gridcolor": theme.grid,
         "zeroline": False,
+        **hover_names(column.grid.names, column.grid.positions),
         **stage_ticks(column.stages, info.depth, count),
     }
-    axes[layout_name(names["loss"]["xaxis"])] = {
+    axes[layout_name(names["loss"]["xaxis"])] = STEP | {
         "domain": across,
         "anchor": names["loss"]["yaxis"],
-        "title": {"text": "step", "standoff": 4},
         "gridcolor": theme.grid,
         "zeroline": False,
-        "range": _step_range(info),
+        "range": step_range([column.grid for column in info.runs]),
         **({"matches": _axis_names(0, "loss")["xaxis"]} if place else {}),
     }
     return axes
-
-
-def _step_range(info: Overview) -> list[float]:
-    """First and last step of all runs, with half a bin at each end."""
-    first = min(float(column.grid.steps[0]) for column in info.runs)
-    last = max(float(column.grid.steps[-1] + column.grid.width - 1) for column in info.runs)
-    room = max(0.5, 0.004 * (last - first))
-    return [first - room, last + room]
 
 
 def overview_frames(info: Overview) -> dict[str, Any]:
     """Return the profiles and shares of every shown step, as JSON can hold them.
 
     Norms are decimal logarithms in 16-bit integers, ``log10 ‖∂L/∂y‖ = offset + scale · n``;
-    ``no_value`` stands for null and for zero, ``nonfinite`` for NaN and infinities. Arcs are
-    outlines: a browser puts the outline of each arc into the trace of its level, gaps between.
+    ``no_value`` stands for null, ``zero`` for exactly zero, ``nonfinite`` for NaN and infinities.
+    Arcs are outlines: a browser puts that of each arc into the trace of its level, gaps between.
 
     Returns:
-        ``levels`` (upper bounds of the first four), ``no_value``, ``nonfinite``, ``low`` and
-        ``high``; and for each run in ``runs``: ``name``, ``steps``, ``norms`` (``bdata`` in base64,
-        ``shape`` [steps, rows], ``offset``, ``scale``), ``positions``, ``layers``,
+        ``levels`` (upper bounds of the first four), ``no_value``, ``zero``, ``nonfinite``, ``low``
+        and ``high``; and for each run in ``runs``: ``name``, ``steps``, ``norms`` (``bdata`` in
+        base64, ``shape`` [steps, rows], ``offset``, ``scale``), ``positions``, ``layers``,
         ``gains`` (per layer, one a step), ``share_steps``, ``shares`` [splits][arcs],
         ``arcs`` (``x``, ``y``, ``text``, ``is_identity``), and the places of the traces in the
         figure: ``profile_trace``, ``mark_trace``, ``behind_traces``, ``arc_traces`` (five of
@@ -290,6 +282,7 @@ def overview_frames(info: Overview) -> dict[str, Any]:
     return {
         "levels": list(SHARE_LEVELS[:-1]),
         "no_value": _NO_VALUE,
+        "zero": _IS_ZERO,
         "nonfinite": _IS_NONFINITE,
         "low": info.low,
         "high": info.high,
@@ -305,7 +298,7 @@ def _run_frames(info: Overview, column: OverviewColumn, highest: int) -> dict[st
         "name": column.label.text,
         "step": column.step,
         "steps": grid.steps.tolist(),
-        "norms": _packed(grid.log10.T, (grid.marks == NONFINITE).T, info.low, info.high),
+        "norms": _packed(grid, info.low, info.high),
         "gains": [round(g, 4) if np.isfinite(g) else None for g in column.gains.tolist()],
         "positions": np.round(grid.positions, 3).tolist(),
         "layers": list(grid.names),
@@ -318,18 +311,18 @@ def _run_frames(info: Overview, column: OverviewColumn, highest: int) -> dict[st
     }
 
 
-def _packed(
-    log10: NDArray[np.float64], is_nonfinite: NDArray[np.bool_], low: float, high: float
-) -> dict[str, Any]:
-    """Numbers from ``low`` to ``high``, ``[steps, rows]``, as 16-bit integers in base64.
+def _packed(grid: GridColumn, low: float, high: float) -> dict[str, Any]:
+    """Logarithms from ``low`` to ``high``, ``[steps, rows]``, as 16-bit integers in base64.
 
     NaN is no value. A number is off by half of ``scale`` at most; bytes are little-endian.
     """
+    log10, marks = grid.log10.T, grid.marks.T
     scale = (high - low) / 65_000
     offset = (low + high) / 2
     known = np.isfinite(log10)
     whole = np.where(known, np.round((np.where(known, log10, offset) - offset) / scale), _NO_VALUE)
-    whole[is_nonfinite] = _IS_NONFINITE
+    whole[marks == ZERO] = _IS_ZERO
+    whole[marks == NONFINITE] = _IS_NONFINITE
     data = base64.b64encode(whole.astype("<i2").tobytes()).decode("ascii")
     return {"bdata": data, "shape": list(log10.shape), "offset": offset, "scale": scale}
 

@@ -8,6 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from analyzer.analysis.view import View
+from analyzer.figures.marks import with_rugs
 from analyzer.figures.sketch import Sketch
 from analyzer.figures.theme import Theme
 from analyzer.vocabulary.methods import Method
@@ -70,9 +71,13 @@ class Panel:
         """What its page has controls for, in their order."""
         return tuple(name for name in CONTROLS if self.has_controls and name in self.reads)
 
+    def made(self, info: Any, theme: Theme) -> go.Figure | Sketch:
+        """Draw a record as a browser is sent it, the rugs of its plots at their edges."""
+        return with_rugs(self.drawing(info, theme))
+
     def draw(self, info: Any, theme: Theme) -> go.Figure:
         """Draw a record; plotly checks each property."""
-        made = self.drawing(info, theme)
+        made = self.made(info, theme)
         return made.figure() if isinstance(made, Sketch) else made
 
 

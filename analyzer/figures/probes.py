@@ -21,8 +21,8 @@ from analyzer.analysis.layer_probes import (
 from analyzer.analysis.network_probes import PathSpectrum, join_lesions, path_lengths
 from analyzer.analysis.numerals import number
 from analyzer.analysis.per_run import AlongDepth, PerRun, shown_range
-from analyzer.figures.axes import DEPTH, axis_edges, name_ticks, panes, row_ticks, value_axis
-from analyzer.figures.marks import depth_lines, edge_marks, zero_marks
+from analyzer.figures.axes import DEPTH, name_ticks, panes, row_ticks, value_axis
+from analyzer.figures.marks import depth_lines, edge_marks
 from analyzer.figures.panels import Panel
 from analyzer.figures.sketch import Sketch, merged
 from analyzer.figures.theme import Theme, labeled
@@ -47,7 +47,7 @@ _REFERENCE_DASHES = ("solid", "dash", "dot")
 
 def path_figure(info: PerRun[PathSpectrum], theme: Theme) -> go.Figure:
     """Draw the share of the gradient by path length, with the share of the paths behind it."""
-    figure = panes([run.label.text for run in info.runs], theme, height=420)
+    figure = panes([run.label for run in info.runs], theme, height=420)
     empty: list[int] = []
     in_legend = next((k for k, run in enumerate(info.runs, start=1) if len(run.lengths) > 1), 1)
     for place, run in enumerate(info.runs, start=1):
@@ -108,7 +108,7 @@ def _path_traces(run: PathSpectrum, theme: Theme) -> list[Any]:
 
 def _lesion_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
     """Draw how the loss changes without each branch."""
-    figure = panes([run.label.text for run in info.runs], theme, height=400)
+    figure = panes([run.label for run in info.runs], theme, height=400)
     for place, run in enumerate(info.runs, start=1):
         changes = run.values["loss_change"]
         finite = np.isfinite(changes)
@@ -128,7 +128,8 @@ def _lesion_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
             showlegend=False,
         )
         figure.add_trace(bars, row=1, col=place)
-        figure.add_trace(zero_marks(places[~finite], words[~finite], theme), row=1, col=place)
+        marks = edge_marks(places, changes, theme, is_log=False, names=words)
+        figure.add_trace(marks, row=1, col=place)
         figure.update_xaxes(
             row=1, col=place, **name_ticks(run.names, _MOST_JOINS // len(info.runs))
         )
@@ -139,9 +140,8 @@ def _lesion_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
 
 def _jacobian_figure(info: BlockSpectra, theme: Theme) -> go.Figure:
     """Draw every singular value of every block; 1 is a block that passes gradients unchanged."""
-    figure = panes([run.label.text for run in info.runs], theme, height=420)
+    figure = panes([run.label for run in info.runs], theme, height=420)
     axis = value_axis("singular value", is_log=True, low=info.low, high=info.high)
-    bounds = axis_edges(axis, is_log=True)
     dashes = {"symbol": "line-ew-open", "size": 13, "line": {"width": 2}}
     for place, run in enumerate(info.runs, start=1):
         points = go.Scatter(
@@ -155,7 +155,8 @@ def _jacobian_figure(info: BlockSpectra, theme: Theme) -> go.Figure:
             showlegend=False,
         )
         figure.add_trace(points, row=1, col=place)
-        marks = edge_marks(run.blocks, run.values, bounds, theme, is_log=True)
+        names = [labeled(run.names[block]) for block in run.blocks]
+        marks = edge_marks(run.blocks, run.values, theme, is_log=True, names=names)
         figure.add_trace(marks, row=1, col=place)
         ticks = name_ticks(run.names, _MOST_BLOCKS // len(info.runs))
         figure.update_xaxes(row=1, col=place, **ticks)
@@ -168,7 +169,7 @@ def _jacobian_figure(info: BlockSpectra, theme: Theme) -> go.Figure:
 
 def _shattering_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
     """Draw the correlation along depth, a pane per run, with the curves of theory behind it."""
-    figure = panes([curve.label.text for curve in info.runs], theme, height=420)
+    figure = panes([curve.label for curve in info.runs], theme, height=420)
     for place, curve in enumerate(info.runs, start=1):
         for dash, (name, values) in zip(_REFERENCE_DASHES, curve.references.items(), strict=False):
             reference = go.Scatter(
@@ -183,7 +184,7 @@ def _shattering_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
             )
             figure.add_trace(reference, row=1, col=place)
         hover = {"hovertemplate": "%{text}: %{y:.3f}<extra></extra>"}
-        line = depth_lines(curve, "correlation", (0.0, 1.0), theme, is_log=False, **hover)
+        line = depth_lines(curve, "correlation", theme, is_log=False, **hover)
         figure.add_traces(line, rows=[1, 1], cols=[place, place])
     figure.update_xaxes(**DEPTH)
     lowest, _ = shown_range((c.values["correlation"] for c in info.runs), is_log=False)
@@ -195,10 +196,9 @@ def _shattering_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
 
 def _counterfactual_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
     """Draw the gradient along depth with the shortcuts scaled, a pane per run."""
-    figure = panes([run.label.text for run in info.runs], theme, height=420)
+    figure = panes([run.label for run in info.runs], theme, height=420)
     low, high = shown_range((v for run in info.runs for v in run.values.values()), is_log=True)
     axis = value_axis("output gradient norm (loss / unit of y)", is_log=True, low=low, high=high)
-    edges = axis_edges(axis, is_log=True)
     colors = theme.depth_colors(len(COUNTERFACTUALS))
     for place, run in enumerate(info.runs, start=1):
         for color, dash, (word, norms) in zip(
@@ -215,7 +215,7 @@ def _counterfactual_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
                 showlegend=place == 1,
                 hovertemplate="%{text}: %{y:.3e}",
             )
-            marks = edge_marks(run.positions, norms, edges, theme, is_log=True)
+            marks = edge_marks(run.positions, norms, theme, is_log=True, names=line.text)
             figure.add_traces([line, go.Scatter(marks)], rows=[1, 1], cols=[place, place])
     figure.update_xaxes(**DEPTH)
     figure.update_yaxes(**{key: value for key, value in axis.items() if key != "title"})
@@ -225,7 +225,7 @@ def _counterfactual_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
 
 def _attribution_figure(info: PerRun[AttributionShares], theme: Theme) -> go.Figure:
     """Draw the share of each layer, a line per checkpoint, a pane per run."""
-    figure = panes([run.label.text for run in info.runs], theme, height=440)
+    figure = panes([run.label for run in info.runs], theme, height=440)
     for place, run in enumerate(info.runs, start=1):
         colors = theme.depth_colors(len(run.steps))
         names = [labeled(name) for name in run.names]
@@ -319,12 +319,11 @@ def _layer_figure(info: PerRun[AlongDepth], theme: Theme, row: Quantity) -> Sket
     low, high = shown_range((run.values[row.key] for run in info.runs), is_log=is_log)
     title = row.label if row.unit in ("", "1") else f"{row.label} ({row.unit})"
     axis = value_axis(title, is_log=is_log, low=low, high=high)
-    edges = axis_edges(axis, is_log=is_log)
     hover = {"hovertemplate": "%{text}: %{y:.4g}"}
     traces = [
         trace
         for run in info.runs
-        for trace in depth_lines(run, row.key, edges, theme, is_log=is_log, **hover)
+        for trace in depth_lines(run, row.key, theme, is_log=is_log, **hover)
     ]
     more = {"xaxis": DEPTH, "yaxis": axis, "showlegend": True}
     return Sketch(traces, merged(theme.layout(400), more))

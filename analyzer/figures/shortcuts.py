@@ -24,7 +24,7 @@ from analyzer.analysis.shortcuts import (
     shortcut_strip,
     split_series,
 )
-from analyzer.figures.axes import DEPTH, STEP, axis_edges, stage_ticks, value_axis
+from analyzer.figures.axes import DEPTH, STEP, stage_ticks, value_axis
 from analyzer.figures.marks import edge_marks, filled, layer_dots, run_line, translucent
 from analyzer.figures.panels import Panel
 from analyzer.figures.sketch import Trace, scatter
@@ -208,7 +208,6 @@ def _stream_figure(info: PerRun[ResidualStream], theme: Theme) -> go.Figure:
     norms = [values for run in info.runs for values in (run.after, run.written)]
     low, high = shown_range(norms, is_log=True)
     axis = value_axis("norm (unit of z)", is_log=True, low=low, high=high)
-    edges = axis_edges(axis, is_log=True)
     for run in info.runs:
         color, text = theme.style(run.label.style).color, labeled(run.label.text)
         words = [labeled(name) for name in run.names]
@@ -241,7 +240,7 @@ def _stream_figure(info: PerRun[ResidualStream], theme: Theme) -> go.Figure:
             )
         )
         for values in (run.after, run.written):
-            figure.add_trace(edge_marks(run.positions, values, edges, theme, is_log=True))
+            figure.add_trace(edge_marks(run.positions, values, theme, is_log=True, names=words))
     figure.update_xaxes(**DEPTH)
     figure.update_yaxes(**axis)
     figure.update_layout(showlegend=True)

@@ -26,26 +26,27 @@ from analyzer.analysis.profiles import (
 from analyzer.figures.axes import (
     DEPTH,
     STEP,
-    axis_edges,
-    name_gap,
+    depth_ticks,
+    layout_name,
     pane_axes,
     pane_layout,
     panes,
-    row_ticks,
     value_axis,
 )
 from analyzer.figures.marks import (
     band_traces,
     color_bar,
     depth_lines,
+    edge_marks,
     filled,
     grid_traces,
     mark_legend,
+    mark_planes,
     run_line,
-    zero_marks,
+    step_range,
 )
 from analyzer.figures.panels import Panel
-from analyzer.figures.sketch import Sketch, Trace, axes_of, merged
+from analyzer.figures.sketch import Layout, Sketch, Trace, axes_of, merged
 from analyzer.figures.theme import Theme, labeled
 from analyzer.vocabulary.methods import Method
 
@@ -63,29 +64,39 @@ __all__ = [
 
 # An axis that a healthy net fills would make it look like a vanishing one.
 _LEAST_DECADES = 3.0
+_GRID_HEIGHT = 460
+_STEPS = {"tickformat": ",d"}
 
 
 def grid_sketch(info: FlowGrid, theme: Theme) -> Sketch:
-    """Draw layer × step, the input at the bottom, in one color range for all runs."""
+    """Draw layer × step, input at the left, steps upward, in one color range for all runs."""
     columns = info.runs
-    rows = max(len(column.names) for column in columns)
-    gap = name_gap([column.names for column in columns])
-    height = int(np.clip(160 + 16 * rows, 340, 620))
-    layout = pane_layout([column.label.text for column in columns], theme, height=height, gap=gap)
-    layout = axes_of(layout, "x", STEP | {"showgrid": False})
-    layout = axes_of(layout, "y", {"showgrid": False, "type": "category"})
+    layout = pane_layout([c.label for c in columns], theme, height=_GRID_HEIGHT)
+    layout = axes_of(layout, "x", DEPTH | {"showgrid": False})
+    # Matched axes that find their own range find a wrong one over heatmaps (plotly.js 4.1).
+    layout = axes_of(layout, "y", {"showgrid": False, "range": step_range(columns)} | _STEPS)
     traces: list[Trace] = []
     for place, column in enumerate(columns, start=1):
-        axes = pane_axes(place) | {"coloraxis": "coloraxis"}
-        traces += grid_traces(column, theme, is_log=info.is_log, along_depth=False, axes=axes)
-        axis = "yaxis" if place == 1 else f"yaxis{place}"
-        layout = merged(layout, {axis: row_ticks(column.names)})
-    entries = mark_legend(columns, theme, is_log=info.is_log)
-    below = height - layout["margin"]["t"] - layout["margin"]["b"]
-    words = {"legend": {"y": -56 / below}, "margin": {"b": 84 if entries else 52}}
+        axes = pane_axes(place)
+        colored = axes | {"coloraxis": "coloraxis"}
+        traces += grid_traces(column, theme, is_log=info.is_log, axes=colored)
+        ticks = depth_ticks(column.names, column.positions, len(columns))
+        layout = merged(layout, {layout_name(axes["xaxis"]): ticks})
+    layout = merged(layout, {"yaxis": STEP})
+    entries = mark_legend([column.marks for column in columns], theme, is_log=info.is_log)
     bar = color_bar(info.label, info.low, info.high, is_log=info.is_log)
     colors = {"colorscale": theme.colorscale, "cmin": info.low, "cmax": info.high, "colorbar": bar}
-    return Sketch([*traces, *entries], merged(layout, words | {"coloraxis": colors}))
+    slanted = any(layout[name].get("tickangle") for name in layout if name.startswith("xaxis"))
+    more = _legend_below(entries, 100 if slanted else 56) | {"coloraxis": colors}
+    return Sketch([*traces, *entries], merged(layout, more))
+
+
+def _legend_below(entries: list[Trace], room: int) -> Layout:
+    """The legend of cells that have no color, below the names of the layers with their ``room``."""
+    if not entries:
+        return {"margin": {"b": room}}
+    place = {"yref": "container", "y": 0.0, "yanchor": "bottom"}
+    return {"legend": place, "showlegend": True, "margin": {"b": room + 36}}
 
 
 def _profile_sketch(info: ProfileCurves, theme: Theme) -> Sketch:
@@ -93,16 +104,15 @@ def _profile_sketch(info: ProfileCurves, theme: Theme) -> Sketch:
     every = (curve.values[info.quantity] for curve in info.runs)
     low, high = shown_range(every, is_log=info.is_log)
     if math.isnan(low):
-        # Where nothing has a place, the marks of NaN and of zero still need edges to stand at.
+        # Where nothing has a place, the rugs of NaN and of zero still need a plot.
         low, high = 0.1, 1.0
     axis = value_axis(
         info.label, is_log=info.is_log, low=low, high=high, least_decades=_LEAST_DECADES
     )
-    edges = axis_edges(axis, is_log=info.is_log)
     traces = [
         trace
         for curve in info.runs
-        for trace in depth_lines(curve, info.quantity, edges, theme, is_log=info.is_log)
+        for trace in depth_lines(curve, info.quantity, theme, is_log=info.is_log)
     ]
     relative = {"title": {"text": "relative depth: first layer → last layer", "standoff": 6}}
     axes = {"xaxis": relative if info.is_relative_depth else DEPTH, "yaxis": axis}
@@ -111,7 +121,7 @@ def _profile_sketch(info: ProfileCurves, theme: Theme) -> Sketch:
 
 def _series_sketch(info: LayerSeries, theme: Theme) -> Sketch:
     """Draw the series of chosen layers, a pane per run; colors run from input to output."""
-    layout = pane_layout([run.label.text for run in info.runs], theme, height=460)
+    layout = pane_layout([run.label for run in info.runs], theme, height=460)
     axis = value_axis(
         info.label, is_log=info.is_log, low=info.low, high=info.high, least_decades=_LEAST_DECADES
     )
@@ -121,11 +131,11 @@ def _series_sketch(info: LayerSeries, theme: Theme) -> Sketch:
     traces: list[Trace] = []
     for place, run in enumerate(info.runs, start=1):
         number = "" if place == 1 else str(place)
-        look = pane_axes(place) | {"legend": f"legend{number}"}
+        look: Layout = pane_axes(place) | {"legend": f"legend{number}"}
         colors = theme.depth_colors(len(run.names))
         for name, band, color in zip(run.names, run.bands, colors, strict=True):
             traces += band_traces(
-                band, run.label, theme, name=name, color=color, top=info.high, **look
+                band, run.label, theme, name=name, color=color, is_log=info.is_log, **look
             )
         left = layout[f"xaxis{number}"]["domain"][0]
         place_of = {"orientation": "v", "x": left, "y": -0.2, "yanchor": "top", "xanchor": "left"}
@@ -134,32 +144,38 @@ def _series_sketch(info: LayerSeries, theme: Theme) -> Sketch:
 
 
 def _difference_sketch(info: GridDifference, theme: Theme) -> Sketch:
-    """Draw where the second run has more than the first, and where less."""
-    shown = "10<sup>%{z:.2f}</sup>" if info.is_log else "%{z:.4g}"
-    heat = {
-        "type": "heatmap",
-        "x": info.steps,
-        "y": info.positions,
-        "z": info.values.astype(np.float32),
+    """Draw where a run has more than the other, in the color of that run."""
+    shown = "%{customdata:.3g} times" if info.is_log else "%{z:.4g}"
+    place = {"type": "heatmap", "x": info.positions, "y": info.steps, "hoverongaps": False}
+    hover = "relative depth %{x:.2f}<br>step %{y:,d}"
+    heat = place | {
+        "z": info.values.T.astype(np.float32),
         "coloraxis": "coloraxis",
-        "hovertemplate": f"relative depth %{{y:.2f}}<br>step %{{x}}: {shown}<extra></extra>",
+        "hovertemplate": f"{hover}: {shown}<extra></extra>",
     }
-    second, first = labeled(info.runs[1].text, 24), labeled(info.runs[0].text, 24)
-    title = f"{second} / {first}" if info.is_log else f"{second} − {first}"
+    if info.is_log:
+        with np.errstate(over="ignore", under="ignore"):
+            heat["customdata"] = np.power(10.0, info.values.T)
+    first, second = info.runs
+    ends = [labeled(label.text, 24) for label in (second, first)]
+    title = f"{ends[0]} / {ends[1]}" if info.is_log else f"{ends[0]} − {ends[1]}"
     bar = color_bar(title, -info.reach, info.reach, is_log=info.is_log)
     colors = {"cmin": -info.reach, "cmax": info.reach, "colorbar": bar}
-    depth = "relative depth: 0 input, 1 output"
-    more = {
-        "coloraxis": {"colorscale": [[*stop] for stop in theme.diverging]} | colors,
-        "xaxis": STEP | {"showgrid": False},
-        "yaxis": {"title": {"text": depth}, "showgrid": False},
+    scale = theme.between(first.style, second.style)
+    entries = mark_legend([info.marks], theme, is_log=info.is_log)
+    depth = "relative depth: input 0 → output 1"
+    more = _legend_below(entries, 56) | {
+        "coloraxis": {"colorscale": scale} | colors,
+        "xaxis": {"title": {"text": depth, "standoff": 6}, "showgrid": False},
+        "yaxis": STEP | _STEPS | {"showgrid": False},
     }
-    return Sketch([heat], merged(theme.layout(400), more))
+    planes = mark_planes(info.marks, place, theme, is_log=info.is_log, hover=hover)
+    return Sketch([heat, *planes, *entries], merged(theme.layout(400), more))
 
 
 def _activation_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
     """Draw the mean of the activations with one standard deviation around it, a pane per run."""
-    figure = panes([profile.label.text for profile in info.runs], theme, height=400)
+    figure = panes([profile.label for profile in info.runs], theme, height=400)
     for place, profile in enumerate(info.runs, start=1):
         color = theme.style(profile.label.style).color
         means, stds = (profile.values[f"activation_{what}"] for what in ("mean", "std"))
@@ -176,7 +192,8 @@ def _activation_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
             hovertemplate="%{text}: %{y:.4g} ± %{customdata:.4g}<extra></extra>",
         )
         broken = ~(np.isfinite(means) & np.isfinite(stds))
-        marks = zero_marks(profile.positions[broken], names[broken], theme)
+        lost = np.where(broken, np.nan, 0.0)
+        marks = edge_marks(profile.positions, lost, theme, is_log=False, names=names)
         figure.add_traces([around, line, marks], rows=[1] * 3, cols=[place] * 3)
     figure.update_xaxes(**DEPTH)
     figure.update_yaxes(title={"text": "activation, mean ± std"}, row=1, col=1)
@@ -208,9 +225,9 @@ _by_layer = partial(Panel, needs=("output_gradient_norm",), has_controls=True)
 HEATMAP = _by_layer(
     key="gradient_heatmap",
     title="Layer × step",
-    how_to_read="Each row is a layer, input at the bottom; all runs share one color range. A "
-    "steady fade toward the input is a vanishing gradient, a vertical edge is an event in "
-    "the training.",
+    how_to_read="Each column is a layer, input at the left; steps go up; all runs share one color "
+    "range, of six decades at least. A steady fade toward the input is a vanishing gradient, a "
+    "horizontal edge is an event in the training.",
     method=Method(
         title="Output gradient",
         formula="‖∂L/∂y‖₂ = √(Σ (∂L/∂yᵢ)²)",
@@ -280,8 +297,8 @@ OVERLAY = _by_layer(
 DIFFERENCE = _by_layer(
     key="heatmap_difference",
     title="Difference",
-    how_to_read="The second run over the first: 10³ is a thousand times its value, white is no "
-    "difference. Color toward the input only is an effect that builds up with depth.",
+    how_to_read="The second run over the first, in the color of the one that has more: 10³ is a "
+    "thousand times the value. Color toward the input only is an effect that builds up with depth.",
     info=grid_difference,
     drawing=_difference_sketch,
     reads=("quantity", "layers", "aggregate", "relative"),

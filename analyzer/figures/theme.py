@@ -2,8 +2,9 @@
 
 import html
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -13,10 +14,21 @@ from plotly.colors import get_colorscale, sample_colorscale
 from analyzer.analysis.numerals import number, power
 from analyzer.figures.sketch import Layout
 
-__all__ = ["DARK", "LIGHT", "THEMES", "RunStyle", "Theme", "decade_step", "labeled", "log_ticks"]
+__all__ = [
+    "DARK",
+    "LIGHT",
+    "PRINT",
+    "THEMES",
+    "RunStyle",
+    "Theme",
+    "decade_step",
+    "labeled",
+    "log_ticks",
+    "told_apart",
+]
 
 # Okabe and Ito (2008), told apart by color-blind readers; lighter on dark for contrast. Even
-# places are runs with shortcuts, odd ones runs without; dash and marker tell them apart in gray.
+# places are runs with shortcuts, odd ones runs without; in print, dash and marker tell them apart.
 _LIGHT_RUNS = ("#0072B2", "#D55E00", "#009E73", "#B07400", "#8F4F9F", "#A3123A")
 _DARK_RUNS = ("#5DB7F0", "#FF8A3D", "#3CCBA0", "#F0B93A", "#D79BE3", "#FF7D9C")
 _DASHES = ("dash", "solid", "dashdot", "dot", "longdash", "solid")
@@ -36,7 +48,7 @@ class RunStyle:
 
 @dataclass(frozen=True)
 class Theme:
-    """The look of figures on a light or a dark page.
+    """The look of figures on a light or a dark page, or in print.
 
     Args:
         faint: Color of what stands behind: the other runs, raw series.
@@ -45,9 +57,10 @@ class Theme:
         zero: Color of cells that are exactly zero.
         runs: Color of each place of the palette.
         scale: Color scale of heatmaps, from small to large.
-        diverging: Color scale around zero.
+        middle: Color of no difference, between the colors of two runs.
         lines: First and last place in ``scale`` for lines, apart from the page's own color.
         arcs: One hue from a small shortcut share to a large one.
+        has_dashes: Whether runs have dashes and markers of their own beside their color.
     """
 
     name: str
@@ -59,14 +72,22 @@ class Theme:
     zero: str
     runs: tuple[str, ...]
     scale: str
-    diverging: tuple[tuple[float, str], ...]
+    middle: str
     lines: tuple[float, float]
     arcs: tuple[str, ...]
+    has_dashes: bool = False
 
     def style(self, place: int) -> RunStyle:
         """Return the style of one place of the palette; places go around."""
         wrapped = place % len(self.runs)
+        if not self.has_dashes:
+            return RunStyle(self.runs[wrapped], "solid", "circle")
         return RunStyle(self.runs[wrapped], _DASHES[wrapped], _MARKERS[wrapped])
+
+    def between(self, first: int, second: int) -> list[list[float | str]]:
+        """Return the color scale of what a second run has more than a first: each in its color."""
+        ends = (self.style(place).color for place in (first, second))
+        return [[0.0, next(ends)], [0.5, self.middle], [1.0, next(ends)]]
 
     def figure(self, *traces: Any, height: int = 380) -> go.Figure:
         """Return a figure of these traces in this look; its width is that of the page."""
@@ -142,10 +163,7 @@ _LOOK: dict[str, tuple[Any, Any]] = {
     "zero": ("#9aa3ad", "#59626c"),
     "runs": (_LIGHT_RUNS, _DARK_RUNS),
     "scale": ("Cividis", "Cividis"),
-    "diverging": (
-        ((0.0, "#0072B2"), (0.5, "#f4f4f4"), (1.0, "#D55E00")),
-        ((0.0, "#5DB7F0"), (0.5, "#262c33"), (1.0, "#FF8A3D")),
-    ),
+    "middle": ("#f4f4f4", "#262c33"),
     "lines": ((0.05, 0.8), (0.35, 1.0)),
     "arcs": (
         ("#b9cfe4", "#8db4d8", "#5a93c7", "#2a6faf", "#084a86"),
@@ -153,6 +171,7 @@ _LOOK: dict[str, tuple[Any, Any]] = {
     ),
 }
 LIGHT, DARK = (Theme(**{key: pair[k] for key, pair in _LOOK.items()}) for k in range(2))
+PRINT = replace(LIGHT, name="print", has_dashes=True)
 THEMES = {theme.name: theme for theme in (LIGHT, DARK)}
 
 
@@ -162,6 +181,16 @@ def labeled(text: str, most: int = _MOST_LABEL) -> str:
         half = (most - 1) // 2
         text = f"{text[:half]}…{text[-half:]}"
     return html.escape(text, quote=False)
+
+
+def told_apart(texts: Iterable[str]) -> list[str]:
+    """Return texts with a number after each that stands there before: names that look alike cut."""
+    seen: Counter[str] = Counter()
+    found = []
+    for text in texts:
+        seen[text] += 1
+        found.append(text if seen[text] == 1 else f"{text} ({seen[text]})")
+    return found
 
 
 def decade_step(decades: float, most: int = 6) -> int:

@@ -29,18 +29,17 @@ def _step_curve_figure(info: StepCurves, theme: Theme) -> go.Figure:
     """Draw one number over the steps of all runs; what stands behind is faint."""
     figure = theme.figure(height=380)
     for curve in info.runs:
-        figure.add_traces(_traces(info, curve, theme))
+        figure.add_traces(_traces(curve, theme))
     figure.update_xaxes(**STEP)
     figure.update_yaxes(**value_axis(info.label, is_log=info.is_log, low=info.low, high=info.high))
     figure.update_layout(showlegend=True)
     return figure
 
 
-def _traces(info: StepCurves, curve: StepCurve, theme: Theme) -> list[Trace]:
+def _traces(curve: StepCurve, theme: Theme) -> list[Trace]:
     run = labeled(curve.label.text)
     name = f"{run}, {curve.name}" if curve.name else run
-    top = info.high if info.high == info.high else 1.0
-    traces = band_traces(curve.band, curve.label, theme, name=name, top=top)
+    traces = band_traces(curve.band, curve.label, theme, name=name)
     if len(curve.band.steps) <= 40:
         style = theme.style(curve.label.style)
         marker = {"symbol": style.marker, "color": style.color, "size": 7}
@@ -75,7 +74,7 @@ def _logged_figure(info: StepCurves, theme: Theme) -> go.Figure:
         edges = (edge for curve in curves for edge in (curve.band.low, curve.band.high))
         low, high = shown_range(edges, is_log=False)
         for curve in curves:
-            for trace in _traces(replace(info, high=high), replace(curve, name=""), theme):
+            for trace in _traces(replace(curve, name=""), theme):
                 if trace.get("showlegend") is not False:
                     trace["showlegend"] = curve.label.text not in named
                     named.add(curve.label.text)

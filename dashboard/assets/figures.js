@@ -8,7 +8,7 @@
   function stepAxes(graph) {
     const full = graph._fullLayout;
     if (!full || !full._plots) return [];
-    return Object.values(full._plots).flatMap((plot) =>
+    return Object.values(full._plots).filter((plot) => !plot.yaxis.overlaying).flatMap((plot) =>
       [plot.xaxis, plot.yaxis]
         .filter((axis) => axis && isStep(full, axis))
         .map((axis) => ({ axis, plot, isX: axis === plot.xaxis })),
@@ -62,10 +62,12 @@
     return isStep(full, point.yaxis) ? Number(point.y) : null;
   }
 
-  /** The layer of a cell: rows of a heatmap are layers, a group begins with its first. */
+  /** The layer of a cell: the axis knows the names; a group begins with its first. */
   function layerOf(point) {
-    if (typeof point.y !== "string") return null;
-    const name = point.y.split(" … ")[0];
+    const names = point.xaxis.labelalias || {};
+    const found = names[Number(point.x).toFixed(3).replace("-", "\u2212")];
+    if (!found) return null;
+    const name = found.split(" … ")[0];
     // A name that is cut in its middle says no longer which layer it is.
     if (name.includes("…")) return null;
     return name.replace(/&lt;/g, "<").replace(/&gt;/g, ">").replace(/&amp;/g, "&");

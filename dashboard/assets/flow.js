@@ -9,9 +9,9 @@
     const isLog = profile._fullLayout.yaxis.type === "log";
     const y = [], places = [];
     (grid._fullData || []).filter((trace) => trace.coloraxis).forEach((heat) => {
-      const at = shared.nearest(heat.x, step);
-      const line = Array.from(heat.z, (row) => {
-        const value = isLog ? 10 ** row[at] : row[at];
+      const cells = heat.z[shared.nearest(heat.y, step)];
+      const line = Array.from(cells, (cell) => {
+        const value = isLog ? 10 ** cell : cell;
         return Number.isFinite(value) ? value : null;
       });
       const place = profile._fullData.findIndex(

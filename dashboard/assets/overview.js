@@ -15,6 +15,7 @@
     const rows = run.norms.shape[1], at = shared.nearest(run.steps, step);
     return Array.from(run.decoded.subarray(at * rows, (at + 1) * rows), (n) => {
       if (n === frames.no_value) return null;
+      if (n === frames.zero) return 0;
       return n === frames.nonfinite ? NaN : 10 ** (run.norms.offset + run.norms.scale * n);
     });
   }
@@ -48,11 +49,12 @@
   function pathOf(plot, xs, ys) {
     let path = "", pen = "M";
     xs.forEach((x, at) => {
-      if (!Number.isFinite(x) || !Number.isFinite(ys[at])) {
+      const y = plot.y.d2p(ys[at]);
+      if (!Number.isFinite(x) || !Number.isFinite(ys[at]) || !Number.isFinite(y)) {
         pen = "M";
         return;
       }
-      path += `${pen}${plot.x.d2p(x).toFixed(1)},${plot.y.d2p(ys[at]).toFixed(1)}`;
+      path += `${pen}${plot.x.d2p(x).toFixed(1)},${y.toFixed(1)}`;
       pen = "L";
     });
     return path;
@@ -66,7 +68,7 @@
     const point = groupOf(graph, trace)?.querySelector(".point")?.getAttribute("d");
     run.positions.forEach((x, at) => {
       const y = norms[at];
-      if (!Number.isFinite(y)) return;
+      if (!(y > 0) || !Number.isFinite(y)) return;
       const move = `translate(${plot.x.d2p(x).toFixed(1)},${plot.y.d2p(y).toFixed(1)})`;
       const look = { d: point || "M3,0A3,3 0 1,1 0,-3A3,3 0 0,1 3,0Z", transform: move };
       element("path", Object.assign(look, { fill: trace.line.color }), plot.box);
@@ -132,10 +134,10 @@
   function drawMarks(graph, run, frames, norms) {
     const trace = graph._fullData[run.mark_trace], plot = plotOf(graph, trace);
     norms.forEach((norm, at) => {
-      if (!Number.isNaN(norm)) return;
-      const x = plot.x.d2p(run.positions[at]);
-      const path = `M${x - 4},2L${x + 4},10M${x + 4},2L${x - 4},10`;
-      element("path", { d: path, stroke: trace.marker.color, "stroke-width": 2 }, plot.box);
+      if (norm === null || norm > 0) return;
+      const x = plot.x.d2p(run.positions[at]), y = norm === 0 ? plot.y._length - 6 : 0;
+      const color = trace.meta.rug[norm === 0 ? "zero" : "nonfinite"];
+      element("path", { d: `M${x},${y}v6`, stroke: color, "stroke-width": 2 }, plot.box);
     });
   }
 

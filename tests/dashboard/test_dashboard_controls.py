@@ -1,10 +1,12 @@
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.dashboard.conftest import Visit
+from tests.support.runs import layer_row, write_run
 
 PAIR = "?run=plain&run=residual"
 Open = Callable[..., Visit]
@@ -111,8 +113,8 @@ def test_a_click_in_the_heatmap_opens_that_layer_at_that_step(visit: Open) -> No
         f"""() => {{
             const box = {graph("gradient_heatmap")}.getBoundingClientRect();
             const full = {graph("gradient_heatmap")}._fullLayout;
-            return {{x: box.left + full.xaxis._offset + full.xaxis.d2p(30),
-                     y: box.top + full.yaxis._offset + full.yaxis.d2p('stem')}};
+            return {{x: box.left + full.xaxis._offset + full.xaxis.d2p(0),
+                     y: box.top + full.yaxis._offset + full.yaxis.d2p(30)}};
         }}"""
     )
     shown.page.mouse.move(place["x"], place["y"])
@@ -123,6 +125,44 @@ def test_a_click_in_the_heatmap_opens_that_layer_at_that_step(visit: Open) -> No
         f"""{graph("layer_series")}._fullData.filter((one) => one.showlegend)
             .every((one) => one.name === 'stem')"""
     )
+    shown.assert_clean()
+
+
+def test_each_cell_of_a_heatmap_is_said_and_labeled_by_the_name_of_its_layer(
+    visit: Open, runs_dir: Path
+) -> None:
+    names = ["0", "2", "10", "1", "y" * 200, "3", "3"]
+    layers = [layer_row(k, name) for k, name in enumerate(names)]
+    norms = [[10.0 ** (k - 9) for k in range(7)]] * 8
+    write_run(runs_dir / "numeric", [1.0] * 8, norms, layers=layers)
+    shown = opened(visit, "/flow?run=numeric")
+    texts = """() => {
+        const graph = document.querySelector('[data-panel=gradient_heatmap] .js-plotly-plot');
+        return [...graph.querySelectorAll('.xtick text')].map((one) => one.textContent);
+    }"""
+    ticks = shown.page.evaluate(texts)
+    assert ticks[:4] == names[:4] and len(set(ticks)) == 7
+    for k, name in enumerate(names[:4]):
+        place = shown.page.evaluate(
+            f"""() => {{
+                const graph = {graph("gradient_heatmap")}, full = graph._fullLayout;
+                const box = graph.getBoundingClientRect();
+                const tick = [...graph.querySelectorAll('.xtick text')][{k}];
+                const seen = tick.getBoundingClientRect();
+                return {{x: box.left + full.xaxis._offset + full.xaxis.d2p({k}),
+                         y: box.top + full.yaxis._offset + full.yaxis.d2p(5),
+                         tick: (seen.left + seen.right) / 2}};
+            }}"""
+        )
+        assert abs(place["x"] - place["tick"]) < 3
+        shown.page.mouse.move(place["x"], place["y"])
+        hovered = (
+            "[...document.querySelectorAll('.hoverlayer .hovertext')].map((o) => o.textContent)"
+        )
+        shown.until(f"({hovered}).some((text) => text.startsWith('{name}step 5: '))")
+        text = next(t for t in shown.page.evaluate(hovered) if t.startswith(name))
+        value = text.split("step 5: ")[1].removesuffix("numeric").replace("−", "-")
+        assert float(value) == pytest.approx(10.0 ** (k - 9), rel=5e-3)
     shown.assert_clean()
 
 
@@ -143,7 +183,7 @@ def test_controls_stand_in_the_address_and_survive_a_reload(visit: Open) -> None
     page.reload()
     shown.settle()
     assert page.url == address
-    names = page.evaluate(f"{graph('gradient_heatmap')}._fullData[0].y")
+    names = page.evaluate(f"Object.values({graph('gradient_heatmap')}.layout.xaxis.labelalias)")
     assert names and all(name.endswith("fc1") for name in names)
     assert page.get_by_label("Layers (regular expression)").input_value() == "fc1$"
     shown.assert_clean()
@@ -155,7 +195,7 @@ def test_the_block_picker_writes_the_pattern(visit: Open) -> None:
     shown.page.get_by_role("option", name="layer2.1", exact=True).click()
     shown.page.wait_for_url("**layers=%5Elayer2%5C.1%5C.")
     shown.until(
-        f"""{graph("gradient_heatmap")}._fullData[0].y.every((name) =>
+        f"""Object.values({graph("gradient_heatmap")}.layout.xaxis.labelalias).every((name) =>
             name.startsWith('layer2.1.'))"""
     )
     shown.assert_clean()

@@ -37,7 +37,7 @@ def test_all_runs_share_one_range(pair: tuple[Run, ...]) -> None:
 
 def test_a_healthy_run_does_not_fill_the_range_alone(pair: tuple[Run, ...]) -> None:
     grid = flow_grid(View(pair[1:]))
-    assert grid.high - grid.low == pytest.approx(3)
+    assert grid.high - grid.low == pytest.approx(6)
 
 
 def test_zero_and_nonfinite_cells_are_marked(tmp_path: Path) -> None:

@@ -2,19 +2,24 @@ import math
 from pathlib import Path
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
+from plotly.subplots import make_subplots
 
 from analyzer.analysis.network_probes import PathSpectrum
-from analyzer.analysis.per_run import PerRun
+from analyzer.analysis.per_run import AlongDepth, PerRun
 from analyzer.analysis.view import RunLabel, View
-from analyzer.figures.axes import name_ticks, value_axis
+from analyzer.figures.axes import depth_ticks, name_ticks, value_axis
 from analyzer.figures.catalog import panel
 from analyzer.figures.landscape import contour_levels
-from analyzer.figures.marks import edge_marks
+from analyzer.figures.marks import depth_lines, edge_marks, with_rugs
 from analyzer.figures.probes import path_figure
+from analyzer.figures.sketch import Sketch
 from analyzer.figures.theme import LIGHT, decade_step
 from analyzer.storage.run import open_run
 from analyzer.storage.writer import RunWriter
+from tests.support.full_run import write_network_run
+from tests.support.runs import write_run
 
 
 def spectrum(name: str, counts: list[int]) -> PathSpectrum:
@@ -34,13 +39,78 @@ def test_decades_between_ticks_are_round_numbers(decades: float, step: int) -> N
     assert decade_step(decades) == step
 
 
-@pytest.mark.parametrize("high", [-0.837, 3.2, 17.29, -41.003])
-def test_marks_stand_within_a_logarithmic_axis_whatever_its_edge(high: float) -> None:
-    bounds = (10.0 ** (high - 2), 10.0**high)
-    marks = edge_marks([0, 1], np.array([math.nan, 0.0]), bounds, LIGHT, is_log=True)
-    top, bottom = (math.log10(y) for y in marks["y"])
-    assert high - 1e-6 < top < high
-    assert high - 2 < bottom < high - 2 + 1e-6
+def test_a_value_without_a_height_is_a_tick_at_the_edge_and_a_gap_in_the_line() -> None:
+    values = np.array([1e-9, math.nan, 1e5, 0.0, math.inf, -math.inf])
+    label = RunLabel("r", True, 0)
+    names = ("0", "1", "2", "3", "4", "5")
+    curve = AlongDepth(label, 0, names, np.arange(6.0), {"v": values}, "")
+    line, rug = depth_lines(curve, "v", LIGHT, is_log=True)
+    assert np.isfinite(line["y"]).tolist() == [True, False, True, False, False, False]
+    figure = with_rugs(Sketch([line, rug], LIGHT.layout())).figure()
+    drawn = next(trace for trace in figure.data if trace.meta)
+    assert (list(drawn.x), list(drawn.y)) == ([1, 3, 4, 5], [1, 0, 1, 0])
+    # An axis of its own: no value of the plot's axis, and the same place whatever the zoom.
+    assert drawn.yaxis == "y101" and figure.layout.yaxis101.overlaying == "y"
+    assert figure.layout.yaxis101.range == (0, 1) and figure.layout.yaxis101.fixedrange
+    assert [t.name for t in figure.data if t.showlegend] == ["NaN or infinite", "exactly zero"]
+    assert [text.split(": ")[0] for text in drawn.text] == ["1", "3", "4", "5"]
+
+
+def test_the_rug_of_a_row_lies_over_that_row() -> None:
+    figure = make_subplots(2, 1)
+    marks = edge_marks([3], np.array([math.nan]), LIGHT, is_log=False)
+    figure.add_trace(go.Scatter(marks), row=2, col=1)
+    with_rugs(figure)
+    assert figure.data[0].yaxis == "y201"
+    assert figure.layout.yaxis201.domain == figure.layout.yaxis2.domain
+
+
+def test_names_of_layers_are_text_at_places_whatever_they_are() -> None:
+    names = ["0", "2", "10", "x" * 100 + "a" + "x" * 99, "x" * 100 + "b" + "x" * 99, "dup", "dup"]
+    axis = depth_ticks(names, np.arange(7.0))
+    assert axis["ticktext"][:3] == ["0", "2", "10"] and len(set(axis["ticktext"])) == 7
+    assert axis["tickvals"] == pytest.approx(range(7), abs=0.01)
+    said = axis["labelalias"]
+    assert [said[f"{k}.000"] for k in range(3)] == ["0", "2", "10"]
+    assert len(said) == len(set(said.values())) == 7
+
+
+@pytest.mark.parametrize("key", ["gradient_heatmap", "update_ratio", "overview"])
+def test_in_every_heatmap_depth_runs_along_x_and_the_hover_says_a_plain_number(
+    key: str, tmp_path: Path
+) -> None:
+    run = open_run(write_network_run(tmp_path / "run", has_shortcuts=True, blocks=2, steps=21))
+    info = panel(key).info(View((run,)))
+    column = info.runs[0].grid if key == "overview" else info.runs[0]
+    figure = panel(key).draw(info, LIGHT)
+    (heat,) = [trace for trace in figure.data if trace.type == "heatmap"]
+    assert np.array_equal(heat.x, column.positions) and np.array_equal(heat.y, column.steps)
+    known = np.isfinite(column.values.T)
+    assert heat.customdata[known] == pytest.approx(column.values.T[known])
+    assert 10 ** heat.z[known] == pytest.approx(column.values.T[known], rel=1e-5)
+    assert heat.hovertemplate.startswith("%{x}<br>step %{y:,d}: %{customdata:.3g}")
+    names = figure.layout.xaxis.labelalias
+    assert [names[f"{at:.3f}".replace("-", "−")] for at in heat.x] == list(column.names)
+    assert figure.layout.coloraxis.cmax - figure.layout.coloraxis.cmin >= 6
+
+
+def test_a_difference_has_the_colors_of_its_two_runs_and_marks_what_has_none(
+    tmp_path: Path,
+) -> None:
+    norms = [[1.0, 1e-2, 1.0], [1.0, 1e-2, math.nan]]
+    paths = [write_run(tmp_path / name, [1.0, 1.0], norms) for name in ("a", "b")]
+    write_run(tmp_path / "c", [1.0, 1.0], [[0.0, 1.0, 1.0]] * 2)
+    for runs in ((paths[0], paths[1]), (paths[1], paths[0]), (paths[0], tmp_path / "c")):
+        view = View(tuple(map(open_run, runs)))
+        info = panel("heatmap_difference").info(view)
+        figure = panel("heatmap_difference").draw(info, LIGHT)
+        scale = [color for _, color in figure.layout.coloraxis.colorscale]
+        assert [scale[0], scale[-1]] == [LIGHT.style(label.style).color for label in info.runs]
+        assert np.array_equal(figure.data[0].x, info.positions)
+        planes = [np.isfinite(trace.z) for trace in figure.data[1:] if trace.type == "heatmap"]
+        assert np.array_equal(np.logical_or.reduce(planes), np.isnan(info.values).T)
+        named = {trace.name for trace in figure.data if trace.showlegend}
+        assert named == {"NaN or infinite"} | ({"exactly zero"} if runs[1].name == "c" else set())
 
 
 def test_within_two_decades_ticks_are_words_of_one_two_and_five() -> None:

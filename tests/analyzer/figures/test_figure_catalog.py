@@ -118,7 +118,7 @@ def test_a_browser_is_sent_the_figure_that_plotly_has_checked(
     for runs in (pair, (*pair, odd[0]), (odd[0], odd[1])):
         for theme in THEMES.values():
             info = panel.info(View(runs, smooth=True))
-            checked, plain = panel.draw(info, theme).to_dict(), panel.drawing(info, theme).to_dict()
+            checked, plain = panel.draw(info, theme).to_dict(), panel.made(info, theme).to_dict()
             sent = [json.loads(to_json_plotly(figure)) for figure in (checked, plain)]
             assert sent[0] == sent[1]
 

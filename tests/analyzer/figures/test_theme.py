@@ -1,7 +1,7 @@
 import pytest
 
 from analyzer.figures.axes import stage_ticks
-from analyzer.figures.theme import DARK, LIGHT, Theme, labeled, log_ticks
+from analyzer.figures.theme import DARK, LIGHT, PRINT, Theme, labeled, log_ticks
 
 
 def luminance(color: str) -> float:
@@ -23,11 +23,14 @@ def test_lines_and_words_have_contrast_to_the_page(theme: Theme) -> None:
     assert contrast(theme.text, theme.paper) >= 7
 
 
-def test_runs_differ_in_color_and_in_dash_or_marker() -> None:
-    styles = [LIGHT.style(k) for k in range(6)]
-    assert len({style.color for style in styles}) == 6
-    assert len({style.marker for style in styles}) == 6
-    assert LIGHT.style(6) == LIGHT.style(0)
+def test_runs_differ_in_color_and_in_print_by_marker_too() -> None:
+    for theme in (LIGHT, DARK, PRINT):
+        styles = [theme.style(k) for k in range(6)]
+        assert len({style.color for style in styles}) == 6
+        assert theme.style(6) == theme.style(0)
+    assert {LIGHT.style(k).dash for k in range(6)} == {"solid"}
+    assert len({PRINT.style(k).marker for k in range(6)}) == 6
+    assert len({PRINT.style(k).dash for k in range(6)}) == 5
 
 
 def test_ticks_of_many_decades_are_powers() -> None:

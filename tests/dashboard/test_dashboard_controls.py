@@ -159,9 +159,9 @@ def test_each_cell_of_a_heatmap_is_said_and_labeled_by_the_name_of_its_layer(
         hovered = (
             "[...document.querySelectorAll('.hoverlayer .hovertext')].map((o) => o.textContent)"
         )
-        shown.until(f"({hovered}).some((text) => text.startsWith('{name}step 5: '))")
-        text = next(t for t in shown.page.evaluate(hovered) if t.startswith(name))
-        value = text.split("step 5: ")[1].removesuffix("numeric").replace("−", "-")
+        shown.until(f"({hovered}).some((text) => text.startsWith('numeric{name}step 5: '))")
+        text = next(t for t in shown.page.evaluate(hovered) if t.startswith(f"numeric{name}"))
+        value = text.split("step 5: ")[1].replace("−", "-")
         assert float(value) == pytest.approx(10.0 ** (k - 9), rel=5e-3)
     shown.assert_clean()
 

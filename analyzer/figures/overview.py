@@ -104,7 +104,8 @@ def _drawn_parts(info: Overview, theme: Theme) -> Iterator[tuple[int, str, Trace
         on = grid | {"coloraxis": "coloraxis"}
         for trace in grid_traces(column.grid, theme, is_log=True, axes=on):
             yield place, "grid", trace
-        for line in band_traces(column.loss, column.label, theme, showlegend=False, **below):
+        unnamed: Trace = below | {"showlegend": False}
+        for line in band_traces(column.loss, column.label, theme, **unnamed):
             yield place, "loss", line
     for entry in mark_legend([column.grid.marks for column in info.runs], theme, is_log=True):
         yield 0, "legend", entry

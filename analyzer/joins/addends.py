@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from analyzer.joins.modes import leave_mode, unseen
+from analyzer.joins.modes import unseen
 from analyzer.joins.operations import FUNCTION_KINDS, OPERANDS, Operands
 from analyzer.joins.plan import JoinSite
 from analyzer.joins.products import norms_and_dots, split_statistics
-from analyzer.joins.trace import ForwardTrace, sequence_number
+from analyzer.joins.trace import ForwardTrace, made_by, sequence_number
 
 __all__ = ["Addends", "JoinOutputs", "statistics_of"]
 
@@ -131,6 +131,7 @@ def _root(square: float) -> float:
 
 # The operands of a call, slots of those that it multiplies first, the numbers, the versions.
 _Made: TypeAlias = tuple[list[_Operand], tuple[int, ...], Numbers | None, list[int]]
+_Recent: TypeAlias = tuple[Tensor, int, list[_Operand], list[int]]
 
 
 class Addends(ForwardTrace):
@@ -141,24 +142,22 @@ class Addends(ForwardTrace):
     known, only their operands are measured in later ones.
 
     Args:
-        follows: Whether tensors are followed, too, so that joins are found where autograd has no
-            graph.
+        follows: Whether tensors are followed, too: there are joins of which autograd has no graph.
 
     Attributes:
+        counts: Whether functions are counted all the same: such joins are known by their number.
         failure: Why a call was not measured; None where all were.
         is_paused: Whether nothing is measured now; tensors are followed all the same.
     """
 
-    def __init__(self, *, follows: bool = False) -> None:
-        super().__init__()
-        self._follows = follows
+    def __init__(self, *, follows: bool = False, without_grad: bool = False) -> None:
+        super().__init__(without_grad=without_grad)
+        self.follows, self.counts, self.is_paused = follows, follows, False
         self.failure: Exception | None = None
-        self.is_paused = False
         self._base = self._num_calls = 0
+        self._passes: list[tuple[int, int]] = []
         self._calls: list[_Call] = []
-        self._recent: deque[tuple[Tensor, int, list[_Operand], list[int]]] = deque(
-            maxlen=_MOST_RECENT
-        )
+        self._recent: deque[_Recent] = deque(maxlen=_MOST_RECENT)
         # By the nodes made before them the calls of joins, and whether the sums among their
         # operands are taken apart.
         self._needed: dict[int, bool] = {}
@@ -167,17 +166,24 @@ class Addends(ForwardTrace):
     def begin(self) -> None:
         """The forward pass of a model begins."""
         self._base = sequence_number()
-        self.__enter__()  # type: ignore[no-untyped-call]
+        self._passes.append((self._base, self.tick))
+        super().begin()
 
     def end(self) -> None:
         """It has ended."""
         self._recent.clear()
-        leave_mode(self)
+        super().end()
 
     def forget(self) -> None:
         """Forget earlier passes; those that come are like them, if no join was missed."""
-        self._wants_all, self._has_missed = self._has_missed, False
+        # What a compiler traces makes autograd nodes, too: then places are counted otherwise.
+        self._wants_all = self._has_missed or self.has_gap
+        self._has_missed = self.has_gap = False
         self._calls.clear()
+        self._passes.clear()
+        if not self.follows:
+            self.calls.clear()
+            self._untracked.clear()
 
     def call(
         self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -196,7 +202,7 @@ class Addends(ForwardTrace):
         except Exception as error:  # the program must not notice
             self.failure = error
         result = self._run(func, name, args, kwargs)
-        is_made = self._follows or sequence_number() > start
+        is_made = self.counts or sequence_number() > start
         if made is not None and is_made and isinstance(result, Tensor):
             try:
                 with unseen():
@@ -208,16 +214,13 @@ class Addends(ForwardTrace):
     def _run(
         self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if not self._follows:
-            return func(*args, **kwargs)
+        if not self.follows:
+            result = func(*args, **kwargs)
+            self.tick += bool(self.counts and made_by(func, args, result))
+            return result
         # In the order of the operands, whatever the order in which they are named.
         first = {key: kwargs[key] for key, _ in OPERANDS.get(name, ()) if key in kwargs}
         return super().call(func, name, args, first | kwargs)
-
-    def _note(self, name: str, arguments: list[Tensor], made: list[Tensor], start: int) -> None:
-        # Of a pass without gradient the additions are wanted all the same.
-        with unseen(), torch.enable_grad():
-            super()._note(name, arguments, made, start)
 
     def _before(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_flat: bool
@@ -259,10 +262,14 @@ class Addends(ForwardTrace):
                 ]
         return [operand]
 
-    def outputs(self, sites: Iterable[JoinSite]) -> list[JoinOutputs | None]:
-        """Return what the joins of a graph add; None for one whose addition was not seen."""
+    def outputs(self, sites: Iterable[JoinSite], start: int = -1) -> list[JoinOutputs | None]:
+        """Return what the joins of a graph add; None for one whose addition was not seen.
+
+        The first pass of the graph began before the node with the number `start`.
+        """
         starts = [call.start for call in self._calls]
-        by_tick = {call.tick: call for call in self._calls if self._follows}
+        ticks = [tick for base, tick in self._passes if base == start] or [0]
+        by_tick = {call.tick - ticks[0]: call for call in self._calls if self.counts}
 
         def at(node: Node | None, tick: int = -1) -> _Call | None:
             if node is None:
@@ -385,9 +392,7 @@ def _is_plain(value: object) -> bool:
     )
 
 
-def _numbers(kind: str, operands: Sequence[_Operand]) -> Numbers | None:
+def _numbers(kind: str, operands: Sequence[_Operand]) -> Numbers:
     """Return the norms and, unless they stand side by side, the dot products of operands."""
-    if not operands:
-        return None
     values, factors = [o.values for o in operands], [o.factor for o in operands]
     return norms_and_dots(values, factors, with_dots=kind != "cat")

@@ -24,6 +24,7 @@ from analyzer.joins.products import (
     statistics_of_products,
 )
 from analyzer.joins.search import Join
+from analyzer.joins.trace import ForwardTrace
 
 __all__ = ["SplitHooks", "join_gradients", "node_of_loss", "splits_of_model"]
 
@@ -248,16 +249,21 @@ def splits_of_model(
     """
     rows: dict[int, list[Any]] = {}
     outputs: list[JoinOutputs | None] = []
-    addends = Addends()
+    addends = Addends(follows=True)
 
     def note(join: Join, gradients: JoinGradients) -> None:
         products = split_products(gradients).tolist()
         rows[join.index] = statistics_of_products(gradients, products)
 
-    with addends:
-        plan = join_gradients(
-            model, inputs, targets, loss, note, lambda sites: outputs.extend(addends.outputs(sites))
-        )
+    plan = join_gradients(
+        model,
+        inputs,
+        targets,
+        loss,
+        note,
+        lambda sites: outputs.extend(addends.outputs(sites)),
+        addends,
+    )
     for join, output in zip(plan.joins, outputs, strict=True):
         rows[join.index] += statistics_of(output)
     columns: dict[str, list[Any]] = {"join": [join.index for join in plan.joins]}
@@ -273,10 +279,12 @@ def join_gradients(
     loss: Loss,
     on_gradients: OnGradients,
     on_sites: Callable[[list[JoinSite]], object] = lambda sites: None,
+    trace: ForwardTrace | None = None,
 ) -> JoinPlan:
     """Run a model forward and backward once; deliver the gradients at each join; return the joins.
 
-    ``on_sites`` gets where they are in the graph, before the backward pass.
+    ``on_sites`` gets where they are in the graph, before the backward pass; ``trace`` follows the
+    forward pass.
 
     Raises:
         ValueError: If the loss is not one number, or does not depend on the model.
@@ -285,7 +293,7 @@ def join_gradients(
     with preserve_state(model), torch.enable_grad():
         copies: dict[int, tuple[Tensor, Tensor]] = {}
         args, kwargs = cloned(call_arguments(inputs), requires_grad=True, memo=copies)
-        output, log = watched_forward(model, args, kwargs)
+        output, log = watched_forward(model, args, kwargs, trace)
         value = loss(output, targets)
         node_of_loss(value)
         walk = Walk(output_nodes([*tensors_in(output), value]))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from analyzer.joins.modes import leave_uncompiled
+from analyzer.joins.modes import compiled_apart, leave_uncompiled
 from analyzer.joins.trace import ForwardTrace, sequence_number
 
 __all__ = [
@@ -190,7 +190,7 @@ class CallLog:
                     module.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True)
                 )
                 handles.append(module.register_forward_hook(self._after))
-            with self.trace:
+            with compiled_apart(), self.trace:
                 yield self
         finally:
             for handle in handles:

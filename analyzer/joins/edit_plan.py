@@ -47,9 +47,8 @@ class _Tracer(ForwardTrace):
     """Follows tensors, and notes each call that could be a join by the token of its operands."""
 
     def __init__(self, with_grad: bool) -> None:
-        super().__init__()
+        super().__init__(without_grad=not with_grad)
         self.traced: list[_Traced] = []
-        self._with_grad = with_grad
         self._writes_out = False
         self._tokens = Tokens()
 
@@ -75,9 +74,7 @@ class _Tracer(ForwardTrace):
     def _note(self, name: str, arguments: list[Tensor], made: list[Tensor], start: int) -> None:
         if self._writes_out:  # what is written to is not read
             arguments = [tensor for tensor in arguments if not any(tensor is m for m in made)]
-        # Of a pass without gradient the additions are wanted all the same.
-        with torch.set_grad_enabled(torch.is_grad_enabled() or not self._with_grad):
-            super()._note(name, arguments, made, start)
+        super()._note(name, arguments, made, start)
 
     def _is_data(self, value: Any) -> bool:
         flow = self.untracked(value) if isinstance(value, Tensor) else None

@@ -14,6 +14,7 @@ from analyzer.joins.calls import CallLog, tensors_in
 from analyzer.joins.model_state import cloned, preserve_state, unwrapped
 from analyzer.joins.plan import JoinPlan, joins_in_graph
 from analyzer.joins.search import Join
+from analyzer.joins.trace import ForwardTrace
 
 __all__ = [
     "call_arguments",
@@ -75,10 +76,13 @@ def plan_joins(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def watched_forward(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    trace: ForwardTrace | None = None,
 ) -> tuple[Any, CallLog]:
     """Run a model without its wrappers, with gradient; return its output and the log."""
-    log = CallLog({"": model})
+    log = CallLog({"": model}, trace)
     with torch.enable_grad(), log.watch():
         output = model(*args, **kwargs)
     return output, log

@@ -1,11 +1,11 @@
 """What may run in place of a program's own computation, and the modes that look at all it does."""
 
-import inspect
 import sys
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from types import CellType
+from itertools import takewhile
+from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -23,7 +23,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 __all__ = [
     "UnseenReference",
-    "calls_compiled_code",
+    "come_back",
+    "compiled_apart",
     "is_traced",
     "is_transformed",
     "leave_mode",
@@ -65,41 +66,6 @@ def is_traced() -> bool:
     )
 
 
-def calls_compiled_code(functions: Iterable[Any]) -> bool:
-    """Whether functions call what ``torch.compile`` made, as far as their code names it.
-
-    Compiled code that is called under a mode of functions is compiled for that mode, once more.
-    """
-    if "torch._dynamo.eval_frame" not in sys.modules:
-        return False
-    stack: list[tuple[Any, Any]] = [(one, getattr(one, "__self__", None)) for one in functions]
-    seen = set()
-    while stack:
-        function, owner = stack.pop()
-        function = inspect.unwrap(function, stop=_is_compiled)
-        if _is_compiled(function):
-            return True
-        function = getattr(function, "__func__", function)
-        code, home = getattr(function, "__code__", None), getattr(function, "__globals__", {})
-        if code is None or code in seen or str(home.get("__name__")).partition(".")[0] == "torch":
-            continue
-        seen.add(code)
-        own = {**vars(type(owner)), **getattr(owner, "__dict__", {})}
-        named = [home.get(name, own.get(name)) for name in code.co_names]
-        named += [cell.cell_contents for cell in function.__closure__ or () if cell != _EMPTY]
-        stack += [(value, owner) for value in named if callable(value)]
-    return False
-
-
-_EMPTY = CellType()
-
-
-def _is_compiled(function: Any) -> bool:
-    return hasattr(function, "_torchdynamo_orig_callable") and not getattr(
-        function, "_torchdynamo_disable", False
-    )
-
-
 def leave_uncompiled(what: Any, *, callees: bool = True) -> None:
     """Let ``torch.compile`` run a hook (or code) as it is, and not count it.
 
@@ -128,24 +94,76 @@ def runs_compiled() -> bool:
     return False
 
 
+_aside: dict[FrameType, tuple[list[TorchFunctionMode], list[TorchFunctionMode]]] = {}
+
+
 def leave_mode(mode: TorchFunctionMode) -> None:
     """Leave a mode wherever it is among those that are entered, if it is."""
+    for whole, _ in _aside.values():
+        whole[:] = [other for other in whole if other is not mode]
     stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    if not any(other is mode for other in stack):
-        return
-    above = []
-    while (top := _pop_mode()) is not mode:  # type: ignore[no-untyped-call]
-        above.append(top)
-    for other in reversed(above):
-        _push_mode(other)  # type: ignore[no-untyped-call]
+    if any(other is mode for other in stack):
+        _exchange(stack, [other for other in stack if other is not mode])
 
 
-def stand_aside() -> None:
-    """Leave the modes that only look on: compiled code would be compiled again for them."""
+def stand_aside(call: FrameType) -> None:
+    """Leave the modes that only look on while compiled code runs: it would be compiled for them.
+
+    They have the attribute ``has_gap`` from then on.
+
+    Args:
+        call: What calls it; `come_back` ends it.
+    """
     if _len_torch_function_stack():
-        for mode in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
-            if getattr(mode, "looks_on", False):
-                leave_mode(mode)
+        whole = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        rest = [mode for mode in whole if not getattr(mode, "looks_on", False)]
+        if len(rest) < len(whole):
+            for mode in whole:
+                mode.has_gap = True
+            _aside[call] = whole, rest
+            _exchange(whole, rest)
+
+
+def come_back(call: FrameType) -> bool:
+    """Enter the modes again that `stand_aside` left for a call; return whether there are any."""
+    whole, rest = _aside.pop(call, (None, None))
+    if whole is None:
+        return False
+    stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    if stack == rest:
+        _exchange(stack, whole)
+    return True
+
+
+@contextmanager
+def compiled_apart() -> Iterator[None]:
+    """Let compiled code that is called inside run without the modes that only look on."""
+    frames: Any = sys.modules.get("torch._dynamo.eval_frame")
+    begin = getattr(frames, "_maybe_set_eval_frame", None)
+    if begin is None:
+        yield
+        return
+
+    def turn(callback: Any) -> Any:
+        call = sys._getframe(1)
+        if not come_back(call) and callback is not None:
+            stand_aside(call)
+        return begin(callback)
+
+    frames._maybe_set_eval_frame = turn
+    try:
+        yield
+    finally:
+        frames._maybe_set_eval_frame = begin
+
+
+def _exchange(stack: list[TorchFunctionMode], wanted: list[TorchFunctionMode]) -> None:
+    """Let other modes be entered than those of the stack."""
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1], zip(stack, wanted)))  # noqa: B905
+    for _ in stack[same:]:
+        _pop_mode()  # type: ignore[no-untyped-call]
+    for mode in wanted[same:]:
+        _push_mode(mode)  # type: ignore[no-untyped-call]
 
 
 def unseen() -> AbstractContextManager[None]:

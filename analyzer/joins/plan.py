@@ -45,7 +45,8 @@ class _Site(Generic[N]):
         shared_edges: Reads of those by one side: (reader, its input slot, 1 for the branch).
         gate_edges: Reads, by products on the shortcut, of what only scales it there: a gate, which
             belongs to the branch.
-        tick: The followed function that adds or concatenates, where autograd does not see it.
+        tick: The followed function that adds or concatenates, where autograd does not see it; the
+            first one of the first forward pass has the number 1.
         branch_ticks: Entries of the branch that autograd does not see: (function, operand).
         shortcut_ticks: Those of the shortcuts.
     """
@@ -144,7 +145,8 @@ def joins_in_graph(roots: Iterable[Node] | Walk, log: CallLog) -> JoinPlan:
     walk = roots if isinstance(roots, Walk) else Walk(roots)
     flow = Dataflow(walk, log)
     found = joins_of_model(flow, log)
-    places = [_place(walk, flow, join, vertices) for join, vertices in found.joins]
+    first = log.calls[0].tick if log.calls else 0
+    places = [_place(walk, flow, first, join, vertices) for join, vertices in found.joins]
     unseen = _hidden_parts(walk, log)
     if not found.is_whole:
         reason = (
@@ -169,7 +171,9 @@ def joins_in_graph(roots: Iterable[Node] | Walk, log: CallLog) -> JoinPlan:
     )
 
 
-def _place(walk: Walk, flow: Dataflow, join: Join, vertices: JoinVertices) -> _Site[int]:
+def _place(
+    walk: Walk, flow: Dataflow, first: int, join: Join, vertices: JoinVertices
+) -> _Site[int]:
     def at(vertex: int) -> int | None:
         maker = flow.vertices[vertex]
         return walk.place.get(maker.node if isinstance(maker, Part) else maker)
@@ -184,7 +188,9 @@ def _place(walk: Walk, flow: Dataflow, join: Join, vertices: JoinVertices) -> _S
 
     def ticks(edges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
         makers = ((flow.vertices[vertex], slot) for vertex, slot in edges)
-        return tuple((made.tick, slot) for made, slot in makers if isinstance(made, Untracked))
+        return tuple(
+            (made.tick - first, slot) for made, slot in makers if isinstance(made, Untracked)
+        )
 
     fork, made = at(vertices.fork), flow.vertices[vertices.join]
     shared = [at(vertex) for vertex in vertices.shared]
@@ -202,7 +208,7 @@ def _place(walk: Walk, flow: Dataflow, join: Join, vertices: JoinVertices) -> _S
         gate_edges=seen(vertices.gate_edges),
         shared=tuple(number for number in shared if number is not None),
         shared_edges=seen((v, slot, side) for side, v, slot in vertices.shared_edges),
-        tick=made.tick if isinstance(made, Untracked) else -1,
+        tick=made.tick - first if isinstance(made, Untracked) else -1,
         branch_ticks=ticks(vertices.branch_entries),
         shortcut_ticks=ticks(vertices.shortcut_entries),
     )

@@ -15,9 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from analyzer.joins.modes import leave_mode
 from analyzer.joins.operations import FUNCTION_KINDS, function_name
 
-__all__ = ["ForwardTrace", "FunctionMode", "TracedCall", "Untracked", "sequence_number"]
+__all__ = [
+    "ForwardTrace",
+    "FunctionMode",
+    "TracedCall",
+    "Untracked",
+    "made_by",
+    "sequence_number",
+]
 
 
 def sequence_number() -> int:
@@ -78,6 +86,11 @@ def _tensor_arguments(values: Iterable[Any]) -> list[Tensor]:
     return found
 
 
+def made_by(func: Callable[..., Any], args: tuple[Any, ...], result: Any) -> list[Tensor]:
+    """Return the tensors that a function made, or wrote to."""
+    return [args[0]] if func is Tensor.__setitem__ else _tensor_arguments((result,))
+
+
 class FunctionMode(TorchFunctionMode):
     """Sees each torch function that is called under it."""
 
@@ -101,16 +114,21 @@ class FunctionMode(TorchFunctionMode):
 class ForwardTrace(FunctionMode):
     """Follows tensors through the functions of one forward pass; it changes no result.
 
+    Args:
+        without_grad: Whether the additions of a pass without gradient are wanted all the same.
+
     Attributes:
         tick: How many functions were followed so far.
         calls: Calls that made autograd nodes from tensors that autograd does not see.
     """
 
     looks_on = True
+    has_gap = False
 
-    def __init__(self) -> None:
+    def __init__(self, *, without_grad: bool = False) -> None:
         super().__init__()
         self.tick = 0
+        self._without_grad = without_grad
         self.calls: list[TracedCall] = []
         self._untracked: dict[int, tuple[weakref.ref[Tensor], Untracked]] = {}
         self._has_inputs = False
@@ -121,10 +139,18 @@ class ForwardTrace(FunctionMode):
         """Call the function, note what it made from what."""
         start = sequence_number()
         result = func(*args, **kwargs)
-        made = [args[0]] if func is Tensor.__setitem__ else _tensor_arguments((result,))
+        made = made_by(func, args, result)
         if made:
             self._note(name, _tensor_arguments((*args, *kwargs.values())), made, start)
         return result
+
+    def begin(self) -> None:
+        """Follow from now on."""
+        self.__enter__()  # type: ignore[no-untyped-call]
+
+    def end(self) -> None:
+        """Follow no more, wherever this is among the modes that are entered."""
+        leave_mode(self)
 
     def add_inputs(self, tensors: Iterable[Tensor]) -> None:
         """Note the inputs of a root model: data from here on, where not already followed."""
@@ -211,7 +237,7 @@ class ForwardTrace(FunctionMode):
         reads = tuple(operand for operand in data if operand.is_differentiable)
         if is_cut or len(reads) != len(data):
             kind, reads = "other", (() if is_cut else reads)
-        if not torch.is_grad_enabled() and kind != "select":
+        if not (torch.is_grad_enabled() or self._without_grad or kind == "select"):
             kind = "other"
         for tensor in made:
             self._remember(tensor, kind, carries_data, reads, parameters, start)

@@ -22,7 +22,6 @@ from analyzer.joins.addends import Addends
 from analyzer.joins.calls import CallLog, keywords_of_call, numbered_call
 from analyzer.joins.find import output_nodes
 from analyzer.joins.graph import Walk
-from analyzer.joins.modes import calls_compiled_code
 from analyzer.joins.plan import joins_in_graph
 from analyzer.options import RecordOptions
 from analyzer.recording.depths import PassDepths
@@ -247,7 +246,7 @@ class ForwardCalls:
         for number, root in roots:
             if root is None or module not in set(root.modules()):
                 continue
-            if is_compiled(root) or calls_compiled_code(m.forward for m in root.modules()):
+            if is_compiled(root):
                 self._note(f"joins of {type(unwrapped(root)).__name__}: it runs compiled code")
             else:
                 self._log = _JoinLog(number, root, self._options.max_calls)
@@ -374,7 +373,7 @@ class _JoinLog(CallLog):
     """The calls of one forward pass, with gradient or without, and what it adds."""
 
     def __init__(self, number: int, root: nn.Module, most_calls: int) -> None:
-        self.addends = Addends(follows=True)
+        self.addends = Addends(follows=True, without_grad=True)
         super().__init__({token(number): unwrapped(root)}, self.addends)
         self.most_calls = most_calls
         self._is_away = False
@@ -394,7 +393,7 @@ class _JoinLog(CallLog):
         self.addends.is_paused = self.is_late
         if self._is_away and not self.is_late and self._open:
             self._is_away = False
-            self.addends.__enter__()  # type: ignore[no-untyped-call]
+            self.addends.begin()
 
     def _layer_name(self, module: nn.Module, path: str) -> str | None:
         return numbered_call(path, self._times_called) if module in self._layers else None

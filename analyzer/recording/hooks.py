@@ -218,7 +218,8 @@ class Capture(Gate):
         for watcher in self._watchers:
             if is_root or watcher.wants_all:
                 try:
-                    call(watcher)
+                    with unseen():  # one before it may have begun a mode
+                        call(watcher)
                 except Exception as error:
                     self._on_error(error)
 

@@ -24,7 +24,7 @@ from analyzer.joins.calls import (
     numbered_call,
     tensors_in,
 )
-from analyzer.joins.modes import leave_mode, runs_compiled
+from analyzer.joins.modes import runs_compiled
 from analyzer.joins.plan import JoinPlan
 from analyzer.joins.search import Join, numbered
 from analyzer.joins.trace import ForwardTrace, TracedCall, Untracked
@@ -73,8 +73,8 @@ class LiveLog(CallLog):
     go away as they would without it.
     """
 
-    def __init__(self, most_calls: int) -> None:
-        super().__init__({}, ForwardTrace())
+    def __init__(self, most_calls: int, trace: ForwardTrace | None = None) -> None:
+        super().__init__({}, trace)
         # A cell that is called for each element of a sequence does in its later calls what it does
         # in the first ones.
         self.most_calls = most_calls
@@ -121,7 +121,7 @@ class LiveLog(CallLog):
             if len(self.calls) > _MOST_CALLS or runs_compiled():
                 return
             inputs = (inputs, keywords_of_call(module))
-            self.trace.__enter__()  # type: ignore[no-untyped-call]
+            self.trace.begin()
             self._follows = True
         super().enter(module, inputs)
 
@@ -134,7 +134,7 @@ class LiveLog(CallLog):
     def _stop_following(self) -> None:
         if self._follows:
             self._follows = False
-            leave_mode(self.trace)
+            self.trace.end()
 
     def _makers(self, output: object) -> list[Any]:
         """Return the sequence numbers of autograd nodes: a node would keep its graph alive."""

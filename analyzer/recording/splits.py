@@ -16,7 +16,7 @@ from torch.autograd.graph import Node
 from analyzer.joins.addends import Addends
 from analyzer.joins.backward import SplitHooks
 from analyzer.joins.graph import Walk
-from analyzer.joins.modes import calls_compiled_code, is_transformed, runs_compiled
+from analyzer.joins.modes import is_transformed, runs_compiled
 from analyzer.joins.plan import JoinPlan, JoinSite, joins_in_graph
 from analyzer.joins.products import JoinGradients
 from analyzer.joins.search import Join
@@ -67,15 +67,14 @@ class Splits:
         self._hooks: SplitHooks | None = None
         self._kept: list[_Located] = []
         self._addends = Addends()
-        self._measures = self._compiles = False
         # The root whose call is measured now.
         self._inside: nn.Module | None = None
         # The forward passes that no graph was found for yet; the joins that wait for their turn.
         self._left: LiveLog | None = None
         self._missing: set[int] = set()
-        self._tries = 0
-        self._asked = -1
+        self._tries, self._asked = 0, -1
         self._varies = self._needs_trace = self._has_untraced = self._is_off = False
+        self._needs_count = self._measures = False
 
     def add_root(self, number: int, ref: Callable[[], nn.Module | None]) -> None:
         """Look for joins in this model, too."""
@@ -116,7 +115,8 @@ class Splits:
         self._waiting.clear()
         if self._log is not None:
             self._log.close()
-            self._log = LiveLog(self._schedule.max_calls)
+            self._log = None
+            self._open_log()
 
     def wait_for_turn(self) -> None:
         """Split joins that are new to this attempt of a resumed run by schedule alone."""
@@ -130,9 +130,9 @@ class Splits:
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """A module is about to be called."""
-        if self._measures and self._inside is None:
+        if self._log is None:
             self._begin_measuring(module)
-        if self._log is not None and module in self._log.paths:
+        elif module in self._log.paths:
             self._log.enter(module, args)
             self._addends.is_paused = self._log.is_late
 
@@ -146,11 +146,10 @@ class Splits:
 
     def _begin_measuring(self, module: nn.Module) -> None:
         """Measure what the call of a root adds."""
-        is_root = any(ref() is module for _, ref in self._roots)
-        if not is_root or not torch.is_grad_enabled() or is_transformed() or runs_compiled():
+        if not self._measures or self._inside is not None or not torch.is_grad_enabled():
             return
-        self._compiles = calls_compiled_code(part.forward for part in module.modules())
-        if not self._compiles:
+        is_root = any(ref() is module for _, ref in self._roots)
+        if is_root and not (is_transformed() or runs_compiled()):
             self._inside = module
             self._addends.begin()
             self.gate.own_modes = 1
@@ -170,6 +169,8 @@ class Splits:
         self._measures = (is_new or self._is_due(step)) and not self._is_off
         self._addends.is_paused = False
         if self._measures:
+            self._addends.follows = self._log is not None
+            self._addends.counts = self._addends.follows or self._needs_count
             self._addends.forget()
 
     def _wants_trace(self, step: int) -> bool:
@@ -209,10 +210,11 @@ class Splits:
 
     def _open_log(self) -> None:
         if self._log is None and not self._is_off:
-            self._log = self._new_log()
+            self._addends = Addends(follows=True)
+            self._log = self._new_log(self._addends)
 
-    def _new_log(self) -> LiveLog:
-        log = LiveLog(self._schedule.max_calls)
+    def _new_log(self, trace: Addends | None = None) -> LiveLog:
+        log = LiveLog(self._schedule.max_calls, trace)
         for number, ref in self._roots:
             root = ref()
             if root is not None:
@@ -265,12 +267,12 @@ class Splits:
                 if self._waiting and left:  # one whose backward pass comes later, as a generator's
                     log.calls, self._left = left, log
         rows.is_partial |= is_due and self._is_off
-        is_new = len(self.table) > num_joins
+        is_new, start = len(self.table) > num_joins, used[0].base if used else -1
         if found and is_new and self.waits_for_turn and not is_due:
-            self._addends.outputs([site for site, _ in found])  # what later passes measure
+            self._addends.outputs([site for site, _ in found], start)  # what later passes measure
         elif found and (is_due or is_new):
             self._kept = found if keeps_graph else []
-            self._attach(found, rows, keeps_graph=keeps_graph, scale=scale)
+            self._attach(found, rows, start, keeps_graph=keeps_graph, scale=scale)
 
     def end_backward(self, step: int, rows: SplitRows, *, failed: bool) -> None:
         """Remove the hooks; the next micro-batch of a changing network has another graph."""
@@ -334,6 +336,7 @@ class Splits:
         found = list(zip(plan.sites(walk) or [], numbers, strict=True))
         # What autograd does not see is found by a trace alone.
         self._needs_trace |= any(site.node is not None and site.fork is None for site, _ in found)
+        self._needs_count |= any(site.tick >= 0 or site.branch_ticks for site, _ in found)
         return found
 
     def _spelled(self, path: str) -> str:
@@ -353,16 +356,20 @@ class Splits:
         }
 
     def _attach(
-        self, found: list[_Located], rows: SplitRows, *, keeps_graph: bool, scale: Any
+        self,
+        found: list[_Located],
+        rows: SplitRows,
+        start: int,
+        *,
+        keeps_graph: bool,
+        scale: Any,
     ) -> None:
-        places = {site.join.index: (number, _sequence(site.node)) for site, number in found}
+        places = {site.join.index: (number, _sequence(site.node, start)) for site, number in found}
         self._missing.difference_update(number for _, number in found)
-        outputs = self._addends.outputs([site for site, _ in found])
+        outputs = self._addends.outputs([site for site, _ in found], start)
         for place, added in zip(places.values(), outputs, strict=True):
             if added is not None:
                 rows.outputs[place] = added
-        if self._compiles:
-            self._on_problem("what joins add: to see it, compiled code had to be compiled again")
         if (error := self._addends.failure) is not None:
             self._on_problem(f"what joins add: {type(error).__name__}: {error}")
 
@@ -388,5 +395,6 @@ def _guarded(
         on_problem(f"splits of {join.name}: {type(error).__name__}: {error}")
 
 
-def _sequence(node: Node | None) -> int:
-    return -1 if node is None else int(node._sequence_nr())
+def _sequence(node: Node | None, start: int) -> int:
+    """The number of a node; of what has none a number that no other forward pass has."""
+    return -1 - start if node is None else int(node._sequence_nr())

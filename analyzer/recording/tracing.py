@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from analyzer.joins.calls import without_call_hooks
-from analyzer.joins.modes import stand_aside
+from analyzer.joins.modes import come_back, stand_aside
 from analyzer.recording.compiled import OPERATORS, InnerLayers, Place, places, watchers
 from analyzer.script import Arrival, when_imported
 
@@ -146,15 +146,16 @@ class _Tracing:
             for kind in (variables.NNModuleVariable, variables.UnspecializedNNModuleVariable):
                 self._replace(kind, "call_function", self._call)
             self._replace(output_graph.OutputGraph, "call_user_compiler", self._compile)
-            self._replace(eval_frame, "_callback_from_stance", self._begin)
+            self._replace(eval_frame, "_maybe_set_eval_frame", self._turn)
         except (AttributeError, ImportError, KeyError) as error:
             _say(f"layers inside of compiled code: torch {torch.__version__} has no {error}")
 
-    def _begin(self, original: Any, callback: Any) -> Any:
-        """A compiled function is called."""
-        if callback is not None:
+    def _turn(self, original: Any, callback: Any) -> Any:
+        """A compiled function is called, or has returned to the same frame."""
+        call = sys._getframe(2)
+        if not come_back(call) and callback is not None:
             self.has_run = True
-            stand_aside()
+            stand_aside(call)
         return original(callback)
 
     def _replace(self, owner: Any, name: str, function: Callable[..., Any]) -> None:

@@ -191,7 +191,7 @@ def test_a_graph_that_is_the_same_again_is_not_watched(tmp_path, monkeypatch):
     from analyzer.recording import splits
 
     opened = []
-    monkeypatch.setattr(splits, "LiveLog", lambda calls: opened.append(1) or LiveLog(calls))
+    monkeypatch.setattr(splits, "LiveLog", lambda *args: opened.append(1) or LiveLog(*args))
     from analyzer.recording.live_log import LiveLog
 
     model, x = residual_net(BasicBlock(4, 4)), torch.randn(2, 3, 8, 8)

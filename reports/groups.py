@@ -164,7 +164,7 @@ class SeedRow:
     Args:
         gain: Gain per layer going backward, at the last recorded step.
         decades: Decades that the fit falls from the last layer to the first.
-        final_loss: Median loss of the last 5 % of the steps.
+        final_loss: Mean loss of the last tenth of the steps, at most 100.
         depths: Depth of the layers with parameters, ``[layers]``.
         norms: Their output gradient norms at the last recorded step, ``[seeds, layers]``.
     """

@@ -159,7 +159,7 @@ def first_update(run: Run) -> Measured:
 
 
 def final_loss(run: Run) -> Measured:
-    """Median loss of the last 5 % of the steps, to be compared with the first loss."""
+    """Mean loss of the last tenth of the steps, to be compared with the first loss."""
     training = run_training(run)
     if not training.num_losses:
         raise not_recorded("a scalar loss was", run, "record a training that computes one")

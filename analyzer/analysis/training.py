@@ -30,6 +30,7 @@ __all__ = [
     "StepCurve",
     "StepCurves",
     "TrainingSummary",
+    "final_losses",
     "gradient_norm_curves",
     "learning_rate_curves",
     "logged_curves",
@@ -37,12 +38,11 @@ __all__ = [
     "loss_curves",
     "noise_curves",
     "run_training",
-    "smoothed_final",
     "training_summary",
 ]
 
 Floats = NDArray[np.float64]
-_FINAL_SHARE = 0.05
+_FINAL_SHARE, _MOST_FINAL = 10, 100
 _LONG = 200_000
 _MOST_POINTS = 600
 _MOST_LOGGED = 8
@@ -56,7 +56,10 @@ class TrainingSummary:
         losses: Loss of each step that has a scalar one, NaN and infinite ones included.
         first_loss: Loss of the first such step; NaN without one.
         last_loss: Loss of the last such step; NaN without one.
-        final_loss: Median loss of the last 5 % of those steps; NaN when one of them is NaN.
+        final_loss: Mean loss of the last tenth of those steps, of at most 100 and at least one; NaN
+            when one of them is NaN.
+        final_error: Standard error of that mean: ``s / √n``; 0 for a single step.
+        num_final: How many steps these are.
         best_loss: Lowest finite loss; NaN without one.
         best_step: Step of the lowest finite loss; None without one.
         nonfinite_step: First step whose loss is NaN or infinite; None without one.
@@ -69,6 +72,8 @@ class TrainingSummary:
     first_loss: float
     last_loss: float
     final_loss: float
+    final_error: float
+    num_final: int
     best_loss: float
     best_step: int | None
     nonfinite_step: int | None
@@ -81,13 +86,10 @@ class TrainingSummary:
         return len(self.losses)
 
 
-def smoothed_final(losses: ArrayLike) -> float:
-    """Return the median of the last 5 % of the values, at least of one; NaN if one is NaN."""
+def final_losses(losses: ArrayLike) -> Floats:
+    """Return the last tenth of the values, at most 100 and at least one where there is any."""
     values = np.asarray(losses, np.float64)
-    if not len(values):
-        return math.nan
-    # A median, since a single batch says little; NaN among the last is a result, so it stays.
-    return float(np.median(values[-max(1, math.ceil(_FINAL_SHARE * len(values))) :]))
+    return values[len(values) - min(_MOST_FINAL, -(-len(values) // _FINAL_SHARE)) :]
 
 
 def training_summary(
@@ -106,12 +108,17 @@ def training_summary(
     finite = np.isfinite(values)
     ranked = values if finite.all() else np.where(finite, values, np.inf)
     lowest = int(np.argmin(ranked)) if finite.any() else None
+    last = final_losses(values)
+    with np.errstate(invalid="ignore"):  # of infinite ones
+        error = float(last.std(ddof=1)) / len(last) ** 0.5 if len(last) > 1 else 0.0
     return TrainingSummary(
         num_steps=len(has_loss),
         losses=values,
         first_loss=float(values[0]) if len(values) else math.nan,
         last_loss=float(values[-1]) if len(values) else math.nan,
-        final_loss=smoothed_final(values),
+        final_loss=float(last.mean()) if len(last) else math.nan,
+        final_error=error,
+        num_final=len(last),
         best_loss=math.nan if lowest is None else float(values[lowest]),
         best_step=None if lowest is None else int(numbers[lowest]),
         nonfinite_step=None if finite.all() else int(numbers[np.argmin(finite)]),

@@ -201,7 +201,7 @@ class ComparedRun:
         gain: Factor of the output gradient per layer, going backward; None where none is defined.
         decades_fallen: Decades from the last layer to the first; None together with ``gain``.
         first_loss: Loss of the first step; None without one.
-        final_loss: Median loss of the last 5 % of the steps; None without one.
+        final_loss: Mean loss of the last tenth of the steps, at most 100; None without one.
         best_loss: Lowest finite loss; None without one.
         seconds: Wall time of the recorded steps.
         findings: Codes of the findings, the most severe first.

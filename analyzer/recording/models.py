@@ -32,6 +32,7 @@ _UNREACHED = (
     "called, but no backward pass came to their outputs: the gradients of their parameters are "
     "those of autograd.grad, torch.func or a graph of second order"
 )
+_CONSTANTS = ("momentum", "nesterov", "betas", "weight_decay")
 _FREE = "weights that no module holds, so that only their own rows are there"
 
 
@@ -48,6 +49,7 @@ class Models:
     Attributes:
         layers: The table of the layers.
         parameters: The table of the parameters.
+        optimizers: The optimizers that made an update, as fields of ``run.json``.
         tables_changed: Whether the static tables are not those that were last handed over.
     """
 
@@ -71,6 +73,7 @@ class Models:
         self._data_parallel: int | None = None
         self._gaps = _Gaps(capture, on_problem)
         self.parameters = Parameters(on_problem)
+        self.optimizers: list[dict[str, Any]] = []
         self._forget()
 
     def _forget(self) -> None:
@@ -121,6 +124,7 @@ class Models:
         """
         if optimizer not in self._optimizers:
             self._optimizers.add(optimizer)
+            self._note_optimizer(optimizer)
             self.note_names()
         held = (p for group in getattr(optimizer, "param_groups", ()) for p in group["params"])
         unknown = self.parameters.unknown(held)
@@ -136,6 +140,19 @@ class Models:
             self.parameters.adopt(unknown)
             self.tables_changed = True
         self.parameters.leave_out(self.parameters.unknown(unknown))
+
+    def _note_optimizer(self, optimizer: Any) -> None:
+        """Keep its name and the constants that tell it from others."""
+        given = getattr(optimizer, "defaults", {})
+        kept = {key: given[key] for key in _CONSTANTS if given.get(key)}
+        fields = {"name": type(optimizer).__name__} | {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in kept.items()
+            if not any(torch.is_tensor(x) for x in (value if isinstance(value, tuple) else [value]))
+        }
+        if fields not in self.optimizers:
+            self.optimizers.append(fields)
+            self.tables_changed = True
 
     def note_names(self) -> None:
         """Find what has another name by now: parameters that were pruned, roots that are parts."""

@@ -232,6 +232,8 @@ class Recorder:
             self._write_static(self.training.models.tables())
             if self._writer.rank.is_one_of_many:
                 self._writer.update_manifest(**self.training.models.of_ranks())
+            if found := self.training.models.optimizers:
+                self._writer.update_manifest(optimizers=found)
             device = self.training.models.device()
             if device is not None:
                 self._writer.update_manifest(

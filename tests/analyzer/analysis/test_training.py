@@ -1,9 +1,10 @@
 import math
+import statistics
 from pathlib import Path
 
 import pytest
 
-from analyzer.analysis.training import logged_curves, smoothed_final, training_summary
+from analyzer.analysis.training import final_losses, logged_curves, training_summary
 from analyzer.analysis.view import View
 from analyzer.errors import NotRecordedError
 from analyzer.storage.rows import StepRecord
@@ -11,12 +12,21 @@ from analyzer.storage.run import open_run
 from analyzer.storage.writer import RunWriter
 
 
-def test_the_final_loss_is_the_median_of_the_last_twentieth() -> None:
-    losses = [5.0] * 95 + [1.0, 9.0, 2.0, 3.0, 2.5]
-    assert smoothed_final(losses) == 2.5
-    assert smoothed_final([4.0, 3.0]) == 3.0
-    assert math.isnan(smoothed_final([]))
-    assert math.isnan(smoothed_final([1.0, math.nan]))
+@pytest.mark.parametrize("steps", [1, 9, 11, 60, 999, 1001, 5000])
+def test_the_final_loss_is_the_mean_of_the_last_tenth_at_most_100(steps: int) -> None:
+    losses = [1.0 / (1 + k) for k in range(steps)]
+    count = min(100, math.ceil(steps / 10))
+    seen = training_summary(range(steps), losses, [True] * steps, seconds=1.0)
+    assert seen.num_final == len(final_losses(losses)) == count
+    assert seen.final_loss == pytest.approx(sum(losses[-count:]) / count)
+    spread = statistics.stdev(losses[-count:]) / math.sqrt(count) if count > 1 else 0.0
+    assert seen.final_error == pytest.approx(spread)
+
+
+def test_a_final_loss_keeps_nan_and_is_nan_without_a_loss() -> None:
+    for losses in ([], [1.0, math.nan]):
+        seen = training_summary(range(len(losses)), losses, [True] * len(losses), seconds=1.0)
+        assert math.isnan(seen.final_loss)
 
 
 def test_a_summary_knows_first_last_best_and_where_it_was() -> None:

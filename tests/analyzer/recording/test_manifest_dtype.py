@@ -37,3 +37,19 @@ def test_the_digest_of_the_first_batch_tells_batches_apart(tmp_path: Path) -> No
             model(torch.full((1, 2), value)).sum().backward()
         digests.append(analyzer.open_run(tmp_path / name).manifest["first_batch"])
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_the_manifest_names_the_optimizers_with_their_constants(tmp_path: Path) -> None:
+    model = nn.Linear(2, 1)
+    sgd = torch.optim.SGD([model.weight], lr=0.1, momentum=0.9)
+    adam = torch.optim.Adam([model.bias], lr=torch.tensor(0.1), betas=(0.8, 0.99))
+    with analyzer.Recorder(model, tmp_path / "run"):
+        for _ in range(2):
+            model(torch.ones(1, 2)).sum().backward()
+            sgd.step()
+            adam.step()
+    manifest = analyzer.open_run(tmp_path / "run").manifest
+    assert manifest["optimizers"] == [
+        {"name": "SGD", "momentum": 0.9},
+        {"name": "Adam", "betas": [0.8, 0.99]},
+    ]

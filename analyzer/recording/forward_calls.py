@@ -30,11 +30,11 @@ from analyzer.recording.hooks import Capture
 from analyzer.recording.invocation import Invocation, first_tensor
 from analyzer.recording.layers import CallNumbers, Layers
 from analyzer.recording.live_log import JoinTable, is_compiled, token
+from analyzer.recording.models import device_name
 from analyzer.recording.names import container_of, unwrapped
 from analyzer.recording.parameters import Parameters
 from analyzer.recording.part import Part
 from analyzer.recording.plain import UnreadableError, plain
-from analyzer.recording.provenance import device_name
 from analyzer.recording.split_rows import SplitRows
 from analyzer.recording.statistics import activation_row
 from analyzer.recording.step import OpenStep

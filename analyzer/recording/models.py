@@ -19,7 +19,7 @@ from analyzer.recording.ranks import data_parallel_ranks
 from analyzer.recording.splits import Splits
 from analyzer.recording.tracing import reason_of, runs_compiled_code
 
-__all__ = ["Models"]
+__all__ = ["Models", "device_name"]
 
 _COMPILED = "it was compiled before the recording began, so its modules are not called"
 _SCRIPTED = "it is scripted, so its modules are not called"
@@ -34,6 +34,13 @@ _UNREACHED = (
 )
 _CONSTANTS = ("momentum", "nesterov", "betas", "weight_decay")
 _FREE = "weights that no module holds, so that only their own rows are there"
+
+
+def device_name(device: torch.device) -> str:
+    """Return a device as a reader knows it: ``cpu``, or type and model of an accelerator."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return str(device)
 
 
 class Models:
@@ -269,15 +276,14 @@ class Models:
         }
         return {name: value for name, value in fields.items() if value is not None}
 
-    def device(self) -> torch.device | None:
-        """Return the device of the first parameter, where there is one."""
-        trainable = self.parameters.trainable()
-        return trainable[0][1].device if trainable else None
-
-    def dtypes(self) -> Sequence[str]:
-        """Return the types of the trained parameters, each once, such as ``float32``."""
-        found = (str(parameter.dtype) for _, parameter in self.parameters.trainable())
-        return sorted({name.removeprefix("torch.") for name in found})
+    def facts(self) -> dict[str, Any]:
+        """Return device and types of the trained parameters, and the optimizers, for run.json."""
+        found: dict[str, Any] = {"optimizers": self.optimizers} if self.optimizers else {}
+        trainable = [parameter for _, parameter in self.parameters.trainable()]
+        if trainable:
+            types = sorted({str(one.dtype).removeprefix("torch.") for one in trainable})
+            found |= {"device": device_name(trainable[0].device), "dtype": ", ".join(types)}
+        return found
 
 
 class _Gaps:

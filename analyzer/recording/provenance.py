@@ -36,7 +36,6 @@ from analyzer.storage.run import Run
 __all__ = [
     "RANDOM_STATES",
     "Places",
-    "device_name",
     "environment",
     "git_state",
     "loss_of_roots",
@@ -102,13 +101,6 @@ def environment() -> dict[str, Any]:
         },
         "python_flags": {"hash_seed": os.environ.get("PYTHONHASHSEED"), "dev": sys.flags.dev_mode},
     }
-
-
-def device_name(device: torch.device) -> str:
-    """Return a device as a reader knows it: ``cpu``, or type and model of an accelerator."""
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return str(device)
 
 
 def saver_of_random_states() -> Callable[[Path], None]:

@@ -22,7 +22,6 @@ from analyzer.recording.forward_calls import ForwardCalls
 from analyzer.recording.probing import Probing
 from analyzer.recording.provenance import (
     RANDOM_STATES,
-    device_name,
     environment,
     git_state,
     run_folder,
@@ -232,13 +231,7 @@ class Recorder:
             self._write_static(self.training.models.tables())
             if self._writer.rank.is_one_of_many:
                 self._writer.update_manifest(**self.training.models.of_ranks())
-            if found := self.training.models.optimizers:
-                self._writer.update_manifest(optimizers=found)
-            device = self.training.models.device()
-            if device is not None:
-                self._writer.update_manifest(
-                    device=device_name(device), dtype=", ".join(self.training.models.dtypes())
-                )
+            self._writer.update_manifest(**self.training.models.facts())
 
     def _write_probe(self, name: str, step: int, measurement: Measurement) -> None:
         if self._writer is None:

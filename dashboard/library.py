@@ -16,6 +16,7 @@ from analyzer.analysis.numerals import age_text
 from analyzer.errors import RunNotFoundError, SchemaError
 from analyzer.storage.catalog import RunSummary, resolve_run, runs_in
 from analyzer.storage.run import Run, open_run
+from analyzer.texts import escaped
 
 from .cache import Cache, Line
 
@@ -165,8 +166,8 @@ def _word(path: Path) -> str:
 
 
 def shortened(text: str, most: int = 120) -> str:
-    """Return a text cut to a number of characters, printable ones only."""
-    clean = "".join(c if c.isprintable() else "\ufffd" for c in text[: most + 1])
+    """Return a text cut to a number of characters, others than printable ones as escapes."""
+    clean = escaped(text[: most + 1], "line")
     return clean if len(clean) <= most else clean[: most - 1] + "…"
 
 

@@ -21,7 +21,7 @@ from analyzer.analysis.numerals import counted, number
 from analyzer.errors import AnalyzerError
 from analyzer.figures.csv_text import cell_rows, csv_cells
 from analyzer.figures.theme import DARK, LIGHT
-from analyzer.storage.catalog import losses
+from analyzer.storage.run_json import losses
 from analyzer.vocabulary.methods import SOURCES, bibtex
 
 from .paper import static_svg, svg_address

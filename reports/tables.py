@@ -11,6 +11,7 @@ import pandas as pd
 from analyzer.analysis.gradient_flow import depth_profile
 from analyzer.figures.csv_text import cell_rows, csv_text, is_numeric
 from analyzer.storage.run import Run
+from analyzer.texts import escaped
 
 from .groups import seed_spread
 from .run_facts import run_table
@@ -19,7 +20,6 @@ from .story import Story, claim_rows
 __all__ = [
     "PaperTable",
     "heading",
-    "latex_escaped",
     "latex_number",
     "latex_text",
     "markdown_text",
@@ -30,56 +30,6 @@ __all__ = [
 _MOST_FLOATING = 45
 _SENTENCE, _PHRASE = 44, 14
 _LETTERS_A_LINE = 85
-
-
-class _Letters(dict[int, str]):
-    """What LaTeX prints a letter with; ``?`` where the T1 encoding lacks it."""
-
-    def __missing__(self, code: int) -> str:
-        letter = chr(code)
-        is_known = (letter.isascii() and letter.isprintable()) or "À" <= letter <= "ÿ"
-        return letter if is_known else "?"
-
-
-_NAMED = {
-    "\\": "backslash",
-    "~": "asciitilde",
-    "^": "asciicircum",
-    "<": "less",
-    ">": "greater",
-    "|": "bar",
-    '"': "quotedbl",
-}
-_SIGNS = "‖∂δΔθΣλαβ∇·×±→∞≤≥≈√"
-_COMMANDS = (
-    "| partial delta Delta theta Sigma lambda alpha beta nabla "
-    "cdot times pm to infty leq geq approx surd"
-)
-# Styler's own escaping knows ASCII alone.
-_LATEX = _Letters(
-    str.maketrans(
-        {
-            "\r": " ",
-            "\n": " ",
-            **{letter: f"\\{letter}" for letter in "{}_&%$#"},
-            **{letter: rf"\text{name}{{}}" for letter, name in _NAMED.items()},
-            **{a: rf"$\{b}$" for a, b in zip(_SIGNS, _COMMANDS.split(), strict=True)},
-            "−": "$-$",
-            "–": "--",
-            "ᵀ": r"$^{\top}$",
-            "§": r"\S{}",
-            "“": "``",
-            "”": "''",
-            "—": "---",
-            "…": r"\dots{}",
-            "’": "'",
-            "\u00a0": "~",
-            "\u202f": r"\,",
-            **{a: f"$^{{{b}}}$" for a, b in zip("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789", strict=True)},
-            **{a: f"$_{{{b}}}$" for a, b in zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True)},
-        }
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -171,10 +121,10 @@ def latex_text(table: PaperTable) -> str:
     ``longtable``. The preamble needs ``booktabs``, ``graphicx``, ``longtable`` and
     ``\usepackage[T1]{fontenc}``.
     """
-    names = [latex_escaped(heading(name)) for name in table.rows.columns]
+    names = [escaped(heading(name), "latex") for name in table.rows.columns]
     cells = [[_latex_cell(value) for value in row] for row in cell_rows(table.rows)]
     style = pd.DataFrame(cells, columns=names, dtype=object).style.hide(axis="index")
-    caption = latex_escaped(table.caption)
+    caption = escaped(table.caption, "latex")
     label = f"tab:{re.sub(r'[^a-z0-9:-]+', '-', table.key.lower())}"
     columns, num_lines = _layout(table.rows)
     if num_lines > _MOST_FLOATING:
@@ -221,13 +171,6 @@ def _layout(rows: pd.DataFrame) -> tuple[str, int]:
     return "".join(kinds), sum(lines)
 
 
-def latex_escaped(text: Any) -> str:
-    """Return a text that LaTeX prints as it is; letters that pdflatex lacks become ``?``."""
-    escaped = str(text).translate(_LATEX)
-    # Neighbors that are raised or lowered are one exponent or one index.
-    return escaped.replace("}$$^{", "").replace("}$$_{", "")
-
-
 def latex_number(value: float) -> str:
     r"""Return a number as mathematics: ``$1.2\times10^{-6}$``, ``NaN``, ``$\infty$``."""
     if np.isnan(value):
@@ -248,7 +191,7 @@ def _latex_cell(value: Any) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     is_number = isinstance(value, int | float | np.integer | np.floating)
-    return latex_number(float(value)) if is_number else latex_escaped(value)
+    return latex_number(float(value)) if is_number else escaped(value, "latex")
 
 
 def markdown_text(table: PaperTable) -> str:
@@ -265,5 +208,4 @@ def _markdown_cell(value: Any) -> str:
         return "–"
     if isinstance(value, float | np.floating):
         return "NaN" if np.isnan(value) else f"{value:.4g}"
-    words = re.sub(r"\s", " ", str(value)).replace("&", "&amp;")
-    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", words)
+    return escaped(value, "markdown")

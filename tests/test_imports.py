@@ -17,10 +17,11 @@ from tests.support.commands import run
 ROOT = Path(__file__).parents[1]
 
 EVERYONE = {
-    f"analyzer.{name}" for name in ("errors", "vocabulary", "pooling", "options", "launch")
+    f"analyzer.{name}" for name in ("errors", "texts", "vocabulary", "pooling", "options", "launch")
 } | {"analyzer"}
 MAY_IMPORT: dict[str, set[str]] = {
     "analyzer.errors": set(),
+    "analyzer.texts": set(),
     "analyzer.vocabulary": set(),
     "analyzer.pooling": set(),
     "analyzer.options": set(),

@@ -23,8 +23,12 @@ from typer.core import TyperGroup
 
 import analyzer
 from analyzer.errors import AnalyzerError
+from analyzer.texts import escaped
 
 __all__ = ["COMMANDS", "AsJson", "RunName", "RunsDir", "app", "main", "not_built"]
+
+# A message may quote what a file or an argument holds.
+_MOST_LETTERS = 4_000
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "record": (
@@ -337,7 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = f"{error.format_message()} {_help_hint(error)}"
     except typer.Abort:
         message = "stopped."
-    print(f"analyzer: {message}", file=sys.stderr)
+    print(f"analyzer: {escaped(message[:_MOST_LETTERS], 'line')}", file=sys.stderr)
     return 2
 
 

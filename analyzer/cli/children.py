@@ -40,7 +40,7 @@ except Exception:
 
 def child_runs(run: Path, since: str) -> list[Path]:
     """Return the runs of the children of a run that began after an ISO time."""
-    from analyzer.storage.catalog import read_manifest
+    from analyzer.storage.run_json import read_manifest
 
     found = []
     for folder in sorted(run.parent.glob(f"{run.name}-child-*")):

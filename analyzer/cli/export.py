@@ -31,7 +31,6 @@ _CASTAGNOLI = 0x82F63B78
 _MASK = 0xA282EAD8
 _BATCH_ROWS = 100_000
 _TABLE_OF = {"layer": "layers", "parameter": "parameters", "join": "joins"}
-# A spreadsheet takes a cell that starts like this for a formula (OWASP: CSV injection).
 Names = Mapping[str, Mapping[int, str]]
 
 
@@ -177,10 +176,10 @@ def _quoted(text: "pa.Array") -> "pa.Array":
     """Text as cells; the few different ones that a column has are written once."""
     import pyarrow as pa
 
-    from analyzer.figures.csv_text import text_cell
+    from analyzer.texts import escaped
 
     coded = text.dictionary_encode()
-    cells = [text_cell(value) for value in coded.dictionary.to_pylist()]
+    cells = [escaped(value, "csv") for value in coded.dictionary.to_pylist()]
     return pa.array(cells, pa.string()).take(coded.indices)
 
 
@@ -200,7 +199,8 @@ def _export_events(run: "Run", folder: Path) -> Iterator[tuple[str, int]]:
 
     folder.mkdir(parents=True, exist_ok=True)
     rows = run.read("steps", "time")
-    seconds = pc.divide(pc.cast(pc.cast(rows["time"], "int64"), "float64"), 1e6)
+    # One that is later than the last year has no whole number of microseconds as a float.
+    seconds = pc.divide(pc.cast(pc.cast(rows["time"], "int64"), "float64", safe=False), 1e6)
     moments = dict(zip(rows["step"].to_pylist(), seconds.to_pylist(), strict=True))
     began = next(filter(None, moments.values()), 0.0)
     path, count = folder / f"events.out.tfevents.{began:010.0f}.analyzer", 0
@@ -244,6 +244,8 @@ def _summaries(run: "Run", table: str, rows: "pa.Table") -> Iterator[tuple[int, 
         tag = _field(1, f"{prefix}{column}{names.get(id_, f'/{id_}')}".encode())
         return b"\x0a" + _varint(len(tag) + 5) + tag + b"\x15"
 
+    if not len(steps):  # all of them were left out
+        return
     firsts = np.flatnonzero(np.append(True, steps[1:] != steps[:-1]))[: len(steps)]
     for first, last in zip(firsts, [*firsts[1:], len(steps)], strict=True):
         yield (

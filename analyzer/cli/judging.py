@@ -167,7 +167,7 @@ def _print_thresholds(limits: Mapping[str, float], console: "Console") -> None:
 
 def _print_diagnosis(run: "Run", found: Sequence["Finding"], console: "Console") -> None:
     from analyzer.cli.terminal import printable
-    from analyzer.storage.catalog import losses
+    from analyzer.storage.run_json import losses
 
     steps = len(run.recorded_steps())
     console.print(f"{printable(run.name)}: {steps:,} steps, {run.status}", soft_wrap=True)

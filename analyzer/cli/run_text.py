@@ -31,8 +31,8 @@ from analyzer.cli.chart import depth_chart, sparkline
 from analyzer.cli.judging import finding_lines, findings_summary
 from analyzer.cli.terminal import Signs, number, printable, signs, table_box
 from analyzer.errors import AnalyzerError, NotRecordedError
-from analyzer.storage.catalog import losses
 from analyzer.storage.run import Run
+from analyzer.storage.run_json import losses
 
 __all__ = ["print_run", "profile_chart"]
 

@@ -195,7 +195,8 @@ class ScriptSession(Session):
 
     def _take_over(self, ranks: Path, status: str, error: str | None) -> None:
         """Let the run of the ranks be that of the script, under its name."""
-        from analyzer.storage.catalog import losses, read_manifest, write_manifest
+        from analyzer.storage.catalog import write_manifest
+        from analyzer.storage.run_json import losses, read_manifest
 
         self.discard()
         shutil.rmtree(self.folder, ignore_errors=True)

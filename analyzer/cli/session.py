@@ -276,7 +276,7 @@ class Session:
         sentences = [] if recorder.training.failure is None else [recorder.training.failure]
         if not self.rank.leads():  # that one says it
             return sentences
-        from analyzer.storage.catalog import losses
+        from analyzer.storage.run_json import losses
 
         counts, (found, manifest), place = recorder.counts, self._on_disk(), ""
         if (resumed := recorder.resumed) is not None:

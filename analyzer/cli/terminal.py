@@ -10,6 +10,8 @@ from typing import Any
 from rich.box import ASCII, SIMPLE_HEAD, Box
 from rich.console import Console
 
+from analyzer.texts import escaped
+
 __all__ = [
     "Signs",
     "console",
@@ -94,9 +96,7 @@ def printable(text: str, limit: int = 60) -> str:
     shown as Python escapes; what is too long loses its middle, since both ends of a module path
     tell layers apart.
     """
-    shown = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-    )
+    shown = escaped(text, "line")
     if len(shown) <= limit:
         return shown
     mark = "…" if prints_unicode() else "..."
@@ -110,7 +110,9 @@ def json_text(value: Any) -> str:
 
     ``"NaN"``, ``"inf"`` and ``"-inf"`` for what is not finite, ``null`` for what was not measured.
     """
-    return json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_plain(value), indent=1, ensure_ascii=not prints_unicode(), allow_nan=False)
+    # A terminal takes some characters that JSON may hold for commands.
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def _plain(value: Any) -> Any:

@@ -1,24 +1,20 @@
 """The data behind a figure as comma-separated values."""
 
-import re
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-__all__ = ["cell_rows", "csv_cells", "csv_text", "is_numeric", "text_cell"]
+from analyzer.texts import escaped
 
-# Excel and its kin run a cell that begins so as a formula; some begin a cell after a semicolon, a
-# tab or a lone carriage return, too, whatever stands in quotes.
-_FORMULA = re.compile(r"(^|[;\t\r\n])(?=[=+\-@\uff1d\uff0b\uff0d\uff20\x00-\x1f\x7f])")
-_QUOTED = re.compile(r'[",;\t\r\n]')
+__all__ = ["cell_rows", "csv_cells", "csv_text", "is_numeric"]
 
 
 def csv_text(rows: pd.DataFrame) -> str:
     """Return comma-separated values, every number in full precision.
 
-    Missing values are empty; NaN and infinite ones are written as such, and text as ``text_cell``
-    does.
+    Missing values are empty; NaN and infinite ones are written as such, and text so that no
+    spreadsheet runs it.
     """
     return "".join(f"{','.join(row)}\n" for row in zip(*csv_cells(rows), strict=True))
 
@@ -42,16 +38,7 @@ def _csv_cell(value: Any, digits: int | None = None) -> str:
         if np.isnan(value):
             return "NaN"
         return repr(float(value)) if digits is None else f"{float(value):.{digits}g}"
-    return text_cell(value) if isinstance(value, str) else str(value)
-
-
-def text_cell(text: str) -> str:
-    """Return a text as a cell of a CSV file: in quotes where it needs them, never a formula.
-
-    What a spreadsheet would run gets an apostrophe in front.
-    """
-    text = _FORMULA.sub(r"\1'", text)
-    return f'"{text.replace(chr(34), chr(34) * 2)}"' if _QUOTED.search(text) else text
+    return escaped(value, "csv") if isinstance(value, str) else str(value)
 
 
 def cell_rows(rows: pd.DataFrame) -> list[tuple[Any, ...]]:

@@ -1,6 +1,5 @@
 """Colors, fonts and axes that all figures share, in light and in dark."""
 
-import html
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ from plotly.colors import get_colorscale, sample_colorscale
 
 from analyzer.analysis.numerals import number, power
 from analyzer.figures.sketch import Layout
+from analyzer.texts import escaped
 
 __all__ = [
     "DARK",
@@ -180,7 +180,7 @@ def labeled(text: str, most: int = _MOST_LABEL) -> str:
     if len(text) > most:
         half = (most - 1) // 2
         text = f"{text[:half]}…{text[-half:]}"
-    return html.escape(text, quote=False)
+    return escaped(text, "html")
 
 
 def told_apart(texts: Iterable[str]) -> list[str]:

@@ -23,9 +23,9 @@ from analyzer.recording.names import clean_path, unwrapped
 from analyzer.recording.provenance import Places, loss_of_roots
 from analyzer.recording.step import OpenStep
 from analyzer.recording.training import Training
-from analyzer.storage.catalog import status_of
 from analyzer.storage.rows import StepRecord
 from analyzer.storage.run import open_run
+from analyzer.storage.run_json import status_of
 from analyzer.storage.schema import STATIC_TABLES, STEP_TABLES
 
 __all__ = ["NotResumableError", "Resumed"]

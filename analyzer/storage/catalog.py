@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -10,42 +9,24 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from analyzer.errors import AnalyzerError, RunExistsError, RunNotFoundError, SchemaError
+from analyzer.errors import AnalyzerError, RunExistsError, RunNotFoundError
 from analyzer.launch import RANKS, create_once
 from analyzer.storage.parts import Part, listing, replace_file
-from analyzer.storage.schema import READABLE_VERSIONS
+from analyzer.storage.run_json import age_seconds, losses, read_manifest, status_of
 from analyzer.storage.selection import nearest
+from analyzer.texts import shown_name
 
 __all__ = [
-    "CRASHED_AFTER_SECONDS",
     "RunSummary",
-    "age_seconds",
-    "check_version",
     "claim_folder",
-    "losses",
     "make_folder",
-    "read_manifest",
     "resolve_run",
     "runs_in",
-    "status_of",
     "write_manifest",
 ]
 
-CRASHED_AFTER_SECONDS = 30.0
-_STATUSES = ("running", "finished", "failed", "interrupted")
-_MOST_BYTES = 64 * 2**20
-_MOST_NAMED = 3
-_RANK = re.compile(r"a(\d{1,5})\.r(\d{1,5})\.json")
-# What a reader gets of what each rank says of itself.
-_OF_RANK = (
-    *("rank", "attempt", "status", "error", "heartbeat", "steps", "lost_steps", "storage_error"),
-    "elements",
-)
 # What a list shows of a manifest; the rest of it is not worth keeping.
-_SHOWN = (
-    *("status", "heartbeat", "created", "steps", "num_layers", "num_joins", "last_loss"),
-    *("storage_error", "lost_steps", "damaged", "ranks"),
-)
+_SHOWN = ("status", "heartbeat", "created", "steps", "num_layers", "num_joins", "last_loss")
 
 
 @dataclass(frozen=True)
@@ -127,19 +108,19 @@ def _summary(path: Path) -> RunSummary:
         changed = ranks.stat().st_mtime_ns if ranks.is_dir() else 0
         manifest = _shown(path, found.st_ino, found.st_mtime_ns, found.st_size, changed)
     except (AnalyzerError, OSError) as error:
-        return RunSummary(path.name, path, "broken", problem=str(error))
-    created = manifest.get("created")
+        return RunSummary(shown_name(path), path, "broken", problem=str(error))
+    age = age_seconds(manifest["created"])
     return RunSummary(
-        name=path.name,
+        name=shown_name(path),
         path=path,
         status=status_of(manifest),
         steps=_steps(path, manifest),
         layers=_count(manifest.get("num_layers")),
         joins=_count(manifest.get("num_joins")),
-        loss=_loss(manifest.get("last_loss")),
-        created=created if isinstance(created, str) else None,
-        age=age_seconds(created),
-        incomplete=tuple(losses(manifest)),
+        loss=None if manifest["last_loss"] is None else float(manifest["last_loss"]),
+        created=None if age is None else manifest["created"],
+        age=age,
+        incomplete=manifest["incomplete"],
     )
 
 
@@ -149,7 +130,7 @@ def _shown(
 ) -> Mapping[str, Any]:
     """What a list shows of a manifest, which is read again when its file is another."""
     manifest = read_manifest(path)
-    return {name: manifest.get(name) for name in _SHOWN}
+    return {name: manifest.get(name) for name in _SHOWN} | {"incomplete": tuple(losses(manifest))}
 
 
 def _steps(path: Path, manifest: Mapping[str, Any]) -> int | None:
@@ -160,13 +141,8 @@ def _steps(path: Path, manifest: Mapping[str, Any]) -> int | None:
     return max((part.last + 1 for part in parts), default=0)
 
 
-def _count(value: Any) -> int | None:
-    return value if type(value) is int and value >= 0 else None
-
-
-def _loss(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number else None
+def _count(value: int | None) -> int | None:
+    return value if value is not None and value >= 0 else None
 
 
 def resolve_run(name: str | Path, runs_dir: str | Path | None = None) -> Path:
@@ -181,9 +157,12 @@ def resolve_run(name: str | Path, runs_dir: str | Path | None = None) -> Path:
     """
     folder = Path(runs_dir or os.environ.get("ANALYZER_RUNS") or "runs")
     for path in (Path(name), folder / name):
-        if str(name) and (path / "run.json").is_file():
+        if str(name) and _is_run(path):
             return path
     known = runs_in(folder)
+    for run in known:
+        if run.name == str(name):  # as lists show it, bytes that are not UTF-8 escaped
+            return run.path
     if str(name) == "latest":
         readable = [run for run in known if run.problem is None]
         if readable:
@@ -196,6 +175,13 @@ def resolve_run(name: str | Path, runs_dir: str | Path | None = None) -> Path:
         f"no run '{name}': neither that folder nor '{folder / name}' holds a run.json; "
         f"{_hint(str(name), [run.name for run in known], folder)}"
     )
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        return (path / "run.json").is_file()
+    except ValueError:  # a NUL in the name
+        return False
 
 
 def _hint(name: str, known: list[str], folder: Path) -> str:
@@ -243,151 +229,3 @@ def _taken(folder: Path) -> RunExistsError:
 def _text(fields: Mapping[str, Any]) -> str:
     beating = {**fields, "heartbeat": datetime.now(UTC).isoformat()}
     return json.dumps(beating, indent=1, ensure_ascii=True, default=str) + "\n"
-
-
-def read_manifest(folder: Path, *, with_ranks: bool = True) -> dict[str, Any]:
-    """Return the manifest of a run.
-
-    Every value in it is data: no path that it names is ever opened.
-
-    Args:
-        folder: Folder of the run.
-        with_ranks: Whether what other ranks say of themselves is added.
-
-    Raises:
-        RunNotFoundError: If the folder holds no run.
-        SchemaError: If ``run.json`` is damaged, foreign, or of a version that cannot be read.
-    """
-    path = folder / "run.json"
-    if not folder.is_dir():
-        raise RunNotFoundError(
-            f"no run at '{folder}': the folder does not exist; `analyzer runs` lists the runs"
-        )
-    if path.is_symlink() or not path.is_file():
-        raise RunNotFoundError(
-            f"no run at '{folder}': expected a file run.json in it; "
-            "`analyzer record` makes a run folder"
-        )
-    manifest = _parsed(folder, path)
-    check_version(folder, manifest.get("schema_version"))
-    return _with_ranks(folder, manifest) if with_ranks else manifest
-
-
-def _with_ranks(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Add the field ``ranks``, and what was written and what went wrong on the others."""
-    found = []
-    for name in listing(folder / RANKS):
-        if match := _RANK.fullmatch(name):
-            own = _read_rank(folder / RANKS / name)
-            found.append({**own, "attempt": int(match[1]), "rank": int(match[2])})
-    if not found:
-        return manifest
-    found.sort(key=lambda one: (one["attempt"], one["rank"]))
-    flushes: dict[str, dict[str, Any]] = {}
-    for one in (*found, manifest):
-        written = one.get("flushes")
-        for table, counts in written.items() if isinstance(written, dict) else ():
-            flushes.setdefault(table, {}).update(counts if isinstance(counts, dict) else {})
-    manifest["flushes"] = flushes
-    newest = [one for one in found if one["attempt"] == found[-1]["attempt"]]
-    notes = manifest.get("not_recorded")
-    notes = list(notes) if isinstance(notes, list) else []
-    for one in newest:
-        said = one.get("not_recorded")
-        said = said if isinstance(said, list) else []
-        notes += [f"rank {one['rank']}: {text}" for text in said if text not in notes]
-    if notes:
-        manifest["not_recorded"] = notes
-    manifest["ranks"] = [{name: one.get(name) for name in _OF_RANK} for one in found]
-    failed = next((one for one in newest if status_of(one) in ("failed", "crashed")), None)
-    if failed is not None and manifest.get("status") in ("finished", "interrupted"):
-        manifest["status"] = "failed"
-        manifest["error"] = f"rank {failed['rank']}: {failed.get('error') or 'it was killed'}"
-    return manifest
-
-
-def _read_rank(path: Path) -> dict[str, Any]:
-    try:
-        return _parsed(path.parent, path)
-    except SchemaError:
-        return {}
-
-
-def _parsed(folder: Path, path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise ValueError("larger than 64 MiB")
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict):
-            raise ValueError(f"a JSON {type(manifest).__name__}, expected an object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise SchemaError(
-            f"run '{folder}' cannot be read: {path.name} is damaged ({error}); "
-            "restore the file, or record the run again"
-        ) from error
-    return manifest
-
-
-def check_version(folder: Path | str, found: Any) -> None:
-    """Raise SchemaError for a schema version that this analyzer does not read."""
-    if type(found) is int and found in READABLE_VERSIONS:
-        return
-    first, last = READABLE_VERSIONS.start, READABLE_VERSIONS.stop - 1
-    if type(found) is int and found > last:
-        remedy = "Upgrade analyzer, or record the run again."
-    else:
-        remedy = "It was not written by this program, or it is damaged; record the run again."
-    raise SchemaError(
-        f"run '{folder}' has schema version {found!r}; this analyzer reads {first} to {last}. "
-        f"{remedy}"
-    )
-
-
-def age_seconds(moment: Any) -> float | None:
-    """Return the seconds since an ISO time; None for anything else."""
-    if not isinstance(moment, str):
-        return None
-    try:
-        then = datetime.fromisoformat(moment)
-    except ValueError:
-        return None
-    if then.tzinfo is None:
-        then = then.replace(tzinfo=UTC)
-    return (datetime.now(UTC) - then).total_seconds()
-
-
-def status_of(manifest: Mapping[str, Any]) -> str:
-    """Return running, finished, failed, interrupted or unknown; crashed where the heart stopped."""
-    status = manifest.get("status")
-    if status == "running":
-        age = age_seconds(manifest.get("heartbeat"))
-        return "crashed" if age is None or age > CRASHED_AFTER_SECONDS else "running"
-    return status if isinstance(status, str) and status in _STATUSES else "unknown"
-
-
-def losses(manifest: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each kind of loss that a manifest tells of; none for a whole run."""
-    found = []
-    steps, lost = _positive(manifest.get("steps")), _positive(manifest.get("lost_steps"))
-    reason = manifest.get("storage_error")
-    if lost:
-        why = f": {reason}" if reason else ""
-        found.append(f"{steps} of {steps + lost} steps are on disk, {lost} were lost{why}")
-    elif reason:
-        found.append(f"not all was written: {reason}")
-    damaged = manifest.get("damaged")
-    if isinstance(damaged, list) and damaged:
-        named = "; ".join(map(str, damaged[:_MOST_NAMED]))
-        more = f"; and {len(damaged) - _MOST_NAMED} more" if len(damaged) > _MOST_NAMED else ""
-        count = "1 file is" if len(damaged) == 1 else f"{len(damaged)} files are"
-        found.append(f"{count} damaged or missing: {named}{more}")
-    ranks = manifest.get("ranks")
-    for rank in ranks if isinstance(ranks, list) else ():
-        number, attempt = rank.get("rank"), rank.get("attempt")
-        place = f"rank {number}, attempt {attempt}" if attempt else f"rank {number}"
-        found += [f"{place}: {text}" for text in losses(rank) if number or attempt]
-    return found
-
-
-def _positive(value: Any) -> int:
-    return value if type(value) is int and value > 0 else 0

@@ -1,4 +1,4 @@
-"""What a Parquet file may take before it is read: a run folder may come from anybody.
+"""What a file may take before it is read: a run folder may come from anybody.
 
 A file of 10 kB can hold one name of 100 MB, and one of 4 MB rows that fill 24 GB. What it would
 take is known from its footer, from the headers of its pages, which the decoder believes, and, for
@@ -13,6 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from analyzer.errors import AnalyzerError
 
 __all__ = ["LIMITS", "Limits", "TooLargeError", "checked_file", "set_limits"]
 
@@ -29,13 +31,19 @@ class Limits:
     """The most that is read of one file, as ``[tool.analyzer.limits]`` may set it.
 
     Attributes:
+        columns: Columns of it.
+        files: Files of one folder.
         footer_mib: Size of its description.
+        manifest_mib: Size of ``run.json``.
         unpacked_mib: Memory that its rows take.
         text_mib: Text of one column of a row group.
         name_length: Characters of a name.
     """
 
+    columns: int = 10_000
+    files: int = 20_000
     footer_mib: int = 16
+    manifest_mib: int = 4
     unpacked_mib: int = 4096
     text_mib: int = 64
     name_length: int = 65_536
@@ -50,7 +58,7 @@ class Limits:
             )
 
 
-class TooLargeError(ValueError):
+class TooLargeError(AnalyzerError, ValueError):
     """A file would take more than it may, or other than it says."""
 
 
@@ -74,7 +82,13 @@ def checked_file(source: Any, **options: Any) -> pq.ParquetFile:
     """
     size = source.size()
     file = pq.ParquetFile(source, thrift_string_size_limit=LIMITS.footer_mib * _MIB, **options)
-    metadata, schema = file.metadata, file.schema_arrow
+    metadata = file.metadata
+    LIMITS.check("columns", metadata.num_columns, "its columns number")
+    schema = file.schema_arrow
+    names = [field.name for field in schema]
+    if len(set(names)) < len(names):
+        raise ValueError(f"it has column {max(names, key=names.count)[:80]!r} several times")
+    LIMITS.check("name_length", max(map(len, names), default=0), "the name of a column has")
     if metadata.num_columns * metadata.num_row_groups > _MOST_CHUNKS:
         raise TooLargeError(f"it has {metadata.num_row_groups:,} row groups")
     groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
@@ -194,6 +208,7 @@ def _check_text(column: pa.Array) -> None:
     """Refuse text that is too long, or that repeats too often."""
     while pa.types.is_list(column.type):
         column = column.flatten()
+    column.dictionary.validate(full=True)  # that it is UTF-8
     lengths = pc.binary_length(column.dictionary)
     LIMITS.check("name_length", pc.max(lengths).as_py() or 0, "a name in it has characters:")
     whole = pc.sum(pc.take(lengths, column.indices).cast(pa.int64())).as_py() or 0

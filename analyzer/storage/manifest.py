@@ -12,14 +12,9 @@ from typing import Any, ClassVar
 
 from analyzer.errors import RunExistsError, SchemaError
 from analyzer.launch import Rank
-from analyzer.storage.catalog import (
-    claim_folder,
-    make_folder,
-    read_manifest,
-    status_of,
-    write_manifest,
-)
+from analyzer.storage.catalog import claim_folder, make_folder, write_manifest
 from analyzer.storage.parts import replace_file
+from analyzer.storage.run_json import read_manifest, status_of
 from analyzer.storage.schema import SCHEMA_VERSION
 
 __all__ = ["LiveManifest"]

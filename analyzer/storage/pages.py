@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from analyzer.storage.bin_writer import MAX_BINS
-from analyzer.storage.catalog import CRASHED_AFTER_SECONDS
+from analyzer.storage.run_json import FIELDS
 from analyzer.storage.schema import PROBES as PROBE_SCHEMAS
 from analyzer.storage.schema import SCHEMA_VERSION, STATIC_TABLES, STEP_TABLES, TABLES
 from analyzer.vocabulary import RULES, Quantity, quantities_of
@@ -62,43 +62,6 @@ it knows of itself; one of them, in `a<attempt>.leader`, writes `run.json` and t
 top. The others have static tables of their own: an id in their rows is one of those tables, and
 means what has the same name in the table at the top; a name that is not there comes after its last
 row. So it is where a later attempt met layers in another order."""
-_MANIFEST: tuple[tuple[str, str, str], ...] = (
-    ("schema_version", "int", f"Version of this layout; {SCHEMA_VERSION} now."),
-    ("status", "string", "`running`, `finished`, `failed` or `interrupted`."),
-    ("error", "string?", "What a failed run failed with."),
-    (
-        "heartbeat",
-        "string",
-        "UTC time at which the file was written last, every 5 s while running. A running run is "
-        f"shown as `crashed` when it is older than {CRASHED_AFTER_SECONDS:.0f} s.",
-    ),
-    ("created", "string", "UTC time at which the run began."),
-    ("steps", "int", "Steps that were recorded; where some were lost, those on disk."),
-    ("last_loss", "float?", "Loss of the last recorded step."),
-    ("attempt", "int?", "How often the training was begun before; nothing for the first time."),
-    ("world_size", "int?", "Processes of the launch; nothing for one that was started alone."),
-    (
-        "attempts",
-        "list of objects?",
-        "Of a resumed run: when each attempt began, its `first_step`, and how it ended. `seconds` "
-        "and the like are those of all attempts.",
-    ),
-    ("num_layers, num_parameters, num_joins", "int", "Rows of the static tables."),
-    ("data_parallel_ranks", "int?", "Ranks by which output gradients are divided when pooled."),
-    ("storage_error", "string?", "Why nothing more could be written from some step on."),
-    ("lost_steps", "int?", "Steps that were recorded and could not be written."),
-    (
-        "damaged",
-        "list of strings?",
-        "`file: reason` for each file that the writer found damaged or could not write.",
-    ),
-    (
-        "flushes",
-        "object?",
-        "Parts that were written of each table by `<rank>.<attempt>`, before any merge: a flush "
-        "that no part holds is lost.",
-    ),
-)
 
 
 def as_markdown(schema: pa.Schema) -> str:
@@ -124,9 +87,10 @@ def schema_page() -> str:
 
 
 def _manifest_table() -> str:
-    rows = [f"| `{key}` | {type_} | {meaning} |" for key, type_, meaning in _MANIFEST]
+    rows = [f"| `{key}` | {type_} | {meaning} |" for key, (type_, meaning) in FIELDS.items()]
     return "\n".join(["| field | type | meaning |", "|---|---|---|", *rows]) + (
-        "\n\nOther fields describe the environment; they are data, and no path in them is opened."
+        "\n\nA field of another type is not read, and named as damaged; other fields are kept as "
+        "they are. All of them are data, and no path in them is opened."
     )
 
 

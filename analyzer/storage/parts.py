@@ -19,7 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analyzer.storage.arrays import conform, unified
+from analyzer.storage.limits import LIMITS
 from analyzer.storage.sealed import encoding, open_file, place_of, placed, seal
+from analyzer.texts import shown_name
 
 __all__ = [
     "FAN_IN",
@@ -108,7 +110,9 @@ def _scan(folder: Path) -> frozenset[str]:
         return frozenset()
     try:
         with os.scandir(folder) as entries:
-            return frozenset(e.name for e in entries if e.is_file(follow_symlinks=False))
+            some = list(itertools.islice(entries, LIMITS.files + 1))
+            LIMITS.check("files", len(some), f"folder '{shown_name(folder)}' has files:")
+            return frozenset(e.name for e in some if e.is_file(follow_symlinks=False))
     except (FileNotFoundError, NotADirectoryError):
         return frozenset()
 

@@ -1,5 +1,7 @@
 """Rows of a run for columns, ids, steps and ranks as a user names them."""
 
+import itertools
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -19,9 +21,10 @@ from analyzer.storage.arrays import (
     conform,
     unified,
 )
+from analyzer.storage.limits import LIMITS
 from analyzer.storage.parts import READ_FAILURES, listing, reason_of
 from analyzer.storage.rank_pooling import RankFacts, pooled
-from analyzer.storage.schema import SHARE, STAT_COLUMNS, STEP_TABLES, TABLES
+from analyzer.storage.schema import PROBES, SHARE, STAT_COLUMNS, STEP_TABLES, TABLES
 from analyzer.storage.sealed import open_file
 from analyzer.storage.selection import Steps, StepsLike, nearest, selected_ids, selected_steps
 from analyzer.storage.tables import StepTable
@@ -33,6 +36,7 @@ __all__ = [
     "RunRows",
     "StaticTable",
     "probe_files",
+    "probe_names",
     "probe_notes",
     "probe_rows",
 ]
@@ -42,6 +46,7 @@ Ids = int | str | Iterable[int | str] | None
 Ranks = Literal["pooled", "all"]
 _NAMES_OF = {"layer_stats": "layers", "parameter_stats": "parameters", "splits": "joins"}
 _PROBE_FILE = re.compile(r"step-(\d{12,18})\.parquet")
+_PROBE_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _OWN_TABLE = re.compile(r"a(\d{1,5})\.r(\d{1,5})\.(\w+)\.parquet")
 _WRITER = re.compile(r"\d{1,5}\.\d{1,5}")
 _FORMAT_KEYS = (b"schema_version", b"ARROW:schema", b"place")
@@ -141,7 +146,13 @@ class StaticTable:
             return schema.empty_table()
         try:
             with open_file(path) as file:
-                return conform(file.read(), schema)
+                rows = conform(file.read(), schema)
+            ids = as_numpy(rows.column(0))
+            if rows.column(0).null_count or rows.column("name").null_count:
+                raise ValueError("it has rows without number or name")
+            if len(ids) and (ids.min() < 0 or len(np.unique(ids)) < len(ids)):
+                raise ValueError("its rows have numbers below 0 or the same number")
+            return rows
         except READ_FAILURES as error:
             self._warn(f"{path.name} cannot be read and is left out ({reason_of(error)})")
             return schema.empty_table()
@@ -157,6 +168,17 @@ def _told_apart(rows: pa.Table) -> list[tuple[str, int]]:
     return keys
 
 
+def probe_names(folder: Path) -> list[str]:
+    """Return the names of the probes of which a folder has tables."""
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        found = list(itertools.islice(entries, LIMITS.files + 1))
+    LIMITS.check("files", len(found), "folder 'probes' has folders:")
+    named = [entry for entry in found if _PROBE_NAME.fullmatch(entry.name)]
+    return sorted(e.name for e in named if not e.is_symlink() and listing(Path(e.path)))
+
+
 def probe_files(folder: Path) -> dict[int, Path]:
     """Return the files of one probe by step."""
     found = ((_PROBE_FILE.fullmatch(name), name) for name in sorted(listing(folder)))
@@ -169,7 +191,7 @@ def probe_rows(folder: Path, warn: Callable[[str], None]) -> pa.Table:
     for step, path in probe_files(folder).items():
         try:
             with open_file(path) as file:
-                rows = file.read().replace_schema_metadata(None)
+                rows = _of_probe(folder.name, file.read().replace_schema_metadata(None))
         except READ_FAILURES as error:
             name = f"probes/{folder.name}/{path.name}"
             warn(f"{name} cannot be read and is left out ({reason_of(error)})")
@@ -184,6 +206,17 @@ def probe_rows(folder: Path, warn: Callable[[str], None]) -> pa.Table:
     return pa.concat_tables([conform(table, schema) for table in tables])
 
 
+def _of_probe(name: str, rows: pa.Table) -> pa.Table:
+    """The rows with the columns and types that a probe has; others are kept as they are."""
+    known = PROBES.get(name)
+    if known is None:
+        return rows
+    if not set(known.names) & set(rows.column_names):
+        raise ValueError(f"it has none of the columns of {name}")
+    others = [field for field in rows.schema if field.name not in known.names]
+    return conform(rows, pa.schema([*(field.with_nullable(True) for field in known), *others]))
+
+
 def probe_notes(folder: Path) -> dict[int, dict[str, str]]:
     """Return what a probe noted beside its tables, by step."""
     notes = {}
@@ -194,7 +227,10 @@ def probe_notes(folder: Path) -> dict[int, dict[str, str]]:
         except READ_FAILURES:
             continue  # `probe_rows` warns of it
         ours = {key: value for key, value in raw.items() if key not in _FORMAT_KEYS}
-        notes[step] = {key.decode(): value.decode() for key, value in ours.items()}
+        notes[step] = {
+            key.decode(errors="replace"): value.decode(errors="replace")
+            for key, value in ours.items()
+        }
     return notes
 
 

@@ -12,18 +12,20 @@ from numpy.typing import NDArray
 from analyzer.errors import NotRecordedError
 from analyzer.storage.arrays import as_floats, as_numpy, frame, static_frame
 from analyzer.storage.bin_reader import BinReader, Grid, Heatmap, NumberName, Series
-from analyzer.storage.catalog import read_manifest, status_of
-from analyzer.storage.parts import Part, listing
+from analyzer.storage.parts import Part
 from analyzer.storage.reading import (
     Columns,
     Ids,
     Ranks,
     RunRows,
     StaticTable,
+    probe_names,
     probe_notes,
     probe_rows,
 )
+from analyzer.storage.run_json import read_manifest, status_of
 from analyzer.storage.selection import StepsLike, nearest
+from analyzer.texts import shown_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Run", "open_run"]
 
 # Static tables that hold ids of another one.
+_MOST_WARNINGS = 100
 _REFERENCES = (("layers", "join", "joins"), ("parameters", "layer", "layers"))
 
 
@@ -56,7 +59,7 @@ class Run:
     Attributes:
         path: Folder of the run.
         manifest: Content of ``run.json``.
-        warnings: A sentence for each file that could not be read and was left out.
+        warnings: A sentence for each file that could not be read and was left out; 100 at most.
 
     Raises:
         RunNotFoundError: If the folder holds no run.
@@ -88,15 +91,15 @@ class Run:
         return self.read(table, column, steps=steps)
 
     def _warn(self, sentence: str) -> None:
-        if sentence not in self.warnings:
+        if len(self.warnings) < _MOST_WARNINGS and sentence not in self.warnings:
             self.warnings.append(sentence)
 
     # A run as a whole
 
     @property
     def name(self) -> str:
-        """Name of the folder."""
-        return self.path.resolve().name
+        r"""Name of the folder; bytes of it that are not UTF-8 as ``\xff``."""
+        return shown_name(self.path.resolve())
 
     @property
     def status(self) -> str:
@@ -365,10 +368,7 @@ class Run:
     @property
     def probes(self) -> list[str]:
         """Names of the probes that measured something."""
-        folder = self.path / "probes"
-        if folder.is_symlink() or not folder.is_dir():
-            return []
-        return sorted(p.name for p in folder.iterdir() if not p.is_symlink() and listing(p))
+        return probe_names(self.path / "probes")
 
     def probe(self, name: str) -> "pd.DataFrame":
         """Return what a probe measured at all steps, with a ``step`` column in front.

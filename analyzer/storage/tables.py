@@ -37,12 +37,13 @@ class _OpenPart:
         metadata = self.file.metadata
         self.schema = self.file.schema_arrow
         place = self.schema.get_field_index("step")
-        if place < 0:
-            raise ValueError("it has no column 'step'")
+        if place < 0 or not pa.types.is_integer(self.schema.field(place).type):
+            raise ValueError("it has no column 'step' of whole numbers")
         groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
         bounds = [group.column(place).statistics for group in groups]
-        self.low = np.array([b.min if b is not None else 0 for b in bounds], dtype=np.int64)
-        self.high = np.array([b.max if b is not None else 2**62 for b in bounds], dtype=np.int64)
+        known = [b is not None and b.has_min_max for b in bounds]
+        pairs = [(b.min, b.max) if k else (0, 2**62) for b, k in zip(bounds, known, strict=True)]
+        self.low, self.high = np.array(pairs, np.int64).reshape(-1, 2).T
         self.num_rows = metadata.num_rows
 
 
@@ -271,7 +272,7 @@ class StepTable:
                     columns=names,
                     use_threads=found.num_rows > _MANY_ROWS,
                 )
-                rows = self._renumbered(conform(rows, schema), part)
+                rows = self._renumbered(_checked(conform(rows, schema), part, self.key), part)
                 pieces.append(_kept(rows, steps, self.key, ids))
             return pa.concat_tables(pieces)
         except FileNotFoundError:
@@ -299,6 +300,8 @@ class StepTable:
         found = _open(self._path(part))
         if found.place not in (None, f"{self.name}/{part.name}"):
             raise FileNotFoundError(f"{part.name} has another name by now")
+        if self.key is not None and self.key not in found.schema.names:
+            raise ValueError(f"it has no column {self.key!r}")
         return found
 
     def _left_out(self, part: Part, error: Exception) -> _LeftOutError:
@@ -348,6 +351,17 @@ def _full_schema(
         fields = [field for field in fields if field.name in names]
     # A foreign file may lack a column that is never null here; it is read all the same.
     return pa.schema([field.with_nullable(True) for field in fields])
+
+
+def _checked(rows: pa.Table, part: Part, key: str | None) -> pa.Table:
+    """The rows, if each is of a step that the part's name says, and of an id."""
+    steps = as_numpy(rows.column("step"))
+    keys = [name for name in ("step", key) if name and name in rows.column_names]
+    if any(rows.column(name).null_count for name in keys):
+        raise ValueError(f"it has rows without {' or '.join(keys)}")
+    if len(steps) and not part.first <= steps.min() <= steps.max() <= part.last:
+        raise ValueError(f"it has rows of steps {steps.min()} to {steps.max()}")
+    return rows
 
 
 def _kept(rows: pa.Table, steps: Steps, key: str | None, ids: Sequence[int] | None) -> pa.Table:

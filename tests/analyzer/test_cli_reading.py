@@ -263,7 +263,8 @@ def test_export_writes_every_table_with_a_header_and_probes(
     text = shown(capsys, "export", run, "-o", tmp_path / "out")
     assert "layer_stats.csv: 6 rows" in text
     probe = cells(tmp_path / "out" / "probes" / "lesion.csv")
-    assert probe == [{"step": "2", "join": "0", "join_name": "block", "loss": "2.5"}]
+    measured = {"step": "2", "join": "0", "join_name": "block", "loss": "2.5"}
+    assert [{name: value for name, value in row.items() if value} for row in probe] == [measured]
     names = {path.name for path in (tmp_path / "out").glob("*.csv")}
     assert names == {
         f"{table}.csv"

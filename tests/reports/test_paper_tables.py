@@ -11,13 +11,13 @@ from analyzer.reports.paper import write_figures
 from analyzer.reports.story import Story, story_of
 from analyzer.reports.tables import (
     PaperTable,
-    latex_escaped,
     latex_number,
     latex_text,
     markdown_text,
     paper_tables,
     write_tables,
 )
+from analyzer.texts import escaped
 
 HOSTILE = "a_1 & 50% $x$ #{}~^\\ <b>|=2"
 
@@ -43,10 +43,10 @@ def test_numbers_are_written_as_mathematics(value: float, expected: str) -> None
 
 
 def test_no_character_of_a_name_is_a_command_of_latex() -> None:
-    text = latex_escaped(HOSTILE)
+    text = escaped(HOSTILE, "latex")
     bare = re.sub(r"\\text[a-z]+\{\}|\\[_&%$#{}]", "", text)
     assert not set(bare) & set("_&%$#{}~^\\<>|")
-    assert latex_escaped("10⁻¹³ ‖x‖₂ 漢") == r"10$^{-13}$ $\|$x$\|$$_{2}$ ?"
+    assert escaped("10⁻¹³ ‖x‖₂ 漢", "latex") == r"10$^{-13}$ $\|$x$\|$$_{2}$ ?"
 
 
 def test_a_latex_table_has_rules_a_caption_and_a_label() -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from analyzer.launch import Rank
-from analyzer.storage.catalog import losses, read_manifest
 from analyzer.storage.run import Run, open_run
+from analyzer.storage.run_json import losses, read_manifest
 from analyzer.storage.schema import STAT_COLUMNS
 from analyzer.storage.writer import Block, RunWriter
 from tests.analyzer.storage.storage_rows import record, refuse_warnings

@@ -297,7 +297,7 @@ def test_a_probe_keeps_types_metadata_and_null(tmp_path: Path) -> None:
     run = open_run(tmp_path / "a")
     assert run.probes == ["paths"]
     assert run.probe("paths")["step"].tolist() == [3, 3, 9]
-    assert run.probe("paths").dtypes.astype(str).tolist() == [
+    assert run.probe("paths")[["step", *columns]].dtypes.astype(str).tolist() == [
         "int64",
         "int32",
         "float64",

@@ -87,6 +87,7 @@ FIELDS: dict[str, tuple[str, str]] = {
     "data": ("string?", "What a built-in training trained on."),
     "batch_size": ("int?", "Its samples per batch."),
     "optimizer": ("string?", "Its optimizer."),
+    "optimizers": ("list of objects?", "Class and options of each optimizer that stepped."),
     "data_hash": ("string?", "Digest of the data."),
     "first_batch": ("string?", "Digest of the first batch."),
     "not_recorded": ("list of strings?", "What is not recorded, and why."),

@@ -242,7 +242,7 @@ def _record_twin(options: RecordOptions, run: Path) -> RecordOptions:
     with tempfile.TemporaryFile() as stderr:
         silent = subprocess.DEVNULL
         streams: dict[str, Any] = {"stdin": silent, "stdout": silent, "stderr": stderr}
-        code = _run(_command(twin), lambda: _remove_empty(run), **streams)
+        code = _run(_command(twin), lambda: _stop_twin(run, stderr), **streams)
         words = _words(code, stderr)
     return replace(
         options,
@@ -261,10 +261,13 @@ def _command(options: RecordOptions, *flags: str) -> list[str]:
     return [sys.executable, *_interpreter_flags(), *flags, *program]
 
 
-def _remove_empty(run: Path) -> None:
-    """Leave nothing behind where nothing was recorded yet."""
+def _stop_twin(run: Path, stderr: IO[bytes]) -> None:
+    """Leave no empty folder of the run itself; repeat what the twin said of what is on disk."""
     with contextlib.suppress(OSError):
         run.rmdir()
+    for line in _lines(stderr):
+        if line.startswith("analyzer: recorded"):
+            print(line, file=sys.stderr, flush=True)
 
 
 def _run(
@@ -311,10 +314,14 @@ def _words(code: int, stderr: IO[bytes]) -> tuple[str, ...]:
     """Return what is to be said of a twin that failed: its exit code and its last lines."""
     if code == 0:
         return ()
-    stderr.seek(0)
-    lines = stderr.read().decode("utf-8", "replace").splitlines()
+    lines = _lines(stderr)
     first = f"the twin without shortcuts ended with exit code {code}; it said last:"
     return (first, *[line.removeprefix("analyzer: ") for line in lines[-_LAST_LINES:]])
+
+
+def _lines(stderr: IO[bytes]) -> list[str]:
+    stderr.seek(0)
+    return stderr.read().decode("utf-8", "replace").splitlines()
 
 
 def _check_target(options: RecordOptions) -> None:

@@ -160,7 +160,8 @@ def test_a_severe_finding_fails_a_recording_that_asks_for_it(tmp_path):
     assert record(tmp_path, "--fail-on", "severe", "--steps", "3", "zoo:simple2").returncode == 0
 
 
-def test_an_interrupt_while_the_twin_is_recorded_ends_both(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_twin_is_recorded_ends_both(tmp_path, number):
     (tmp_path / "train.py").write_text(
         RESIDUAL.replace("range(12)", "range(10**9)").replace(
             "    loss = ", "    open('began', 'w').close()\n    loss = "
@@ -171,10 +172,14 @@ def test_an_interrupt_while_the_twin_is_recorded_ends_both(tmp_path):
     while not (tmp_path / "began").exists():
         time.sleep(0.05)
     time.sleep(1.0)
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1] == ""
-    assert process.returncode == -signal.SIGINT
-    assert open_run(tmp_path / "mine-plain").manifest["status"] == "interrupted"
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == -number
+    twin = open_run(tmp_path / "mine-plain")
+    assert twin.manifest["status"] == "interrupted"
+    assert f"recorded {len(twin.steps)} steps" in said
+    assert "mine-plain (interrupted" in said
+    assert len(said.splitlines()) == 1
     assert not (tmp_path / "mine").exists()
 
 

@@ -72,7 +72,7 @@ class Models:
         self.tables_changed = False
         self._capture = capture
         self._splits = splits
-        self._max_calls = options.max_calls
+        self._options, self._max_calls = options, options.max_calls
         self._on_tables = on_tables
         self._on_problem = on_problem
         self._held: list[nn.Module] = []
@@ -241,6 +241,18 @@ class Models:
         # As it is now: its module may have been moved. A further output has the number ~number.
         now = self.layers.sites[max(site.number, ~site.number)]
         return self.layers.path(now, self.layers.prefixes())
+
+    def unmatched(self) -> str | None:
+        """Return what to do where the options choose none of the layers; None where they do."""
+        names = [self.path(site) for site in self.layers.sites]
+        if not names or any(map(self._options.selects, names)):
+            return None
+        options = {"--layers": self._options.layers, "--skip-layers": self._options.skip_layers}
+        given = " and ".join(f"{name} {regex!r}" for name, regex in options.items() if regex)
+        return (
+            f"{given}: none of the {len(names)} layers is chosen, so that none is recorded; names "
+            f"are such as {in_words(names[:3])}"
+        )
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """Return the rows of the static tables."""

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from torch import Tensor, nn
@@ -229,6 +228,10 @@ class Recorder:
     def _write_tables(self) -> None:
         if self._writer is not None and not (self.resumed and self.resumed.first is None):
             self._write_static(self.training.models.tables())
+            sentence = self.training.models.unmatched()
+            if sentence and sentence not in self._problems:
+                self.note_problem(sentence)
+                self._warn(sentence)
             if self._writer.rank.is_one_of_many:
                 self._writer.update_manifest(**self.training.models.of_ranks())
             self._writer.update_manifest(**self.training.models.facts())
@@ -249,6 +252,8 @@ class Recorder:
 
     def _pass_boundary(self, step: int) -> None:
         if self._writer is not None:
+            if not step & (step - 1):  # ever more rarely
+                self._writer.update_manifest(**self.training.conditions.fields())
             self._checkpoints.pass_boundary(self.training.models.layers, step)
         if self._watch is not None and not self._is_closed:
             self._watch(step)
@@ -266,12 +271,7 @@ class Recorder:
 
     # --- end ---------------------------------------------------------------------------------
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> bool:
         stopped = isinstance(error, StopTraining)
         if error is None or stopped:
             self.close()
@@ -320,6 +320,7 @@ class Recorder:
         }
         if self.resumed is not None:
             about = self.resumed.ended(about, status, error)
+        fields = self.training.conditions.fields(is_last=True) | fields
         self._writer.close(status, error, **about, **fields)
 
     def interrupt(self, status: str, error: str | None, *, is_busy: bool) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from analyzer.options import RecordOptions
 from analyzer.probes import Measurement
 from analyzer.recording.compiled import InnerLayers
+from analyzer.recording.conditions import Conditions
 from analyzer.recording.fate import marks_of
 from analyzer.recording.hooks import Capture
 from analyzer.recording.invocation import Invocation
@@ -33,7 +34,7 @@ from analyzer.recording.steps import Guard, Steps
 from analyzer.recording.threads import TrainingThread, reaches
 from analyzer.recording.tracing import unwatch_compiled, watch_compiled
 from analyzer.recording.updates import Updates
-from analyzer.recording.watched import BACKWARD_PASSES, CLIPPING, REFERENCES
+from analyzer.recording.watched import BACKWARD_PASSES, CLIPPING, REFERENCES, GuardedUpdates
 
 __all__ = ["Training"]
 
@@ -55,6 +56,7 @@ class Training:
         adopts_optimizers: Whether tensors that only an optimizer holds are parameters, too.
 
     Attributes:
+        conditions: Under which conditions it runs.
         failure: Why the recording ended before the training; None where it did not.
     """
 
@@ -79,13 +81,16 @@ class Training:
         more = () if self._micro_batches is None else (self._micro_batches,)
         known: Callable[[Tensor], bool] = lambda x: self.models.parameters.has(x)  # noqa: E731
         is_ours = None if adopts_optimizers else known
+        self.conditions = Conditions(
+            options, lambda: self.models, lambda: self.capture.trainer.is_other()
+        )
         self.capture = Capture(
             lambda: self._begin_forward(),
             self._cannot_record,
             self.give_up,
             partial(TrainingThread, is_ours=is_ours, on_problem=on_problem),
             lambda site: options.selects(self.models.path(site)),
-            (self.splits, self.probing, *more),
+            (self.splits, self.probing, self.conditions, *more),
             lambda module: bool(self._meet_module(module)),
         )
         self.splits.gate = self.capture
@@ -114,7 +119,7 @@ class Training:
         self._begin_forward = self.guard(self.steps.begin_forward)
         self._meet_module = self.guard(self.models.meet_module)
         self._backward = _Backward(self, self._micro_batches, owns_all=adopts_optimizers)
-        self._watcher = _Guarded(self.guard, self.updates)
+        self._watcher = GuardedUpdates(self.guard, self.updates)
         self.probing.of_training = {"noise": self._training_noise}
         self.options = options
         self._on_step, self._on_boundary, self._on_problem = on_step, on_boundary, on_problem
@@ -127,7 +132,7 @@ class Training:
         REFERENCES.watch(self)
         watch_scalers(self._watcher)
         watch_compiled(self.inner)
-        self._handles = self.updates.watch(self.guard)
+        self._handles = [*self.updates.watch(self.guard), *self.conditions.watch(self.guard)]
         self.splits.prepare(0)
         self.capture.note_watchers()
 
@@ -264,17 +269,6 @@ class Training:
         self._on_problem(f"layer {self.models.path(site)}: {said(error)}")
 
 
-class _Guarded:
-    """Who is told of clipping and of gradient scalers, with the guard around it."""
-
-    def __init__(self, guard: Guard, updates: Updates) -> None:
-        self.before_clipping = guard(updates.before_clipping)
-        self.after_clipping = guard(updates.after_clipping)
-        self.unscaled = guard(updates.unscaled)
-        self.begin_scaler_step = guard(updates.begin_scaler_step)
-        self.end_scaler_step = guard(updates.end_scaler_step)
-
-
 class _Backward:
     """Passes a backward pass on: to the losses, the hooks, the joins and the parameters.
 
@@ -329,6 +323,7 @@ class _Backward:
         if capture.listening:
             capture.begin_backward(roots, keeps_graph=keeps_graph)
         losses = roots if scale is None else unscaled(roots)
+        training.conditions.begin_pass(step.index, losses)
         training.probing.begin_backward(step.index, losses)
         training.splits.begin_backward(
             step.index,
@@ -360,6 +355,7 @@ class _Backward:
         training.splits.end_backward(step.index, passed.splits, failed=failed)
         if self._micro_batches is not None:
             self._micro_batches.end_pass(training.models.parameters.trainable(), failed=failed)
+        training.conditions.end_pass()
         capture.note_watchers()
         if not failed and (used or self._is_own()):
             passed.num_backward = 1

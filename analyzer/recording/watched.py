@@ -19,6 +19,7 @@ __all__ = [
     "CLIPPING",
     "REFERENCES",
     "ClippingWatcher",
+    "GuardedUpdates",
     "Replaced",
     "is_stepping",
 ]
@@ -34,6 +35,22 @@ class ClippingWatcher(Protocol):
 
     def after_clipping(self, gradients: Sequence[Tensor]) -> None:
         """They have been."""
+
+
+class GuardedUpdates:
+    """Who is told of clipping and of gradient scalers, with a guard around it.
+
+    Args:
+        guard: Returns what may be called in place of a method.
+        updates: The `Updates`.
+    """
+
+    def __init__(self, guard: Callable[[Any], Any], updates: Any) -> None:
+        self.before_clipping = guard(updates.before_clipping)
+        self.after_clipping = guard(updates.after_clipping)
+        self.unscaled = guard(updates.unscaled)
+        self.begin_scaler_step = guard(updates.begin_scaler_step)
+        self.end_scaler_step = guard(updates.end_scaler_step)
 
 
 class Replaced(Generic[_Watcher]):

@@ -1,0 +1,296 @@
+"""Under which conditions a training runs: what explains its numbers and stands in no table.
+
+Inputs and loss of the first step, whether gradients are cleared between updates, and which
+normalization layers are in eval mode. All of it is one field of ``run.json``.
+"""
+
+import math
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from analyzer.joins.calls import keywords_of_call, tensors_in
+from analyzer.options import RecordOptions
+from analyzer.recording.fate import version_of
+from analyzer.recording.models import Models
+from analyzer.recording.plain import Transfer, UnreadableError, plain
+from analyzer.recording.steps import Guard
+
+__all__ = ["Conditions", "reduction_of"]
+
+_MOST_INPUTS = 4
+_MOST_NODES = 64
+_SAVED_REDUCTIONS = {1: "mean", 2: "sum"}
+_OF_TERMS = ("Add", "Sub", "Neg", "ToCopy", "Squeeze", "Clone", "Alias", "View", "Reshape")
+
+
+class Conditions:
+    """Notes the conditions of a training; nothing waits for a device, nothing grows with steps.
+
+    Args:
+        options: Which steps are looked at.
+        models: Returns the models of the recording.
+        is_other_thread: Whether what this thread does is not recorded.
+    """
+
+    wants_all = False
+
+    def __init__(
+        self,
+        options: RecordOptions,
+        models: Callable[[], Models],
+        is_other_thread: Callable[[], bool],
+    ) -> None:
+        self._options, self._models, self._is_other = options, models, is_other_thread
+        self._has_begun = self._in_pass = False
+        self._inputs: list[dict[str, Any]] = []
+        self._loss: dict[str, Any] = {}
+        self._numbers: list[tuple[dict[str, Any], str]] = []
+        self._waiting: list[Tensor] = []
+        self._transfer: Transfer | None = None
+        self._kept: dict[int, _Received] = {}
+        self._known: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()
+        self._clearing = {"updates": 0, "of": 0}
+        self._norms: tuple[int, list[Any]] = (0, [])
+        self._eval: dict[str, dict[str, int]] = {}
+        self._num_looks = 0
+
+    def watch(self, guard: Guard) -> list[Any]:
+        """Hook every optimizer of this process; return what removes the hooks."""
+        return [
+            register_optimizer_step_pre_hook(guard(self._before_update)),
+            register_optimizer_step_post_hook(guard(self._after_update)),
+        ]
+
+    # --- the first step ----------------------------------------------------------------------
+
+    def enter(self, module: Any, args: Any) -> None:
+        """A call of a root begins: note what it is called with."""
+        if self._has_begun or self._inputs or not torch.is_grad_enabled():
+            return
+        for tensor in tensors_in((args, keywords_of_call(module))):
+            if len(self._inputs) == _MOST_INPUTS:
+                return
+            about = {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+            self._inputs.append(about)
+            if tensor.is_floating_point() and tensor.dim() > 1 and tensor.numel():
+                try:
+                    values = plain(tensor).detach()
+                    norm = torch.linalg.vector_norm(values, dtype=torch.float32)
+                    self._await(about, "root_mean_square", norm / math.sqrt(values.numel()))
+                    self._await(about, "largest", values.abs().amax())
+                except (UnreadableError, RuntimeError, TypeError):
+                    continue  # it has no values that can be read
+
+    def leave(self, module: Any, output: Any) -> None:
+        """A call of a root has ended."""
+
+    def _await(self, about: dict[str, Any], name: str, value: Tensor) -> None:
+        """A number that may still be on a device."""
+        self._numbers.append((about, name))
+        self._waiting.append(value.float())
+
+    def _begin_first(self, roots: Sequence[Any]) -> None:
+        """The loss of the first step is complete."""
+        self._has_begun = True
+        tensors = [root for root in roots if isinstance(root, Tensor)]
+        rows = next((one["shape"][0] for one in self._inputs if one["shape"]), None)
+        self._loss["reduction"] = reduction_of(tensors, rows)
+        try:
+            for node in _terms(tensors):
+                if node.name().startswith("NllLoss") and node._saved_weight is None:
+                    self._await(self._loss, "class_entropy", _class_entropy(node))
+                    break
+        except (RuntimeError, AttributeError):
+            pass  # a stand-in of a compiler
+        if self._waiting:
+            self._transfer, self._waiting = Transfer(self._waiting), []
+
+    # --- passes and updates ------------------------------------------------------------------
+
+    def begin_pass(self, step: int, roots: Sequence[Any]) -> None:
+        """A backward pass of the training begins."""
+        self._in_pass = True
+        if not self._has_begun:
+            self._begin_first(roots)
+        for key in [key for key, received in self._kept.items() if not received.is_as_it_was()]:
+            del self._kept[key]
+        if self._options.measures_updates(step):
+            self._look_at_modes(step)
+
+    def end_pass(self) -> None:
+        """It has ended: what was kept from the last update has been added to."""
+        self._in_pass = False
+        for received in self._kept.values():
+            received.add_pass()
+
+    def _look_at_modes(self, step: int) -> None:
+        """Note the layers that normalize by running statistics though their weights are trained."""
+        models = self._models()
+        sites = models.layers.sites
+        if self._norms[0] != len(sites):
+            found = [site for site in sites if isinstance(site.module(), _NormBase)]
+            self._norms = len(sites), found
+        self._num_looks += 1
+        for site in self._norms[1]:
+            module = site.module()
+            if module is None or module.training or module.running_mean is None:
+                continue
+            if module.weight is None or module.weight.requires_grad:
+                seen = self._eval.setdefault(models.path(site), {"steps": 0, "first_step": step})
+                seen["steps"] += 1
+                seen["last_step"] = step
+
+    def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._concerns(optimizer):
+            return
+        received = self._kept.get(id(optimizer))
+        if received is not None and not received.num_passes:
+            return  # a second update with the same gradients
+        self._clearing["of"] += 1
+        self._clearing["updates"] += received is not None
+
+    def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._concerns(optimizer):
+            self._kept.pop(id(optimizer), None)
+            received = _Received.of(optimizer, is_in_pass=self._in_pass)
+            if received is not None:
+                self._kept[id(optimizer)] = received
+
+    def _concerns(self, optimizer: Optimizer) -> bool:
+        """Whether an optimizer holds parameters of the recording."""
+        if self._is_other():
+            return False
+        if optimizer not in self._known:
+            number = self._models().parameters.number
+            held = (p for group in optimizer.param_groups for p in group["params"])
+            if not any(number(parameter) is not None for parameter in held):
+                return False
+            self._known[optimizer] = True
+            self._kept.pop(id(optimizer), None)  # that of one that is gone
+        return True
+
+    # --- what is known -----------------------------------------------------------------------
+
+    def fields(self, *, is_last: bool = False) -> dict[str, Any]:
+        """Return what ``run.json`` says, as far as it is known; at last it waits for devices."""
+        if self._transfer is not None and (is_last or self._transfer.is_done()):
+            for (about, name), values in zip(self._numbers, self._transfer.arrays(), strict=True):
+                value = float(values[0])
+                about[name] = value if math.isfinite(value) else None
+            self._transfer = None
+        parameters = self._models().parameters
+        optimized = parameters.optimized
+        left_out = [n for n, _ in parameters.trainable() if n not in optimized] if optimized else []
+        conditions = {
+            "inputs": [dict(one) for one in self._inputs],
+            "loss": dict(self._loss),
+            "gradients_kept": dict(self._clearing),
+            "eval_mode": {
+                "looks": self._num_looks,
+                "layers": {name: dict(seen) for name, seen in self._eval.items()},
+            },
+            "without_optimizer": left_out,
+        }
+        return {"conditions": conditions}
+
+
+class _Received:
+    """The gradient of one parameter as an optimizer received it: whether it was cleared since."""
+
+    def __init__(self, parameter: Tensor, *, is_in_pass: bool) -> None:
+        self._parameter = weakref.ref(parameter)
+        self._mark = self._marked()
+        self._skips_pass = is_in_pass
+        self.num_passes = 0
+
+    @classmethod
+    def of(cls, optimizer: Optimizer, *, is_in_pass: bool) -> "_Received | None":
+        """Return that of the first parameter with a gradient; None where none has one."""
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    return cls(parameter, is_in_pass=is_in_pass)
+        return None
+
+    def _marked(self) -> tuple[int, int] | None:
+        """Which tensor the gradient is, and how often it was written to."""
+        parameter = self._parameter()
+        gradient = None if parameter is None else parameter.grad
+        return None if gradient is None else (id(gradient), version_of(gradient))
+
+    def is_as_it_was(self) -> bool:
+        """Whether nothing has been written to the gradient since it was last looked at."""
+        return self._mark is not None and self._mark == self._marked()
+
+    def add_pass(self) -> None:
+        """A backward pass has added to it, unless the optimizer stepped inside of that pass."""
+        if self._skips_pass:
+            self._skips_pass = False
+            return
+        self.num_passes += 1
+        self._mark = self._marked()
+
+
+def _terms(roots: Sequence[Tensor]) -> list[Any]:
+    """The nodes that make the terms of a loss, behind sums and signs."""
+    found: list[Any] = []
+    stack: list[Any] = [root.grad_fn for root in roots]
+    for _ in range(_MOST_NODES):
+        if not stack:
+            return found
+        node = stack.pop()
+        if node is None:
+            continue
+        if node.name().startswith(_OF_TERMS):
+            stack += [following for following, _ in node.next_functions]
+        else:
+            found.append(node)
+    return found
+
+
+def reduction_of(roots: Sequence[Tensor], num_samples: int | None) -> str | None:
+    """Return how a loss comes from the losses of its samples: ``mean`` or ``sum``.
+
+    Args:
+        roots: The loss, or several that are added.
+        num_samples: Samples in the batch, where that is known: a sum over something else, such as
+            the squares of the weights, is none over samples.
+
+    Returns:
+        None where its terms differ, or it cannot be seen, as in a sum that is divided or scaled.
+    """
+    found = set()
+    for node in _terms(roots):
+        name = node.name()
+        saved = _SAVED_REDUCTIONS.get(getattr(node, "_saved_reduction", 0))
+        if saved is not None:
+            found.add(saved)
+        elif name.startswith("Mean"):
+            found.add("mean")
+        elif name.startswith("Sum"):
+            sizes = getattr(node, "_saved_self_sym_sizes", ())
+            if num_samples is None or num_samples in sizes:
+                found.add("sum")
+        elif name != "struct torch::autograd::AccumulateGrad":
+            found.add("other")
+    return found.pop() if len(found) == 1 and found <= {"mean", "sum"} else None
+
+
+def _class_entropy(node: Any) -> Tensor:
+    """``−Σ p ln p`` in nats, of the shares p of the classes among the targets; on their device."""
+    target, classes = node._saved_target.reshape(-1), node._saved_self.shape[1]
+    counted = (target != node._saved_ignore_index).float()
+    counts = torch.zeros(classes, device=target.device)
+    counts.index_add_(0, target.clamp(0, classes - 1), counted)
+    shares = counts / counts.sum()
+    return -(shares * shares.clamp_min(torch.finfo(torch.float32).tiny).log()).sum()

@@ -1,9 +1,8 @@
 """Measurements on a live model, as data frames.
 
-Nothing of the model changes: weights, buffers, modes, ``.grad``, hooks and the random state stay as
-they are. ``inputs`` are one argument of the model, a tuple of several, or a dict of keywords. What
-is no model, lacks arguments, mixes samples where each counts by itself, or has no join where joins
-are asked for, is refused with an ``AnalyzerError``.
+Nothing of the model changes: weights, buffers, modes, ``.grad``, hooks and the random state stay.
+``inputs`` are one argument, a tuple of several, or a dict of keywords. What is no model, lacks
+arguments, mixes samples where each counts by itself, or has no join, is refused: AnalyzerError.
 """
 
 import json
@@ -16,7 +15,9 @@ from torch import Tensor, nn
 
 from analyzer.joins.backward import splits_of_model
 from analyzer.joins.find import expect_joins
+from analyzer.joins.model_state import unwrapped
 from analyzer.probes import HeldBatch, attribution, curvature, jacobian, lesion, noise, shattering
+from analyzer.probes.activations import evaluating
 from analyzer.probes.curvature import sharpness
 from analyzer.probes.paths import path_lengths
 
@@ -81,8 +82,8 @@ def gradient_correlation(model: nn.Module, inputs: Any) -> pd.DataFrame:
         Balduzzi et al. (2017), The shattered gradients problem, sections 2 and 3.
     """
     found = shattering.correlation_of_samples(model, inputs)
-    frame = pd.DataFrame({"name": found.names, "correlation": found.values})
-    frame.insert(0, "layer", pd.RangeIndex(len(frame)).astype("int32"))
+    columns = {"layer": range(len(found.names)), "name": found.names, "correlation": found.values}
+    frame = pd.DataFrame(columns).astype({"layer": "int32"})
     frame.attrs.update(shattering.metadata(found))
     return frame
 
@@ -125,7 +126,8 @@ def path_spectrum(
     is the sum of its operands, padded with zeros.
 
     Args:
-        model: Any eager model, evaluated in eval mode, its frozen parts with gradient.
+        model: Any eager model, without dropout, frozen parts with gradient; batch norms in
+            training mode have the statistics of the batch, as constants.
         inputs: A batch; a tuple for several arguments, a dict for keyword arguments.
         targets: What ``loss`` compares the output with.
         loss: ``loss(output, target)``, the mean over the batch.
@@ -146,18 +148,17 @@ def path_spectrum(
         Veit et al. (2016), Residual networks behave like ensembles of relatively shallow networks.
     """
     spectrum = path_lengths(HeldBatch(model, inputs, targets, loss), batch_dim)
-    num_lengths = len(spectrum.num_paths)
-    expect_joins(model, num_lengths - 1)
+    expect_joins(model, len(spectrum.lengths) - 1)
     frame = pd.DataFrame(
         {
             "length": pd.Series(spectrum.lengths, dtype="int32"),
             "num_paths": [float(number) for number in spectrum.num_paths],
             "gradient_norm": spectrum.gradient_norms,
-            "share": spectrum.shares or [math.nan] * num_lengths,
+            "share": spectrum.shares or [math.nan] * len(spectrum.lengths),
         }
     )
-    frame.attrs["effective_path_length"] = spectrum.effective_path_length
-    frame.attrs |= spectrum.streams.notes()
+    length = spectrum.effective_path_length
+    frame.attrs |= {"effective_path_length": length, **spectrum.streams.notes()}
     return frame
 
 
@@ -187,9 +188,8 @@ def jacobian_spectrum(model: nn.Module, inputs: Any, k: int = 10) -> pd.DataFram
         neural networks; Pennington et al. (2017), Resurrecting the sigmoid.
     """
     found = jacobian.jacobian_spectrum(model, inputs, k)
-    frame = pd.DataFrame({"name": found.names, "rank_order": found.orders})
-    frame["rank_order"] = frame["rank_order"].astype("int32")
-    frame["singular_value"] = found.values
+    columns = {"name": found.names, "rank_order": found.orders, "singular_value": found.values}
+    frame = pd.DataFrame(columns).astype({"rank_order": "int32", "singular_value": "float64"})
     frame.attrs.update(jacobian.metadata(found))
     return frame
 
@@ -316,10 +316,11 @@ def lesion_study(
         Veit et al. (2016), Residual networks behave like ensembles of relatively shallow networks,
         sections 4.1 and 4.3.
     """
-    found = lesion.measure(HeldBatch(model, inputs, targets, loss))
+    with evaluating(unwrapped(model)):
+        found = lesion.measure(HeldBatch(model, inputs, targets, loss))
     expect_joins(model, len(found.columns["join"]))
-    frame = pd.DataFrame(dict(found.columns)).astype(dict.fromkeys(found.columns, "float64"))
-    frame["join"] = frame["join"].astype("int32")
+    types = dict.fromkeys(found.columns, "float64") | {"join": "int32"}
+    frame = pd.DataFrame(dict(found.columns)).astype(types)
     for name in ("loss", "accuracy", "permutations"):
         frame.attrs[name] = json.loads(found.metadata[name])
     return frame
@@ -393,8 +394,8 @@ def layer_attribution(
         Dhamdhere et al. (2018), How important is a neuron; Kokhlikyan et al. (2020), Captum.
     """
     found = attribution.layer_attribution(model, inputs, target, method, num_steps=num_steps)
-    frame = pd.DataFrame({"name": found.names, "method": found.method})
-    frame.insert(0, "layer", pd.RangeIndex(len(frame)).astype("int32"))
+    columns = {"layer": range(len(found.names)), "name": found.names, "method": found.method}
+    frame = pd.DataFrame(columns).astype({"layer": "int32"})
     frame["attribution"], frame["share"] = found.values, found.shares
     frame.attrs.update(attribution.metadata(found))
     return frame

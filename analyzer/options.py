@@ -210,14 +210,14 @@ class RecordOptions:
         10, "Measure updates at every N-th recorded step.", RECORDER, "N", _count
     )
     checkpoint_every: int | None = _option(
-        None, "Save the weights every N steps. Default: first and last step.", RECORDER, "N", _count
+        None, "Save the weights every N steps. Default: the first and final.", RECORDER, "N", _count
     )
     stop_after: int | None = _option(
         None, "End the training after N steps, with exit code 0.", RECORDER, "N", _count
     )
     probe: tuple[str, ...] = _option(
         (),
-        "A heavier measurement at the first, every EVERY-th and the last step; repeatable.",
+        "A heavier measurement before the first and each EVERY-th step and at the end; repeatable.",
         RECORDER,
         "NAME[:EVERY]",
         _matching(
@@ -373,7 +373,7 @@ class RecordOptions:
         return self.records(step) and (step // self.every) % self.splits_every == 0
 
     def saves_weights(self, step: int) -> bool:
-        """Whether the weights after a step are saved; those after the last one always are."""
+        """Whether the weights before a step are saved; those after the last one always are."""
         if self.checkpoint_every is None:
             return step == 0
         return step % self.checkpoint_every == 0

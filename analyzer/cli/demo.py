@@ -31,7 +31,7 @@ def demo(
             "--probe",
             metavar="NAME[:EVERY]",
             help="Probes of both nets; may be given several times. Default: all of them, at the "
-            "first and the last step.",
+            "first and the final weights.",
         ),
     ] = None,
     no_probes: Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,6 @@ class Rerun:
         edits: Sequence[Edit] = (),
         call: Callable[..., Any] | None = None,
         *,
-        beneath: AbstractContextManager[Any] | None = None,
         with_grad: bool = False,
     ) -> Any:
         """Return what the model, or `call` in its place, gives for the arguments.
@@ -70,14 +69,13 @@ class Rerun:
         Args:
             edits: What is done to the operands of joins.
             call: Called in place of the model.
-            beneath: A mode that sees the functions after they were edited.
             with_grad: Whether the pass keeps a graph.
         """
         with torch.set_grad_enabled(with_grad), self._unobserved():
             positional, named = arguments_copied(self._args, self._kwargs)
             self._states.restore()
             mode = EditingMode([*self._outer, *edits], self._operands_of)
-            with beneath or nullcontext(), mode:
+            with mode:
                 return (call or self.model)(*positional, **named)
 
     def _unobserved(self) -> AbstractContextManager[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,14 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C import _current_graph_task_id
+from torch.nn.functional import batch_norm
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._pytree import tree_map
 
 from analyzer.errors import AnalyzerError
 from analyzer.joins.calls import clean_path, is_layer, numbered_call, tensors_in
-from analyzer.joins.model_state import cloned, preserve_state
+from analyzer.joins.find import call_arguments
+from analyzer.joins.model_state import (
+    arguments_copied,
+    cloned,
+    preserve_state,
+    unobserved,
+    unwrapped,
+)
+from analyzer.joins.trace import FunctionMode
 
 __all__ = [
     "LayerOutput",
+    "as_it_trains",
     "evaluating",
     "expect_samples_apart",
     "layer_outputs",
@@ -101,6 +113,125 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """
     with torch.inference_mode(False), preserve_state(model, in_eval=True):
         yield
+
+
+@contextmanager
+def as_it_trains(
+    model: nn.Module, inputs: Any, *, is_always: bool = False
+) -> Iterator[dict[str, str]]:
+    """Let a model compute what it computes in training, without dropout; yield notes that say so.
+
+    All modules are in eval mode. A batch norm that is in training mode has the statistics that the
+    inputs have there in the network as it is (mean and biased variance, as in training), held
+    constant, so that samples do not see each other. One in eval mode keeps its running statistics,
+    as a frozen one does in training: a model in eval mode is seen as it is evaluated, unless it
+    ``is_always`` to be seen as it trains. Buffers, modes and the random state are put back.
+    """
+    model = unwrapped(model)
+    is_trained = model.training or is_always
+    everywhere = is_always and not model.training
+    trained = [module for module in model.modules() if module.training or everywhere]
+    noted = {"mode": "train" if is_trained else "eval", "batch_norms_held_fixed": "0"}
+    with evaluating(model), ExitStack() as stack:
+        for module in trained:
+            # Each sample has its own statistics there, whatever the mode of the others.
+            module.training = isinstance(module, _InstanceNorm)
+        if any(module._buffers for module in trained):
+            held = _statistics_of_batch(model, inputs, trained)
+            for norm, statistics in held.values():
+                _hold(norm, statistics, stack)
+            noted["batch_norms_held_fixed"] = str(len(held))
+        yield noted
+
+
+_Statistics = dict[str, list[Tensor]]
+
+
+class _BatchStatistics(FunctionMode):
+    """Batch norms of some modules with the statistics of what they are given, which are kept.
+
+    Attributes:
+        held: By module, for each of its two buffers the statistics at each of its calls.
+    """
+
+    def __init__(self, trained: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.held: dict[int, tuple[nn.Module, _Statistics]] = {}
+        self._owners = {
+            id(buffer): (module, name)
+            for module in trained
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        }
+
+    def call(
+        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Call the function, a batch norm of these modules with the statistics of its input."""
+        return self._norm(*args, **kwargs) if func is batch_norm else func(*args, **kwargs)
+
+    def _norm(
+        self,
+        x: Tensor,
+        mean: Tensor | None,
+        var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        owner = self._owners.get(id(mean))
+        if owner is None or mean is None or var is None:
+            return batch_norm(x, mean, var, weight, bias, training, momentum, eps)
+        wide = x.detach().float() if x.dtype.itemsize < 4 else x.detach()
+        found = torch.var_mean(wide, [axis for axis in range(x.dim()) if axis != 1], correction=0)
+        statistics = self.held.setdefault(id(owner[0]), (owner[0], {}))[1]
+        for (_, name), value in zip((self._owners[id(var)], owner), found, strict=True):
+            statistics.setdefault(name, []).append(value.to(mean.dtype))
+        return batch_norm(x, found[1].to(mean), found[0].to(var), weight, bias, False, 0.0, eps)
+
+
+def _statistics_of_batch(
+    model: nn.Module, inputs: Any, trained: Sequence[nn.Module]
+) -> dict[int, tuple[nn.Module, _Statistics]]:
+    """Run the model once; return the statistics of its input at each batch norm that trains."""
+    with torch.no_grad(), unobserved(model):
+        for norm in trained:
+            if isinstance(norm, _BatchNorm) and norm.running_mean is None:
+                like = next(model.parameters(), torch.empty(0))
+                for name in ("running_mean", "running_var"):
+                    norm._buffers[name] = like.new_ones(norm.num_features)
+        mode = _BatchStatistics(trained)
+        args, kwargs = arguments_copied(*call_arguments(inputs))
+        with mode:
+            model(*args, **kwargs)
+    return mode.held
+
+
+def _hold(norm: nn.Module, statistics: _Statistics, stack: ExitStack) -> None:
+    """Let a norm use these statistics; one with several calls at each of them its own."""
+    for name, values in statistics.items():
+        norm._buffers[name] = values[0]
+    num_calls = max(map(len, statistics.values()))
+    if num_calls == 1:
+        return
+    forward, count = norm.forward, 0
+
+    def held(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        for name, values in statistics.items():
+            norm._buffers[name] = values[count % len(values)]
+        count += 1
+        return forward(*args, **kwargs)
+
+    before = vars(norm).get("forward")
+    vars(norm)["forward"] = held
+
+    def put_back() -> None:
+        vars(norm).pop("forward") if before is None else vars(norm).update(forward=before)
+
+    stack.callback(put_back)
 
 
 def norm_over_batch(model: nn.Module) -> str | None:

@@ -15,7 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from analyzer.joins.model_state import unwrapped
-from analyzer.probes.activations import LayerOutput, evaluating, layer_outputs, samples_between
+from analyzer.probes.activations import (
+    LayerOutput,
+    as_it_trains,
+    evaluating,
+    layer_outputs,
+    samples_between,
+)
 from analyzer.probes.batch import HeldBatch, Measurement
 from analyzer.probes.conductance import PathSums, path_sums
 from analyzer.probes.input_path import InputPath, Target, chosen_target, flattened, input_path
@@ -154,9 +160,13 @@ def measure(batch: HeldBatch) -> Measurement:
     and the convergence deltas of the others. Integrated gradients, which take a pass a layer, are
     left out for networks of more than 128 layers.
     """
+    with as_it_trains(batch.model, batch.inputs) as notes:
+        return _measured(batch, notes)
+
+
+def _measured(batch: HeldBatch, notes: dict[str, str]) -> Measurement:
     model = unwrapped(batch.model)
-    with evaluating(model):
-        size = input_path(model, batch.inputs).size
+    size = input_path(model, batch.inputs).size
     inputs = samples_between(batch.inputs, 0, _HELD_SAMPLES, size)
     labels = batch.labels
     is_class = labels is not None and labels.dim() == 1 and len(labels) == size
@@ -174,7 +184,7 @@ def measure(batch: HeldBatch) -> Measurement:
     }
     others = {o.method: {"refused": o.refused, "convergence_delta": o.deltas} for o in found[1:]}
     said = "label" if target is not None else found[0].target
-    noted = {"target": said, "by_method": json.dumps(others)}
+    noted = {**notes, "target": said, "by_method": json.dumps(others)}
     return Measurement(columns, metadata(found[0]) | noted)
 
 

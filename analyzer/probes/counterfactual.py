@@ -9,72 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import batch_norm
-from torch.nn.modules.batchnorm import _NormBase
 
 from analyzer.joins.backward import node_of_loss
 from analyzer.joins.edits import Edit, ScaledShortcuts
 from analyzer.joins.find import call_arguments, expect_joins
 from analyzer.joins.products import norm_of
 from analyzer.joins.rerun import MatchedBranches, MeasuredJoins, Rerun
-from analyzer.joins.trace import FunctionMode
-from analyzer.probes.activations import LayerOutput, layer_outputs
+from analyzer.probes.activations import LayerOutput, as_it_trains, layer_outputs
 from analyzer.probes.batch import HeldBatch, Measurement
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["HeldNorms", "counterfactual", "measure"]
+__all__ = ["counterfactual", "measure"]
 
 _VARIANTS = ((1.0, False), (0.5, False), (0.0, False), (0.0, True))
-
-
-class HeldNorms(FunctionMode):
-    """Batch norms with the statistics of one batch, those of the first pass, as constants.
-
-    `rewind` before each further pass. A norm in eval mode in a model that trains (one that is
-    frozen) keeps its running statistics.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        norms = [module for module in model.modules() if isinstance(module, _NormBase)]
-        frozen = [norm for norm in norms if model.training and not norm.training]
-        self._frozen = {id(norm.weight) for norm in frozen if norm.weight is not None}
-        self.held: list[tuple[Tensor, Tensor]] = []
-        self._place = 0
-
-    def rewind(self) -> None:
-        """Begin another pass over the same norms."""
-        self._place = 0
-
-    def call(
-        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Call the function, a batch norm with what it had in the first pass."""
-        return self._norm(*args, **kwargs) if func is batch_norm else func(*args, **kwargs)
-
-    def _norm(
-        self,
-        x: Tensor,
-        mean: Tensor | None,
-        var: Tensor | None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        if id(weight) in self._frozen:
-            return batch_norm(x, mean, var, weight, bias, training, momentum, eps)
-        if self._place == len(self.held):
-            axes = [axis for axis in range(x.dim()) if axis != 1]
-            like = x if weight is None else weight
-            found = torch.var_mean(x.detach().float(), axes, correction=0)
-            self.held.append((found[1].to(like.dtype), found[0].to(like.dtype)))
-        mean, var = self.held[self._place]
-        self._place += 1
-        return batch_norm(x, mean, var, weight, bias, False, momentum, eps)
 
 
 def measure(batch: HeldBatch) -> Measurement:
@@ -83,10 +32,15 @@ def measure(batch: HeldBatch) -> Measurement:
     See `counterfactual`. In the metadata are ``losses`` of the four, in their order, and
     ``not_rescaled``: names of the joins whose branch could not be given the scale of the join.
     """
+    with as_it_trains(batch.model, batch.inputs, is_always=True) as notes:
+        return _measured(batch, notes)
+
+
+def _measured(batch: HeldBatch, notes: dict[str, str]) -> Measurement:
     args, kwargs = call_arguments(batch.inputs)
     rerun = Rerun(batch.model, args, kwargs, in_eval=True)
     expect_joins(rerun.model, len(rerun.joins))
-    norms, measured = HeldNorms(rerun.model), MeasuredJoins()
+    measured = MeasuredJoins()
     columns: dict[str, list[Any]] = {
         key: [] for key in ("layer", "name", "skip_scale", "rescaled", "output_gradient_norm")
     }
@@ -96,8 +50,7 @@ def measure(batch: HeldBatch) -> Measurement:
         if rescaled:
             matched = MatchedBranches(measured.deviations)
             edits.append(matched)
-        norms.rewind()
-        loss, found = _gradients(rerun, edits, norms, batch)
+        loss, found = _gradients(rerun, edits, batch)
         losses.append(loss)
         columns["layer"] += range(len(found))
         columns["name"] += found
@@ -106,16 +59,12 @@ def measure(batch: HeldBatch) -> Measurement:
         columns["output_gradient_norm"] += found.values()
     factors = matched.factors
     failed = [join.name for join in rerun.joins if math.isnan(factors.get(join.index, math.nan))]
-    notes = {
-        "mode": "eval, batch norm with the statistics of the batch as constants",
-        "losses": json.dumps(losses),
-        "not_rescaled": json.dumps(failed),
-    }
-    return Measurement(columns, notes)
+    more = {"losses": json.dumps(losses), "not_rescaled": json.dumps(failed)}
+    return Measurement(columns, notes | more)
 
 
 def _gradients(
-    rerun: Rerun, edits: list[Edit], norms: HeldNorms, batch: HeldBatch
+    rerun: Rerun, edits: list[Edit], batch: HeldBatch
 ) -> tuple[float, Mapping[str, float | None]]:
     """Return the loss of one pass and the norms of the gradients at its layers, by their names."""
 
@@ -124,7 +73,7 @@ def _gradients(
             return rerun.model(*args, **kwargs), layers
 
     with torch.inference_mode(False), torch.enable_grad():
-        output, layers = rerun.run(edits, call, beneath=norms, with_grad=True)
+        output, layers = rerun.run(edits, call, with_grad=True)
         loss = batch.loss(output, batch.targets)
         node_of_loss(loss)
         seen = [layer for layer in layers if layer.edge is not None]

@@ -97,15 +97,17 @@ def hessian_spectrum(
     num_vectors: int = 8,
     num_steps: int = 24,
     seed: int = 0,
+    as_trained: bool = False,
 ) -> HessianSpectrum:
     """Return the k largest eigenpairs of the Hessian, its density and its trace.
 
     See `analyzer.hessian_spectrum`; all eigenpairs where there are fewer parameters than k.
+    ``as_trained``: batch norms in training mode stay in it.
     """
     for name, count in (("k", k), ("num_vectors", num_vectors), ("num_steps", num_steps)):
         if count < 1:
             raise ValueError(f"{name} is {count}; expected at least 1")
-    with hessian_of(model, batches, loss) as hessian:
+    with hessian_of(model, batches, loss, as_trained=as_trained) as hessian:
         k = min(k, hessian.size)
         pairs = _ends(hessian, k, 1, _TOLERANCE, seed)
         density = quadrature(
@@ -127,27 +129,28 @@ def hessian_spectrum(
 
 
 def measure(batch: HeldBatch) -> Measurement:
-    """Measure the curvature of the loss on a held batch, in eval mode."""
+    """Measure the curvature of the loss on a held batch, without dropout."""
     found = hessian_spectrum(
         batch.model,
         [(batch.inputs, batch.targets)],
         batch.loss,
         num_vectors=_HELD_VECTORS,
         num_steps=_HELD_STEPS,
+        as_trained=True,
     )
     quantities = found.quantities()
     columns: dict[str, Sequence[Any]] = {
         "quantity": list(quantities),
         "value": list(quantities.values()),
     }
-    return Measurement(columns, metadata(found))
+    mode = {"mode": "train" if batch.model.training else "eval"}
+    return Measurement(columns, metadata(found) | mode)
 
 
 def metadata(found: HessianSpectrum) -> dict[str, str]:
     """Return what must be known to read a spectrum, and its density, as text."""
     density = {"nodes": found.density.nodes, "weights": found.density.weights}
     return {
-        "mode": "eval",
         "num_parameters": str(found.num_parameters),
         "num_samples": str(found.num_samples),
         "eigenvalue_errors": json.dumps(found.errors),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _NormBase
 
 from analyzer.errors import AnalyzerError
 from analyzer.joins.graph import Walk
@@ -54,16 +55,24 @@ Pairs = list[tuple[Tensor, Tensor]]
 
 @contextmanager
 def hessian_of(
-    model: nn.Module, batches: Iterable[tuple[Any, Any]], loss: Loss
+    model: nn.Module, batches: Iterable[tuple[Any, Any]], loss: Loss, *, as_trained: bool = False
 ) -> Iterator[Hessian]:
     """Give the Hessian of the mean loss over some batches, in eval mode, weighted by batch size.
+
+    ``as_trained`` leaves batch norms that train in that mode: they normalize by each batch, and
+    their statistics follow the weights, since it is along this loss that a step moves. With the
+    statistics held constant the Hessian is another one: nothing would undo the length of weights.
 
     Raises:
         ValueError: If there is no batch, no such parameter, or the loss is not one number.
         AnalyzerError: If an operation has no second derivative.
     """
     model = unwrapped(model)
+    norms = [part for part in model.modules() if isinstance(part, _NormBase) and part.training]
+    norms = norms if as_trained else []
     with evaluating(model), torch.enable_grad():
+        for norm in norms:
+            norm.training = True
         yield Hessian(model, held(batches), loss)
 
 

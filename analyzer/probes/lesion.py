@@ -16,6 +16,7 @@ from analyzer.joins.edits import Edit, JoinOperands
 from analyzer.joins.find import call_arguments
 from analyzer.joins.rerun import Rerun
 from analyzer.joins.search import Join
+from analyzer.probes.activations import as_it_trains
 from analyzer.probes.batch import HeldBatch, Measurement
 
 __all__ = ["measure"]
@@ -48,6 +49,11 @@ def measure(batch: HeldBatch) -> Measurement:
     metadata are ``loss`` and ``accuracy`` of the whole network, and ``permutations``: JSON, one
     object for each two neighboring blocks of one shape that were swapped.
     """
+    with as_it_trains(batch.model, batch.inputs) as notes:
+        return _measured(batch, notes)
+
+
+def _measured(batch: HeldBatch, notes: dict[str, str]) -> Measurement:
     args, kwargs = call_arguments(batch.inputs)
     rerun = Rerun(batch.model, args, kwargs, in_eval=True)
     whole = _score_of(rerun.run(), batch)
@@ -65,7 +71,7 @@ def measure(batch: HeldBatch) -> Measurement:
         for blocks, score in _swap_scores(rerun, batch)
     ]
     metadata = {
-        "mode": "eval",
+        **notes,
         "loss": json.dumps(whole.loss),
         "accuracy": json.dumps(whole.accuracy),
         "permutations": json.dumps(swaps),

@@ -16,6 +16,7 @@ from analyzer.errors import AnalyzerError
 from analyzer.joins.calls import tensors_in
 from analyzer.joins.model_state import cloned, unwrapped
 from analyzer.probes.activations import (
+    as_it_trains,
     evaluating,
     expect_samples_apart,
     norm_over_batch,
@@ -175,10 +176,11 @@ def gradient_noise(
 
 
 def measure(batch: HeldBatch) -> Measurement:
-    """Measure the gradient noise from a split of a held batch, in eval mode."""
+    """Measure the gradient noise from a split of a held batch."""
     pairs = [(batch.inputs, batch.targets)]
-    found = gradient_noise(batch.model, pairs, batch.loss, num_pieces=_HELD_PIECES)
-    return noise_table(found, {"source": "split of the held batch", "mode": "eval"})
+    with as_it_trains(batch.model, batch.inputs) as notes:
+        found = gradient_noise(batch.model, pairs, batch.loss, num_pieces=_HELD_PIECES)
+    return noise_table(found, {"source": "split of the held batch", **notes})
 
 
 def noise_table(found: GradientNoise, notes: Mapping[str, str]) -> Measurement:

@@ -16,6 +16,7 @@ from torch.autograd.graph import GradientEdge
 
 from analyzer.joins.model_state import unwrapped
 from analyzer.joins.plan import JoinSite
+from analyzer.probes.activations import as_it_trains
 from analyzer.probes.batch import HeldBatch, Measurement
 from analyzer.probes.path_graph import (
     Crossing,
@@ -94,6 +95,7 @@ class Spectrum:
         sum_error: ‖Σ_k G_k − G‖ / ‖G‖ with the gradient G of a plain backward pass.
         streams: How the shortcuts carry and mix residual streams.
         num_joins: How many joins were crossed.
+        mode: In which mode the model was, as metadata.
     """
 
     num_paths: list[int]
@@ -104,6 +106,7 @@ class Spectrum:
     sum_error: float
     streams: Streams
     num_joins: int
+    mode: dict[str, str]
 
     @property
     def lengths(self) -> range:
@@ -133,7 +136,7 @@ def measure(batch: HeldBatch) -> Measurement:
             "num_samples": str(spectrum.num_samples),
             "gradient_of": spectrum.destination,
             "sum_error": repr(spectrum.sum_error),
-            "mode": "eval",
+            **spectrum.mode,
         },
     )
 
@@ -142,15 +145,15 @@ def path_lengths(batch: HeldBatch, batch_dim: int = 0) -> Spectrum:
     """Return the gradient at the fork of the first join, by the branches that it crossed.
 
     See `analyzer.path_spectrum`. ``G_k[i]`` is of sample i's own loss, samples along ``batch_dim``
-    of inputs and outputs. Eval mode, so that norms use running statistics and nothing is dropped;
-    all parts get a gradient, frozen ones too.
+    of inputs and outputs. Nothing is dropped; batch norms that train have the statistics of the
+    batch as constants, others their running ones. All parts get a gradient, frozen ones too.
 
     Raises:
         PathsError: If the model mixes samples or has another batch axis; if joins cannot be seen;
             if the fork of the first join has no gradient; if the loss is not one number.
     """
     model = unwrapped(batch.model)
-    with evaluating_with_gradients(model):
+    with as_it_trains(model, batch.inputs) as mode, evaluating_with_gradients(model):
         run = evaluate(model, batch.inputs, batch.targets, batch.loss)
         num_samples = batch_size(run.inputs, run.outputs, batch_dim)
         inputs = with_batch_axis(run.input_edges, num_samples, batch_dim)
@@ -172,15 +175,14 @@ def path_lengths(batch: HeldBatch, batch_dim: int = 0) -> Spectrum:
         sum_error=sums.error(),
         streams=streams,
         num_joins=len(run.sites),
+        mode=mode,
     )
 
 
 def effective_path_length(lengths: Iterable[float], norms: Iterable[float]) -> float:
     """Return the mean length of a path, weighted by the gradient that paths of its length carry.
 
-    ``Σ k‖G_k‖ / Σ ‖G_k‖`` in joins. Far below the number of joins in deep residual networks: the
-    gradient is carried by short paths, although most paths are long. NaN where no gradient arrives,
-    or a norm is NaN or infinite.
+    ``Σ k‖G_k‖ / Σ ‖G_k‖`` in joins; NaN where no gradient arrives, or a norm is NaN or infinite.
 
     Reference:
         Veit et al. (2016), section 4.3.
@@ -190,8 +192,8 @@ def effective_path_length(lengths: Iterable[float], norms: Iterable[float]) -> f
     largest = max((norm for _, norm in pairs), default=0.0)
     if largest == 0 or not all(math.isfinite(norm) for _, norm in pairs):
         return math.nan
-    weights = [norm / largest for _, norm in pairs]
-    return math.fsum(k * w for (k, _), w in zip(pairs, weights, strict=True)) / math.fsum(weights)
+    weighted = math.fsum(length * (norm / largest) for length, norm in pairs)
+    return weighted / math.fsum(norm / largest for _, norm in pairs)
 
 
 class _Sums:
@@ -245,11 +247,12 @@ class _Sums:
 
     def _rows(self, parts: Sequence[Tensor | None]) -> Tensor:
         """Return all parts together, one row a sample, in float64."""
+        count = self._num_samples
         found = [
-            wide(rows(part, layout, self._num_samples))
-            if part is not None
-            else torch.zeros(self._num_samples, width, dtype=torch.float64)
-            for part, layout, width in zip(parts, self._layouts, self._widths, strict=True)
+            torch.zeros(count, w, dtype=torch.float64)
+            if p is None
+            else wide(rows(p, layout, count))
+            for p, layout, w in zip(parts, self._layouts, self._widths, strict=True)
         ]
         return torch.cat([part.to(found[0].device) for part in found], 1)
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
-from torch.nn.modules.batchnorm import _NormBase
 
 from analyzer.joins.find import call_arguments, output_nodes, watched_forward
 from analyzer.joins.model_state import cloned, preserve_state, unwrapped
 from analyzer.joins.plan import joins_in_graph
 from analyzer.probes.activations import (
     LayerOutput,
+    as_it_trains,
     layer_outputs,
     main_output,
     mixes_samples,
@@ -31,7 +30,6 @@ __all__ = [
     "Correlations",
     "autocorrelation",
     "correlation_of_samples",
-    "fixed_statistics",
     "gradient_autocorrelation",
     "gradient_correlation",
     "gradient_on_line",
@@ -154,38 +152,15 @@ def measure(batch: HeldBatch) -> Measurement:
     Through statistics that follow the inputs the rows of one batch add to zero, whatever the net:
     all correlations would be about −1/(n − 1).
     """
-    with fixed_statistics(batch.model, batch.inputs) as num_fixed:
+    with as_it_trains(batch.model, batch.inputs) as notes:
         found = gradient_correlation(batch.model, batch.inputs)
-    noted = metadata(found) | {"batch_norms_held_fixed": json.dumps(num_fixed)}
+    noted = metadata(found) | notes
     columns: dict[str, list[Any]] = {
         "layer": list(range(len(found.names))),
         "name": found.names,
         "correlation": found.values,
     }
     return Measurement(columns, noted)
-
-
-@contextmanager
-def fixed_statistics(model: nn.Module, inputs: Any) -> Iterator[int]:
-    """Let batch norms in training use one batch's statistics as constants; yield how many do."""
-    model = unwrapped(model)
-    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.training]
-    norms = [norm for norm in norms if norm.running_mean is not None]
-    momenta = [norm.momentum for norm in norms]
-    with preserve_state(model):
-        try:
-            if norms:
-                for norm in norms:
-                    norm.momentum = 1.0
-                args, kwargs = cloned(call_arguments(inputs), requires_grad=False)
-                with torch.no_grad():
-                    model(*args, **kwargs)
-                for norm in norms:
-                    norm.training = False
-            yield len(norms)
-        finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
 
 
 def metadata(found: Correlations) -> dict[str, str]:

@@ -183,7 +183,7 @@ class Models:
         pass has not come yet, so that no layer has a number.
         """
         inside = {id(module) for module in root.modules()}
-        added = [model for ref in self.layers.roots if (model := ref()) is not None]
+        added = self.alive()
         self._forget()
         self._capture.forget()
         self._splits.forget_roots()
@@ -235,6 +235,10 @@ class Models:
         """Hand over the tables of models that never trained."""
         if self.tables_changed and len(self.layers.roots):
             self._on_tables()
+
+    def alive(self) -> list[nn.Module]:
+        """Return the root models that are still there."""
+        return [root for reference in self.layers.roots if (root := reference()) is not None]
 
     def path(self, site: Any) -> str:
         """Return the name of the module of a site."""

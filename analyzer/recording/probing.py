@@ -1,4 +1,4 @@
-"""Probes during a training: between steps, on the live model and the batch of the step."""
+"""Probes during a training: between steps, on the live model and its first batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from analyzer.joins.calls import keywords_of_call, tensors_in
 from analyzer.joins.model_state import cloned, preserve_state
 from analyzer.options import ProbePlan
 from analyzer.probes import HeldBatch, Measurement, probe_named
+from analyzer.probes.activations import num_samples
 from analyzer.probes.loss_tape import LossTape, ReplayError
+from analyzer.recording.checkpoints import FirstWeights
 from analyzer.recording.names import unwrapped
 from analyzer.recording.plain import UnreadableError, is_sharded, plain
 from analyzer.recording.skip_scaling import SkipsNotScaledError
@@ -33,12 +35,13 @@ OnMeasurement = Callable[[str, int, Measurement], None]
 
 @dataclass(slots=True)
 class Call:
-    """One call of a root model: its arguments, and under which precision it ran."""
+    """One call of a root model: its arguments, under which precision it ran, and in which mode."""
 
     model: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     autocast: tuple[str, torch.dtype] | None
+    modes: Sequence[tuple[nn.Module, bool]] = ()
 
 
 class StepLoss(Protocol):
@@ -114,6 +117,7 @@ class Probing:
     Attributes:
         seconds: Time spent in probes.
         held: The batch, once there is one.
+        first: The weights before the first update.
         of_training: Probes that the training's own passes may have measured already.
     """
 
@@ -130,6 +134,7 @@ class Probing:
     ) -> None:
         self.seconds = 0.0
         self.held: Held | None = None
+        self.first = FirstWeights(on_problem)
         self.of_training: Mapping[str, Callable[[], Measurement | None]] = {}
         self._plans = plans
         self._on_measurement = on_measurement
@@ -169,6 +174,7 @@ class Probing:
         if self._nesting > 1 or not torch.is_grad_enabled():
             return
         self._stop_tape()
+        self.first.note_buffers(module)
         self._num_calls += 1
         kwargs = keywords_of_call(module)
         self._digest = digest_of((args, kwargs))
@@ -180,7 +186,9 @@ class Probing:
         if self._plans:
             # Copied now: the model, or the program later, may write into its inputs.
             args, kwargs = cloned((tuple(args), dict(kwargs)), requires_grad=False)
-            self._call = Call(unwrapped(module), args, kwargs, _autocast(module))
+            model = unwrapped(module)
+            modes = tuple((part, part.training) for part in model.modules())
+            self._call = Call(model, args, kwargs, _autocast(module), modes)
 
     def leave(self, module: nn.Module, output: Any) -> None:
         """A call of a root has ended: what follows, up to the backward pass, is the loss."""
@@ -235,15 +243,21 @@ class Probing:
     # --- measuring ---------------------------------------------------------------------------
 
     def is_due(self, step: int, *, is_last: bool = False) -> bool:
-        """Whether any probe is to be measured after this step."""
+        """Whether any probe is to be measured at the weights of this step."""
         is_due = any(self._wants(plan, step, is_last) for plan in self._plans)
         return is_due and self._may_measure()
 
     def _wants(self, plan: ProbePlan, step: int, is_last: bool) -> bool:
         return (is_last or plan.is_due(step)) and self._measured.get(plan.name, -1) < step
 
-    def measure(self, step: int, *, is_last: bool = False) -> None:
-        """Measure what is due after a step, on the held batch and the weights as they are now."""
+    def measure(self, step: int, *, is_first: bool = False, is_last: bool = False) -> None:
+        """Measure what is due on the held batch, at the weights as they are now.
+
+        Args:
+            step: The step whose gradients are computed with them; the number of steps at the end.
+            is_first: Whether it is the first, whose update has been made: at the weights before.
+            is_last: Whether the training has ended.
+        """
         self._stop_tape()
         if self.held is None:
             return
@@ -251,15 +265,16 @@ class Probing:
         for plan in self._plans:
             if self._wants(plan, step, is_last):
                 self._measured[plan.name] = step
-                self._measure_one(plan.name, step, self.held)
+                self._measure_one(plan.name, step, self.held, is_first=is_first)
         self.seconds += time.perf_counter() - started
 
-    def _measure_one(self, name: str, step: int, held: Held) -> None:
+    def _measure_one(self, name: str, step: int, held: Held, *, is_first: bool) -> None:
         try:
-            known = self.of_training.get(name, lambda: None)()
-            if known is None:
+            measurement = self.of_training.get(name, lambda: None)()
+            if measurement is None:
                 _refuse_other_ranks(held.call.model)
-            measurement = known or measured(name, held)
+                with self.first.put_back(held.call.model) if is_first else nullcontext():
+                    measurement = measured(name, held)
         # The training continues whatever a probe does, also where shortcuts cannot be scaled.
         except (Exception, SkipsNotScaledError) as error:
             self._on_problem(f"probe {name}: {said_of(error, held)}")
@@ -309,10 +324,14 @@ def measured(
         ReplayError: If the loss is needed and cannot be computed again.
     """
     with _same_world(held.call.model), _precision(held.call.autocast):
+        for module, mode in held.call.modes:
+            module.training = mode
         started = time.perf_counter()
         measurement = (probe or probe_named(name))(held.batch())
         seconds = time.perf_counter() - started
     noted = {
+        "num_batches": "1",
+        "num_samples": str(num_samples((held.call.args, held.call.kwargs))),
         **measurement.metadata,
         "seconds": f"{seconds:.3f}",
         "batch_step": str(held.step),

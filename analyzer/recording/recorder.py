@@ -15,7 +15,7 @@ from analyzer.errors import AnalyzerError, StopTraining
 from analyzer.launch import restarts
 from analyzer.options import RECORDER, RecordOptions
 from analyzer.probes import Measurement
-from analyzer.recording.checkpoints import Checkpoints
+from analyzer.recording.checkpoints import Checkpoints, FirstWeights
 from analyzer.recording.discovery import Discovery
 from analyzer.recording.forward_calls import ForwardCalls
 from analyzer.recording.probing import Probing
@@ -250,11 +250,11 @@ class Recorder:
         if self._writer is not None and digest and self.resumed is None:
             self._writer.update_manifest(first_batch=digest)
 
-    def _pass_boundary(self, step: int) -> None:
+    def _pass_boundary(self, step: int, first: FirstWeights | None) -> None:
         if self._writer is not None:
             if not step & (step - 1):  # ever more rarely
                 self._writer.update_manifest(**self.training.conditions.fields())
-            self._checkpoints.pass_boundary(self.training.models.layers, step)
+            self._checkpoints.pass_boundary(self.training.models.layers, step, first)
         if self._watch is not None and not self._is_closed:
             self._watch(step)
 
@@ -298,9 +298,8 @@ class Recorder:
         training.finish(measures=status == "finished")
         if self.forward is not None:
             self._write_forward(self.forward)
-        last = training.steps.count - 1
-        if last >= 0 and status != "failed" and self._writer is not None:
-            self._checkpoints.save(training.models.layers, last)
+        if training.steps.count and status != "failed" and self._writer is not None:
+            self._checkpoints.save(training.models.layers, training.steps.count)
         training.models.release()
         self._close_writer(status, error, **fields)
 

@@ -77,6 +77,7 @@ class Steps:
         forward_began: Whether a forward pass followed the last update, and no backward pass yet.
         in_closure: Whether an optimizer evaluates its closure.
         look_for_update: Called before a forward pass: the open step may have been updated by hand.
+        on_first_pass: Called once, when the first gradients are about to be computed.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Steps:
         self.count = 0
         self.in_closure = False
         self.look_for_update: Callable[[], None] = lambda: None
+        self.on_first_pass: Callable[[], None] | None = None
         # Find the number of the first step of a resumed training: before its first backward pass,
         # and by all of its loss where that did not tell.
         self.locate: Callable[[Sequence[Any] | None], int | None] | None = None
@@ -142,6 +144,9 @@ class Steps:
             self.pass_boundary()
             self._stop_if_enough()
             self.close()
+        elif self.on_first_pass is not None:
+            first, self.on_first_pass = self.on_first_pass, None
+            first()
         self.forward_began = False
 
     def find_place(self, roots: Sequence[Any] | None) -> None:

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from analyzer.options import RecordOptions
 from analyzer.probes import Measurement
+from analyzer.recording.checkpoints import FirstWeights
 from analyzer.recording.compiled import InnerLayers
 from analyzer.recording.conditions import Conditions
 from analyzer.recording.fate import marks_of
 from analyzer.recording.hooks import Capture
 from analyzer.recording.invocation import Invocation
-from analyzer.recording.layers import Site
 from analyzer.recording.micro_batches import MicroBatches, num_ranks
 from analyzer.recording.models import Models
 from analyzer.recording.part import Part
@@ -49,8 +49,8 @@ class Training:
         options: What to record when.
         on_step: Receives each closed step as a function that makes its rows on another thread.
         on_tables: Called when the static tables changed.
-        on_boundary: Called with the number of a step after its update, before the next forward
-            pass: the moment at which weights are those of the end of that step.
+        on_boundary: Called with a step after its update, before the next forward pass; the first
+            time with the weights before that update, else with None.
         on_problem: Called with a sentence about something that cannot be recorded.
         probing: The probes that are measured between steps.
         adopts_optimizers: Whether tensors that only an optimizer holds are parameters, too.
@@ -66,7 +66,7 @@ class Training:
         *,
         on_step: Callable[[Any], None],
         on_tables: Callable[[], None],
-        on_boundary: Callable[[int], None],
+        on_boundary: Callable[[int, FirstWeights | None], None],
         on_problem: Callable[[str], None],
         probing: Probing | None = None,
         adopts_optimizers: bool = False,
@@ -86,7 +86,7 @@ class Training:
         )
         self.capture = Capture(
             lambda: self._begin_forward(),
-            self._cannot_record,
+            lambda site, error: on_problem(f"layer {self.models.path(site)}: {said(error)}"),
             self.give_up,
             partial(TrainingThread, is_ours=is_ours, on_problem=on_problem),
             lambda site: options.selects(self.models.path(site)),
@@ -115,6 +115,7 @@ class Training:
             adopts_optimizers=adopts_optimizers,
         )
         self.steps.look_for_update = self._look
+        self.steps.on_first_pass = lambda: self.probing.first.take(self.models.alive())
         self._num_scaler_kinds = num_scaler_kinds()
         self._begin_forward = self.guard(self.steps.begin_forward)
         self._meet_module = self.guard(self.models.meet_module)
@@ -163,7 +164,7 @@ class Training:
         self.steps.pass_boundary()
         if not self.steps.open.is_empty:
             if measures:
-                self._measure(is_last=True)
+                self._measure(self.steps.open.index + 1, is_last=True)
             self.steps.close()
         else:
             self.models.end()
@@ -216,47 +217,47 @@ class Training:
 
     def _pass_boundary(self, step: OpenStep) -> None:
         self.updates.end_step()
-        self._on_boundary(step.index)
+        first = self.probing.first
+        self._on_boundary(step.index, first if first.is_taken else None)
         if self._micro_batches is not None:
             self._micro_batches.end_step(
                 step.index, step.num_backward, is_whole=step.updated, scale=step.scale
             )
-        self._measure()
+        if first.is_taken:
+            self._measure(step.index, is_first=True)
+            first.clear()
+        self._measure(step.index + 1)
 
     def _close_step(self, step: OpenStep) -> None:
         self.models.end_step(step.parameters)
         self.updates.fates.end_step(step)
         seconds = (step.ended or time.perf_counter()) - step.started
         is_choosy = self.options.layers or self.options.skip_layers
-        is_written = self._is_written if is_choosy else None
+        of_parameter = self.models.parameters.module_path
+        is_written = (lambda n: self.options.selects(of_parameter(n))) if is_choosy else None
         weights = self.models.parameters.weights
         self._on_step(step.seal(self.options.columns, is_written, seconds, weights))
 
-    def _is_written(self, parameter: int) -> bool:
-        return self.options.selects(self.models.parameters.module_path(parameter))
-
-    def _measure(self, *, is_last: bool = False) -> None:
+    def _measure(self, number: int, *, is_first: bool = False, is_last: bool = False) -> None:
         """Measure the probes that are due; the recording sees nothing of what they do."""
         step, capture = self.steps.open, self.capture
-        if not self.probing.is_due(step.index, is_last=is_last):
+        if not self.probing.is_due(number, is_last=is_last):
             return
         started, listening = time.perf_counter(), capture.listening
         capture.listening, self.guard.is_off = False, True
         try:
             with self.splits.paused():
-                self.probing.measure(step.index, is_last=is_last)
+                self.probing.measure(number, is_first=is_first, is_last=is_last)
         finally:
             capture.listening, self.guard.is_off = listening, self.failure is not None
-        # The seconds of a step are the training's, and those of probes are counted apart.
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started  # counted apart from the training's
         step.started += seconds
         capture.seconds -= seconds
 
     def _training_noise(self) -> Measurement | None:
         """The gradient noise of the training's own micro-batches, where it has any."""
-        if self._micro_batches is None:
-            return None
-        return self._micro_batches.measurement(self.models.parameters.owners(self.models.layers))
+        owners, found = self.models.parameters.owners, self._micro_batches
+        return None if found is None else found.measurement(owners(self.models.layers))
 
     def await_next_step(self) -> None:
         """What follows the update belongs to the next step."""
@@ -264,9 +265,6 @@ class Training:
         self.capture.listening = self.options.records(upcoming)
         self.splits.prepare(upcoming)
         self.capture.note_watchers()
-
-    def _cannot_record(self, site: Site, error: Exception) -> None:
-        self._on_problem(f"layer {self.models.path(site)}: {said(error)}")
 
 
 class _Backward:

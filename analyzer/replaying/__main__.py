@@ -75,7 +75,7 @@ def main(words: Sequence[str]) -> int:
             options,
             on_step=lambda _: None,
             on_tables=lambda: None,
-            on_boundary=lambda _: None,
+            on_boundary=lambda *_: None,
             on_problem=lambda _: None,
             probing=_Replay(run, order),
             adopts_optimizers=True,

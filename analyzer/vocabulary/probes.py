@@ -28,18 +28,18 @@ class ProbeOption:
 
 @dataclass(frozen=True)
 class ProbePlan:
-    """At which steps a probe is measured: the first, every ``every``-th, and the last.
+    """When a probe is measured: before the first and every ``every``-th step, and at the end.
 
     Args:
         name: The probe.
-        every: Interval in steps; None for the first and the last step alone.
+        every: Interval in steps; None for the first weights and the final ones alone.
     """
 
     name: str
     every: int | None = None
 
     def is_due(self, step: int) -> bool:
-        """Whether it is measured after a step; it is also measured after the last one."""
+        """Whether it is measured before a step; it is also measured after the last one."""
         return step == 0 if self.every is None else step % self.every == 0
 
 

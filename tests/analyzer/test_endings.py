@@ -416,8 +416,8 @@ def test_large_checkpoints_are_announced_before_the_training_ends(tmp_path: Path
     done = run(tmp_path, "-m", "analyzer", "record", "script.py")
     first, second, *_ = done.stderr.splitlines()
     assert first == (
-        "analyzer: each checkpoint takes 103 MiB: weights are saved after the first and the last "
-        "step"
+        "analyzer: each checkpoint takes 103 MiB: weights are saved before the first step "
+        "and after the last"
     )
     assert second == "end"
 

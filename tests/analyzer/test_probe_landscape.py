@@ -46,7 +46,7 @@ torch.manual_seed(0)
 torch.set_num_threads(1)
 model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
-for step in range(7):
+for step in range(6):
     x, y = torch.randn(32, 4), torch.randint(3, (32,))
     optimizer.zero_grad()
     nn.functional.cross_entropy(model(x), y).backward()
@@ -60,7 +60,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recordings")
     for name, text in (("model.py", MODEL), ("train.py", SCRIPT)):
         (folder / name).write_text(text)
-        steps = ["--steps", "7"] if name == "model.py" else []
+        steps = ["--steps", "6"] if name == "model.py" else []
         words = ["--quiet", "--run", f"run-{name}", "--checkpoint-every", "2", *steps, name]
         command(folder, "record", *words)
     return folder

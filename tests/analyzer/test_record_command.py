@@ -155,7 +155,7 @@ def test_an_ordinary_script_does_not_notice(tmp_path):
     assert (stats["output_gradient_norm"] > 0).all()
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [
         "step-000000000000.safetensors",
-        "step-000000000017.safetensors",
+        "step-000000000018.safetensors",
     ]
     assert "recorded 18 steps, 5 layers, 6 parameters" in stderr
     assert stderr.rstrip().endswith(f"analyzer show {Path('runs') / 'train-0'}")

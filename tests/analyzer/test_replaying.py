@@ -112,7 +112,7 @@ def test_every_probe_after_the_fact_gives_the_values_of_the_training(tmp_path, t
     live, later = analyzer.open_run(tmp_path / "run"), analyzer.open_run(again)
     for name in PROBE_NAMES:
         expected, found = live.probe(name), later.probe(name)
-        assert set(found["step"]) == {0, 2, 3}
+        assert set(found["step"]) == {0, 2, 4}
         assert_same_values(found, expected)
         numbers = found.select_dtypes("float64").to_numpy()
         assert np.isfinite(numbers).any() and (numbers != 0).any()
@@ -175,11 +175,11 @@ def test_a_probe_that_is_refused_keeps_no_other_from_being_measured(tmp_path):
     told = command(tmp_path, "probe", "run", *words, code=2).splitlines()
     assert analyzer.open_run(tmp_path / "run").probe("curvature")["step"].unique().tolist() == [
         0,
-        2,
+        3,
     ]
     refusals = [line for line in told if "cannot be split" in line]
     assert len(refusals) == 1 and refusals[0] == told[-1]
-    assert told[-1].startswith("analyzer: probe noise of step 0, 2: the gradient noise cannot be")
+    assert told[-1].startswith("analyzer: probe noise of step 0, 3: the gradient noise cannot be")
     assert "--in-place" not in told[-1] and "code 3" not in told[-1]
 
 
@@ -188,7 +188,7 @@ def test_a_compiled_model_has_checkpoints_under_its_own_names(tmp_path):
     script = OWN_LOSS.replace("optimizer =", compiled, 1).replace("    model(", "    train(")
     (tmp_path / "train.py").write_text(script)
     command(tmp_path, "record", "--quiet", "--run", "run", "train.py")
-    assert list(checkpoints_of(analyzer.open_run(tmp_path / "run"), "all")) == [0, 2]
+    assert list(checkpoints_of(analyzer.open_run(tmp_path / "run"), "all")) == [0, 3]
     command(tmp_path, "probe", "run", "curvature", "--replay", "--yes")
     sharpness = analyzer.open_run(tmp_path / "run").probe("curvature")["value"].iloc[0]
     assert np.isfinite(sharpness) and sharpness > 0

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from analyzer.probes.activations import as_it_trains
 from analyzer.probes.batch import HeldBatch, Measurement
 from analyzer.probes.landscape.directions import (
     NORMALIZATIONS,
@@ -161,10 +162,12 @@ def drawn(
 ) -> Measurement:
     """Measure the loss of one batch over the requested plane.
 
-    The model has the weights of `step`, which are at (0, 0). One row a point: ``alpha``, ``beta``,
-    ``loss``, ``evaluated``. Planes through checkpoints have in their metadata ``trajectory``,
-    ``[[step, alpha, beta], …]`` as JSON, and ``trajectory_residuals``, what the plane does not show
-    of ``θᵢ − θ*`` (0: all is in it). ``resume`` is a file for the points that are done.
+    The model has the weights of `step`, which are at (0, 0); its batch norms that train have the
+    statistics of the batch there, as constants, at all points. One row a point: ``alpha``,
+    ``beta``, ``loss``, ``evaluated``. Planes through checkpoints have in their metadata
+    ``trajectory``, ``[[step, alpha, beta], …]`` as JSON, and ``trajectory_residuals``, what the
+    plane does not show of ``θᵢ − θ*`` (0: all is in it). ``resume`` is a file for the points that
+    are done.
 
     Raises:
         ValueError: If a checkpoint is missing or does not fit.
@@ -175,22 +178,24 @@ def drawn(
     plane = _plane(batch.model, request, step, checkpoints or {})
     ranges, (rows, columns) = request.ranges or plane.ranges, request.sizes
     keeps_zero = request.ranges is None
-    found = surface(
-        batch.model,
-        [(batch.inputs, batch.targets)],
-        batch.loss,
-        plane.directions,
-        _axis(*ranges[0], rows, keeps_zero=keeps_zero),
-        None if columns == 1 else _axis(*ranges[1], columns, keeps_zero=keeps_zero),
-        mode=request.mode,
-        tolerance=request.tolerance,
-        batch_norm=request.batch_norm,
-        weight_decay=request.weight_decay,
-        resume=resume,
-        seconds=request.seconds,
-        on_progress=on_progress,
-    )
-    return Measurement(found.columns(), {**plane.notes, **found.metadata})
+    with as_it_trains(batch.model, batch.inputs) as notes:
+        found = surface(
+            batch.model,
+            [(batch.inputs, batch.targets)],
+            batch.loss,
+            plane.directions,
+            _axis(*ranges[0], rows, keeps_zero=keeps_zero),
+            None if columns == 1 else _axis(*ranges[1], columns, keeps_zero=keeps_zero),
+            mode=request.mode,
+            tolerance=request.tolerance,
+            batch_norm=request.batch_norm,
+            weight_decay=request.weight_decay,
+            resume=resume,
+            seconds=request.seconds,
+            on_progress=on_progress,
+        )
+    held = {"batch_norms_held_fixed": notes["batch_norms_held_fixed"]}
+    return Measurement(found.columns(), {**plane.notes, **held, **found.metadata})
 
 
 def _plane(

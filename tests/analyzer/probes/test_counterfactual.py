@@ -175,9 +175,9 @@ def test_it_is_recorded_and_measured_from_a_checkpoint_alike(tmp_path) -> None:
     assert "not_recorded" not in run.manifest
     rows = run.probe("counterfactual")
     names = dict(zip(run.layers["layer"], run.layers["name"], strict=True))
-    assert set(rows["step"]) == {0, 2}
+    assert set(rows["step"]) == {0, 3}
     assert [names[layer] for layer in rows["layer"]] == rows["name"].tolist()
-    last = rows[(rows["step"] == 2) & (rows["skip_scale"] == 1.0)]
+    last = rows[(rows["step"] == 3) & (rows["skip_scale"] == 1.0)]
     assert last["output_gradient_norm"].notna().all()
 
 

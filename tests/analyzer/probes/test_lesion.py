@@ -109,6 +109,7 @@ def test_nothing_of_the_model_changes(trained):
 
 def test_without_classes_there_is_no_accuracy_and_what_is_not_finite_is_kept(trained):
     model, x, _ = trained
+    model.eval()
     frame = analyzer.lesion_study(model, x, torch.randn(40, 3), mse_loss)
     assert frame["accuracy"].isna().all()
     with torch.no_grad():

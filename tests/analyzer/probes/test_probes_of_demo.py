@@ -20,7 +20,7 @@ def twins(folder: Path, steps: int, depth: int, probes: tuple[str, ...]) -> tupl
 
 
 def final_weights(run: Path, steps: int) -> dict[str, torch.Tensor]:
-    return load_file(run / "checkpoints" / f"step-{steps - 1:012d}.safetensors")
+    return load_file(run / "checkpoints" / f"step-{steps:012d}.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,6 @@ def test_a_series_of_probes_leaves_the_final_weights_of_the_demo_bit_identical(
         run = analyzer.open_run(other)
         assert set(run.probes) == set(NAMES)
         for name in NAMES:
-            assert set(run.probe(name)["step"]) == {*range(0, steps, every), steps - 1}
+            assert set(run.probe(name)["step"]) == {*range(0, steps, every), steps}
         columns = ["loss", "gradient_norm", "clip_factor"]
         assert run.steps[columns].equals(analyzer.open_run(plain).steps[columns])

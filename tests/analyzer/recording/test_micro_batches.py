@@ -87,10 +87,10 @@ def test_terms_equal_those_of_every_pass_by_itself_averaged_before_dividing(tmp_
         accumulate(recorder._model, 6, 3, lr=0.0, set_to_none=set_to_none)
     run = analyzer.open_run(tmp_path / "run")
     last = run.probe("noise").iloc[-1]
-    assert last["step"] == 5
+    assert last["step"] == 6
     assert last["noise_trace"] == pytest.approx(trace, rel=1e-5)
     assert last["gradient_noise_scale"] == pytest.approx(trace / signal, rel=1e-5)
-    notes = run.probe_metadata("noise")[5]
+    notes = run.probe_metadata("noise")[6]
     assert (notes["source"], notes["num_steps"]) == ("micro-batches of the training", "6")
     assert (notes["num_samples"], notes["num_pieces"]) == ("15", "3")
     layers = json.loads(notes["layers"])
@@ -256,7 +256,7 @@ def test_ranks_compare_their_own_gradient_with_the_mean_over_the_ranks(tmp_path:
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(a_rank, (port, str(tmp_path), micro), nprocs=2)
     runs = [analyzer.open_run(tmp_path / f"rank-{rank}-{micro}") for rank in range(2)]
-    notes = [run.probe_metadata("noise")[59] for run in runs]
+    notes = [run.probe_metadata("noise")[60] for run in runs]
     assert [entry["num_ranks"] for entry in notes] == ["2", "2"]
     # One rank's estimate has no bias, but the spread of one of two small batches.
     trace = sum(run.probe("noise")["noise_trace"].iloc[-1] for run in runs) / 2

@@ -39,12 +39,13 @@ def batches(steps):
     ]
 
 
-def train(model, steps=5, micro=1):
+def train(model, steps=5, micro=1, before=lambda: None):
     torch.manual_seed(3)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     losses = []
     data = iter(batches(steps * micro))
     for _ in range(steps):
+        before()
         optimizer.zero_grad()
         for _ in range(micro):
             x, y = next(data)
@@ -73,22 +74,22 @@ def noted(values):
     return Measurement({"length": [0], "num_paths": [1.0], "gradient_norm": values, "share": [1.0]})
 
 
-def test_a_probe_runs_after_the_first_each_nth_and_the_last_step(tmp_path, probe):
+def test_a_probe_runs_before_the_first_and_each_nth_step_and_at_the_end(tmp_path, probe):
     probe(lambda batch: noted([0.0]))
     with analyzer.Recorder(Net(), tmp_path / "run", probe=["paths:3"]) as recorder:
         train(recorder._model, 9)
     run = analyzer.open_run(tmp_path / "run")
-    assert run.probe("paths")["step"].tolist() == [0, 3, 6, 8]
+    assert run.probe("paths")["step"].tolist() == [0, 3, 6, 9]
 
 
-def test_without_an_interval_first_and_last_step_are_measured(tmp_path, probe):
+def test_without_an_interval_first_and_final_weights_are_measured(tmp_path, probe):
     probe(lambda batch: noted([0.0]))
     with analyzer.Recorder(Net(), tmp_path / "run", probe="paths") as recorder:
         train(recorder._model, 4)
-    assert analyzer.open_run(tmp_path / "run").probe("paths")["step"].tolist() == [0, 3]
+    assert analyzer.open_run(tmp_path / "run").probe("paths")["step"].tolist() == [0, 4]
 
 
-def test_a_probe_sees_the_weights_after_the_step_and_the_first_batch(tmp_path, probe):
+def test_a_probe_sees_the_weights_before_the_step_and_the_first_batch(tmp_path, probe):
     seen = []
 
     def measure(batch):
@@ -98,13 +99,17 @@ def test_a_probe_sees_the_weights_after_the_step_and_the_first_batch(tmp_path, p
 
     probe(measure)
     model = Net()
+    twin, states = copy.deepcopy(model), []
+    train(twin, 5, before=lambda: states.append(copy.deepcopy(twin.state_dict())))
+    states.append(twin.state_dict())
     with analyzer.Recorder(model, tmp_path / "run", probe=["paths:2"], checkpoint_every=2):
         train(model, 5)
     from safetensors.torch import load_file
 
-    for step, (weights, inputs, labels, _) in zip((0, 2, 4), seen, strict=True):
+    for step, (weights, inputs, labels, _) in zip((0, 2, 4, 5), seen, strict=True):
         saved = load_file(tmp_path / "run" / "checkpoints" / f"step-{step:012d}.safetensors")
-        assert all(torch.equal(weights[name], saved[name]) for name in saved)
+        for name, expected in states[step].items():
+            assert torch.equal(weights[name], expected) and torch.equal(saved[name], expected)
         x, y = batches(5)[0]
         assert torch.equal(inputs["x"], x)
         assert inputs["scale"] == 0.5
@@ -126,7 +131,7 @@ def test_the_loss_of_a_probe_is_the_loss_of_the_script(tmp_path, probe):
     model = Net()
     with analyzer.Recorder(model, tmp_path / "run", probe=["paths:2"]):
         train(model, 5)
-    assert len(found) == 3
+    assert len(found) == 4
     assert all(torch.equal(mine, truth) for mine, truth in found)
 
 
@@ -159,7 +164,7 @@ def test_training_and_recording_are_bit_identical_to_those_without_probes(tmp_pa
     assert plain.splits().equals(probed.splits())
     assert plain.layers.equals(probed.layers)
     assert plain.joins.equals(probed.joins)
-    assert probed.probe("paths")["step"].tolist() == [0, 1, 2, 3, 4]
+    assert probed.probe("paths")["step"].tolist() == [0, 1, 2, 3, 4, 5]
     assert "not_recorded" not in probed.manifest
 
 
@@ -225,7 +230,7 @@ def test_a_look_at_the_models_output_before_the_training_is_no_part_of_its_loss(
         functional.cross_entropy(model(x), y).backward()
         optimizer.step()
     run = analyzer.open_run(tmp_path / "run")
-    assert run.probe("paths")["gradient_norm"].tolist() == run.steps["loss"].tolist()
+    assert run.probe("paths")["gradient_norm"].tolist() == 2 * run.steps["loss"].tolist()
     assert "not_recorded" not in run.manifest
 
 
@@ -263,7 +268,7 @@ def test_a_model_may_take_a_list_or_a_mapping_as_its_one_argument(tmp_path, prob
         functional.cross_entropy(model(wrap(x)), y).backward()
         optimizer.step()
     run = analyzer.open_run(tmp_path / "run")
-    assert run.probe("paths")["gradient_norm"].tolist() == run.steps["loss"].tolist()
+    assert run.probe("paths")["gradient_norm"].tolist() == 2 * run.steps["loss"].tolist()
 
 
 def test_what_a_probe_cannot_take_is_said_with_shapes(tmp_path):
@@ -341,7 +346,7 @@ def test_a_weight_decay_in_the_loss_follows_the_weights(tmp_path, probe):
             optimizer.zero_grad()
             (functional.cross_entropy(model(x), y) + model.weight.square().sum()).backward()
             optimizer.step()
-    assert found == [True, True, True]
+    assert found == [True] * 4
 
 
 def test_time_in_probes_is_told_apart_from_training(tmp_path, probe):

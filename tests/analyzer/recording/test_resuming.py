@@ -213,7 +213,7 @@ def test_a_training_that_begins_again_goes_over_all_steps(tmp_path: Path) -> Non
     kept = files(tmp_path / "a" / "checkpoints")
     first = "step-000000000000.safetensors"
     assert kept[f"attempt-0-{first}"] == before[first]
-    assert sorted(kept) == sorted([*before, f"attempt-0-{first}", "step-000000000001.safetensors"])
+    assert sorted(kept) == sorted([*before, f"attempt-0-{first}", "step-000000000002.safetensors"])
 
 
 def test_unknown_weights_follow_the_last_step_and_a_given_number_wins(tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_the_probes_of_both_attempts_are_kept(tmp_path: Path) -> None:
     after = files(tmp_path / "a" / "probes" / "jacobian")
     again = "step-000000000002.parquet"
     assert after[f"attempt-0-{again}"] == before[again] != after[again]
-    assert sorted(open_run(tmp_path / "a").probe("jacobian")["step"].unique()) == [0, 1, 2, 3]
+    assert sorted(open_run(tmp_path / "a").probe("jacobian")["step"].unique()) == [0, 1, 2, 3, 4]
 
 
 # --- what cannot be resumed --------------------------------------------------------------------

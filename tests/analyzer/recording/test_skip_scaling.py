@@ -184,4 +184,4 @@ def test_a_probe_before_the_forward_of_a_call_plans_with_its_own_arguments(tmp_p
             optimizer.step()
     run = open_run(tmp_path / "run")
     assert "not_recorded" not in run.manifest
-    assert run.probe("jacobian")["step"].unique().tolist() == [0, 2]
+    assert run.probe("jacobian")["step"].unique().tolist() == [0, 3]

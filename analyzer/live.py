@@ -170,8 +170,8 @@ def jacobian_spectrum(model: nn.Module, inputs: Any, k: int = 10) -> pd.DataFram
 
     Args:
         model: Any eager model, evaluated in eval mode.
-        inputs: Where the Jacobian is taken, all samples of it at once (independent samples make it
-            block-diagonal); a tuple for several arguments, a dict for keyword arguments.
+        inputs: Where it is taken, all samples at once (independent ones make it block-diagonal); a
+            tuple for several arguments, a dict for keyword arguments.
         k: How many from the top and from the bottom; all where the smaller side has at most 256
             elements.
 
@@ -205,8 +205,7 @@ def hessian_spectrum(
 ) -> pd.DataFrame:
     """Return the largest eigenvalues of the Hessian of the mean loss, its trace and its density.
 
-    Lanczos for the eigenpairs, Hutchinson for the trace, stochastic Lanczos quadrature for the
-    density.
+    Lanczos for the eigenpairs, Hutchinson's trace, stochastic Lanczos quadrature for the density.
 
     Args:
         model: Any eager model, evaluated in eval mode; frozen parameters are left out.

@@ -63,8 +63,7 @@ class Streams:
     Args:
         shares: By join (by module, where each stream is a tensor with joins of its own) the part of
             ‖∂L/∂z‖² in each stream; empty for one stream.
-        largest, smallest: Over all samples and positions; None where the shortcuts do more than
-            mix streams (a projection of features, another size).
+        largest, smallest: Over all samples; None where shortcuts do more than mix streams.
 
     Reference:
         Zhu et al. (2024), Hyper-connections; Xie et al. (2025), Manifold-constrained
@@ -145,8 +144,7 @@ def path_lengths(batch: HeldBatch, batch_dim: int = 0) -> Spectrum:
     """Return the gradient at the fork of the first join, by the branches that it crossed.
 
     See `analyzer.path_spectrum`. ``G_k[i]`` is of sample i's own loss, samples along ``batch_dim``
-    of inputs and outputs. Nothing is dropped; batch norms that train have the statistics of the
-    batch as constants, others their running ones. All parts get a gradient, frozen ones too.
+    of inputs and outputs. All parts get a gradient, frozen ones too.
 
     Raises:
         PathsError: If the model mixes samples or has another batch axis; if joins cannot be seen;
@@ -343,7 +341,7 @@ def _between(
 
 def _along(respond: _Respond, axis: int, seeds: Tensor) -> Tensor | None:
     found = respond(seeds.movedim(0, axis)[None])
-    return None if found is None else found[0].movedim(axis, 0)
+    return found if found is None else found[0].movedim(axis, 0)
 
 
 def _mixing(respond: _Respond, like: Tensor) -> Tensor | None:
@@ -359,8 +357,8 @@ def _mixing(respond: _Respond, like: Tensor) -> Tensor | None:
             probe = torch.rand(like.shape[1:], generator=generator).to(like) + 0.5
             seeds = torch.zeros_like(like)
             seeds[stream] = probe
-            if (found := respond(seeds)) is None:  # no path of shortcuts alone
-                return None
+            if (found := respond(seeds)) is None:
+                return None  # no path of shortcuts alone
             factors.append(found / probe)
         size = factors[0].abs().max()
         if not bool((factors[0] - factors[1]).abs().max() <= tolerance * size):

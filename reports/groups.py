@@ -10,20 +10,25 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
+from plotly.subplots import make_subplots
 
 from analyzer.analysis.gradient_flow import depth_profile, profile_gain
 from analyzer.analysis.numerals import counted, number
-from analyzer.analysis.training import run_training
+from analyzer.analysis.training import loss_band, run_training
 from analyzer.analysis.view import has_shortcuts
+from analyzer.errors import AnalyzerError
+from analyzer.figures.axes import DEPTH, STEP
 from analyzer.figures.marks import filled
 from analyzer.figures.theme import Theme, labeled
 from analyzer.storage.run import Run
 
 __all__ = [
+    "LAYOUTS",
     "Group",
     "SeedSpread",
     "Spread",
     "grouped",
+    "laid_out",
     "pairs_of",
     "program",
     "representatives",
@@ -33,7 +38,7 @@ __all__ = [
 ]
 
 _SEED = re.compile(r"--?seed(=.*)?", re.IGNORECASE)
-_MOST_SHOWN = 3
+_MOST_SHOWN, _MOST_BINS = 3, 300
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,34 @@ def _label(
     return role if sum(k[0] == key[0] for k in keys) == 1 else f"{role}: {' '.join(key[1])}"
 
 
+LAYOUTS = ("twin", "seeds", "single")
+"""What the figures for a paper can show: a pair of runs, groups of seeds, or one run."""
+
+
+def laid_out(groups: Sequence[Group], layout: str) -> tuple[Run, ...]:
+    """Return the runs that the figures of a layout show.
+
+    Raises:
+        AnalyzerError: If there are no runs of this kind.
+    """
+    shown = representatives(groups)
+    if layout == "single":
+        return next((run,) for run in reversed(shown)) if has_shortcuts(shown[-1]) else shown[:1]
+    count = sum(len(group.runs) for group in groups)
+    if layout == "twin" and len(shown) < 2:
+        raise AnalyzerError(
+            f"--layout twin needs a plain and a residual run, and there is {counted(count, 'run')}."
+            " Name both, or use --layout single."
+        )
+    if layout == "seeds" and all(len(group.runs) < 2 for group in groups):
+        raise AnalyzerError(
+            f"--layout seeds needs runs that differ by their seed alone; none of {count} do. "
+            "Record them with `analyzer record --twin --seeds 3`, or use --layout twin."
+        )
+    # A plain and a residual run, where there are both.
+    return (shown[0], shown[-1]) if layout == "twin" else shown
+
+
 def representatives(groups: Sequence[Group]) -> tuple[Run, ...]:
     """Return the runs that the figures show: one of each group, of one seed where there is one.
 
@@ -167,6 +200,8 @@ class SeedRow:
         final_loss: Mean loss of the last tenth of the steps, at most 100.
         depths: Depth of the layers with parameters, ``[layers]``.
         norms: Their output gradient norms at the last recorded step, ``[seeds, layers]``.
+        loss_steps: Steps of the losses, in bins where there are many, ``[bins]``.
+        losses: The loss of each seed at those steps, ``[seeds, bins]``.
     """
 
     group: Group
@@ -175,6 +210,8 @@ class SeedRow:
     final_loss: Spread
     depths: Floats
     norms: Floats
+    loss_steps: NDArray[np.int64]
+    losses: Floats
 
 
 @dataclass(frozen=True)
@@ -194,6 +231,25 @@ class SeedSpread:
         return f"Mean ± standard deviation over seeds. {'; '.join(parts)}."
 
     def table(self) -> pd.DataFrame:
+        """Return what is drawn: a row for each group and layer, then for each group and step."""
+        rows = []
+        for row in self.rows:
+            for name, places, values in (
+                ("depth", row.depths, row.norms),
+                ("step", row.loss_steps, row.losses),
+            ):
+                what = "output_gradient_norm" if name == "depth" else "loss"
+                middle = _geometric_mean(values) if name == "depth" else values.mean(axis=0)
+                cells = {"group": row.group.label, "quantity": what, "axis": name, "place": places}
+                rows.append(
+                    pd.DataFrame(
+                        cells
+                        | {"mean": middle, "min": values.min(axis=0), "max": values.max(axis=0)}
+                    )
+                )
+        return pd.concat(rows, ignore_index=True)
+
+    def summary(self) -> pd.DataFrame:
         """One row for each group: seeds, and mean and standard deviation of each number."""
         rows = []
         for row in self.rows:
@@ -212,16 +268,17 @@ def seed_spread(groups: Sequence[Group]) -> SeedSpread:
 
 
 def _row(group: Group) -> SeedRow:
-    fits, losses, norms = [], [], []
+    fits, losses, norms, curves = [], [], [], []
     depths = np.zeros(0)
     for run in group.runs:
         steps = run.layer_steps()
         profile = depth_profile(run, int(steps[-1]) if len(steps) else 0)
         fits.append(profile_gain(profile))
         losses.append(run_training(run).final_loss)
+        curves.append(loss_band(run, _MOST_BINS, False))
         depths = profile.depths[profile.has_parameters]
         norms.append(profile.norms[profile.has_parameters])
-    # Seeds of one program have the same layers; where they have not, each stands for itself.
+    # Seeds of one program have the same layers and steps; else the last stands for all.
     same = len({len(row) for row in norms}) == 1
     return SeedRow(
         group=group,
@@ -230,12 +287,15 @@ def _row(group: Group) -> SeedRow:
         final_loss=Spread(losses),
         depths=depths,
         norms=np.array(norms) if same else np.array([norms[-1]]),
+        loss_steps=curves[-1].steps,
+        losses=np.array([c.middle for c in curves if len(c.steps) == len(curves[-1].steps)]),
     )
 
 
 def seed_figure(info: SeedSpread, theme: Theme) -> go.Figure:
-    """Draw the output gradient along depth: geometric mean over seeds, their range as a band."""
-    figure = theme.figure()
+    """Draw gradient along depth and loss over steps: mean over seeds, their range as a band."""
+    figure = make_subplots(2, 1, vertical_spacing=0.2)
+    theme.apply(figure, 560)
     taken = {True: 0, False: 0}
     for row in info.rows:
         kind = row.group.has_shortcuts
@@ -243,29 +303,42 @@ def seed_figure(info: SeedSpread, theme: Theme) -> go.Figure:
         place = 2 * taken[kind] + (0 if kind else 1)
         taken[kind] += 1
         _draw_row(figure, row, theme, place)
-    figure.update_xaxes(title="depth, input → output")
-    figure.update_yaxes(title="output gradient norm ‖∂L/∂y‖₂", type="log", exponentformat="power")
+    figure.update_xaxes(DEPTH, row=1)
+    figure.update_xaxes(STEP, row=2)
+    norms = {"type": "log", "exponentformat": "power"}
+    figure.update_yaxes(title={"text": "‖∂L/∂y‖₂"}, row=1, **norms)
+    figure.update_yaxes(title={"text": "loss"}, row=2)
     figure.update_layout(showlegend=True)
     if not any(len(row.depths) for row in info.rows):
-        theme.note(figure, "no layer with parameters was recorded")
+        theme.note(figure, "no layer with parameters")
     return figure
+
+
+def _geometric_mean(norms: Floats) -> Floats:
+    """The mean over seeds on a logarithmic axis: an arithmetic one follows the largest alone."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.exp(np.log(norms).mean(axis=0)), np.float64)
 
 
 def _draw_row(figure: go.Figure, row: SeedRow, theme: Theme, place: int) -> None:
     order = np.argsort(row.depths, kind="stable")
-    look, x = theme.style(place), row.depths[order]
+    look = theme.style(place)
     norms = row.norms[:, order] if row.norms.size else np.zeros((1, 0))
-    # The axis is logarithmic: an arithmetic mean would follow the largest seed alone.
-    with np.errstate(divide="ignore", invalid="ignore"):
-        middle = np.exp(np.log(norms).mean(axis=0))
-    figure.add_trace(
-        filled(x, norms.min(axis=0), norms.max(axis=0), look.color, 0.22, showlegend=False)
-    )
-    figure.add_scatter(
-        x=x,
-        y=middle,
-        mode="lines+markers",
-        name=labeled(f"{row.group.label} ({counted(len(row.group.runs), 'seed')})"),
-        line={"color": look.color, "dash": look.dash},
-        marker={"color": look.color, "symbol": look.marker},
-    )
+    name = labeled(f"{row.group.label} ({counted(len(row.group.runs), 'seed')})")
+    for pane, x, values, middle in (
+        (1, row.depths[order], norms, _geometric_mean(norms)),
+        (2, row.loss_steps, row.losses, row.losses.mean(axis=0)),
+    ):
+        low, high = values.min(axis=0), values.max(axis=0)
+        figure.add_trace(filled(x, low, high, look.color, 0.22, showlegend=False), pane, 1)
+        figure.add_scatter(
+            x=x,
+            y=middle,
+            mode="lines+markers" if pane == 1 else "lines",
+            name=name,
+            showlegend=pane == 1,
+            line={"color": look.color, "dash": look.dash},
+            marker={"color": look.color, "symbol": look.marker},
+            row=pane,
+            col=1,
+        )

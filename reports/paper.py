@@ -14,10 +14,19 @@ from analyzer.analysis.numerals import power
 from analyzer.errors import AnalyzerError
 from analyzer.figures.csv_text import csv_text
 
-from .paper_axes import Panes, finish_axes, layout_axis, panes
+from .paper_axes import (
+    Panes,
+    axis_sides,
+    break_title,
+    finish_axes,
+    layout_axis,
+    overshoot,
+    panes,
+)
 from .paper_marks import draw_annotations, draw_color_bars, draw_legend, draw_shapes
 from .paper_traces import DRAWERS, draw_rug, values_of
 from .story import Story
+from .tables import figure_text
 
 __all__ = [
     "FORMATS",
@@ -57,6 +66,7 @@ _SCREEN: dict[str, Any] = {
 _PIXELS_WIDE = 900
 _MOST_VECTORS = 10_000
 _MOST_HIGH = 9.0
+_LEAST_ROW, _MOST_TRIES = 0.62, 6
 
 # A static figure is as wide as a page prints it, and leaves room for its words below.
 _STATIC_INCHES, _STATIC_MOST_HIGH = 7.2, 5.0
@@ -170,10 +180,11 @@ def write_figures(
     formats: Sequence[str] = ("pdf",),
     style: Path | None = None,
 ) -> list[Path]:
-    """Write every figure of a story as ``<key>.<format>``, each with the CSV behind it.
+    r"""Write every figure of a story as ``<key>.<format>``, with its caption and the CSV behind it.
 
     They are ``width`` inches wide, in the house style under that of a matplotlib style file; files
-    in the folder are replaced. Returned are the figures in reading order, without their CSV files.
+    in the folder are replaced. The caption is in ``<key>.tex``, for ``\input``: what the figure
+    shows, and how to read it. Returned are the figures in reading order, without these files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -182,6 +193,8 @@ def write_figures(
             path = folder / f"{figure.key}.{kind}"
             path.write_bytes(figure_bytes(figure.drawn, kind, width, style=style))
             written.append(path)
+        words = figure_text(figure.key, f"{figure.caption} {figure.how_to_read}")
+        (folder / f"{figure.key}.tex").write_text(words, encoding="utf-8", newline="\n")
         text = csv_text(figure.table)
         (folder / f"{figure.key}.csv").write_text(text, encoding="utf-8", newline="\n")
     return written
@@ -233,7 +246,23 @@ def drawn_figure(
     draw_annotations(figure, made)
     draw_color_bars(figure, made, drawn)
     draw_legend(figure, made)
+    _fit(canvas, list(made.flat.values()) + list(made.scenes.values()))
     return canvas
+
+
+def _fit(canvas: Any, plots: list[Any]) -> None:
+    """Break titles of axes that are longer than their axes, and make room until rows are high."""
+    for _ in range(_MOST_TRIES):
+        canvas.get_layout_engine().execute(canvas)
+        width, height = canvas.get_size_inches()
+        broken = [break_title(side) for axes in canvas.axes for side in axis_sides(axes)]
+        places = [axes.get_position() for axes in plots]
+        short = max(_LEAST_ROW - min(place.height for place in places) * height, 0.0)
+        over = max(map(overshoot, canvas.axes))
+        if not short and over < 0.01 and not any(broken):
+            return
+        rows = len({round(place.y0, 2) for place in places})
+        canvas.set_size_inches(width, height + rows * short + 2 * over)
 
 
 def _height(figure: Any, width: float, most: float) -> float:

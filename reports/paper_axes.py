@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,20 @@ from analyzer.figures.axes import layout_name
 
 from .paper_traces import plain_text, tick_words, values_of
 
-__all__ = ["Panes", "finish_axes", "inches_wide", "layout_axis", "panes"]
+__all__ = [
+    "Panes",
+    "axis_sides",
+    "break_title",
+    "finish_axes",
+    "inches_wide",
+    "layout_axis",
+    "overshoot",
+    "panes",
+]
 
 _CLOSE = 1e-6
 _MOST_WORDS = 14
-_INCHES_PER_LETTER = 0.055
+_INCHES_PER_LETTER, _INCHES_PER_LINE = 0.055, 0.16
 
 
 @dataclass
@@ -202,7 +212,11 @@ def _words(axes: Any, side: Any, settings: Any, categories: dict[str, int]) -> N
 
 def _set_ticks(axes: Any, side: Any, places: list[float], texts: list[str]) -> None:
     """Ticks with words, as many as can be read."""
-    step = max(1, -(-len(places) // _MOST_WORDS))
+    # Upright words are as wide as a line is high.
+    most = _MOST_WORDS
+    if side is axes.xaxis and _is_crowded(axes, [_short(text) for text in texts[:most]]):
+        most = max(2, min(most, int(inches_wide(axes) / _INCHES_PER_LINE)))
+    step = max(1, -(-len(places) // most))
     places, texts = places[::step], [_short(text) for text in texts[::step]]
     is_crowded = side is axes.xaxis and _is_crowded(axes, texts)
     if side is axes.xaxis and not is_crowded:
@@ -210,7 +224,7 @@ def _set_ticks(axes: Any, side: Any, places: list[float], texts: list[str]) -> N
     side.set_ticks(places, texts, minor=False)
     side.set_minor_locator(NullLocator())
     if is_crowded:
-        side.set_tick_params(labelrotation=90 if len(texts) > 6 else 30)
+        side.set_tick_params(labelrotation=90)
 
 
 def _is_crowded(axes: Any, texts: list[str]) -> bool:
@@ -273,6 +287,32 @@ def _share(figure: Any, made: Panes) -> None:
                 getattr(axes, f"set_{letter}lim")(ends.min(), ends.max())
 
 
+def axis_sides(axes: Any) -> list[Any]:
+    """Return the x and the y axis of a plot or color bar that has words; none of one in space."""
+    return [] if hasattr(axes, "zaxis") else [axes.xaxis, axes.yaxis]
+
+
+def break_title(side: Any) -> bool:
+    """Break the title of an axis where it is longer than the axis; return whether it was."""
+    text, box = side.label.get_text(), side.axes.get_window_extent()
+    if not text or not side.get_visible():
+        return False
+    seen = side.label.get_window_extent()
+    is_along = side.axis_name == "x"
+    long, room = (seen.width, box.width) if is_along else (seen.height, box.height)
+    if long <= room * 1.02 or "\n" in text or " " not in text:
+        return False
+    side.label.set_text("\n".join(wrap(text, max(len(text) // 2 + 3, 8))))
+    return True
+
+
+def overshoot(axes: Any) -> float:
+    """Return how many inches the title of the upright axis reaches above or below the figure."""
+    seen, canvas = axes.yaxis.label.get_window_extent(), axes.get_figure()
+    over = max(-seen.y0, seen.y1 - canvas.bbox.height, 0.0)
+    return over / canvas.dpi if axes.yaxis.label.get_text() else 0.0
+
+
 def _finish_scene(scene: Any, axes: Any) -> None:
     """Titles, ranges and the point of view of axes in space."""
     is_wide = inches_wide(axes) > 2
@@ -286,10 +326,20 @@ def _finish_scene(scene: Any, axes: Any) -> None:
         side = getattr(axes, f"{letter}axis")
         side.set_tick_params(pad=-2, labelsize=7 if is_wide else 5)
         if settings.tickvals is None:
-            side.set_major_locator(MaxNLocator(5 if is_wide else 2))
+            _few_ticks(side, getattr(axes, f"get_{letter}lim")(), is_wide=is_wide)
         side._axinfo["grid"] |= {"linewidth": 0.4, "color": "#cccccc"}
     eye = scene.camera.eye
     if eye.x is not None:
         flat = float(np.hypot(eye.x, eye.y))
         axes.view_init(np.degrees(np.arctan2(eye.z, flat)), np.degrees(np.arctan2(eye.y, eye.x)))
     axes.set_box_aspect((1, 1, 0.8), zoom=0.92)
+
+
+def _few_ticks(side: Any, ends: tuple[float, float], *, is_wide: bool) -> None:
+    """Round ticks of an axis in space; in a small one the first and the last of them."""
+    if is_wide:
+        side.set_major_locator(MaxNLocator(5))
+        return
+    low, high = sorted(ends)
+    inside = [at for at in MaxNLocator(4).tick_values(low, high) if low <= at <= high]
+    side.set_ticks([inside[0], inside[-1]] if len(inside) > 1 else inside)

@@ -13,6 +13,8 @@ from .paper_traces import dashes_of, marker_of, matplotlib_color, plain_text, ti
 __all__ = ["draw_annotations", "draw_color_bars", "draw_legend", "draw_shapes"]
 
 _INCHES_PER_LETTER = 0.052
+_MOST_WORDS = 6
+_LEGEND_LINE = 0.14
 
 
 def draw_shapes(figure: Any, made: Panes) -> None:
@@ -51,15 +53,18 @@ def draw_annotations(figure: Any, made: Panes) -> None:
     """Write the words of the layout; those above a pane are its title."""
     for note in figure.layout.annotations:
         place = _on_paper(figure.layout, note)
+        # A sentence belongs into the caption.
+        is_sentence = len(plain_text(note.text).split()) > _MOST_WORDS
         if place is None:
             axes, transform = _anchored(made, note)
-            _write(axes, note, note.x, note.y, transform)
+            if not is_sentence:
+                _write(axes, note, note.x, note.y, transform)
             continue
         axes, across, along = made.at(*place)
         is_above = along >= 0.999 and note.yanchor != "top"
         if is_above and 0 <= across <= 1:
             _title(axes, note, across)
-        else:
+        elif not is_sentence:
             _write(axes, note, across, along, axes.transAxes)
 
 
@@ -120,11 +125,14 @@ def draw_legend(figure: Any, made: Panes) -> None:
             entries.setdefault(plain_text(trace.name), _handle(trace))
     if len(entries) < 2 and figure.layout.showlegend is not True:
         return
-    names = [name if len(name) < 45 else f"{name[:21]}…{name[-22:]}" for name in entries]
+    width, height = made.figure.get_size_inches()
+    half = min(22, int(width * 15 - 6) // 2)
+    names = [n if len(n) <= 2 * half else f"{n[: half - 1]}…{n[-half:]}" for n in entries]
     if names:
-        width = made.figure.get_size_inches()[0]
         most = max(1, int(width * 15 / (max(map(len, names)) + 5)))
         rows = -(-len(names) // most)
+        # Constrained layout gives up where the legend leaves no room for the plots.
+        made.figure.set_size_inches(width, height + max(0, rows - 4) * _LEGEND_LINE)
         made.figure.legend(
             list(entries.values()),
             names,

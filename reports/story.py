@@ -19,7 +19,17 @@ from analyzer.storage.run import Run, open_run
 from analyzer.vocabulary.methods import Method
 from analyzer.vocabulary.probes import PROBES
 
-from .groups import Group, grouped, pairs_of, representatives, seed_figure, seed_of, seed_spread
+from .groups import (
+    Group,
+    grouped,
+    laid_out,
+    pairs_of,
+    representatives,
+    seed_figure,
+    seed_of,
+    seed_spread,
+)
+from .paper_overview import overview_rows
 from .run_facts import AnonymousRun, last_gain
 
 __all__ = [
@@ -46,11 +56,12 @@ class Figure:
     info: Any
     draw: Callable[[Any, Theme], go.Figure]
     methods: tuple[Method, ...] = ()
+    draw_print: Callable[[Any, Theme], go.Figure] | None = None
 
     @cached_property
     def drawn(self) -> go.Figure:
         """The figure for print, its runs told apart by dashes and markers too."""
-        return self.draw(self.info, PRINT)
+        return (self.draw_print or self.draw)(self.info, PRINT)
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -110,12 +121,14 @@ class Story:
         return list(dict.fromkeys(found))
 
 
-def story_of(paths: Sequence[Path], *, anonymous: bool = False) -> Story:
+def story_of(paths: Sequence[Path], *, anonymous: bool = False, layout: str | None = None) -> Story:
     """Read runs and compute everything that a report of them says.
 
     Args:
         paths: Folders of runs; one named twice is read once.
         anonymous: Whether names, paths, commits and times of the runs are left out.
+        layout: One of ``LAYOUTS``, which chooses the runs that the figures show; None for a run of
+            each group.
     """
     unique = list({path.resolve(): path for path in paths}.values())
     opened: list[Run] = [open_run(path) for path in unique]
@@ -124,12 +137,12 @@ def story_of(paths: Sequence[Path], *, anonymous: bool = False) -> Story:
         ordered = [run for group in grouped(opened) for run in group.runs]
         opened = [AnonymousRun(run.path, f"run {i + 1}") for i, run in enumerate(ordered)]
     groups = grouped(opened)
-    shown = representatives(groups)
+    shown = laid_out(groups, layout) if layout else representatives(groups)
     return Story(
         runs=tuple(run for group in groups for run in group.runs),
         groups=tuple(groups),
         shown=shown,
-        sections=tuple(_sections(shown, groups)),
+        sections=tuple(_sections(shown, groups if layout in (None, "seeds") else [])),
         verdict=_verdict(groups),
         findings=tuple((run, tuple(findings(run))) for run in shown),
         is_anonymous=anonymous,
@@ -162,9 +175,9 @@ def _figure(panel: Any, view: View) -> Figure | Missing:
         return Missing(panel.title, str(error))
     of_probes = [probe.method for probe in PROBES if probe.name in panel.needs]
     methods = tuple(method for method in (panel.method, *of_probes) if method)
-    return Figure(
-        panel.key, panel.title, info.caption, panel.how_to_read, info, panel.draw, methods
-    )
+    of_its_own = overview_rows if panel.key == "overview" else None
+    words = (panel.key, panel.title, info.caption, panel.how_to_read)
+    return Figure(*words, info, panel.draw, methods, of_its_own)
 
 
 def _seeds(groups: list[Group]) -> Figure:

@@ -19,6 +19,7 @@ from .story import Story, claim_rows
 
 __all__ = [
     "PaperTable",
+    "figure_text",
     "heading",
     "latex_number",
     "latex_text",
@@ -75,7 +76,7 @@ def paper_tables(story: Story) -> list[PaperTable]:
         tables.append(PaperTable("claims", caption, rows.rename(columns={"text": "claim"})))
     if any(len(group.runs) > 1 for group in story.groups):
         info = seed_spread(story.groups)
-        tables.append(PaperTable("seeds", info.caption, info.table()))
+        tables.append(PaperTable("seeds", info.caption, info.summary()))
     return tables
 
 
@@ -145,6 +146,19 @@ def latex_text(table: PaperTable) -> str:
 \resizebox{{\ifdim\width>\linewidth\linewidth\else\width\fi}}{{!}}{{%
 {tabular.rstrip()}}}
 \end{{table}}
+"""
+
+
+def figure_text(key: str, caption: str) -> str:
+    r"""Return a figure with its caption and ``\label{fig:<key>}``, for ``\input`` in a paper.
+
+    The preamble needs ``graphicx`` and ``\usepackage[T1]{fontenc}``.
+    """
+    return rf"""\begin{{figure}}[tbp]
+\centering
+\includegraphics[width=\linewidth]{{{key}}}
+\caption{{{latex_escaped(caption)}}}\label{{fig:{key.replace("_", "-")}}}
+\end{{figure}}
 """
 
 

@@ -178,6 +178,14 @@ def report(
             help="icml, neurips, cvpr, ieee, acl, or a length such as 3.25in.",
         ),
     ] = "icml",
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            "--layout",
+            metavar="LAYOUT",
+            help="What the figures show: twin (a pair), seeds (mean and spread) or single (a run).",
+        ),
+    ] = None,
     format_: Annotated[
         str, typer.Option("--format", metavar="LIST", help="Some of pdf,svg,png.")
     ] = "pdf",
@@ -215,6 +223,7 @@ def report(
         )
 
     from analyzer.analysis.numerals import counted
+    from analyzer.reports.groups import LAYOUTS
     from analyzer.reports.html import write_report
     from analyzer.reports.paper import formats_in, paper_style, width_in_inches, write_figures
     from analyzer.reports.story import story_of
@@ -224,15 +233,21 @@ def report(
     inches, formats = width_in_inches(width), formats_in(format_)
     with paper_style(file=style):
         pass
+    if layout is not None and (layout not in LAYOUTS or figures is None):
+        raise AnalyzerError(
+            f"--layout is {layout!r}; expected {', '.join(LAYOUTS)}, together with --figures DIR. "
+            "Leave it out to show one run of each program."
+        )
     story = story_of(paths, anonymous=anonymous)
+    drawn = story_of(paths, anonymous=anonymous, layout=layout) if layout else story
     name = "anonymous" if anonymous else paths[0].resolve().name
     target = output or Path(f"{name}-report.html")
     write_report(story, target, template=template)
     size = target.stat().st_size / 2**20
     typer.echo(f"{target}: {counted(len(list(story.figures)), 'figure')}, {size:.1f} MiB")
     if figures is not None:
-        made = write_figures(story, figures, width=inches, formats=formats, style=style)
-        typer.echo(f"{figures}: {counted(len(made), 'figure')}, each with its CSV")
+        made = write_figures(drawn, figures, width=inches, formats=formats, style=style)
+        typer.echo(f"{figures}: {counted(len(made), 'figure')}, each with its caption and CSV")
     if tables is not None:
         written = write_tables(story, tables)
         typer.echo(f"{tables}: {counted(len(written) // 3, 'table')} as LaTeX, Markdown and CSV")

@@ -177,7 +177,7 @@ def depth_ticks(
     for place, at in enumerate(positions):
         if not kept or at - positions[kept[-1]] >= apart:
             kept.append(place)
-    shown = told_apart(labeled(name.partition(" … ")[0], _MOST_JOIN) for name in names)
+    shown = told_apart(labeled(name.partition(" … ")[0], _MOST_STAGE + 4) for name in names)
     texts = [shown[place] for place in kept]
     widest = max(map(len, texts), default=0) * len(texts) * 2 * _HALF_LETTER
     return {

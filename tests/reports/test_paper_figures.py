@@ -4,11 +4,14 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from plotly.subplots import make_subplots
 
 from analyzer.errors import AnalyzerError
@@ -23,7 +26,9 @@ from analyzer.reports.paper import (
     write_figures,
 )
 from analyzer.reports.paper_traces import DRAWERS, plain_text
-from analyzer.reports.story import Story
+from analyzer.reports.story import Story, story_of
+from analyzer.reports.tables import latex_escaped
+from tests.support.runs import layer_row, write_run
 
 
 def profile(*, log: bool = True) -> go.Figure:
@@ -190,6 +195,88 @@ def test_a_figure_is_as_wide_as_its_venue(venue: str) -> None:
     assert found is not None and float(found[1]) == pytest.approx(72 * WIDTHS[venue], abs=0.01)
 
 
+def texts(figure: Figure) -> list[tuple[str, Any]]:
+    """Each text that is seen in a figure of matplotlib, with its box."""
+    figure.canvas.draw()
+    found = [(text, text.get_window_extent()) for text in figure.findobj(Text)]
+    hidden: set[Text] = set()
+    for axes in figure.axes:
+        for axis in axes._axis_map.values():
+            seen = {t for tick in axis._update_ticks() for t in (tick.label1, tick.label2)}
+            every = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+            labels = {t for tick in every for t in (tick.label1, tick.label2)}
+            hidden |= labels - seen if axis.get_visible() else labels | {axis.label}
+    seen = [(text, box) for text, box in found if text.get_visible() and text not in hidden]
+    return [(text.get_text(), box) for text, box in seen if text.get_text().strip()]
+
+
+def overlapping(a: Any, b: Any) -> bool:
+    return min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1
+
+
+@pytest.fixture(scope="module")
+def awkward(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Story:
+    """A pair beside a run with names that are long, alike or numbers, and values of every kind."""
+    path = tmp_path_factory.mktemp("awkward") / "a-run-with-quite-a-long-name-of-its-own"
+    names = ["0", "2", "10", "n." * 98 + "tail", "dup", "dup"]
+    layers = [layer_row(k, name) for k, name in enumerate(names)]
+    norms = [[10.0**-k for k in range(6)] for _ in range(8)]
+    norms[3][2], norms[4][1], norms[5][0] = np.nan, 0.0, np.inf
+    return story_of([*folders, write_run(path, [2.0] * 8, norms, layers=layers)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("venue", WIDTHS)
+@pytest.mark.parametrize("which", ["a pair", "awkward"])
+def test_at_every_width_no_words_overlap_or_leave_the_page_and_rows_can_be_read(
+    story: Story, awkward: Story, venue: str, which: str
+) -> None:
+    for figure in (story if which == "a pair" else awkward).figures:
+        assert_legible(figure, venue)
+
+
+@pytest.mark.parametrize("venue", ["acl", "neurips"])
+@pytest.mark.parametrize("key", ["overview", "gradient_heatmap", "update_ratio", "shattering"])
+def test_words_of_the_densest_figures_fit_the_narrowest_and_the_widest_page(
+    story: Story, key: str, venue: str
+) -> None:
+    assert_legible(next(figure for figure in story.figures if figure.key == key), venue)
+
+
+def assert_legible(figure: Any, venue: str) -> None:
+    with paper_style():
+        drawn = drawn_figure(figure.drawn, WIDTHS[venue])
+        boxes = texts(drawn)
+    width, height = drawn.bbox.width, drawn.bbox.height
+    for place, (text, box) in enumerate(boxes):
+        assert box.x0 > -1 and box.x1 < width + 1, (figure.key, text)
+        assert box.y0 > -1 and box.y1 < height + 1, (figure.key, text)
+        for other, beside in boxes[:place]:
+            assert not overlapping(box, beside), (figure.key, text, other)
+        # A sentence is what the caption is for.
+        assert len(text.split()) <= 8 and not text.endswith("."), (figure.key, text)
+    bars = [axes for axes in drawn.axes if axes.get_label() == "<colorbar>"]
+    inches = [axes.get_position().height * drawn.get_figheight() for axes in drawn.axes]
+    assert min(h for axes, h in zip(drawn.axes, inches, strict=True) if axes not in bars) >= 0.6
+
+
+def test_in_gray_cells_without_a_color_are_hatched_and_lines_have_dashes_and_markers(
+    awkward: Story,
+) -> None:
+    (figure,) = [one for one in awkward.figures if one.key == "overview"]
+    with paper_style():
+        drawn = drawn_figure(figure.drawn, 3.03)
+    hatches = {patch.get_hatch() for axes in drawn.axes for patch in axes.patches}
+    assert len(hatches - {None}) == 2
+    lines = [t for t in figure.drawn.data if t.type == "scatter" and "lines" in t.mode]
+    runs = [line for line in lines if line.showlegend is not False]
+    assert len({(t.line.dash, t.marker.symbol) for t in runs}) == len(runs) == 3
+    # Darkness alone tells small from large: it rises along the whole scale of the heatmaps.
+    bar = next(axes for axes in drawn.axes if axes.get_label() == "<colorbar>")
+    colors = bar._colorbar.cmap(np.linspace(0, 1, 64))[:, :3]
+    assert (np.diff(colors @ [0.2126, 0.7152, 0.0722]) > 0).all()
+
+
 def test_every_panel_has_a_static_figure_with_ink_in_it(story: Story) -> None:
     for figure in story.figures:
         assert {trace.type for trace in figure.drawn.data} <= set(DRAWERS)
@@ -203,6 +290,9 @@ def test_figures_are_written_with_the_numbers_behind_them(story: Story, tmp_path
     keys = [figure.key for figure in story.figures]
     assert [path.name for path in written] == [f"{key}.svg" for key in keys]
     for figure in story.figures:
+        words = (tmp_path / f"{figure.key}.tex").read_text()
+        assert rf"\includegraphics[width=\linewidth]{{{figure.key}}}" in words
+        assert latex_escaped(f"{figure.caption} {figure.how_to_read}") in words
         rows = list(csv.reader(io.StringIO((tmp_path / f"{figure.key}.csv").read_text())))
         assert rows[0] == [str(name) for name in figure.table.columns]
         assert len(rows) - 1 == len(figure.table) > 0

@@ -121,7 +121,7 @@ def test_a_document_with_every_figure_and_table_compiles_without_a_warning(
         r"\usepackage[T1]{fontenc}\usepackage{lmodern}",
         r"\usepackage{booktabs,graphicx,longtable}",
         r"\begin{document}",
-        *(rf"\includegraphics{{{path.name}}}\clearpage" for path in figures),
+        *(rf"\input{{{path.stem}.tex}}\clearpage" for path in figures),
         *(rf"\input{{{path.name}}}\clearpage" for path in tables),
         r"\end{document}",
     ]

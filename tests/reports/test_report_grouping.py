@@ -4,12 +4,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analyzer.errors import AnalyzerError
+from analyzer.figures.theme import LIGHT
 from analyzer.reports.groups import (
     Spread,
     grouped,
     pairs_of,
     program,
     representatives,
+    seed_figure,
     seed_of,
     seed_spread,
 )
@@ -77,6 +80,42 @@ def test_figures_show_one_run_of_each_group_of_the_same_seed(tmp_path: Path) -> 
     assert [run.name for run in representatives(grouped(runs))] == ["plain-4", "residual-4"]
 
 
+@pytest.mark.parametrize(
+    ("layout", "names"),
+    [
+        ("single", ["residual-0"]),
+        ("twin", ["plain-0", "residual-0"]),
+        ("seeds", ["plain-0", "residual-0"]),
+    ],
+)
+def test_a_layout_chooses_the_runs_of_the_figures(
+    tmp_path: Path, layout: str, names: list[str]
+) -> None:
+    runs = [seeded(tmp_path, kind, seed) for seed in range(2) for kind in ("plain", "residual")]
+    story = story_of([run.path for run in runs], layout=layout)
+    assert [run.name for run in story.shown] == names
+    assert ("seeds" in {figure.key for figure in story.figures}) == (layout == "seeds")
+    assert [column.label.text for column in next(story.figures).info.runs] == names
+
+
+def test_a_layout_without_its_runs_is_refused(tmp_path: Path) -> None:
+    paths = [seeded(tmp_path, "plain", 0).path]
+    with pytest.raises(AnalyzerError, match="--layout twin needs a plain and a residual run"):
+        story_of(paths, layout="twin")
+    with pytest.raises(AnalyzerError, match="--layout seeds needs runs that differ by their seed"):
+        story_of(paths, layout="seeds")
+
+
+def test_the_rows_behind_the_figure_of_seeds_are_what_it_draws(tmp_path: Path) -> None:
+    runs = [seeded(tmp_path, "plain", k, gain=g) for k, g in enumerate([0.4, 0.5, 0.9])]
+    info = seed_spread(grouped(runs))
+    table, figure = info.table(), seed_figure(info, LIGHT)
+    for axis, line in zip(("depth", "step"), figure.data[1::2], strict=True):
+        rows = table[table["axis"] == axis]
+        assert rows["place"].tolist() == list(line.x) and len(rows) > 1
+        assert rows["mean"].to_numpy() == pytest.approx(np.asarray(line.y))
+
+
 def test_the_spread_is_mean_and_sample_deviation() -> None:
     one = Spread([1.0, 2.0, 6.0])
     assert (one.mean, one.deviation) == (3.0, pytest.approx(math.sqrt(7)))
@@ -90,7 +129,7 @@ def test_the_spread_over_seeds_is_that_of_the_gains(tmp_path: Path) -> None:
     pairs = enumerate(zip(gains, losses, strict=True))
     runs = [seeded(tmp_path, "plain", k, gain=g, loss=x) for k, (g, x) in pairs]
     info = seed_spread(grouped(runs))
-    (row,) = info.table().to_dict("records")
+    (row,) = info.summary().to_dict("records")
     assert row["gain_mean"] == pytest.approx(np.mean(gains))
     assert row["gain_sd"] == pytest.approx(np.std(gains, ddof=1))
     assert row["final_loss_mean"] == pytest.approx(2.7)

@@ -156,8 +156,8 @@ def figure_text(key: str, caption: str) -> str:
     """
     return rf"""\begin{{figure}}[tbp]
 \centering
-\includegraphics[width=\linewidth]{{{key}}}
-\caption{{{latex_escaped(caption)}}}\label{{fig:{key.replace("_", "-")}}}
+\includegraphics{{{key}}}
+\caption{{{escaped(caption, "latex")}}}\label{{fig:{key.replace("_", "-")}}}
 \end{{figure}}
 """
 

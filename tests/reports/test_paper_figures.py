@@ -27,7 +27,7 @@ from analyzer.reports.paper import (
 )
 from analyzer.reports.paper_traces import DRAWERS, plain_text
 from analyzer.reports.story import Story, story_of
-from analyzer.reports.tables import latex_escaped
+from analyzer.texts import escaped
 from tests.support.runs import layer_row, write_run
 
 
@@ -291,8 +291,8 @@ def test_figures_are_written_with_the_numbers_behind_them(story: Story, tmp_path
     assert [path.name for path in written] == [f"{key}.svg" for key in keys]
     for figure in story.figures:
         words = (tmp_path / f"{figure.key}.tex").read_text()
-        assert rf"\includegraphics[width=\linewidth]{{{figure.key}}}" in words
-        assert latex_escaped(f"{figure.caption} {figure.how_to_read}") in words
+        assert rf"\includegraphics{{{figure.key}}}" in words
+        assert escaped(f"{figure.caption} {figure.how_to_read}", "latex") in words
         rows = list(csv.reader(io.StringIO((tmp_path / f"{figure.key}.csv").read_text())))
         assert rows[0] == [str(name) for name in figure.table.columns]
         assert len(rows) - 1 == len(figure.table) > 0

@@ -183,7 +183,7 @@ def _figure(panel: Any, view: View) -> Figure | Missing:
 def _seeds(groups: list[Group]) -> Figure:
     info = seed_spread(groups)
     return Figure(
-        "seeds",
+        "seed_spread",
         "Gradient flow over seeds",
         info.caption,
         "Lines are geometric means over seeds at the last recorded step, bands reach from the "

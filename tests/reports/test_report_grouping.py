@@ -94,7 +94,7 @@ def test_a_layout_chooses_the_runs_of_the_figures(
     runs = [seeded(tmp_path, kind, seed) for seed in range(2) for kind in ("plain", "residual")]
     story = story_of([run.path for run in runs], layout=layout)
     assert [run.name for run in story.shown] == names
-    assert ("seeds" in {figure.key for figure in story.figures}) == (layout == "seeds")
+    assert ("seed_spread" in {figure.key for figure in story.figures}) == (layout == "seeds")
     assert [column.label.text for column in next(story.figures).info.runs] == names
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from analyzer.analysis.findings import Finding
     from analyzer.analysis.gradient_flow import MedianGain
     from analyzer.analysis.training import TrainingSummary
+    from analyzer.analysis.trunk import MedianTrunk, Trunk
 
 __all__ = ["Run", "open_run"]
 
@@ -58,6 +59,19 @@ class Run(storage.Run):
         from analyzer.analysis.gradient_flow import run_gain
 
         return run_gain(self)
+
+    def trunk(self, step: int | None = None) -> "Trunk | MedianTrunk":
+        """Return what the output gradient does along the trunk, branches and shortcuts left out.
+
+        Args:
+            step: A recorded step; None for medians over at most 15 evenly spaced ones.
+
+        Returns:
+            ``decades_fallen`` from the last layer to the first, ``drop`` at one layer, ….
+        """
+        from analyzer.analysis.trunk import median_trunk, trunk
+
+        return median_trunk(self) if step is None else trunk(self, step)
 
     def training(self) -> "TrainingSummary":
         """Return losses, steps and time in numbers: ``first_loss``, ``final_loss``, …."""

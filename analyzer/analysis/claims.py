@@ -1,39 +1,70 @@
-"""What a verdict claims: statements, their numbers, and the queries that give them."""
+"""What a verdict claims: questions, their answers with numbers, and the queries that give them."""
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any
 
-from analyzer.analysis import claim_numbers as numbers
-from analyzer.analysis.claim_numbers import Measured
+from analyzer.analysis.claim_numbers import MOMENTS, NUMBERS, Measured
+from analyzer.analysis.comparability import Difference
+from analyzer.analysis.evidence import first_nonfinite
 from analyzer.analysis.finding import markdown_table
-from analyzer.analysis.numerals import Spread, decades_fallen, decades_grown, with_range
-from analyzer.analysis.sentences import ends_lower, limit
+from analyzer.analysis.numerals import counted, number
+from analyzer.analysis.statements import LIMITS, STATEMENTS, Statement
+from analyzer.analysis.training import run_training
 from analyzer.errors import NotRecordedError
 from analyzer.storage.run import Run
 
-__all__ = ["STATEMENTS", "STATUSES", "Claim", "Statement", "claims"]
+__all__ = [
+    "ANSWERS",
+    "STATUSES",
+    "Claim",
+    "Numbers",
+    "became_nan",
+    "claims",
+    "judged",
+    "measured",
+    "statements_table",
+]
 
-STATUSES = ("holds", "fails", "not measured")
+ANSWERS = {
+    "holds": "yes",
+    "fails": "no",
+    "unclear": "unclear",
+    "undefined": "undefined",
+    "not measured": "not measured",
+}
+"""The answer to the question of a claim, by its status."""
+STATUSES = tuple(ANSWERS)
+# Of one pair an effect must exceed its limit by the noise between seeds; of three by nothing.
+_NEEDED = {1: 1.0, 2: 0.7}
+
+Numbers = Mapping[str, Measured | str]
+"""What was measured of a run by the key of a claim; a text says why it was not."""
+Pair = tuple[Measured, Measured]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One statement about a pair of runs, and whether it holds.
+    """One question about a pair of runs, or about a residual one, and its answer.
 
     Args:
-        text: The statement with its numbers, or what to record to have them.
-        status: ``holds``, ``fails`` or ``not measured``.
-        plain: The number of the run without shortcuts; None where it has none.
-        residual: The number of the run with them; None where it has none.
+        text: Question, answer and numbers, with what they are compared with; or what to record.
+        status: ``holds``, ``fails``, ``unclear`` (within the spread, too near to the limit, or
+            something else can explain it), ``undefined`` (not a number) or ``not measured``.
+        plain: The number of the run without shortcuts; None where there is none.
+        residual: The number of the run with them.
+        spread: Ends of both, ``over`` what they are and how many that are; None for single numbers.
+        steps: At which it was measured, that of the figure first.
         query: A Python expression on ``plain`` and ``residual``, both from ``analyzer.open_run``
-            (lists of them over several seeds), that gives the number, or both as a tuple.
+            (lists of them over several seeds), that gives the number, or both.
         panel: Key of the panel that shows it.
-        plain_spread: Smallest and largest over seeds; None for a single pair.
-        residual_spread: As ``plain_spread``.
-        num_holding: Pairs in which the statement holds.
+        effect: How far the two are apart, in decades; 0 where it does not hold.
+        short: The numbers in a few words.
+        brief: The same in fewer, of another moment.
+        when: Its steps in words.
     """
 
     key: str
@@ -41,280 +72,317 @@ class Claim:
     status: str
     plain: float | None
     residual: float | None
+    spread: Mapping[str, Any] | None
+    steps: tuple[int, ...]
     reference: str
     query: str
     panel: str
-    plain_spread: Spread = None
-    residual_spread: Spread = None
-    num_holding: int = 0
+    effect: float = field(default=0.0, compare=False)
+    short: str = field(default="", compare=False)
+    brief: str = field(default="", compare=False)
+    when: str = field(default="", compare=False)
+
+    @property
+    def question(self) -> str:
+        """The question."""
+        return self.text.partition("? ")[0] + "?"
+
+    @property
+    def answer(self) -> str:
+        """The answer, as in ``yes``."""
+        return ANSWERS[self.status]
 
 
-@dataclass(frozen=True)
-class Statement:
-    """A claim before it is measured.
+def measured(run: Run) -> dict[str, Measured | str]:
+    """Measure what every claim needs of one run; a text where it was not recorded."""
+    found: dict[str, Measured | str] = {}
+    for key, measure in NUMBERS.items():
+        try:
+            found[key] = measure(run)
+        except NotRecordedError as error:
+            found[key] = str(error)
+    return found
 
-    Args:
-        text: The statement; ``{plain}`` and ``{residual}`` stand for its numbers.
-        holds_when: When it holds, as a clause.
-        holds: Whether it holds, given the number of the plain and of the residual run.
-        needs: What must have been recorded.
-        is_of_residual: Whether it is about the residual run alone.
-        keeps_nan: Whether NaN is a result; elsewhere such a number was not measured.
-        say: Writes a number with its range over seeds.
+
+def claims(
+    plain: Sequence[Run],
+    residual: Sequence[Run],
+    found: Sequence[Difference] = (),
+    *,
+    is_alone: bool = False,
+) -> tuple[Claim, ...]:
+    """Return every claim about pairs of runs, on each side one run for each seed, in one order.
+
+    With ``is_alone`` those about the residual runs alone.
     """
-
-    key: str
-    text: str
-    holds_when: str
-    measure: Callable[[Run], Measured]
-    holds: Callable[[Measured, Measured], bool]
-    reference: str
-    panel: str
-    needs: str = "layer statistics"
-    remedy: str = "record both runs with layer statistics"
-    is_of_residual: bool = False
-    keeps_nan: bool = False
-    say: Callable[[float | None, Spread], str] = with_range
-
-
-def _is_nearer_to_isometry(plain: Measured, residual: Measured) -> bool:
-    slopes = abs(math.log(residual.value)), abs(math.log(plain.value))
-    return slopes[0] <= limit("nearer_to_isometry") * slopes[1]
-
-
-def _is_times_larger(plain: Measured, residual: Measured) -> bool:
-    return residual.value > 0 and residual.value >= limit("times_larger") * plain.value
-
-
-def _is_better_conditioned(plain: Measured, residual: Measured) -> bool:
-    limited = limit("better_conditioned") * plain.value
-    return residual.value < math.inf and residual.value <= limited
-
-
-_HE_2016 = "He et al. 2016, Identity mappings in deep residual networks, eq. 5"
-_SPLITS = "record the residual run with --splits-every"
-
-STATEMENTS = (
-    Statement(
-        "vanishing",
-        "Without shortcuts the gradient vanishes along depth: from the last layer to the first it "
-        "{plain} without and {residual} with them.",
-        "the gradient of the plain net falls by 3 decades or more along depth",
-        numbers.decades_fallen,
-        lambda plain, residual: plain.value >= limit("unhealthy_decades"),
-        "He et al. 2015, §4.1 (with batch norm it does not)",
-        "depth_profile",
-        say=decades_fallen,
-    ),
-    Statement(
-        "exploding",
-        "In one of the nets the gradient explodes along depth: from the last layer to the first it "
-        "{plain} without shortcuts and {residual} with them.",
-        "that of one of the nets grows by 3 decades or more",
-        numbers.decades_grown,
-        lambda plain, residual: max(plain.value, residual.value) >= limit("unhealthy_decades"),
-        "Yang et al. 2019, A mean field theory of batch normalization",
-        "depth_profile",
-        say=decades_grown,
-    ),
-    Statement(
-        "gain",
-        "Shortcuts bring the gain per layer nearer to 1: it is {plain} without them and "
-        "{residual} with them.",
-        "ln(gain) with shortcuts is at most half of that without: nearer to isometry",
-        numbers.gain_per_layer,
-        _is_nearer_to_isometry,
-        _HE_2016,
-        "depth_profile",
-    ),
-    Statement(
-        "relative_gradient",
-        "Over ‖∂L/∂output‖, the gradient of the first layer is at least ten times larger with "
-        "shortcuts: {plain} without them, {residual} with them.",
-        "‖∂L/∂y_first‖ / ‖∂L/∂output‖ is ten times larger with shortcuts",
-        numbers.relative_gradient,
-        _is_times_larger,
-        _HE_2016,
-        "depth_profile",
-    ),
-    Statement(
-        "shortcut_share",
-        "The shortcuts carry most of the gradient: their share at the joins is {residual}, median "
-        "over joins and steps.",
-        "the shortcuts carry more than half of the gradient (median)",
-        numbers.shortcut_share,
-        lambda _, residual: residual.value > limit("most"),
-        _HE_2016,
-        "splits_over_time",
-        "splits",
-        _SPLITS,
-        is_of_residual=True,
-    ),
-    Statement(
-        "identity_start",
-        "The residual net starts as an identity: at the first split the shortcuts carry "
-        "{residual} of the gradient.",
-        "their share is 0.99 or more at the first step that was split",
-        numbers.first_share,
-        lambda _, residual: residual.value >= limit("identity"),
-        "Bachlechner et al. 2020, ReZero; De and Smith 2020",
-        "splits_over_time",
-        "splits",
-        _SPLITS,
-        is_of_residual=True,
-    ),
-    Statement(
-        "path_length",
-        "Short paths carry the gradient: the effective path length is {residual} branches, to be "
-        "compared with half of the joins.",
-        "the effective path length is less than half of the joins",
-        numbers.path_length,
-        lambda _, residual: residual.value < limit("short_paths") * residual.scale,
-        "Veit et al. 2016",
-        "path_spectrum",
-        "probe `paths`, last step",
-        "record the residual run with --probe paths",
-        is_of_residual=True,
-    ),
-    Statement(
-        "shattering",
-        "Without shortcuts gradients are shattered: at the first layer those of two inputs "
-        "correlate by {plain}, against {residual} with shortcuts.",
-        "gradients correlate by 0.1 more with shortcuts, at the first layer",
-        numbers.input_correlation,
-        lambda plain, residual: residual.value - plain.value >= limit("shattered"),
-        "Balduzzi et al. 2017",
-        "shattering",
-        "probe `shattering`, first step",
-        "record both runs with --probe shattering",
-        keeps_nan=True,
-    ),
-    Statement(
-        "conditioning",
-        "Shortcuts improve the conditioning of the input-output Jacobian: largest over smallest "
-        "singular value is {plain} without them and {residual} with them.",
-        "the condition number with shortcuts is at most half of that without",
-        numbers.condition_number,
-        _is_better_conditioned,
-        "Saxe et al. 2013; Pennington et al. 2017",
-        "jacobian",
-        "probe `jacobian`, first step",
-        "record both runs with --probe jacobian",
-    ),
-    Statement(
-        "lesion",
-        "No single branch is needed: without one of them the loss changes by {residual}, median "
-        "over joins.",
-        "losing one branch adds at most a tenth of the first loss (median)",
-        numbers.lesion_change,
-        lambda _, residual: residual.value <= limit("loss_difference") * residual.scale,
-        "Veit et al. 2016, §4.1",
-        "lesion",
-        "probe `lesion`, last step",
-        "record the residual run with --probe lesion",
-        is_of_residual=True,
-        keeps_nan=True,
-    ),
-    Statement(
-        "first_update",
-        "Without shortcuts the first layer learns at least ten times more slowly: its update ratio "
-        "is {plain}, against {residual} with them.",
-        "the first layer's update ratio is ten times larger with shortcuts",
-        numbers.first_update,
-        _is_times_larger,
-        "definitions: update ratio ‖Δθ‖ / ‖θ‖",
-        "update_ratio",
-        "updates",
-        "record both runs with --updates-every",
-    ),
-    Statement(
-        "training_loss",
-        "Training ends at a lower loss with shortcuts: {plain} without them, {residual} with them.",
-        "the final loss is lower with shortcuts by a tenth of the smaller first loss",
-        numbers.final_loss,
-        lambda p, r: ends_lower(p.value, r.value, min(p.scale, r.scale)),
-        "He et al. 2015, §4.1 (degradation)",
-        "loss",
-        "a scalar loss",
-        "record both runs with a scalar loss",
-        keeps_nan=True,
-    ),
-)
-"""Every claim, in the order in which a verdict lists them."""
-
-
-def statements_table() -> str:
-    """Return every claim as a Markdown table: key, when it holds, and what it needs."""
-    rows = ((f"`{one.key}`", one.holds_when, one.needs) for one in STATEMENTS)
-    return markdown_table(("key", "holds when", "needs"), rows)
-
-
-def claims(plain: Sequence[Run], residual: Sequence[Run]) -> tuple[Claim, ...]:
-    """Return every claim about pairs of runs, on each side one run for each seed, in one order."""
-    return tuple(_claim(statement, plain, residual) for statement in STATEMENTS)
-
-
-Pair = tuple[Measured, Measured]
-
-
-def _claim(statement: Statement, plain: Sequence[Run], residual: Sequence[Run]) -> Claim:
-    pairs = [_measured(statement, p, r) for p, r in zip(plain, residual, strict=True)]
-    found = [pair for pair in pairs if pair is not None]
-    made = partial(Claim, key=statement.key, reference=statement.reference, panel=statement.panel)
-    # A median over some of the seeds would be of other runs than the next claim's.
-    if len(found) < len(pairs):
-        text = f"{_bare(statement.text)}: not measured; {statement.remedy}."
-        return made(text=text, status="not measured", plain=None, residual=None, query="")
-    sides = [_side([pair[k].value for pair in found]) for k in (0, 1)]
-    if statement.is_of_residual:
-        sides[0] = None, None
-    num_holding = sum(statement.holds(*pair) for pair in found)
-    said = {"plain": statement.say(*sides[0]), "residual": statement.say(*sides[1])}
-    # In how many seeds it holds, where there are several.
-    seeds = f" It holds in {num_holding} of {len(found)} seeds." if len(found) > 1 else ""
-    return made(
-        text=statement.text.format(**said) + seeds,
-        status="holds" if num_holding == len(found) else "fails",
-        plain=sides[0][0],
-        residual=sides[1][0],
-        query=_query([_pair_query(pair, statement.is_of_residual) for pair in found]),
-        plain_spread=sides[0][1],
-        residual_spread=sides[1][1],
-        num_holding=num_holding,
+    numbers = [tuple(map(measured, pair)) for pair in zip(plain, residual, strict=True)]
+    made = judged([p for p, _ in numbers], [r for _, r in numbers], found, is_alone=is_alone)
+    runs = [*plain, *residual]
+    more = {"undefined": became_nan(runs), "unclear": _duration(runs)}
+    return tuple(
+        replace(one, text=f"{one.text} {more[one.status]}".rstrip()) if one.status in more else one
+        for one in made
     )
 
 
-def _measured(statement: Statement, plain: Run, residual: Run) -> Pair | None:
-    """The numbers of one pair; None where something was not recorded, or is not a number."""
-    try:
-        right = statement.measure(residual)
-        left = right if statement.is_of_residual else statement.measure(plain)
-    except NotRecordedError:
+def _duration(runs: Sequence[Run]) -> str:
+    """How long three seeds take, as long as these took."""
+    seconds = [run.manifest.get("seconds") for run in runs]
+    known = [float(x) for x in seconds if isinstance(x, int | float) and x > 0]
+    pair = sum(known) / max(1, len(known)) * 2
+    return f"Three seeds of both take about {number(3 * pair)} s." if known else ""
+
+
+def judged(
+    plain: Sequence[Numbers],
+    residual: Sequence[Numbers],
+    found: Sequence[Difference] = (),
+    *,
+    is_alone: bool = False,
+) -> tuple[Claim, ...]:
+    """Return every claim about numbers that were measured of pairs of runs."""
+    made = []
+    for statement in STATEMENTS:
+        if is_alone and not statement.is_of_residual or statement.is_alone and not is_alone:
+            continue
+        if not statement.by_moment:
+            made.append(_claim(statement, statement.key, plain, residual, found))
+            continue
+        each = [
+            (name, _claim(statement, f"{statement.number}_{name}", plain, residual, found))
+            for name in MOMENTS
+        ]
+        chosen = each[0][1]
+        for _, claim in each[1:]:
+            # Of moments that are about as bad the earliest is told.
+            if _worst(claim) > _worst(chosen) + LIMITS["moments"].value:
+                chosen = claim
+        made.append(chosen)
+        made += [
+            replace(claim, key=f"{claim.key}_{name}")
+            for name, claim in each
+            if claim is not chosen and _differs(chosen, claim)
+        ]
+    return tuple(made)
+
+
+def _worst(claim: Claim) -> float:
+    """How far the worse of the two goes; of moments that are as bad the earliest is told."""
+    known = [x for x in (claim.plain, claim.residual) if x is not None and not math.isnan(x)]
+    rank = {"holds": 1e3, "unclear": 1e2}.get(claim.status, 0.0)
+    return rank + min(max(known, default=-99.0), 99.0)
+
+
+def _differs(first: Claim, other: Claim) -> bool:
+    """Whether the number of another moment is one that must be told apart."""
+    if other.status == "not measured" or other.steps == first.steps:
+        return False
+    pairs = ((first.plain, other.plain), (first.residual, other.residual))
+    apart = [abs(a - b) for a, b in pairs if a is not None and b is not None]
+    return other.status != first.status or any(not x < LIMITS["moments"].value for x in apart)
+
+
+def _claim(
+    statement: Statement,
+    key: str,
+    plain: Sequence[Numbers],
+    residual: Sequence[Numbers],
+    found: Sequence[Difference],
+) -> Claim:
+    right = [one[key] for one in residual]
+    left = right if statement.is_of_residual else [one[key] for one in plain]
+    texts = [one for one in (*left, *right) if isinstance(one, str)]
+    known = [
+        (p, r)
+        for p, r in zip(left, right, strict=True)
+        if isinstance(p, Measured) and isinstance(r, Measured)
+    ]
+    # A median over some of the seeds would be of other runs than the next claim's.
+    if texts:
+        text = f"{statement.question} Not measured: {texts[0]}."
+        return Claim(
+            statement.key,
+            text,
+            "not measured",
+            None,
+            None,
+            None,
+            (),
+            statement.reference,
+            "",
+            statement.panel,
+        )
+    status, why = _status(statement, known, found)
+    values = [_values(statement, pair) for pair in known]
+    sides = [_middle([v[k] for v in values]) for k in (0, 1)]
+    spread = _spread(statement, known, values)
+    ends = [None if spread is None else spread[side] for side in ("plain", "residual")]
+    words = {
+        "where": known[0][1].where,
+        "plain_where": known[0][0].where,
+        "scale": number(known[0][1].scale),
+        "count": str(known[0][1].count),
+        "over": known[0][1].over,
+        "rate": _rate(key, known[0][1]),
+        "plain_rate": _rate(key, known[0][0]),
+    }
+    said, briefly = (
+        words
+        | {
+            side: statement.say(sides[k], ends[k] if is_whole or len(known) > 1 else None)
+            for k, side in enumerate(("plain", "residual"))
+        }
+        for is_whole in (True, False)
+    )
+    when = _when(known)
+    text = (
+        f"{statement.question} {ANSWERS[status].capitalize()}: {statement.said.format(**said)} "
+        f"({when}; {statement.compared}).{why}"
+    )
+    return Claim(
+        key=statement.key,
+        text=text,
+        status=status,
+        plain=sides[0],
+        residual=sides[1],
+        spread=spread,
+        steps=tuple(dict.fromkeys(step for pair in known for one in pair for step in one.steps)),
+        reference=statement.reference,
+        query=_query([_pair_query(statement, pair) for pair in known]),
+        panel=statement.panel,
+        effect=_effect(statement, known) if status == "holds" else 0.0,
+        short=statement.short.format(**briefly),
+        brief=statement.brief.format(**briefly),
+        when=when,
+    )
+
+
+def _values(statement: Statement, pair: Pair) -> tuple[float | None, float]:
+    plain = pair[1].other if statement.is_of_residual else pair[0].value
+    return plain, pair[1].value
+
+
+def _middle(values: Sequence[float | None]) -> float | None:
+    known = [x for x in values if x is not None]
+    if len(known) < len(values):
         return None
-    if not statement.keeps_nan and (math.isnan(left.value) or math.isnan(right.value)):
+    return math.nan if any(math.isnan(x) for x in known) else statistics.median(known)
+
+
+def _spread(
+    statement: Statement, pairs: Sequence[Pair], values: Sequence[tuple[float | None, float]]
+) -> dict[str, Any] | None:
+    """Over seeds where there are several, else within the runs."""
+    if len(pairs) > 1:
+        ends = [
+            [min(known), max(known)]
+            if (known := [v[k] for v in values if v[k] is not None])
+            else None
+            for k in (0, 1)
+        ]
+        return {"plain": ends[0], "residual": ends[1], "over": "seeds", "count": len(pairs)}
+    left, right = pairs[0]
+    if right.low is None and left.low is None:
         return None
-    return left, right
+    both = [None if one.low is None else [one.low, one.high] for one in (left, right)]
+    if statement.is_of_residual:
+        both[0] = None
+    return {
+        "plain": both[0],
+        "residual": both[1],
+        "over": right.over or left.over,
+        "count": min(left.count, right.count),
+    }
 
 
-def _bare(text: str) -> str:
-    return text.partition(":")[0] if ":" in text else text.partition("{")[0].rstrip(" .")
+def _rate(key: str, one: Measured) -> str:
+    """The factor a layer with weights that decades along depth are."""
+    decades = -one.value if key.startswith("fallen") else one.value
+    return number(10 ** (decades / one.scale) if abs(decades) < 300 and one.scale else math.nan)
 
 
-def _side(values: list[float]) -> tuple[float | None, Spread]:
-    if len(values) == 1:
-        return values[0], None
-    if any(math.isnan(v) for v in values):
-        return math.nan, (min(values), max(values))
-    return statistics.median(values), (min(values), max(values))
+def _when(pairs: Sequence[Pair]) -> str:
+    """The steps in words, and how many seeds."""
+    each = [one.steps for one in pairs[0] if one.steps]
+    steps = list(dict.fromkeys(step for some in each for step in some))
+    if not steps:
+        where = "no step"
+    elif all(len(some) == 1 for some in each):
+        where = f"step {' and '.join(map(str, steps))}"
+    else:
+        where = f"steps {min(steps)} to {max(steps)}"
+    return f"{where}, {counted(len(pairs), 'seed')}" if len(pairs) > 1 else where
 
 
-def _pair_query(pair: Pair, is_of_residual: bool) -> str:
-    plain = pair[0].query.replace("RUN", "plain")
+def _status(
+    statement: Statement, pairs: Sequence[Pair], found: Sequence[Difference]
+) -> tuple[str, str]:
+    """The status, and what would settle an unclear one."""
+    scores = [_scores(statement, *pair) for pair in pairs]
+    if any(math.isnan(point) for point, _, _ in scores):
+        return "undefined", ""
+    needed = _NEEDED.get(len(pairs), 0.0)
+    points, lows, highs = zip(*scores, strict=True)
+    if min(points) >= needed and min(lows) >= 0 and min(points) > 0:
+        explained = [one for one in found if _explains(one, statement, pairs)]
+        if not explained:
+            return "holds", ""
+        words = "; ".join(one.words for one in explained)
+        return (
+            "unclear",
+            f" Something else can explain it: {words}. Make that equal, and record again.",
+        )
+    if max(points) <= -needed and max(highs) <= 0:
+        return "fails", ""
+    return "unclear", f" {statement.settle}."
+
+
+def _explains(one: Difference, statement: Statement, pairs: Sequence[Pair]) -> bool:
+    if statement.is_of_residual:
+        return False
+    is_first = all(side.steps[:1] == side.steps and side.steps[0] == 0 for p in pairs for side in p)
+    return one.explains == "network" or (one.explains == "training" and not is_first)
+
+
+def _scores(
+    statement: Statement, plain: Measured, residual: Measured
+) -> tuple[float, float, float]:
+    """How far the conditions are met, in units of their noise; and at the ends of the spread."""
+    point = _score(statement, plain, residual)
+    if not statement.uses_spread:
+        return point, point, point
+    left = [plain, *_ends(plain)] if not statement.is_of_residual else [plain]
+    corners = [_score(statement, p, r) for p, r in product(left, [residual, *_ends(residual)])]
+    known = [x for x in corners if not math.isnan(x)]
+    return point, min(known, default=point), max(known, default=point)
+
+
+def _ends(one: Measured) -> list[Measured]:
+    return [replace(one, value=end) for end in (one.low, one.high) if end is not None]
+
+
+def _score(statement: Statement, plain: Measured, residual: Measured) -> float:
+    scores = [
+        (amount - LIMITS[name].value) / LIMITS[name].noise
+        for amount, name in statement.conditions(plain, residual)
+    ]
+    return math.nan if any(map(math.isnan, scores)) else min(scores)
+
+
+def _effect(statement: Statement, pairs: Sequence[Pair]) -> float:
+    """Decades between the two, median over pairs: what the last condition compares."""
+    amounts = [statement.conditions(*pair)[-1][0] for pair in pairs]
+    return float(statistics.median(amounts))
+
+
+def _pair_query(statement: Statement, pair: Pair) -> str:
     residual = pair[1].query.replace("RUN", "residual")
-    return residual if is_of_residual else f"({plain}, {residual})"
+    if statement.is_of_residual:
+        return residual
+    return f"({pair[0].query.replace('RUN', 'plain')}, {residual})"
 
 
-def _query(queries: list[str]) -> str:
+def _query(queries: Sequence[str]) -> str:
     """One expression for all pairs; each pair has its own, since steps and layers may differ."""
     if len(queries) == 1:
         return queries[0]
@@ -324,3 +392,24 @@ def _query(queries: list[str]) -> str:
         f"(lambda plain, residual: {q})(plain[{k}], residual[{k}])" for k, q in enumerate(queries)
     ]
     return f"[{', '.join(each)}]"
+
+
+def became_nan(runs: Sequence[Run]) -> str:
+    """Return which run is not finite, from which step on and in which layer first; else nothing."""
+    said = []
+    for run in runs:
+        first, step = first_nonfinite(run), run_training(run).nonfinite_step
+        if first is not None:
+            said.append(
+                f"{run.name} is not finite from step {first.step} on, first the {first.what} of "
+                f"{first.name}"
+            )
+        elif step is not None:
+            said.append(f"{run.name}: its loss is not finite from step {step} on")
+    return f"{'; '.join(dict.fromkeys(said))}." if said else ""
+
+
+def statements_table() -> str:
+    """Return every claim as a Markdown table: key, question, when it holds, what it needs."""
+    rows = ((f"`{s.key}`", s.question, s.compared, s.needs) for s in STATEMENTS)
+    return markdown_table(("key", "question", "yes", "needs"), rows)

@@ -1,78 +1,77 @@
-"""What separates runs: a verdict on plain and residual ones by claims, and two side by side."""
+"""What separates a plain run from a residual one, in a few sentences; what shortcuts do in one."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from analyzer.analysis.claim_numbers import shortcut_share
-from analyzer.analysis.claims import Claim, claims
-from analyzer.analysis.findings import findings
-from analyzer.analysis.gradient_flow import (
-    ROUTE,
-    DepthProfile,
-    depth_profile,
-    profile_gain,
-    relative_depth,
-    span_decades,
-)
-from analyzer.analysis.numerals import decades_fallen, number, with_range
-from analyzer.analysis.sentences import (
-    DepthFacts,
-    Trend,
-    ends_lower,
-    headline,
-    loss_clause,
-    outcome,
-    trend_clause,
-    trend_of,
-)
-from analyzer.analysis.training import TrainingSummary, run_training
+from analyzer.analysis.claims import Claim, became_nan, claims
+from analyzer.analysis.comparability import Difference, differences, put_right, size_of_batch
+from analyzer.analysis.numerals import number
+from analyzer.analysis.statements import LIMITS
 from analyzer.analysis.view import has_shortcuts
-from analyzer.errors import NotRecordedError
+from analyzer.errors import AnalyzerError
 from analyzer.storage.run import Run
 
-__all__ = ["Comparison", "Verdict", "compare_runs", "difference", "verdict"]
-
-_PLACES = 11
-
-Floats = NDArray[np.float64]
-Facts = tuple[DepthFacts, TrainingSummary]
+__all__ = ["Verdict", "verdict", "verdict_on"]
 
 Claims = Mapping[str, Claim]
-_INSTEAD = (
-    ("shattering", "shattered gradients (correlation {plain} against {residual})"),
-    ("conditioning", "conditioning (condition number {plain} against {residual})"),
-    ("first_update", "the first layer's update ratio ({plain} against {residual})"),
-)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What separates a plain and a residual run.
+    """What separates a plain and a residual run, or what shortcuts do in a residual one.
 
     Args:
-        sentence: Two to five sentences, each with its numbers: the mechanism first.
-        note: How the plain run was made, as far as its manifest says.
+        sentence: What differs besides, the mechanisms by their effect, which of them an
+            intervention shows, and the losses; each with its numbers.
+        note: Which run is which, how the plain one was made, what was not seen of them.
+        differences: All that tells the runs apart beside their shortcuts.
+        evidence: How many ``seeds``, ``samples`` of the held batch, ``batches`` of it, ``steps``.
     """
 
     sentence: str
+    note: str
+    differences: tuple[Difference, ...]
+    evidence: Mapping[str, int]
     claims: tuple[Claim, ...]
-    note: str = ""
-    num_seeds: int = 1
+    runs: tuple[Sequence[Run], Sequence[Run]] = field(default=((), ()), compare=False)
+
+    @property
+    def num_seeds(self) -> int:
+        """Pairs of runs."""
+        return self.evidence["seeds"]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as `analyzer explain --json` prints it."""
+        keys = ("key", "text", "status", "plain", "residual", "spread", "steps", "reference")
+        return {
+            "sentence": self.sentence,
+            "note": self.note,
+            "differences": [
+                {"what": one.what, "plain": one.plain, "residual": one.residual}
+                for one in self.differences
+            ],
+            "evidence": dict(self.evidence),
+            "claims": [
+                {key: getattr(one, key) for key in (*keys, "query", "panel")} for one in self.claims
+            ],
+        }
 
 
 def verdict(plain: Run | Sequence[Run], residual: Run | Sequence[Run]) -> Verdict:
     """Say what separates plain runs from residual ones, each one run or one for each seed.
 
-    Vanishing gradients are claimed only where the fitted norm falls by 3 decades or more from the
-    last layer to the first; elsewhere the sentence says so and names what differs instead. Over
-    several seeds numbers are medians with their range, and a claim holds where it holds in all.
+    Given in the other order they are put right, and the note says so. A mechanism is named where
+    its effect exceeds what differs between seeds of one architecture, and matters; over several
+    seeds numbers are medians with their range.
 
     Reference:
         He et al. (2015), Deep residual learning for image recognition, §4.1.
+
+    Raises:
+        ValueError: If the two sides are not of one length.
+        AlikeError: If both have shortcuts that carry something, or both have none.
     """
     left = [plain] if isinstance(plain, Run) else list(plain)
     right = [residual] if isinstance(residual, Run) else list(residual)
@@ -81,98 +80,255 @@ def verdict(plain: Run | Sequence[Run], residual: Run | Sequence[Run]) -> Verdic
             f"got {len(left)} plain and {len(right)} residual runs; expected pairs. "
             "Give one plain run for each residual run"
         )
-    found = claims(left, right)
+    left, right, is_swapped = put_right(left, right)
+    apart = differences(left, right)
+    found = claims(left, right, apart)
     by_key = {claim.key: claim for claim in found}
-    sentence = " ".join(filter(None, (part(by_key) for part in _PARTS)))
-    return Verdict(_seeds(by_key, len(left)) + sentence, found, _twin_note(left[0]), len(left))
-
-
-def _seeds(found: Claims, count: int) -> str:
-    """Over how many seeds the medians are, and whether the seeds agree."""
-    if count == 1:
-        return ""
-    vanish = found["vanishing"].num_holding
-    split = f"; they disagree, gradients vanish in {vanish}" if 0 < vanish < count else ""
-    return f"Over {count} seeds (medians, with ranges{split}): "
-
-
-def _trends(claim: Claim) -> tuple[Trend, Trend]:
-    """The norms of both along depth in a word, from the decades that they fall."""
-    plain, residual = (math.nan if x is None else x for x in (claim.plain, claim.residual))
-    return trend_of(plain), trend_of(residual)
-
-
-def _plain(claim: Claim) -> str:
-    return with_range(claim.plain, claim.plain_spread)
-
-
-def _residual(claim: Claim) -> str:
-    return with_range(claim.residual, claim.residual_spread)
-
-
-def _mechanism(found: Claims) -> str:
-    relative, claim = found["relative_gradient"], found["vanishing"]
-    # A gradient of exactly 0 has no logarithm, so that no fit along depth would show it.
-    if relative.plain == 0 and relative.residual:
-        return (
-            "Without shortcuts no gradient reaches the first layer: its norm is exactly 0 of that "
-            f"at the output; with them it is {_residual(relative)} of it."
-        )
-    trends = _trends(claim)
-    if Trend.UNKNOWN in trends:
-        return f"{headline(*trends)}."
-    without = decades_fallen(claim.plain, claim.plain_spread)
-    within = decades_fallen(claim.residual, claim.residual_spread)
-    return (
-        f"{headline(*trends)}: without shortcuts the gradient {without} {ROUTE}, with them it "
-        f"{within}."
+    runs = [*left, *right]
+    parts = [
+        _not_judged(runs),
+        _explaining(apart),
+        became_nan(runs),
+        _mechanism(by_key),
+        _interventions(by_key, left[0]),
+        _shortcuts(by_key),
+        _outcome(by_key),
+        _open_questions(found),
+        _evidence_words(len(left)),
+    ]
+    note = " ".join(filter(None, (_swap_note(left, right, is_swapped), *_notes(left, right))))
+    return Verdict(
+        " ".join(filter(None, parts)), note, apart, _evidence(left, right), found, (left, right)
     )
 
 
-def _instead(found: Claims) -> str:
-    """What differs where the norms do not separate them, or that it was not measured."""
-    explained = (Trend.VANISHING, Trend.EXPLODING)
-    if _trends(found["vanishing"])[0] in explained or found["relative_gradient"].plain == 0:
-        return ""
-    differing = [
-        words.format(plain=_plain(c), residual=_residual(c))
-        for key, words in _INSTEAD
-        if (c := found[key]).status == "holds"
+def verdict_on(run: Run) -> Verdict:
+    """Say what the shortcuts of one residual run do, by what was measured of it alone.
+
+    Raises:
+        AnalyzerError: If it has no shortcuts that carry something.
+    """
+    if not has_shortcuts(run):
+        raise AnalyzerError(
+            f"run '{run.name}' has no shortcuts that carry something; expected a residual run. To "
+            f"see what is wrong with it: analyzer diagnose {run.name}"
+        )
+    found = claims([run], [run], is_alone=True)
+    by_key = {claim.key: claim for claim in found}
+    depth = next(claim for claim in found if claim.key == "depth")
+    words = "" if depth.status == "not measured" else f"{_first_upper(depth.short)} ({depth.when})."
+    parts = [
+        _not_judged([run]),
+        became_nan([run]),
+        words,
+        _interventions(by_key, None),
+        _shortcuts(by_key),
+        _open_questions(found),
+        _evidence_words(1),
     ]
-    missing = [k for k in ("shattering", "conditioning") if found[k].status == "not measured"]
+    sentence = " ".join(filter(None, parts))
+    return Verdict(sentence, " ".join(_notes([], [run])), (), _evidence([], [run]), found)
+
+
+def _not_judged(runs: Sequence[Run]) -> str:
+    """Which runs failed, or hold nothing to judge."""
+    said = []
+    for run in runs:
+        if run.status in ("failed", "crashed"):
+            error = run.manifest.get("error")
+            said.append(f"{run.name} {run.status}" + (f" ({error})" if error else ""))
+        elif not len(run.layer_steps()):
+            said.append(f"{run.name} holds no gradient of a layer")
+    return f"Not judged as a whole: {'; '.join(said)}." if said else ""
+
+
+def _explaining(found: Sequence[Difference]) -> str:
+    """What else can explain what follows, said before it."""
+    network = [one.words for one in found if one.explains in ("network", "start")]
+    training = [one.words for one in found if one.explains == "training"]
     parts = []
-    if differing:
-        parts.append(f"What differs instead: {', '.join(differing)}.")
-    elif not missing:
-        parts.append("Neither shattering nor conditioning separates them.")
-    if missing:
-        parts.append(f"{' and '.join(missing).capitalize()} not measured.")
+    if network:
+        parts.append(f"{'; '.join(network)}: it can explain all that is compared")
+    if training:
+        words = "; ".join(training)
+        parts.append(f"{words}: it can explain what follows the first update, the loss above all")
+    return f"Besides the shortcuts these differ: {'. Also '.join(parts)}." if parts else ""
+
+
+_HEADLINES = {
+    "vanishing": "Vanishing gradients separate the two",
+    "exploding": "Exploding gradients separate the two",
+    "cliff": "A single layer separates the two",
+    "shattering": "What separates the two",
+    "conditioning": "What separates the two",
+    "forward_collapse": "What separates the two",
+}
+
+
+def _mechanism(found: Claims) -> str:
+    """The mechanisms that separate the two, the one with the largest effect first."""
+    holding = sorted(
+        (one for key, one in found.items() if key in _HEADLINES and one.status == "holds"),
+        key=lambda one: -one.effect,
+    )
+    if not holding:
+        return " ".join(filter(None, (_norms(found), _collapsed_both(found))))
+    first, *others = holding
+    text = f"{_HEADLINES[first.key]}: {first.short} ({first.when}{_moments(found, first.key)})."
+    if others:
+        listed = "; ".join(f"{one.short} ({one.when})" for one in others)
+        text += f" Beside it, by their effect: {listed}."
+    if first.key not in ("vanishing", "exploding") and not any(
+        one.key in ("vanishing", "exploding") for one in others
+    ):
+        text += f" {_norms(found)}"
+    return text
+
+
+def _moments(found: Claims, key: str) -> str:
+    """The same at other moments, where it differs there."""
+    others = [
+        one
+        for name, one in found.items()
+        if name.startswith(f"{key}_") and one.status != "undefined"
+    ]
+    said = "; ".join(f"at {one.when} {one.brief}" for one in others)
+    return f"; {said}" if said else ""
+
+
+def _norms(found: Claims) -> str:
+    """What the norms do along depth where they do not separate the two."""
+    vanishing, exploding = found["vanishing"], found["exploding"]
+    if vanishing.status in ("not measured", "undefined"):
+        return ""
+    worst = {}
+    for one in (vanishing, exploding):
+        sides = [x for x in (one.plain, one.residual) if x is not None]
+        worst[one.key] = sum(x >= _UNHEALTHY for x in sides)
+    for key, verb in (("vanishing", "vanish"), ("exploding", "explode")):
+        if worst[key] == 2:
+            one = found[key]
+            return f"Gradients {verb} in both: {one.short} ({one.when}{_moments(found, key)})."
+    key = max(worst, key=lambda name: worst[name])
+    one = found[key]
+    word = "Norms do not tell the two apart" if not worst[key] else "One of the two loses its norms"
+    if one.status == "unclear":
+        word = "Whether norms tell the two apart is unclear"
+    elif key == "vanishing" and not worst[key]:
+        word = "Not vanishing"
+    return f"{word}: {one.short} ({one.when}{_moments(found, key)})."
+
+
+_UNHEALTHY = LIMITS["unhealthy"].value
+
+
+def _collapsed_both(found: Claims) -> str:
+    """A cliff that both have, and inputs that collapse in both."""
+    cliff = found["cliff"]
+    sides = [x for x in (cliff.plain, cliff.residual) if x is not None]
+    if len(sides) == 2 and max(sides) >= LIMITS["cliff"].value:
+        return f"{_first_upper(cliff.short)} ({cliff.when})."
+    return ""
+
+
+def _interventions(found: Claims, plain: Run | None) -> str:
+    """What is shown to be caused by shortcuts, and what is only seen together with the loss."""
+    one = found["counterfactual"]
+    parts = []
+    if one.status in ("holds", "fails", "unclear"):
+        effect = {
+            "holds": "Shown by intervention",
+            "fails": "By intervention, no effect on the norms",
+            "unclear": "By intervention, an unclear effect on the norms",
+        }[one.status]
+        parts.append(f"{effect}: {one.short} ({one.when}).")
+    is_twin = plain is not None and plain.manifest.get("skip_scale") is not None
+    if is_twin:
+        parts.append("The plain run is a twin, so that its shortcuts alone cause what differs.")
+    if not parts:
+        return (
+            "No intervention was recorded (counterfactual, twin): what differs is seen together "
+            "with the loss, not shown to cause it."
+        )
+    if plain is not None and not is_twin:
+        parts.append("Everything else is only seen together with the loss.")
     return " ".join(parts)
 
 
 def _shortcuts(found: Claims) -> str:
-    start, share, paths = (found[k] for k in ("identity_start", "shortcut_share", "path_length"))
+    """What the shortcuts of the residual run carry, and the branch that it cannot do without."""
     parts = []
-    if start.status == "holds" and start.residual is not None:
-        parts.append(
-            "The residual net starts as an identity: its shortcuts carry "
-            f"{_residual(start)} of the gradient at first."
-        )
-    if share.residual is not None:
-        over = f", over paths of {_residual(paths)} branches" if paths.residual is not None else ""
-        parts.append(f"Shortcuts carry {_residual(share)} of the gradient{over}.")
+    if found["identity_start"].status == "holds":
+        parts.append(f"{_first_upper(found['identity_start'].short)}.")
+    share, paths, lesion = (found[k] for k in ("shortcut_share", "path_length", "lesion"))
+    said = [one.short for one in (share, paths) if one.status in ("holds", "fails", "unclear")]
+    if said:
+        parts.append(f"{_first_upper(', over '.join(said))}.")
+    if lesion.status in ("fails", "unclear"):
+        parts.append(f"{_first_upper(lesion.short)}.")
     return " ".join(parts)
 
 
 def _outcome(found: Claims) -> str:
+    """How the final losses compare."""
     loss = found["training_loss"]
-    if loss.plain is None or loss.residual is None:
+    if loss.status in ("not measured", "undefined") or loss.plain is None or loss.residual is None:
         return ""
-    spreads = (loss.plain_spread, loss.residual_spread)
-    return outcome(loss.plain, loss.residual, loss.status == "holds", spreads)
+    ratio = loss.plain / loss.residual if loss.residual > 0 else math.inf
+    times = f", {number(max(ratio, 1 / ratio))} times" if 0 < ratio < math.inf else ""
+    word = {
+        "holds": "ends lower with shortcuts",
+        "unclear": "does not clearly end lower with shortcuts",
+    }.get(loss.status, "does not end lower with shortcuts")
+    return f"The loss {word}: {loss.short}{times}."
 
 
-_PARTS = (_mechanism, _instead, _shortcuts, _outcome)
+def _open_questions(found: Sequence[Claim]) -> str:
+    """What is unclear, and what was not measured."""
+    parts = []
+    for status, word in (("unclear", "Unclear"), ("not measured", "Not measured")):
+        keys = [one.key.replace("_", " ") for one in found if one.status == status]
+        if keys:
+            parts.append(f"{word}: {', '.join(dict.fromkeys(keys))}.")
+    return " ".join(parts)
+
+
+def _evidence_words(seeds: int) -> str:
+    if seeds > 1:
+        return f"Medians over {seeds} seeds."
+    return "One seed, and one batch for the probes."
+
+
+def _evidence(plain: Sequence[Run], residual: Sequence[Run]) -> dict[str, int]:
+    runs = [*plain, *residual]
+    return {
+        "seeds": len(residual),
+        "samples": min((size_of_batch(run) or 0 for run in runs), default=0),
+        "batches": 1,
+        "steps": min((len(run.recorded_steps()) for run in runs), default=0),
+    }
+
+
+def _swap_note(plain: Sequence[Run], residual: Sequence[Run], is_swapped: bool) -> str:
+    if not is_swapped:
+        return ""
+    names = (", ".join(run.name for run in side) for side in (plain, residual))
+    return "The runs came in the other order and were put right: plain {}, residual {}.".format(
+        *names
+    )
+
+
+def _notes(plain: Sequence[Run], residual: Sequence[Run]) -> list[str]:
+    """How the plain run was made, and where joins could not be seen."""
+    notes = [_twin_note(plain[0])] if plain else []
+    hidden = [
+        run.name
+        for run in (*plain, *residual)
+        if any("join" in str(said) for said in run.manifest.get("not_recorded") or ())
+    ]
+    if hidden:
+        notes.append(f"Not all joins of {', '.join(dict.fromkeys(hidden))} could be seen.")
+    return [note for note in notes if note]
 
 
 def _twin_note(plain: Run) -> str:
@@ -191,171 +347,5 @@ def _twin_note(plain: Run) -> str:
     return f"The plain run is a twin with every shortcut{of} multiplied by {alpha:g}; {branches}."
 
 
-@dataclass(frozen=True)
-class ComparedRun:
-    """The numbers of one run.
-
-    Args:
-        shortcut_share: Median over joins and steps; None without splits.
-        step: The last step with layer statistics, that of ``gain``.
-        gain: Factor of the output gradient per layer, going backward; None where none is defined.
-        decades_fallen: Decades from the last layer to the first; None together with ``gain``.
-        first_loss: Loss of the first step; None without one.
-        final_loss: Mean loss of the last tenth of the steps, at most 100; None without one.
-        best_loss: Lowest finite loss; None without one.
-        seconds: Wall time of the recorded steps.
-        findings: Codes of the findings, the most severe first.
-    """
-
-    name: str
-    status: str
-    steps: int
-    layers: int
-    joins: int
-    shortcut_share: float | None
-    step: int
-    gain: float | None
-    decades_fallen: float | None
-    first_loss: float | None
-    final_loss: float | None
-    best_loss: float | None
-    seconds: float
-    findings: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ProfileRow:
-    """Output gradient norms of both runs at one place.
-
-    Args:
-        relative_depth: From 0, the first layer, to 1, the last.
-        left: Norm of the left run, between layers on a straight line of its logarithm; None where
-            no layer on one side of the place has a usable gradient.
-        log10_ratio: Decades that the right one is larger; None where either is.
-    """
-
-    relative_depth: float
-    left: float | None
-    right: float | None
-    log10_ratio: float | None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two runs side by side, both profiles at the last step, and what separates them."""
-
-    left: ComparedRun
-    right: ComparedRun
-    profile: tuple[ProfileRow, ...]
-    sentence: str
-
-
-def on_grid(profile: DepthProfile, places: Floats) -> Floats:
-    """Return norms at places of relative depth, from 0 (first layer) to 1 (last), ``[places]``.
-
-    They are interpolated on a logarithmic scale between layers with parameters and a usable
-    gradient, of several at one depth their median; NaN outside of these layers.
-    """
-    owners = profile.has_parameters
-    usable = profile.usable[owners]
-    if not usable.any():
-        return np.full(len(places), np.nan)
-    # The axis is that of all layers with parameters, so that a lost one leaves its place empty.
-    x, logs = relative_depth(profile.depths[owners])[usable], np.log(profile.norms[owners][usable])
-    depths = np.unique(x)
-    medians = [float(np.median(logs[x == depth])) for depth in depths]
-    return np.exp(np.interp(places, depths, medians, left=np.nan, right=np.nan))
-
-
-def compare_runs(left: Run, right: Run) -> Comparison:
-    """Put two runs side by side.
-
-    Where one of them has shortcuts and the other has none, the sentence calls them so.
-    NotRecordedError is raised where a run holds no layer statistics.
-    """
-    runs = (left, right)
-    profiles = [depth_profile(run, _last_step(run)) for run in runs]
-    facts = [
-        (DepthFacts(profile_gain(profile), span_decades(profile)), run_training(run))
-        for profile, run in zip(profiles, runs, strict=True)
-    ]
-    rows = [_numbers(*each) for each in zip(runs, profiles, facts, strict=True)]
-    if has_shortcuts(left) == has_shortcuts(right):
-        sentence = f"{'; '.join(map(_neutral, rows))}."
-    else:
-        sentence = difference(*(facts if has_shortcuts(right) else facts[::-1]))
-    return Comparison(rows[0], rows[1], _profile(profiles), sentence)
-
-
-def difference(plain: Facts, residual: Facts) -> str:
-    """Say what separates a plain run from its residual twin at one step.
-
-    A headline, both runs with their numbers, and how the losses compare where both are known.
-    Vanishing or exploding gradients are claimed only where the fit shows 3 decades or more between
-    the last layer and the first; what could not be fitted is named.
-    """
-    clauses = [f"{trend_clause(facts)} and {loss_clause(run)}" for facts, run in (plain, residual)]
-    text = (
-        f"{headline(plain[0].trend, residual[0].trend)}: without shortcuts {clauses[0]}; "
-        f"with them {clauses[1]}."
-    )
-    a, b = plain[1], residual[1]
-    if not (a.num_losses and b.num_losses):
-        return text
-    scale = min(abs(a.first_loss), abs(b.first_loss))
-    lower = ends_lower(a.final_loss, b.final_loss, scale)
-    return f"{text} {outcome(a.final_loss, b.final_loss, lower)}"
-
-
-def _last_step(run: Run) -> int:
-    step = run.nearest_step(None, "layer_stats")
-    if step is None:
-        raise NotRecordedError(
-            f"run '{run.name}' holds no layer statistics to compare; record a training that "
-            "reaches a backward pass"
-        )
-    return step
-
-
-def _numbers(run: Run, profile: DepthProfile, facts: Facts) -> ComparedRun:
-    gain, training = facts[0].gain, facts[1]
-    has_loss = training.num_losses > 0
-    return ComparedRun(
-        name=run.name,
-        status=run.status,
-        steps=training.num_steps,
-        layers=len(run.layers),
-        joins=len(run.joins),
-        shortcut_share=_known(shortcut_share(run).value),
-        step=profile.step,
-        gain=gain.gain if gain.is_defined else None,
-        decades_fallen=gain.decades_fallen if gain.is_defined else None,
-        first_loss=training.first_loss if has_loss else None,
-        final_loss=training.final_loss if has_loss else None,
-        best_loss=None if training.best_step is None else training.best_loss,
-        seconds=training.seconds,
-        findings=tuple(finding.code for finding in findings(run)),
-    )
-
-
-def _profile(profiles: list[DepthProfile]) -> tuple[ProfileRow, ...]:
-    places = np.linspace(0, 1, _PLACES)
-    left, right = (on_grid(profile, places) for profile in profiles)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = np.log10(right) - np.log10(left)
-    return tuple(
-        ProfileRow(round(float(x), 3), _known(a), _known(b), _known(ratio))
-        for x, a, b, ratio in zip(places, left, right, ratios, strict=True)
-    )
-
-
-def _known(value: float) -> float | None:
-    """The value; None for NaN, which marks a place without one."""
-    return None if math.isnan(value) else float(value)
-
-
-def _neutral(run: ComparedRun) -> str:
-    """Gain and loss of one run of two of a kind, without calling it plain or residual."""
-    gain = "no gain" if run.gain is None else f"gain {number(run.gain)} per layer"
-    loss = "no loss" if run.final_loss is None else f"final loss {number(run.final_loss)}"
-    return f"{run.name}: {gain}, {loss}"
+def _first_upper(text: str) -> str:
+    return text[:1].upper() + text[1:]

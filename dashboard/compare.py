@@ -1,6 +1,7 @@
 """The page that compares two runs: the verdict, claim by claim, above the figures."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from dash import dcc, html
@@ -19,7 +20,7 @@ from .ids import Id
 
 __all__ = ["layout", "plain_and_residual", "verdict_of"]
 
-_HEAD = ("claim", "without shortcuts", "with shortcuts", "reference", "holds?", "evidence")
+_HEAD = ("question", "without shortcuts", "with shortcuts", "source", "answer", "evidence")
 
 
 def layout(context: Context) -> list[Any]:
@@ -77,12 +78,19 @@ def _claim_table(context: Context, rows: Sequence[Claim]) -> html.Table:
         html.Tr(
             [
                 # What gives the number in Python.
-                html.Th([claim.text, html.Details([how, html.Code(claim.query)])], scope="row"),
+                html.Th(
+                    [
+                        claim.question,
+                        html.P(claim.finding, className="reference"),
+                        html.Details([how, html.Code(claim.query)]),
+                    ],
+                    scope="row",
+                ),
                 html.Td(_text(claim.plain), className="number"),
                 html.Td(_text(claim.residual), className="number"),
                 html.Td(claim.reference, className="reference"),
-                html.Td(claim.status, className="claim-" + claim.status.replace(" ", "-")),
-                html.Td(_link(context, claim.panel)),
+                html.Td(claim.answer, className="answer"),
+                html.Td(_link(context, claim)),
             ]
         )
         for claim in rows
@@ -91,9 +99,13 @@ def _claim_table(context: Context, rows: Sequence[Claim]) -> html.Table:
     return html.Table([head, html.Tbody(body)], className="claims")
 
 
-def _link(context: Context, key: str) -> Any:
-    """A link to the card of a panel."""
-    return dcc.Link("show", href=f"{page_of(key).path}{query(context.address)}#title-{key}")
+def _link(context: Context, claim: Claim) -> Any:
+    """A link to the card of its panel, at the step that it is about."""
+    address = context.address
+    if len(claim.steps) == 1:
+        address = replace(address, step=claim.steps[0])
+    href = f"{page_of(claim.panel).path}{query(address)}#title-{claim.panel}"
+    return dcc.Link("show", href=href)
 
 
 def _text(value: float | None) -> str:

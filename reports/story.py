@@ -1,6 +1,6 @@
 """What a report tells of some runs, in reading order, before any file is written."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -246,7 +246,7 @@ def _gain_words(run: Run) -> str:
 
 
 def claim_rows(story: Story) -> list[dict[str, Any]]:
-    """Return the claims of the verdict as text, with a word for their color.
+    """Return the claims of the verdict as text.
 
     A claim that no figure of the report shows has no ``panel``.
     """
@@ -256,14 +256,18 @@ def claim_rows(story: Story) -> list[dict[str, Any]]:
     return [
         vars(claim)
         | {
-            "mark": claim.status if claim.status in ("holds", "fails") else "unknown",
-            "plain": _value(claim.plain, claim.plain_spread),
-            "residual": _value(claim.residual, claim.residual_spread),
+            "question": claim.question,
+            "answer": claim.answer,
+            "finding": claim.finding,
+            "plain": _value(claim.plain, claim.spread, "plain"),
+            "residual": _value(claim.residual, claim.spread, "residual"),
             "panel": f"figure-{claim.panel}" if claim.panel in keys else "",
         }
         for claim in story.verdict.claims
     ]
 
 
-def _value(value: float | None, spread: tuple[float, float] | None) -> str:
-    return "–" if value is None else with_range(value, spread)
+def _value(value: float | None, spread: Mapping[str, Any] | None, side: str) -> str:
+    """A number with its range over seeds."""
+    ends = spread[side] if spread and spread["over"] == "seeds" else None
+    return "–" if value is None else with_range(value, ends)

@@ -71,9 +71,11 @@ def paper_tables(story: Story) -> list[PaperTable]:
         if "paths" in run.probes and len(run.probe("paths")):
             tables.append(_path_table(run, f"paths{suffix}"))
     if story.verdict is not None:
-        rows = pd.DataFrame(claim_rows(story))[["text", "status", "plain", "residual", "reference"]]
-        caption = "What separates the plain from the residual net, claim by claim."
-        tables.append(PaperTable("claims", caption, rows.rename(columns={"text": "claim"})))
+        rows = pd.DataFrame(claim_rows(story))[
+            ["question", "answer", "plain", "residual", "reference"]
+        ]
+        caption = "What separates the plain from the residual net, question by question."
+        tables.append(PaperTable("claims", caption, rows))
     if any(len(group.runs) > 1 for group in story.groups):
         info = seed_spread(story.groups)
         tables.append(PaperTable("seeds", info.caption, info.summary()))

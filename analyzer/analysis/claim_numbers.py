@@ -4,18 +4,17 @@ A query is built from literals and ids alone, uses what ``analyzer.open_run`` re
 run ``RUN``. Each function raises NotRecordedError where the run lacks what it reads.
 """
 
-import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analyzer.analysis.gradient_flow import relative_depth
-from analyzer.analysis.per_run import not_recorded, probe_rows, probe_rows_at
+from analyzer.analysis import probe_numbers
+from analyzer.analysis.per_run import not_recorded
+from analyzer.analysis.probe_numbers import Measured
 from analyzer.analysis.training import run_training
 from analyzer.analysis.trunk import median_trunk, trunk, trunk_steps
 from analyzer.errors import NotRecordedError
@@ -26,35 +25,6 @@ __all__ = ["MOMENTS", "NUMBERS", "Measured", "relative_gradient"]
 
 # All rows of a longer run take seconds to read; evenly spaced steps of it a tenth of that.
 _LONG, _SPACED_STEPS = 20_000, 200
-# As analyzer.probes.jacobian names it, which the reading side does not import.
-_NETWORK = "network"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A number of one run, NaN where it is not one, and the query that gives it.
-
-    Args:
-        steps: At which it was measured: the first one is that of the figure.
-        low: Lower end of its spread within the run; None where one run has none.
-        high: Upper end of it.
-        over: What the spread is over: ``steps``, ``samples`` or ``pairs of inputs``.
-        count: How many of them.
-        scale: What it is compared with, where that is a number of the run too.
-        other: The same number of the network without its shortcuts, by a probe of this run.
-        where: The layer or join that it is about.
-    """
-
-    value: float
-    query: str
-    steps: tuple[int, ...] = ()
-    low: float | None = None
-    high: float | None = None
-    over: str = ""
-    count: int = 1
-    scale: float = 1.0
-    other: float | None = None
-    where: str = ""
 
 
 MOMENTS = ("first", "median", "last")
@@ -232,170 +202,6 @@ def _final_loss(run: Run) -> Measured:
     )
 
 
-def _path_length(run: Run) -> Measured:
-    """``Σ k‖G_k‖ / Σ ‖G_k‖`` at the last probe; ``other`` is the length of the longest path.
-
-    ``scale`` is the share of ``Σ‖G_k‖`` that paths of at most half of that length carry.
-    """
-    step, last = probe_rows_at(run, "paths", None)
-    norms, lengths = last["gradient_norm"].to_numpy(np.float64), last["length"].to_numpy()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        value = float((lengths * norms).sum() / norms.sum())
-        half = float(norms[lengths <= lengths.max() / 2].sum() / norms.sum())
-    query = (
-        f'RUN.probe("paths").query("step == {step}").pipe(lambda t: (t["length"].max(), '
-        '(t["length"] * t["gradient_norm"]).sum() / t["gradient_norm"].sum()))'
-    )
-    return Measured(value, query, (step,), scale=half, other=float(lengths.max()))
-
-
-def _input_correlation(run: Run) -> Measured:
-    """Correlation of the gradients of inputs at the shallowest probed layer, at the first step."""
-    rows = _probed_layers(run, "shattering")
-    depths = run.layers.set_index("layer")["depth"]
-    owners = run.layers[run.layers["num_parameters"] > 0]["layer"]
-    known = rows[rows["layer"].isin(owners)] if rows["layer"].isin(owners).any() else rows
-    place = int(known["layer"].map(depths).fillna(np.inf).argmin())
-    return _of_layer(known.iloc[place], "shattering")
-
-
-def _forward_correlation(run: Run) -> Measured:
-    """Correlation of the activations of inputs at the last layer before the output, first step."""
-    rows = _probed_layers(run, "forward_correlation")
-    layers = run.layers.set_index("layer")
-    rows = rows[rows["layer"].isin(layers.index)]
-    depths = rows["layer"].map(layers["depth"]).to_numpy(float)
-    # The output itself tells classes apart by its bias; what it is computed from has collapsed.
-    inner = np.flatnonzero(depths < depths.max()) if len(depths) else []
-    if not len(inner):
-        raise not_recorded("layers of probe forward_correlation were", run, "record more layers")
-    at = inner[int(np.argmax(depths[inner]))]
-    return _of_layer(rows.iloc[at], "forward_correlation")
-
-
-def _probed_layers(run: Run, probe: str) -> "pd.DataFrame":
-    """What a probe by layer measured at its first step."""
-    rows = probe_rows(run, probe).dropna(subset=["layer"])
-    if not len(rows):
-        raise not_recorded(f"layers of probe {probe} were", run, "record a model in eager mode")
-    return rows[rows["step"] == rows["step"].min()]
-
-
-def _of_layer(row: "pd.Series[Any]", probe: str) -> Measured:
-    step, layer = int(row["step"]), int(row["layer"])
-    query = (
-        f'RUN.probe("{probe}").query("step == {step} and layer == {layer}")["correlation"].iloc[0]'
-    )
-    ends = [row.get(name) for name in ("low", "high")]
-    low, high = (None if x is None or pd.isna(x) else float(x) for x in ends)
-    over = "pairs of inputs" if low is not None else ""
-    value = float(row["correlation"])
-    return Measured(value, query, (step,), low, high, over, where=str(row.get("name", "")))
-
-
-def _condition_number(run: Run) -> Measured:
-    """Largest over smallest singular value of the whole network's Jacobian at the first probe.
-
-    Over several samples the median, with the ends of a notch: ``1.57 · (Q3 − Q1) / √samples`` on a
-    logarithmic scale (McGill et al. 1978). NaN where no sample has both values.
-    """
-    step, rows = probe_rows_at(run, "jacobian", 0)
-    name = _whole(run, rows)
-    rows = rows[rows["name"] == name]
-    where = f't[(t["step"] == {step}) & (t["name"] == {name!r})]'
-    ratio = "s.max() / s.min(skipna=False)"
-    if "sample" not in rows:
-        values = rows["singular_value"]
-        query = (
-            f'RUN.probe("jacobian").pipe(lambda t: {where})["singular_value"]'
-            f".pipe(lambda s: {ratio})"
-        )
-        with np.errstate(divide="ignore", invalid="ignore"):
-            value = float(np.float64(values.max()) / np.float64(values.min(skipna=False)))
-        return Measured(value, query, (step,), over="samples")
-    each = rows.groupby("sample")["singular_value"].apply(_ratio)
-    query = (
-        f'RUN.probe("jacobian").pipe(lambda t: {where}).groupby("sample")["singular_value"]'
-        f".apply(lambda s: {ratio}).median()"
-    )
-    low, middle, high = (float(x) for x in each.quantile([0.25, 0.5, 0.75]))
-    reach = (high / low) ** (1.57 / max(1, each.notna().sum()) ** 0.5) if low > 0 else math.nan
-    return Measured(
-        middle, query, (step,), middle / reach, middle * reach, "samples", int(each.notna().sum())
-    )
-
-
-def _ratio(values: "pd.Series[float]") -> float:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.float64(values.max()) / np.float64(values.min(skipna=False)))
-
-
-def _whole(run: Run, rows: "pd.DataFrame") -> str:
-    """The name under which the probe wrote the whole network: the one that is no join's."""
-    joins = set(run.joins["name"])
-    names = [str(name) for name in dict.fromkeys(rows["name"])]
-    whole = [name for name in names if name == _NETWORK or name not in joins]
-    return (whole or names)[-1]
-
-
-def _lesion(run: Run) -> Measured:
-    """Largest loss of accuracy without one branch, at the last probe; of the loss without one.
-
-    ``scale`` is 0 where it is of accuracies, else the first loss.
-    """
-    step, rows = probe_rows_at(run, "lesion", None)
-    noted = json.loads(run.probe_metadata("lesion").get(step, {}).get("accuracy", "null"))
-    base = math.nan if noted is None else float(noted)
-    names = run.joins.set_index("join")["name"]
-    here = f'RUN.probe("lesion").query("step == {step}")'
-    if math.isnan(base) or rows["accuracy"].isna().all():
-        change, scale, over = rows["loss_change"], abs(run_training(run).first_loss), "loss"
-        query = f'{here}["loss_change"].max()'
-    else:
-        change, scale, over = base - rows["accuracy"], 0.0, "accuracy"
-        query = f'{base!r} - {here}["accuracy"].min()'
-    at = int(change.argmax()) if change.notna().any() else 0
-    where = str(names.get(rows["join"].iloc[at], rows["join"].iloc[at]))
-    value = float(change.max())
-    return Measured(value, query, (step,), over=over, count=len(rows), scale=scale, where=where)
-
-
-def _counterfactual(run: Run) -> Measured:
-    """Decades that the gradient falls from the last layer to the first, as the network is.
-
-    ``other`` are those without its shortcuts; ``low`` and ``high`` without them, with its branches
-    as they are and rescaled. The ends are the shallowest and the deepest layer with parameters.
-    """
-    step, rows = probe_rows_at(run, "counterfactual", 0)
-    layers = run.layers.set_index("layer")
-    owners = layers[(layers["num_parameters"] > 0) & (layers["role"] != "shortcut")]
-    rows = rows[rows["layer"].isin(owners.index)]
-    if not len(rows):
-        raise not_recorded("layers of probe counterfactual were", run, "record it in eager mode")
-    places = relative_depth(rows["layer"].map(owners["depth"]))
-    first, last = (int(rows["layer"].iloc[at]) for at in (places.argmin(), places.argmax()))
-    fallen = [_fallen(rows, first, last, *kind) for kind in ((1, False), (0, False), (0, True))]
-    query = (
-        f'RUN.probe("counterfactual").query("step == {step} and rescaled == False")'
-        '.pivot(index="layer", columns="skip_scale", values="output_gradient_norm")'
-        f".pipe(lambda t: t.loc[[{last}]].div(t.loc[{first}])).T"
-        f'.rename(columns={{{last}: "fall"}}).eval("log10(fall)").loc[[0, 1]].tolist()'
-    )
-    known = [x for x in fallen[1:] if not math.isnan(x)]
-    low, high = (min(known), max(known)) if len(known) == 2 else (None, None)
-    over = "branches as they are and rescaled" if low is not None else ""
-    where = str(layers["name"].get(first, ""))
-    return Measured(fallen[0], query, (step,), low, high, over, other=fallen[1], where=where)
-
-
-def _fallen(rows: "pd.DataFrame", first: int, last: int, scale: float, rescaled: bool) -> float:
-    chosen = rows[(rows["skip_scale"] == scale) & (rows["rescaled"].astype(bool) == rescaled)]
-    norm = chosen.set_index("layer")["output_gradient_norm"]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.float64(norm.get(last, np.nan)) / np.float64(norm.get(first, np.nan))
-        return float(np.log10(ratio))
-
-
 NUMBERS: dict[str, Callable[[Run], Measured]] = {
     **{
         f"{word}_{moment}": partial(_along_trunk, moment=moment, name=f"decades_{word}")
@@ -405,15 +211,15 @@ NUMBERS: dict[str, Callable[[Run], Measured]] = {
     "cliff": _cliff,
     "gain": _gain,
     "relative_gradient": relative_gradient,
-    "counterfactual": _counterfactual,
+    "counterfactual": probe_numbers.counterfactual,
     "shortcut_share": _shortcut_share,
     "identity_start": _identity_start,
     "stream": _stream,
-    "path_length": _path_length,
-    "shattering": _input_correlation,
-    "forward_collapse": _forward_correlation,
-    "conditioning": _condition_number,
-    "lesion": _lesion,
+    "path_length": probe_numbers.path_length,
+    "shattering": probe_numbers.input_correlation,
+    "forward_collapse": probe_numbers.forward_correlation,
+    "conditioning": probe_numbers.condition_number,
+    "lesion": probe_numbers.lesion,
     "first_update": _first_update,
     "training_loss": _final_loss,
 }

@@ -9,11 +9,11 @@ from typing import Any
 
 from analyzer.analysis.claim_numbers import MOMENTS, NUMBERS, Measured
 from analyzer.analysis.comparability import Difference
-from analyzer.analysis.evidence import first_nonfinite
+from analyzer.analysis.evidence import became_nan
 from analyzer.analysis.finding import markdown_table
+from analyzer.analysis.limits import LIMITS
 from analyzer.analysis.numerals import counted, number
-from analyzer.analysis.statements import LIMITS, STATEMENTS, Statement
-from analyzer.analysis.training import run_training
+from analyzer.analysis.statements import STATEMENTS, Statement
 from analyzer.errors import NotRecordedError
 from analyzer.storage.run import Run
 
@@ -22,7 +22,6 @@ __all__ = [
     "STATUSES",
     "Claim",
     "Numbers",
-    "became_nan",
     "claims",
     "judged",
     "measured",
@@ -92,6 +91,11 @@ class Claim:
         """The answer, as in ``yes``."""
         return ANSWERS[self.status]
 
+    @property
+    def finding(self) -> str:
+        """The numbers behind the answer."""
+        return self.text.partition("? ")[2].partition(": ")[2]
+
 
 def measured(run: Run) -> dict[str, Measured | str]:
     """Measure what every claim needs of one run; a text where it was not recorded."""
@@ -143,7 +147,7 @@ def judged(
     """Return every claim about numbers that were measured of pairs of runs."""
     made = []
     for statement in STATEMENTS:
-        if is_alone and not statement.is_of_residual or statement.is_alone and not is_alone:
+        if (is_alone and not statement.is_of_residual) or (statement.is_alone and not is_alone):
             continue
         if not statement.by_moment:
             made.append(_claim(statement, statement.key, plain, residual, found))
@@ -274,13 +278,9 @@ def _spread(
 ) -> dict[str, Any] | None:
     """Over seeds where there are several, else within the runs."""
     if len(pairs) > 1:
-        ends = [
-            [min(known), max(known)]
-            if (known := [v[k] for v in values if v[k] is not None])
-            else None
-            for k in (0, 1)
-        ]
-        return {"plain": ends[0], "residual": ends[1], "over": "seeds", "count": len(pairs)}
+        known = [[x for v in values if (x := v[k]) is not None] for k in (0, 1)]
+        plain, residual = ([min(some), max(some)] if some else None for some in known)
+        return {"plain": plain, "residual": residual, "over": "seeds", "count": len(pairs)}
     left, right = pairs[0]
     if right.low is None and left.low is None:
         return None
@@ -392,21 +392,6 @@ def _query(queries: Sequence[str]) -> str:
         f"(lambda plain, residual: {q})(plain[{k}], residual[{k}])" for k, q in enumerate(queries)
     ]
     return f"[{', '.join(each)}]"
-
-
-def became_nan(runs: Sequence[Run]) -> str:
-    """Return which run is not finite, from which step on and in which layer first; else nothing."""
-    said = []
-    for run in runs:
-        first, step = first_nonfinite(run), run_training(run).nonfinite_step
-        if first is not None:
-            said.append(
-                f"{run.name} is not finite from step {first.step} on, first the {first.what} of "
-                f"{first.name}"
-            )
-        elif step is not None:
-            said.append(f"{run.name}: its loss is not finite from step {step} on")
-    return f"{'; '.join(dict.fromkeys(said))}." if said else ""
 
 
 def statements_table() -> str:

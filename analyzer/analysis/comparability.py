@@ -41,9 +41,7 @@ class Difference:
     words: str = ""
 
 
-def put_right(
-    plain: Sequence[Run], residual: Sequence[Run]
-) -> tuple[Sequence[Run], Sequence[Run], bool]:
+def put_right(plain: Sequence[Run], residual: Sequence[Run]) -> tuple[list[Run], list[Run], bool]:
     """Return the runs without shortcuts, those with them, and whether they came the other way.
 
     Raises:
@@ -51,9 +49,9 @@ def put_right(
     """
     left, right = ([has_shortcuts(run) for run in side] for side in (plain, residual))
     if not any(left) and all(right):
-        return plain, residual, False
+        return list(plain), list(residual), False
     if all(left) and not any(right):
-        return residual, plain, True
+        return list(residual), list(plain), True
     names = [run.name for run in (*plain, *residual)]
     if all((*left, *right)) or not any((*left, *right)):
         alike = "have shortcuts that carry something" if left[0] else "have no shortcuts"
@@ -166,8 +164,8 @@ def _initial_weights(run: Run) -> float | None:
         return None
     static = run.parameters.set_index("parameter")
     weights = static[static["shape"].map(len) > 1]
-    rms = rows.set_index("parameter")["norm"] / np.sqrt(weights["num_elements"].astype(float))
-    known = rms[np.isfinite(rms)]
+    rms: Any = rows.set_index("parameter")["norm"] / np.sqrt(weights["num_elements"].astype(float))
+    known: Any = rms[np.isfinite(rms)]
     return float(known.median()) if len(known) else None
 
 

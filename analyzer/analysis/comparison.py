@@ -107,8 +107,11 @@ def on_grid(profile: DepthProfile, places: Floats) -> Floats:
 def compare_runs(left: Run, right: Run) -> Comparison:
     """Put two runs side by side.
 
-    The sentence only puts their numbers side by side; what separates a plain run from a residual
-    one is for `analyzer.analysis.verdict.verdict` to say. NotRecordedError is raised where a run holds no layer statistics.
+    The sentence only puts their numbers side by side: what separates a plain run from a residual
+    one is for `analyzer.analysis.verdict.verdict` to say.
+
+    Raises:
+        NotRecordedError: If a run holds no layer statistics.
     """
     runs = (left, right)
     profiles = [depth_profile(run, _last_step(run)) for run in runs]

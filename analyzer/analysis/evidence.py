@@ -1,6 +1,6 @@
 """What the rules of findings read: recorded values at some steps, and the first not finite."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress
@@ -15,7 +15,7 @@ from analyzer.analysis.training import run_training
 from analyzer.storage.arrays import as_floats, is_present
 from analyzer.storage.run import Run
 
-__all__ = ["HISTORIES", "Evidence", "History", "NonFinite", "first_nonfinite"]
+__all__ = ["HISTORIES", "Evidence", "History", "NonFinite", "became_nan", "first_nonfinite"]
 
 _MOST_STEPS = 40
 _NONFINITE_COUNTS = ("activation_num_nonfinite", "output_gradient_num_nonfinite")
@@ -92,6 +92,21 @@ def _earliest(
     names = dict(zip(run.layers["layer"], run.layers["name"], strict=True))
     what = "activation" if len(forward) else "output gradient"
     return NonFinite(step, layer, str(names.get(layer, layer)), what)
+
+
+def became_nan(runs: Sequence[Run]) -> str:
+    """Return which run is not finite, from which step on and in which layer first; else nothing."""
+    said = []
+    for run in runs:
+        first, step = first_nonfinite(run), run_training(run).nonfinite_step
+        if first is not None:
+            said.append(
+                f"{run.name} is not finite from step {first.step} on, first the {first.what} of "
+                f"{first.name}"
+            )
+        elif step is not None:
+            said.append(f"{run.name}: its loss is not finite from step {step} on")
+    return f"{'; '.join(dict.fromkeys(said))}." if said else ""
 
 
 @dataclass(frozen=True, eq=False)

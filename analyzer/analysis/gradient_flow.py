@@ -6,26 +6,32 @@ Output gradients are those of the loss as the script computes it, usually the me
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from analyzer.analysis.bands import spaced_places
+from analyzer.analysis.numerals import decades, number
 from analyzer.storage.arrays import as_floats, as_numpy, is_present
 from analyzer.storage.run import Run
 
 __all__ = [
     "ROUTE",
+    "DepthFacts",
     "DepthProfile",
     "Gain",
     "MedianGain",
+    "Trend",
     "depth_profile",
     "gain",
+    "gain_clause",
     "median_gain",
     "profile_gain",
     "relative_depth",
     "run_gain",
     "span_decades",
+    "trend_of",
 ]
 
 ROUTE = "from the last layer to the first"
@@ -34,6 +40,9 @@ ROUTE = "from the last layer to the first"
 _MAX_DENSE_LAYERS = 500
 _MAX_PAIRS = _MAX_DENSE_LAYERS * (_MAX_DENSE_LAYERS - 1) // 2
 _MOST_STEPS = 15
+# Decades of change along depth: one learning rate then serves layers whose gradients differ a
+# thousandfold; and what trained residual nets with batch norm stay within.
+_UNHEALTHY, _HEALTHY = 3.0, 1.5
 
 Floats = NDArray[np.float64]
 
@@ -274,3 +283,50 @@ def run_gain(run: Run, steps: NDArray[np.int64] | None = None) -> MedianGain:
     recorded = run.layer_steps() if steps is None else steps
     chosen = recorded[spaced_places(len(recorded), _MOST_STEPS)]
     return median_gain([profile_gain(depth_profile(run, int(step))) for step in chosen])
+
+
+class Trend(Enum):
+    """What the norms of the output gradient do along depth at one step."""
+
+    VANISHING = "vanishing"
+    EXPLODING = "exploding"
+    HEALTHY = "healthy"
+    BETWEEN = "between"
+    UNKNOWN = "unknown"
+
+
+def trend_of(fallen: float, span: float = 0.0, lost: int = 0) -> Trend:
+    """Return the norms along depth in one word.
+
+    ``fallen`` and ``span`` are in decades, NaN without a fit; ``lost`` counts layers whose gradient
+    is zero or not finite.
+    """
+    if math.isnan(fallen):
+        return Trend.UNKNOWN
+    if abs(fallen) >= _UNHEALTHY:
+        return Trend.VANISHING if fallen > 0 else Trend.EXPLODING
+    return Trend.HEALTHY if max(abs(fallen), span) <= _HEALTHY and not lost else Trend.BETWEEN
+
+
+@dataclass(frozen=True)
+class DepthFacts:
+    """The fit to the gradient of one run at one step, and the decades that its norms span."""
+
+    gain: Gain
+    span_decades: float
+
+    @property
+    def trend(self) -> Trend:
+        """The norms along depth in one word."""
+        lost = self.gain.num_zero + self.gain.num_nonfinite
+        return trend_of(self.gain.decades_fallen, self.span_decades, lost)
+
+
+def gain_clause(fit: Gain) -> str:
+    """Return what a fitted gain says, as a clause: how far the gradient falls, and the gain."""
+    if not fit.is_defined:
+        lost = fit.num_zero + fit.num_nonfinite
+        return f"no gain can be fitted ({fit.num_layers} usable layers, {lost} zero or non-finite)"
+    fallen = fit.decades_fallen
+    factor = f"gain {number(fit.gain)} per layer"
+    return f"{factor}: ‖∂L/∂y‖ {'falls' if fallen > 0 else 'grows'} {decades(fallen)}"

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from analyzer.analysis.bands import Band, grouped
 from analyzer.analysis.flow_grid import GridColumn, grid_column, value_range
-from analyzer.analysis.gradient_flow import Gain, depth_profile, profile_gain
+from analyzer.analysis.gradient_flow import Gain, depth_profile, gain_clause, profile_gain
 from analyzer.analysis.numerals import counted, number, percent
 from analyzer.analysis.per_run import (
     PerRun,
@@ -20,7 +20,6 @@ from analyzer.analysis.per_run import (
     shown_range,
 )
 from analyzer.analysis.profiles import over_deepest
-from analyzer.analysis.sentences import gain_clause
 from analyzer.analysis.shortcuts import JoinArcs, join_arcs, share_grid
 from analyzer.analysis.training import TrainingSummary, loss_band, run_training
 from analyzer.analysis.view import RunLabel, View, stage_borders

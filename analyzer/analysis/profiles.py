@@ -8,7 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.bands import Band, grouped, series_band, smoothed, spaced_places
-from analyzer.analysis.gradient_flow import ROUTE, depth_profile, profile_gain, relative_depth
+from analyzer.analysis.gradient_flow import (
+    ROUTE,
+    depth_profile,
+    gain_clause,
+    profile_gain,
+    relative_depth,
+)
 from analyzer.analysis.numerals import number, percent
 from analyzer.analysis.per_run import (
     AlongDepth,
@@ -24,7 +30,6 @@ from analyzer.analysis.per_run import (
     recorded_step,
     shown_range,
 )
-from analyzer.analysis.sentences import gain_clause
 from analyzer.analysis.shortcuts import join_arcs, share_grid
 from analyzer.analysis.view import RunLabel, View, row_set
 from analyzer.storage.arrays import as_floats

@@ -1,60 +1,13 @@
 """The questions of a verdict: what each is about, when the answer is yes, and by which limits."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from analyzer.analysis.claim_numbers import Measured
-from analyzer.analysis.finding import markdown_table
-from analyzer.analysis.numerals import Spread, decades_fallen, decades_grown, number, with_range
+from analyzer.analysis import limits
+from analyzer.analysis.limits import Conditions, ratio
+from analyzer.analysis.numerals import Spread, decades_fallen, decades_grown, with_range
 
-__all__ = ["LIMITS", "STATEMENTS", "Limit", "Statement", "limits_table"]
-
-
-@dataclass(frozen=True)
-class Limit:
-    """What an effect must exceed, and by how much it differs between seeds of one network.
-
-    Args:
-        noise: An effect within this of the limit is unclear; from pairs of one architecture and
-            other seeds (``benchmarks/verdict_null.py``).
-    """
-
-    name: str
-    value: float
-    noise: float
-    reason: str
-
-
-LIMITS: dict[str, Limit] = {
-    one.name: one
-    for one in (
-        Limit("unhealthy", 2.5, 0.25, "decades along depth that a net falls or grows"),
-        Limit("separating", 1.5, 0.25, "decades by which both must differ along depth"),
-        Limit("cliff", 2.0, 0.25, "decades lost at one layer beyond what the fit has for it"),
-        Limit("cliffs_apart", 1.0, 0.25, "decades by which both must differ at it"),
-        Limit("healthy", -1.5, 0.25, "minus decades within which a single net is healthy"),
-        Limit("moments", 1.0, 0.0, "decades by which moments must differ to be told apart"),
-        Limit("nearer", 0.75, 0.25, "decades over the whole depth that shortcuts take away"),
-        Limit("half", 0.0, 0.1, "decades: half of the change without shortcuts, or less"),
-        Limit("larger", 1.0, 0.3, "decades: ten times"),
-        Limit("own_effect", 1.0, 0.3, "decades that the same weights lose, or gain, without"),
-        Limit("most", 0.5, 0.05, "share of the gradient: more than the branches carry"),
-        Limit("identity", 0.99, 1e-4, "share; a branch that starts at zero gives exactly 1"),
-        Limit("stream", -0.5, 0.05, "minus what a block adds over what it is added to"),
-        Limit("short", 0.9, 0.03, "share that the shorter half of the lengths carries"),
-        Limit("small", -0.1, 0.02, "minus the correlation without shortcuts"),
-        Limit("apart", 0.03, 0.01, "difference of correlations, above that of random inputs"),
-        Limit("thrice", math.log10(3), 0.15, "decades: three times"),
-        Limit("collapsed", 0.9, 0.02, "correlation of activations without shortcuts"),
-        Limit("conditioned", math.log10(3), 0.3, "decades of condition number"),
-        Limit("needed", -0.05, 0.02, "minus the accuracy, or share of the first loss, it costs"),
-        Limit("loss", math.log10(1.25), 0.05, "decades between final losses"),
-    )
-}
-"""What claims are judged by."""
-
-Conditions = Callable[[Measured, Measured], Sequence[tuple[float, str]]]
+__all__ = ["STATEMENTS", "Statement"]
 
 
 @dataclass(frozen=True)
@@ -98,86 +51,6 @@ class Statement:
         return bool(self.number)
 
 
-def _log(x: float) -> float:
-    if math.isnan(x) or x < 0:
-        return math.nan
-    return math.log10(x) if x > 0 else -math.inf
-
-
-def _ratio(larger: float, smaller: float) -> float:
-    """Decades between two numbers; equal ones, also infinite or zero, are none apart."""
-    if larger == smaller:
-        return 0.0
-    return _log(larger) - _log(smaller)
-
-
-def _plus(a: float, b: float) -> float:
-    """Return a − b, 0 for equal infinite ones."""
-    return 0.0 if a == b else a - b
-
-
-def _vanishing(p: Measured, r: Measured) -> Sequence[tuple[float, str]]:
-    return (p.value, "unhealthy"), (_plus(p.value, r.value), "separating")
-
-
-def _exploding(p: Measured, r: Measured) -> Sequence[tuple[float, str]]:
-    apart = abs(_plus(p.value, r.value))
-    return (max(p.value, r.value), "unhealthy"), (apart, "separating")
-
-
-def _cliff(p: Measured, r: Measured) -> Sequence[tuple[float, str]]:
-    return (max(p.value, r.value), "cliff"), (abs(_plus(p.value, r.value)), "cliffs_apart")
-
-
-def _nearer(p: Measured, r: Measured) -> Sequence[tuple[float, str]]:
-    left, right = abs(_log(p.value)), abs(_log(r.value))
-    reach = max(p.scale, r.scale)
-    return ((0.5 * left - right) * reach, "half"), ((left - right) * reach, "nearer")
-
-
-def _shattered(p: Measured, r: Measured) -> Sequence[tuple[float, str]]:
-    floor = LIMITS["apart"].noise
-    times = _ratio(max(r.value, floor), max(p.value, floor))
-    if math.isnan(p.value + r.value):
-        times = math.nan
-    return (-p.value, "small"), (r.value - p.value, "apart"), (times, "thrice")
-
-
-def _collapsed(p: Measured, r: Measured) -> Sequence[tuple[float, str]]:
-    return (p.value, "collapsed"), (_ratio(1 - r.value, 1 - p.value), "thrice")
-
-
-def _conditioned(p: Measured, r: Measured) -> Sequence[tuple[float, str]]:
-    samples = min(p.count, r.count)
-    apart = _ratio(p.value, r.value)
-    # One net has condition numbers from 697 to 19,300 over a dozen samples: 1.44 decades.
-    return (
-        (apart if samples >= _SAMPLES else min(apart, LIMITS["conditioned"].value), "conditioned"),
-    )
-
-
-_SAMPLES = 16
-
-
-def _loss(p: Measured, r: Measured) -> Sequence[tuple[float, str]]:
-    # Below a hundredth of the first loss both have fitted their data.
-    floor = 0.01 * min(p.scale, r.scale)
-    if not math.isfinite(p.value + r.value):
-        return ((math.nan, "loss"),)
-    return ((_ratio(max(p.value, floor), max(r.value, floor)), "loss"),)
-
-
-def _lesion(_: Measured, r: Measured) -> Sequence[tuple[float, str]]:
-    return ((-r.value / (r.scale or 1.0), "needed"),)
-
-
-def _own_effect(_: Measured, r: Measured) -> Sequence[tuple[float, str]]:
-    without = [x for x in (r.low, r.high) if x is not None] or [r.other or 0.0]
-    effects = [_plus(x, r.value) for x in without]
-    alike = all(x > 0 for x in effects) or all(x < 0 for x in effects)
-    return ((min(map(abs, effects)) if alike else 0.0, "own_effect"),)
-
-
 _HE_2016 = "He et al. 2016, Identity mappings in deep residual networks, eq. 5"
 
 STATEMENTS = (
@@ -188,7 +61,7 @@ STATEMENTS = (
         "{residual} with them ({rate} a layer)",
         "without shortcuts the gradient {plain} from the last layer to the first ({plain_rate} a "
         "layer), with them it {residual} ({rate} a layer)",
-        _vanishing,
+        limits.vanishing,
         "yes from 2.5 decades on that are 1.5 more than with shortcuts",
         "He et al. 2015, §4.1 (with batch norm it does not)",
         "depth_profile",
@@ -203,7 +76,7 @@ STATEMENTS = (
         "{residual} with them ({rate} a layer)",
         "without shortcuts the gradient {plain} from the last layer to the first ({plain_rate} a "
         "layer), with them it {residual} ({rate} a layer)",
-        _exploding,
+        limits.exploding,
         "yes from 2.5 decades on, 1.5 apart from the other",
         "Yang et al. 2019, A mean field theory of batch normalization",
         "depth_profile",
@@ -216,9 +89,9 @@ STATEMENTS = (
         "Is the gradient lost at a single layer of one of the nets?",
         "the largest fall beyond the fit is {plain} decades without shortcuts (at {plain_where}) "
         "and {residual} with them (at {where})",
-        "at one layer {plain} decades are lost without shortcuts (at {plain_where}), {residual} with "
-        "them (at {where})",
-        _cliff,
+        "at one layer {plain} decades are lost without shortcuts (at {plain_where}), {residual} "
+        "with them (at {where})",
+        limits.cliff,
         "yes from 2 decades on at one layer, 1 more than in the other",
         "definitions: the largest single drop; a line fit outvotes it",
         "depth_profile",
@@ -228,7 +101,7 @@ STATEMENTS = (
         "Do shortcuts bring the gain per layer nearer to 1?",
         "it is {plain} without them and {residual} with them",
         "gain per layer {plain} against {residual}",
-        _nearer,
+        limits.nearer,
         "yes where ln(gain) is at most half of that without, and 0.75 decades less over the depth",
         _HE_2016,
         "depth_profile",
@@ -238,7 +111,7 @@ STATEMENTS = (
         "Does more of the gradient at the output arrive at the first layer with shortcuts?",
         "‖∂L/∂y_first‖ / ‖∂L/∂output‖ is {plain} without them, {residual} with them",
         "‖∂L/∂y_first‖ / ‖∂L/∂output‖ {plain} against {residual}",
-        lambda p, r: ((_ratio(r.value, p.value), "larger"),),
+        lambda p, r: ((ratio(r.value, p.value), "larger"),),
         "yes from ten times on",
         _HE_2016,
         "depth_profile",
@@ -248,7 +121,7 @@ STATEMENTS = (
         "Are the gradients of different inputs unrelated without shortcuts, and not with them?",
         "at the first layer they correlate by {plain} without them, {residual} with them",
         "shattered gradients (correlation {plain} against {residual})",
-        _shattered,
+        limits.shattered,
         "yes below 0.1 and at least three times less than with shortcuts",
         "Balduzzi et al. 2017",
         "shattering",
@@ -263,7 +136,7 @@ STATEMENTS = (
         "its condition number is {plain} without them, {residual} with them (median of {count} "
         "samples)",
         "conditioning (condition number {plain} against {residual})",
-        _conditioned,
+        limits.conditioned,
         "yes from three times on, over 16 samples or more",
         "Saxe et al. 2013; Pennington et al. 2017",
         "jacobian",
@@ -279,7 +152,7 @@ STATEMENTS = (
         "with them",
         "forward collapse (activations of different inputs correlate by {plain} against "
         "{residual})",
-        _collapsed,
+        limits.collapsed,
         "yes from 0.9 on and three times nearer to 1 than with shortcuts",
         "Schoenholz et al. 2017, Deep information propagation",
         "forward_correlation",
@@ -308,7 +181,7 @@ STATEMENTS = (
         "{plain} with every shortcut multiplied by 0",
         "at the same weights the gradient of the residual net falls {residual} decades, and "
         "{plain} with its shortcuts taken out",
-        _own_effect,
+        limits.own_effect,
         "yes from 1 decade on, with the branches as they are and rescaled",
         "He et al. 2016; intervention on one network",
         "counterfactual",
@@ -369,7 +242,7 @@ STATEMENTS = (
         "Does the network do without any single branch?",
         "without its most needed branch, that of {where}, it loses {residual} of its {over}",
         "without the branch of {where} the net loses {residual} of its {over}",
-        _lesion,
+        limits.lesion,
         "yes where no branch costs more than 0.05 of the accuracy, or of the first loss",
         "Veit et al. 2016, §4.1",
         "lesion",
@@ -382,7 +255,7 @@ STATEMENTS = (
         "Does the first layer learn at least ten times faster with shortcuts?",
         "its update ratio ‖Δθ‖ / ‖θ‖ is {plain} without them, {residual} with them",
         "the first layer's update ratio ({plain} against {residual})",
-        lambda p, r: ((_ratio(r.value, p.value), "larger"),),
+        lambda p, r: ((ratio(r.value, p.value), "larger"),),
         "yes from ten times on",
         "definitions: update ratio ‖Δθ‖ / ‖θ‖",
         "update_ratio",
@@ -393,7 +266,7 @@ STATEMENTS = (
         "Does training end at a lower loss with shortcuts?",
         "it is {plain} without them, {residual} with them",
         "{plain} without them, {residual} with",
-        _loss,
+        limits.lower_loss,
         "yes from 1.25 times lower on; below a hundredth of the first loss both count as fitted",
         "He et al. 2015, §4.1 (degradation)",
         "loss",
@@ -402,12 +275,3 @@ STATEMENTS = (
     ),
 )
 """Every question, in the order in which a verdict lists them."""
-
-
-def limits_table() -> str:
-    """Return the limits of claims as a table for the documentation."""
-    rows = (
-        (f"`{one.name}`", number(one.value), number(one.noise), one.reason)
-        for one in LIMITS.values()
-    )
-    return markdown_table(("limit", "value", "noise between seeds", "what it is"), rows)

@@ -36,6 +36,8 @@ class Trunk:
         drop: Largest fall from one place of the trunk to the next one before it, in decades, that
             up to three places on either side confirm: ``log10(min after / max before)``. NaN with
             fewer than two places.
+        cliff: ``drop`` beyond the median fall between neighbors, where that is one; 0 where the
+            gradient is cut, since what is lost is all of it.
         drop_layer: Name of the layer, or join, at whose output the gradient is the larger one: the
             fall happens on the way through it.
         num_places: Layers and joins that count.
@@ -46,6 +48,7 @@ class Trunk:
     gain: Gain
     span: float
     drop: float
+    cliff: float
     drop_layer: str
     num_places: int
     is_cut: bool
@@ -57,12 +60,6 @@ class Trunk:
         Infinite where a gradient arrives at some place, and exactly none at the first.
         """
         return math.inf if self.is_cut else self.gain.decades_fallen
-
-    @property
-    def cliff(self) -> float:
-        """Decades of the largest single fall beyond what the fit has for one layer."""
-        per_layer = -math.log10(self.gain.gain) if self.gain.gain > 0 else 0.0
-        return self.drop - max(0.0, per_layer)
 
     @property
     def decades_grown(self) -> float:
@@ -94,14 +91,17 @@ def trunk(run: Run, step: int) -> Trunk:
     logs = np.log10(norms[usable])
     drop, at = _largest_drop(depths[usable], logs)
     where = [name for name, is_usable in zip(names, usable, strict=True) if is_usable]
+    is_cut = bool(len(norms) and norms[0] == 0 and usable.any())
+    cliff = drop - max(0.0, float(np.median(np.diff(logs)))) if len(logs) > 1 else math.nan
     return Trunk(
         step=step,
         gain=fit,
         span=float(logs.max() - logs.min()) if len(logs) else math.nan,
         drop=drop,
+        cliff=0.0 if is_cut else cliff,
         drop_layer=where[at] if at is not None else "",
         num_places=len(names),
-        is_cut=bool(len(norms) and norms[0] == 0 and usable.any()),
+        is_cut=is_cut,
     )
 
 

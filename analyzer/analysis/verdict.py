@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from analyzer.analysis.claims import Claim, became_nan, claims
+from analyzer.analysis.claims import Claim, claims
 from analyzer.analysis.comparability import Difference, differences, put_right, size_of_batch
+from analyzer.analysis.evidence import became_nan
+from analyzer.analysis.limits import LIMITS
 from analyzer.analysis.numerals import number
-from analyzer.analysis.statements import LIMITS
 from analyzer.analysis.view import has_shortcuts
 from analyzer.errors import AnalyzerError
 from analyzer.storage.run import Run
@@ -127,7 +128,8 @@ def verdict_on(run: Run) -> Verdict:
         _evidence_words(1),
     ]
     sentence = " ".join(filter(None, parts))
-    return Verdict(sentence, " ".join(_notes([], [run])), (), _evidence([], [run]), found)
+    note = " ".join(_notes([], [run]))
+    return Verdict(sentence, note, (), _evidence([], [run]), found, ((), (run,)))
 
 
 def _not_judged(runs: Sequence[Run]) -> str:
@@ -166,10 +168,13 @@ _HEADLINES = {
 
 
 def _mechanism(found: Claims) -> str:
-    """The mechanisms that separate the two, the one with the largest effect first."""
+    """The mechanisms that separate the two, the one with the largest effect first.
+
+    What is lost at one layer comes before all: a fit along depth passes through it too.
+    """
     holding = sorted(
         (one for key, one in found.items() if key in _HEADLINES and one.status == "holds"),
-        key=lambda one: -one.effect,
+        key=lambda one: (one.key != "cliff", -one.effect),
     )
     if not holding:
         return " ".join(filter(None, (_norms(found), _collapsed_both(found))))
@@ -246,6 +251,8 @@ def _interventions(found: Claims, plain: Run | None) -> str:
     if is_twin:
         parts.append("The plain run is a twin, so that its shortcuts alone cause what differs.")
     if not parts:
+        if plain is None:
+            return ""
         return (
             "No intervention was recorded (counterfactual, twin): what differs is seen together "
             "with the loss, not shown to cause it."

@@ -92,14 +92,22 @@ class RowSet:
 
 
 def has_shortcuts(run: Run) -> bool:
-    """Return whether gradients flow through joins of the run: it has some, not scaled to 0."""
-    names, scale = (
-        run.static_rows("joins").column("name").to_pylist(),
-        run.manifest.get("skip_scale"),
-    )
-    if not isinstance(scale, dict) or any(scale.values()):
-        return len(names) > 0 and scale != 0
-    return not all(any(re.search(key, name) for key in scale) for name in names)
+    """Return whether gradients flow through joins of the run: it has some, not scaled to 0.
+
+    A script may scale them to 0 itself: then nothing was split off at its first and last split.
+    """
+    rows = run.static_rows("joins")
+    names, kinds = rows.column("name").to_pylist(), rows.column("shortcut").to_pylist()
+    scale = run.manifest.get("skip_scale")
+    if not names or scale == 0:
+        return False
+    if isinstance(scale, dict) and not any(scale.values()):
+        return not all(any(re.search(key, name) for key in scale) for name in names)
+    if set(kinds) != {"scaled"} or not len(steps := run.recorded_steps("splits")):
+        return True
+    ends = [int(steps[0]), int(steps[-1])]
+    shares = as_floats(run.read("splits", "shortcut_share", steps=ends).column("shortcut_share"))
+    return bool((shares != 0).any())
 
 
 def run_labels(runs: Sequence[Run]) -> tuple[RunLabel, ...]:

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from analyzer.analysis.claims import Claim
+    from analyzer.analysis.comparison import Comparison
     from analyzer.analysis.findings import Finding
-    from analyzer.analysis.verdict import Comparison, Verdict
+    from analyzer.analysis.verdict import Verdict
     from analyzer.storage.run import Run
 
 __all__ = ["compare", "diagnose", "explain", "explain_text", "finding_lines", "findings_summary"]
 
-_LONGEST_FINDING, _LONGEST_CLAIM, _NAME = 1000, 2000, 40
+_LONGEST_FINDING, _LONGEST_CLAIM, _NAME = 1000, 4000, 40
 # What stands beside each number of the two runs: its attribute, and its words.
 _NUMBERS = (
     ("shortcut_share", "shortcut share, median"),
@@ -89,7 +90,7 @@ def compare(
         analyzer compare runs/mine-plain runs/mine
         analyzer compare latest runs/before --json
     """  # noqa: D301 -- click reads the control character
-    from analyzer.analysis.verdict import compare_runs
+    from analyzer.analysis.comparison import compare_runs
     from analyzer.cli.terminal import console, json_text
 
     compared = compare_runs(_open(left, runs_dir), _open(right, runs_dir))
@@ -104,32 +105,38 @@ def explain(
         str,
         typer.Argument(
             metavar="PLAIN",
-            help="The run without shortcuts; several seeds: A,B,C joined by commas.",
+            help="The run without shortcuts; several seeds: A,B,C joined by commas. Alone: a "
+            "residual run.",
         ),
     ],
     residual: Annotated[
-        str, typer.Argument(metavar="RESIDUAL", help="The run with them, or as many, in one order.")
-    ],
+        str | None,
+        typer.Argument(metavar="RESIDUAL", help="The run with them, or as many, in one order."),
+    ] = None,
     json: AsJson = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Say which mechanism separates a plain and a residual run, claim by claim.
+    """Say which mechanism separates a plain and a residual run, question by question.
 
-    Each claim holds, fails or was not measured; its numbers come from the query beside it.
+    Given a single residual run, say what its shortcuts do. The answer to a question is yes, no,
+    unclear (with what would settle it), undefined or not measured; its numbers come from the query
+    beside it.
 
     \b
     Example:
         analyzer explain runs/mine-plain runs/mine
         analyzer explain plain-0,plain-1 residual-0,residual-1 --json
+        analyzer explain runs/mine
     """  # noqa: D301 -- click reads the control character
-    from analyzer.analysis.verdict import verdict
+    from analyzer.analysis.verdict import verdict, verdict_on
     from analyzer.cli.terminal import console, json_text
 
-    left, right = _opened_pairs(plain, residual, runs_dir)
-    said = verdict(left, right)
+    if residual is None:
+        said = verdict_on(_open(plain, runs_dir))
+    else:
+        said = verdict(*_opened_pairs(plain, residual, runs_dir))
     if json:
-        names = {"plain": [run.name for run in left], "residual": [run.name for run in right]}
-        typer.echo(json_text(names | vars(said)))
+        typer.echo(json_text(said.as_json()))
         return
     screen = console()
     for line in explain_text(said, screen.width):
@@ -257,24 +264,34 @@ def _table(headings: list[str], rows: list[list[str]]) -> "Table":
 
 
 def explain_text(verdict: "Verdict", width: int = 100, *, queries: bool = True) -> list[str]:
-    """Return a verdict as lines: the sentence, then every claim with its status.
+    """Return a verdict as lines: the sentence, then every question with its answer.
 
     Queries are never wrapped, so that they can be copied.
     """
     from analyzer.analysis.claims import STATUSES
+    from analyzer.cli.terminal import printable
 
-    lines = [*textwrap.wrap(verdict.sentence, width, break_on_hyphens=False)]
-    if verdict.note:
-        lines += textwrap.wrap(verdict.note, width)
+    lines = []
+    for text in (verdict.sentence, verdict.note):
+        lines += textwrap.wrap(printable(text, _LONGEST_CLAIM), width, break_on_hyphens=False)
     lines.append("")
     for status in STATUSES:
         for claim in verdict.claims:
             if claim.status == status:
                 lines += _claim_lines(claim, width, queries)
     if queries:
-        names = "plain and residual are analyzer.open_run(...) of the two runs"
+        plain, residual = (
+            printable(", ".join(run.name for run in side), _LONGEST_FINDING)
+            for side in verdict.runs
+        )
+        names = f"plain is analyzer.open_run(...) of {plain}, residual of {residual}"
         if verdict.num_seeds > 1:
-            names = "plain and residual are lists of analyzer.open_run(...), one for each seed"
+            names = (
+                "plain and residual are lists of analyzer.open_run(...), one for each seed: "
+                f"{plain}; {residual}"
+            )
+        if not plain:
+            names = f"residual is analyzer.open_run(...) of {residual}"
         lines += ["", f"In the queries, {names}."]
     return lines
 
@@ -282,7 +299,7 @@ def explain_text(verdict: "Verdict", width: int = 100, *, queries: bool = True) 
 def _claim_lines(claim: "Claim", width: int, queries: bool) -> list[str]:
     from analyzer.cli.terminal import printable
 
-    text = f"{claim.status.upper():<12}  {printable(claim.text, _LONGEST_CLAIM)}"
+    text = f"{claim.answer:<12}  {printable(f'{claim.question} {claim.finding}', _LONGEST_CLAIM)}"
     if queries:
         text += f" [{claim.reference}]"
     lines = textwrap.wrap(text, width, subsequent_indent=" " * 14, break_on_hyphens=False)

@@ -17,15 +17,16 @@ from rich.text import Text
 from analyzer.analysis.evidence import NonFinite, first_nonfinite
 from analyzer.analysis.findings import findings
 from analyzer.analysis.gradient_flow import (
+    DepthFacts,
     DepthProfile,
     MedianGain,
+    Trend,
     depth_profile,
     profile_gain,
     run_gain,
     span_decades,
 )
 from analyzer.analysis.numerals import counted
-from analyzer.analysis.sentences import DepthFacts, Trend
 from analyzer.analysis.training import TrainingSummary, run_training
 from analyzer.cli.chart import depth_chart, sparkline
 from analyzer.cli.judging import finding_lines, findings_summary

@@ -132,10 +132,8 @@ def test_compare_puts_nets_of_any_depth_on_one_axis(
     assert (compared["left"]["joins"], compared["right"]["joins"]) == (0, 1)
     assert compared["left"]["findings"] == ["vanishing"]
     assert compared["sentence"].startswith(
-        "Vanishing gradients separate the two: without shortcuts the output gradient falls 8 "
+        "plain: gain 0.1 per layer at step 1, the output gradient falls 8 decades, final loss 2; "
     )
-    swapped = strict(called(capsys, 0, "compare", right, left, "--json"))
-    assert swapped["sentence"] == compared["sentence"]
     text = called(capsys, 0, "compare", left, right)
     assert "gain per layer, last step" in text
     assert "findings" in text
@@ -151,7 +149,7 @@ def test_compare_leaves_places_without_a_usable_gradient_empty(
     values = [row["left"] for row in compared["profile"]]
     assert values[:5] == [None] * 5
     assert values[5] == pytest.approx(0.01)
-    assert compared["sentence"].startswith("a: gain 0.1 per layer, final loss 2; b: gain 1 per")
+    assert compared["sentence"].startswith("a: gain 0.1 per layer at step 0, the output gr")
 
 
 def test_explain_prints_every_claim_with_its_query(
@@ -161,9 +159,10 @@ def test_explain_prints_every_claim_with_its_query(
     residual = written(tmp_path / "residual", 1.0, [2.0, 0.5], joins=[JOIN])
     text = called(capsys, 0, "explain", plain, residual)
     assert text.startswith("Vanishing gradients separate the two: without shortcuts the gradient")
-    assert "HOLDS         Without shortcuts the gradient vanishes along depth" in text
-    assert ">>> (plain.gain().decades_fallen, residual.gain().decades_fallen)\n" in text
-    assert "NOT MEASURED  Without shortcuts gradients are shattered" in text
+    assert "yes           Does the gradient vanish without shortcuts, and not with them?" in text
+    assert ">>> (plain.trunk(0).decades_fallen, residual.trunk(0).decades_fallen)\n" in text
+    assert "not measured  Are the gradients of different inputs unrelated without" in text
+    assert "In the queries, plain is analyzer.open_run(...) of plain, residual of residual." in text
     assert "--probe shattering" in " ".join(text.split())
 
 
@@ -175,11 +174,37 @@ def test_explain_as_json_takes_several_seeds(
         written(tmp_path / f"residual-{seed}", 1.0, [2.0, math.nan], joins=[JOIN])
     names = "plain-0,plain-1", "residual-0,residual-1"
     said = strict(called(capsys, 0, "explain", *names, "--json", "--runs-dir", tmp_path))
-    assert (said["plain"], said["num_seeds"]) == (["plain-0", "plain-1"], 2)
+    assert said["evidence"]["seeds"] == 2
     claims = {claim["key"]: claim for claim in said["claims"]}
-    assert claims["vanishing"]["plain_spread"] == pytest.approx([-8 * math.log10(0.2), 8.0])
+    ends = claims["vanishing"]["spread"]["plain"]
+    assert ends == pytest.approx([-8 * math.log10(0.2), 8.0])
     assert claims["training_loss"]["residual"] == "NaN"
-    assert claims["training_loss"]["status"] == "fails"
+    assert claims["training_loss"]["status"] == "undefined"
+    assert "residual-0: its loss is not finite" in claims["training_loss"]["text"] or (
+        "residual-0 is not finite from step 1 on" in claims["training_loss"]["text"]
+    )
+
+
+def test_explain_of_two_alike_names_both_and_proposes_compare(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "ab":
+        written(tmp_path / name, 1.0, [1.0], joins=[JOIN])
+    assert main(["explain", "a", "b", "--runs-dir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "runs 'a' and 'b' all have shortcuts" in error
+    assert "analyzer compare a b" in error
+
+
+def test_explain_of_one_residual_run_says_what_its_shortcuts_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = written(tmp_path / "residual", 1.0, [2.0, 0.5], joins=[JOIN])
+    text = called(capsys, 0, "explain", run)
+    assert text.startswith("From the last layer to the first the gradient")
+    assert "In the queries, residual is analyzer.open_run(...) of residual." in text
+    assert main(["explain", str(written(tmp_path / "plain", 1.0, [2.0]))]) == 2
+    assert "analyzer diagnose plain" in capsys.readouterr().err
 
 
 def test_explain_refuses_unequal_sides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,7 +219,7 @@ def test_the_demo_ends_with_the_verdict(tmp_path: Path, capsys: pytest.CaptureFi
     text = called(capsys, 0, "demo", *arguments, "--runs-dir", tmp_path)
     end = text[text.index("output gradient norm") :]
     assert "without shortcuts the gradient" in end
-    assert "HOLDS " in end
+    assert "\nyes   " in end
     assert "the effective path length is" in end
-    assert "NOT MEASURED" in end
+    assert "\nnot measured" in end
     assert "Look closer: analyzer explain" in end

@@ -263,10 +263,11 @@ def test_a_finding_leads_to_its_evidence(visit: Open) -> None:
 def test_a_claim_leads_to_the_figure_that_shows_it(visit: Open) -> None:
     shown = opened(visit, "/compare" + PAIR)
     shown.until("document.querySelector('#verdict').textContent.includes('Vanishing gradients')")
-    row = shown.page.locator("table.claims tr", has_text="Short paths carry the gradient")
+    row = shown.page.locator("table.claims tr", has_text="Do short paths carry the gradient")
     row.get_by_role("link", name="show").click()
     shown.page.wait_for_selector("[data-panel=path_spectrum]")
-    assert shown.page.url.endswith("/shortcuts" + PAIR + "#title-path_spectrum")
+    assert "/shortcuts" + PAIR in shown.page.url
+    assert shown.page.url.endswith("&step=59#title-path_spectrum")
     shown.assert_clean()
 
 

@@ -76,6 +76,7 @@ def test_the_ratio_of_a_long_run_is_that_of_spaced_steps(
     monkeypatch.setattr("analyzer.analysis.claim_numbers._SPACED_STEPS", 5)
     norms = [[float(step), 100.0] for step in range(30)]
     run = open_run(write_run(tmp_path / "run", [1.0] * 30, norms))
-    ratio, query, _ = relative_gradient(run)
+    found = relative_gradient(run)
+    ratio, query = found.value, found.query
     assert ratio == pytest.approx(0.12) and "steps=RUN.layer_steps()[::6]" in query
     assert eval(query.replace("RUN", "run"), {"run": run}) == ratio

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from types import CodeType
 from typing import Any, TypeAlias
 
 import torch
@@ -28,6 +30,7 @@ _MOST_CALLS = 20_000
 _MOST_RECENT = 2
 _MOST_OPERANDS = 16
 Numbers: TypeAlias = Sequence[float] | Tensor
+Line: TypeAlias = tuple[CodeType, int]
 Place: TypeAlias = tuple[int, tuple[int, ...]]
 """Where an operand is read: the number of the call, and the call's slots."""
 
@@ -52,7 +55,7 @@ class _Call:
         number: Its number among all calls.
         start: Sequence number of its first autograd node; `end`: the one after its last.
         tick: How many functions were followed up to it.
-        offset: How many nodes the pass had made before it.
+        line: What called it.
         places: Of each operand.
         numbers: The norms of the operands, then the dot products of each with the later ones.
     """
@@ -61,7 +64,7 @@ class _Call:
     start: int
     end: int
     tick: int
-    offset: int
+    line: Line
     kind: str
     places: tuple[tuple[Place, ...], ...]
     numbers: Numbers
@@ -101,7 +104,8 @@ class JoinOutputs:
 
         def length(side: Sequence[int]) -> float:
             square = product(side, side)
-            return norms[side[0]] if len(side) == 1 else unit * _root(square)
+            root = math.sqrt(square) if square > 0 else square * 0.0  # NaN stays
+            return norms[side[0]] if len(side) == 1 else unit * root
 
         ss, bb = product(self.shortcut, self.shortcut), product(self.branch, self.branch)
         cosine, _ = split_statistics(ss, product(self.shortcut, self.branch), bb)
@@ -125,10 +129,6 @@ def statistics_of(
     return outputs.statistics(numbers)
 
 
-def _root(square: float) -> float:
-    return math.sqrt(square) if square > 0 else square * 0.0  # NaN stays
-
-
 # The operands of a call, slots of those that it multiplies first, the numbers, the versions.
 _Made: TypeAlias = tuple[list[_Operand], tuple[int, ...], Numbers | None, list[int]]
 _Recent: TypeAlias = tuple[Tensor, int, list[_Operand], list[int]]
@@ -137,9 +137,8 @@ _Recent: TypeAlias = tuple[Tensor, int, list[_Operand], list[int]]
 class Addends(ForwardTrace):
     """Measures the operands of the additions, stacks and concatenations under it.
 
-    Of a pass nothing is kept but numbers and, for the last two additions, their operands. No result
-    changes, no autograd node is made, and no device is waited for. Once the joins of a pass are
-    known, only their operands are measured in later ones.
+    Kept are numbers and, for the last two additions, their operands. No result changes, no node is
+    made, no device waited for. What a line calls that is no join is not measured in later passes.
 
     Args:
         follows: Whether tensors are followed, too: there are joins of which autograd has no graph.
@@ -154,19 +153,17 @@ class Addends(ForwardTrace):
         super().__init__(without_grad=without_grad)
         self.follows, self.counts, self.is_paused = follows, follows, False
         self.failure: Exception | None = None
-        self._base = self._num_calls = 0
+        self._num_calls = 0
         self._passes: list[tuple[int, int]] = []
         self._calls: list[_Call] = []
+        self._old = 0, 0
         self._recent: deque[_Recent] = deque(maxlen=_MOST_RECENT)
-        # By the nodes made before them the calls of joins, and whether the sums among their
-        # operands are taken apart.
-        self._needed: dict[int, bool] = {}
-        self._has_missed = self._wants_all = True
+        # Whether the sums among the operands are taken apart; None for what is no join.
+        self._needed: dict[Line, bool | None] = {}
 
     def begin(self) -> None:
         """The forward pass of a model begins."""
-        self._base = sequence_number()
-        self._passes.append((self._base, self.tick))
+        self._passes.append((sequence_number(), self.tick))
         super().begin()
 
     def end(self) -> None:
@@ -175,12 +172,9 @@ class Addends(ForwardTrace):
         super().end()
 
     def forget(self) -> None:
-        """Forget earlier passes; those that come are like them, if no join was missed."""
-        # What a compiler traces makes autograd nodes, too: then places are counted otherwise.
-        self._wants_all = self._has_missed or self.has_gap
-        self._has_missed = self.has_gap = False
-        self._calls.clear()
-        self._passes.clear()
+        """Forget passes before the last call of this: their backward pass may still come."""
+        self._calls, self._passes = self._calls[self._old[0] :], self._passes[self._old[1] :]
+        self._old = len(self._calls), len(self._passes)
         if not self.follows:
             self.calls.clear()
             self._untracked.clear()
@@ -191,8 +185,8 @@ class Addends(ForwardTrace):
         """Call the function, and measure what it adds."""
         if self.is_paused or name not in OPERANDS:
             return self._run(func, name, args, kwargs)
-        start = sequence_number()
-        is_flat = self._wants_all or self._needed.get(start - self._base)
+        start, line = sequence_number(), _line()
+        is_flat = self._needed.get(line, True)
         if is_flat is None or len(self._calls) > _MOST_CALLS or kwargs.get("out") is not None:
             return self._run(func, name, args, kwargs)
         made: _Made | None = None
@@ -206,7 +200,7 @@ class Addends(ForwardTrace):
         if made is not None and is_made and isinstance(result, Tensor):
             try:
                 with unseen():
-                    self._after(name, made, result, start)
+                    self._after(name, made, result, start, line)
             except Exception as error:
                 self.failure = error
         return result
@@ -229,12 +223,13 @@ class Addends(ForwardTrace):
         operands, rest = _operands(name, args, kwargs, self._num_calls)
         if not operands:
             return None
-        if is_flat and not rest:
+        kind = FUNCTION_KINDS[name]
+        if is_flat and not rest and kind != "cat":
             operands = [part for operand in operands for part in self._parts(operand)]
-        numbers = None if rest else _numbers(FUNCTION_KINDS[name], operands)
+        numbers = None if rest else _numbers(kind, operands)
         return operands, rest, numbers, _versions(operands)
 
-    def _after(self, name: str, made: _Made, result: Tensor, start: int) -> None:
+    def _after(self, name: str, made: _Made, result: Tensor, start: int, line: Line) -> None:
         operands, rest, numbers, versions = made
         kind, end = FUNCTION_KINDS[name], sequence_number()
         if rest:
@@ -245,7 +240,7 @@ class Addends(ForwardTrace):
         if numbers is not None:
             places = tuple(operand.places for operand in operands)
             at = operands[-1].places[-1][0], start, end, self.tick
-            self._calls.append(_Call(*at, start - self._base, kind, places, numbers))
+            self._calls.append(_Call(*at, line, kind, places, numbers))
         if kind == "add" and not rest and versions == _versions(operands):
             self._recent.append((result, _version(result), operands, versions))
 
@@ -262,7 +257,7 @@ class Addends(ForwardTrace):
                 ]
         return [operand]
 
-    def outputs(self, sites: Iterable[JoinSite], start: int = -1) -> list[JoinOutputs | None]:
+    def outputs(self, sites: Sequence[JoinSite], start: int = -1) -> list[JoinOutputs | None]:
         """Return what the joins of a graph add; None for one whose addition was not seen.
 
         The first pass of the graph began before the node with the number `start`.
@@ -279,15 +274,14 @@ class Addends(ForwardTrace):
             return found if found and node._sequence_nr() < found.end else None
 
         found = [self._output(site, at) for site in sites]
-        self._has_missed |= None in found
+        last = max((s.node._sequence_nr() for s in sites if s.node is not None), default=-1)
+        others = (call.line for call in self._calls if start <= call.start <= last)
+        self._needed = {} if None in found else dict.fromkeys(others) | self._needed
         return found
 
     def _output(self, site: JoinSite, at: Callable[..., _Call | None]) -> JoinOutputs | None:
         entries, others_in = (
-            [
-                *((at(node), slot) for node, slot in seen),
-                *((at(None, t), slot) for t, slot in unseen),
-            ]
+            [(at(node), slot) for node, slot in seen] + [(at(None, t), slot) for t, slot in unseen]
             for seen, unseen in (
                 (site.branch_entries, site.branch_ticks),
                 (site.shortcut_entries, site.shortcut_ticks),
@@ -305,13 +299,21 @@ class Addends(ForwardTrace):
         if not branch or not others:
             return None
         for entered, _ in entries:
-            if entered is not None and entered is not call:
-                self._needed.setdefault(entered.offset, False)
+            if entered and entered is not call:
+                self._needed[entered.line] = bool(self._needed.get(entered.line))
         is_flat = any(entered is not call for entered, _ in entries)
-        self._needed[call.offset] = is_flat or self._needed.get(call.offset, False)
+        self._needed[call.line] = is_flat or bool(self._needed.get(call.line))
         is_whole = summed is not None or type(site.node).__name__ == "SumBackward1"
         sides = tuple(others), tuple(branch)
         return JoinOutputs(call.numbers, len(call.places), *sides, kind, is_whole)
+
+
+def _line() -> Line:
+    """What called a function, behind all modes of ours that pass it on."""
+    frame = sys._getframe(2)
+    while frame.f_globals.get("__package__") == __package__ and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_code, frame.f_lasti
 
 
 def _version(tensor: Tensor) -> int:

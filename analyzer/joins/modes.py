@@ -109,8 +109,6 @@ def leave_mode(mode: TorchFunctionMode) -> None:
 def stand_aside(call: FrameType) -> None:
     """Leave the modes that only look on while compiled code runs: it would be compiled for them.
 
-    They have the attribute ``has_gap`` from then on.
-
     Args:
         call: What calls it; `come_back` ends it.
     """
@@ -118,8 +116,6 @@ def stand_aside(call: FrameType) -> None:
         whole = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
         rest = [mode for mode in whole if not getattr(mode, "looks_on", False)]
         if len(rest) < len(whole):
-            for mode in whole:
-                mode.has_gap = True
             _aside[call] = whole, rest
             _exchange(whole, rest)
 

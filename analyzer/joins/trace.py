@@ -123,7 +123,6 @@ class ForwardTrace(FunctionMode):
     """
 
     looks_on = True
-    has_gap = False
 
     def __init__(self, *, without_grad: bool = False) -> None:
         super().__init__()

@@ -74,7 +74,7 @@ class Splits:
         self._missing: set[int] = set()
         self._tries, self._asked = 0, -1
         self._varies = self._needs_trace = self._has_untraced = self._is_off = False
-        self._needs_count = self._measures = False
+        self._needs_count = self._has_parts = self._measures = False
 
     def add_root(self, number: int, ref: Callable[[], nn.Module | None]) -> None:
         """Look for joins in this model, too."""
@@ -125,8 +125,8 @@ class Splits:
 
     @property
     def wants_all(self) -> bool:
-        """Whether a forward pass is watched for new joins."""
-        return self._log is not None
+        """Whether a forward pass is watched for new joins, or begins in a part of a model."""
+        return self._log is not None or (self._measures and self._has_parts)
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """A module is about to be called."""
@@ -145,10 +145,10 @@ class Splits:
             self._end_measuring()
 
     def _begin_measuring(self, module: nn.Module) -> None:
-        """Measure what the call of a root adds."""
+        """Measure what the call of a root, or of a part that is called alone, adds."""
         if not self._measures or self._inside is not None or not torch.is_grad_enabled():
             return
-        is_root = any(ref() is module for _, ref in self._roots)
+        is_root = self._has_parts or any(ref() is module for _, ref in self._roots)
         if is_root and not (is_transformed() or runs_compiled()):
             self._inside = module
             self._addends.begin()
@@ -175,9 +175,8 @@ class Splits:
 
     def _wants_trace(self, step: int) -> bool:
         """Whether forks that autograd does not see may be other ones than before."""
-        if not (self._varies and self._needs_trace and self._schedule.records(step)):
-            return False
-        return self._has_untraced or self._is_due(step)
+        may_differ = self._varies and self._needs_trace and self._schedule.records(step)
+        return may_differ and (self._has_untraced or self._is_due(step))
 
     def _is_due(self, step: int) -> bool:
         """Whether the graphs of a step are split: by schedule, or since others had that turn.
@@ -210,7 +209,7 @@ class Splits:
 
     def _open_log(self) -> None:
         if self._log is None and not self._is_off:
-            self._addends = Addends(follows=True)
+            self._addends.follows = self._addends.counts = True
             self._log = self._new_log(self._addends)
 
     def _new_log(self, trace: Addends | None = None) -> LiveLog:
@@ -263,6 +262,7 @@ class Splits:
             for made in () if self._has_untraced else used:
                 self._patterns.add(made.spans)
             if log is not None:
+                self._has_parts |= any(c.parent < 0 and c.path not in log.roots for c in log.calls)
                 self._note_roots(log)
                 if self._waiting and left:  # one whose backward pass comes later, as a generator's
                     log.calls, self._left = left, log

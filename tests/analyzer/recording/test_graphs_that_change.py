@@ -45,7 +45,7 @@ class Join(nn.Module):
             if g[0] is None:
                 self.kept.append(call)  # its own backward pass comes later
                 continue
-            row = {"join_gradient_norm": g[0].norm().item()}
+            row = {"join_gradient_norm": g[0].norm().item(), "join_output_norm": z.norm().item()}
             if x.requires_grad:
                 gs, gb, gx = (torch.autograd.grad(loss, t, retain_graph=True)[0] for t in (s, b, x))
                 row["shortcut_gradient_norm"] = gs.norm().item()

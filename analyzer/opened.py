@@ -30,7 +30,7 @@ def open_run(path: str | Path) -> "Run":
         RunNotFoundError: If there is no run at this place.
         SchemaError: If ``run.json`` is damaged, foreign, or of a newer version.
     """
-    return Run(Path(path))
+    return Run(path)
 
 
 class Run(storage.Run):

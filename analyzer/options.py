@@ -28,6 +28,7 @@ __all__ = [
     "OptionError",
     "ProbePlan",
     "RecordOptions",
+    "expected_path",
     "expected_scale",
     "flag",
     "options_of",
@@ -115,7 +116,8 @@ def expected_scale(value: Any) -> str | None:
     return next(filter(None, wrong), None if by_join else expected)
 
 
-def _path(value: Any) -> str | None:
+def expected_path(value: Any) -> str | None:
+    """Return what was expected where a value is the path of nothing."""
     try:
         path = os.fspath(value)
         is_path = isinstance(path, str) and path != "" and "\0" not in path
@@ -127,12 +129,9 @@ def _path(value: Any) -> str | None:
 
 def _pattern(value: Any) -> str | None:
     try:
-        re.compile(value)
-    except (re.error, TypeError) as error:
-        return (
-            f"a regular expression such as 'layer1|fc' ({error}; a backslash escapes special "
-            "characters)"
-        )
+        re.compile(value).search("")  # of bytes it is none
+    except (re.error, TypeError, RecursionError, OverflowError) as error:
+        return f"a regular expression such as 'layer1|fc' ({error}; a backslash escapes characters)"
     return None
 
 
@@ -178,7 +177,7 @@ class RecordOptions:
         "Folder of the new run. Default: the next free runs/<target>-<k>.",
         COMMAND,
         "DIR",
-        _path,
+        expected_path,
     )
     every: int = _option(
         1, "Record layers and parameters at every N-th step.", RECORDER, "N", _count
@@ -251,7 +250,7 @@ class RecordOptions:
         _whole("a whole number from 0 to 18446744073709551615 (2**64 - 1)", 0, 2**64 - 1),
     )
     resume: str | None = _option(
-        None, "Continue a run after a stop, as a new attempt.", RECORDER, "RUN", is_stored=False
+        None, "Continue a stopped run, as a new attempt.", RECORDER, "RUN", expected_path, False
     )
     first_step: int | None = _option(
         None,

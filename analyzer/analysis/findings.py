@@ -50,11 +50,13 @@ def thresholds_with(overrides: Mapping[str, float] | None = None) -> dict[str, f
     ValueError is raised for an unknown name or a value that is NaN.
     """
     values = {name: threshold.value for name, threshold in THRESHOLDS.items()}
+    if not isinstance(overrides or {}, Mapping):
+        raise TypeError(f"thresholds is {overrides!r}; expected a dict of numbers by name")
     for name, value in (overrides or {}).items():
         if name not in values:
             raise ValueError(f"there is no threshold {name!r}; expected one of {', '.join(values)}")
-        if math.isnan(value):
-            raise ValueError(f"threshold {name!r} is NaN; expected a number")
+        if not isinstance(value, int | float) or math.isnan(value):
+            raise ValueError(f"threshold {name!r} is {value!r}; expected a number")
         values[name] = float(value)
     return values
 

@@ -7,7 +7,9 @@ at its top and everything else inside the function. A command returns its exit c
 and raises ``AnalyzerError`` for what the user must change.
 """
 
+import itertools
 import os
+import re
 import shlex
 import sys
 import tomllib
@@ -28,7 +30,7 @@ from analyzer.texts import escaped
 __all__ = ["COMMANDS", "AsJson", "RunName", "RunsDir", "app", "main", "not_built"]
 
 # A message may quote what a file or an argument holds.
-_MOST_LETTERS = 4_000
+_MOST_LETTERS = 50_000
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "record": (
@@ -338,10 +340,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not error.format_message():
             error.show()
             return 2
-        message = f"{error.format_message()} {_help_hint(error)}"
+        message = f"{error.format_message()}{_value_of(error, arguments)} {_help_hint(error)}"
     except typer.Abort:
         message = "stopped."
-    print(f"analyzer: {escaped(message[:_MOST_LETTERS], 'line')}", file=sys.stderr)
+    short = re.sub(r"(\S{100})\S{200,}", r"\1...", message[:_MOST_LETTERS])
+    print(f"analyzer: {escaped(short, 'line')}", file=sys.stderr)
     return 2
 
 
@@ -355,6 +358,17 @@ def _options_of_environment() -> list[str]:
             f"ANALYZER_OPTIONS is {text!r} ({error}); expected options of 'analyzer record' as on "
             "a command line, such as '--run runs/mine --every 10'. Correct the variable."
         ) from error
+
+
+def _value_of(error: Any, arguments: Sequence[str] | None) -> str:
+    """Quote the value that the parser refuses, where its message does not."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = tuple(getattr(getattr(error, "param", None), "opts", ()))
+    pairs = itertools.pairwise(given)
+    found = [value for option, value in pairs if option in options]
+    found += [word for word in given if word.startswith(tuple(f"{one}=" for one in options))]
+    found += [word for word in given if "\0" in word]
+    return "" if not found or found[0] in str(error) else f"; seen: {found[0][:80]!r}."
 
 
 def _help_hint(error: Any) -> str:

@@ -61,22 +61,20 @@ def export(
         raise AnalyzerError(
             f"--format is {format_!r}; expected one of {', '.join(_EXPORTS)}. Try --format csv."
         )
+    from analyzer.cli.terminal import writing
     from analyzer.storage.catalog import resolve_run
     from analyzer.storage.run import open_run
 
     opened = open_run(resolve_run(run, runs_dir))
-    if output.exists() and not output.is_dir():
-        raise AnalyzerError(
-            f"-o '{output}' is a file; expected a new or empty folder. Name another one."
-        )
     if output.is_dir() and any(output.iterdir()):
         raise AnalyzerError(
             f"-o '{output}' holds files already; expected a new or empty folder, since nothing is "
             "overwritten. Name another one."
         )
     write, what = (_export_csv, "rows") if format_ == "csv" else (_export_events, "scalars")
-    for name, count in write(opened, output):
-        typer.echo(f"{output / name}: {count:,} {what}")
+    with writing("-o", output, is_folder=True):
+        for name, count in write(opened, output):
+            typer.echo(f"{output / name}: {count:,} {what}")
 
 
 def _export_csv(run: "Run", folder: Path) -> Iterator[tuple[str, int]]:

@@ -1,5 +1,6 @@
 """The commands that read runs and write for people and other programs; nothing here judges them."""
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,11 +45,19 @@ def runs(
     from analyzer.storage.run import open_run
 
     where = folder or Path(os.environ.get("ANALYZER_RUNS") or "runs")
-    found = [run.completed(open_run) for run in runs_in(where)]
+    try:
+        listed = runs_in(where)
+        if where.exists() and not where.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    except OSError as error:
+        raise AnalyzerError(
+            f"'{where}' cannot be read ({error.strerror}); expected a folder of runs. Name another."
+        ) from error
+    found = [run.completed(open_run) for run in listed]
     verdicts = [None if quick else _verdict_of(run) for run in found]
     if json:
-        listed = [_fields(run, word) for run, word in zip(found, verdicts, strict=True)]
-        typer.echo(json_text(listed))
+        fields = [_fields(run, word) for run, word in zip(found, verdicts, strict=True)]
+        typer.echo(json_text(fields))
     else:
         _print_runs(where, found, verdicts)
 
@@ -69,7 +78,7 @@ def _verdict_of(run: "RunSummary") -> str | None:
 def _fields(run: "RunSummary", verdict: str | None) -> dict[str, object]:
     return {
         "name": run.name,
-        "path": str(run.path),
+        "path": os.fsencode(run.path).decode(errors="backslashreplace"),
         "status": run.status,
         "steps": run.steps,
         "layers": run.layers,
@@ -223,11 +232,13 @@ def report(
         )
 
     from analyzer.analysis.numerals import counted
+    from analyzer.cli.terminal import writing
     from analyzer.reports.groups import LAYOUTS
     from analyzer.reports.html import write_report
     from analyzer.reports.paper import formats_in, paper_style, width_in_inches, write_figures
     from analyzer.reports.story import story_of
     from analyzer.reports.tables import write_tables
+    from analyzer.texts import shown_name
 
     # Whatever is wrong with an option is said before anything slow.
     inches, formats = width_in_inches(width), formats_in(format_)
@@ -238,18 +249,26 @@ def report(
             f"--layout is {layout!r}; expected {', '.join(LAYOUTS)}, together with --figures DIR. "
             "Leave it out to show one run of each program."
         )
+    name = "anonymous" if anonymous else shown_name(paths[0].resolve())
+    option, target = ("-o", output) if output else ("the report", Path(f"{name}-report.html"))
+    places = ((option, target, False), ("--figures", figures, True), ("--tables", tables, True))
+    for named, place, is_folder in places:
+        if place is not None:
+            with writing(named, place, is_folder=is_folder):
+                pass
     story = story_of(paths, anonymous=anonymous)
     drawn = story_of(paths, anonymous=anonymous, layout=layout) if layout else story
-    name = "anonymous" if anonymous else paths[0].resolve().name
-    target = output or Path(f"{name}-report.html")
-    write_report(story, target, template=template)
+    with writing(option, target, is_folder=False):
+        write_report(story, target, template=template)
     size = target.stat().st_size / 2**20
     typer.echo(f"{target}: {counted(len(list(story.figures)), 'figure')}, {size:.1f} MiB")
     if figures is not None:
-        made = write_figures(drawn, figures, width=inches, formats=formats, style=style)
+        with writing("--figures", figures, is_folder=True):
+            made = write_figures(drawn, figures, width=inches, formats=formats, style=style)
         typer.echo(f"{figures}: {counted(len(made), 'figure')}, each with its caption and CSV")
     if tables is not None:
-        written = write_tables(story, tables)
+        with writing("--tables", tables, is_folder=True):
+            written = write_tables(story, tables)
         typer.echo(f"{tables}: {counted(len(written) // 3, 'table')} as LaTeX, Markdown and CSV")
     _name_the_twin(paths)
 

@@ -1,15 +1,21 @@
 """Writing to a terminal, a pipe or a file: width, color, encoding, and names that others chose."""
 
+import contextlib
 import dataclasses
+import errno
 import json
 import math
+import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.box import ASCII, SIMPLE_HEAD, Box
 from rich.console import Console
 
+from analyzer.errors import AnalyzerError
 from analyzer.texts import escaped
 
 __all__ = [
@@ -21,6 +27,7 @@ __all__ = [
     "prints_unicode",
     "signs",
     "table_box",
+    "writing",
 ]
 
 _PIPE_WIDTH = 100
@@ -103,6 +110,26 @@ def printable(text: str, limit: int = 60) -> str:
     kept = max(limit - len(mark), 2)
     head = (kept + 1) // 2
     return shown[:head] + mark + shown[len(shown) - (kept - head) :]
+
+
+@contextlib.contextmanager
+def writing(option: str, path: Path, *, is_folder: bool) -> Iterator[None]:
+    """Make the folder for what an option names; say so where it, or something in it, cannot be.
+
+    Raises:
+        AnalyzerError: If it cannot be written.
+    """
+    kind, folder = ("a folder", path) if is_folder else ("a file", path.parent)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(path if path.exists() else folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        yield
+    except OSError as error:
+        raise AnalyzerError(
+            f"{option} '{path}' cannot be written ({error.strerror or error}); expected {kind} "
+            "that can be made there. Name another one."
+        ) from error
 
 
 def json_text(value: Any) -> str:

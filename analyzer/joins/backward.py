@@ -15,7 +15,7 @@ from analyzer.joins.addends import Addends, JoinOutputs, statistics_of
 from analyzer.joins.calls import tensors_in
 from analyzer.joins.find import call_arguments, output_nodes, watched_forward
 from analyzer.joins.graph import Walk
-from analyzer.joins.model_state import cloned, preserve_state, unwrapped
+from analyzer.joins.model_state import check_loss, cloned, preserve_state, unwrapped
 from analyzer.joins.plan import JoinPlan, JoinSite, joins_in_graph
 from analyzer.joins.products import (
     SPLIT_COLUMNS,
@@ -290,6 +290,7 @@ def join_gradients(
         ValueError: If the loss is not one number, or does not depend on the model.
     """
     model = unwrapped(model)
+    check_loss(loss)
     with preserve_state(model), torch.enable_grad():
         copies: dict[int, tuple[Tensor, Tensor]] = {}
         args, kwargs = cloned(call_arguments(inputs), requires_grad=True, memo=copies)

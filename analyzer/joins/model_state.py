@@ -19,6 +19,7 @@ from analyzer.joins.calls import without_call_hooks
 __all__ = [
     "RandomStates",
     "arguments_copied",
+    "check_loss",
     "cloned",
     "preserve_state",
     "unobserved",
@@ -46,6 +47,15 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while (inner := model._modules.get(_WRAPPERS.get(type(model).__name__, ""))) is not None:
         model = inner
     return model
+
+
+def check_loss(loss: object) -> None:
+    """Refuse a loss that cannot be called."""
+    if not callable(loss):
+        raise ModelError(
+            f"the loss is {loss!r}; expected a function loss(output, target), such as "
+            "torch.nn.functional.cross_entropy"
+        )
 
 
 @contextmanager

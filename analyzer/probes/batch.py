@@ -99,6 +99,8 @@ def held(batches: Iterable[Any]) -> list[Batch]:
         ValueError: If there is none, none has a sample, or an item is no pair.
     """
     found = []
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"batches is {batches!r}; expected pairs (input, target), as a list")
     for item in batches:
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise ValueError(

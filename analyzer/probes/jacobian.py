@@ -177,8 +177,10 @@ def jacobian_spectrum(
     See `analyzer.jacobian_spectrum`. ``k`` values are taken from the top and from the bottom; all
     where the smaller side of the Jacobian has at most 256 elements, or 2k.
     """
-    if k < 1:
-        raise ValueError(f"k is {k}; expected how many singular values to take from each end, >= 1")
+    if not isinstance(k, int) or k < 1:
+        raise ValueError(
+            f"k is {k!r}; expected how many singular values to take from each end, >= 1"
+        )
     model = unwrapped(model)
     result = JacobianSpectrum(num_samples=num_samples(inputs))
     if result.num_samples == 0:

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from analyzer.joins.calls import tensors_in
 from analyzer.joins.edits import Edit, JoinOperands
 from analyzer.joins.find import call_arguments
+from analyzer.joins.model_state import check_loss
 from analyzer.joins.rerun import Rerun
 from analyzer.joins.search import Join
 from analyzer.probes.activations import as_it_trains
@@ -134,6 +135,7 @@ def _score_of(output: Any, batch: HeldBatch) -> Evaluation:
     of targets that are one whole number a sample. None where the output is not ``[batch, classes]``
     or there are no classes.
     """
+    check_loss(batch.loss)
     with torch.no_grad():
         loss = float(batch.loss(output, batch.targets))
         scores = next((t for t in tensors_in(output) if t.is_floating_point()), None)

@@ -16,7 +16,7 @@ from analyzer.joins.backward import node_of_loss
 from analyzer.joins.calls import tensors_in
 from analyzer.joins.find import call_arguments, output_nodes, watched_forward
 from analyzer.joins.graph import Walk
-from analyzer.joins.model_state import cloned
+from analyzer.joins.model_state import check_loss, cloned
 from analyzer.joins.plan import JoinSite, joins_in_graph
 from analyzer.probes.activations import evaluating
 
@@ -260,6 +260,7 @@ def evaluate(
     # Before the model runs: it may change its inputs in place.
     input_edges = [GradientEdge(c.grad_fn, 0) for _, c in copies.values() if c.grad_fn]
     output, log = watched_forward(model, args, kwargs)
+    check_loss(loss)
     value = loss(output, targets)
     try:
         root = node_of_loss(value)

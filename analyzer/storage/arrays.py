@@ -27,6 +27,7 @@ __all__ = [
     "frame",
     "inferred",
     "is_number",
+    "is_plain",
     "is_present",
     "plain",
     "side_by_side",
@@ -210,6 +211,12 @@ def _wider(left: pa.DataType, right: pa.DataType) -> pa.DataType:
 def is_number(type_: pa.DataType) -> bool:
     """Whether values of the type have a minimum, a mean and a maximum."""
     tests = (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating)
+    return any(test(type_) for test in tests)
+
+
+def is_plain(type_: pa.DataType) -> bool:
+    """Whether values of the type are numbers, texts or times."""
+    tests = (is_number, pa.types.is_string, pa.types.is_timestamp, pa.types.is_null)
     return any(test(type_) for test in tests)
 
 

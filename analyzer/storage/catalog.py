@@ -180,7 +180,7 @@ def resolve_run(name: str | Path, runs_dir: str | Path | None = None) -> Path:
 def _is_run(path: Path) -> bool:
     try:
         return (path / "run.json").is_file()
-    except ValueError:  # a NUL in the name
+    except (OSError, ValueError):  # too long, or with a NUL
         return False
 
 

@@ -26,7 +26,14 @@ from analyzer.storage.parts import READ_FAILURES, listing, reason_of
 from analyzer.storage.rank_pooling import RankFacts, pooled
 from analyzer.storage.schema import PROBES, SHARE, STAT_COLUMNS, STEP_TABLES, TABLES
 from analyzer.storage.sealed import open_file
-from analyzer.storage.selection import Steps, StepsLike, nearest, selected_ids, selected_steps
+from analyzer.storage.selection import (
+    Steps,
+    StepsLike,
+    nearest,
+    one_of,
+    selected_ids,
+    selected_steps,
+)
 from analyzer.storage.tables import StepTable
 
 __all__ = [
@@ -139,7 +146,7 @@ class StaticTable:
         return rows
 
     def _of_file(self, path: Path) -> pa.Table:
-        # A file of an earlier or foreign version may lack a column that is never null here.
+        # An empty table has no values that could be null.
         fields = [field.with_nullable(True) for field in TABLES[self._name]]
         schema = pa.schema(fields, metadata=TABLES[self._name].metadata)
         if path.is_symlink() or not path.is_file():
@@ -147,9 +154,10 @@ class StaticTable:
         try:
             with open_file(path) as file:
                 rows = conform(file.read(), schema)
+            for field in TABLES[self._name]:
+                if not field.nullable and rows.column(field.name).null_count:
+                    raise ValueError(f"it has rows without {field.name!r}")
             ids = as_numpy(rows.column(0))
-            if rows.column(0).null_count or rows.column("name").null_count:
-                raise ValueError("it has rows without number or name")
             if len(ids) and (ids.min() < 0 or len(np.unique(ids)) < len(ids)):
                 raise ValueError("its rows have numbers below 0 or the same number")
             return rows
@@ -208,10 +216,11 @@ def probe_rows(folder: Path, warn: Callable[[str], None]) -> pa.Table:
 
 def _of_probe(name: str, rows: pa.Table) -> pa.Table:
     """The rows with the columns and types that a probe has; others are kept as they are."""
-    known = PROBES.get(name)
-    if known is None:
-        return rows
-    if not set(known.names) & set(rows.column_names):
+    known = PROBES.get(name, pa.schema([]))
+    for id_ in ("layer", "parameter", "join"):
+        if id_ in rows.column_names and not pa.types.is_integer(rows.schema.field(id_).type):
+            raise ValueError(f"its column {id_!r} holds no numbers of rows")
+    if known.names and not set(known.names) & set(rows.column_names):
         raise ValueError(f"it has none of the columns of {name}")
     others = [field for field in rows.schema if field.name not in known.names]
     return conform(rows, pa.schema([*(field.with_nullable(True) for field in known), *others]))
@@ -269,7 +278,7 @@ class RunRows:
         """Return rows as `Run.read` does."""
         if ranks not in ("pooled", "all"):
             raise ValueError(f"ranks is {ranks!r}; expected 'pooled' or 'all'")
-        source = self.tables[table]
+        source = self.table(table)
         names = self.columns(source, columns)
         chosen = selected_ids(ids, self._names(table), source.key) if source.key else None
         wanted = selected_steps(steps, source.latest)
@@ -288,13 +297,20 @@ class RunRows:
         keys.remove("rank")
         return whole.select([*keys, *(name for name in names if name != SHARE or columns)])
 
+    def table(self, name: str) -> StepTable:
+        """Return a table by its name; refuse another one."""
+        return one_of(self.tables, name, "a table of steps")
+
     def columns(self, source: StepTable, asked: Columns) -> list[str]:
         """Return the columns that were asked for, without keys; refuse others."""
         keys = ("step", "rank", source.key)
         known = [name for name in source.schema().names if name not in keys]
         if asked is None:
             return known
-        names = [asked] if isinstance(asked, str) else list(dict.fromkeys(asked))
+        several = [asked] if isinstance(asked, str) else asked
+        if not isinstance(several, Iterable) or isinstance(several, bytes):
+            raise TypeError(f"columns is {asked!r}; expected the name of a column, or several")
+        names = list(dict.fromkeys(several))
         for name in names:
             if name not in known and name not in keys:
                 raise NotRecordedError(
@@ -306,7 +322,7 @@ class RunRows:
     def table_of(self, column: str, table: str | None) -> str:
         """Return the table of a statistic; refuse one that no table has."""
         for name in [table] if table else STAT_COLUMNS:
-            if column in STAT_COLUMNS[name]:
+            if column in one_of(STAT_COLUMNS, name, "a table of statistics"):
                 return name
         known = [name for columns in STAT_COLUMNS.values() for name in columns]
         raise NotRecordedError(

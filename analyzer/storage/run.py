@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +23,8 @@ from analyzer.storage.reading import (
     probe_notes,
     probe_rows,
 )
-from analyzer.storage.run_json import read_manifest, status_of
-from analyzer.storage.selection import StepsLike, nearest
+from analyzer.storage.run_json import read_manifest, run_path, status_of
+from analyzer.storage.selection import StepsLike, check_count, nearest, one_of
 from analyzer.texts import shown_name
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def open_run(path: str | Path) -> "Run":
         RunNotFoundError: If the folder holds no run.
         SchemaError: If ``run.json`` is damaged, foreign, or of a newer version.
     """
-    return Run(Path(path))
+    return Run(path)
 
 
 class Run:
@@ -66,8 +66,8 @@ class Run:
         SchemaError: If ``run.json`` is damaged, foreign, or of a newer version.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path) -> None:
+        self.path = run_path(path)
         self.manifest: dict[str, Any] = read_manifest(self.path)
         self.warnings: list[str] = []
         self._static: dict[str, StaticTable] = {}
@@ -142,7 +142,7 @@ class Run:
 
     def static_rows(self, table: str) -> pa.Table:
         """Return ``layers``, ``parameters`` or ``joins`` as on disk, a thousand rows in no time."""
-        return self._static[table].read()
+        return one_of(self._static, table, "a table").read()
 
     # Rows of steps
 
@@ -238,13 +238,14 @@ class Run:
     def batches(self, table: str, most_steps: int = 1000) -> Iterator[pa.Table]:
         """Yield the pooled rows of a table in order, those of ``most_steps`` steps at a time."""
         recorded = self.recorded_steps(table)
+        check_count("most_steps", most_steps)
         for start in range(0, len(recorded), most_steps):
             some = recorded[start : start + most_steps]
             yield self.read(table, steps=slice(int(some[0]), int(some[-1]) + 1))
 
     def recorded_steps(self, table: str = "steps") -> NDArray[np.int64]:
         """Return the steps of which a table has rows, in order."""
-        source, known = self._rows.tables[table], self._rows.tables["steps"]
+        source, known = self._rows.table(table), self._rows.tables["steps"]
         if table != "steps" and self._is_at_every_step(table):
             source = known
         return source.steps().copy()
@@ -269,11 +270,11 @@ class Run:
             step: A step; None for the last one.
             table: As in ``read``; None is returned where it has no rows.
         """
-        return self._rows.tables[table].nearest(step)
+        return self._rows.table(table).nearest(step)
 
     def written(self, table: str) -> tuple[Part, ...]:
         """Return the part files that hold a table's rows: others once it has grown."""
-        return tuple(self._rows.tables[table].parts)
+        return tuple(self._rows.table(table).parts)
 
     def layer_steps(self) -> NDArray[np.int64]:
         """Return the steps at which layers were recorded, in order."""
@@ -323,6 +324,7 @@ class Run:
         Raises:
             NotRecordedError: If the run has no such column or id.
         """
+        check_count("max_points", max_points)
         if layer is None:
             self._rows.columns(self._rows.tables["steps"], column)
             return self._views["steps"].series(column, 0, max_points)
@@ -340,6 +342,7 @@ class Run:
         Raises:
             NotRecordedError: If no table has the column.
         """
+        check_count("max_bins", max_bins)
         return self._views[self._rows.table_of(column, table)].heatmap(column, max_bins)
 
     def grid(
@@ -361,6 +364,8 @@ class Run:
         Raises:
             NotRecordedError: If no table has the column.
         """
+        check_count("max_bins", max_bins)
+        one_of(dict.fromkeys(get_args(NumberName)), number, "a number of a bin")
         return self._views[self._rows.table_of(column, table)].grid(column, number, max_bins)
 
     # Probes

@@ -5,6 +5,7 @@ that no reader meets one.
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from typing import Any
 
 from analyzer.errors import RunNotFoundError, SchemaError
 from analyzer.launch import RANKS
-from analyzer.options import RECORDER, options_of
+from analyzer.options import RECORDER, expected_path, options_of
 from analyzer.storage.limits import LIMITS
 from analyzer.storage.parts import listing
 from analyzer.storage.schema import READABLE_VERSIONS, SCHEMA_VERSION
@@ -24,6 +25,7 @@ __all__ = [
     "age_seconds",
     "losses",
     "read_manifest",
+    "run_path",
     "status_of",
 ]
 
@@ -161,6 +163,13 @@ def _of_types(path: Path, found: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def run_path(path: str | Path) -> Path:
+    """Return the path of a run as one; refuse what is none."""
+    if (expected := expected_path(path)) is not None:
+        raise RunNotFoundError(f"no run at {path!r}; expected {expected}")
+    return Path(path)
+
+
 def read_manifest(folder: Path, *, with_ranks: bool = True) -> dict[str, Any]:
     """Return the manifest of a run.
 
@@ -175,7 +184,7 @@ def read_manifest(folder: Path, *, with_ranks: bool = True) -> dict[str, Any]:
         SchemaError: If ``run.json`` is damaged, foreign, or of a version that cannot be read.
     """
     path = folder / "run.json"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # also of a name that no folder can have
         raise RunNotFoundError(
             f"no run at '{folder}': the folder does not exist; `analyzer runs` lists the runs"
         )

@@ -3,14 +3,24 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.errors import NotRecordedError
 
-__all__ = ["Steps", "StepsLike", "nearest", "selected_ids", "selected_steps"]
+__all__ = [
+    "Steps",
+    "StepsLike",
+    "check_count",
+    "nearest",
+    "one_of",
+    "selected_ids",
+    "selected_steps",
+]
+
+_Value = TypeVar("_Value")
 
 StepsLike: TypeAlias = "int | slice | range | Sequence[int] | NDArray[np.integer[Any]] | None"
 _LAST = 2**62
@@ -70,11 +80,19 @@ def selected_steps(asked: StepsLike, latest: Callable[[int], NDArray[np.int64]])
         return Steps()
     if isinstance(asked, slice):
         return _sliced(asked, latest)
-    if isinstance(asked, int | np.integer) and not isinstance(asked, bool):
+    if isinstance(asked, int | np.integer) and _is_whole(asked):
         return Steps.listed(_counted([int(asked)], latest))
-    if isinstance(asked, str | bytes | bool | float) or not isinstance(asked, Iterable):
-        raise TypeError(f"steps is {asked!r}; expected a step, a slice, a range or a list of steps")
-    return Steps.listed(_counted([int(step) for step in asked], latest))
+    several: list[Any] = list(asked) if isinstance(asked, Iterable) else [None]
+    if not all(map(_is_whole, several)):
+        raise TypeError(
+            f"steps is {asked!r}; expected a step, a slice, a range or a list of whole numbers"
+        )
+    return Steps.listed(_counted([int(step) for step in several], latest))
+
+
+def _is_whole(value: Any) -> bool:
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return is_whole and abs(int(value)) <= _LAST
 
 
 def _counted(steps: Sequence[int], latest: Callable[[int], NDArray[np.int64]]) -> list[int]:
@@ -90,6 +108,9 @@ def _counted(steps: Sequence[int], latest: Callable[[int], NDArray[np.int64]]) -
 
 
 def _sliced(asked: slice, latest: Callable[[int], NDArray[np.int64]]) -> Steps:
+    bounds = (asked.start, asked.stop, asked.step)
+    if not all(bound is None or _is_whole(bound) for bound in bounds):
+        raise TypeError(f"steps is {asked!r}; expected a slice of whole numbers")
     stride = 1 if asked.step is None else int(asked.step)
     if stride < 1:
         raise ValueError(f"steps is {asked!r}; expected a stride of at least 1")
@@ -107,10 +128,23 @@ def _bound(value: int | None, latest: Callable[[int], NDArray[np.int64]], defaul
     return int(known[max(int(value), -len(known))]) if len(known) else 0
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def check_count(name: str, value: object) -> None:
+    """Refuse what is no whole number from 1 up."""
+    if not _is_whole(value) or value < 1:  # type: ignore[operator]
+        raise ValueError(f"{name} is {value!r}; expected a whole number from 1 up")
+
+
+def one_of(known: Mapping[str, _Value], name: object, what: str) -> _Value:
+    """Return what has a name; refuse a name that nothing has."""
+    if not isinstance(name, str) or name not in known:
+        raise NotRecordedError(f"{name!r} is not {what}; expected one of {', '.join(known)}")
+    return known[name]
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
     """Return a clause that names the known names nearest to one that is not known."""
     names = list(known)
-    close = get_close_matches(name, names, n=3, cutoff=0.4) or names[:5]
+    close = get_close_matches(str(name), names, n=3, cutoff=0.4) or names[:5]
     if not close:
         return "there are none"
     return "nearest are " + ", ".join(f"'{match[:80]}'" for match in close)
@@ -126,7 +160,10 @@ def selected_ids(
     """
     if asked is None:
         return None
-    several = [asked] if isinstance(asked, int | str | np.integer) else list(asked)
+    is_one = isinstance(asked, int | str | np.integer)
+    several: list[Any] = [asked] if is_one or not isinstance(asked, Iterable) else list(asked)
+    if not all(isinstance(each, int | str | np.integer) for each in several):
+        raise TypeError(f"{kind}s is {asked!r}; expected a number or name of a {kind}, or several")
     return [_id(one, names, kind) for one in several]
 
 

@@ -9,7 +9,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from analyzer.storage.arrays import as_array, as_numpy, conform, is_number, side_by_side, unified
+from analyzer.storage.arrays import (
+    as_array,
+    as_numpy,
+    conform,
+    is_number,
+    is_plain,
+    side_by_side,
+    unified,
+)
 from analyzer.storage.bins import Numbers
 from analyzer.storage.finding import PartFinder
 from analyzer.storage.parts import READ_FAILURES, Part
@@ -35,9 +43,10 @@ class _OpenPart:
     def __init__(self, path: Path) -> None:
         self.file, self.place = opened(path)
         metadata = self.file.metadata
-        self.schema = self.file.schema_arrow
-        place = self.schema.get_field_index("step")
-        if place < 0 or not pa.types.is_integer(self.schema.field(place).type):
+        # What a training logs is plain; nothing else has a place in a table.
+        self.schema = pa.schema([f for f in self.file.schema_arrow if is_plain(f.type)])
+        place = self.file.schema_arrow.get_field_index("step")
+        if place < 0 or not pa.types.is_integer(self.file.schema_arrow.field(place).type):
             raise ValueError("it has no column 'step' of whole numbers")
         groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
         bounds = [group.column(place).statistics for group in groups]
@@ -160,6 +169,8 @@ class StepTable:
         Only rows near it are read. None where there are no rows.
         """
         bounds = self.bounds()
+        if not (step is None or isinstance(step, int | np.integer)):
+            raise TypeError(f"step is {step!r}; expected a whole number, or None for the last")
         if bounds is None:
             return None
         if self._steps is not None or step is None:
@@ -361,6 +372,12 @@ def _checked(rows: pa.Table, part: Part, key: str | None) -> pa.Table:
         raise ValueError(f"it has rows without {' or '.join(keys)}")
     if len(steps) and not part.first <= steps.min() <= steps.max() <= part.last:
         raise ValueError(f"it has rows of steps {steps.min()} to {steps.max()}")
+    if key in rows.column_names:
+        ids = as_numpy(rows.column(key))
+        # In the order in which they are written that is seen at a glance.
+        is_next = (np.diff(steps) > 0) | ((np.diff(steps) == 0) & (np.diff(ids) > 0))
+        if not is_next.all() and len(np.unique([steps, ids], axis=1).T) < len(ids):
+            raise ValueError(f"it has several rows of one step and {key}")
     return rows
 
 

@@ -51,6 +51,8 @@ def random_directions(
         Li et al. (2018), Visualizing the loss landscape of neural nets, §3 and §4.
     """
     weights = named_weights(model)
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed!r}; expected a whole number from 0 up, below 2**63")
     generator = torch.Generator().manual_seed(seed)
     first, second = ({n: _drawn(w, generator) for n, w in weights.items()} for _ in range(2))
     return normalized(first, weights, normalization), normalized(second, weights, normalization)

@@ -151,7 +151,10 @@ def _check(mode: str, batch_norm: str, tolerance: float) -> None:
 def _axis(values: Any, name: str) -> Floats:
     """Return coordinates as an array of one axis."""
     plain = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
-    axis = np.asarray(plain, dtype=np.float64)
+    try:
+        axis = np.asarray(plain, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is {values!r:.80}; expected a sequence of numbers") from None
     if axis.ndim != 1 or axis.size == 0:
         raise ValueError(
             f"{name} has shape {list(axis.shape)}, expected a sequence of one or more numbers; "
@@ -162,7 +165,8 @@ def _axis(values: Any, name: str) -> Floats:
 
 def _given(directions: Any, needed: int) -> list[Mapping[str, Tensor]]:
     """Return the directions that are needed."""
-    found = [directions] if isinstance(directions, Mapping) else list(directions)
+    several = isinstance(directions, Iterable) and not isinstance(directions, Mapping)
+    found = list(directions) if several else [directions]
     if len(found) < needed or not all(isinstance(item, Mapping) for item in found):
         kinds = ", ".join(type(item).__name__ for item in found) or "nothing"
         raise ValueError(

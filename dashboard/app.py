@@ -21,7 +21,7 @@ from analyzer.storage.schema import STAT_COLUMNS
 from .address import Address, Context, context, parse, query
 from .cache import Line
 from .compare import verdict_of
-from .components import message, number_table
+from .components import lacking, message, number_table
 from .drawing import recorded, shown, step_choices
 from .finding_list import finding_list
 from .ids import Id, card
@@ -257,7 +257,8 @@ def _connect_cards(app: Dash, seen: Any, warmer: Warmer) -> None:
         warmer.look = (scheme, bool(narrow))
         result = shown(key, chosen, scheme, narrow=bool(narrow))
         if result.figure is None:
-            return no_update, _HIDDEN, "", message(result.problem, bad=result.is_bad)
+            said = message(result.problem, bad=True) if result.is_bad else lacking(result.problem)
+            return no_update, _HIDDEN, "", said
         # What the reader zoomed to stays while rows arrive, and goes when the question changes.
         layout = result.figure["layout"] | {"uirevision": search or "all"}
         height = {"height": f"{result.height}px"}

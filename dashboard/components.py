@@ -3,18 +3,24 @@
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import dash_mantine_components as dmc
 from dash import dcc, html
 
 from analyzer.analysis.view import AGGREGATES
+from analyzer.errors import AnalyzerError
 from analyzer.figures.panels import Page, Panel
+from analyzer.storage.run import Run
+from analyzer.storage.run_json import losses
 from analyzer.storage.schema import STAT_COLUMNS
 from analyzer.vocabulary import GLOSSARY, quantity
 
 from .address import Address, Context
 from .ids import Id, card
+from .library import shortened
 
 __all__ = [
     "GRAPH_CONFIG",
@@ -24,16 +30,18 @@ __all__ = [
     "cards",
     "controls",
     "explained",
+    "lacking",
     "message",
     "number_table",
     "panel_card",
     "soon",
+    "states",
 ]
 
 LOOKING = "Reading the runs; what they show appears here by itself."
 _MILLISECONDS = 400
 _MOST_ROWS, _MOST_CHARACTERS = 60, 80
-_MOST_BLOCKS = 200
+_MOST_BLOCKS, _MOST_PARTS = 200, 24
 _FORMATS = (("csv", "CSV"), ("svg", "SVG"), ("png", "PNG"))
 # Cards have buttons of their own for pictures, and nothing can be selected.
 _NO_BUTTONS = ("toImage", "lasso2d", "select2d")
@@ -71,6 +79,46 @@ def message(text: str, *, title: str = "", bad: bool = False) -> dmc.Alert:
         className="message",
         attributes={"root": {"role": "status"}},
     )
+
+
+def lacking(text: str) -> html.P:
+    """Return one line that says what was not recorded, and the command to copy that records it.
+
+    The command is what stands between backticks.
+    """
+    parts = text.split("`")
+    shown: list[Any] = [html.Code(p) if k % 2 else p for k, p in enumerate(parts)]
+    commands = [part for part in parts[1::2] if part.startswith("analyzer ")]
+    if commands:
+        copy = attributes(data_copy=commands[0], aria_label=f"copy {commands[0]}")
+        shown.append(html.Button("copy", className="plain-button copy", **copy))
+    return html.P(shown, className="message lacking", role="status")
+
+
+def states(context: Context) -> list[Any]:
+    """Return a sentence for each run that did not end well, or of which files cannot be read."""
+    found = []
+    for run in context.runs:
+        problems = context.library.cache.get("records", ("state", run), partial(_state, run))
+        found += [
+            message(shortened(text, 400), title=shortened(run.name, 60), bad=True)
+            for text in problems
+        ]
+    return found
+
+
+def _state(run: Run) -> list[str]:
+    said = [*losses(run.manifest)]
+    if run.status == "failed":
+        said.insert(0, f"failed: {run.manifest.get('error') or 'the reason was not recorded'}")
+    elif run.status in ("crashed", "interrupted"):
+        said.insert(0, f"{run.status}: it stopped early; what was written until then is shown")
+    for table in ("steps", *STAT_COLUMNS):
+        # Damage is seen where a file is read; of long runs where a figure needs it.
+        if len(run.written(table)) <= _MOST_PARTS:
+            with suppress(AnalyzerError):
+                run.read(table, [])
+    return [*said, *run.warnings]
 
 
 def soon(name: Id, is_there: bool) -> dcc.Interval:

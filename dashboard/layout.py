@@ -13,7 +13,7 @@ from analyzer.vocabulary import GLOSSARY
 
 from . import compare, finding_list, run_list
 from .address import Context
-from .components import attributes, cards, explained, message
+from .components import attributes, cards, explained, message, states
 from .ids import Id, card
 
 __all__ = ["POLL_MILLISECONDS", "navigation", "page_content", "shell"]
@@ -146,6 +146,7 @@ def page_content(page: Page | None, path: str, context: Context) -> list[Any]:
         return [html.H1("No such page"), message(_unknown(path), bad=True)]
     problems = [message(text, title="A run cannot be shown", bad=True) for text in context.problems]
     head: Sequence[Any] = [html.H1(page.title), html.P(explained(page.lead), className="lead")]
+    problems += states(context)
     if page.needs_run and not context.runs:
         text = "No run is chosen. Choose one in the field at the top, or on the page of runs."
         link = dcc.Link("Go to the page of runs", href="/")

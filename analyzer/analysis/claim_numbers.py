@@ -174,8 +174,10 @@ def _first_update(run: Run) -> Measured:
             f"run '{run.name}' holds no trained weight of a layer; record it with a model"
         )
     depths = run.layers.set_index("layer")["depth"]
-    place = int(chosen["layer"].astype(int).map(depths).argmin())
-    number = int(chosen["parameter"].iloc[place])
+    known = chosen["layer"].astype(int).map(depths).dropna()
+    if known.empty:
+        raise not_recorded("the table of layers was", run, "it is missing or cannot be read")
+    number = int(chosen["parameter"].loc[[known.idxmin()]].iloc[0])
     rows = run.parameter_stats(["update_norm", "norm"], parameters=number)
     kept = rows[(rows["norm"] > 0) & rows["update_norm"].notna()].set_index("step")
     if kept.empty:

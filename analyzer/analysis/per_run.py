@@ -1,5 +1,6 @@
 """Reads what a figure shows of each run, and says what to record where it is missing."""
 
+import shlex
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
@@ -25,6 +26,7 @@ __all__ = [
     "joined_table",
     "not_recorded",
     "per_run",
+    "probe_command",
     "probe_rows",
     "probe_rows_at",
     "profile_values",
@@ -216,6 +218,14 @@ def recorded_step(run: Run, step: int | None, table: str = "layer_stats") -> int
     return found
 
 
+def probe_command(run: Run, name: str) -> str:
+    """Return the command that measures a probe on the checkpoints of a run."""
+    command = shlex.join(["analyzer", "probe", run.name, name])
+    # A network of the zoo is built again; for another one its program is started, which is asked.
+    is_built = str(run.manifest.get("target", "")).startswith("zoo:")
+    return command if is_built else f"{command} --replay"
+
+
 def probe_rows(run: Run, name: str) -> "pd.DataFrame":
     """Return what a probe measured at all steps, at least one row.
 
@@ -223,7 +233,8 @@ def probe_rows(run: Run, name: str) -> "pd.DataFrame":
     network has nothing that it measures, such as a join.
     """
     if name not in run.probes:
-        raise not_recorded(f"probe {name} was", run, f"add `--probe {name}`")
+        command = probe_command(run, name)
+        raise not_recorded(f"probe {name} was", run, f"measure it with `{command}`")
     rows = run.probe(name)
     if not len(rows):
         remedy = "the probe found nothing in this network that it measures"

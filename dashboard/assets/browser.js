@@ -222,6 +222,14 @@
     );
   }
 
+  /** Put a command into the clipboard; where that is not allowed, select it to be copied by hand. */
+  function copy(button) {
+    const done = () => { button.textContent = "copied"; };
+    const choose = () => window.getSelection().selectAllChildren(button.previousElementSibling || button);
+    if (!navigator.clipboard) choose();
+    else navigator.clipboard.writeText(button.dataset.copy).then(done, choose);
+  }
+
   /* Runs that are marked to be compared. */
 
   function paintMarks() {
@@ -260,7 +268,8 @@
   document.addEventListener("click", (event) => {
     const target = event.target.closest("button, a");
     if (!target) return;
-    if (target.dataset.save) save(target.dataset.save, target.dataset.key);
+    if (target.dataset.copy) copy(target);
+    else if (target.dataset.save) save(target.dataset.save, target.dataset.key);
     else if (target.classList.contains("mark")) mark(target.dataset.run);
     else if (target.id === "compare-marked") compareMarked();
     else if (target.id === "help-open") set("help", { opened: true });

@@ -6,13 +6,17 @@ from pathlib import Path
 import pytest
 
 from analyzer.analysis.numerals import age_text
-from analyzer.dashboard.address import Address, parse, query
+from analyzer.dashboard.address import Address, context, parse, query
 from analyzer.dashboard.cache import Cache
-from analyzer.dashboard.components import blocks, explained
+from analyzer.dashboard.components import blocks, explained, lacking
+from analyzer.dashboard.drawing import shown
+from analyzer.dashboard.layout import page_content
 from analyzer.dashboard.library import Library, pulse
 from analyzer.dashboard.run_list import run_table
 from analyzer.dashboard.server import ssh_line, take_port
 from analyzer.errors import AnalyzerError, RunNotFoundError
+from analyzer.figures.catalog import PAGES
+from analyzer.figures.panels import Page
 from analyzer.vocabulary import GLOSSARY
 from tests.support.runs import write_run
 
@@ -177,3 +181,35 @@ def test_a_long_list_shows_the_newest_and_says_so(
     assert [row["run"] for row in rows.data["rows"]] == [f"run-{k}" for k in range(59, 9, -1)]
     (found, *_) = run_table(library, "run-7")
     assert found.children == "1 of 60 runs"
+
+
+def failed_run(path: Path) -> Path:
+    return write_run(path, [1.0, 0.5], [[1.0, 2.0]] * 2, status="failed", error="OOM at step 2")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.key)
+def test_every_page_says_that_a_run_failed_or_is_damaged(page: Page, tmp_path: Path) -> None:
+    failed_run(tmp_path / "failed")
+    damaged = write_run(tmp_path / "damaged", [1.0] * 3, [[1.0, 2.0]] * 3)
+    for part in damaged.glob("layer_stats/*.parquet"):
+        part.write_bytes(part.read_bytes()[:40])
+    write_run(tmp_path / "sound", [1.0] * 3, [[1.0, 2.0]] * 3)
+    library = Library([tmp_path])
+    for name, words in (("failed", "OOM at step 2"), ("damaged", "cannot be read"), ("sound", "")):
+        seen = context(library, Address((name,)))
+        text = str(page_content(page, page.path, seen))
+        assert words in text
+        assert ("cannot be read" in text) == (name == "damaged")
+
+
+def test_what_was_not_measured_is_one_line_with_one_command_to_copy(tmp_path: Path) -> None:
+    write_run(tmp_path / "mine", [1.0, 0.5], [[1.0, 2.0]] * 2)
+    seen = context(Library([tmp_path]), Address(("mine",)))
+    for key, probe in (("lesion", "lesion"), ("path_spectrum", "paths"), ("jacobian", "jacobian")):
+        line = lacking(shown(key, seen, "light").problem)
+        parts = [
+            part.to_plotly_json()["props"] for part in line.children if not isinstance(part, str)
+        ]
+        (command,) = [props["data-copy"] for props in parts if "data-copy" in props]
+        assert command == f"analyzer probe mine {probe} --replay"
+        assert [props["children"] for props in parts if "data-copy" not in props] == [command]

@@ -239,13 +239,13 @@ def test_attribution_shares_are_per_checkpoint(pair: tuple[Run, ...]) -> None:
 @pytest.mark.parametrize(
     ("info", "remedy"),
     [
-        (path_lengths, "add `--probe paths`"),
-        (join_lesions, "add `--probe lesion`"),
-        (block_spectra, "add `--probe jacobian`"),
-        (shattering_curves, "add `--probe shattering`"),
-        (noise_curves, "add `--probe noise`"),
-        (landscapes, "add `--probe landscape`"),
-        (attribution_shares, "add `--probe attribution`"),
+        (path_lengths, r"measure it with `analyzer probe empty paths --replay`"),
+        (join_lesions, r"measure it with `analyzer probe empty lesion --replay`"),
+        (block_spectra, r"measure it with `analyzer probe empty jacobian --replay`"),
+        (shattering_curves, r"measure it with `analyzer probe empty shattering --replay`"),
+        (noise_curves, r"measure it with `analyzer probe empty noise --replay`"),
+        (landscapes, r"measure it with `analyzer probe empty landscape --replay`"),
+        (attribution_shares, r"measure it with `analyzer probe empty attribution --replay`"),
         (split_series, "add `--splits-every 10`"),
     ],
 )

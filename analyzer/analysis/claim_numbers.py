@@ -177,7 +177,7 @@ def _first_update(run: Run) -> Measured:
     known = chosen["layer"].astype(int).map(depths).dropna()
     if known.empty:
         raise not_recorded("the table of layers was", run, "it is missing or cannot be read")
-    number = int(chosen["parameter"].loc[[known.idxmin()]].iloc[0])
+    number = int(chosen.loc[known.index, "parameter"].iloc[int(known.argmin())])
     rows = run.parameter_stats(["update_norm", "norm"], parameters=number)
     kept = rows[(rows["norm"] > 0) & rows["update_norm"].notna()].set_index("step")
     if kept.empty:

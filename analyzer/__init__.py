@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from analyzer.opened import open_run
     from analyzer.probes.counterfactual import counterfactual
+    from analyzer.probes.forward_correlation import forward_correlation
     from analyzer.probes.landscape import random_directions
     from analyzer.recording.recorder import Recorder
 
@@ -59,6 +60,7 @@ __all__ = [  # noqa: RUF022 - grouped for readers
     "jacobian_spectrum",
     "lesion_study",
     "counterfactual",
+    "forward_correlation",
     "loss_surface",
     "random_directions",
     # errors
@@ -90,6 +92,7 @@ _HOMES = {
     "lesion_study": "analyzer.live",
     "loss_surface": "analyzer.live",
     "counterfactual": "analyzer.probes.counterfactual",
+    "forward_correlation": "analyzer.probes.forward_correlation",
     "random_directions": "analyzer.probes.landscape",
     "AnalyzerError": "analyzer.errors",
     "NotRecordedError": "analyzer.errors",

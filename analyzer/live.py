@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from analyzer.joins.backward import splits_of_model
 from analyzer.joins.find import expect_joins
 from analyzer.joins.model_state import unwrapped
-from analyzer.probes import HeldBatch, attribution, curvature, jacobian, lesion, noise, shattering
+from analyzer.probes import attribution, curvature, jacobian, lesion, noise, shattering
 from analyzer.probes.activations import evaluating
+from analyzer.probes.batch import HeldBatch, Measurement
 from analyzer.probes.curvature import sharpness
 from analyzer.probes.paths import path_lengths
 
@@ -75,17 +76,15 @@ def gradient_correlation(model: nn.Module, inputs: Any) -> pd.DataFrame:
 
     Returns:
         One row a layer, in call order: ``layer``, ``name``, ``correlation`` (NaN where fewer than
-        two inputs have a gradient). ``attrs["references"]`` holds, as JSON, the curves of theory
-        1/2^L (``plain``), (3/4)^L (``residual``) and 1/(β√L) with β = 1 (``residual_norm``).
+        two inputs have a gradient). ``attrs``, in JSON: ``correlation_low``, ``correlation_high``,
+        the 95 % interval over inputs; ``references``, the curves 1/2^L (``plain``), (3/4)^L
+        (``residual``) and 1/√L (``residual_norm``).
 
     Reference:
         Balduzzi et al. (2017), The shattered gradients problem, sections 2 and 3.
     """
     found = shattering.correlation_of_samples(model, inputs)
-    columns = {"layer": range(len(found.names)), "name": found.names, "correlation": found.values}
-    frame = pd.DataFrame(columns).astype({"layer": "int32"})
-    frame.attrs.update(shattering.metadata(found))
-    return frame
+    return shattering.frame_of(Measurement(found.columns(), shattering.metadata(found)))
 
 
 def gradient_autocorrelation(model: nn.Module, grid: Tensor, max_lag: int = 15) -> pd.DataFrame:

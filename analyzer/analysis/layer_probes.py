@@ -37,6 +37,7 @@ __all__ = [
     "attribution_shares",
     "block_spectra",
     "counterfactual_curves",
+    "forward_correlations",
     "probe_by_layer",
     "shattering_curves",
 ]
@@ -55,6 +56,7 @@ _REFERENCES = {
     "plain": "plain, 1/2ᴸ",
     "residual": "residual, (3/4)ᴸ",
     "residual_norm": "residual with norm, 1/√L",
+    "relu": "plain ReLU of infinite width",
 }
 
 
@@ -66,19 +68,25 @@ class JacobianSpectra(RunAtStep):
         names: Blocks in forward order, then the whole network.
         blocks: Index into ``names`` of each singular value, ``[values]``.
         orders: Rank of each value from the largest of its block, ``[values]``.
-        values: Singular values, in unit of y / unit of x, ``[values]``.
+        values: Median over samples of each singular value, in unit of y / unit of x, ``[values]``;
+            NaN where it did not settle.
+        lows, highs: Lower and upper quartile over the samples; NaN where not measured.
     """
 
     names: tuple[str, ...]
     blocks: NDArray[np.int64]
     orders: NDArray[np.int64]
     values: Floats
+    lows: Floats
+    highs: Floats
 
     def sentence(self) -> str:
         """Return what the last spectrum, that of the whole network, spans."""
         last = self.values[self.blocks == len(self.names) - 1]
         top, bottom = float(last.max()), float(last.min())
         start = f"{self.where}: singular values of {self.names[-1]}"
+        if np.isfinite(last[0]) and not np.isfinite(bottom):
+            return f"{start} reach up to {number(float(last[0]))}; the smallest did not settle."
         if not (np.isfinite(top) and np.isfinite(bottom)):
             return f"{start} are not all finite."
         ratio = f", a condition number of {number(top / bottom)}" if bottom > 0 else ""
@@ -91,6 +99,8 @@ class JacobianSpectra(RunAtStep):
             "name": [self.names[block] for block in self.blocks],
             "rank_order": self.orders,
             "singular_value": self.values,
+            "lower_quartile": self.lows,
+            "upper_quartile": self.highs,
         }
 
 
@@ -118,31 +128,56 @@ def _spectra(view: View, run: Run, label: RunLabel) -> JacobianSpectra:
     place = {name: at for at, name in enumerate(names)}
     blocks = np.array([place[str(name)] for name in rows["name"]], np.int64)
     orders, values = rows["rank_order"].to_numpy(np.int64), rows["singular_value"].to_numpy(float)
-    return JacobianSpectra(label, step, names, blocks, orders, values)
+    ends = rows.reindex(columns=["lower_quartile", "upper_quartile"])
+    lows, highs = (ends[name].to_numpy(np.float64, na_value=np.nan) for name in ends)
+    return JacobianSpectra(label, step, names, blocks, orders, values, lows, highs)
 
 
 @per_run
 def shattering_curves(view: View, run: Run, label: RunLabel) -> AlongDepth:
     """Read how far the gradients of different inputs agree, ``correlation``, along depth.
 
-    Of every run at the probe nearest to the step: the mean cosine over pairs of inputs, NaN where
-    it is not defined, with the curves that theory expects.
+    Of every run at the probe nearest to the step: the mean cosine over pairs of inputs and its
+    interval, NaN where it is not defined, with the curves that theory expects.
 
     Reference:
         Balduzzi et al. (2017), The shattered gradients problem.
     """
-    step, rows, names, places, at = _layer_rows("shattering", view, run)
-    correlations = rows["correlation"].to_numpy(np.float64)[at]
-    known = np.flatnonzero(np.isfinite(correlations))
+    return _correlations("shattering", "gradients", view, run, label)
+
+
+@per_run
+def forward_correlations(view: View, run: Run, label: RunLabel) -> AlongDepth:
+    """Read how far the activations of different inputs agree, as `shattering_curves` does.
+
+    Reference:
+        Schoenholz et al. (2017), Deep information propagation.
+    """
+    return _correlations("forward_correlation", "activations", view, run, label)
+
+
+def _correlations(probe: str, what: str, view: View, run: Run, label: RunLabel) -> AlongDepth:
+    step, rows, names, places, at = _layer_rows(probe, view, run)
+    columns = ["correlation", "correlation_low", "correlation_high"]
+    rows = rows.reindex(columns=columns)
+    values = {name: rows[name].to_numpy(np.float64, na_value=np.nan)[at] for name in columns}
+    known = np.flatnonzero(np.isfinite(values["correlation"]))
     text = "no correlation is defined."
     if len(known):
-        first, last = (f"{number(correlations[k])} at {names[k]}" for k in known[[0, -1]])
-        text = f"gradients of different inputs correlate {first} and {last}."
-    notes = run.probe_metadata("shattering").get(step, {})
+        first, last = (f"{_with_interval(values, k)} at {names[k]}" for k in known[[0, -1]])
+        text = f"{what} of different inputs correlate {first} and {last}."
+    notes = run.probe_metadata(probe).get(step, {})
     curves = _references(notes, len(rows)).items()
     references = {_REFERENCES[key]: curve[at] for key, curve in curves}
-    values = {"correlation": correlations}
     return AlongDepth(label, step, names, places, values, text, references)
+
+
+def _with_interval(values: Mapping[str, Floats], place: int) -> str:
+    """A correlation, and between which ends it lies where that is known."""
+    middle, low, high = (float(column[place]) for column in values.values())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return number(middle)
+    return f"{number(middle)} ({number(low)} to {number(high)})"
 
 
 @per_run

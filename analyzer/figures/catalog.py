@@ -60,6 +60,7 @@ PAGES = checked(
                 probes.LESION,
                 probes.JACOBIAN,
                 probes.SHATTERING,
+                probes.FORWARD_CORRELATION,
             ),
             former=("skips",),
         ),

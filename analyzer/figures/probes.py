@@ -15,6 +15,7 @@ from analyzer.analysis.layer_probes import (
     attribution_shares,
     block_spectra,
     counterfactual_curves,
+    forward_correlations,
     probe_by_layer,
     shattering_curves,
 )
@@ -22,7 +23,7 @@ from analyzer.analysis.network_probes import PathSpectrum, join_lesions, path_le
 from analyzer.analysis.numerals import number
 from analyzer.analysis.per_run import AlongDepth, PerRun, shown_range
 from analyzer.figures.axes import DEPTH, name_ticks, panes, row_ticks, value_axis
-from analyzer.figures.marks import depth_lines, edge_marks
+from analyzer.figures.marks import depth_lines, edge_marks, filled
 from analyzer.figures.panels import Panel
 from analyzer.figures.sketch import Sketch, merged
 from analyzer.figures.theme import Theme, labeled
@@ -32,6 +33,7 @@ from analyzer.vocabulary.probes import Probe
 __all__ = [
     "ATTRIBUTION",
     "COUNTERFACTUAL",
+    "FORWARD_CORRELATION",
     "JACOBIAN",
     "LESION",
     "PATHS",
@@ -150,8 +152,16 @@ def _jacobian_figure(info: BlockSpectra, theme: Theme) -> go.Figure:
             mode="markers",
             marker=dashes | {"color": theme.style(run.label.style).color},
             text=[labeled(run.names[block]) for block in run.blocks],
-            customdata=run.orders,
-            hovertemplate="%{text}, value %{customdata}: %{y:.3e}<extra></extra>",
+            customdata=np.column_stack([run.orders, run.lows, run.highs]),
+            error_y={
+                "array": np.nan_to_num(run.highs - run.values),
+                "arrayminus": np.nan_to_num(run.values - run.lows),
+                "symmetric": False,
+                "thickness": 1,
+                "width": 0,
+            },
+            hovertemplate="%{text}, value %{customdata[0]}: %{y:.3e}"
+            "<br>quartiles %{customdata[1]:.3e} to %{customdata[2]:.3e}<extra></extra>",
             showlegend=False,
         )
         figure.add_trace(points, row=1, col=place)
@@ -167,8 +177,8 @@ def _jacobian_figure(info: BlockSpectra, theme: Theme) -> go.Figure:
     return figure
 
 
-def _shattering_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
-    """Draw the correlation along depth, a pane per run, with the curves of theory behind it."""
+def _correlation_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
+    """Draw a correlation and its interval along depth, a pane per run, before curves of theory."""
     figure = panes([curve.label for curve in info.runs], theme, height=420)
     for place, curve in enumerate(info.runs, start=1):
         for dash, (name, values) in zip(_REFERENCE_DASHES, curve.references.items(), strict=False):
@@ -185,7 +195,10 @@ def _shattering_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
             figure.add_trace(reference, row=1, col=place)
         hover = {"hovertemplate": "%{text}: %{y:.3f}<extra></extra>"}
         line = depth_lines(curve, "correlation", theme, is_log=False, **hover)
-        figure.add_traces(line, rows=[1, 1], cols=[place, place])
+        ends = (curve.values[f"correlation_{end}"] for end in ("low", "high"))
+        color = theme.style(curve.label.style).color
+        band = filled(curve.positions, *ends, color, 0.2, showlegend=False)
+        figure.add_traces([band, *line], rows=[1] * 3, cols=[place] * 3)
     figure.update_xaxes(**DEPTH)
     lowest, _ = shown_range((c.values["correlation"] for c in info.runs), is_log=False)
     low = min(0.0, lowest) if math.isfinite(lowest) else 0.0
@@ -284,8 +297,9 @@ COUNTERFACTUAL = Panel(
 JACOBIAN = Panel(
     key="jacobian",
     title="Jacobian spectrum",
-    how_to_read="Singular values of each block, output over input. At 1 a block passes gradients "
-    "on unchanged; a wide spread is bad conditioning.",
+    how_to_read="Singular values of each block, output over input: median over samples, thin lines "
+    "from quartile to quartile. At 1 a block passes gradients on unchanged; a wide spread of the "
+    "values is bad conditioning.",
     needs=("jacobian",),
     info=block_spectra,
     drawing=_jacobian_figure,
@@ -295,10 +309,22 @@ SHATTERING = Panel(
     key="shattering",
     title="Shattering",
     how_to_read="How much the gradients of different inputs agree. A fall toward the input is a "
-    "shattered gradient, close to white noise; the gray curves are the theory for idealized nets.",
+    "shattered gradient, close to white noise; the gray curves are the theory for idealized nets. "
+    "The band is the 95 % interval over the inputs.",
     needs=("shattering",),
     info=shattering_curves,
-    drawing=_shattering_figure,
+    drawing=_correlation_figure,
+    reads=("step", "layers"),
+)
+FORWARD_CORRELATION = Panel(
+    key="forward_correlation",
+    title="Forward correlation",
+    how_to_read="How much the activations of different inputs agree. Near 1 deep inside, the net "
+    "maps all inputs to one direction: it tells them apart no more, and the agreement of their "
+    "gradients means nothing. The gray curve is a plain ReLU net of infinite width.",
+    needs=("forward_correlation",),
+    info=forward_correlations,
+    drawing=_correlation_figure,
     reads=("step", "layers"),
 )
 ATTRIBUTION = Panel(

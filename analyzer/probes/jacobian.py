@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from analyzer.joins.find import call_arguments, output_nodes, watched_forward
 from analyzer.joins.model_state import cloned, unwrapped
 from analyzer.joins.plan import JoinSite, joins_in_graph
-from analyzer.probes.activations import evaluating, main_output, num_samples, samples_between
+from analyzer.probes.activations import (
+    as_it_trains,
+    evaluating,
+    main_output,
+    num_samples,
+    samples_between,
+)
 from analyzer.probes.batch import HeldBatch, Measurement
 from analyzer.probes.hessian import refuse_if_severed
 from analyzer.probes.lanczos import ExtremeValues, extreme_singular_values
@@ -145,6 +152,8 @@ NETWORK = "network"
 _SMALL, _DENSE = 256, 1024
 _TOLERANCE = 1e-4
 _MAX_STEPS = 120
+_HELD_SAMPLES, _WIDE_SAMPLES, _WIDE = 16, 4, 512
+_QUARTILES = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -170,12 +179,13 @@ class JacobianSpectrum:
 
 
 def jacobian_spectrum(
-    model: nn.Module, inputs: Any, k: int = 10, *, seed: int = 0
+    model: nn.Module, inputs: Any, k: int = 10, *, seed: int = 0, widest: int | None = None
 ) -> JacobianSpectrum:
     """Return singular values of each block's Jacobian, forward order, then of the whole network.
 
     See `analyzer.jacobian_spectrum`. ``k`` values are taken from the top and from the bottom; all
-    where the smaller side of the Jacobian has at most 256 elements, or 2k.
+    where the smaller side of the Jacobian has at most 256 elements, or 2k. Blocks whose smaller
+    side has more than `widest` elements are left out.
     """
     if not isinstance(k, int) or k < 1:
         raise ValueError(
@@ -196,7 +206,7 @@ def jacobian_spectrum(
             block = _block_map(site)
             if isinstance(block, str):
                 result.refused[site.join.name] = block
-            else:
+            elif widest is None or min(block.rows, block.columns) <= widest:
                 _add_spectrum(result, site.join.name, block, k, seed)
         leaves = [leaf for leaf, _ in memo.values() if leaf.requires_grad]
         if leaves:
@@ -208,16 +218,60 @@ def jacobian_spectrum(
 
 
 def measure(batch: HeldBatch) -> Measurement:
-    """Measure the Jacobian spectrum at the first sample of a held batch."""
-    inputs = call_arguments(batch.inputs)
-    args, kwargs = samples_between(inputs, 0, 1, num_samples(inputs))
-    found = jacobian_spectrum(batch.model, kwargs if kwargs and not args else args)
+    """Measure the Jacobian spectrum at the first 16 samples of a held batch, each by itself.
+
+    ``singular_value`` is the median over the samples, beside it are the quartiles; NaN where the
+    value of one of them has not settled. Blocks of more than 512 elements are measured at 4
+    samples. In the metadata, as JSON: ``samples``, of each block how many, and
+    ``condition_numbers``, of each block and sample the largest over the smallest value.
+    """
+    inputs, spectra = call_arguments(batch.inputs), []
+    size = num_samples(inputs)
+    with as_it_trains(batch.model, batch.inputs) as notes:
+        for sample in range(max(1, min(size, _HELD_SAMPLES))):
+            args, kwargs = samples_between(inputs, sample, sample + 1, size)
+            given = kwargs if kwargs and not args else args
+            widest = None if sample < _WIDE_SAMPLES else _WIDE
+            spectra.append(jacobian_spectrum(batch.model, given, widest=widest))
+    values: dict[tuple[str, int], list[float]] = {}
+    for found in spectra:
+        for name, order, value in zip(found.names, found.orders, found.values, strict=True):
+            values.setdefault((name, order), []).append(value)
+    by_name: dict[str, list[list[float]]] = {}
+    for (name, _), measured in values.items():
+        by_name.setdefault(name, []).append(measured)
+    quartiles = [
+        torch.tensor(measured, dtype=torch.float64).quantile(_QUARTILES).tolist()
+        for measured in values.values()
+    ]
     columns: dict[str, Sequence[Any]] = {
-        "name": found.names,
-        "rank_order": found.orders,
-        "singular_value": found.values,
+        "name": [name for name, _ in values],
+        "rank_order": [order for _, order in values],
+        "singular_value": [middle for _, middle, _ in quartiles],
+        "lower_quartile": [low for low, _, _ in quartiles],
+        "upper_quartile": [high for _, _, high in quartiles],
     }
-    return Measurement(columns, metadata(found))
+    conditions = {
+        name: [top / bottom if bottom else math.inf for top, bottom in zip(*ends, strict=True)]
+        for name, ends in ((name, (rows[0], rows[-1])) for name, rows in by_name.items())
+    }
+    more = {
+        "num_samples": str(len(spectra)),
+        "samples": json.dumps({name: len(rows[0]) for name, rows in by_name.items()}),
+        "condition_numbers": json.dumps(conditions),
+    }
+    return Measurement(columns, metadata(_joined(spectra)) | notes | more)
+
+
+def _joined(spectra: Sequence[JacobianSpectrum]) -> JacobianSpectrum:
+    """Return what is said of the blocks of several samples: the worst of each."""
+    joined = JacobianSpectrum(shapes=spectra[0].shapes, num_samples=len(spectra))
+    for found in spectra:
+        joined.refused.update(found.refused)
+        for name, residuals in found.residuals.items():
+            known = joined.residuals.get(name, residuals)
+            joined.residuals[name] = max(known[0], residuals[0]), max(known[1], residuals[1])
+    return joined
 
 
 def metadata(found: JacobianSpectrum) -> dict[str, str]:

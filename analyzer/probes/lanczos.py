@@ -22,6 +22,7 @@ __all__ = [
 
 
 _RANDOM_PART = 0.3
+_SETTLED = 1e-3
 Product = Callable[[Tensor], Tensor]
 
 
@@ -260,7 +261,8 @@ class ExtremeValues:
     """The singular values found, and how far they may be off.
 
     Args:
-        values: Largest and smallest, falling; all of them where the iteration reached the end.
+        values: Largest and smallest, falling; all of them where the iteration reached the end. NaN
+            where the residual is above 1e-3 of the largest: not settled, and no bound of anything.
         orders: Place of each among all, 0 for the largest.
         residuals: Largest ``‖Aᵀu − σ v‖`` among the largest and among the smallest values, in units
             of the largest.
@@ -338,4 +340,5 @@ def _ends(values: Tensor, residuals: Tensor, k: int, size: int) -> ExtremeValues
     orders = [place if place < k or is_whole else size - count + place for place in chosen]
     largest = values[0].item() or 1.0
     worst = residuals[:k].max().item() / largest, residuals[-k:].max().item() / largest
-    return ExtremeValues(values[chosen].tolist(), orders, worst, count)
+    settled = torch.where(residuals <= _SETTLED * largest, values, math.nan)
+    return ExtremeValues(settled[chosen].tolist(), orders, worst, count)

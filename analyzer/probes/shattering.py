@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,21 +28,32 @@ from analyzer.probes.activations import (
 from analyzer.probes.batch import HeldBatch, Measurement
 from analyzer.probes.path_graph import inputs_first
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = [
+    "INTERVAL",
     "Correlations",
+    "MeanCosine",
     "autocorrelation",
     "correlation_of_samples",
+    "cosines",
+    "frame_of",
     "gradient_autocorrelation",
     "gradient_correlation",
     "gradient_on_line",
+    "is_nonlinearity",
     "mean_cosine",
     "measure",
     "metadata",
+    "numbers_below",
     "references",
 ]
 
 
-_BLOCK = 64
+_BLOCK = 1 << 13
+_NUM_DRAWS, _MOST_DRAWN = 400, 512
+INTERVAL = "95 %, bootstrap over inputs, 400 draws"
 
 
 @dataclass(frozen=True)
@@ -48,7 +61,7 @@ class Correlations:
     """The correlation of gradients at every layer, and what theory says of idealized nets.
 
     Args:
-        values: Mean cosine over all pairs of inputs; NaN where it is not defined.
+        means: Over all pairs of inputs; NaN where it is not defined.
         depths: Per layer the nonlinearities on the longest path from it to the output.
         joins: Per layer the residual joins on the longest such path; all 0 in a plain net.
         mixes_samples: Whether one input's output depends on the others (batch norm in training).
@@ -56,11 +69,26 @@ class Correlations:
     """
 
     names: list[str]
-    values: list[float]
+    means: list[MeanCosine]
     depths: list[int]
     joins: list[int]
     mixes_samples: bool
     mode: str
+
+    @property
+    def values(self) -> list[float]:
+        """The mean cosines."""
+        return [one.mean for one in self.means]
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of the probe."""
+        return {
+            "layer": list(range(len(self.names))),
+            "name": self.names,
+            "correlation": self.values,
+            "correlation_low": [one.low for one in self.means],
+            "correlation_high": [one.high for one in self.means],
+        }
 
 
 def gradient_correlation(model: nn.Module, inputs: Any) -> Correlations:
@@ -84,7 +112,7 @@ def gradient_correlation(model: nn.Module, inputs: Any) -> Correlations:
         above = [layer.edge and layer.edge.node for layer in layers]
         root = torch.autograd.graph.get_gradient_edge(main).node
         join_nodes = {site.node for site in sites}
-        depths = _numbers_above(root, above, _is_nonlinearity)
+        depths = _numbers_above(root, above, is_nonlinearity)
         joins = _numbers_above(root, above, lambda node: node in join_nodes)
         values = _correlations(main, layers)
     mode = "train" if model.training else "eval"
@@ -103,24 +131,72 @@ def correlation_of_samples(model: nn.Module, inputs: Any) -> Correlations:
     return found
 
 
-def mean_cosine(rows: Tensor) -> float:
-    """Return the mean cosine over all pairs of rows ``[samples, …]``, uncentered.
+def cosines(rows: Tensor) -> Tensor:
+    """Return the cosines of all pairs of rows ``[samples, …]``, uncentered, in float64.
 
-    With unit rows u: ``(‖Σ u‖² − n) / (n (n − 1))``. Rows of zeros have no direction and are left
-    out. NaN for fewer than two rows that are not zero, and where a row is not finite.
+    Rows of zeros have no direction and are left out; NaN for rows that are not finite.
     """
-    count, total = 0, torch.zeros((), dtype=torch.float64)
-    for block in torch.split(rows.detach().flatten(1), _BLOCK):
-        wide = block.to("cpu", torch.float64)
-        # Divided twice: the squares of float64 rows below 1e-154 would vanish.
-        largest = wide.abs().amax(dim=1, keepdim=True) if wide.numel() else wide
-        is_kept = (largest != 0).flatten()
-        scaled = wide[is_kept] / largest[is_kept]
-        total = total + (scaled / scaled.norm(dim=1, keepdim=True)).sum(dim=0)
-        count += len(scaled)
+    flat = rows.detach().flatten(1)
+    largest = flat.abs().amax(dim=1, keepdim=True) if flat.numel() else flat
+    is_kept = (largest != 0).flatten()
+    flat, largest = flat[is_kept], largest[is_kept].to("cpu", torch.float64)
+    products = torch.zeros(len(flat), len(flat), dtype=torch.float64)
+    for block in torch.split(flat, _BLOCK, dim=1):
+        # Divided first: the squares of float64 values below 1e-154 would vanish.
+        wide = block.to("cpu", torch.float64) / largest
+        products += wide @ wide.T
+    norms = products.diagonal().sqrt()
+    return products / norms / norms[:, None]
+
+
+@dataclass(frozen=True)
+class MeanCosine:
+    """The mean cosine over pairs of inputs, and its 95 % bootstrap interval over the inputs."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def undefined(cls) -> MeanCosine:
+        """Return that of too few inputs."""
+        return cls(math.nan, math.nan, math.nan)
+
+
+def mean_cosine(rows: Tensor) -> MeanCosine:
+    """Return the mean cosine over all pairs of rows ``[samples, …]``, uncentered, with its spread.
+
+    The interval holds the middle 95 % of the means over samples drawn with replacement, as many as
+    there are (at most 512), over pairs of different samples. Rows of zeros have no direction and
+    are left out. NaN for fewer than two rows that are not zero, and where a row is not finite.
+
+    Reference:
+        Efron and Tibshirani (1993), An introduction to the bootstrap, chapter 13.
+    """
+    pairs = cosines(rows)
+    count = len(pairs)
     if count < 2:
-        return float("nan")
-    return ((total.square().sum() - count) / (count * (count - 1))).item()
+        return MeanCosine.undefined()
+    mean = float((pairs.sum() - count) / (count * (count - 1)))
+    if not math.isfinite(mean) or count < 3:
+        return MeanCosine(mean, math.nan, math.nan)
+    drawn = _draws(min(count, _MOST_DRAWN))
+    some = pairs[: drawn.shape[1], : drawn.shape[1]]
+    again = drawn.square().sum(1)  # pairs of a sample with itself
+    sums = ((drawn @ some) * drawn).sum(1) - again
+    means = sums / (drawn.sum(1).square() - again)
+    means = means[means.isfinite()]  # a draw of one sample alone has no pair
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
+    return MeanCosine(mean, low, high)
+
+
+@lru_cache(maxsize=2)
+def _draws(count: int) -> Tensor:
+    """How often each of some samples is drawn, ``[draws, samples]``."""
+    generator = torch.Generator().manual_seed(0)
+    places = torch.randint(count, (_NUM_DRAWS, count), generator=generator)
+    drawn = torch.zeros(_NUM_DRAWS, count, dtype=torch.float64)
+    return drawn.scatter_add_(1, places, torch.ones_like(drawn))
 
 
 def references(
@@ -155,12 +231,19 @@ def measure(batch: HeldBatch) -> Measurement:
     with as_it_trains(batch.model, batch.inputs) as notes:
         found = gradient_correlation(batch.model, batch.inputs)
     noted = metadata(found) | notes
-    columns: dict[str, list[Any]] = {
-        "layer": list(range(len(found.names))),
-        "name": found.names,
-        "correlation": found.values,
-    }
-    return Measurement(columns, noted)
+    return Measurement(found.columns(), noted)
+
+
+def frame_of(found: Measurement) -> pd.DataFrame:
+    """Return the columns of the contract as a frame; the intervals are in its ``attrs``."""
+    import pandas as pd
+
+    names, columns = ("layer", "name", "correlation"), found.columns
+    frame = pd.DataFrame({name: columns[name] for name in names}).astype({"layer": "int32"})
+    frame["correlation"] = frame["correlation"].astype("float64")
+    more = {name: json.dumps(values) for name, values in columns.items() if name not in names}
+    frame.attrs.update(found.metadata, **more)
+    return frame
 
 
 def metadata(found: Correlations) -> dict[str, str]:
@@ -171,13 +254,14 @@ def metadata(found: Correlations) -> dict[str, str]:
         "nonlinearities_above": json.dumps(found.depths),
         "joins_above": json.dumps(found.joins),
         "references": json.dumps(references(found.depths, found.joins)),
+        "interval": INTERVAL,
     }
 
 
-def _correlations(main: Tensor, layers: Sequence[LayerOutput]) -> list[float]:
+def _correlations(main: Tensor, layers: Sequence[LayerOutput]) -> list[MeanCosine]:
     """Run one backward pass; return the correlation at each layer."""
     seen = [number for number, layer in enumerate(layers) if layer.edge is not None]
-    values = [float("nan")] * len(layers)
+    values = [MeanCosine.undefined()] * len(layers)
     if not seen:
         return values
     edges = [layers[number].edge for number in seen]
@@ -194,7 +278,7 @@ _NONLINEARITY = re.compile(
 )
 
 
-def _is_nonlinearity(node: Node) -> bool:
+def is_nonlinearity(node: Node) -> bool:
     """Return whether a node is an element-wise nonlinearity, written as module or as function."""
     return _NONLINEARITY.fullmatch(type(node).__name__) is not None
 
@@ -210,6 +294,16 @@ def _numbers_above(
             if child is not None:
                 above[child] = max(above.get(child, 0), number)
     return [0 if place is None else above.get(place, 0) for place in places]
+
+
+def numbers_below(places: Sequence[Node | None], counts: Callable[[Node], bool]) -> list[int]:
+    """Return how many nodes of a kind there are up to each place, on the longest path to it."""
+    below: dict[Node, int] = {}
+    for place in filter(None, places):
+        for node in inputs_first(place) if place not in below else ():
+            under = (below.get(child, 0) for child, _ in node.next_functions if child is not None)
+            below[node] = max(under, default=0) + counts(node)
+    return [0 if place is None else below[place] for place in places]
 
 
 def gradient_autocorrelation(model: nn.Module, grid: Tensor, max_lag: int) -> list[float]:

@@ -101,6 +101,10 @@ def _columns(probe: str, *rows: tuple[str, str, str, str]) -> tuple[Quantity, ..
 
 _LAYER = ("layer", "int32", "", "Layer, in call order; row of layers.parquet.")
 _LAYER_NAME = ("name", "string", "", "Name of the layer.")
+_INTERVAL = (
+    ("correlation_low", "float64", "1", "Lower end of its 95 % bootstrap interval over inputs."),
+    ("correlation_high", "float64", "1", "Upper end of that interval."),
+)
 
 PROBES = (
     Probe(
@@ -220,6 +224,27 @@ PROBES = (
             _LAYER,
             _LAYER_NAME,
             ("correlation", "float64", "1", "Mean cosine over all pairs of inputs of the batch."),
+            *_INTERVAL,
+        ),
+    ),
+    Probe(
+        name="forward_correlation",
+        sentence="How alike the activations of different inputs are, layer by layer.",
+        method=Method(
+            title="Forward correlation",
+            formula="mean over pairs of inputs of cos(a(x), a(x′))",
+            text="Uncentered cosine of the activations of two inputs of a batch at a layer, from "
+            "one forward pass. Near 1 deep inside, all inputs have collapsed to one direction. "
+            "Reference curve, for an infinitely wide plain ReLU network: c ← (√(1 − c²) + "
+            "c (π − arccos c)) / π at each layer.",
+            sources=("schoenholz2017", "cho2009"),
+        ),
+        columns=_columns(
+            "forward_correlation",
+            _LAYER,
+            _LAYER_NAME,
+            ("correlation", "float64", "1", "Mean cosine over all pairs of inputs of the batch."),
+            *_INTERVAL,
         ),
     ),
     Probe(
@@ -228,14 +253,25 @@ PROBES = (
         method=Method(
             title="Jacobian spectrum",
             text="Singular values of ∂(block output)/∂(block input), for each block and for the "
-            "whole network. All near 1 is dynamical isometry.",
+            "whole network, at 16 samples (4 for blocks of more than 512 elements), each by "
+            "itself: median and quartiles of each rank. All near 1 is dynamical isometry. From the "
+            "whole matrix up to 1,024 rows, a backward pass each; else by Golub–Kahan–Lanczos of "
+            "at most 120 products either way, without values that have not settled within 10⁻³ of "
+            "the largest.",
             sources=("saxe2014", "pennington2017"),
         ),
         columns=_columns(
             "jacobian",
             ("name", "string", "", "Block, or the whole network."),
             ("rank_order", "int32", "", "Place of the singular value, from the largest."),
-            ("singular_value", "float64", "unit of y / unit of x", "Of ∂(output)/∂(input)."),
+            (
+                "singular_value",
+                "float64",
+                "unit of y / unit of x",
+                "Of ∂(output)/∂(input), median over samples; NaN where it has not settled.",
+            ),
+            ("lower_quartile", "float64", "unit of y / unit of x", "Of that value over samples."),
+            ("upper_quartile", "float64", "unit of y / unit of x", "Of that value over samples."),
         ),
     ),
     Probe(

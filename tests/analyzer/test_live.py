@@ -72,6 +72,7 @@ ALL = {
     "skip_scale": lambda m: scaled(m, X),
     "lesion_study": lambda m: analyzer.lesion_study(m, X, None, mse),
     "counterfactual": lambda m: analyzer.counterfactual(m, X, None, mse),
+    "forward_correlation": lambda m: analyzer.forward_correlation(m, X),
     "gradient_correlation": lambda m: analyzer.gradient_correlation(m, X),
     "gradient_autocorrelation": lambda m: analyzer.gradient_autocorrelation(m, X, 2),
     "jacobian_spectrum": lambda m: analyzer.jacobian_spectrum(m, X),

@@ -171,6 +171,12 @@ def shattering(run: Files) -> list[float]:
     return [LAST, rows[rows.index.min()], rows[rows.index.max()]]
 
 
+def forward_correlation(run: Files) -> list[float]:
+    rows = run.probe("forward_correlation").sort_values("layer")
+    columns = ["correlation", "correlation_low", "correlation_high"]
+    return [LAST, *rows[columns].iloc[0], *rows[columns].iloc[-1]]
+
+
 def last_stats(run: Files) -> pd.DataFrame:
     rows = run.table("layer_stats")
     return rows[rows["step"] == LAST].set_index("layer").join(run.layers.set_index("layer"))
@@ -258,6 +264,7 @@ EACH_RUN: dict[str, Callable[[Files], list[float]]] = {
     "counterfactual": counterfactual,
     "jacobian": jacobian,
     "shattering": shattering,
+    "forward_correlation": forward_correlation,
     "activation_profile": activations,
     "dead_units": dead,
     "update_ratio": updates,

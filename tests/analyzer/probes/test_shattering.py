@@ -1,4 +1,5 @@
 import json
+import math
 from itertools import combinations
 
 import pytest
@@ -15,6 +16,7 @@ from analyzer.probes.shattering import (
     measure,
     references,
 )
+from analyzer.storage.schema import PROBES
 
 
 class Masked(nn.Module):
@@ -71,9 +73,9 @@ def test_every_value_is_the_mean_cosine_of_gradients_taken_one_input_at_a_time()
 
 def test_mean_cosine_leaves_zero_rows_out_and_does_not_underflow():
     rows = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
-    assert mean_cosine(rows) == pytest.approx(0.5**0.5)
-    assert mean_cosine(rows * 1e-300) == pytest.approx(0.5**0.5)
-    assert mean_cosine(rows[2:]) != mean_cosine(rows[2:])
+    assert mean_cosine(rows).mean == pytest.approx(0.5**0.5)
+    assert mean_cosine(rows * 1e-300).mean == pytest.approx(0.5**0.5)
+    assert math.isnan(mean_cosine(rows[2:]).mean)
 
 
 def test_a_gradient_that_is_not_finite_shows_as_nan():
@@ -111,7 +113,7 @@ def test_batch_norm_in_training_mode_is_said_to_mix_the_samples():
     hidden = net[0](x)
     (expected,) = torch.autograd.grad(net[1:](hidden).sum(), hidden)
     assert found.mixes_samples
-    assert found.values[0] == pytest.approx(mean_cosine(expected), abs=1e-6)
+    assert found.values[0] == pytest.approx(mean_cosine(expected).mean, abs=1e-6)
     assert not gradient_correlation(net.eval(), x).mixes_samples
 
 
@@ -120,7 +122,7 @@ def test_the_model_is_left_as_it_was():
     before = {name: value.clone() for name, value in net.state_dict().items()}
     x, state = torch.randn(5, 4), torch.get_rng_state()
     measurement = measure(HeldBatch(net, x, None, lambda output, _: output.mean()))
-    assert list(measurement.columns) == ["layer", "name", "correlation"]
+    assert list(measurement.columns) == PROBES["shattering"].names
     assert measurement.metadata["mode"] == "train"
     assert len(json.loads(measurement.metadata["references"])["plain"]) == 4
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
@@ -185,8 +187,27 @@ def test_a_probe_holds_the_statistics_of_batch_norm_fixed() -> None:
     scale = net[1].weight / (x.var(dim=0) + net[1].eps).sqrt().detach()
     centered = (x - x.mean(dim=0).detach()) * scale + net[1].bias
     (rows,) = torch.autograd.grad(net[3](centered.relu()).sum(), x)
-    assert measured.columns["correlation"][0] == pytest.approx(mean_cosine(rows), rel=1e-5)
+    assert measured.columns["correlation"][0] == pytest.approx(mean_cosine(rows).mean, rel=1e-5)
     assert measured.metadata["batch_norms_held_fixed"] == "1"
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     assert net[1].training
     assert net[1].momentum == 0.1
+
+
+def test_the_interval_holds_the_correlation_of_the_inputs_at_large():
+    """95 % of the time; inputs that share half of their direction, 16 a batch."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(20_000, 6, generator=generator, dtype=torch.float64) + 0.4
+    truth = mean_cosine(rows[:2000]).mean
+    found = [mean_cosine(rows[16 * k : 16 * (k + 1)]) for k in range(200)]
+    covered = sum(one.low <= truth <= one.high for one in found)
+    assert 0.85 <= covered / 200 <= 0.99
+    assert all(one.low < one.mean < one.high for one in found)
+
+
+def test_a_draw_leaves_pairs_of_one_input_with_itself_out():
+    """Two directions, at right angles: each draw's mean is known from its counts."""
+    rows = torch.tensor([[1.0, 0], [1, 0], [0, 1]])
+    found = mean_cosine(rows)
+    assert found.mean == pytest.approx(1 / 3)
+    assert (found.low, found.high) == (0, 1)  # without the last one, or one of the first

@@ -375,6 +375,7 @@ def test_a_wrong_probe_is_refused_with_what_is_expected(text):
 def test_every_probe_of_the_contract_has_a_name():
     assert set(PROBE_NAMES) == {
         "counterfactual",
+        "forward_correlation",
         "paths",
         "landscape",
         "shattering",

@@ -195,14 +195,14 @@ def _correlation_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:
             figure.add_trace(reference, row=1, col=place)
         hover = {"hovertemplate": "%{text}: %{y:.3f}<extra></extra>"}
         line = depth_lines(curve, "correlation", theme, is_log=False, **hover)
-        ends = (curve.values[f"correlation_{end}"] for end in ("low", "high"))
+        low, high = (curve.values[f"correlation_{end}"] for end in ("low", "high"))
         color = theme.style(curve.label.style).color
-        band = filled(curve.positions, *ends, color, 0.2, showlegend=False)
+        band = filled(curve.positions, low, high, color, 0.2, showlegend=False)
         figure.add_traces([band, *line], rows=[1] * 3, cols=[place] * 3)
     figure.update_xaxes(**DEPTH)
     lowest, _ = shown_range((c.values["correlation"] for c in info.runs), is_log=False)
-    low = min(0.0, lowest) if math.isfinite(lowest) else 0.0
-    figure.update_yaxes(range=[low - 0.05, 1.05])
+    bottom = min(0.0, lowest) if math.isfinite(lowest) else 0.0
+    figure.update_yaxes(range=[bottom - 0.05, 1.05])
     figure.update_yaxes(title={"text": "correlation (mean cosine)"}, row=1, col=1)
     return figure
 

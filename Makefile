@@ -73,6 +73,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/curvature.py
 	$(BIN)/python benchmarks/dashboard.py
 	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/verdict_null.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

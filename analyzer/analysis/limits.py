@@ -70,7 +70,7 @@ LIMITS: dict[str, Limit] = {
         Limit("collapsed", 0.9, 0.02, "correlation of activations without shortcuts"),
         Limit("conditioned", math.log10(3), 0.3, "decades of condition number"),
         Limit("needed", -0.05, 0.02, "minus the accuracy, or share of the first loss, it costs"),
-        Limit("loss", math.log10(1.25), 0.05, "decades between final losses"),
+        Limit("loss", math.log10(1.4), 0.14, "decades between final losses"),
     )
 }
 """What claims are judged by."""

@@ -267,7 +267,7 @@ STATEMENTS = (
         "it is {plain} without them, {residual} with them",
         "{plain} without them, {residual} with",
         limits.lower_loss,
-        "yes from 1.25 times lower on; below a hundredth of the first loss both count as fitted",
+        "yes from 1.4 times lower on; below a hundredth of the first loss both count as fitted",
         "He et al. 2015, §4.1 (degradation)",
         "loss",
         "a scalar loss",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from analyzer.analysis.findings import findings, health
+from analyzer.analysis.findings import UNJUDGED, findings, health
 from analyzer.analysis.numerals import age_text
 from analyzer.errors import RunNotFoundError, SchemaError
 from analyzer.storage.catalog import RunSummary, resolve_run, runs_in
@@ -154,7 +154,7 @@ class Library:
 
 
 def _word(path: Path) -> str:
-    """The word of a run; a dash where it is too long to judge here, or cannot be judged."""
+    """The word of a run; a dash where it is too long to judge here."""
     try:
         run = open_run(path)
         if len(run.recorded_steps("layer_stats")) * len(run.layers) > _MOST_ROWS:
@@ -162,7 +162,7 @@ def _word(path: Path) -> str:
         return health(findings(run))
     except Exception:
         # One damaged run must not end the list; its own page says what is wrong.
-        return "–"
+        return UNJUDGED
 
 
 def shortened(text: str, most: int = 120) -> str:

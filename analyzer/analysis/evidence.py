@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from analyzer.analysis.bands import spaced_places
+from analyzer.analysis.gradient_flow import Gain, gain
 from analyzer.analysis.training import run_training
 from analyzer.storage.arrays import as_floats, is_present
 from analyzer.storage.run import Run
@@ -167,6 +169,24 @@ class Evidence:
         return self.chosen(np.array([layer in ids for layer in self.layers["layer"]], bool))
 
     @cached_property
+    def conditions(self) -> Mapping[str, Any]:
+        """What ``run.json`` says of how the training ran; empty in a run of an older recorder."""
+        found = self.run.manifest.get("conditions")
+        return found if isinstance(found, dict) else {}
+
+    @cached_property
+    def ends(self) -> tuple[int, int]:
+        """The first and the last recorded step; zeros without one."""
+        steps = self.run.recorded_steps()
+        return (int(steps[0]), int(steps[-1])) if len(steps) else (0, 0)
+
+    @property
+    def batch_size(self) -> int | None:
+        """Length of the first axis of the first input; None where it is not known."""
+        shapes = (one["shape"] for one in self.conditions.get("inputs") or ())
+        return next((int(shape[0]) for shape in shapes if shape), None)
+
+    @cached_property
     def skipped(self) -> NDArray[np.int64]:
         """Steps whose update a gradient scaler skipped: what is not finite there is its search."""
         rows = self.run.read("steps", "skipped")
@@ -196,6 +216,26 @@ class Evidence:
     def layer_history(self) -> History:
         """What was recorded of layers, over the judged steps."""
         return self._history("layers", self.judged(self.run.layer_steps()), self.layers)
+
+    @cached_property
+    def trunk(self) -> NDArray[np.bool_]:
+        """Layers with parameters that stand in no branch; all of them where less than two do.
+
+        Layers of a branch see what its scale leaves them, which says nothing about depth.
+        """
+        trunk = self.has_parameters & (self.layers["role"] != "branch").fillna(True).to_numpy(bool)
+        found: NDArray[np.bool_] = trunk if trunk.sum() > 1 else self.has_parameters
+        return found
+
+    @cached_property
+    def gains(self) -> list[Gain]:
+        """The gain at each judged step, over layers of the trunk that a gradient reached."""
+        history = self.layer_history
+        norms, present = (
+            x["output_gradient_norm"][:, self.trunk] for x in (history.values, history.present)
+        )
+        depths = self.layers["depth"].to_numpy(np.float64)[self.trunk]
+        return [gain(depths[p], n[p]) for n, p in zip(norms, present, strict=True)]
 
     @cached_property
     def parameter_history(self) -> History:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from analyzer.analysis import layer_rules, ratio_rules
+from analyzer.analysis import cause_rules, depth_rules, layer_rules, loss_rules, ratio_rules
 from analyzer.analysis.evidence import Evidence
 from analyzer.analysis.finding import (
     SEVERITIES,
@@ -19,6 +19,7 @@ from analyzer.storage.run import Run
 __all__ = [
     "RULES",
     "THRESHOLDS",
+    "UNJUDGED",
     "Finding",
     "findings",
     "health",
@@ -31,12 +32,15 @@ __all__ = [
 RULES: tuple[Rule, ...] = checked_rules(
     [
         rule
-        for module in (layer_rules, ratio_rules)
+        for module in (depth_rules, layer_rules, cause_rules, loss_rules, ratio_rules)
         for rule in vars(module).values()
         if isinstance(rule, Rule)
     ]
 )
 """Every kind of finding."""
+
+UNJUDGED = cause_rules.NOT_JUDGED.code
+"""The state of a run that is neither healthy nor ill, for too little is known of it."""
 
 THRESHOLDS: dict[str, Threshold] = {
     threshold.name: threshold for rule in RULES for threshold in rule.thresholds
@@ -65,14 +69,16 @@ def findings(run: Run, thresholds: Mapping[str, float] | None = None) -> list[Fi
     """Return what is wrong with a run, finished or running, the most severe first.
 
     Within a severity findings stand in the order of the steps at which they began. What another
-    finding causes in the same layers is left out; a healthy run has none. ``thresholds`` replace
-    values of ``THRESHOLDS`` by name, and ValueError is raised where there is none of a name.
+    finding causes in the same layers is left out; a healthy run has none, and one that cannot be
+    judged says why. ``thresholds`` replace values of ``THRESHOLDS`` by name, and ValueError is
+    raised where there is none of a name.
     """
     limits = thresholds_with(thresholds)
-    if not len(run.layers):
-        return []
     evidence = Evidence(run, [rule.reads for rule in RULES])
-    judged = [(rule, rule.judged(evidence, limits)) for rule in RULES]
+    # Last what cannot be read: only reading tells.
+    order = sorted(RULES, key=lambda rule: rule is cause_rules.NOT_JUDGED)
+    rules = order if len(run.layers) else order[-1:]
+    judged = [(rule, rule.judged(evidence, limits)) for rule in rules]
     found = [(rule, finding) for rule, finding in judged if finding is not None]
     kept = [finding for _, finding in found if not _is_explained(finding, found)]
     return sorted(kept, key=lambda f: (SEVERITIES.index(f.severity), f.steps[0], f.code))

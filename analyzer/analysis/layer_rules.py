@@ -1,14 +1,12 @@
-"""Rules about the gradient of layers: along depth, over time, not finite, or none at all."""
+"""Rules about layers and parameters: over time, not finite, dead, or without any gradient."""
 
 import math
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.evidence import Evidence
-from analyzer.analysis.finding import SUSTAINED_SHARE, Limits, Rule, Seen, Threshold, named, stretch
-from analyzer.analysis.gradient_flow import Gain, gain
+from analyzer.analysis.finding import Limits, Rule, Seen, Threshold, named
 from analyzer.analysis.numerals import decades, number, percent
 from analyzer.analysis.profiles import num_units
 
@@ -16,40 +14,16 @@ __all__ = [
     "DEAD",
     "DEAD_UNITS",
     "DETACHED",
-    "EXPLODING",
     "FROZEN",
     "NONFINITE",
+    "NOT_OPTIMIZED",
+    "PARTLY_TRAINED",
     "SHRINKING",
     "UNUSED",
-    "VANISHING",
 ]
 
 _LEAST_STEPS_OF_A_TREND = 10
 _ENDS = 0.1
-
-
-def _gains(evidence: Evidence) -> list[Gain]:
-    """The gain at each judged step, over layers with parameters that a gradient reached."""
-    history, rows = evidence.layer_history, evidence.has_parameters
-    norms, present = (x["output_gradient_norm"][:, rows] for x in (history.values, history.present))
-    depths = evidence.layers["depth"].to_numpy(np.float64)[rows]
-    return [gain(depths[p], n[p]) for n, p in zip(norms, present, strict=True)]
-
-
-def _along_depth(sign: float, limit: str, evidence: Evidence, limits: Limits) -> Seen | None:
-    """Median decades of change and gain over the longest piece beyond the limit."""
-    gains = _gains(evidence)
-    steps = evidence.layer_history.steps
-    changes = sign * np.array([g.decades_fallen for g in gains])
-    sick: NDArray[np.bool_] = changes >= limits[limit]
-    ends = stretch(sick, steps, limits["sustained_share"])
-    if ends is None:
-        return None
-    inside = (steps >= ends[0]) & (steps <= ends[1])
-    per_layer = np.median([g.gain for g, yes in zip(gains, inside, strict=True) if yes])
-    value = float(np.median(changes[inside]))
-    words = {"value": decades(value), "gain": number(float(per_layer))}
-    return Seen(value, evidence.owners, ends, words)
 
 
 def _nonfinite(evidence: Evidence, limits: Limits) -> Seen | None:
@@ -113,6 +87,11 @@ def _has_gradient(evidence: Evidence) -> NDArray[np.bool_]:
     return np.asarray(seen, bool)
 
 
+def _any_gradient(evidence: Evidence) -> bool:
+    """Whether any parameter received one: else gradients were not recorded at all."""
+    return bool(_has_gradient(evidence).any())
+
+
 def _has_layer(evidence: Evidence) -> NDArray[np.bool_]:
     return evidence.parameters["layer"].notna().to_numpy(bool)
 
@@ -134,21 +113,62 @@ def _parameters(
     return Seen(float(count), names, ends, {"count": f"{count:,}", "names": named(names)})
 
 
-def _frozen(evidence: Evidence, limits: Limits) -> Seen | None:
-    chosen = ~_trained(evidence) & _has_layer(evidence)
+def _not_held(evidence: Evidence) -> NDArray[np.bool_]:
+    """Whether a parameter wants a gradient, and no optimizer holds it, but others of its model."""
+    known = evidence.conditions.get("without_optimizer") or ()
+    listed = np.isin(evidence.parameters["parameter"].to_numpy(), known)
+    chosen: NDArray[np.bool_] = listed & _has_layer(evidence) & ~_has_gradient(evidence)
+    return chosen
+
+
+def _not_optimized(evidence: Evidence, limits: Limits) -> Seen | None:
+    chosen = _not_held(evidence)
     return _parameters(evidence, chosen, evidence.layers_of(chosen))
 
 
+def _is_frozen(evidence: Evidence) -> NDArray[np.bool_]:
+    untrained = ~_trained(evidence) & _has_layer(evidence)
+    frozen: NDArray[np.bool_] = untrained & ~_has_gradient(evidence) & ~_not_held(evidence)
+    return frozen
+
+
+def _partly_trained(evidence: Evidence, limits: Limits) -> Seen | None:
+    chosen = _is_frozen(evidence)
+    return _parameters(evidence, chosen, evidence.layers_of(chosen))
+
+
+def _frozen(evidence: Evidence, limits: Limits) -> Seen | None:
+    """Whether a minority is frozen, in layers of a kind that is trained elsewhere."""
+    frozen, elements = _is_frozen(evidence), evidence.parameters["num_elements"].to_numpy()
+    if not frozen.any() or elements[frozen].sum() >= limits["frozen_share"] * elements.sum():
+        return None
+    kinds = dict(zip(evidence.layers["layer"], evidence.layers["kind"].astype(str), strict=True))
+    of = evidence.parameters["layer"].map(kinds)
+    trained = set(of[_trained(evidence)].dropna())
+    odd = of.isin(trained) & ~of.fillna("").str.contains("Norm|Embedding")
+    chosen = frozen & odd.to_numpy(bool)
+    return _parameters(evidence, chosen, evidence.layers_of(chosen))
+
+
+def _is_passed(evidence: Evidence) -> NDArray[np.bool_]:
+    """Whether the output of each parameter's layer received a gradient at any judged step."""
+    reached = evidence.layer_history.present["output_gradient_norm"].any(axis=0)
+    passed = set(evidence.layers["layer"].to_numpy()[reached])
+    return np.array([layer in passed for layer in evidence.parameters["layer"]], bool)
+
+
 def _unused(evidence: Evidence, limits: Limits) -> Seen | None:
-    chosen = _trained(evidence) & ~_has_layer(evidence) & ~_has_gradient(evidence)
+    # What a layer hands on depends on all that it uses.
+    is_aside = ~_has_layer(evidence) | (_is_passed(evidence) & _any_gradient(evidence))
+    chosen = _trained(evidence) & is_aside & ~_has_gradient(evidence)
     return _parameters(evidence, chosen, tuple(map(str, evidence.parameters["name"][chosen])))
 
 
 def _detached(evidence: Evidence, limits: Limits) -> Seen | None:
-    history = evidence.parameter_history
-    if not len(history.steps) or not history.present["gradient_norm"].any():
+    if not _any_gradient(evidence):
         return None
-    chosen = _trained(evidence) & _has_layer(evidence) & ~_has_gradient(evidence)
+    lost = _has_layer(evidence) & ~_is_passed(evidence) & ~_has_gradient(evidence)
+    chosen = _trained(evidence) & lost
     return _parameters(evidence, chosen, evidence.layers_of(chosen))
 
 
@@ -206,50 +226,6 @@ def _dead_units(evidence: Evidence, limits: Limits) -> Seen | None:
     return Seen(worst, names, (int(steps[start[chosen].min()]), int(steps[-1])), words)
 
 
-VANISHING = Rule(
-    code="vanishing",
-    severity="severe",
-    seen_when="the fitted output gradient falls by decades from the last layer to the first, "
-    "sustained",
-    value="decades",
-    reads={"layers": ("output_gradient_norm",)},
-    look=partial(_along_depth, 1.0, "vanishing_decades"),
-    sentence="The gradient vanishes: it falls {value} from the last layer to the first "
-    "(gain {gain} per layer, steps {first} to {last}).",
-    remedy="Add shortcuts or normalization, or use He initialization: the first layers get no "
-    "signal.",
-    thresholds=(
-        Threshold(
-            "vanishing_decades",
-            3.0,
-            "decades that the fitted output gradient falls from the last layer to the first; one "
-            "learning rate then serves layers whose gradients differ a thousandfold",
-        ),
-        SUSTAINED_SHARE,
-    ),
-    hides=("dead", "dead_units", "update_too_small", "shrinking"),
-    hides_everywhere=True,
-)
-
-EXPLODING = Rule(
-    code="exploding",
-    severity="severe",
-    seen_when="it grows by decades on that way, sustained",
-    value="decades",
-    reads={"layers": ("output_gradient_norm",)},
-    look=partial(_along_depth, -1.0, "exploding_decades"),
-    sentence="The gradient explodes: it grows {value} from the last layer to the first "
-    "(gain {gain} per layer, steps {first} to {last}).",
-    remedy="Normalize, scale the branches down (1/√depth, or from zero), or initialize smaller; "
-    "clipping hides it from the optimizer only.",
-    thresholds=(
-        Threshold("exploding_decades", 3.0, "decades that it grows on that way; same reason"),
-        SUSTAINED_SHARE,
-    ),
-    hides=("update_too_large", "stream_grows"),
-    hides_everywhere=True,
-)
-
 NONFINITE = Rule(
     code="nonfinite",
     severity="severe",
@@ -302,9 +278,10 @@ DEAD = Rule(
     look=_dead,
     sentence="The gradient is exactly zero in {count} of {all} layers with parameters ({names}) "
     "from step {first} on{because}.",
-    remedy="Lower the learning rate or the biases, use LeakyReLU or GELU, or start a zero weight "
-    "elsewhere: these layers cannot learn again by themselves.",
-    hides=("dead_units", "shrinking"),
+    remedy="Lower the learning rate, raise the biases (initialize them at zero), use LeakyReLU or "
+    "GELU, or start a zero weight elsewhere: these layers cannot learn again by themselves.",
+    hides=("dead_units", "shrinking", "chance_level", "step_too_small"),
+    hides_everywhere=True,
     panel="dead_units",
 )
 
@@ -313,7 +290,7 @@ DETACHED = Rule(
     severity="warning",
     seen_when="trained parameters of called layers never receive a gradient",
     value="elements",
-    reads={"parameters": ("gradient_norm",)},
+    reads={"parameters": ("gradient_norm",), "layers": ("output_gradient_norm",)},
     look=_detached,
     sentence="{count} trained parameter elements get no gradient although their layers are called: "
     "the graph is cut after {names}.",
@@ -324,27 +301,64 @@ DETACHED = Rule(
 UNUSED = Rule(
     code="unused",
     severity="warning",
-    seen_when="trained parameters belong to modules that were never called",
+    seen_when="trained parameters belong to modules that were never called, or their layer hands "
+    "on a gradient of which they get none",
     value="elements",
-    reads={"parameters": ("gradient_norm",)},
+    reads={"parameters": ("gradient_norm",), "layers": ("output_gradient_norm",)},
     look=_unused,
-    sentence="{count} trained parameter elements are never used: no forward pass called the module "
-    "of {names}.",
-    remedy="Call the module in forward, or remove it; the optimizer and the checkpoint carry it "
+    sentence="{count} trained parameter elements are never used ({names}): no forward pass called "
+    "their module, or its output does not depend on them.",
+    remedy="Use them in forward(), or remove them; the optimizer and the checkpoint carry them "
     "for nothing.",
 )
 
 FROZEN = Rule(
     code="frozen",
-    severity="note",
-    seen_when="parameters want no gradient, or no optimizer holds them",
+    severity="warning",
+    seen_when="a minority of the elements want no gradient, in layers of a kind that is trained "
+    "elsewhere in the network",
     value="elements",
     reads={"parameters": ("gradient_norm",)},
     look=_frozen,
+    sentence="{count} parameter elements of {names} are frozen, while other layers of the same "
+    "kind are trained.",
+    remedy="Call requires_grad_(True) and give them to the optimizer; nothing to do if that is "
+    "meant.",
+    thresholds=(
+        Threshold(
+            "frozen_share",
+            0.5,
+            "frozen elements over all; with more of them, as in fine-tuning, it is meant",
+        ),
+    ),
+    hides=("partly_trained",),
+    hides_everywhere=True,
+)
+
+PARTLY_TRAINED = Rule(
+    code="partly_trained",
+    severity="note",
+    seen_when="parameters want no gradient, as in fine-tuning",
+    value="elements",
+    reads={"parameters": ("gradient_norm",)},
+    look=_partly_trained,
     sentence="{count} parameter elements are frozen, in {names}: they want no gradient, or no "
     "optimizer holds them.",
     remedy="Nothing to do if that is meant; else call requires_grad_(True) and give them to the "
     "optimizer.",
+)
+
+NOT_OPTIMIZED = Rule(
+    code="not_optimized",
+    severity="warning",
+    seen_when="parameters want a gradient, and no optimizer holds them, but others of their model",
+    value="elements",
+    reads={"parameters": ("gradient_norm",)},
+    look=_not_optimized,
+    sentence="{count} parameter elements of {names} want a gradient, but no optimizer holds them: "
+    "they are never trained.",
+    remedy="Give model.parameters() to the optimizer, or call requires_grad_(False) on what is "
+    "not to be trained.",
 )
 
 DEAD_UNITS = Rule(

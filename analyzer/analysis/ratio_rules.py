@@ -18,6 +18,7 @@ __all__ = [
     "STREAM_GROWS",
     "UPDATE_TOO_LARGE",
     "UPDATE_TOO_SMALL",
+    "median_update_ratios",
     "remaining_share",
 ]
 
@@ -29,8 +30,8 @@ _GROWTH = 3.0
 _LEAST_JOINS = 6
 
 
-def _median_update_ratios(evidence: Evidence) -> Floats:
-    """The median over steps of ``‖Δθ‖ / ‖θ‖`` of each parameter, ``[parameters]``.
+def median_update_ratios(evidence: Evidence) -> Floats:
+    """Return the median over steps of ``‖Δθ‖ / ‖θ‖`` of each parameter, ``[parameters]``.
 
     Steps with a learning rate below a tenth of the largest are left out, and those at which the
     parameter was zero or received no gradient or one that is exactly zero. NaN where nothing is
@@ -60,7 +61,8 @@ def _at_full_rate(evidence: Evidence, steps: NDArray[np.int64]) -> NDArray[np.bo
     rates[place] = as_floats(rows.column("learning_rate"))
     if not np.isfinite(rates).any():
         return np.ones(len(steps), bool)
-    full: NDArray[np.bool_] = ~(rates < _LEAST_RATE * np.nanmax(rates))
+    # What moved the weights before an optimizer existed, such as their initialization, is no rate.
+    full: NDArray[np.bool_] = rates >= _LEAST_RATE * np.nanmax(rates)
     return full
 
 
@@ -82,13 +84,13 @@ def _updates(
 
 
 def _small_updates(evidence: Evidence, limits: Limits) -> Seen | None:
-    ratios = _median_update_ratios(evidence)
+    ratios = median_update_ratios(evidence)
     chosen = ratios < limits["update_ratio_low"]
     return _updates(evidence, ratios, chosen, float(ratios[chosen].min(initial=math.inf)))
 
 
 def _large_updates(evidence: Evidence, limits: Limits) -> Seen | None:
-    ratios = _median_update_ratios(evidence)
+    ratios = median_update_ratios(evidence)
     chosen = ratios > limits["update_ratio_high"]
     return _updates(evidence, ratios, chosen, float(ratios[chosen].max(initial=-math.inf)))
 

@@ -32,7 +32,7 @@ def runs(
     """List runs, the newest first: name, status, steps, layers, joins, loss, verdict, age.
 
     The loss is that of the last recorded step; the verdict is healthy, or the worst of the run's
-    findings. A run that cannot be read is listed with the reason, and one of which steps or files
+    findings, or not judged where nothing was measured, it failed, or it cannot be read. A run that cannot be read is listed with the reason, and one of which steps or files
     were lost with what is missing.
 
     \b
@@ -62,17 +62,17 @@ def runs(
         _print_runs(where, found, verdicts)
 
 
-def _verdict_of(run: "RunSummary") -> str | None:
-    """``healthy``, or the code of the worst finding; None without a layer, or unreadable."""
-    from analyzer.analysis.findings import findings, health
+def _verdict_of(run: "RunSummary") -> str:
+    """``healthy``, or the code of the worst finding; ``not judged`` where it cannot be read."""
+    from analyzer.analysis.findings import UNJUDGED, findings, health
     from analyzer.storage.run import open_run
 
-    if run.problem is not None or not run.layers:
-        return None
+    if run.problem is not None:
+        return UNJUDGED
     try:
         return health(findings(open_run(run.path)))
-    except (AnalyzerError, OSError):
-        return None
+    except (AnalyzerError, OSError, ValueError, KeyError):
+        return UNJUDGED
 
 
 def _fields(run: "RunSummary", verdict: str | None) -> dict[str, object]:

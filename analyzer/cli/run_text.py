@@ -67,6 +67,8 @@ def print_run(run: Run, step: str, pattern: str | None, console: Console) -> Non
     if not len(steps) or run.layers.empty:
         _print_lines(console, _header(run, training, marks))
         _print_lines(console, [_nothing_recorded(run, training), _loss_line(training, marks)])
+        found = findings(run)
+        _print_lines(console, [findings_summary(found), *finding_lines(found)])
         _print_lines(console, _warnings(run))
         return
     # Before anything is printed, so that a wrong option gives its one line and no more.

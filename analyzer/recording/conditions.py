@@ -109,6 +109,7 @@ class Conditions:
             for node in _terms(tensors):
                 if node.name().startswith("NllLoss") and node._saved_weight is None:
                     self._await(self._loss, "class_entropy", _class_entropy(node))
+                    self._loss["targets"] = node._saved_target.numel()
                     break
         except (RuntimeError, AttributeError):
             pass  # a stand-in of a compiler
@@ -188,9 +189,7 @@ class Conditions:
                 value = float(values[0])
                 about[name] = value if math.isfinite(value) else None
             self._transfer = None
-        parameters = self._models().parameters
-        optimized = parameters.optimized
-        left_out = [n for n, _ in parameters.trainable() if n not in optimized] if optimized else []
+        models = self._models()
         conditions = {
             "inputs": [dict(one) for one in self._inputs],
             "loss": dict(self._loss),
@@ -199,7 +198,8 @@ class Conditions:
                 "looks": self._num_looks,
                 "layers": {name: dict(seen) for name, seen in self._eval.items()},
             },
-            "without_optimizer": left_out,
+            "without_optimizer": models.parameters.without_optimizer(),
+            "roots": len(models.layers.roots),
         }
         return {"conditions": conditions}
 

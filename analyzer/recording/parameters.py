@@ -276,6 +276,12 @@ class Parameters:
         """Return the parameters of these root models."""
         return {number for number, entry in enumerate(self._entries) if entry.root in roots}
 
+    def without_optimizer(self) -> list[int]:
+        """Return those that want a gradient in a model of which optimizers hold others only."""
+        roots = {self._entries[number].root for number in self.optimized}
+        wanted = (number for number, _ in self.trainable() if number not in self.optimized)
+        return [number for number in wanted if self._entries[number].root in roots]
+
     def rows(self, layers: Layers) -> list[dict[str, Any]]:
         """Return the rows of ``parameters.parquet``."""
         names, first_layers, rows = self._names(layers), layers.first_layers(), []

@@ -156,7 +156,7 @@ def branch_scales() -> nn.Module:
 def saturating() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10), nn.Sigmoid()
+        nn.Flatten(), nn.Linear(64, 32), nn.LeakyReLU(), nn.Linear(32, 10), nn.Sigmoid()
     )
 
 
@@ -205,7 +205,10 @@ SICK: dict[str, Callable[[], Patient]] = {
     "frozen": lambda: Patient(Net("frozen")),
     "dead_units": lambda: Patient(Net("dead_units")),
     "update_too_small": lambda: Patient(Net("none"), lr=1e-8),
-    "update_too_large": lambda: Patient(linear_net(), optimizer=torch.optim.Adam, lr=0.5, steps=12),
+    "update_too_large": lambda: Patient(
+        linear_net(), optimizer=torch.optim.Adam, lr=0.05, steps=12
+    ),
+    "diverging": lambda: Patient(linear_net(), optimizer=torch.optim.Adam, lr=0.5, steps=12),
     "shrinking": lambda: Patient(
         saturating(), loss=out_of_reach, optimizer=torch.optim.Adam, lr=0.05
     ),

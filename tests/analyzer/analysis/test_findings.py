@@ -166,7 +166,7 @@ def test_a_rule_that_is_broken_is_refused(change: dict[str, Any], complaint: str
     others = [rule for rule in RULES if rule.code != "vanishing"]
     broken = replace(next(rule for rule in RULES if rule.code == "vanishing"), **change)
     with pytest.raises(ValueError, match=f"rule '.*': .*{complaint}"):
-        checked_rules([*others, broken])
+        checked_rules([broken, *others])
 
 
 def test_the_first_nonfinite_layer_and_step_are_named(tmp_path: Path) -> None:
@@ -348,5 +348,8 @@ def test_findings_are_sorted_and_health_is_the_worst(tmp_path: Path) -> None:
     assert health([]) == "healthy"
 
 
-def test_a_run_without_layers_has_no_finding(tmp_path: Path) -> None:
-    assert codes(write_run(tmp_path / "run", [], [])) == []
+def test_a_run_without_layers_is_not_judged(tmp_path: Path) -> None:
+    (finding,) = findings(open_run(write_run(tmp_path / "run", [], [])))
+    assert (finding.code, finding.severity) == ("not judged", "warning")
+    assert finding.sentence == "This run is not judged: no layer was recorded."
+    assert health([finding]) == "not judged"

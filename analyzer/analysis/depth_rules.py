@@ -1,5 +1,6 @@
 """Rules about the gradient along depth: its trend, at the first step, and where it jumps."""
 
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -11,13 +12,15 @@ from analyzer.analysis.numerals import decades, number
 
 __all__ = ["CLIFF", "EXPLODES_AT_FIRST", "EXPLODING", "VANISHES_AT_FIRST", "VANISHING", "changes"]
 
+Floats = NDArray[np.float64]
 
-def changes(evidence: Evidence, sign: float) -> NDArray[np.float64]:
+
+def changes(evidence: Evidence, sign: float) -> Floats:
     """Return the decades that the fit falls (``sign`` 1) or grows (−1) at each judged step.
 
     From the last layer to the first, over layers with parameters on the trunk; NaN without two.
     """
-    fallen: NDArray[np.float64] = sign * np.array([g.decades_fallen for g in evidence.gains])
+    fallen: Floats = sign * np.array([g.decades_fallen for g in evidence.gains])
     return fallen
 
 
@@ -30,7 +33,7 @@ def _along_depth(sign: float, limit: str, evidence: Evidence, limits: Limits) ->
     return _changed(evidence, changed, ends)
 
 
-def _changed(evidence: Evidence, changed: NDArray[np.float64], ends: tuple[int, int]) -> Seen:
+def _changed(evidence: Evidence, changed: Floats, ends: tuple[int, int]) -> Seen:
     """The medians over some judged steps."""
     steps, gains = evidence.layer_history.steps, evidence.gains
     inside = (steps >= ends[0]) & (steps <= ends[1])
@@ -47,37 +50,31 @@ def _at_first(sign: float, limit: str, evidence: Evidence, limits: Limits) -> Se
     if len(steps) < 2 or not sick[0] or sick.all():
         return None
     well = int(steps[np.flatnonzero(~sick)[0]])
-    seen = _changed(evidence, changed, (int(steps[0]), int(steps[0])))
-    return Seen(seen.value, seen.layers, seen.steps, {**seen.words, "well": str(well)})
+    first = int(steps[0])
+    seen = _changed(evidence, changed, (first, first))
+    jumps = [
+        (abs(x[0]), name)
+        for name, x, over in _jumps(evidence)
+        if over[0] * sign >= limits["cliff_decades"]
+    ]
+    where = f", {decades(max(jumps)[0])} of it at {max(jumps)[1]}" if jumps else ""
+    return Seen(
+        seen.value, seen.layers, seen.steps, {**seen.words, "well": str(well), "where": where}
+    )
 
 
 def _cliff(evidence: Evidence, limits: Limits) -> Seen | None:
     """The layer at which the gradient changes most from one depth of the trunk to the next."""
-    history = evidence.layer_history
-    steps, logs = history.steps, _logs(history.values["output_gradient_norm"])
+    steps, share = evidence.layer_history.steps, limits["sustained_share"]
     best: tuple[float, str, tuple[int, int]] | None = None
-    for places in _trunks(evidence) if len(steps) else ():
-        # One layer a depth: the one with the largest gradient is on the main way.
-        names, norms = [], []
-        depths = evidence.layers["depth"].to_numpy()[places]
-        for depth in np.unique(depths):
-            here = places[depths == depth]
-            largest = here[np.argmax(np.nan_to_num(logs[:, here], nan=-np.inf).mean(axis=0))]
-            names.append(evidence.layers["name"].iloc[largest])
-            norms.append(logs[:, largest])
-        if len(norms) < 3:
+    for name, falls, beyond in _jumps(evidence):
+        ends = stretch(np.abs(beyond) >= limits["cliff_decades"], steps, share)
+        if ends is None:
             continue
-        falls = np.diff(np.stack(norms, axis=1), axis=1)  # going backward, so positive
-        for place, column in enumerate((falls - _usual(falls)).T):
-            ends = stretch(
-                np.abs(column) >= limits["cliff_decades"], steps, limits["sustained_share"]
-            )
-            if ends is None:
-                continue
-            inside = (steps >= ends[0]) & (steps <= ends[1])
-            value = float(np.median(falls[inside, place]))
-            if best is None or abs(value) > abs(best[0]):
-                best = value, str(names[place + 1]), ends
+        inside = (steps >= ends[0]) & (steps <= ends[1])
+        value = float(np.median(falls[inside]))
+        if best is None or abs(value) > abs(best[0]):
+            best = value, name, ends
     if best is None:
         return None
     value, name, ends = best
@@ -85,16 +82,37 @@ def _cliff(evidence: Evidence, limits: Limits) -> Seen | None:
     return Seen(abs(value), (name,), ends, words)
 
 
-def _usual(falls: NDArray[np.float64]) -> NDArray[np.float64]:
+def _jumps(evidence: Evidence) -> Iterator[tuple[str, Floats, Floats]]:
+    """Each layer of the trunk, the decades that the gradient falls in it going backward, [steps].
+
+    Then how much of it is beyond the median over layers.
+    """
+    history = evidence.layer_history
+    logs = _logs(history.values["output_gradient_norm"])
+    for places in _trunks(evidence) if len(history.steps) else ():
+        # One layer a depth: the one with the largest gradient is on the main way.
+        names, norms = [], []
+        depths = evidence.layers["depth"].to_numpy()[places]
+        for depth in np.unique(depths):
+            here = places[depths == depth]
+            largest = here[np.argmax(np.nan_to_num(logs[:, here], nan=-np.inf).mean(axis=0))]
+            names.append(str(evidence.layers["name"].iloc[largest]))
+            norms.append(logs[:, largest])
+        if len(norms) > 2:
+            falls = np.diff(np.stack(norms, axis=1), axis=1)
+            yield from zip(names[1:], falls.T, (falls - _usual(falls)).T, strict=True)
+
+
+def _usual(falls: Floats) -> Floats:
     """The median over layers at each step, ``[steps, 1]``; 0 where there are too few for one."""
     known = [row[np.isfinite(row)] for row in falls]
     return np.array([[np.median(row) if len(row) > 2 else 0.0] for row in known])
 
 
-def _logs(norms: NDArray[np.float64]) -> NDArray[np.float64]:
+def _logs(norms: Floats) -> Floats:
     """Decimal logarithms; NaN where a norm is zero or not known."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs: NDArray[np.float64] = np.where(norms > 0, np.log10(norms), np.nan)
+        logs: Floats = np.where(norms > 0, np.log10(norms), np.nan)
     return logs
 
 
@@ -168,7 +186,7 @@ VANISHES_AT_FIRST = Rule(
     reads={"layers": ("output_gradient_norm",)},
     look=partial(_at_first, 1.0, "vanishing_decades"),
     sentence="At step {first} the gradient vanishes: it falls {value} from the last layer to the "
-    "first (gain {gain} per layer); from step {well} on it is not that bad.",
+    "first (gain {gain} per layer){where}; from step {well} on it does so less.",
     remedy="Initialize larger (He, orthogonal), add shortcuts, or normalize; the first steps train "
     "the last layers alone.",
     thresholds=VANISHING.thresholds[:1],
@@ -182,7 +200,7 @@ EXPLODES_AT_FIRST = Rule(
     reads={"layers": ("output_gradient_norm",)},
     look=partial(_at_first, -1.0, "exploding_decades"),
     sentence="At step {first} the gradient explodes: it grows {value} from the last layer to the "
-    "first (gain {gain} per layer); from step {well} on it is not that bad.",
+    "first (gain {gain} per layer){where}; from step {well} on it does so less.",
     remedy="Add shortcuts, initialize smaller, or warm up the learning rate: a deep network with "
     "batch norm and no shortcuts starts with a gain of 1.2 per layer.",
     thresholds=EXPLODING.thresholds[:1],

@@ -233,7 +233,8 @@ DIVERGING = Rule(
         Threshold(
             "diverging_update",
             0.5,
-            "|‖θ'‖ − ‖θ‖| / ‖θ‖ of a weight over one update; what was learned does not survive it",
+            "change of a weight's norm by one update, over that norm; what was learned does not "
+            "survive it",
         ),
         Threshold(
             "diverging_loss",

@@ -85,7 +85,10 @@ def _updates(
 
 def _small_updates(evidence: Evidence, limits: Limits) -> Seen | None:
     ratios = median_update_ratios(evidence)
-    chosen = ratios < limits["update_ratio_low"]
+    # A branch with a small scale gets a small gradient, which is its purpose.
+    branches = evidence.layers["layer"].to_numpy()[evidence.has_parameters & ~evidence.trunk]
+    in_branch = evidence.parameters["layer"].isin(branches).to_numpy(bool)
+    chosen = (ratios < limits["update_ratio_low"]) & ~in_branch
     return _updates(evidence, ratios, chosen, float(ratios[chosen].min(initial=math.inf)))
 
 

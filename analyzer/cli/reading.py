@@ -32,8 +32,9 @@ def runs(
     """List runs, the newest first: name, status, steps, layers, joins, loss, verdict, age.
 
     The loss is that of the last recorded step; the verdict is healthy, or the worst of the run's
-    findings, or not judged where nothing was measured, it failed, or it cannot be read. A run that cannot be read is listed with the reason, and one of which steps or files
-    were lost with what is missing.
+    findings, or not judged where nothing was measured, it failed, or files are damaged or lost. A
+    run that cannot be read is listed with the reason, and one of which steps or files were lost
+    with what is missing.
 
     \b
     Example:

@@ -156,7 +156,7 @@ def branch_scales() -> nn.Module:
 def saturating() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(64, 32), nn.LeakyReLU(), nn.Linear(32, 10), nn.Sigmoid()
+        nn.Flatten(), nn.Linear(64, 32), nn.Softsign(), nn.Linear(32, 10), nn.Sigmoid()
     )
 
 

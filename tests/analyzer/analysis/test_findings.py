@@ -117,7 +117,7 @@ def test_thresholds_can_be_overridden_both_ways(tmp_path: Path) -> None:
 def test_an_unknown_threshold_is_refused() -> None:
     with pytest.raises(ValueError, match="no threshold 'vanishing'; expected one of vanishing_dec"):
         thresholds_with({"vanishing": 1.0})
-    with pytest.raises(ValueError, match="'sleeping_steps' is NaN; expected a number"):
+    with pytest.raises(ValueError, match="'sleeping_steps' is nan; expected a number"):
         thresholds_with({"sleeping_steps": math.nan})
 
 

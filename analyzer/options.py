@@ -239,6 +239,7 @@ class RecordOptions:
     rescale: bool = _option(
         False, "Give the branches of the net without shortcuts the original's scale.", COMMAND
     )
+    seeds: int | None = _option(None, "Record N seeds, to DIR-0, DIR-1, ...", COMMAND, "N", _count)
     nproc_per_node: int | None = _option(
         None, "Start the script under torchrun, as N ranks of one run.", COMMAND, "N", _count
     )
@@ -301,8 +302,8 @@ class RecordOptions:
         for name in names:
             if names.count(name) > 1:
                 raise OptionError("probe", name, "each probe once")
-        if self.resume is not None and (self.run is not None or self.twin):
-            other = "--twin" if self.twin else f"--run {self.run}"
+        if self.resume is not None and (self.run is not None or self.twin or self.seeds):
+            other = "--twin or --seeds" if self.run is None else f"--run {self.run}"
             raise ValueError(
                 f"--resume {self.resume} is given with {other}; it has a run. Leave one out."
             )

@@ -82,6 +82,7 @@ def record(
         analyzer record --steps 100 --data digits model.py
         analyzer record zoo:resnet20
         analyzer record --twin --probe paths:100 train.py
+        analyzer record --twin --seeds 3 train.py
         analyzer record --skip-scale 'layer1=0,layer2=0.5' train.py
         analyzer record --nproc-per-node 2 train.py
 
@@ -100,7 +101,8 @@ def record(
         raise AnalyzerError(str(error)) from error
     _check_target(options)
     if options.run is not None:
-        for folder in (options.run, *([plain_folder(options.run)] if options.twin else [])):
+        runs = [options.run] if options.seeds is None else _seed_folders(options, options.run)
+        for folder in [*runs, *(map(plain_folder, runs) if options.twin else [])]:
             _check_run(folder)
     if options.resume is not None:
         if options.target.startswith(ZOO):
@@ -143,8 +145,52 @@ vars(record)["__signature__"] = with_parameters(
 )
 
 
+def _seed_folders(options: RecordOptions, run: Path) -> list[Path]:
+    """The folders of the runs of several seeds."""
+    return [run.with_name(f"{run.name}-{k}") for k in range(options.seeds or 1)]
+
+
+def _record_seeds(options: RecordOptions) -> int:
+    """Record once for each seed, each in its own process; return the first exit code that is not 0.
+
+    What the runs print is theirs; at the end the command that compares them is said.
+    """
+    base = options.run or free_folder(options, has_twin=options.twin)
+    if options.run is None:
+        with contextlib.suppress(OSError):  # made to keep its name
+            base.rmdir()
+    first, codes, folders = options.seed or 0, [], _seed_folders(options, base)
+    for k, folder in enumerate(folders):
+        one = replace(options, seeds=None, seed=first + k, run=folder)
+        one = _record_twin(one, folder) if options.twin else one
+        codes.append(_run(_command(one)))
+    if not options.quiet:
+        for line in _words_on_seeds(folders, is_twin=options.twin):
+            print(f"analyzer: {line}", file=sys.stderr)
+    return next((code for code in codes if code), 0)
+
+
+def _words_on_seeds(folders: Sequence[Path], *, is_twin: bool) -> list[str]:
+    """How to compare the runs; and that they are the same, where the script sets its own seed."""
+    from analyzer.storage.run_json import read_manifest
+
+    lines, last = [], []
+    for folder in folders:
+        with contextlib.suppress(AnalyzerError):
+            manifest = read_manifest(folder)
+            last.append((manifest.get("first_batch"), manifest.get("last_loss")))
+    if len(last) > 1 and len(set(last)) == 1 and last[0][1] is not None:
+        lines.append("the runs are the same: the script sets its own seed. Let it take another one")
+    if is_twin:
+        sides = [[plain_folder(folder) for folder in folders], folders]
+        lines.append(f"explain: analyzer explain {' '.join(','.join(map(str, s)) for s in sides)}")
+    return lines
+
+
 def _record(options: RecordOptions) -> int:
     """Record; called without the parser's frames, so that the script's stack is short."""
+    if options.seeds is not None:
+        return _record_seeds(options)
     if not options.twin:
         return _record_alone(options)
     run = free_folder(options, has_twin=True) if options.run is None else claimed(options.run)

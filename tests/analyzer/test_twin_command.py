@@ -204,3 +204,30 @@ def test_a_severe_finding_stops_the_training_while_it_runs(tmp_path: Path) -> No
     opened = open_run(run)
     assert opened.manifest["status"] == "finished"
     assert 20 < len(opened.steps) < 20_000
+
+
+@pytest.mark.slow
+def test_several_seeds_are_recorded_with_their_twins_and_explained(tmp_path):
+    (tmp_path / "train.py").write_text(RESIDUAL)
+    done = record(tmp_path, "--twin", "--seeds", "2", "--seed", "5", "--run", "m", "train.py", "0")
+    assert done.returncode == 0
+    assert {path.name for path in tmp_path.glob("m-*")} == {"m-0", "m-0-plain", "m-1", "m-1-plain"}
+    assert [open_run(tmp_path / f"m-{k}").manifest["seed"] for k in (0, 1)] == [5, 6]
+    assert losses(tmp_path / "m-0") != losses(tmp_path / "m-1")
+    command = done.stderr.splitlines()[-1].partition("explain: analyzer ")[2].split()
+    assert command == ["explain", "m-0-plain,m-1-plain", "m-0,m-1"]
+    said = json.loads(run(tmp_path, "-m", "analyzer", *command, "--json").stdout)
+    assert said["evidence"]["seeds"] == 2
+    assert "the runs are the same" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_script_that_sets_its_own_seed_is_said_to(tmp_path):
+    (tmp_path / "train.py").write_text(
+        RESIDUAL.replace("model =", "torch.manual_seed(1)\nmodel =", 1)
+    )
+    done = record(tmp_path, "--seeds", "2", "--run", "m", "train.py", "3")
+    assert done.returncode == 3
+    assert "the runs are the same: the script sets its own seed" in done.stderr
+    again = record(tmp_path, "--seeds", "2", "--run", "m", "train.py", "3")
+    assert again.returncode == 2 and "exists" in again.stderr

@@ -138,7 +138,7 @@ def _operands_by_token(walk: Walk, log: CallLog, traced: list[_Traced]) -> Opera
                 *parts.values(),
             ):
                 call = calls.of(vertex)
-                if call is None or call.token is None or not vertices.is_apart:
+                if call is None or call.token is None or not vertices.is_alone:
                     raise AnalyzerError(
                         f"the shortcut of '{join.name}' is added by code that shows no addition of "
                         "its own; expected +, torch.add, torch.cat, torch.stack or the like. "

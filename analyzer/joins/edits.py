@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
@@ -197,8 +198,19 @@ class EditingMode(FunctionMode):
                 fill = operand.masked_fill_ if in_place else operand.masked_fill
                 # Not a product with zero, which is NaN where the operand is not finite.
                 values[slot] = fill(everywhere, 0)
+                if not in_place:  # in the order in memory that the sum has without it
+                    values[slot] = _laid_out(values[slot], [values[n] for n in which.branches])
             else:
                 values[slot] = operand.mul_(factor) if in_place else operand * factor
+
+
+def _laid_out(zeros: Tensor, others: Sequence[Any]) -> Tensor:
+    """Return zeros in the order in memory of a tensor of the same shape, if it has another one."""
+    for other in others:
+        if isinstance(other, Tensor) and other.shape == zeros.shape:
+            is_alike = other.stride() == zeros.stride() or other.layout is not torch.strided
+            return zeros if is_alike else torch.zeros_like(other) + zeros
+    return zeros
 
 
 def _is_called_by_recording() -> bool:
@@ -226,14 +238,20 @@ class Tokens:
     def __init__(self) -> None:
         self._tokens: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._num_sources = 0
+        self._times: Counter[int] = Counter()
 
     def of_call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
         """Return the token of a function call with these arguments, before or after it ran."""
         return hash((name, self._of(args), tuple((k, self._of(v)) for k, v in kwargs.items())))
 
     def of_operands(self, name: str, operands: Operands) -> int:
-        """Return the token of an addition: its name and operands, nothing else of the call."""
-        return hash((name, self._of(operands.values)))
+        """Return the token of an addition: its name and operands, nothing else of the call.
+
+        Another call with the same operands, as a stack of which scores are computed, has another.
+        """
+        token = hash((name, self._of(operands.values)))
+        self._times[token] += 1
+        return hash((token, self._times[token]))
 
     def note_call(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any

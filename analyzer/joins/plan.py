@@ -43,7 +43,7 @@ class _Site(Generic[N]):
         branch_edges: Reads of the fork by the branch, likewise.
         shared: Nodes that both sides pass before they come to the fork, each before what it reads.
         shared_edges: Reads of those by one side: (reader, its input slot, 1 for the branch).
-        gate_edges: Reads, by products on the shortcut, of what only scales it there: a gate, which
+        gate_edges: Reads, by products on either side, of what only scales it there: a gate, which
             belongs to the branch.
         tick: The followed function that adds or concatenates, where autograd does not see it; the
             first one of the first forward pass has the number 1.

@@ -140,9 +140,7 @@ class _Search(Recurrences):
             return
         self.found[vertex] = vertices
         for read in vertices.branch_reads:
-            while self.flow.kinds[read] in ("product", "negative") and len(self.reads[read]) == 1:
-                read = self.reads[read][0]
-            self._branch_of.setdefault(read, vertex)
+            self._branch_of.setdefault(self.unscaled(read)[0], vertex)
 
     def _look_at_sum(self, vertex: int) -> None:
         made = sum_at(self.flow, vertex)
@@ -160,7 +158,7 @@ class _Search(Recurrences):
             vertices = None
         self.sums[vertex] = made
         self._note(vertices, vertex)
-        if vertices is not None or made.is_shared:
+        if vertices is not None or made.shared:
             for inner in made.inner:
                 absorbed = self.found.pop(inner, None)
                 for read in absorbed.branch_reads if absorbed else ():
@@ -184,7 +182,7 @@ class _Search(Recurrences):
         for term in made.terms:
             (partial, *others) = term.reads
             inner = self.sums.get(partial)
-            if inner is None or others or inner.is_shared or not self.is_partial(partial, vertex):
+            if inner is None or others or inner.shared or not self.is_partial(partial, vertex):
                 continue
             if not inner.costs:
                 self._weigh(inner, 0)
@@ -210,24 +208,24 @@ class _Search(Recurrences):
             return True
         oldest = min(forks)
         cost = {oldest: 0}
-        for vertex in sorted(self.region(term.reads, oldest)):
+        starts = [self.unscaled(read)[0] for read in term.reads]
+        for vertex in sorted(self.region(starts, oldest)):
             below = [cost[read] for read in self.reads[vertex] if read in cost]
             if self._branch_of.get(vertex, partial) != partial:
                 cost[vertex] = 0
             elif below:
                 cost[vertex] = self.flow.elements[vertex] + min(below)
-        costs = [cost[read] for read in term.reads if read in cost]
+        costs = [cost[start] for start in starts if start in cost]
         return bool(costs) and min(costs) >= MAJOR
 
     def _weigh(self, made: Sum, start: int) -> None:
         """Fill in the nearest forks and the costs of the terms from `start` on."""
         made.forks[start:], made.costs[start:] = [], []
-        for number in range(start, len(made.terms)):
-            own = made.terms[number].reads[0]
+        bases = [self.unscaled(term.reads[0])[0] for term in made.terms]
+        for number, own in enumerate(bases[start:], start):
             fork = NOWHERE
-            earlier = sorted(range(number), key=lambda at: -made.terms[at].reads[0])
-            for at in earlier:
-                other = made.terms[at].reads[0]
+            for at in sorted(range(number), key=lambda at: -bases[at]):
+                other = bases[at]
                 if made.costs[at] < MAJOR and fork != NOWHERE and other <= fork:
                     continue
                 both = max(self.fork(own, other), self.fork(other, own))
@@ -270,7 +268,8 @@ class _Search(Recurrences):
         if not made.costs[order[-1]]:
             return None
         shortcuts = [term for term in made.terms if term is not branch]
-        forks = [self.fork(term.reads[0], branch.reads[0]) for term in shortcuts]
+        end, *starts = [self.unscaled(term.reads[0])[0] for term in (branch, *shortcuts)]
+        forks = [self.fork(start, end) for start in starts]
         return self.vertices(join, max(forks), shortcuts, [branch], made)
 
     def _concatenation(self, join: int) -> JoinVertices | None:

@@ -36,11 +36,12 @@ class JoinVertices:
         branch_region: All vertices of the branch after the fork, a gate's included.
         shortcut_edges: Reads of the fork by the shortcut: (reader, its slot, output of the fork).
         branch_edges: Reads of the fork by the branch.
-        gate_edges: Reads, by products on the shortcut, of what only scales it there.
+        gate_edges: Reads, by products on either side, of what only scales it there.
         between: The vertices of both that lie on a path to the fork.
         shared: Vertices that both pass on their way to the fork, the last one first.
         shared_edges: Reads of those by one side: (1 for the branch, reader, its slot).
-        is_apart: Whether the gradients of both sides arrive by edges of their own.
+        is_apart: Whether the gradients of both sides can be told apart.
+        is_alone: Whether nothing else reads what stacks the operands.
     """
 
     join: int
@@ -60,6 +61,7 @@ class JoinVertices:
     shared: tuple[int, ...]
     shared_edges: tuple[Edge, ...]
     is_apart: bool
+    is_alone: bool
 
 
 class Sides:
@@ -212,16 +214,29 @@ class Sides:
         if self._is_formula(heavier, fork, cost):
             return None
         gates |= self._gates(path, fork)
+        for read in starts if len(shortcuts) > 1 else ():
+            gates |= self.unscaled(read)[1]
+        own_gates = self.unscaled(heavier[0].reads[0])[1]
         if made is not None:
             gates |= made.gates
         if gates:
             branch_region |= self.region(gates.values(), fork)
             without = {(vertex, read) for (vertex, _, _), read in gates.items()}
             own_region = self.region(starts, fork, without)
-        shared = own_region & branch_region & cost.keys()
+        stacked = made.shared if made is not None else ()
+        shared = (own_region & branch_region & cost.keys()) | {*stacked}
         entries = [tuple(e for term in side for e in term.entries) for side in (shortcuts, heavier)]
-        sides = [self._edges_of(own_region - shared, entries[0], fork)]
-        sides.append(self._edges_of(branch_region - shared, entries[1], fork))
+        # Of a stack that gates read, too, only what comes from the sum is the shortcut's.
+        first, second = ([e for e in side if e[0] not in shared] for side in entries)
+        above = [join, *(made.inner if made is not None else ())]
+        first += [
+            (v, slot)
+            for v in above
+            for slot, read, _ in self.flow.reads[v]
+            if read in stacked and v not in shared
+        ]
+        sides = [self._edges_of(own_region - shared, first, fork)]
+        sides.append(self._edges_of(branch_region - shared, second, fork))
         sides[1] += tuple(
             (v, slot, n) for (v, slot, n), read in gates.items() if read == fork and v not in shared
         )
@@ -239,13 +254,14 @@ class Sides:
             shortcut_edges=sides[0],
             branch_edges=sides[1],
             gate_edges=tuple(
-                edge for edge, read in gates.items() if read in cost or self.reaches(read, fork)
+                e for e, r in (gates | own_gates).items() if r in cost or self.reaches(r, fork)
             ),
             between=((own_region | branch_region) & cost.keys()) - {join},
             shared=tuple(sorted(shared, reverse=True)),
-            shared_edges=self._reads_of(shared, own_region, 0, entries[0])
-            + self._reads_of(shared, branch_region, 1, entries[1]),
-            is_apart=made is None or not made.is_shared,
+            shared_edges=self._reads_of(shared, own_region, 0, first)
+            + self._reads_of(shared, branch_region - {*above}, 1, second),
+            is_apart=self._reads_within(stacked, branch_region.union(above)),
+            is_alone=not stacked,
         )
 
     def _kind(
@@ -300,6 +316,11 @@ class Sides:
             if slot == at and read in shared
         )
 
+    def _reads_within(self, read: Collection[int], region: Iterable[int]) -> bool:
+        """Whether nothing but a region reads some vertices."""
+        count = sum(one in read for v in region for _, one, _ in self.flow.reads[v]) if read else 0
+        return count == sum(self.flow.num_readers[vertex] for vertex in read)
+
     def _lightest_path(self, start: int, fork: int, cost: dict[int, int]) -> set[int]:
         path: set[int] = set()
         stack = [start] if start != fork else []
@@ -311,6 +332,20 @@ class Sides:
                 if read != fork and read not in path and cost.get(read) == rest:
                     stack.append(read)
         return path
+
+    def unscaled(self, vertex: int) -> tuple[int, dict[Edge, int]]:
+        """Return the tensor that a vertex is a multiple of, and the edges to what multiplies it."""
+        shape, reads = self.flow.shape, self.flow.reads
+        gates: dict[Edge, int] = {}
+        while self.flow.kinds[vertex] in ("product", "negative") or (
+            self.flow.kinds[vertex] == "add" and len(reads[vertex]) == 1
+        ):
+            like = {read for _, read, n in reads[vertex] if shape(read, n) == shape(vertex)}
+            if len(like) != 1:
+                break
+            gates |= {(vertex, slot, n): r for slot, r, n in reads[vertex] if r not in like}
+            (vertex,) = like
+        return vertex, gates
 
     def _gates(self, path: set[int], fork: int) -> dict[Edge, int]:
         """Return the edges from products on the shortcut to what only scales it, and that.

@@ -7,6 +7,7 @@ which axis was stacked is followed through the views between.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import dropwhile
 from math import prod
 from typing import Any
 
@@ -43,7 +44,7 @@ class Sum:
         is_scaled: Whether constants or parameters weight all of them.
         gates: Edges by which data weights all of them, and what they read.
         inner: Vertices between the sum and its operands: partial sums, a stack and views of it.
-        is_shared: Whether something else reads one of those.
+        shared: Those of them that something else reads, or that such a one reads.
         broadcast: What is added to several elements alike: no operand.
         forks: Per term the nearest vertex that it shares with another term, and `costs`: what lies
             between; filled by the search.
@@ -53,7 +54,7 @@ class Sum:
     is_scaled: bool = False
     gates: dict[Edge, int] = field(default_factory=dict)
     inner: tuple[int, ...] = ()
-    is_shared: bool = False
+    shared: tuple[int, ...] = ()
     broadcast: tuple[int, ...] = ()
     forks: list[int] = field(default_factory=list)
     costs: list[int] = field(default_factory=list)
@@ -181,7 +182,9 @@ def _stacked(flow: Dataflow, vertex: int) -> Sum | None:
         if name in _AXES:
             others = [other for other in flow.reads[vertex] if other[0] != slot]
             found.gates |= {(vertex, at, number): other for at, other, number in others}
-        found.is_shared = any(flow.num_readers[inner] > 1 for inner in found.inner)
+        found.shared = tuple(
+            dropwhile(lambda inner: flow.num_readers[inner] == 1, found.inner)  # top down
+        )
         for at, operand, _ in flow.reads[stack]:
             found.terms.append(Term(base_of(flow, operand), (operand,), ((stack, at),)))
         return found
@@ -245,6 +248,9 @@ def _stack_under(flow: Dataflow, vertex: int, number: int, axis: int, into: Sum)
         place = _same_axis(shape, given, axis)
     elif name == "PermuteBackward0":
         place = _signed(node._saved_dims[axis]) % len(shape)
+    elif name == "ExpandBackward0":
+        place = axis - len(shape) + len(given)
+        place = place if place >= 0 and given[place] == shape[axis] else None
     elif name in ("TransposeBackward0", "TBackward0"):
         dims = (0, 1) if name == "TBackward0" else (node._saved_dim0, node._saved_dim1)
         one, two = (_signed(dim) % len(shape) for dim in dims)

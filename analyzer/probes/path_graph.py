@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -38,11 +39,12 @@ class Crossing:
     """The edges by which a gradient enters one branch, whichever joins add it.
 
     Each is (reader, its input slot): from the sum to its operand, and from the shortcut into a
-    gate, which belongs to the branch. What is added is a multiple of `source`.
+    gate, which belongs to the branch. What is added, by the `entries`, is a multiple of `source`.
     """
 
     edges: tuple[Slot, ...]
     source: GradientEdge
+    entries: tuple[Slot, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +75,13 @@ def crossings_of(sites: Sequence[JoinSite], walk: Walk, goal: Node) -> list[Cros
     operands = _Operands(sites, walk, goal)
     seen = [site for site in sites if site.node is not None]
     branches = {operands.base(edge) for site in seen for edge in site.branch_entries}
-    found: dict[GradientEdge, dict[Slot, None]] = {}
-    taken = {edge for site in seen for edge in site.branch_entries}
+    found: dict[GradientEdge, dict[Slot, Slot]] = {}
+    taken = {operands.last(edge) for site in seen for edge in site.branch_entries}
     for site in seen:
         for edge in (*site.branch_entries, *operands.parallel_branches(site, branches)):
-            found.setdefault(operands.base(edge), {})[edge] = None
-            taken.add(edge)
+            last = operands.last(edge)
+            found.setdefault(operands.base(edge), {})[last] = edge
+            taken.add(last)
         for reader, slot, _ in site.gate_edges if site.branch_entries else ():
             # Weights that are computed from branches, too (attention over earlier outputs), cross
             # into those; other gates belong to the branch of their join.
@@ -86,9 +89,9 @@ def crossings_of(sites: Sequence[JoinSite], walk: Walk, goal: Node) -> list[Cros
             gate = {(reader, slot): operands.base(site.branch_entries[0])}
             for edge, source in (behind or gate).items():
                 if edge not in taken:
-                    found.setdefault(source, {})[edge] = None
+                    found.setdefault(source, {})[edge] = edge
                     taken.add(edge)
-    return [Crossing(tuple(edges), source) for source, edges in found.items()]
+    return [Crossing((*edges,), source, (*edges.values(),)) for source, edges in found.items()]
 
 
 class _Operands:
@@ -98,6 +101,7 @@ class _Operands:
         self._joins = {site.node for site in sites}
         self._gates = {edge[:2] for site in sites for edge in site.gate_edges}
         self._goal = goal
+        self._num_readers = Counter(child for edges in walk.edges for child, _ in edges)
         self._bearing = {goal}  # the nodes from which a path leads to the goal
         for node in inputs_first(walk.nodes[0]):
             if not self._bearing.isdisjoint(child for child, _ in node.next_functions):
@@ -105,14 +109,21 @@ class _Operands:
 
     def base(self, edge: Slot) -> GradientEdge:
         """Return the tensor that an operand is a multiple of."""
+        return self._multiples(edge)[1]
+
+    def last(self, edge: Slot) -> Slot:
+        """Return the edge to that tensor; an earlier one where something else reads multiples."""
+        return self._multiples(edge)[0]
+
+    def _multiples(self, edge: Slot) -> tuple[Slot, GradientEdge]:
         reader, slot = edge
         if type(reader).__name__ in FUSED and slot > 0:
-            return GradientEdge(reader, 0)  # what it makes itself of its later operands
+            return edge, GradientEdge(reader, 0)  # what it makes itself of its later operands
         while True:
             child, number = reader.next_functions[slot]
             assert child is not None  # the operands of a site are seen by autograd
             if child in self._joins or child is self._goal:
-                return GradientEdge(child, number)
+                return edge, GradientEdge(child, number)
             name = type(child).__name__
             kind = kind_of_node(name, child)
             read = [
@@ -122,7 +133,9 @@ class _Operands:
             ]
             is_multiple = kind in _MULTIPLES and len(read) == 1 and len(child._input_metadata) == 1
             if not is_multiple or (name in FUSED and read[0][1] > 0):
-                return GradientEdge(child, number)
+                return edge, GradientEdge(child, number)
+            if edge == (reader, slot) and self._num_readers[child] == 1:
+                edge = read[0]
             reader, slot = read[0]
 
     def into(self, edge: Slot, branches: Container[GradientEdge]) -> dict[Slot, GradientEdge]:

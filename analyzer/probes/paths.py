@@ -271,7 +271,7 @@ def streams_of(
     output of the last join back to the first fork, or, where that has another shape or holds all
     streams in one, to the output of the first join.
     """
-    number_of = {edge: n for n, one in enumerate(crossings) for edge in one.edges}
+    number_of = {edge: n for n, one in enumerate(crossings) for edge in one.entries}
     given = [site for site in sites if site.node is not None and site.branch_entries]
     names = [site.join.name for site in given]
     ends = [GradientEdge(site.node, 0) for site in given if site.node is not None]

@@ -534,3 +534,32 @@ def test_a_hook_of_a_probe_that_copies_an_output_hides_no_skip() -> None:
     with analyzer.skip_scale(model, 0.0), layer_outputs(model) as layers:
         assert torch.equal(model(x), plain)
     assert len(layers) == 2
+
+
+class Permuted(nn.Module):
+    """A block of ConvNeXt: the branch has another order in memory than the shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise, self.wide = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Linear(8, 16)
+        self.thin, self.is_plain = nn.Linear(16, 8), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.thin(self.wide(self.depthwise(x).permute(0, 2, 3, 1)).relu())
+        branch = branch.permute(0, 3, 1, 2)
+        return branch if self.is_plain else x + branch
+
+
+def test_the_order_in_memory_is_that_of_the_plain_net() -> None:
+    torch.manual_seed(0)
+    blocks, x = nn.Sequential(Permuted(), Permuted()), torch.randn(2, 8, 6, 6)
+
+    def values() -> list[Tensor]:
+        output = blocks(x).mean((2, 3))
+        return [output, *torch.autograd.grad(output.square().sum(), [*blocks.parameters()])]
+
+    with analyzer.skip_scale(blocks, 0.0):
+        without = values()
+    for block in blocks:
+        block.is_plain = True
+    assert all(map(torch.equal, without, values()))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import analyzer
+from analyzer.errors import AnalyzerError
 
 Way = Callable[[Tensor, Tensor], Tensor]
 ROWS = torch.arange(16)
@@ -204,3 +205,111 @@ def test_splits_of_a_mix_are_what_autograd_gives_for_each_side_alone() -> None:
         norms = [g.norm().item() for g in torch.autograd.grad(loss, tensors, retain_graph=True)]
         columns = [f"{side}_gradient_norm" for side in ("fork", "shortcut", "branch")]
         assert splits.loc[place, columns].tolist() == pytest.approx(norms, rel=1e-12)
+
+
+# The weights of a mix, computed from what is mixed: `[batch, blocks]`.
+Weigh = Callable[[Tensor, list[Tensor]], Tensor]
+WEIGHTS: dict[str, Weigh] = {
+    "scores of a stack": lambda q, h: (torch.stack(h, 1) @ q).softmax(1),
+    "scores apart": lambda q, h: torch.stack([x @ q for x in h], 1).softmax(1),
+}
+ATTENDED: dict[str, Mix] = {
+    "python sum": lambda w, h: sum(w[:, k, None] * x for k, x in enumerate(h)),
+    "unbind": lambda w, h: sum(a[:, None] * x for a, x in zip(w.unbind(1), h, strict=True)),
+    "stack": lambda w, h: (w[..., None] * torch.stack(h, 1)).sum(1),
+    "einsum": lambda w, h: torch.einsum("bk,bkd->bd", w, torch.stack(h, 1)),
+    "bmm": lambda w, h: (w[:, None] @ torch.stack(h, 1))[:, 0],
+}
+ONE_STACK: dict[str, Mix] = {
+    "stack": lambda w, h: (w[..., None] * h).sum(1),
+    "einsum": lambda w, h: torch.einsum("bk,bkd->bd", w, h),
+    "bmm": lambda w, h: (w[:, None] @ h)[:, 0],
+}
+
+
+class Attending(nn.Module):
+    """Attention residuals: each block reads an attention over the outputs of all earlier ones.
+
+    With `kept`, the forks of the joins, and copies of them that shortcut and branch read.
+    """
+
+    def __init__(self, weigh: Weigh | None, mix: Mix) -> None:
+        super().__init__()
+        self.weigh, self.mix = weigh, mix
+        self.embed, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.branches = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(4))
+        self.queries = nn.ParameterList(torch.randn(8) for _ in range(4))
+        self.kept: list[list[Tensor]] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = [self.embed(x)]
+        h = self.copies(seen[0])[1]
+        for number, (branch, q) in enumerate(zip(self.branches, self.queries, strict=True)):
+            seen.append(branch(h))
+            if self.weigh is None:
+                stack = torch.stack(seen, 1)
+                h = self.mix((stack @ q).softmax(1), stack)
+                continue
+            values, scores = [*seen], [*seen]
+            if self.kept is not None:
+                newest = self.copies(seen[-1])[1]
+                values[-2:] = self.kept[number][1], newest
+                scores[-2:] = self.kept[number][2], newest
+            h = self.mix(self.weigh(q, scores), values)
+        return self.head(h)
+
+    def copies(self, fork: Tensor) -> list[Tensor]:
+        if self.kept is None:
+            return [fork, fork]
+        self.kept.append([fork, fork.view_as(fork), fork.view_as(fork)])
+        return self.kept[-1][::2]
+
+
+def attending(weigh: Weigh | None, mix: Mix) -> Attending:
+    torch.manual_seed(1)
+    return Attending(weigh, mix).double()
+
+
+def test_attention_over_earlier_outputs_is_one_join_a_block_however_it_is_written() -> None:
+    (x, y), loss = batch(), functional.cross_entropy
+    true = attending(WEIGHTS["scores apart"], ATTENDED["python sum"])
+    true.kept = []
+    value = loss(true(x.double()), y)
+    norms = [
+        [g.norm().item() for g in torch.autograd.grad(value, tensors, retain_graph=True)]
+        for tensors in true.kept[:4]
+    ]
+    columns = [f"{side}_gradient_norm" for side in ("fork", "shortcut", "branch")]
+    shares = analyzer.path_spectrum(attending(None, ONE_STACK["stack"]), x.double(), y, loss)
+    for weigh, mix in [
+        *((weigh, mix) for weigh in WEIGHTS.values() for mix in ATTENDED.values()),
+        *((None, mix) for mix in ONE_STACK.values()),
+    ]:
+        model = attending(weigh, mix)
+        joins = analyzer.find_joins(model, x.double())
+        assert [(join.num_operands, join.shortcut) for join in joins] == [
+            (number, "gated") for number in (2, 3, 4, 5)
+        ]
+        splits = analyzer.gradient_splits(model, x.double(), y, loss)
+        for place, wanted in enumerate(norms):
+            assert splits.loc[place, columns].tolist() == pytest.approx(wanted, rel=1e-10)
+        found = analyzer.path_spectrum(model, x.double(), y, loss)
+        assert found["num_paths"].tolist() == [1, 4, 6, 4, 1]
+        assert found["share"].tolist() == pytest.approx(shares["share"].tolist(), abs=1e-10)
+        with analyzer.skip_scale(model, 0.0):
+            if weigh is None:  # what a gate reads, too, cannot be changed for the sum alone
+                with pytest.raises(AnalyzerError, match="Attending"):
+                    model(x.double())
+            else:
+                without = model(x.double())
+                assert torch.allclose(without, alone(model, x.double()), rtol=1e-12)
+
+
+def alone(model: Attending, x: Tensor) -> Tensor:
+    """The same blocks without shortcuts, by hand: each reads its weight times the last output."""
+    seen = [model.embed(x)]
+    h = seen[0]
+    for branch, q in zip(model.branches, model.queries, strict=True):
+        seen.append(branch(h))
+        h = torch.stack([one @ q for one in seen], 1).softmax(1)[:, -1:] * seen[-1]
+    return model.head(h)

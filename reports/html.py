@@ -21,11 +21,13 @@ from analyzer.analysis.numerals import counted, number
 from analyzer.errors import AnalyzerError
 from analyzer.figures.csv_text import cell_rows, csv_cells
 from analyzer.figures.theme import DARK, LIGHT
+from analyzer.storage.run import Run
 from analyzer.storage.run_json import losses
+from analyzer.vocabulary import GLOSSARY
 from analyzer.vocabulary.methods import SOURCES, bibtex
 
 from .paper import static_svg, svg_address
-from .run_facts import reproducibility, run_table
+from .run_facts import differing, reproducibility, run_table
 from .story import Figure, Story, claim_rows, lead_of, note_of, title_of
 from .tables import heading
 
@@ -47,6 +49,14 @@ Place = list[str | int]
 _MOST_ROWS = 30
 _DIGITS = 7
 _TOLERANCE = 1e-6
+_SYMBOLS = {
+    "‖∂L/∂y‖": "The L2 norm of the gradient of the loss L with respect to the output y of a layer.",
+    "‖Δθ‖": "The L2 norm of what one update adds to a parameter θ.",
+    "‖θ‖": "The L2 norm of a parameter θ.",
+    "‖G": "The L2 norm of the part of the gradient that runs on paths of one length.",
+    "‖b‖": "The L2 norm of what the residual branch b adds at a join.",
+    "‖s + b‖": "The L2 norm of the sum of shortcut s and branch b at a join: the stream after it.",
+}
 
 
 def write_report(story: Story, path: Path, *, template: Path | None = None) -> None:
@@ -115,7 +125,10 @@ def _content(story: Story, environment: Environment) -> dict[str, Any]:
         "methods": story.methods,
         "sources": SOURCES,
         "bibtex": bibtex(story.methods),
+        "bibtex_address": _download(bibtex(story.methods)),
         "facts": _table(reproducibility(story.runs)),
+        "differing": _table(differing(story.runs)),
+        "alerts": [text for run in story.runs for text in _alerts(run)],
         "warnings": sorted(
             {text for run in story.runs for text in (*losses(run.manifest), *run.warnings)}
         ),
@@ -123,6 +136,20 @@ def _content(story: Story, environment: Environment) -> dict[str, Any]:
         "contents": list(_contents(story)),
         "table_of": lambda rows, caption: table.render(table=rows, caption=caption),
     }
+
+
+def _download(text: str) -> str:
+    """An address that holds a text, for a link that saves it without a script."""
+    return f"data:text/plain;charset=utf-8;base64,{b64encode(text.encode()).decode()}"
+
+
+def _alerts(run: Run) -> Iterator[str]:
+    """What a reader must know of a run before anything else: that it did not end well."""
+    if run.status == "failed":
+        yield f"{run.name} failed: {run.manifest.get('error') or 'the reason was not recorded'}."
+    elif run.status != "finished":
+        yield f"{run.name} is {run.status}: what was written until then is shown."
+    yield from (f"{run.name}: {text}" for text in (*losses(run.manifest), *run.warnings))
 
 
 def _raw(environment: Environment, name: str) -> str:
@@ -158,16 +185,37 @@ def _contents(story: Story) -> Iterator[tuple[str, str]]:
 def _sections(story: Story) -> Iterator[dict[str, Any]]:
     """Sections as the template reads them, their figures counted from 1."""
     numbers = count(1)
+    said: set[str] = set()
+    # What the abstract uses is defined below it.
+    first = list(_defined(f"{lead_of(story)} {note_of(story)}", said))
     for section in story.sections:
-        figures = [_figure(figure, next(numbers)) for figure in section.figures]
-        yield vars(section) | {"figures": figures}
+        figures = [
+            _figure(figure, next(numbers), list(_defined(_words_of(figure), said)))
+            for figure in section.figures
+        ]
+        yield vars(section) | {"figures": figures, "terms": first}
 
 
-def _figure(figure: Figure, place: int) -> dict[str, Any]:
+def _words_of(figure: Figure) -> str:
+    titles = [axis.title.text or "" for axis in figure.drawn.select_yaxes()]
+    return " ".join([figure.title, figure.caption, figure.how_to_read, *titles])
+
+
+def _defined(text: str, said: set[str]) -> Iterator[tuple[str, str]]:
+    """The symbols and terms in a text that were not said before, each with its meaning."""
+    for term, meaning in {**_SYMBOLS, **GLOSSARY}.items():
+        pattern = re.escape(term) if term in _SYMBOLS else rf"\b{term}s?\b"
+        if term not in said and re.search(pattern, text):
+            said.add(term)
+            yield term, meaning
+
+
+def _figure(figure: Figure, place: int, terms: list[tuple[str, str]]) -> dict[str, Any]:
     image = static_svg(figure.drawn)
     rows = figure.table
     return vars(figure) | {
         "number": place,
+        "terms": terms,
         "height": figure.drawn.layout.height or 450,
         "static": svg_address(image),
         "static_size": _points(image),

@@ -16,7 +16,14 @@ from analyzer.storage.run import Run
 
 from .groups import seed_of
 
-__all__ = ["AnonymousRun", "last_gain", "reproducibility", "run_table", "without_paths"]
+__all__ = [
+    "AnonymousRun",
+    "differing",
+    "last_gain",
+    "reproducibility",
+    "run_table",
+    "without_paths",
+]
 
 # What says where, when or by whom; argv keeps its flags and loses its paths.
 _DROPPED = ("created", "heartbeat", "git", "name", "platform", "host", "user", "target", "log_dir")
@@ -78,6 +85,15 @@ def reproducibility(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["fact", *(run.name for run in runs)])
 
 
+def differing(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return the facts in which runs differ, as ``reproducibility`` does; when they ran is none."""
+    facts = reproducibility(runs)
+    rows = facts.itertuples(index=False, name=None)
+    kept = [len(set(row[1:])) > 1 and row[0] not in _MOMENTS for row in rows]
+    return facts[kept]
+
+
+_MOMENTS = ("begun", "wall time", "cost of recording")
 _TABLES: dict[str, Callable[[str], str]] = {
     "versions": "version of {}".format,
     "determinism": lambda flag: flag.replace("_", " "),

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from analyzer.analysis.findings import findings
 from analyzer.analysis.numerals import counted, number, with_range
 from analyzer.analysis.verdict import verdict
-from analyzer.analysis.view import View
+from analyzer.analysis.view import View, has_shortcuts
 from analyzer.errors import AnalyzerError
 from analyzer.figures.theme import PRINT, Theme
 from analyzer.storage.run import Run, open_run
@@ -154,6 +154,7 @@ def _sections(shown: tuple[Run, ...], groups: list[Group]) -> Iterator[Section]:
     from analyzer.figures.catalog import PAGES
 
     view = View(shown)
+    lacking: list[Missing] = []
     for page in PAGES:
         # With one run every panel there would say that it needs another one.
         if page.key == "compare" and len(shown) < 2:
@@ -161,10 +162,16 @@ def _sections(shown: tuple[Run, ...], groups: list[Group]) -> Iterator[Section]:
         made = [_figure(panel, view) for panel in page.panels]
         figures = tuple(one for one in made if isinstance(one, Figure))
         missing = tuple(one for one in made if isinstance(one, Missing))
-        if made:
-            yield Section(page.key, page.heading, figures, missing)
+        is_pair = len(shown) == 2 and len({has_shortcuts(run) for run in shown}) == 2
+        title = page.heading if page.key != "compare" or is_pair else "The runs compared"
+        if figures:
+            yield Section(page.key, title, figures, missing)
+        else:
+            lacking += missing
     if any(len(group.runs) > 1 for group in groups):
         yield Section("seeds", "Mean and spread over seeds", (_seeds(groups),), ())
+    if lacking:
+        yield Section("missing", "Not measured", (), tuple(lacking))
 
 
 def _figure(panel: Any, view: View) -> Figure | Missing:
@@ -224,7 +231,7 @@ def lead_of(story: Story) -> str:
         # A training that broke says so in the first line, also where something else came first.
         first = [one for one in found if one.code == "nonfinite"] or found
         return str(first[0].sentence)
-    return "; ".join(_gain_words(run) for run in story.shown)
+    return " ".join(_gain_words(run) for run in story.shown)
 
 
 def note_of(story: Story) -> str:
@@ -241,8 +248,11 @@ def note_of(story: Story) -> str:
 def _gain_words(run: Run) -> str:
     gain = last_gain(run)
     if gain is None or not gain.is_defined:
-        return f"{run.name}: no gain can be fitted"
-    return f"{run.name}: gain {number(gain.gain)} per layer at the last recorded step"
+        return f"No gain can be fitted to the output gradient of {run.name}."
+    return (
+        f"The output gradient of {run.name} changes by a factor of {number(gain.gain)} per layer "
+        "on its way from output to input (its gain), at the last recorded step."
+    )
 
 
 def claim_rows(story: Story) -> list[dict[str, Any]]:

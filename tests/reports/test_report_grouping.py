@@ -1,4 +1,6 @@
 import math
+import re
+from base64 import b64decode
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from analyzer.reports.groups import (
     seed_of,
     seed_spread,
 )
+from analyzer.reports.html import report_html
 from analyzer.reports.story import story_of
 from analyzer.storage.run import Run, open_run
 from tests.support.runs import layer_row, write_run
@@ -140,6 +143,39 @@ def test_the_spread_over_seeds_is_that_of_the_gains(tmp_path: Path) -> None:
 def test_a_story_of_seeds_tells_of_their_spread_and_their_verdict(tmp_path: Path) -> None:
     runs = [seeded(tmp_path, kind, seed) for seed in range(2) for kind in ("plain", "residual")]
     story = story_of([run.path for run in runs])
-    assert story.sections[-1].key == "seeds"
+    assert "seeds" in {section.key for section in story.sections}
     assert story.verdict.num_seeds == 2
     assert [run.name for run in story.shown] == ["plain-0", "residual-0"]
+
+
+def test_a_report_of_residual_runs_is_not_one_of_plain_against_residual(tmp_path: Path) -> None:
+    runs = [write_run_of(tmp_path, lr) for lr in ("0.1", "0.2")]
+    story = story_of(runs)
+    titles = [section.title for section in story.sections]
+    assert "The runs compared" in titles and "Plain against residual" not in titles
+    # What nothing was measured of has no section of its own: one list at the end says how.
+    assert all(section.figures for section in story.sections[:-1])
+    assert titles[-1] == "Not measured" and len(story.sections[-1].missing) > 4
+    page = report_html(story)
+    assert "What differs between the runs" in page and "--lr 0.2" in page
+
+
+def write_run_of(folder: Path, lr: str) -> Path:
+    argv = ["t.py", "--lr", lr]
+    norms = [[0.25, 0.5, 1.0]] * 4
+    return write_run(folder / f"lr-{lr}", [1.0] * 4, norms, joins=[JOIN], argv=argv)
+
+
+def test_a_report_defines_each_symbol_once_and_says_first_that_a_run_failed(
+    tmp_path: Path,
+) -> None:
+    path = write_run(
+        tmp_path / "mine", [1.0], [[0.25, 0.5]], status="failed", error="OOM", joins=[JOIN]
+    )
+    page = report_html(story_of([path]))
+    assert page.count("<dt>‖∂L/∂y‖</dt>") == page.count("<dt>gain</dt>") == 1
+    assert page.index("mine failed: OOM.") < page.index("Contents")
+    lead = page[page.index('class="lead">') + 13 :].partition("</p>")[0]
+    assert lead.endswith(".") and not lead.startswith("mine:")
+    address = re.search(r'download="references.bib" href="data:[^,]*,([^"]+)"', page)
+    assert address is not None and b"@" in b64decode(address[1])

@@ -10,6 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
+# Where there is no GPU, Triton's kernels run in its interpreter, which must be known before it is
+# imported.
+if not os.path.exists("/dev/nvidiactl"):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # Torch counts its devices at the first backward pass of a process; a device that registers itself
 # later has no queue in the engine. So it must be there before any test.
 from tests.support import simulated_accelerator  # noqa: F401

@@ -1,16 +1,14 @@
-"""The moments of a tensor, by name: on the host without compiled code, and on an accelerator.
+"""The moments of a tensor, by name; on the host without compiled code (`device` has the others).
 
 The compiled ``_scan`` computes the same moments in one pass; one that is added here is added there.
 In host memory a cheap kernel may run first and a careful one only where its result shows that it is
 needed (an underflow, a NaN). BLAS and numpy kernels are used because torch's reductions of float32
 on the CPU are up to 50 times slower than the memory allows (``vector_norm`` of order 1 and
-infinity, ``count_nonzero``, ``var_mean``). On a device few kernels are launched, and nothing is
-waited for: the host makes the moments of small tensors that it reads later, on another thread.
+infinity, ``count_nonzero``, ``var_mean``).
 """
 
 import math
 import threading
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -21,17 +19,11 @@ from scipy.linalg import blas
 from torch import Tensor
 
 from analyzer.pooling import total_norm
-from analyzer.recording.plain import Arrays, OnDevice
 
 __all__ = [
     "Activation",
     "Gradient",
     "dense",
-    "device_activation",
-    "device_gradient",
-    "device_gradients",
-    "device_norm",
-    "device_norms",
     "host_activation",
     "host_gradient",
     "host_norm",
@@ -289,102 +281,3 @@ def _dead_units(x: Tensor, unit_axis: int, zeros: int, smallest: float) -> NDArr
     if not smallest >= 0:
         dead = dead & torch.amin(x, dim=others).eq(0).numpy()
     return dead
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    """float64, or float32 on devices that have no float64."""
-    return torch.float32 if x.device.type == "mps" else torch.float64
-
-
-def device_norm(x: Tensor) -> Tensor:
-    """Return ``‖x‖₂`` over all elements, without under- or overflow; a scalar on x's device."""
-    if x.dtype != torch.float64 and _wide(x) is torch.float64:
-        # float64 holds the square of every float32.
-        length: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
-        return length
-    magnitude = x.abs().to(_wide(x))
-    largest = magnitude.amax()
-    usable = torch.isfinite(largest) & (largest > 0)
-    scale = torch.where(usable, largest, torch.ones_like(largest))
-    scaled: Tensor = torch.linalg.vector_norm(magnitude / scale) * scale
-    return scaled
-
-
-def device_norms(tensors: list[Tensor]) -> list[Tensor]:
-    """Return the norm of each tensor of one device and dtype, in as few launches as possible."""
-    is_plain = all(t.numel() for t in tensors) and tensors[0].dtype != torch.float64
-    if is_plain and _wide(tensors[0]) is torch.float64:
-        return list(torch._foreach_norm(tensors, 2, dtype=torch.float64))
-    return [device_norm(t) for t in tensors]
-
-
-def device_gradient(x: Tensor) -> OnDevice:
-    """Return the moments of a gradient on a device."""
-    if x.numel() == 0:
-        return OnDevice([], lambda _: host_gradient(x))
-    (found,) = device_gradients([x])
-    return OnDevice([*found.tensors, torch.count_nonzero(x)], found.finish)
-
-
-def device_gradients(gradients: list[Tensor]) -> list[OnDevice]:
-    """Return the moments of many gradients with foreach kernels; zeros are not counted.
-
-    They are dense tensors of one device and dtype, none of them empty.
-    """
-    totals = torch._foreach_norm(gradients, 1, dtype=_wide(gradients[0]))
-    largest = torch._foreach_norm(gradients, math.inf)
-    # Only for an element that is NaN or infinite is ``x − x`` not zero.
-    odd = [torch.count_nonzero(x) for x in torch._foreach_sub(gradients, gradients)]
-    moments = zip(device_norms(gradients), totals, largest, odd, strict=True)
-    return [
-        OnDevice(list(some), _gradient(x.numel()))
-        for x, some in zip(gradients, moments, strict=True)
-    ]
-
-
-def _gradient(elements: int) -> Callable[[Arrays], Gradient]:
-    def finish(arrays: Arrays) -> Gradient:
-        length, total, largest, nonfinite, *nonzero = (float(array[0]) for array in arrays)
-        zeros = elements - nonzero[0] if nonzero else 0.0
-        return Gradient(length, total / elements, largest, zeros, nonfinite)
-
-    return finish
-
-
-def device_activation(x: Tensor, unit_axis: int | None) -> OnDevice:
-    """Return what becomes the result of `host_activation` on the host."""
-    if x.numel() == 0:
-        return OnDevice([], lambda _: host_activation(x, unit_axis))
-    low, high = torch.aminmax(x)
-    if unit_axis is None:
-        nonzero = torch.count_nonzero(x)
-    else:
-        others = [i for i in range(x.dim()) if i != unit_axis % x.dim()]
-        nonzero = torch.count_nonzero(x, dim=others) if others else x.ne(0)
-    tensors = [device_norm(x), x.sum(dtype=_wide(x)), low, high, nonzero]
-    if x.is_floating_point():
-        tensors.append(torch.count_nonzero(x - x))
-    return OnDevice(tensors, _activation(x.numel(), unit_axis is not None))
-
-
-def _activation(elements: int, has_units: bool) -> Callable[[Arrays], Any]:
-    def finish(arrays: Arrays) -> Any:
-        length, total, low, high = (float(array[0]) for array in arrays[:4])
-        nonzero = arrays[4]
-        mean = total / elements
-        # Norm and sum are those of float64, so that the difference keeps enough digits.
-        root_mean_square = length / math.sqrt(elements)
-        spread = max(0.0, root_mean_square - abs(mean))
-        std = math.sqrt(spread) * math.sqrt(root_mean_square + abs(mean))
-        moments = Activation(
-            norm=length,
-            mean=mean,
-            std=std if math.isfinite(length) else math.nan,
-            min=low,
-            max=high,
-            zeros=elements - float(nonzero.sum()),
-            num_nonfinite=float(arrays[5][0]) if len(arrays) > 5 else 0.0,
-        )
-        return moments, (nonzero == 0 if has_units else None)
-
-    return finish

@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor, distributed, nn
 
 from analyzer.joins.modes import UnseenReference
+from analyzer.recording.device import device_norms
 from analyzer.recording.hook_classes import parameters
 from analyzer.recording.layers import Layers
-from analyzer.recording.moments import device_norms
 from analyzer.recording.names import clean_path, models_that_hold, unwrapped
 from analyzer.recording.plain import UnreadableError, plain, said
 from analyzer.recording.ranks import num_parts

@@ -134,6 +134,8 @@ class Transfer:
             groups.setdefault(key, []).append(flat)
         for key, flats in groups.items():
             self._start(key, torch.cat(flats))
+            if key[0].type != "cpu":  # they may be of another stream, which would use them again
+                self._sources += flats
         for device in {device for device, _ in groups if device.type != "cpu"}:
             event = torch.Event(device=device)
             event.record()

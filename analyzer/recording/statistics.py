@@ -20,7 +20,7 @@ from torch._C import _len_torch_function_stack
 from torch._C._functorch import maybe_current_level
 
 from analyzer.pooling import Column, Groups, Pool
-from analyzer.recording import moments
+from analyzer.recording import device, moments
 from analyzer.recording.hook_classes import IS_COMPILED, prepare
 from analyzer.recording.moments import Activation, Gradient, dense, none_dead
 from analyzer.recording.plain import OnDevice, plain
@@ -244,7 +244,7 @@ def activation_row(x: Tensor, unit_axis: int | None) -> ActivationRow:
         x = x.to(torch.uint8)
     if x.is_cpu:
         return ActivationRow(x.numel(), *host_activation(x, unit_axis))
-    return ActivationRow(x.numel(), moments.device_activation(x, unit_axis), None)
+    return ActivationRow(x.numel(), device.device_activation(x, unit_axis), None)
 
 
 def gradient_row(x: Tensor, *, count_zeros: bool = True) -> GradientRow:
@@ -265,7 +265,7 @@ def gradient_row(x: Tensor, *, count_zeros: bool = True) -> GradientRow:
     stored = x.numel()
     if x.is_cpu:
         return GradientRow(count, _spread(host_gradient(x, count_zeros=count_zeros), stored, count))
-    found = moments.device_gradient(x)
+    found = device.device_gradient(x, count_zeros=count_zeros)
     if stored == count:
         return GradientRow(count, found)
     later = OnDevice(found.tensors, lambda arrays: _spread(found.finish(arrays), stored, count))
@@ -283,7 +283,7 @@ def gradient_rows(gradients: Sequence[Tensor]) -> list[GradientRow]:
         else:
             together.setdefault((gradient.device, gradient.dtype), []).append(i)
     for places in together.values():
-        measured = moments.device_gradients([gradients[i].detach() for i in places])
+        measured = device.device_gradients([gradients[i].detach() for i in places])
         for i, numbers in zip(places, measured, strict=True):
             rows[i] = GradientRow(gradients[i].numel(), numbers)
     return [row for row in rows if row is not None]

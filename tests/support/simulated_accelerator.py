@@ -45,6 +45,7 @@ __all__ = [
     "is_pinned",
     "launches",
     "reset_counts",
+    "run_kernel",
     "visible",
     "waits",
 ]
@@ -140,6 +141,12 @@ def _run(op: Any, *args: Any, **kwargs: Any) -> Any:
         return written[id(value)] if id(value) in written else _wrap(value)
 
     return tree_map(out, result)
+
+
+def run_kernel(name: str, kernel: Callable[..., None], *args: Any) -> None:
+    """Run a kernel that is no operator of torch on the CPU data: one launch, nothing is waited for."""
+    counts[name] += 1
+    kernel(*tree_map(_unwrap, args))
 
 
 def _count(name: str, tensors: list[Tensor], args: tuple[Any, ...]) -> None:

@@ -1,6 +1,7 @@
 """The recorder on the simulated accelerator: the CPU's numbers, and nothing waits."""
 
 import copy
+import functools
 from types import ModuleType
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 import analyzer
+from analyzer.recording import device, one_pass
 from analyzer.storage.run import open_run
 
 
@@ -121,3 +123,53 @@ def test_splits_equal_the_cpu_and_no_step_waits(tmp_path, simulation):
     assert len(device.splits()) == 3
     values = [run.splits().to_numpy(dtype=float) for run in (cpu, device)]
     np.testing.assert_allclose(values[1], values[0], rtol=1e-4)
+
+
+def test_the_kernel_reads_each_tensor_by_one_launch_and_finds_the_cpus_numbers(
+    tmp_path, simulation, monkeypatch
+):
+    torch.manual_seed(0)
+    model = Net()
+    on_device = copy.deepcopy(model).to(simulation.DEVICE)
+    bare = copy.deepcopy(on_device)
+    launch = one_pass.launch
+    monkeypatch.setattr(
+        one_pass,
+        "launch",
+        lambda programs, *args: simulation.run_kernel(
+            "one pass", functools.partial(launch, programs), *args
+        ),
+    )
+    monkeypatch.setattr(device, "GPUS", [simulation.DEVICE])
+    monkeypatch.setattr(device, "_one_pass", one_pass)
+    with analyzer.Recorder(model, tmp_path / "cpu"):
+        train(model, "cpu", 5)
+    steps: list[tuple[int, int, int]] = []
+
+    def count():
+        kernels = simulation.counts["one pass"]
+        steps.append((simulation.launches(), kernels, simulation.waits()))
+        simulation.reset_counts()
+
+    train(bare, simulation.DEVICE, 5, count)
+    with analyzer.Recorder(on_device, tmp_path / "device"):
+        train(on_device, simulation.DEVICE, 5, count)
+    (plain, _, waits), (launches, kernels, recorded_waits) = steps[4], steps[9]
+    # Seven modules are called, one of them twice: a launch for each output, for each of their
+    # gradients, and for each of the eight parameters' gradients.
+    calls, parameters = 8, 8
+    assert 0 < kernels <= 2 * calls + parameters
+    assert recorded_waits == waits
+    # The rest: norms of parameters and of what clipping left, and copies to the host.
+    assert launches - plain <= kernels + 12
+    cpu, found = open_run(tmp_path / "cpu"), open_run(tmp_path / "device")
+    for table in ("layer_stats", "parameter_stats"):
+        expected, values = (getattr(run, table)() for run in (cpu, found))
+        for column in expected.select_dtypes("number"):
+            np.testing.assert_allclose(
+                values[column].astype(float),
+                expected[column].astype(float),
+                rtol=2e-4,
+                atol=1e-6,
+                err_msg=column,
+            )

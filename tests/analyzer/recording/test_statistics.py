@@ -1,5 +1,8 @@
+import contextlib
 import math
 import shutil
+import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -7,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analyzer.recording import moments, statistics
+from analyzer.recording import device as accelerator
+from analyzer.recording import moments, one_pass, statistics
 from analyzer.recording.moments import Activation, Gradient
 from analyzer.recording.plain import OnDevice
 from analyzer.recording.statistics import (
@@ -18,7 +22,7 @@ from analyzer.recording.statistics import (
     gradient_row,
 )
 
-SHAPES = [(5,), (3, 4), (2, 3, 4), (2, 3, 4, 5), (300, 300)]
+SHAPES = [(5,), (3, 4), (2, 3, 4), (2, 3, 4, 5), (300, 230)]
 
 
 def slow_activation(x: torch.Tensor, axis: int | None) -> tuple[Activation, list[bool] | None]:
@@ -69,15 +73,33 @@ def read(numbers: OnDevice):
 
 
 def device(x: torch.Tensor, axis: int | None) -> tuple[Activation, list[bool] | None]:
-    numbers, dead = read(moments.device_activation(x, axis))
+    numbers, dead = read(accelerator.device_activation(x, axis))
     return numbers, None if dead is None else dead.tolist()
 
 
+def by_kernel(x: torch.Tensor, axis: int | None) -> tuple[Activation, list[bool] | None]:
+    """As a GPU does it: the kernel runs in Triton's interpreter, on memory of the host."""
+    with served_by_kernel() as kernel:
+        found = device(x, axis)
+    assert kernel.call_count == (x.dtype in one_pass.DTYPES)
+    return found
+
+
+@contextlib.contextmanager
+def served_by_kernel():
+    with (
+        mock.patch.object(accelerator, "GPUS", ["cpu"]),
+        mock.patch.object(accelerator, "_one_pass", one_pass),
+        mock.patch.object(one_pass, "launch", wraps=one_pass.launch) as kernel,
+    ):
+        yield kernel
+
+
 def device_gradient(x: torch.Tensor) -> Gradient:
-    return read(moments.device_gradient(x))
+    return read(accelerator.device_gradient(x))
 
 
-@pytest.mark.parametrize("implementation", [host, by_numpy, device])
+@pytest.mark.parametrize("implementation", [host, by_numpy, device, by_kernel])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shift", [0.0, 3.0, -100.0])
@@ -104,6 +126,8 @@ def test_gradient_statistics_are_those_of_the_definition(shape, dtype):
     assert list(statistics.host_gradient(x)) == pytest.approx(expected, rel=1e-5)
     assert list(moments.host_gradient(x)) == pytest.approx(expected, rel=1e-5)
     assert device_gradient(x) == pytest.approx(expected, rel=1e-5)
+    with served_by_kernel():
+        assert device_gradient(x) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +152,7 @@ def test_norms_neither_under_nor_overflow(value, dtype, size):
     assert moments.host_gradient(x).norm == pytest.approx(expected, rel=1e-5)
     assert moments.host_activation(x, None)[0].norm == pytest.approx(expected, rel=1e-5)
     assert statistics.host_activation(x, None)[0].norm == pytest.approx(expected, rel=1e-5)
-    assert moments.device_norm(x).item() == pytest.approx(expected, rel=1e-5)
+    assert accelerator.device_norm(x).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_tiny_elements_beside_large_ones_count():
@@ -149,10 +173,13 @@ def test_nonfinite_elements_are_counted_and_shown(bad):
         device_gradient(x),
         statistics.host_activation(x, 1)[0],
         device(x, 1)[0],
+        by_kernel(x, 1)[0],
     ):
         assert numbers.num_nonfinite == 2
         assert not math.isfinite(numbers.norm)
         assert math.isnan(numbers.norm) == math.isnan(bad)
+    found, expected = by_kernel(x, 1)[0], slow_activation(x, 1)[0]
+    assert [found.min, found.max] == pytest.approx([expected.min, expected.max], nan_ok=True)
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -192,6 +219,60 @@ def test_strides_do_not_matter(make):
     x = make(torch.randn(6, 8))
     assert list(statistics.host_gradient(x)) == pytest.approx(slow_gradient(x), rel=1e-5)
     assert host(x, -1)[0] == pytest.approx(slow_activation(x, -1)[0], rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("x", "axis"),
+    [
+        (torch.randn(3, 5, 4, 4).relu().to(memory_format=torch.channels_last), 1),
+        (torch.randn(6, 8).relu().t(), 0),
+        (torch.randn(2, 40_000).relu()[:, ::2], -1),
+        (torch.randn(7, 1, 9).relu(), 1),
+        (torch.zeros(4, 3, 2), 1),
+        (torch.randn(300_000).relu(), 0),
+    ],
+)
+def test_the_kernel_finds_dead_units_in_any_order_of_memory(x, axis):
+    x = x.clone(memory_format=torch.preserve_format)
+    if x.shape[axis] > 1:
+        x.select(axis, 1).zero_()
+    expected, dead = slow_activation(x, axis % x.dim())
+    found, mask = by_kernel(x, axis)
+    assert mask == dead
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_sums_of_the_kernel_are_those_of_float64():
+    x = torch.rand(400_000) + 1000.0
+    assert by_kernel(x, None)[0].std == pytest.approx(x.double().std(correction=0).item(), rel=1e-6)
+
+
+def test_many_gradients_are_one_launch_each():
+    gradients = [torch.randn(3, 4) * 1e-30, torch.full((5,), math.inf), torch.zeros(2, 2)]
+    with served_by_kernel() as kernel:
+        rows = accelerator.device_gradients(gradients)
+    assert kernel.call_count == 3
+    for x, row in zip(gradients, rows, strict=True):
+        assert list(read(row)) == pytest.approx(slow_gradient(x)._replace(zeros=0.0), rel=1e-5)
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_without_a_kernel_torch_measures(missing):
+    x = torch.randn(4, 3)
+    expected = device(x, 1)
+    with (
+        mock.patch.object(accelerator, "GPUS", ["cpu"]),
+        mock.patch.object(accelerator, "_one_pass", ... if missing else one_pass),
+        mock.patch.dict(sys.modules, {"triton": None} if missing else {}),
+        mock.patch.object(one_pass, "launch", side_effect=RuntimeError("no compiler")),
+    ):
+        if missing:
+            sys.modules.pop("analyzer.recording.one_pass")
+            vars(sys.modules["analyzer.recording"]).pop("one_pass")
+        assert device(x, 1) == expected
+        assert accelerator._one_pass is None
+    sys.modules["analyzer.recording.one_pass"] = one_pass
+    vars(sys.modules["analyzer.recording"])["one_pass"] = one_pass
 
 
 def test_statistics_do_not_change_their_tensor():
@@ -264,7 +345,7 @@ def test_masks_of_unlike_units_are_not_pooled():
 
 def test_many_gradients_are_those_of_each():
     gradients = [torch.randn(3, 4) * 1e-30, torch.full((5,), math.inf), torch.zeros(2, 2)]
-    for x, row in zip(gradients, moments.device_gradients(gradients), strict=True):
+    for x, row in zip(gradients, accelerator.device_gradients(gradients), strict=True):
         expected = slow_gradient(x)._replace(zeros=0.0)
         assert list(read(row)) == pytest.approx(expected, rel=1e-5)
 

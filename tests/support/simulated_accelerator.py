@@ -144,7 +144,7 @@ def _run(op: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def run_kernel(name: str, kernel: Callable[..., None], *args: Any) -> None:
-    """Run a kernel that is no operator of torch on the CPU data: one launch, nothing is waited for."""
+    """Run a kernel that is no operator of torch on the CPU data: one launch, no wait."""
     counts[name] += 1
     kernel(*tree_map(_unwrap, args))
 

@@ -90,8 +90,9 @@ class LazyGroup(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the list of commands from the table alone."""
+        built = [(name, line) for name, (home, line) in COMMANDS.items() if home[0] != ":"]
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+            formatter.write_dl(built)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command that ``args`` name and its defaults in ``pyproject.toml``."""
@@ -148,7 +149,7 @@ def not_built(what: str) -> AnalyzerError:
     """
     return AnalyzerError(
         f"'{what}' is not built yet in version {analyzer.__version__}; "
-        "'analyzer --help' and 'analyzer record --help' mark what is not. Leave it out for now."
+        "'analyzer --help' lists what is. Leave it out for now."
     )
 
 

@@ -269,9 +269,12 @@ def _record_twin(options: RecordOptions, run: Path) -> RecordOptions:
     """Record the twin into the folder beside the run's; return the options of the run itself.
 
     The twin is the same program without shortcuts, with the same seed, in its own process. What it
-    prints is dropped; where it fails, its last lines are repeated after the run.
+    prints goes to stderr, each line after ``analyzer: twin:``, since stdout is the run's alone;
+    where it fails, its last lines are repeated after the run.
     """
     import tempfile
+
+    from analyzer.cli.terminal import lines_shown
 
     plain = plain_folder(run)
     seed = 0 if options.seed is None else options.seed
@@ -286,9 +289,9 @@ def _record_twin(options: RecordOptions, run: Path) -> RecordOptions:
         fail_on=None,
     )
     with tempfile.TemporaryFile() as stderr:
-        silent = subprocess.DEVNULL
-        streams: dict[str, Any] = {"stdin": silent, "stdout": silent, "stderr": stderr}
-        code = _run(_command(twin), lambda: _stop_twin(run, stderr), **streams)
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": stderr}
+        with lines_shown("analyzer: twin: ", options.quiet) as streams["stdout"]:
+            code = _run(_command(twin), lambda: _stop_twin(run, stderr), **streams)
         words = _words(code, stderr)
     return replace(
         options,

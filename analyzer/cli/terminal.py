@@ -6,7 +6,9 @@ import errno
 import json
 import math
 import os
+import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ __all__ = [
     "Signs",
     "console",
     "json_text",
+    "lines_shown",
     "number",
     "printable",
     "prints_unicode",
@@ -29,6 +32,8 @@ __all__ = [
     "table_box",
     "writing",
 ]
+
+_LONGEST_WAIT = 5.0
 
 _PIPE_WIDTH = 100
 
@@ -156,3 +161,26 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else ("inf" if value > 0 else "-inf")
     return value
+
+
+@contextlib.contextmanager
+def lines_shown(mark: str, is_quiet: bool) -> Iterator[int]:
+    """Give a file to which another process may print: its lines go to stderr at once, marked."""
+    if is_quiet:
+        yield subprocess.DEVNULL
+        return
+    ours, theirs = os.pipe()
+
+    def show() -> None:
+        with open(ours, encoding="utf-8", errors="backslashreplace") as lines:
+            for line in lines:
+                print(f"{mark}{line.rstrip()}", file=sys.stderr, flush=True)
+
+    reader = threading.Thread(target=show, daemon=True)
+    reader.start()
+    try:
+        yield theirs
+    finally:
+        os.close(theirs)
+        # A child of that process may hold the other end, and live on.
+        reader.join(_LONGEST_WAIT)

@@ -55,6 +55,8 @@ def test_a_twin_is_recorded_first_and_the_files_are_the_unchanged_runs(tmp_path)
     done = record(tmp_path, "--twin", "--run", "mine", "train.py", "3")
     assert (done.returncode, done.stdout) == (3, alone.stdout)
     assert all(line.startswith("analyzer: ") for line in done.stderr.splitlines())
+    marked = [f"analyzer: twin: {line}" for line in alone.stdout.splitlines()]
+    assert len([line for line in done.stderr.splitlines() if " twin: " in line]) == len(marked) > 0
     assert (tmp_path / "loss.txt").read_text() == repr(losses(tmp_path / "alone")[-1])
     assert losses(tmp_path / "mine") == losses(tmp_path / "alone")
     record(tmp_path, "--seed", "0", "--run", "hand", "plain.py", "0")

@@ -43,8 +43,8 @@ _NAMED_LAYERS = 4
 _VERDICTS = {
     Trend.VANISHING: "which is vanishing",
     Trend.EXPLODING: "which is exploding",
-    Trend.HEALTHY: "which is healthy",
-    Trend.BETWEEN: "neither healthy nor severe",
+    Trend.HEALTHY: "which neither vanishes nor explodes",
+    Trend.BETWEEN: "which is neither steady nor severe",
 }
 _ENDS = 20
 _KIND_WIDTH, _LEAST_NAME, _GAP = 16, 16, 2

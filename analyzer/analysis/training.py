@@ -38,6 +38,7 @@ __all__ = [
     "loss_curves",
     "noise_curves",
     "run_training",
+    "sharpness_curves",
     "training_summary",
 ]
 
@@ -217,6 +218,18 @@ def noise_curves(view: View) -> StepCurves:
     return _curves(view, _noise, "gradient noise scale, in samples", is_log=True)
 
 
+def sharpness_curves(view: View) -> StepCurves:
+    """Read the sharpness of every run at the steps of the probe, and where its steps are unstable.
+
+    ``λ₁(P⁻¹H)`` where the optimizer has a preconditioner P, else ``λ₁(H)``.
+
+    Reference:
+        Cohen et al. (2021), Gradient descent on neural networks typically occurs at the edge of
+        stability; Cohen et al. (2022), Adaptive gradient methods at the edge of stability.
+    """
+    return _curves(view, _sharpness, "largest eigenvalue of the Hessian", is_log=True)
+
+
 def _curves(
     view: View,
     read: Callable[[View, Run, RunLabel], list[StepCurve]],
@@ -302,6 +315,24 @@ def _gradient_norm_bands(run: Run, smooth: bool) -> tuple[str, Band, Band | None
     received = band(steps, norms * factors, _MOST_POINTS, smooth=smooth)
     share = percent(float(np.mean(clipped)))
     return f"{text}, clipped in {share} of {counted(len(steps), 'step')}.", before, received
+
+
+def _sharpness(_view: View, run: Run, label: RunLabel) -> list[StepCurve]:
+    rows = probe_rows(run, "sharpness").sort_values("step")
+    prefix = "preconditioned_" if rows["preconditioned_sharpness"].notna().any() else ""
+    name, limit_name = f"{prefix}sharpness", f"{prefix}threshold"
+    rows = rows[rows[name].notna()] if prefix else rows  # before its first update there is no P
+    steps, words = rows["step"].to_numpy(np.int64), name.replace("_", " ")
+    sharp = rows[name].to_numpy(np.float64, na_value=np.nan)
+    limits = rows[limit_name].to_numpy(np.float64, na_value=np.nan)
+    text = f"{label.text}: {words} {number(sharp[-1])} at step {steps[-1]}"
+    curves = []
+    if np.isfinite(limits[-1]):
+        share, limit = number(sharp[-1] / limits[-1]), number(limits[-1])
+        text += f", {share} times the {limit} from which on a step is unstable"
+        shown = band(steps, limits, _MOST_POINTS)
+        curves = [StepCurve(label, words, "threshold", shown, is_behind=True)]
+    return [*curves, StepCurve(label, words, words, band(steps, sharp, _MOST_POINTS), f"{text}.")]
 
 
 def _logged(view: View, run: Run, label: RunLabel) -> list[StepCurve]:

@@ -82,6 +82,7 @@ PAGES = checked(
             letter="t",
             panels=(
                 training.LOSS,
+                training.SHARPNESS,
                 training.LEARNING_RATE,
                 training.GRADIENT_NORM,
                 training.NOISE_SCALE,

@@ -15,6 +15,7 @@ from analyzer.analysis.training import (
     logged_curves,
     loss_curves,
     noise_curves,
+    sharpness_curves,
 )
 from analyzer.figures.axes import STEP, value_axis
 from analyzer.figures.marks import band_traces, translucent
@@ -22,7 +23,7 @@ from analyzer.figures.panels import Panel
 from analyzer.figures.sketch import Trace
 from analyzer.figures.theme import Theme, labeled
 
-__all__ = ["GRADIENT_NORM", "LEARNING_RATE", "LOGGED", "LOSS", "NOISE_SCALE"]
+__all__ = ["GRADIENT_NORM", "LEARNING_RATE", "LOGGED", "LOSS", "NOISE_SCALE", "SHARPNESS"]
 
 
 def _step_curve_figure(info: StepCurves, theme: Theme) -> go.Figure:
@@ -96,6 +97,15 @@ LOSS = _over_steps(
     info=loss_curves,
     reads=("smooth",),
     has_controls=True,
+)
+SHARPNESS = _over_steps(
+    key="sharpness",
+    title="Sharpness against the step",
+    how_to_read="Largest eigenvalue of the Hessian on the held batch; faint: where a step of this "
+    "optimizer at its learning rate is unstable. Full-batch training often rises to that line and "
+    "hovers there, at the edge of stability; far above it the loss grows.",
+    needs=("sharpness",),
+    info=sharpness_curves,
 )
 LEARNING_RATE = _over_steps(
     key="learning_rate",

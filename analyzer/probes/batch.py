@@ -39,6 +39,8 @@ class HeldBatch:
         loss: ``loss(output, targets)``, the mean over the batch. For a recorded script it repeats
             the operations from the model's output to the root of the backward pass.
         labels: The class of each sample, where the batch has classes.
+        rule: How the optimizer of the training moves the weights next, where that is known.
+        memory: What a probe keeps for its next measurement of this training.
     """
 
     model: nn.Module
@@ -46,6 +48,8 @@ class HeldBatch:
     targets: Any
     loss: Callable[[Any, Any], Tensor]
     labels: Tensor | None = None
+    rule: Any = None
+    memory: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class Models:
         self._on_tables = on_tables
         self._on_problem = on_problem
         self._held: list[nn.Module] = []
-        self._optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.stepping: weakref.WeakSet[Any] = weakref.WeakSet()
         self._data_parallel: int | None = None
         self._gaps = _Gaps(capture, on_problem)
         self.parameters = Parameters(on_problem)
@@ -129,8 +129,8 @@ class Models:
             optimizer: It is about to make an update.
             adopts: Whether tensors of no known model are parameters, too.
         """
-        if optimizer not in self._optimizers:
-            self._optimizers.add(optimizer)
+        if optimizer not in self.stepping:
+            self.stepping.add(optimizer)
             self._note_optimizer(optimizer)
             self.note_names()
         held = (p for group in getattr(optimizer, "param_groups", ()) for p in group["params"])

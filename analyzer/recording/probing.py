@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +20,7 @@ from analyzer.options import ProbePlan
 from analyzer.probes import HeldBatch, Measurement, probe_named
 from analyzer.probes.activations import num_samples
 from analyzer.probes.loss_tape import LossTape, ReplayError
+from analyzer.probes.sharpness import rule_for
 from analyzer.recording.checkpoints import FirstWeights
 from analyzer.recording.names import unwrapped
 from analyzer.recording.plain import UnreadableError, is_sharded, plain
@@ -64,16 +65,16 @@ class Held:
         call: The call of the model.
         loss: The loss as a function of the model's output; None where it cannot be computed again.
         refusal: Why not.
+        rule: How the optimizer moves the weights next, where that is known.
+        memory: What probes keep from one measurement to the next.
     """
 
     step: int
     call: Call
     loss: StepLoss | None
     refusal: str | None
-
-    def batch(self) -> HeldBatch:
-        """Return what a probe gets."""
-        return _batch(self)
+    rule: Any = None
+    memory: dict[str, Any] = field(default_factory=dict)
 
     def hash(self) -> str:
         """Return a digest of the tensors that the model was called with."""
@@ -118,6 +119,7 @@ class Probing:
         seconds: Time spent in probes.
         held: The batch, once there is one.
         first: The weights before the first update.
+        optimizers: Those of the training.
         of_training: Probes that the training's own passes may have measured already.
     """
 
@@ -135,6 +137,7 @@ class Probing:
         self.seconds = 0.0
         self.held: Held | None = None
         self.first = FirstWeights(on_problem)
+        self.optimizers: Iterable[Any] = ()
         self.of_training: Mapping[str, Callable[[], Measurement | None]] = {}
         self._plans = plans
         self._on_measurement = on_measurement
@@ -184,7 +187,7 @@ class Probing:
             tensor.grad_fn is not None for tensor in tensors_in((args, kwargs))
         )
         if self._plans:
-            # Copied now: the model, or the program later, may write into its inputs.
+            # The model, or the program later, may write into its inputs.
             args, kwargs = cloned((tuple(args), dict(kwargs)), requires_grad=False)
             model = unwrapped(module)
             modes = tuple((part, part.training) for part in model.modules())
@@ -250,22 +253,25 @@ class Probing:
     def _wants(self, plan: ProbePlan, step: int, is_last: bool) -> bool:
         return (is_last or plan.is_due(step)) and self._measured.get(plan.name, -1) < step
 
-    def measure(self, step: int, *, is_first: bool = False, is_last: bool = False) -> None:
+    def measure(
+        self, step: int, *, rates: Mapping[Any, Any] | None = None, is_last: bool = False
+    ) -> None:
         """Measure what is due on the held batch, at the weights as they are now.
 
         Args:
             step: The step whose gradients are computed with them; the number of steps at the end.
-            is_first: Whether it is the first, whose update has been made: at the weights before.
+            rates: Of the first step, whose update was made, the learning rates; the weights before.
             is_last: Whether the training has ended.
         """
         self._stop_tape()
         if self.held is None:
             return
         started = time.perf_counter()
+        self.held.rule = rule_for(self.held.call.model, self.optimizers, rates)
         for plan in self._plans:
             if self._wants(plan, step, is_last):
                 self._measured[plan.name] = step
-                self._measure_one(plan.name, step, self.held, is_first=is_first)
+                self._measure_one(plan.name, step, self.held, is_first=rates is not None)
         self.seconds += time.perf_counter() - started
 
     def _measure_one(self, name: str, step: int, held: Held, *, is_first: bool) -> None:
@@ -284,18 +290,15 @@ class Probing:
 
 def _refuse_other_ranks(model: nn.Module) -> None:
     """Refuse a model whose forward pass waits for other ranks, which do not measure the probe."""
+    has_others = distributed.is_available() and distributed.is_initialized()
     for path, module in model.named_modules():
         is_sharded_one = any(map(is_sharded, module.parameters(recurse=False)))
-        if is_sharded_one or (isinstance(module, nn.SyncBatchNorm) and _has_other_ranks()):
+        if is_sharded_one or (isinstance(module, nn.SyncBatchNorm) and has_others):
             why = "its parameters are sharded" if is_sharded_one else "SyncBatchNorm"
             raise AnalyzerError(
                 f"each call of module {path or type(model).__name__} waits for other ranks "
                 f"({why}), and a probe is measured by one rank alone"
             )
-
-
-def _has_other_ranks() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
 
 
 def said_of(error: BaseException, held: Held) -> str:
@@ -323,11 +326,13 @@ def measured(
     Raises:
         ReplayError: If the loss is needed and cannot be computed again.
     """
-    with _same_world(held.call.model), _precision(held.call.autocast):
+    cast = held.call.autocast
+    precision: Any = nullcontext() if cast is None else torch.autocast(*cast)
+    with _same_world(held.call.model), precision:
         for module, mode in held.call.modes:
             module.training = mode
         started = time.perf_counter()
-        measurement = (probe or probe_named(name))(held.batch())
+        measurement = (probe or probe_named(name))(_batch(held))
         seconds = time.perf_counter() - started
     noted = {
         "num_batches": "1",
@@ -355,7 +360,7 @@ def _batch(held: Held) -> HeldBatch:
 
     loss = held.loss
     labels = None if loss is None else loss.labels
-    return HeldBatch(call.model, inputs, None, loss or refuse, labels)
+    return HeldBatch(call.model, inputs, None, loss or refuse, labels, held.rule, held.memory)
 
 
 def _positional(call: Call) -> dict[str, Any]:
@@ -378,10 +383,6 @@ def _autocast(module: nn.Module) -> tuple[str, torch.dtype] | None:
     if device == "meta" or not torch.is_autocast_enabled(device):
         return None
     return device, torch.get_autocast_dtype(device)
-
-
-def _precision(autocast: tuple[str, torch.dtype] | None) -> Any:
-    return nullcontext() if autocast is None else torch.autocast(autocast[0], autocast[1])
 
 
 @contextmanager

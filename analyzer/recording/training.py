@@ -122,6 +122,7 @@ class Training:
         self._backward = _Backward(self, self._micro_batches, owns_all=adopts_optimizers)
         self._watcher = GuardedUpdates(self.guard, self.updates)
         self.probing.of_training = {"noise": self._training_noise}
+        self.probing.optimizers = self.models.stepping
         self.options = options
         self._on_step, self._on_boundary, self._on_problem = on_step, on_boundary, on_problem
         self._handles: list[Any] = []
@@ -224,7 +225,7 @@ class Training:
                 step.index, step.num_backward, is_whole=step.updated, scale=step.scale
             )
         if first.is_taken:
-            self._measure(step.index, is_first=True)
+            self._measure(step.index, rates=step.learning_rates)
             first.clear()
         self._measure(step.index + 1)
 
@@ -238,7 +239,7 @@ class Training:
         weights = self.models.parameters.weights
         self._on_step(step.seal(self.options.columns, is_written, seconds, weights))
 
-    def _measure(self, number: int, *, is_first: bool = False, is_last: bool = False) -> None:
+    def _measure(self, number: int, *, rates: Any = None, is_last: bool = False) -> None:
         """Measure the probes that are due; the recording sees nothing of what they do."""
         step, capture = self.steps.open, self.capture
         if not self.probing.is_due(number, is_last=is_last):
@@ -247,7 +248,7 @@ class Training:
         capture.listening, self.guard.is_off = False, True
         try:
             with self.splits.paused():
-                self.probing.measure(number, is_first=is_first, is_last=is_last)
+                self.probing.measure(number, rates=rates, is_last=is_last)
         finally:
             capture.listening, self.guard.is_off = listening, self.failure is not None
         seconds = time.perf_counter() - started  # counted apart from the training's

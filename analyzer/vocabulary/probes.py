@@ -300,6 +300,39 @@ PROBES = (
         ),
     ),
     Probe(
+        name="sharpness",
+        sentence="How sharp the loss is, against what the optimizer bears at its step size.",
+        method=Method(
+            title="Sharpness against the step",
+            formula="λ₁(∇²L) against 2/η",
+            text="Largest eigenvalue of the Hessian of the loss on one held batch, by Lanczos "
+            "within 10⁻³, at most 24 products with the Hessian, warm-started. A step of rate η is "
+            "stable below 2/η (gradient descent), (2 + 2β)/η (heavy ball) and, for λ₁(P⁻¹∇²L) with "
+            "Adam's preconditioner P, (2 + 2β₁)/((1 − β₁) η). Beside it the part of ‖∇L‖² that "
+            "lies in the largest eigenvectors, as many as classes.",
+            sources=("cohen2021", "cohen2022", "gurari2018"),
+        ),
+        columns=_columns(
+            "sharpness",
+            ("sharpness", "float64", "loss / (unit of θ)²", "Largest eigenvalue of the Hessian."),
+            (
+                "threshold",
+                "float64",
+                "loss / (unit of θ)²",
+                "Sharpness at which a step is unstable.",
+            ),
+            (
+                "preconditioned_sharpness",
+                "float64",
+                "1 / unit of θ",
+                "λ₁(P⁻¹∇²L), the optimizer's P.",
+            ),
+            ("preconditioned_threshold", "float64", "1 / unit of θ", "That of instability."),
+            ("gradient_share", "float64", "1", "Part of ‖∇L‖² in the largest eigenvectors."),
+            ("num_eigenvectors", "int32", "", "How many these are: classes, at most 20."),
+        ),
+    ),
+    Probe(
         name="curvature",
         sentence="Sharpness, largest eigenvalues, spectral density and trace of the Hessian.",
         method=Method(

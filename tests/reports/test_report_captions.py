@@ -217,6 +217,11 @@ def gradient_norm(run: Files) -> list[float]:
     return [run.steps("gradient_norm").median(), clipped, 60]
 
 
+def sharpness(run: Files) -> list[float]:
+    row = run.probe("sharpness").iloc[-1]
+    return [row["sharpness"], LAST, row["sharpness"] / row["threshold"], row["threshold"]]
+
+
 def logged(run: Files) -> list[float]:
     return [run.steps(name).dropna().iloc[-1] for name in ("accuracy", "val/accuracy")]
 
@@ -269,6 +274,7 @@ EACH_RUN: dict[str, Callable[[Files], list[float]]] = {
     "dead_units": dead,
     "update_ratio": updates,
     "loss": loss,
+    "sharpness": sharpness,
     "learning_rate": learning_rate,
     "gradient_norm": gradient_norm,
     "noise_scale": noise,

@@ -311,6 +311,18 @@ def _write_probes(
     writer.write_probe(
         "curvature", step, {"quantity": ["sharpness", "trace"], "value": [12.5, 80.0]}
     )
+    writer.write_probe(
+        "sharpness",
+        step,
+        {
+            "sharpness": [12.5 + step],
+            "threshold": [80.0],
+            "preconditioned_sharpness": [None],
+            "preconditioned_threshold": [None],
+            "gradient_share": [0.75],
+            "num_eigenvectors": [10],
+        },
+    )
     weights = [1.0 / (1 + k) for k in range(len(linear))]
     writer.write_probe(
         "attribution",
@@ -338,6 +350,7 @@ def _write_probes(
 
 # What _write_probes has its own numbers for; a new probe by layer gets some there.
 _WRITTEN = {"paths", "lesion", "landscape", "shattering", "jacobian", "curvature", "noise"}
+_WRITTEN |= {"sharpness"}
 _WRITTEN |= {"attribution", "counterfactual"}
 _PLANE = {
     "normalization": "filter",

@@ -378,6 +378,7 @@ def test_every_probe_of_the_contract_has_a_name():
         "forward_correlation",
         "paths",
         "landscape",
+        "sharpness",
         "shattering",
         "jacobian",
         "lesion",

@@ -112,7 +112,7 @@ def _of_layer(row: "pd.Series[Any]", probe: str) -> Measured:
     query = (
         f'RUN.probe("{probe}").query("step == {step} and layer == {layer}")["correlation"].iloc[0]'
     )
-    ends = [row.get(name) for name in ("low", "high")]
+    ends = [row.get(name) for name in ("correlation_low", "correlation_high")]
     low, high = (None if x is None or x != x else float(x) for x in ends)
     over = "pairs of inputs" if low is not None else ""
     value = float(row["correlation"])
@@ -123,37 +123,34 @@ def condition_number(run: Run) -> Measured:
     """Largest over smallest singular value of the whole network's Jacobian at the first probe.
 
     Over several samples the median, with the ends of a notch: ``1.57 · (Q3 − Q1) / √samples`` on a
-    logarithmic scale (McGill et al. 1978). NaN where no sample has both values.
+    logarithmic scale (McGill et al. 1978). Samples without both values are left out; NaN where none
+    has them. A run of an earlier version has one sample.
     """
     step, rows = probe_rows_at(run, "jacobian", 0)
     name = _whole(run, rows)
-    rows = rows[rows["name"] == name]
-    where = f't[(t["step"] == {step}) & (t["name"] == {name!r})]'
-    ratio = "s.max() / s.min(skipna=False)"
-    if "sample" not in rows:
-        values = rows["singular_value"]
+    noted = json.loads(run.probe_metadata("jacobian").get(step, {}).get("condition_numbers", "{}"))
+    if name not in noted:
+        values = rows[rows["name"] == name]["singular_value"]
         query = (
-            f'RUN.probe("jacobian").pipe(lambda t: {where})["singular_value"]'
-            f".pipe(lambda s: {ratio})"
+            f'RUN.probe("jacobian").pipe(lambda t: t[(t["step"] == {step}) & (t["name"] == '
+            f'{name!r})])["singular_value"].pipe(lambda s: s.max() / s.min(skipna=False))'
         )
         with np.errstate(divide="ignore", invalid="ignore"):
             value = float(np.float64(values.max()) / np.float64(values.min(skipna=False)))
         return Measured(value, query, (step,), over="samples")
-    each = rows.groupby("sample")["singular_value"].apply(_ratio)
     query = (
-        f'RUN.probe("jacobian").pipe(lambda t: {where}).groupby("sample")["singular_value"]'
-        f".apply(lambda s: {ratio}).median()"
+        f'__import__("pandas").Series(__import__("json").loads(RUN.probe_metadata("jacobian")'
+        f'[{step}]["condition_numbers"])[{name!r}], dtype=float).median()'
     )
-    low, middle, high = (float(x) for x in each.quantile([0.25, 0.5, 0.75]))
-    reach = (high / low) ** (1.57 / max(1, each.notna().sum()) ** 0.5) if low > 0 else math.nan
-    return Measured(
-        middle, query, (step,), middle / reach, middle * reach, "samples", int(each.notna().sum())
-    )
-
-
-def _ratio(values: "pd.Series[float]") -> float:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.float64(values.max()) / np.float64(values.min(skipna=False)))
+    each = np.array(noted[name], np.float64)
+    known = each[~np.isnan(each)]
+    if not len(known):
+        return Measured(math.nan, query, (step,), over="samples")
+    low, high = np.quantile(known, (0.25, 0.75), method="nearest")
+    reach = (high / low) ** (1.57 / len(known) ** 0.5) if low > 0 and high < math.inf else 1.0
+    middle = float(np.median(known))
+    ends = middle / float(reach), middle * float(reach)
+    return Measured(middle, query, (step,), *ends, "samples", len(known))
 
 
 def _whole(run: Run, rows: "pd.DataFrame") -> str:

@@ -54,6 +54,7 @@ def write_side(
         stream: ‖branch‖ / ‖shortcut‖.
         update: Update ratio of the first weight.
         probes: Columns by the name of a probe, at step 0; of lesions and paths at the last step.
+            What they note stands under ``notes``.
         accuracy: That of the whole network, which the lesion probe notes.
         zero: Whether no gradient arrives below the head.
         manifest: Further fields of ``run.json``.
@@ -81,10 +82,10 @@ def write_side(
             blocks.append(_splits(norms, share, stream))
         record = StepRecord(columns, blocks)
         writer.add(lambda record=record: record)
-    for name, table in (probes or {}).items():
-        at = steps - 1 if name in ("lesion", "paths") else 0
-        notes = {"accuracy": json.dumps(accuracy)} if name == "lesion" else {}
-        writer.write_probe(name, at, table, notes)
+    given = dict(probes or {})
+    notes = given.pop("notes", {}) | {"accuracy": json.dumps(accuracy)}
+    for name, table in given.items():
+        writer.write_probe(name, steps - 1 if name in ("lesion", "paths") else 0, table, notes)
     writer.close("finished")
     return analyzer.open_run(path)
 

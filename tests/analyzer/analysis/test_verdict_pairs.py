@@ -1,5 +1,6 @@
 """Pairs whose truth is known by construction: what a verdict says of each, and does not."""
 
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,17 +17,33 @@ Side = dict[str, Any]
 LAYERS = [0, 9]
 
 
-def shattering(correlation: float, low: float | None = None, high: float | None = None) -> Side:
-    columns = {"layer": LAYERS, "name": ["stem", "head"], "correlation": [correlation, 1.0]}
-    return {"shattering": columns}
+def correlations(probe: str, correlation: float, spread: float = 0.0) -> Side:
+    """A correlation at the stem (of gradients), or before the head (of activations)."""
+    layers = {"layer": [0, 8, 9], "name": ["stem", "block3.1", "head"]}
+    values = [correlation, correlation, 0.5]
+    ends = {
+        f"correlation_{k}": [v + d for v in values] for k, d in (("low", -spread), ("high", spread))
+    }
+    return {probe: layers | {"correlation": values} | ends}
+
+
+def shattering(correlation: float, spread: float = 0.0) -> Side:
+    return correlations("shattering", correlation, spread)
+
+
+def collapse(correlation: float, spread: float = 0.0) -> Side:
+    return correlations("forward_correlation", correlation, spread)
 
 
 def jacobian(*values: float) -> Side:
-    names = ["network"] * len(values)
-    orders = list(range(len(values)))
-    return {
-        "jacobian": {"name": names, "rank_order": orders, "singular_value": list(values)},
-    }
+    names, ones = ["network"] * len(values), list(values)
+    columns = {"name": names, "rank_order": list(range(len(values))), "singular_value": ones}
+    return {"jacobian": columns | {"lower_quartile": ones, "upper_quartile": ones}}
+
+
+def conditions(*values: float) -> Side:
+    """The condition numbers of some samples."""
+    return jacobian(1.0, 1.0) | {"notes": {"condition_numbers": json.dumps({"network": values})}}
 
 
 def counterfactual(intact: float, cut: float, rescaled: float) -> Side:
@@ -182,6 +199,46 @@ CASES = (
         {"probes": jacobian(10.0, 1.0)},
         {"conditioning": UNCLEAR},
         ("Unclear: conditioning",),
+    ),
+    Case(
+        "sixteen samples apart",
+        {"probes": conditions(*[10.0**k for k in np.linspace(3, 4, 16)])},
+        {"probes": conditions(*[10.0**k for k in np.linspace(0.5, 1.5, 16)])},
+        {"conditioning": HOLDS},
+        ("conditioning (condition number",),
+    ),
+    Case(
+        "sixteen samples, a factor of two",
+        {"probes": conditions(*[2 * 10.0**k for k in np.linspace(2, 4, 16)])},
+        {"probes": conditions(*[10.0**k for k in np.linspace(2, 4, 16)])},
+        {"conditioning": UNCLEAR},
+    ),
+    Case(
+        "sixteen samples alike",
+        {"probes": conditions(*[10.0**k for k in np.linspace(2, 2.2, 16)])},
+        {"probes": conditions(*[10.0**k for k in np.linspace(2, 2.2, 16)])},
+        {"conditioning": FAILS},
+        never=("conditioning (",),
+    ),
+    Case(
+        "inputs collapse",
+        {"probes": collapse(0.99, 0.001)},
+        {"probes": collapse(0.6, 0.01)},
+        {"forward_collapse": HOLDS},
+        ("forward collapse (activations of different inputs correlate by 0.99 against 0.6)",),
+    ),
+    Case(
+        "inputs collapse in both",
+        {"probes": collapse(0.99)},
+        {"probes": collapse(0.98)},
+        {"forward_collapse": FAILS},
+    ),
+    Case(
+        "correlations within their intervals",
+        {"probes": shattering(0.06, 0.05)},
+        {"probes": shattering(0.3, 0.05)},
+        {"shattering": UNCLEAR},
+        ("Unclear: shattering",),
     ),
     Case(
         "an unconverged singular value",

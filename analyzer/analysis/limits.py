@@ -128,7 +128,10 @@ def shattered(p: Measured, r: Measured) -> Amounts:
 
 def collapsed(p: Measured, r: Measured) -> Amounts:
     """Activations of inputs are alike without shortcuts, less so with them."""
-    return (p.value, "collapsed"), (ratio(1 - r.value, 1 - p.value), "thrice")
+    # Nearer to 1 it makes no difference any more how near.
+    left, right = (max(1 - one.value, _COLLAPSED) for one in (p, r))
+    times = math.nan if math.isnan(p.value + r.value) else ratio(right, left)
+    return (p.value, "collapsed"), (times, "thrice")
 
 
 def conditioned(p: Measured, r: Measured) -> Amounts:
@@ -141,7 +144,7 @@ def conditioned(p: Measured, r: Measured) -> Amounts:
     )
 
 
-_SAMPLES = 16
+_SAMPLES, _COLLAPSED = 16, 0.003
 
 
 def lower_loss(p: Measured, r: Measured) -> Amounts:
@@ -160,10 +163,7 @@ def lesion(_: Measured, r: Measured) -> Amounts:
 
 def own_effect(_: Measured, r: Measured) -> Amounts:
     """The same weights carry the gradient otherwise without the shortcuts."""
-    without = [x for x in (r.low, r.high) if x is not None] or [r.other or 0.0]
-    effects = [_plus(x, r.value) for x in without]
-    alike = all(x > 0 for x in effects) or all(x < 0 for x in effects)
-    return ((min(map(abs, effects)) if alike else 0.0, "own_effect"),)
+    return ((abs(_plus(math.nan if r.other is None else r.other, r.value)), "own_effect"),)
 
 
 def limits_table() -> str:

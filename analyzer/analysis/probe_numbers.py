@@ -186,8 +186,8 @@ def lesion(run: Run) -> Measured:
 def counterfactual(run: Run) -> Measured:
     """Decades that the gradient falls from the last layer to the first, as the network is.
 
-    ``other`` are those without its shortcuts; ``low`` and ``high`` without them, with its branches
-    as they are and rescaled. The ends are the shallowest and the deepest layer with parameters.
+    ``other`` are those without its shortcuts, ``scale`` those without them where its branches are
+    rescaled as well. The ends are the shallowest and the deepest layer with parameters.
     """
     step, rows = probe_rows_at(run, "counterfactual", 0)
     layers = run.layers.set_index("layer")
@@ -204,11 +204,8 @@ def counterfactual(run: Run) -> Measured:
         f".pipe(lambda t: t.loc[[{last}]].div(t.loc[{first}])).T"
         f'.rename(columns={{{last}: "fall"}}).eval("log10(fall)").loc[[0, 1]].tolist()'
     )
-    known = [x for x in fallen[1:] if not math.isnan(x)]
-    low, high = (min(known), max(known)) if len(known) == 2 else (None, None)
-    over = "branches as they are and rescaled" if low is not None else ""
     where = str(layers["name"].get(first, ""))
-    return Measured(fallen[0], query, (step,), low, high, over, other=fallen[1], where=where)
+    return Measured(fallen[0], query, (step,), scale=fallen[2], other=fallen[1], where=where)
 
 
 def _fallen(rows: "pd.DataFrame", first: int, last: int, scale: float, rescaled: bool) -> float:

@@ -178,11 +178,11 @@ STATEMENTS = (
         "counterfactual",
         "Do the shortcuts themselves keep the gradient, at the same weights?",
         "from the last layer to the first it falls {residual} decades as the network is and "
-        "{plain} with every shortcut multiplied by 0",
+        "{plain} with every shortcut multiplied by 0 ({scale} with its branches rescaled as well)",
         "at the same weights the gradient of the residual net falls {residual} decades, and "
-        "{plain} with its shortcuts taken out",
+        "{plain} with its shortcuts taken out ({scale} with its branches rescaled as well)",
         limits.own_effect,
-        "yes from 1 decade on, with the branches as they are and rescaled",
+        "yes from 1 decade on",
         "He et al. 2016; intervention on one network",
         "counterfactual",
         "probe `counterfactual`",

@@ -331,7 +331,10 @@ def _notes(plain: Sequence[Run], residual: Sequence[Run]) -> list[str]:
     hidden = [
         run.name
         for run in (*plain, *residual)
-        if any("join" in str(said) for said in run.manifest.get("not_recorded") or ())
+        if any(
+            "join" in said and not said.startswith("probe ")
+            for said in map(str, run.manifest.get("not_recorded") or ())
+        )
     ]
     if hidden:
         notes.append(f"Not all joins of {', '.join(dict.fromkeys(hidden))} could be seen.")

@@ -264,7 +264,8 @@ CASES = (
         "an effect of the scale alone",
         {},
         {"probes": counterfactual(0.1, 9.0, -0.2)},
-        {"counterfactual": FAILS},
+        {"counterfactual": HOLDS},
+        ("9 with its shortcuts taken out (−0.2 with its branches rescaled as well)",),
     ),
     Case(
         "no branch is needed",
@@ -428,3 +429,44 @@ def test_joins_count_as_trunk_and_branches_do_not(tmp_path: Path) -> None:
     plain = write_side(tmp_path / "p", residual=False, decades=4.5)
     assert plain.trunk(0).decades_fallen == pytest.approx(4.5)
     assert plain.trunk(0).span == pytest.approx(4.5)
+
+
+def test_over_seeds_every_query_gives_the_numbers_of_every_pair(tmp_path: Path) -> None:
+    plain, residual = [], []
+    for k in range(3):
+        probes = shattering(0.01 + 0.01 * k) | conditions(*[1000.0 + k] * 16) | collapse(0.9)
+        plain.append(
+            write_side(
+                tmp_path / f"p{k}",
+                residual=False,
+                decades=5.0 + k,
+                update=1e-4 * (k + 1),
+                cliff=(3, 1.0),
+                losses=[2.3, 2.2, 2.2, 2.1 + 0.1 * k],
+                probes=probes,
+            )
+        )
+        probes = shattering(0.5) | conditions(*[10.0 + k] * 16) | collapse(0.5 + 0.1 * k)
+        probes |= counterfactual(0.1, 9.0 + k, 7.0) | lesion(*[0.9 - 0.1 * k] * 4)
+        probes |= paths(4.0, 2.0 + k, 1.0, 0.0, 0.0)
+        shares = [0.6, 0.7 + 0.1 * k, 0.6, 0.6]
+        residual.append(
+            write_side(
+                tmp_path / f"r{k}", residual=True, probes=probes, share=shares, stream=0.1 * (k + 1)
+            )
+        )
+    said = verdict(plain, residual)
+    measured = [claim for claim in said.claims if claim.query]
+    alone = [
+        {claim.key: claim for claim in verdict(*pair).claims}
+        for pair in zip(plain, residual, strict=True)
+    ]
+    assert {claim.status for claim in said.claims} <= {"holds", "fails", "unclear"}
+    assert len(measured) >= 16
+    for claim in measured:
+        values = np.array(eval(claim.query, {"plain": plain, "residual": residual}), float)
+        middle = np.median(values, axis=0)
+        assert len(values) == 3, claim.key
+        assert same(middle, claim), claim.key
+        for row, of_pair in zip(values, alone, strict=True):
+            assert same(row, of_pair[claim.key]), claim.key

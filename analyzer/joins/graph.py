@@ -62,31 +62,29 @@ class Walk:
     def structure(self) -> bytes:
         """Return what must be equal in two graphs for their nodes to correspond.
 
-        The parameters belong to it: two blocks of one kind have graphs of one shape. Types and
-        parameters stand in it by their address, so that nothing of it is traversed by a garbage
-        collection.
+        The parameters belong to it: two blocks of one kind have graphs of one shape. They stand in
+        it by their address, as types do: a garbage collection traverses nothing of it.
         """
-        place, flat = self.place, array("q")
+        place, flat = self.place, list[int]()
         for node, edges in zip(self.nodes, self.edges, strict=True):
-            flat.append(id(type(node)))
-            flat.append(len(edges))
+            flat += id(type(node)), len(edges)
             for child, number in edges:
-                flat.append(-1 if child is None else place[child])
-                flat.append(number)
-            if not edges:
-                flat.append(_parameter_read(node))
-        return flat.tobytes()
+                flat += -1 if child is None else place[child], number
+            if not edges:  # an input differs from graph to graph
+                variable = getattr(node, "variable", None)
+                flat.append(id(variable) if is_parameter(variable) else 0)
+        return array("q", flat).tobytes()
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters that the graph reads."""
-        read = (getattr(node, "variable", None) for node in self.nodes)
-        return [variable for variable in read if isinstance(variable, nn.Parameter)]
+        nodes = zip(self.nodes, self.edges, strict=True)
+        read: list[Any] = [getattr(node, "variable", None) for node, edges in nodes if not edges]
+        return [variable for variable in read if is_parameter(variable)]
 
 
-def _parameter_read(leaf: Node) -> int:
-    """Identify the parameter of a leaf; 0 for an input, which differs from graph to graph."""
-    variable = getattr(leaf, "variable", None)
-    return id(variable) if isinstance(variable, nn.Parameter) else 0
+def is_parameter(variable: Any) -> bool:
+    """Whether the variable of a leaf is a parameter; the usual case first, which is quicker."""
+    return type(variable) is nn.Parameter or isinstance(variable, nn.Parameter)
 
 
 class Dataflow:
@@ -134,7 +132,7 @@ class Dataflow:
         self._weights: dict[Node, tuple[nn.Parameter, ...]] = {}
         for leaf in leaves:
             variable = leaf.variable  # type: ignore[attr-defined]
-            if isinstance(variable, nn.Parameter):
+            if is_parameter(variable):
                 self._weights[leaf] = (variable,)
             else:
                 self._append(leaf, -1, "input", (), ())
@@ -152,25 +150,22 @@ class Dataflow:
             maker = self.vertices[vertex]
             made: Any = maker.node if isinstance(maker, Part) else maker
             if isinstance(made, Node):
-                made = getattr(made, "variable", made._input_metadata[number])
+                variable = getattr(made, "variable", None)
+                made = made._input_metadata[number] if variable is None else variable
             known = self._shapes[vertex, number] = tuple(made.shape)
         return known
 
     def _untracked(self, log: CallLog) -> list[Untracked]:
         """Return the untracked tensors that carry data into the graph, or past it."""
-        stack: list[Untracked] = [
-            read for call in log.trace.calls for read in call.operands if read is not None
-        ]
-        stack += [
-            made for call in log.calls for made in call.outputs if isinstance(made, Untracked)
-        ]
+        stack: list[Any] = [read for call in log.trace.calls for read in call.operands]
+        stack += [made for call in log.calls for made in call.outputs]
         found: dict[Untracked, None] = {}
         while stack:
             read = stack.pop()
-            if read in found or not (read.carries_data and read.is_differentiable):
-                continue
-            found[read] = None
-            stack.extend(read.reads)
+            is_data = isinstance(read, Untracked) and read.carries_data and read.is_differentiable
+            if is_data and read not in found:
+                found[read] = None
+                stack.extend(read.reads)
         return sorted(found, key=lambda read: bool(read.reads))
 
     def _append(
@@ -187,10 +182,8 @@ class Dataflow:
         self.kinds.append(kind)
         self.reads.append(reads)
         self.parameters.append(parameters)
-        elements = 0
-        if parameters:
-            elements = sum([p.numel() for p in parameters]) * _WEIGHTS.get(kind, MAJOR)
-        self.elements.append(elements)
+        elements = sum([p.numel() for p in parameters]) if parameters else 0
+        self.elements.append(elements * _WEIGHTS.get(kind, MAJOR))
         self.num_readers.append(0)
         for _, read, _ in reads:
             self.num_readers[read] += 1
@@ -287,6 +280,7 @@ class Scopes:
         self._ticks = [call.tick for call in log.calls]
         self._layers: dict[int, list[int]] = {}
         self._late: set[int] = set()
+        self._innermost: dict[int, int] = {}
         times: dict[str, int] = {}
         for number, call in enumerate(log.calls):
             times[call.path] = times.get(call.path, 0) + 1
@@ -372,6 +366,8 @@ class Scopes:
 
     def innermost(self, vertex: int) -> int:
         """Return the number of the innermost call that made a vertex, -1 where none did."""
+        if vertex in self._innermost:
+            return self._innermost[vertex]
         maker = self.flow.vertices[vertex]
         if isinstance(maker, Untracked):
             number = bisect_right(self._ticks, maker.tick - 1) - 1
@@ -379,6 +375,7 @@ class Scopes:
             number = bisect_right(self._starts, self.flow.sequences[vertex]) - 1
         while number >= 0 and not self._contains(self.log.calls[number], vertex):
             number = self.log.calls[number].parent
+        self._innermost[vertex] = number
         return number
 
     def _contains(self, call: ModuleCall, vertex: int) -> bool:

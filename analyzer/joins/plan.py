@@ -146,7 +146,9 @@ def joins_in_graph(roots: Iterable[Node] | Walk, log: CallLog) -> JoinPlan:
     flow = Dataflow(walk, log)
     found = joins_of_model(flow, log)
     first = log.calls[0].tick if log.calls else 0
-    places = [_place(walk, flow, first, join, vertices) for join, vertices in found.joins]
+    made = [maker.node if isinstance(maker, Part) else maker for maker in flow.vertices]
+    numbers = [walk.place.get(maker) for maker in made]
+    places = [_place(numbers, flow, first, join, vertices) for join, vertices in found.joins]
     unseen = _hidden_parts(walk, log)
     if not found.is_whole:
         reason = (
@@ -172,15 +174,11 @@ def joins_in_graph(roots: Iterable[Node] | Walk, log: CallLog) -> JoinPlan:
 
 
 def _place(
-    walk: Walk, flow: Dataflow, first: int, join: Join, vertices: JoinVertices
+    numbers: list[int | None], flow: Dataflow, first: int, join: Join, vertices: JoinVertices
 ) -> _Site[int]:
-    def at(vertex: int) -> int | None:
-        maker = flow.vertices[vertex]
-        return walk.place.get(maker.node if isinstance(maker, Part) else maker)
-
     def seen(edges: Iterable[tuple[int, ...]]) -> tuple[Any, ...]:
-        found = [(at(vertex), slot, *rest) for vertex, slot, *rest in edges if slot >= 0]
-        return tuple(edge for edge in found if edge[0] is not None)
+        found = [(numbers[edge[0]], *edge[1:]) for edge in edges if edge[1] >= 0]
+        return tuple([edge for edge in found if edge[0] is not None])
 
     def all_seen(edges: tuple[Edge, ...]) -> tuple[Edge, ...] | None:
         found = seen(edges)
@@ -192,14 +190,14 @@ def _place(
             (made.tick - first, slot) for made, slot in makers if isinstance(made, Untracked)
         )
 
-    fork, made = at(vertices.fork), flow.vertices[vertices.join]
-    shared = [at(vertex) for vertex in vertices.shared]
+    fork, made = numbers[vertices.fork], flow.vertices[vertices.join]
+    shared = [numbers[vertex] for vertex in vertices.shared]
     is_seen = fork is not None and vertices.is_apart and None not in shared
     shortcut = all_seen(vertices.shortcut_edges) if is_seen else None
     branch = all_seen(vertices.branch_edges) if is_seen else None
     return _Site(
         join=join,
-        node=at(vertices.join),
+        node=numbers[vertices.join],
         fork=fork,
         branch_entries=seen(vertices.branch_entries),
         shortcut_entries=seen(vertices.shortcut_entries),

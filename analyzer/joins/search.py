@@ -192,6 +192,7 @@ class _Search(Recurrences):
                 inner.is_scaled or made.is_scaled,
                 inner.gates | made.gates,
                 (*made.inner, partial, *inner.inner),
+                made.shared,
                 forks=list(inner.forks),
                 costs=list(inner.costs),
             )

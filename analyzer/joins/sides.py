@@ -223,18 +223,15 @@ class Sides:
             branch_region |= self.region(gates.values(), fork)
             without = {(vertex, read) for (vertex, _, _), read in gates.items()}
             own_region = self.region(starts, fork, without)
-        stacked = made.shared if made is not None else ()
-        shared = (own_region & branch_region & cost.keys()) | {*stacked}
         entries = [tuple(e for term in side for e in term.entries) for side in (shortcuts, heavier)]
-        # Of a stack that gates read, too, only what comes from the sum is the shortcut's.
-        first, second = ([e for e in side if e[0] not in shared] for side in entries)
-        above = [join, *(made.inner if made is not None else ())]
-        first += [
-            (v, slot)
-            for v in above
-            for slot, read, _ in self.flow.reads[v]
-            if read in stacked and v not in shared
-        ]
+        shared, above = own_region & branch_region & cost.keys(), {join}
+        first, second = entries
+        if made is not None and made.shared:
+            # Of a stack that gates read, too, only what comes from the sum is the shortcut's.
+            shared |= {*made.shared}
+            above |= {*made.inner} - shared
+            first, second = (tuple(e for e in side if e[0] not in shared) for side in entries)
+            first += self._entries_of(above, made.shared)
         sides = [self._edges_of(own_region - shared, first, fork)]
         sides.append(self._edges_of(branch_region - shared, second, fork))
         sides[1] += tuple(
@@ -259,9 +256,11 @@ class Sides:
             between=((own_region | branch_region) & cost.keys()) - {join},
             shared=tuple(sorted(shared, reverse=True)),
             shared_edges=self._reads_of(shared, own_region, 0, first)
-            + self._reads_of(shared, branch_region - {*above}, 1, second),
-            is_apart=self._reads_within(stacked, branch_region.union(above)),
-            is_alone=not stacked,
+            + self._reads_of(shared, branch_region - above, 1, second),
+            is_apart=made is None
+            or len(self._entries_of(branch_region | above, made.shared))
+            == sum(self.flow.num_readers[vertex] for vertex in made.shared),
+            is_alone=made is None or not made.shared,
         )
 
     def _kind(
@@ -316,10 +315,11 @@ class Sides:
             if slot == at and read in shared
         )
 
-    def _reads_within(self, read: Collection[int], region: Iterable[int]) -> bool:
-        """Whether nothing but a region reads some vertices."""
-        count = sum(one in read for v in region for _, one, _ in self.flow.reads[v]) if read else 0
-        return count == sum(self.flow.num_readers[vertex] for vertex in read)
+    def _entries_of(self, region: set[int], read: Collection[int]) -> tuple[tuple[int, int], ...]:
+        """Return the edges by which a region reads some vertices."""
+        if not read:
+            return ()
+        return tuple((v, s) for v in sorted(region) for s, r, _ in self.flow.reads[v] if r in read)
 
     def _lightest_path(self, start: int, fork: int, cost: dict[int, int]) -> set[int]:
         path: set[int] = set()

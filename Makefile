@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 # Tests run in so many processes, one thread each.
 JOBS ?= 2
 
-.PHONY: help demo test test-all test-integrations browser paper bench lint format docs docs-serve clean
+.PHONY: help demo test test-all test-integrations browser paper bench bench-peers lint format docs docs-serve clean
 
 help:
 	@echo "make demo      set up, train a plain and a residual net, show what differs"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-all  the same with the slow tests"
 	@echo "make test-integrations  the callbacks with Lightning, Transformers, skorch and TensorBoard themselves"
 	@echo "make bench     run the benchmarks (ratios side by side)"
+	@echo "make bench-peers  what recording costs, beside wandb.watch and TorchLens"
 	@echo "make lint      check style and types only"
 	@echo "make docs      write the site into site/; a broken link fails"
 
@@ -64,6 +65,16 @@ test-all: lint browser paper test-integrations
 	@echo "--- all tests"
 	$(BIN)/pytest
 
+PEERS := .venv-peers
+$(PEERS)/.installed: pyproject.toml constraints.txt
+	@echo "--- setting up $(PEERS)"
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable . torchlens wandb
+	@touch $(PEERS)/.installed
+
+bench-peers: $(PEERS)/.installed
+	$(PEERS)/bin/python -W ignore benchmarks/overhead.py --peers
+
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/storage.py
@@ -87,4 +98,4 @@ docs-serve: $(INSTALLED)
 	$(BIN)/mkdocs serve
 
 clean:
-	rm -rf $(VENV) $(INTEGRATIONS) build dist site *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(INTEGRATIONS) $(PEERS) build dist site *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis

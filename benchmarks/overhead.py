@@ -5,7 +5,11 @@ everything at every step. The ratio of block medians is taken pair by pair; prin
 and quartiles. A null test (no recorder on either side) comes first: read nothing into differences
 that are smaller than what it shows.
 
-    python benchmarks/overhead.py [--pairs 15] [--models mlp50,resnet20,gpt6]
+    python benchmarks/overhead.py [--pairs 15] [--models mlp50,resnet20,gpt6] [--threads 1]
+    python benchmarks/overhead.py --peers
+
+With ``--peers``, step time with everything recorded, with norms only, with each tenth step, and by
+``wandb.watch`` and TorchLens's ``watch`` where they are installed (`make bench-peers` does that).
 """
 
 import argparse
@@ -114,54 +118,147 @@ class Operators(TorchDispatchMode):
         return sum(count for name, count in self.counts.items() if name in WAITS)
 
 
+class Way:
+    """A way to record: what begins and ends it, and what a step of it has at its end.
+
+    Args:
+        every: So many steps have the same work: a time is the mean of as many.
+    """
+
+    def __init__(self, every: int = 1, **options: Any) -> None:
+        self.every = every
+        self._options = options
+        self.recorder: Any = None
+
+    def begin(self, side: "Side", run: Path) -> None:
+        model = side.model
+        self.recorder = analyzer.Recorder(model, run, every=self.every, **self._options)
+        self.recorder.start()
+
+    def step(self, loss: Tensor) -> None:
+        pass
+
+    def end(self) -> None:
+        self.recorder.close()
+
+
+class Wandb(Way):
+    """Histograms of parameters and gradients at every step, offline."""
+
+    def begin(self, side: "Side", run: Path) -> None:
+        import wandb
+
+        run.mkdir()
+        self.recorder = wandb.init(
+            mode="offline", dir=run, project="overhead", settings=wandb.Settings(silent=True)
+        )
+        self.recorder.watch(side.model, log="all", log_freq=1)
+
+    def step(self, loss: Tensor) -> None:
+        self.recorder.log({"loss": loss.item()})
+
+    def end(self) -> None:
+        self.recorder.unwatch()
+        self.recorder.finish()
+
+
+class TorchLens(Way):
+    """Scalars of activations, parameters, gradients and updates at every step, written as JSON."""
+
+    def begin(self, side: "Side", run: Path) -> None:
+        from torchlens import trackers
+
+        run.mkdir()
+        self._step = 0
+        leaves = [
+            name for name, module in side.model.named_modules() if name and not [*module.children()]
+        ]
+        self.recorder = trackers.watch(
+            side.model,
+            to=trackers.JSONLSink(str(run / "watched.jsonl")),
+            signals=("parameters", "gradients", "updates", "activations"),
+            select=[*leaves, *(name for name, _ in side.model.named_parameters())],
+            optimizer=side.optimizer,
+            step=lambda: self._step,
+            every=1,
+            example_input=side.x,
+        )
+
+    def step(self, loss: Tensor) -> None:
+        self._step += 1
+
+
+WAYS: dict[str, Callable[[], Way]] = {
+    "all columns": Way,
+    "norms": lambda: Way(columns="norms"),
+    "each tenth step": lambda: Way(every=10),
+    "wandb.watch": Wandb,
+    "TorchLens": TorchLens,
+}
+
+
 class Side:
     """One model with its optimizer, recorded or not."""
 
-    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, run: Path | None) -> None:
+    def __init__(
+        self, model: nn.Module, x: Tensor, y: Tensor, run: Path | None, way: Way | None = None
+    ) -> None:
         self.model, self.x, self.y = model, x, y
         self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-        self.recorder = None
+        self.way = way or Way()
+        self.is_recorded = run is not None
         if run is not None:
-            self.recorder = analyzer.Recorder(model, run)
-            self.recorder.start()
+            self.way.begin(self, run)
 
-    def bare_block(self, seconds: float) -> float:
+    @property
+    def recorder(self) -> Any:
+        return self.way.recorder
+
+    def bare_block(self, seconds: float, every: int = 1) -> float:
         """As `block`, without the hooks that a recorder elsewhere in this process has set."""
         with without_call_hooks():
-            return self.block(seconds)
+            return self.block(seconds, every)
 
     def step(self) -> None:
         self.optimizer.zero_grad()
         loss = F.cross_entropy(self.model(self.x), self.y)
         loss.backward()
         self.optimizer.step()
+        if self.is_recorded:
+            self.way.step(loss)
 
-    def block(self, seconds: float) -> float:
-        """Median step time over a block; one untimed step first."""
-        self.step()
+    def block(self, seconds: float, every: int = 1) -> float:
+        """Median over a block of the mean time of `every` steps; untimed ones first."""
+        for _ in range(every):
+            self.step()
         times, end = [], time.perf_counter() + seconds
         while time.perf_counter() < end or len(times) < 3:
             started = time.perf_counter()
-            self.step()
-            times.append(time.perf_counter() - started)
+            for _ in range(every):
+                self.step()
+            times.append((time.perf_counter() - started) / every)
         return statistics.median(times)
 
     def close(self) -> None:
-        if self.recorder is not None:
-            self.recorder.close()
+        if self.is_recorded:
+            self.way.end()
 
 
-def ratios(make: Callable[..., Any], pairs: int, recorded: bool, folder: Path) -> list[float]:
+def ratios(
+    make: Callable[..., Any], pairs: int, recorded: bool, folder: Path, way: Way | None = None
+) -> list[float]:
     """Step time of side B over side A, a pair of neighboring blocks each, in ABBA order."""
     torch.manual_seed(0)
     model, x, y = make()
     bare = Side(copy.deepcopy(model), x, y, None)
-    other = Side(model, x, y, folder / "timed" if recorded else None)
+    other = Side(model, x, y, folder / "timed" if recorded else None, way)
+    every = other.way.every
     found = []
     for pair in range(pairs):
         order = (bare, other) if pair % 2 == 0 else (other, bare)
         medians = {
-            id(side): side.bare_block(0.4) if side is bare else side.block(0.4) for side in order
+            id(side): side.bare_block(0.4, every) if side is bare else side.block(0.4, every)
+            for side in order
         }
         found.append(medians[id(other)] / medians[id(bare)])
     other.close()
@@ -233,12 +330,38 @@ def quartiles(values: list[float]) -> str:
     return f"{middle:.3f} [{low:.3f}-{high:.3f}]"
 
 
+def peers(pairs: int, models: list[str]) -> None:
+    """Print a table of step-time ratios, a row a way to record, a column a model."""
+    print("| recorded | " + " | ".join(models) + " |")
+    print("|---|" + "---|" * len(models))
+    null = [quartiles(ratios(MODELS[name], pairs, False, Path("."))) for name in models]
+    print("| nothing (null test) | " + " | ".join(null) + " |", flush=True)
+    for label, way in WAYS.items():
+        cells = []
+        for name in models:
+            with tempfile.TemporaryDirectory() as temporary:
+                try:
+                    found = ratios(MODELS[name], pairs, True, Path(temporary), way())
+                except ImportError as error:
+                    cells.append(f"{error.name} is not installed")
+                    continue
+            cells.append(quartiles(found))
+        print(f"| {label} | " + " | ".join(cells) + " |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--peers", action="store_true")
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
+    told = f"torch {torch.__version__}, {options.threads} thread(s), {options.pairs} pairs"
+    if options.peers:
+        print(f"{told} of blocks of 0.4 s")
+        peers(options.pairs, options.models.split(","))
+        return
     # First, since torch counts its devices at the first backward pass of a process.
     launches, waits, layers = device_launches()
     print(
@@ -246,7 +369,7 @@ def main() -> None:
         f"{launches / layers:.1f} launches added per layer and step, {waits} host waits"
     )
 
-    print(f"torch {torch.__version__}, one thread, {options.pairs} pairs of blocks of 0.4 s")
+    print(f"{told} of blocks of 0.4 s")
     print(
         "| model | null test | recorded | operators added | waits added | kB per 1000 steps | MiB |"
     )

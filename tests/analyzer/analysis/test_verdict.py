@@ -238,7 +238,7 @@ def test_what_was_not_recorded_is_not_measured_and_says_how(tmp_path: Path) -> N
     claims = by_key(verdict(*pair))
     missing = {key for key, claim in claims.items() if claim.status == "not measured"}
     assert {"shattering", "conditioning", "lesion", "path_length", "counterfactual"} <= missing
-    assert "add `--probe jacobian`" in claims["conditioning"].text
+    assert "`analyzer probe p jacobian --replay`" in claims["conditioning"].text
     assert all(claims[key].query == "" and claims[key].residual is None for key in missing)
 
 

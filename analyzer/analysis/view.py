@@ -111,17 +111,23 @@ def has_shortcuts(run: Run) -> bool:
 
 
 def run_labels(runs: Sequence[Run]) -> tuple[RunLabel, ...]:
-    """Return the labels of runs, in their order."""
+    """Return the labels of runs, in their order; the styles are the same in whatever order."""
     names = [run.name for run in runs]
+    shortcuts = [has_shortcuts(run) for run in runs]
     taken = {True: 0, False: 0}
-    labels = []
-    for place, run in enumerate(runs):
-        shortcuts = has_shortcuts(run)
-        again = names[:place].count(run.name)
-        text = f"{run.name} ({again + 1})" if again else run.name
-        labels.append(RunLabel(text, shortcuts, 2 * taken[shortcuts] + (0 if shortcuts else 1)))
-        taken[shortcuts] += 1
-    return tuple(labels)
+    styles: dict[int, int] = {}
+    for place in sorted(range(len(runs)), key=lambda place: names[place]):
+        has = shortcuts[place]
+        styles[place] = 2 * taken[has] + (0 if has else 1)
+        taken[has] += 1
+    return tuple(
+        RunLabel(
+            f"{name} ({again + 1})" if (again := names[:place].count(name)) else name,
+            shortcuts[place],
+            styles[place],
+        )
+        for place, name in enumerate(names)
+    )
 
 
 def nearest_step(steps: NDArray[np.int64], step: int | None) -> int | None:

@@ -9,6 +9,7 @@ from analyzer.analysis.view import View, matching, nearest_step, row_set, run_la
 from analyzer.errors import AnalyzerError, NotRecordedError
 from analyzer.storage.run import open_run
 from tests.support.full_run import write_full_pair, write_network_run
+from tests.support.runs import write_run
 
 
 def test_names_that_contain_a_match_are_chosen() -> None:
@@ -54,7 +55,8 @@ def test_runs_with_and_without_shortcuts_have_styles_of_their_own(tmp_path: Path
     plain, residual = map(open_run, write_full_pair(tmp_path))
     cut = open_run(write_network_run(tmp_path / "cut", has_shortcuts=True, steps=1, skip_scale=0))
     labels = run_labels([plain, residual, cut, residual])
-    assert [label.style for label in labels] == [1, 0, 3, 2]
+    # By name, so that the order in which runs are chosen changes no color.
+    assert [label.style for label in labels] == [3, 0, 1, 2]
     assert [label.text for label in labels] == ["plain", "residual", "cut", "residual (2)"]
 
 
@@ -97,3 +99,10 @@ def test_an_unknown_quantity_or_layer_is_named(tmp_path: Path) -> None:
 def test_an_unknown_aggregate_is_refused() -> None:
     with pytest.raises(ValueError, match="aggregate is 'sum'; expected one of median, mean"):
         View((), aggregate="sum")
+
+
+def test_a_run_has_one_color_in_whatever_order_runs_are_chosen(tmp_path: Path) -> None:
+    runs = [open_run(write_run(tmp_path / name, [1.0], [[1.0]])) for name in ("b", "a", "c")]
+    colors = {label.text: label.style for label in run_labels(runs)}
+    assert colors == {label.text: label.style for label in run_labels(runs[::-1])}
+    assert len(set(colors.values())) == 3

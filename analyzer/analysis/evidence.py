@@ -23,6 +23,7 @@ _MOST_STEPS = 40
 _NONFINITE_COUNTS = ("activation_num_nonfinite", "output_gradient_num_nonfinite")
 _BATCH_ROWS = 500_000
 _MOST_BINS = 1024
+_LEARNED = 0.9
 
 Floats = NDArray[np.float64]
 
@@ -185,6 +186,12 @@ class Evidence:
         """Length of the first axis of the first input; None where it is not known."""
         shapes = (one["shape"] for one in self.conditions.get("inputs") or ())
         return next((int(shape[0]) for shape in shapes if shape), None)
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether the final loss is well below the entropy of the classes, where that is known."""
+        entropy = (self.conditions.get("loss") or {}).get("class_entropy")
+        return bool(entropy and self.training.final_loss < _LEARNED * entropy)
 
     @cached_property
     def skipped(self) -> NDArray[np.int64]:

@@ -143,10 +143,15 @@ def _frozen(evidence: Evidence, limits: Limits) -> Seen | None:
     if not frozen.any() or elements[frozen].sum() >= limits["frozen_share"] * elements.sum():
         return None
     kinds = dict(zip(evidence.layers["layer"], evidence.layers["kind"].astype(str), strict=True))
-    of = evidence.parameters["layer"].map(kinds)
-    trained = set(of[_trained(evidence)].dropna())
-    odd = of.isin(trained) & ~of.fillna("").str.contains("Norm|Embedding")
-    chosen = frozen & odd.to_numpy(bool)
+    owner = evidence.parameters["layer"]
+    of = owner.map(kinds)
+    trained = _trained(evidence) & ~frozen
+    elsewhere = [
+        ((of == kind) & (owner != layer) & trained).any()
+        for kind, layer in zip(of, owner, strict=True)
+    ]
+    odd = np.array(elsewhere, bool) & ~of.fillna("").str.contains("Norm|Embedding").to_numpy(bool)
+    chosen = frozen & odd
     return _parameters(evidence, chosen, evidence.layers_of(chosen))
 
 

@@ -85,6 +85,8 @@ def _updates(
 
 def _small_updates(evidence: Evidence, limits: Limits) -> Seen | None:
     ratios = median_update_ratios(evidence)
+    if evidence.has_learned:
+        return None  # there is little left to move for
     # A branch with a small scale gets a small gradient, which is its purpose.
     branches = evidence.layers["layer"].to_numpy()[evidence.has_parameters & ~evidence.trunk]
     in_branch = evidence.parameters["layer"].isin(branches).to_numpy(bool)

@@ -627,6 +627,38 @@ def accumulated() -> Training:
     return Training(model, loop=loop)
 
 
+class _Vit(nn.Module):
+    """With fixed positions, a parameter of the root that wants no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patch = nn.Conv2d(1, 32, 2, 2)
+        self.last = nn.Parameter(torch.zeros(1, 1, 32))
+        self.places = nn.Parameter(0.02 * torch.randn(1, 17, 32), requires_grad=False)
+        self.blocks = nn.ModuleList(_TransformerBlock(32) for _ in range(2))
+        self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat([x, self.last.expand(len(x), -1, -1)], 1) + self.places
+        for block in self.blocks:
+            x = block(x)
+        scores: Tensor = self.head(self.norm(x)[:, -1])
+        return scores
+
+
+def goes_on() -> Training:
+    """A network that has learned already, at a learning rate near the end of its decay."""
+    model, (x, y) = mlp(), mixture()
+    adam = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(60):
+        adam.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        adam.step()
+    return Training(model, lr=1e-4, settings={})
+
+
 HEALTHY_NETS: dict[str, Callable[[], Training]] = {
     "ResNet": resnet,
     "GPT": lambda: of_sequences(_Gpt()),
@@ -643,4 +675,11 @@ HEALTHY_NETS: dict[str, Callable[[], Training]] = {
     "distillation": distilled,
     "weights set before there is an optimizer": begun_by_hand,
     "micro-batches and validations": accumulated,
+    "ViT with fixed positions": lambda: Training(
+        _Vit(), data=images, optimizer=torch.optim.Adam, settings={}, lr=1e-3, steps=60
+    ),
+    "a training that goes on": goes_on,
+    "a summed loss with a small rate": lambda: Training(
+        mlp(), lr=5e-4, loss=lambda o, t: F.cross_entropy(o, t, reduction="sum")
+    ),
 }

@@ -216,9 +216,9 @@ def hessian_spectrum(
 
     Returns:
         ``quantity``, ``value`` in loss / (unit of θ)²: ``sharpness``, ``eigenvalue_0`` …, falling,
-        ``smallest_eigenvalue``, ``trace``, ``trace_standard_error``. ``attrs["eigenvectors"]``
-        holds the directions (parameter name to tensor), ``attrs["density"]`` the whole spectrum as
-        weighted points, in JSON.
+        ``smallest_eigenvalue``, ``trace``, ``trace_standard_error``, ``trace_low``, ``trace_high``
+        (95 %, Student's t). ``attrs["eigenvectors"]``: the directions (parameter name to tensor);
+        ``attrs["density"]``: the whole spectrum as weighted points, in JSON.
 
     Raises:
         ValueError: If a count is not positive, there is no batch, no parameter, or the loss is not
@@ -260,10 +260,11 @@ def loss_surface(
         alphas: Coordinates along the first, any sequence of numbers.
         betas: Along the second; without them the first direction alone is used.
         **options: ``mode="fast"`` evaluates as few points as ``tolerance=0.005`` (of the range of
-            the loss) needs and interpolates the others. ``batch_norm="recompute"`` re-estimates
-            running statistics at every point. ``weight_decay`` adds ``λ/2 ‖θ‖²``. ``resume`` names
+            the loss) needs and interpolates the others; what is narrower than ``"largest_gap"`` of
+            ``attrs`` may be missed. ``batch_norm="recompute"`` re-estimates running statistics at
+            every point. ``weight_decay`` adds ``λ/2 ‖θ‖²``. ``resume`` names
             a file from which an interrupted call resumes. ``seconds`` limits the time.
-            ``on_progress`` is called with points done and in all.
+            ``on_progress`` gets points done and in all.
 
     Returns:
         One row a point, α outer and β inner: ``alpha``, ``beta`` (0 along a line), ``loss``, and in

@@ -40,6 +40,7 @@ class HessianSpectrum:
     density: Quadrature
     num_parameters: int
     num_samples: int
+    num_vectors: int
 
     def quantities(self) -> dict[str, float]:
         """Return the numbers by name, as the probe's table has them."""
@@ -50,6 +51,8 @@ class HessianSpectrum:
             "smallest_eigenvalue": self.smallest,
             "trace": self.density.trace,
             "trace_standard_error": self.density.trace_error,
+            "trace_low": self.density.trace - self.density.trace_margin,
+            "trace_high": self.density.trace + self.density.trace_margin,
         }
 
 
@@ -125,6 +128,7 @@ def hessian_spectrum(
             density=density,
             num_parameters=hessian.size,
             num_samples=hessian.num_samples,
+            num_vectors=num_vectors,
         )
 
 
@@ -153,6 +157,7 @@ def metadata(found: HessianSpectrum) -> dict[str, str]:
     return {
         "num_parameters": str(found.num_parameters),
         "num_samples": str(found.num_samples),
+        "trace_vectors": str(found.num_vectors),
         "eigenvalue_errors": json.dumps(found.errors),
         "density": json.dumps(density),
     }

@@ -18,6 +18,7 @@ __all__ = [
     "end_eigenpairs",
     "extreme_singular_values",
     "quadrature",
+    "student_quantile",
 ]
 
 
@@ -44,13 +45,16 @@ class EigenPairs:
 class Quadrature:
     """A spectrum as points with weights that add to 1 (stochastic Lanczos quadrature).
 
-    ``trace`` is Hutchinson's estimate, ``trace_error`` its standard error; NaN for one vector.
+    ``trace`` is Hutchinson's estimate, ``trace_error`` its standard error, ``trace_margin`` half of
+    its 95 % interval by Student's t, since a few vectors tell little of their own spread; NaN for
+    one vector.
     """
 
     nodes: list[float]
     weights: list[float]
     trace: float
     trace_error: float
+    trace_margin: float
 
 
 class _Vectors:
@@ -236,13 +240,27 @@ def _errors(values: Tensor, residuals: Tensor, chosen: Sequence[int]) -> list[fl
     return errors
 
 
-def _mean_and_error(values: list[float]) -> tuple[float, float]:
+def _mean_and_error(values: list[float]) -> tuple[float, float, float]:
+    """Return the mean, its standard error, and half of its 95 % interval."""
     count = len(values)
     mean = sum(values) / count
     if count < 2:
-        return mean, float("nan")
+        return mean, math.nan, math.nan
     variance = sum((value - mean) ** 2 for value in values) / (count - 1)
-    return mean, (variance / count) ** 0.5
+    error = (variance / count) ** 0.5
+    return mean, error, student_quantile(count - 1) * error
+
+
+def student_quantile(freedom: int, share: float = 0.95) -> float:
+    """Return how far from 0 the middle ``share`` of Student's t with so many degrees reaches.
+
+    With ``t = √ν tan φ`` the share within ±t is ``2 Γ((ν+1)/2) / (√π Γ(ν/2)) ∫₀^φ cos^{ν−1}``.
+    """
+    constant = 2 * math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2))
+    angles = torch.linspace(0, math.pi / 2, 20_001, dtype=torch.float64)
+    heights = angles.cos().pow(freedom - 1) * constant / math.pi**0.5
+    within = torch.cumulative_trapezoid(heights, angles)
+    return math.sqrt(freedom) * math.tan(float(angles[1 + int(torch.searchsorted(within, share))]))
 
 
 class LinearMap(Protocol):

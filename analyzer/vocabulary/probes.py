@@ -114,8 +114,9 @@ PROBES = (
             title="Path-length spectrum",
             formula="G_k ← G_k (through shortcut) + Jᵀ G_{k−1} (through branch)",
             text="A network of n branches is a sum over paths. G_k is the gradient that all paths "
-            "carry which cross exactly k branches, computed exactly by one backward pass; "
-            "nothing is sampled. The effective path length is Σ k ‖G_k‖ / Σ ‖G_k‖.",
+            "carry which cross exactly k branches, computed exactly by one forward pass and one "
+            "backward pass a length, n + 1 at most; nothing is sampled. The effective path length "
+            "is Σ k ‖G_k‖ / Σ ‖G_k‖.",
             sources=("veit2016",),
         ),
         columns=_columns(
@@ -141,7 +142,8 @@ PROBES = (
             "multiplied by 1, 0.5 and 0 at the same weights; and by 0 with each branch multiplied "
             "by the factor that gives its join the standard deviation that it has with the "
             "shortcut. Dropout is off; batch norms have the statistics of the batch in the "
-            "network as it is, as constants. Nothing is trained again, so that the "
+            "network as it is, as constants. Four forward and backward passes, after one that "
+            "takes these statistics. Nothing is trained again, so that the "
             "difference is the effect of the shortcuts alone.",
             sources=("he2016identity",),
         ),
@@ -163,8 +165,10 @@ PROBES = (
             text="Loss on a plane through the trained weights along two random Gaussian directions "
             "with filter normalization: each slice along dimension 0 of a tensor with more "
             "than one dimension has the norm of that slice of θ*; other tensors are not "
-            "moved. A slice that is not convex shows that the loss is not; one that is proves "
-            "nothing.",
+            "moved. The loss is taken by a forward pass at each evaluated point; in the fast mode "
+            "the others are interpolated, and a spike narrower than the largest gap between "
+            "evaluated points may be missed. A slice that is not convex shows that the loss is "
+            "not; one that is proves nothing.",
             sources=("li2018",),
         ),
         options=(
@@ -213,7 +217,8 @@ PROBES = (
         method=Method(
             title="Gradient correlation",
             formula="mean over pairs of inputs of cos(∂Σf/∂a(x), ∂Σf/∂a(x′))",
-            text="Uncentered cosine of the gradients that two inputs of a batch give at a layer. "
+            text="Uncentered cosine of the gradients that two inputs of a batch give at a layer, "
+            "all from one backward pass. "
             "Reference curves, for independent half-active masks: plain 1/2^L; residual "
             "without norm (3/4)^L; residual with norm and branch scale β 1/(β√L). Real "
             "networks decay more slowly.",
@@ -280,7 +285,8 @@ PROBES = (
         method=Method(
             title="Lesion study",
             text="Loss and accuracy of the trained network on one held batch with the branch of "
-            "one join left out, one join at a time; then likewise with its shortcut left out.",
+            "one join left out, one join at a time; then likewise with its shortcut left out: two "
+            "forward passes a join, and one for each two blocks that trade places.",
             sources=("veit2016",),
         ),
         columns=_columns(
@@ -338,7 +344,9 @@ PROBES = (
         method=Method(
             title="Sharpness",
             formula="λ_max(∇²L)",
-            text="Largest eigenvalue of the Hessian of the mean loss.",
+            text="Largest eigenvalue of the Hessian of the mean loss, by Lanczos with at most 100 "
+            "products; density and trace from four vectors of random signs, 12 products each, with "
+            "the trace's 95 % interval by Student's t.",
             sources=("cohen2021",),
         ),
         columns=_columns(
@@ -353,7 +361,7 @@ PROBES = (
         method=Method(
             title="Attribution of layers",
             text="How much of the output for a target each layer accounts for, summed over its "
-            "units.",
+            "units; 20 forward and backward passes on the way from zero inputs, eight samples.",
             sources=("dhamdhere2019", "kokhlikyan2020"),
         ),
         columns=_columns(
@@ -372,7 +380,8 @@ PROBES = (
             title="Gradient noise scale",
             formula="tr Σ / ‖G‖²",
             text="Batch size at which the noise of the gradient is as large as the gradient, "
-            "estimated from two batch sizes, both terms averaged before dividing.",
+            "estimated from two batch sizes, both terms averaged before dividing: from the passes "
+            "that a training accumulates, else from 32 backward passes over pieces of a batch.",
             sources=("mccandlish2018",),
         ),
         columns=_columns(

@@ -33,7 +33,14 @@ from analyzer.probes.landscape.points import (
 )
 from analyzer.probes.landscape.weights import aligned, moves_of, named_weights, squared_norm
 
-__all__ = ["MODES", "Surface", "plane_curvatures", "surface", "surface_measures"]
+__all__ = [
+    "MODES",
+    "Surface",
+    "largest_gap",
+    "plane_curvatures",
+    "surface",
+    "surface_measures",
+]
 
 
 MODES = ("exact", "fast")
@@ -89,9 +96,10 @@ def surface(
     ``L(α, β) = Σ_b n_b L_b / Σ_b n_b`` over the batches, in eval mode, θ* the model's weights.
     Afterwards weights, buffers, modes, ``.grad``, hooks and the random state are bit for bit what
     they were. The coordinates may be in any order. ``mode="fast"`` leaves out points of grids of
-    more than 256. ``weight_decay`` is λ of ``λ/2 ‖θ(α, β)‖²`` over all parameters. A killed run is
-    resumed with the values of an undisturbed one. What is not evaluated after ``seconds`` is
-    interpolated, or NaN. Where the model or the loss is NaN or infinite, so is the surface.
+    more than 256; the metadata have the ``largest_gap`` between evaluated points, and a spike that
+    is narrower may be missed. ``weight_decay`` is λ of ``λ/2 ‖θ(α, β)‖²`` over all parameters. A
+    killed run is resumed with the values of an undisturbed one. What is not evaluated after
+    ``seconds`` is interpolated, or NaN. Where the model or the loss is NaN or infinite, so is the surface.
     """
     _check(mode, batch_norm, tolerance)
     wanted = (_axis(alphas, "alphas"), np.zeros(1) if betas is None else _axis(betas, "betas"))
@@ -123,6 +131,8 @@ def surface(
         "tolerance": str(tolerance) if is_fast else "0",
         "error": str(estimate.error),
         "tolerance_met": str(estimate.is_within).lower(),
+        "largest_gap": str(largest_gap(estimate.evaluated, *axes)),
+        "may_miss": "what is narrower than the largest gap between evaluated points",
         "fit": estimate.fit,
         "batch": str(num_samples(data)),
         "batch_norm": batch_norm,
@@ -135,6 +145,23 @@ def surface(
     if places is not None:
         values, evaluated = values[places], evaluated[places]
     return Surface(*wanted, values, evaluated, facts)
+
+
+def largest_gap(evaluated: NDArray[np.bool_], alphas: Floats, betas: Floats) -> float:
+    """Return the widest place without an evaluated point, in units of the coordinates.
+
+    Twice the largest distance of a point of the grid from the nearest evaluated one, and no less
+    than the largest step between neighbors on an axis: what is narrower may lie there unseen. Inf
+    where nothing is evaluated, NaN on an axis that is not finite.
+    """
+    axes = [np.unique(axis) for axis in (alphas, betas)]
+    steps = [float(np.diff(axis).max(initial=0.0)) for axis in axes]
+    grid = np.stack(np.meshgrid(alphas, betas, indexing="ij"), axis=-1)
+    known, empty = grid[evaluated], grid[~evaluated]
+    if not len(known):
+        return float("inf")
+    far = [np.hypot(*(known - point).T).min() for point in empty]
+    return float(max(2 * max(far, default=0.0), *steps))
 
 
 def _check(mode: str, batch_norm: str, tolerance: float) -> None:

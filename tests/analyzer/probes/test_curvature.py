@@ -10,7 +10,7 @@ import analyzer
 from analyzer.errors import AnalyzerError
 from analyzer.probes import HeldBatch
 from analyzer.probes.curvature import hessian_spectrum, measure, sharpness
-from analyzer.probes.lanczos import end_eigenpairs, quadrature
+from analyzer.probes.lanczos import end_eigenpairs, quadrature, student_quantile
 
 cross_entropy = nn.functional.cross_entropy
 
@@ -242,3 +242,21 @@ def test_the_frame_names_its_quantities_and_carries_the_directions():
     assert frame["value"][0] == frame["value"][1] > frame["value"][2] > 0
     assert sum(json.loads(frame.attrs["density"])["weights"]) == pytest.approx(1)
     assert set(frame.attrs["eigenvectors"][0]) == set(dict(net.named_parameters()))
+
+
+def test_the_interval_of_the_trace_holds_it_as_often_as_it_says():
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(30, 30, generator=generator, dtype=torch.float64)
+    matrix = matrix @ matrix.T
+    trace, like, within, errors = float(matrix.trace()), torch.empty(30, dtype=torch.float64), 0, 0
+    for seed in range(200):
+        found = quadrature(matrix.mv, like, num_vectors=4, num_steps=1, seed=10 * seed)
+        within += abs(found.trace - trace) <= found.trace_margin
+        errors += abs(found.trace - trace) <= found.trace_error
+    assert 0.9 <= within / 200 <= 0.99
+    assert errors / 200 < 0.68  # what one standard error of four vectors would have to hold
+
+
+@pytest.mark.parametrize(("freedom", "expected"), [(1, 12.7062), (3, 3.18245), (30, 2.04227)])
+def test_the_quantile_of_students_t_is_that_of_the_tables(freedom, expected):
+    assert student_quantile(freedom) == pytest.approx(expected, rel=1e-3)

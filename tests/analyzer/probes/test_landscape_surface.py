@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 import analyzer
 from analyzer.probes.batch import HeldBatch
 from analyzer.probes.landscape import measure, surface
+from analyzer.probes.landscape.surface import largest_gap
 
 GRID = np.linspace(-1, 1, 5)
 
@@ -385,3 +386,13 @@ def test_a_probe_that_is_out_of_time_shows_what_it_did_not_evaluate():
     found = measure(HeldBatch(model, *batches[0], cross_entropy), seconds=1e-9)
     assert not any(found.columns["evaluated"]) and np.isnan(found.columns["loss"]).all()
     assert found.metadata["tolerance_met"] == "false"
+
+
+def test_the_largest_gap_is_the_widest_place_without_an_evaluated_point():
+    axis = np.linspace(-1, 1, 11)
+    evaluated = np.ones((11, 11), bool)
+    assert largest_gap(evaluated, axis, axis) == pytest.approx(0.2)
+    evaluated[3:8, 3:8] = False  # a square of 5 x 5: its middle is three steps from what is around
+    assert largest_gap(evaluated, axis, axis) == pytest.approx(1.2)
+    assert largest_gap(~np.ones((11, 11), bool), axis, axis) == float("inf")
+    assert largest_gap(np.ones((11, 1), bool), axis, np.zeros(1)) == pytest.approx(0.2)

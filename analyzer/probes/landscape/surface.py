@@ -99,7 +99,8 @@ def surface(
     more than 256; the metadata have the ``largest_gap`` between evaluated points, and a spike that
     is narrower may be missed. ``weight_decay`` is λ of ``λ/2 ‖θ(α, β)‖²`` over all parameters. A
     killed run is resumed with the values of an undisturbed one. What is not evaluated after
-    ``seconds`` is interpolated, or NaN. Where the model or the loss is NaN or infinite, so is the surface.
+    ``seconds`` is interpolated, or NaN. Where the model or the loss is NaN or infinite, so is the
+    surface.
     """
     _check(mode, batch_norm, tolerance)
     wanted = (_axis(alphas, "alphas"), np.zeros(1) if betas is None else _axis(betas, "betas"))

@@ -1,14 +1,20 @@
 # The two commands of the README are `make demo` and `make test`. Everything they need is installed
-# into .venv, with the exact versions of constraints.txt; a second call installs nothing.
+# into .venv, with the exact files of constraints.txt; a second call installs nothing.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Nothing is installed but files of which a list has the hash.
+PIP := -m pip --quiet --disable-pip-version-check
+HASHED := $(PIP) install --require-hashes --no-deps
+# The wheel for CPUs, else that of PyPI and, where it is for an accelerator, the libraries it asks for.
+TORCH = $(1)/python $(HASHED) --requirement constraints-torch-cpu.txt 2>/dev/null || { $(1)/python $(HASHED) --requirement constraints-torch.txt && $(1)/python $(PIP) install torch==$$($(1)/python -c 'from importlib.metadata import version; print(version("torch"))'); }
+ITSELF := $(PIP) install --no-deps --no-build-isolation --editable .
 # Tests run in so many processes, one thread each.
 JOBS ?= 2
 
-.PHONY: help demo test test-all test-integrations browser paper bench bench-peers lint format docs docs-serve clean
+.PHONY: help demo test test-all test-integrations browser paper bench bench-peers lint format release docs docs-serve clean
 
 help:
 	@echo "make demo      set up, train a plain and a residual net, show what differs"
@@ -18,13 +24,16 @@ help:
 	@echo "make bench     run the benchmarks (ratios side by side)"
 	@echo "make bench-peers  what recording costs, beside wandb.watch and TorchLens"
 	@echo "make lint      check style and types only"
+	@echo "make release   write the wheel and the list of what it needs (CycloneDX) into dist/"
 	@echo "make docs      write the site into site/; a broken link fails"
 
-$(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard analyzer/recording/_*.cpp) analyzer/recording/_scan.h analyzer/joins/_products.cpp
+$(INSTALLED): pyproject.toml $(wildcard constraints*.txt) setup.py $(wildcard analyzer/recording/_*.cpp) analyzer/recording/_scan.h analyzer/joins/_products.cpp
 	@echo "--- setting up $(VENV) (once; a few minutes)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python $(HASHED) --requirement constraints.txt
+	$(call TORCH,$(BIN))
+	$(BIN)/python $(ITSELF)
 	@touch $(INSTALLED)
 
 demo: $(INSTALLED)
@@ -51,10 +60,12 @@ test: lint browser
 
 # Libraries that would be much to install for every test have an environment of their own.
 INTEGRATIONS := .venv-integrations
-$(INTEGRATIONS)/.installed: pyproject.toml constraints.txt
+$(INTEGRATIONS)/.installed: pyproject.toml $(wildcard constraints*.txt)
 	@echo "--- setting up $(INTEGRATIONS)"
 	$(PYTHON) -m venv $(INTEGRATIONS)
-	$(INTEGRATIONS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[lightning,skorch,transformers]' tensorboard pytest
+	$(INTEGRATIONS)/bin/python $(HASHED) --requirement constraints.txt --requirement constraints-integrations.txt
+	$(call TORCH,$(INTEGRATIONS)/bin)
+	$(INTEGRATIONS)/bin/python $(ITSELF)
 	@touch $(INTEGRATIONS)/.installed
 
 test-integrations: $(INTEGRATIONS)/.installed
@@ -66,10 +77,12 @@ test-all: lint browser paper test-integrations
 	$(BIN)/pytest
 
 PEERS := .venv-peers
-$(PEERS)/.installed: pyproject.toml constraints.txt
+$(PEERS)/.installed: pyproject.toml $(wildcard constraints*.txt)
 	@echo "--- setting up $(PEERS)"
 	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable . torchlens wandb
+	$(PEERS)/bin/python $(HASHED) --requirement constraints.txt --requirement constraints-peers.txt
+	$(call TORCH,$(PEERS)/bin)
+	$(PEERS)/bin/python $(ITSELF)
 	@touch $(PEERS)/.installed
 
 bench-peers: $(PEERS)/.installed
@@ -85,10 +98,17 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/dashboard.py
 	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/verdict_null.py
+	$(BIN)/python benchmarks/load.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The wheel, and what it needs: a CycloneDX list of every package with version, license and origin.
+release: $(INSTALLED)
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	$(BIN)/python docs/sbom.py > dist/gradient-flow-analyzer.cdx.json
+	@ls dist
 
 docs: $(INSTALLED)
 	$(BIN)/mkdocs build --strict

@@ -2,6 +2,7 @@ import ast
 import importlib
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -215,6 +216,81 @@ def test_every_dependency_that_is_imported_is_declared() -> None:
             for top in {name.partition(".")[0] for name in names}:
                 known = top == "analyzer" or top in sys.stdlib_module_names or top in declared
                 assert known, f"{path.relative_to(ROOT)} imports {top}, which is not declared"
+
+
+def _imported(*folders: str) -> set[str]:
+    """The packages at the top that the Python files of some folders import."""
+    found = set()
+    for path in [p for folder in folders for p in (ROOT / folder).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names.append(node.module or "")
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "importorskip":
+                names.append(ast.literal_eval(node.args[0]))
+            found |= {name.partition(".")[0] for name in names}
+    return found
+
+
+def test_no_dependency_is_declared_that_nothing_imports() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    spelled = {"scikit_learn": "sklearn"}
+
+    def modules_of(lines: list[str]) -> set[str]:
+        names = {re.split(r"[>=\[; ]", line)[0].replace("-", "_").lower() for line in lines}
+        return {spelled.get(name, name) for name in names}
+
+    assert modules_of(project["dependencies"]) - _imported("analyzer", *FOLDERS.values()) == set()
+    # What developers need is imported by a test, or is a program or plugin that a file names.
+    files = ("Makefile", "mkdocs.yml", "pyproject.toml", "tests/test_examples.py")
+    told = " ".join((ROOT / name).read_text() for name in files).split("[project.scripts]")
+    used = " ".join([told[0].partition("[project]")[0], *told[1:]]).replace("-", "_")
+    extras = modules_of([x for lines in project["optional-dependencies"].values() for x in lines])
+    left = extras - _imported("tests", "benchmarks", "docs", "examples", "analyzer")
+    known = {"mkdocs_material": "theme", "pandas_stubs": "mypy", "ipykernel": "nbclient"}
+    known |= {"pytest_cov": "__cov", "pytest_xdist": "__dist"}
+    left -= {"accelerate"}  # the Trainer of Transformers refuses to work without it
+    assert {name for name in left if known.get(name, name) not in used} == set()
+
+
+def test_nothing_is_installed_but_files_whose_hashes_are_listed() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for line in makefile.splitlines():
+        if re.search(r"\bpip (install|wheel)|install --", line) and "apt-get" not in line:
+            is_checked = "--require-hashes --no-deps" in line or "--no-build-isolation" in line
+            assert is_checked or line.startswith("TORCH"), line
+    pinned = set()
+    for path in ROOT.glob("constraints*.txt"):
+        assert path.name in makefile
+        text = path.read_text()
+        entries = re.split(r"\n(?=\S)", re.sub(r"^#.*\n", "", text, flags=re.M).strip())
+        for entry in entries:
+            pin, *hashes = re.split(r" \\\n\s+", entry)
+            assert re.fullmatch(r"[A-Za-z0-9._-]+==[^ ;]+( ; .*)?", pin), pin
+            assert hashes and all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", h) for h in hashes)
+            pinned.add(re.sub(r"[-_.]+", "-", pin.partition("==")[0]).lower())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [x for some in project["optional-dependencies"].values() for x in some]
+    for line in project["dependencies"] + lines + ["setuptools"]:
+        assert re.split(r"[>=\[; ]", line)[0].lower() in pinned
+
+
+def test_the_list_of_materials_has_whatever_the_package_needs() -> None:
+    sys.path.insert(0, str(ROOT / "docs"))
+    from sbom import bill_of_materials
+
+    found = bill_of_materials()
+    assert (found["bomFormat"], found["specVersion"]) == ("CycloneDX", "1.6")
+    names = {one["purl"].partition("@")[0].removeprefix("pkg:pypi/") for one in found["components"]}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {line.partition(">")[0] for line in project["dependencies"]} <= names
+    assert not {"pytest", "ruff", "playwright"} & names  # nobody but developers needs them
+    references = [one["bom-ref"] for one in found["components"]]
+    assert len(set(references)) == len(references)
+    known = {*references, found["metadata"]["component"]["bom-ref"]}
+    assert {edge["ref"] for edge in found["dependencies"]} == known
+    assert {ref for edge in found["dependencies"] for ref in edge["dependsOn"]} <= known
+    assert found == bill_of_materials()
 
 
 def test_the_command_is_installed_under_its_name() -> None:

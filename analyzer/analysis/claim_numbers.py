@@ -63,7 +63,7 @@ def _gain(run: Run) -> Measured:
     """The gain per layer of depth; ``scale`` is how far the depths reach."""
     found = _along_trunk(run, "median", "gain")
     depths = as_floats(run.static_rows("layers").column("depth"))
-    return replace(found, scale=float(depths.max() - depths.min()))
+    return replace(found, scale=float(np.ptp(depths)) if len(depths) else 0.0)
 
 
 def relative_gradient(run: Run) -> Measured:

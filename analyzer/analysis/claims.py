@@ -4,7 +4,6 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
 from typing import Any
 
 from analyzer.analysis.claim_numbers import MOMENTS, NUMBERS, Measured
@@ -12,7 +11,7 @@ from analyzer.analysis.comparability import Difference
 from analyzer.analysis.evidence import became_nan
 from analyzer.analysis.finding import markdown_table
 from analyzer.analysis.limits import LIMITS
-from analyzer.analysis.numerals import counted, number
+from analyzer.analysis.numerals import counted, decades_fallen, number
 from analyzer.analysis.statements import STATEMENTS, Statement
 from analyzer.errors import NotRecordedError
 from analyzer.storage.run import Run
@@ -204,18 +203,8 @@ def _claim(
     # A median over some of the seeds would be of other runs than the next claim's.
     if texts:
         text = f"{statement.question} Not measured: {texts[0]}."
-        return Claim(
-            statement.key,
-            text,
-            "not measured",
-            None,
-            None,
-            None,
-            (),
-            statement.reference,
-            "",
-            statement.panel,
-        )
+        about = statement.reference, "", statement.panel
+        return Claim(statement.key, text, "not measured", None, None, None, (), *about)
     status, why = _status(statement, known, found)
     values = [_values(statement, pair) for pair in known]
     sides = [_middle([v[k] for v in values]) for k in (0, 1)]
@@ -227,6 +216,7 @@ def _claim(
         "scale": number(known[0][1].scale),
         "count": str(known[0][1].count),
         "over": known[0][1].over,
+        "rescaled": decades_fallen(known[0][1].scale),
         "rate": _rate(key, known[0][1]),
         "plain_rate": _rate(key, known[0][0]),
     }
@@ -347,14 +337,22 @@ def _explains(one: Difference, statement: Statement, pairs: Sequence[Pair]) -> b
 def _scores(
     statement: Statement, plain: Measured, residual: Measured
 ) -> tuple[float, float, float]:
-    """How far the conditions are met, in units of their noise; and at the ends of the spread."""
+    """How far the conditions are met, in units of their noise; less and more its error.
+
+    The errors of the two runs are independent: they add by their squares.
+    """
     point = _score(statement, plain, residual)
-    if not statement.uses_spread:
+    if not statement.uses_spread or not math.isfinite(point):
         return point, point, point
-    left = [plain, *_ends(plain)] if not statement.is_of_residual else [plain]
-    corners = [_score(statement, p, r) for p, r in product(left, [residual, *_ends(residual)])]
-    known = [x for x in corners if not math.isnan(x)]
-    return point, min(known, default=point), max(known, default=point)
+    less = more = 0.0
+    for pairs in (
+        [(end, residual) for end in _ends(plain)],
+        [(plain, end) for end in _ends(residual)],
+    ):
+        known = [x for p, r in pairs if not math.isnan(x := _score(statement, p, r))]
+        less = math.hypot(less, point - min([point, *known]))
+        more = math.hypot(more, max([point, *known]) - point)
+    return point, point - less, point + more
 
 
 def _ends(one: Measured) -> list[Measured]:

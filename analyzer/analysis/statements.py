@@ -177,16 +177,17 @@ STATEMENTS = (
     Statement(
         "counterfactual",
         "Do the shortcuts themselves keep the gradient, at the same weights?",
-        "from the last layer to the first it falls {residual} decades as the network is and "
-        "{plain} with every shortcut multiplied by 0 ({scale} with its branches rescaled as well)",
-        "at the same weights the gradient of the residual net falls {residual} decades, and "
-        "{plain} with its shortcuts taken out ({scale} with its branches rescaled as well)",
+        "from the last layer to the first it {residual} as the network is, and {plain} with every "
+        "shortcut multiplied by 0 (it {rescaled} where branches are rescaled as well)",
+        "at the same weights the gradient of the residual net {residual}, and {plain} with its "
+        "shortcuts taken out (it {rescaled} where branches are rescaled as well)",
         limits.own_effect,
         "yes from 1 decade on",
         "He et al. 2016; intervention on one network",
         "counterfactual",
         "probe `counterfactual`",
         is_of_residual=True,
+        say=decades_fallen,
     ),
     Statement(
         "shortcut_share",

@@ -167,21 +167,25 @@ _HEADLINES = {
 }
 
 
+_FIRST = {"cliff": 0, "vanishing": 1, "exploding": 1}
+
+
 def _mechanism(found: Claims) -> str:
     """The mechanisms that separate the two, the one with the largest effect first.
 
-    What is lost at one layer comes before all: a fit along depth passes through it too.
+    Norms come before the others, which follow from them, and what is lost at one layer before all:
+    a fit along depth passes through it too.
     """
     holding = sorted(
         (one for key, one in found.items() if key in _HEADLINES and one.status == "holds"),
-        key=lambda one: (one.key != "cliff", -one.effect),
+        key=lambda one: (_FIRST.get(one.key, 2), -one.effect),
     )
     if not holding:
         return " ".join(filter(None, (_norms(found), _collapsed_both(found))))
     first, *others = holding
     text = f"{_HEADLINES[first.key]}: {first.short} ({first.when}{_moments(found, first.key)})."
     if others:
-        listed = "; ".join(f"{one.short} ({one.when})" for one in others)
+        listed = "; ".join(f"{one.short} ({one.when}{_moments(found, one.key)})" for one in others)
         text += f" Beside it, by their effect: {listed}."
     if first.key not in ("vanishing", "exploding") and not any(
         one.key in ("vanishing", "exploding") for one in others

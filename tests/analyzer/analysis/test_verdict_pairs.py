@@ -251,7 +251,7 @@ CASES = (
         {},
         {"probes": counterfactual(0.1, 9.0, 7.0)},
         {"counterfactual": HOLDS},
-        ("Shown by intervention", "falls 0.1 decades, and 9 with"),
+        ("Shown by intervention", "falls 0.1 decades, and falls 9 decades with"),
     ),
     Case(
         "shortcuts do nothing for the norms",
@@ -265,7 +265,7 @@ CASES = (
         {},
         {"probes": counterfactual(0.1, 9.0, -0.2)},
         {"counterfactual": HOLDS},
-        ("9 with its shortcuts taken out (−0.2 with its branches rescaled as well)",),
+        ("falls 9 decades with its shortcuts taken out (it grows 0.2 decades where",),
     ),
     Case(
         "no branch is needed",

@@ -13,7 +13,7 @@ from analyzer.analysis.numerals import number
 from analyzer.analysis.ratio_rules import median_update_ratios
 from analyzer.storage.arrays import as_floats
 
-__all__ = ["CHANCE_LEVEL", "DIVERGING", "STEP_TOO_SMALL", "SUMMED_LOSS"]
+__all__ = ["AT_THE_EDGE", "CHANCE_LEVEL", "DIVERGING", "STEP_TOO_SMALL", "SUMMED_LOSS"]
 
 _LEAST_LOSSES = 50
 # Of sequences the loss first falls to the entropy of their signs, and stays there for a while.
@@ -300,4 +300,49 @@ CHANCE_LEVEL = Rule(
         STEP_TOO_SMALL.thresholds[1],
     ),
     panel="loss",
+)
+
+
+def _at_the_edge(evidence: Evidence, limits: Limits) -> Seen | None:
+    """The largest eigenvalue of the Hessian over the one from which on a step is unstable."""
+    if "sharpness" not in evidence.run.probes:
+        return None
+    rows = evidence.run.probe("sharpness").sort_values("step")
+    ratios = np.full(len(rows), np.nan)
+    for prefix in ("", "preconditioned_"):
+        sharp, limit = (
+            rows[f"{prefix}{name}"].to_numpy(np.float64, na_value=np.nan)
+            for name in ("sharpness", "threshold")
+        )
+        ratios = np.where(np.isnan(ratios), sharp / limit, ratios)
+    steps, known = rows["step"].to_numpy(np.int64), np.isfinite(ratios)
+    steps, ratios = steps[known], ratios[known]
+    if not len(ratios) or not ratios[-1] >= limits["edge_share"]:
+        return None
+    below = np.flatnonzero(ratios < limits["edge_share"])
+    start = int(below[-1]) + 1 if len(below) else 0
+    return Seen(float(ratios[-1]), (), (int(steps[start]), int(steps[-1])))
+
+
+AT_THE_EDGE = Rule(
+    code="edge_of_stability",
+    severity="note",
+    seen_when="the sharpness is near the one from which on a step of the optimizer is unstable",
+    value="sharpness over threshold",
+    reads={"steps": ("loss",)},
+    look=_at_the_edge,
+    sentence="At the edge of stability: the largest eigenvalue of the Hessian is {value} times the "
+    "one from which on a step is unstable, at the probes of steps {first} to {last}.",
+    remedy="Nothing, while the loss falls: full-batch training often stays there, and the loss "
+    "falls unevenly. A lower learning rate, or a warm-up, leaves the edge; a higher one makes the "
+    "training turn to flatter places, or diverge.",
+    thresholds=(
+        Threshold(
+            "edge_share",
+            0.9,
+            "sharpness over threshold at the last probe; full-batch training hovers within a tenth "
+            "of 1 (Cohen et al. 2021)",
+        ),
+    ),
+    panel="sharpness",
 )

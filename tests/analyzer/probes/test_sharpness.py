@@ -137,7 +137,9 @@ def test_the_threshold_of_the_first_step_is_that_of_its_own_learning_rate(tmp_pa
             cross_entropy(model(x), y).backward()
             optimizer.step()
             schedule.step()
-    rows = analyzer.open_run(tmp_path / "run").probe("sharpness")
+    run = analyzer.open_run(tmp_path / "run")
+    rows = run.probe("sharpness")
+    assert "edge_of_stability" not in [one.code for one in run.findings()]
     assert rows["threshold"].tolist() == pytest.approx([3 / 0.5, 3 / 0.05, 3 / 0.005])
     for row, network in ((0, start), (2, model)):
         top = torch.linalg.eigvalsh(dense_hessian(network, x, y)[1])[-1]
@@ -182,5 +184,10 @@ def test_full_batch_descent_rises_to_the_edge_of_stability_and_the_figure_shows_
     info = sharpness_curves(View([run]))
     assert info.caption.endswith("1.00 times the 20 from which on a step is unstable.")
     drawn = figures.SHARPNESS.drawing(info, LIGHT)
+    (found,) = [one for one in run.findings() if one.code == "edge_of_stability"]
+    ratio = rows["sharpness"].iloc[-1] / 20
+    assert found.value == pytest.approx(ratio) and found.severity == "note"
+    high = rows["step"][rows["sharpness"] < 18].max()
+    assert found.steps == (high + 100, 1400)
     line = next(t for t in drawn.data if t.name is not None and t.name.endswith("threshold"))
     assert list(line.y) == [20.0] * 15

@@ -47,7 +47,7 @@ def _eval_mode(evidence: Evidence, limits: Limits) -> Seen | None:
     about = evidence.conditions.get("eval_mode") or {}
     looks, layers = about.get("looks") or 0, about.get("layers") or {}
     seen = {n: x for n, x in layers.items() if x["steps"] >= limits["sustained_share"] * looks}
-    if not seen:
+    if not seen or looks < 1:
         return None
     worst = max(one["steps"] for one in seen.values()) / looks
     ends = min(x["first_step"] for x in seen.values()), max(x["last_step"] for x in seen.values())
@@ -58,7 +58,7 @@ def _eval_mode(evidence: Evidence, limits: Limits) -> Seen | None:
 def _kept(evidence: Evidence, limits: Limits) -> Seen | None:
     about = evidence.conditions.get("gradients_kept") or {}
     kept, of = about.get("updates") or 0, about.get("of") or 0
-    if kept < _LEAST_UPDATES or kept < limits["kept_share"] * of:
+    if kept < _LEAST_UPDATES or of < 1 or kept < limits["kept_share"] * of:
         return None
     return Seen(kept / of, (), evidence.ends, {"kept": f"{kept:,}", "of": f"{of:,}"})
 

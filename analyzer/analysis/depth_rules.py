@@ -57,7 +57,7 @@ def _at_first(sign: float, limit: str, evidence: Evidence, limits: Limits) -> Se
         for name, x, over in _jumps(evidence)
         if over[0] * sign >= limits["cliff_decades"]
     ]
-    where = f", {decades(max(jumps)[0])} of it at {max(jumps)[1]}" if jumps else ""
+    where = f", {decades(max(jumps)[0])} at {max(jumps)[1]} alone" if jumps else ""
     return Seen(
         seen.value, seen.layers, seen.steps, {**seen.words, "well": str(well), "where": where}
     )

@@ -92,6 +92,12 @@ FIELDS: dict[str, tuple[str, str]] = {
     "optimizers": ("list of objects?", "Class and options of each optimizer that stepped."),
     "data_hash": ("string?", "Digest of the data."),
     "first_batch": ("string?", "Digest of the first batch."),
+    "conditions": (
+        "conditions?",
+        "What explains findings: first `inputs`, reduction of the `loss` and entropy of its "
+        "classes, `gradients_kept` over updates, normalization in `eval_mode`, parameters "
+        "`without_optimizer`, number of `roots`.",
+    ),
     "not_recorded": ("list of strings?", "What is not recorded, and why."),
     "storage_error": ("string?", "Why nothing more could be written from some step on."),
     "lost_steps": ("int?", "Steps that were recorded and could not be written."),
@@ -131,7 +137,59 @@ def _are_options(value: Any) -> bool:
     )
 
 
+def _are_ints(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_int, value))
+
+
+def _is_input(value: Any) -> bool:
+    sizes = ("root_mean_square", "largest")
+    return (
+        isinstance(value, dict)
+        and _are_ints(value.get("shape"))
+        and all(value.get(name) is None or _is_float(value[name]) for name in sizes)
+    )
+
+
+def _is_eval_mode(value: Any) -> bool:
+    layers = value.get("layers") if isinstance(value, dict) else None
+    if not isinstance(layers, dict) or not _is_int(value.get("looks")):
+        return False
+    names = ("steps", "first_step", "last_step")
+    return all(
+        isinstance(one, dict) and all(_is_int(one.get(name)) for name in names)
+        for one in layers.values()
+    )
+
+
+def _is_loss(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        value.get(name) is None or check(value[name])
+        for name, check in (
+            ("reduction", _is_string),
+            ("class_entropy", _is_float),
+            ("targets", _is_int),
+        )
+    )
+
+
+_CONDITIONS: dict[str, Callable[[Any], bool]] = {
+    "inputs": lambda value: isinstance(value, list) and all(map(_is_input, value)),
+    "loss": _is_loss,
+    "gradients_kept": lambda value: _all(value, _is_int),
+    "eval_mode": _is_eval_mode,
+    "without_optimizer": _are_ints,
+    "roots": _is_int,
+}
+
+
+def _are_conditions(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        check(value[name]) for name, check in _CONDITIONS.items() if name in value
+    )
+
+
 _CHECKS: dict[str, Callable[[Any], bool]] = {
+    "conditions": _are_conditions,
     "int": _is_int,
     "float": _is_float,
     "bool": lambda value: isinstance(value, bool),

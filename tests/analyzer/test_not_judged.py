@@ -90,3 +90,23 @@ def test_what_a_whole_run_shows_is_judged(
     assert {one["verdict"] for one in json.loads(called(capsys, "runs", tmp_path, "--json"))} == {
         "healthy"
     }
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        {"eval_mode": {"looks": 0, "layers": {"a": {"steps": 1, "first_step": 0, "last_step": 0}}}},
+        {"gradients_kept": {"updates": 9, "of": 0}},
+        {"eval_mode": {"looks": 1, "layers": {"a": None}}},
+        {"inputs": [{"shape": "x"}]},
+        {"loss": {"class_entropy": "x"}},
+        {"without_optimizer": "x"},
+        [],
+    ],
+)
+def test_conditions_that_make_no_sense_end_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], conditions: object
+) -> None:
+    run = write_run(tmp_path / "mine", LOSSES, ONES, layers=LAYERS, conditions=conditions)
+    found = json.loads(called(capsys, "diagnose", run, "--json"))
+    assert {one["code"] for one in found} <= {"not judged"}

@@ -107,6 +107,33 @@ def test_a_spike_is_no_finding_and_a_long_piece_is(tmp_path: Path) -> None:
     assert (finding.code, finding.steps) == ("exploding", (9, 16))
 
 
+def test_a_cliff_names_its_layer_and_a_slope_is_none(tmp_path: Path) -> None:
+    # Of seven layers the fourth takes away four decades; beside it, each has a gain of 0.8.
+    slope = np.array(chains([0.8])[0])
+    cliff = np.where(np.arange(7) < 3, 1e-4, 1.0) * slope
+    (finding,) = findings(open_run(wide_run(tmp_path / "a", [2.0] * 4, [cliff.tolist()] * 4)))
+    assert (finding.code, finding.layers, finding.steps) == ("cliff", ("layers.3",), (0, 3))
+    assert finding.value == pytest.approx(4 + math.log10(1 / 0.8))
+    assert "falls by 4.1 decades at one layer, layers.3" in finding.sentence
+    assert codes(wide_run(tmp_path / "b", [2.0] * 4, [slope.tolist()] * 4)) == []
+
+
+def test_what_the_first_step_alone_shows_is_said_with_its_step_and_layer(tmp_path: Path) -> None:
+    norms = chains([1.8] + [1.0] * 19, layers=9)
+    (finding,) = findings(open_run(wide_run(tmp_path / "a", [2.0] * 20, norms)), LOW)
+    assert (finding.code, finding.severity) == ("explodes_at_first", "warning")
+    assert finding.value == pytest.approx(8 * math.log10(1.8))
+    assert "At step 0 the gradient explodes" in finding.sentence
+    assert "(gain 1.80 per layer); from step 1 on" in finding.sentence
+    norms[0] = [1e-6 * 0.5 ** (8 - k) if k < 2 else 0.5 ** (8 - k) for k in range(9)]
+    (finding,) = findings(open_run(wide_run(tmp_path / "b", [2.0] * 20, norms)), LOW)
+    assert finding.code == "vanishes_at_first"
+    assert "6.3 decades at layers.2 alone; from step 1 on" in finding.sentence
+
+
+LOW = {"vanishing_decades": 2.0, "exploding_decades": 2.0}
+
+
 def test_thresholds_can_be_overridden_both_ways(tmp_path: Path) -> None:
     run = wide_run(tmp_path / "run", [1.0] * 4, chains([0.4] * 4))
     assert codes(run) == []

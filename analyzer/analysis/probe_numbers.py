@@ -170,7 +170,9 @@ def lesion(run: Run) -> Measured:
     noted = json.loads(run.probe_metadata("lesion").get(step, {}).get("accuracy", "null"))
     base = math.nan if noted is None else float(noted)
     names = run.joins.set_index("join")["name"]
-    here = f'RUN.probe("lesion").query("step == {step}")'
+    # A net that is not finite has accuracies, which say nothing.
+    rows = rows[rows["loss"].notna()]
+    here = f'RUN.probe("lesion").query("step == {step} and loss == loss")'
     if math.isnan(base) or rows["accuracy"].isna().all():
         change, scale, over = rows["loss_change"], abs(run_training(run).first_loss), "loss"
         query = f'{here}["loss_change"].max()'
@@ -178,7 +180,7 @@ def lesion(run: Run) -> Measured:
         change, scale, over = base - rows["accuracy"], 0.0, "accuracy"
         query = f'{base!r} - {here}["accuracy"].min()'
     at = int(change.argmax()) if change.notna().any() else 0
-    where = str(names.get(rows["join"].iloc[at], rows["join"].iloc[at]))
+    where = str(names.get(rows["join"].iloc[at], rows["join"].iloc[at])) if len(rows) else ""
     value = float(change.max())
     return Measured(value, query, (step,), over=over, count=len(rows), scale=scale, where=where)
 

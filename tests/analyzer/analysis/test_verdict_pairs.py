@@ -60,12 +60,12 @@ def counterfactual(intact: float, cut: float, rescaled: float) -> Side:
     }
 
 
-def lesion(*accuracies: float) -> Side:
+def lesion(*accuracies: float, loss: float = 0.0) -> Side:
     zeros = [0.0] * len(accuracies)
     return {
         "lesion": {
             "join": list(range(len(accuracies))),
-            "loss": zeros,
+            "loss": [loss] * len(accuracies),
             "loss_change": zeros,
             "accuracy": list(accuracies),
             "shortcut_loss": zeros,
@@ -273,6 +273,12 @@ CASES = (
         {"probes": lesion(0.9, 0.89, 0.9, 0.9)},
         {"lesion": HOLDS},
         never=("Without the branch",),
+    ),
+    Case(
+        "a net that is not finite",
+        {},
+        {"probes": lesion(0.1, 0.1, 0.1, 0.1, loss=math.nan)},
+        {"lesion": "undefined"},
     ),
     Case(
         "one branch is needed",

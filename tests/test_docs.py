@@ -15,6 +15,7 @@ from analyzer.options import RECORDER, options_of
 from analyzer.vocabulary import GLOSSARY, QUANTITIES
 from analyzer.vocabulary.probes import PROBES
 from docs.generated import PAGES, on_page_markdown
+from tests.support import hostile
 
 ROOT = Path(__file__).parents[1]
 
@@ -154,3 +155,13 @@ def test_the_walk_of_a_gradient_has_at_most_twelve_stations_at_places_that_exist
                     re.search(rf"(def|class) {last}\b|^{last} = ", found, re.M)
                     or name == "Run.grid"
                 ), name
+
+
+def test_every_attack_of_the_security_page_has_its_test() -> None:
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    for attack in hostile.ATTACKS:
+        assert f"| `{attack}` |" in page
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    named = re.findall(r"\btest_[a-z0-9_]+(?=`)", page)
+    assert len(named) > 20
+    assert [name for name in named if f"def {name}(" not in tests] == []

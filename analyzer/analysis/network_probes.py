@@ -20,6 +20,7 @@ from analyzer.analysis.per_run import (
     shown_range,
 )
 from analyzer.analysis.view import RunLabel, View
+from analyzer.errors import NotRecordedError
 from analyzer.storage.run import Run
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
+_MOST_CELLS = 4_000_000
 # Above this many times the smallest loss a linear scale shows a needle and a plain.
 _LOG_RATIO = 20.0
 
@@ -189,6 +191,11 @@ def _landscape(view: View, run: Run, label: RunLabel) -> Landscape:
     alpha, beta = (rows[name].to_numpy(np.float64) for name in ("alpha", "beta"))
     alphas, column = np.unique(alpha, return_inverse=True)
     betas, line = np.unique(np.where(np.isnan(beta), 0.0, beta), return_inverse=True)
+    if len(alphas) * len(betas) > _MOST_CELLS:  # a file may hold points of no grid
+        raise NotRecordedError(
+            f"the landscape has {len(alphas):,} by {len(betas):,} points; expected at most "
+            f"{_MOST_CELLS:,}, those of a grid. Measure it again with --overwrite"
+        )
     shape = (len(betas), len(alphas))
     losses, evaluated = np.full(shape, np.nan), np.zeros(shape, bool)
     losses[line, column] = rows["loss"].to_numpy(np.float64, na_value=np.nan)

@@ -127,7 +127,8 @@ def test_a_browser_is_sent_the_figure_that_plotly_has_checked(
 def test_a_probe_with_a_number_by_layer_has_a_panel_without_code_of_its_own(
     place: str, pair: tuple[Run, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mine = next(probe for probe in PROBES if probe.name == "shattering")
+    known = next(probe for probe in PROBES if probe.name == "shattering")
+    mine = replace(known, columns=known.columns[:3])
     if place == "name":
         monkeypatch.setattr("analyzer.analysis.layer_probes.quantities_of", lambda _: ())
     (one,) = layer_panels([mine], drawn=())

@@ -20,7 +20,7 @@ from analyzer.storage.schema import STAT_COLUMNS
 
 from .address import Address, Context, context, parse, query
 from .cache import Line
-from .compare import verdict_of
+from .compare import headline_of, verdict_of
 from .components import lacking, message, number_table
 from .drawing import recorded, shown, step_choices
 from .finding_list import finding_list
@@ -316,6 +316,7 @@ def _connect_live(app: Dash, library: Library, seen: Any) -> None:
         return run_table(library, wanted or "")
 
     _connect_answer(app, seen, finding_list, Id.FINDINGS_SOON, Id.FINDINGS)
+    _connect_answer(app, seen, headline_of, Id.HEADLINE_SOON, Id.HEADLINE)
     _connect_answer(app, seen, verdict_of, Id.VERDICT_SOON, Id.VERDICT, Id.CLAIMS)
 
 

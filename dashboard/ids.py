@@ -29,6 +29,8 @@ class Id(StrEnum):
     STEPS = "steps"
     STEP_SLIDER = "step-slider"
     BLOCK = "block"
+    HEADLINE = "headline"
+    HEADLINE_SOON = "headline-soon"
     VERDICT = "verdict"
     CLAIMS = "claims"
     FINDINGS = "findings"

@@ -7,7 +7,7 @@ from typing import Any
 import dash_mantine_components as dmc
 from dash import dcc, html
 
-from analyzer.figures.catalog import PAGES
+from analyzer.figures.catalog import PAGES, page_of
 from analyzer.figures.panels import Page
 from analyzer.vocabulary import GLOSSARY
 
@@ -152,7 +152,8 @@ def page_content(page: Page | None, path: str, context: Context) -> list[Any]:
         link = dcc.Link("Go to the page of runs", href="/")
         return [*head, *problems, message(text), html.P(link)]
     content = _LAYOUTS[page.key](context) if page.has_layout else cards(context, page)
-    return [*head, *problems, *content]
+    above = compare.headline(context) if page is page_of("overview") else []
+    return [*head, *problems, *above, *content]
 
 
 def _unknown(path: str) -> str:

@@ -24,19 +24,29 @@ class Verdict:
     """What separates a plain and a residual run, or what shortcuts do in a residual one.
 
     Args:
-        sentence: What differs besides, the mechanisms by their effect, which of them an
-            intervention shows, and the losses; each with its numbers.
+        parts: What differs besides, the mechanisms by their effect, which of them an intervention
+            shows, and the losses; each with its numbers, the most important first.
         note: Which run is which, how the plain one was made, what was not seen of them.
         differences: All that tells the runs apart beside their shortcuts.
         evidence: How many ``seeds``, ``samples`` of the held batch, ``batches`` of it, ``steps``.
     """
 
-    sentence: str
+    parts: tuple[str, ...]
     note: str
     differences: tuple[Difference, ...]
     evidence: Mapping[str, int]
     claims: tuple[Claim, ...]
     runs: tuple[Sequence[Run], Sequence[Run]] = field(default=((), ()), compare=False)
+
+    @property
+    def sentence(self) -> str:
+        """The whole verdict."""
+        return " ".join(self.parts)
+
+    @property
+    def headline(self) -> str:
+        """What is to be read first of it."""
+        return self.parts[0]
 
     @property
     def num_seeds(self) -> int:
@@ -99,7 +109,7 @@ def verdict(plain: Run | Sequence[Run], residual: Run | Sequence[Run]) -> Verdic
     ]
     note = " ".join(filter(None, (_swap_note(left, right, is_swapped), *_notes(left, right))))
     return Verdict(
-        " ".join(filter(None, parts)), note, apart, _evidence(left, right), found, (left, right)
+        tuple(filter(None, parts)), note, apart, _evidence(left, right), found, (left, right)
     )
 
 
@@ -127,9 +137,8 @@ def verdict_on(run: Run) -> Verdict:
         _open_questions(found),
         _evidence_words(1),
     ]
-    sentence = " ".join(filter(None, parts))
     note = " ".join(_notes([], [run]))
-    return Verdict(sentence, note, (), _evidence([], [run]), found, ((), (run,)))
+    return Verdict(tuple(filter(None, parts)), note, (), _evidence([], [run]), found, ((), (run,)))
 
 
 def _not_judged(runs: Sequence[Run]) -> str:

@@ -23,6 +23,7 @@ from analyzer.figures.csv_text import cell_rows, csv_cells
 from analyzer.figures.theme import DARK, LIGHT
 from analyzer.storage.run import Run
 from analyzer.storage.run_json import losses
+from analyzer.texts import escaped
 from analyzer.vocabulary import GLOSSARY
 from analyzer.vocabulary.methods import SOURCES, bibtex
 
@@ -93,9 +94,16 @@ def _environment(template: Path | None) -> Environment:
         )
     folders = ([template] if template else []) + [TEMPLATES]
     loader = ChoiceLoader([FileSystemLoader(folder) for folder in folders])
-    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    made = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, finalize=_without_controls
+    )
     made.trim_blocks = made.lstrip_blocks = True
     return made
+
+
+def _without_controls(value: Any) -> Any:
+    """A text with what has no sign of its own as escapes; what is markup by now is left alone."""
+    return escaped(value, "page") if type(value) is str else value
 
 
 def _content(story: Story, environment: Environment) -> dict[str, Any]:

@@ -175,9 +175,6 @@ class Addends(ForwardTrace):
         """Forget passes before the last call of this: their backward pass may still come."""
         self._calls, self._passes = self._calls[self._old[0] :], self._passes[self._old[1] :]
         self._old = len(self._calls), len(self._passes)
-        if not self.follows:
-            self.calls.clear()
-            self._untracked.clear()
 
     def call(
         self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]

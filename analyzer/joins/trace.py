@@ -122,7 +122,8 @@ class ForwardTrace(FunctionMode):
         calls: Calls that made autograd nodes from tensors that autograd does not see.
     """
 
-    looks_on = True
+    looks_on = follows = True
+    is_paused = False
 
     def __init__(self, *, without_grad: bool = False) -> None:
         super().__init__()
@@ -150,6 +151,12 @@ class ForwardTrace(FunctionMode):
     def end(self) -> None:
         """Follow no more, wherever this is among the modes that are entered."""
         leave_mode(self)
+
+    def let_go(self) -> None:
+        """Follow tensors no more, and hold nothing of those that were followed."""
+        self.follows = self.is_paused = False
+        self.calls.clear()
+        self._untracked.clear()
 
     def add_inputs(self, tensors: Iterable[Tensor]) -> None:
         """Note the inputs of a root model: data from here on, where not already followed."""

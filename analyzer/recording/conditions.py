@@ -19,6 +19,7 @@ from torch.optim.optimizer import (
 )
 
 from analyzer.joins.calls import keywords_of_call, tensors_in
+from analyzer.joins.modes import UnseenReference
 from analyzer.options import RecordOptions
 from analyzer.recording.fate import version_of
 from analyzer.recording.models import Models
@@ -208,7 +209,7 @@ class _Received:
     """The gradient of one parameter as an optimizer received it: whether it was cleared since."""
 
     def __init__(self, parameter: Tensor, *, is_in_pass: bool) -> None:
-        self._parameter = weakref.ref(parameter)
+        self._parameter = UnseenReference(parameter)
         self._mark = self._marked()
         self._skips_pass = is_in_pass
         self.num_passes = 0

@@ -167,10 +167,8 @@ class Splits:
         if is_new or self._wants_trace(step):
             self._open_log()
         self._measures = (is_new or self._is_due(step)) and not self._is_off
-        self._addends.is_paused = False
         if self._measures:
-            self._addends.follows = self._log is not None
-            self._addends.counts = self._addends.follows or self._needs_count
+            self._addends.counts = self._log is not None or self._needs_count
             self._addends.forget()
 
     def _wants_trace(self, step: int) -> bool:
@@ -277,6 +275,8 @@ class Splits:
     def end_backward(self, step: int, rows: SplitRows, *, failed: bool) -> None:
         """Remove the hooks; the next micro-batch of a changing network has another graph."""
         self._log, self._left = self._left or self._log, None
+        if self._log is None:
+            self._addends.let_go()
         hooks, self._hooks = self._hooks, None
         if hooks is not None:
             rows.is_partial |= failed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -196,7 +197,9 @@ def _statistics_of_batch(
     model: nn.Module, inputs: Any, trained: Sequence[nn.Module]
 ) -> dict[int, tuple[nn.Module, _Statistics]]:
     """Run the model once; return the statistics of its input at each batch norm that trains."""
-    with torch.no_grad(), unobserved(model):
+    with torch.no_grad(), unobserved(model), warnings.catch_warnings():
+        # Re-entrant checkpointing warns where nothing needs a gradient; here nothing does.
+        warnings.simplefilter("ignore")
         for norm in trained:
             if isinstance(norm, _BatchNorm) and norm.running_mean is None:
                 like = next(model.parameters(), torch.empty(0))

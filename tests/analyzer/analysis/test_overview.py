@@ -24,7 +24,7 @@ def both(pair: tuple[Run, ...]) -> Overview:
 def test_the_titles_state_the_outcome(both: Overview) -> None:
     assert [column.title for column in both.runs] == [
         "loss 2.30 after 60 steps",
-        "loss 0.472 after 60 steps",
+        "loss 0.519 after 60 steps",
     ]
 
 

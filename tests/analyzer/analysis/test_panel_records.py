@@ -160,7 +160,7 @@ def test_dead_units_are_counted_over_layers(pair: tuple[Run, ...]) -> None:
 def test_the_loss_is_stated_first_and_last(pair: tuple[Run, ...]) -> None:
     found = loss_curves(View(pair))
     assert found.runs[1].band.middle[[0, -1]] == pytest.approx([2.3, 0.44])
-    assert "residual: loss 2.30 at step 0, 0.472 after 60 steps." in found.caption
+    assert "residual: loss 2.30 at step 0, 0.519 after 60 steps." in found.caption
 
 
 def test_a_loss_that_breaks_is_marked_not_dropped(tmp_path: Path) -> None:

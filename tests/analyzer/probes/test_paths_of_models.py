@@ -90,14 +90,15 @@ def norms(
 
 def test_the_norm_is_the_mean_over_samples_measured_alone() -> None:
     torch.manual_seed(0)
-    model, x, y = Residual(), torch.randn(5, 4), torch.randn(5, 4)
+    # In training mode the statistics of the batch norm would be those of each batch.
+    model, x, y = Residual().eval(), torch.randn(5, 4), torch.randn(5, 4)
     alone = torch.tensor([norms(model, x[i : i + 1], y[i : i + 1]) for i in range(5)])
     assert alone.min() > 0
     assert norms(model, x, y) == pytest.approx(alone.mean(0).tolist(), rel=1e-5)
 
 
 def test_one_block_is_what_hand_derivation_gives_in_eval_mode() -> None:
-    model, x = Residual(), torch.tensor([[0.3, -0.2, 0.5, 0.1]])
+    model, x = Residual().eval(), torch.tensor([[0.3, -0.2, 0.5, 0.1]])
     with torch.no_grad():
         model.second.weight.zero_()
         model.second.bias.zero_()
@@ -254,7 +255,7 @@ def test_a_graph_is_freed_when_its_spectrum_is_known() -> None:
 
 def test_samples_without_gradient_count_in_the_norm_and_not_in_the_share() -> None:
     torch.manual_seed(0)
-    model, x = Residual(), torch.randn(2, 4)
+    model, x = Residual().eval(), torch.randn(2, 4)
     only_first = torch.tensor([1.0, 0.0])
 
     def loss(output: Tensor, weights: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 # The two commands of the README are `make demo` and `make test`. Everything they need is installed
-# into .venv, with the exact files of constraints.txt; a second call installs nothing.
+# into .venv, with the exact files of locked/; a second call installs nothing.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 PIP := -m pip --quiet --disable-pip-version-check
 HASHED := $(PIP) install --require-hashes --no-deps
 # The wheel for CPUs, else that of PyPI and, where it is for an accelerator, the libraries it asks for.
-TORCH = $(1)/python $(HASHED) --requirement constraints-torch-cpu.txt 2>/dev/null || { $(1)/python $(HASHED) --requirement constraints-torch.txt && $(1)/python $(PIP) install torch==$$($(1)/python -c 'from importlib.metadata import version; print(version("torch"))'); }
+TORCH = $(1)/python $(HASHED) --requirement locked/torch-cpu.txt 2>/dev/null || { $(1)/python $(HASHED) --requirement locked/torch.txt && $(1)/python $(PIP) install torch==$$($(1)/python -c 'from importlib.metadata import version; print(version("torch"))'); }
 ITSELF := $(PIP) install --no-deps --no-build-isolation --editable .
 # Tests run in so many processes, one thread each.
 JOBS ?= 2
@@ -27,11 +27,11 @@ help:
 	@echo "make release   write the wheel and the list of what it needs (CycloneDX) into dist/"
 	@echo "make docs      write the site into site/; a broken link fails"
 
-$(INSTALLED): pyproject.toml $(wildcard constraints*.txt) setup.py $(wildcard analyzer/recording/_*.cpp) analyzer/recording/_scan.h analyzer/joins/_products.cpp
+$(INSTALLED): pyproject.toml $(wildcard locked/*.txt) setup.py $(wildcard analyzer/recording/_*.cpp) analyzer/recording/_scan.h analyzer/joins/_products.cpp
 	@echo "--- setting up $(VENV) (once; a few minutes)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python $(HASHED) --requirement constraints.txt
+	$(BIN)/python $(HASHED) --requirement locked/dev.txt
 	$(call TORCH,$(BIN))
 	$(BIN)/python $(ITSELF)
 	@touch $(INSTALLED)
@@ -60,10 +60,10 @@ test: lint browser
 
 # Libraries that would be much to install for every test have an environment of their own.
 INTEGRATIONS := .venv-integrations
-$(INTEGRATIONS)/.installed: pyproject.toml $(wildcard constraints*.txt)
+$(INTEGRATIONS)/.installed: pyproject.toml $(wildcard locked/*.txt)
 	@echo "--- setting up $(INTEGRATIONS)"
 	$(PYTHON) -m venv $(INTEGRATIONS)
-	$(INTEGRATIONS)/bin/python $(HASHED) --requirement constraints.txt --requirement constraints-integrations.txt
+	$(INTEGRATIONS)/bin/python $(HASHED) --requirement locked/dev.txt --requirement locked/integrations.txt
 	$(call TORCH,$(INTEGRATIONS)/bin)
 	$(INTEGRATIONS)/bin/python $(ITSELF)
 	@touch $(INTEGRATIONS)/.installed
@@ -77,10 +77,10 @@ test-all: lint browser paper test-integrations
 	$(BIN)/pytest
 
 PEERS := .venv-peers
-$(PEERS)/.installed: pyproject.toml $(wildcard constraints*.txt)
+$(PEERS)/.installed: pyproject.toml $(wildcard locked/*.txt)
 	@echo "--- setting up $(PEERS)"
 	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/python $(HASHED) --requirement constraints.txt --requirement constraints-peers.txt
+	$(PEERS)/bin/python $(HASHED) --requirement locked/dev.txt --requirement locked/peers.txt
 	$(call TORCH,$(PEERS)/bin)
 	$(PEERS)/bin/python $(ITSELF)
 	@touch $(PEERS)/.installed

@@ -1,5 +1,6 @@
 """A recorded run as users open it: its tables, what they say, and a view of it in a notebook."""
 
+import os
 from collections.abc import Mapping
 from html import escape
 from importlib import import_module
@@ -41,7 +42,7 @@ def open_run(path: str | Path) -> "Run":
         SchemaError: If ``run.json`` is damaged, foreign, or of a newer version.
     """
     # A folder that is there is opened as it is, so that its own problem is told.
-    is_there = not isinstance(path, str | Path) or Path(path).exists()
+    is_there = not isinstance(path, str | Path) or os.path.exists(path)
     return Run(path if is_there else resolve_run(path))
 
 

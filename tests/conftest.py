@@ -4,9 +4,11 @@ import fcntl
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -122,3 +124,24 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail where fewer lines than the floor were run."""
     if _coverage(session.config).get("statements", 100.0) < LEAST_LINES:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Any]:
+    """Return Playwright, of which a process may have one."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def browser(engine: Any) -> Iterator[Any]:
+    """Return one Chromium for the session."""
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no chromium is installed")
+    quiet = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    quiet += ["--disable-background-networking", "--disable-component-update", "--no-sandbox"]
+    chromium = engine.chromium.launch(executable_path=path, args=quiet)
+    yield chromium
+    chromium.close()

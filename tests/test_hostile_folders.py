@@ -22,7 +22,7 @@ from analyzer.errors import AnalyzerError
 from analyzer.figures.catalog import PAGES, PANELS
 from analyzer.figures.csv_text import csv_text
 from analyzer.storage.run_json import FIELDS, read_manifest
-from tests.dashboard.conftest import Visit, browser, serving  # noqa: F401
+from tests.dashboard.conftest import Visit, serving
 from tests.support.hostile import ATTACKS, write_attack
 from tests.support.runs import write_run
 
@@ -196,7 +196,7 @@ def test_every_page_only_reads_a_hostile_folder(name: str, tmp_path: Path) -> No
 SHOWN = ("names_markup", "names_remote", "manifest_markup", "folder_not_utf8", "columns_logged")
 
 
-def _visited(browser: Any, folder: Path, paths: list[str]) -> None:  # noqa: F811
+def _visited(browser: Any, folder: Path, paths: list[str]) -> None:
     opened = browser.new_context(viewport={"width": 1280, "height": 900})
     with serving(folder) as address:
         for path in paths:
@@ -209,7 +209,7 @@ def _visited(browser: Any, folder: Path, paths: list[str]) -> None:  # noqa: F81
     opened.close()
 
 
-def test_a_browser_that_opens_hostile_runs_runs_nothing(browser, tmp_path: Path) -> None:  # noqa: F811
+def test_a_browser_that_opens_hostile_runs_runs_nothing(browser, tmp_path: Path) -> None:
     for name in SHOWN:
         write_attack(tmp_path, name)
     ids = [listed.id for listed in Library([tmp_path]).listing()]
@@ -220,7 +220,7 @@ def test_a_browser_that_opens_hostile_runs_runs_nothing(browser, tmp_path: Path)
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_browser_on_every_page_of_a_hostile_run_runs_nothing(
     name: str,
-    browser,  # noqa: F811
+    browser,
     tmp_path: Path,
 ) -> None:
     write_attack(tmp_path, name)

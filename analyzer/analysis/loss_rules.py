@@ -307,17 +307,20 @@ def _at_the_edge(evidence: Evidence, limits: Limits) -> Seen | None:
     """The largest eigenvalue of the Hessian over the one from which on a step is unstable."""
     if "sharpness" not in evidence.run.probes:
         return None
-    rows = evidence.run.probe("sharpness").sort_values("step")
+    rows = evidence.run.probe("sharpness")
     ratios = np.full(len(rows), np.nan)
     for prefix in ("", "preconditioned_"):
-        sharp, limit = (
-            rows[f"{prefix}{name}"].to_numpy(np.float64, na_value=np.nan)
-            for name in ("sharpness", "threshold")
-        )
+        names = [f"{prefix}{name}" for name in ("sharpness", "threshold")]
+        if not {"step", *names} <= set(rows):
+            continue  # of a foreign version
+        rows = rows.sort_values("step")
+        sharp, limit = (rows[name].to_numpy(np.float64, na_value=np.nan) for name in names)
         ratios = np.where(np.isnan(ratios), sharp / limit, ratios)
-    steps, known = rows["step"].to_numpy(np.int64), np.isfinite(ratios)
-    steps, ratios = steps[known], ratios[known]
-    if not len(ratios) or not ratios[-1] >= limits["edge_share"]:
+    known = np.isfinite(ratios)
+    if not known.any():
+        return None
+    steps, ratios = rows["step"].to_numpy(np.int64)[known], ratios[known]
+    if not ratios[-1] >= limits["edge_share"]:
         return None
     below = np.flatnonzero(ratios < limits["edge_share"])
     start = int(below[-1]) + 1 if len(below) else 0

@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 # What a list shows of a manifest; the rest of it is not worth keeping.
+_MOST_TOLD = 1_000
 _SHOWN = ("status", "heartbeat", "created", "steps", "num_layers", "num_joins", "last_loss")
 
 
@@ -171,6 +172,8 @@ def resolve_run(name: str | Path, runs_dir: str | Path | None = None) -> Path:
             f"no latest run: '{folder}' holds no run; record one with `analyzer record train.py`, "
             "or name the folder of runs with --runs-dir"
         )
+    if len(str(name)) > _MOST_TOLD:
+        raise RunNotFoundError(f"no run '{str(name)[:_MOST_TOLD]}…': the name is too long for one")
     raise RunNotFoundError(
         f"no run '{name}': neither that folder nor '{folder / name}' holds a run.json; "
         f"{_hint(str(name), [run.name for run in known], folder)}"

@@ -163,7 +163,7 @@ def test_explain_prints_every_claim_with_its_query(
     assert ">>> (plain.trunk(0).decades_fallen, residual.trunk(0).decades_fallen)\n" in text
     assert "not measured  Are the gradients of different inputs unrelated without" in text
     assert "In the queries, plain is analyzer.open_run(...) of plain, residual of residual." in text
-    assert "--probe shattering" in " ".join(text.split())
+    assert "analyzer probe plain shattering --replay" in " ".join(text.split())
 
 
 def test_explain_as_json_takes_several_seeds(

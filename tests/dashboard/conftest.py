@@ -1,6 +1,5 @@
 """A folder of runs of every kind, a server over it and one browser, all for the whole session."""
 
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -70,21 +69,6 @@ class serving:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Return one Chromium for the session."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no chromium is installed")
-    quiet = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-    quiet += ["--disable-background-networking", "--disable-component-update", "--no-sandbox"]
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=path, args=quiet)
-        yield chromium
-        chromium.close()
 
 
 class Visit:

@@ -25,13 +25,11 @@ ARGUMENTS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftsh
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A Chromium without a window."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as engine:
-        opened = engine.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
-        yield opened
-        opened.close()
+def browser(engine: Any) -> Iterator[Any]:
+    """A Chromium without a window, that draws in three dimensions."""
+    opened = engine.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="module")

@@ -186,6 +186,8 @@ def agrees_with_eager(build: Callable[[], nn.Module], kind: str, backend: str, a
 def one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    # The first compilation of a process also looks at code that it then leaves alone for good.
+    Training(Net, "whole", "aot_eager").train()
     yield
     torch.set_num_threads(before)
     torch._dynamo.reset()

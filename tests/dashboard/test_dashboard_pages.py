@@ -146,7 +146,7 @@ def test_on_a_phone_the_pages_are_behind_a_button(visit: Open) -> None:
         ("/nosuch", "There is no page '/nosuch'"),
         ("/overview?run=empty", "not recorded"),
         ("/overview?run=newer", "schema version 99"),
-        ("/landscape?run=single", "--probe landscape"),
+        ("/landscape?run=single", "analyzer probe single landscape"),
         ("/flow?run=plain&layers=(", "regular expression"),
         ("/flow?run=plain&layers=zzz", "none of"),
         ("/flow?run=plain&layers=(a%2B)%2B%24", "layers"),

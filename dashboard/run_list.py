@@ -20,7 +20,7 @@ from .library import Library, Listed, revision, shortened
 
 __all__ = ["layout", "run_table"]
 
-_COLUMNS = ("compare", "run", "status", "steps", "layers", "joins", "final loss", "verdict", "age")
+_COLUMNS = ("compare", "run", "status", "steps", "layers", "joins", "last loss", "verdict", "age")
 # A reply stays below 400 KB even where every name is as long as a folder's may be.
 _MOST_ROWS = 500
 _OVERVIEW = page_of("overview").path + "?"

@@ -1,7 +1,7 @@
 "use strict";
 /* The table of runs: hundreds of rows made here take hundredths of a second, as components seconds. */
 (function () {
-  const NUMBERS = new Set(["steps", "layers", "joins", "final loss", "age"]);
+  const NUMBERS = new Set(["steps", "layers", "joins", "last loss", "age"]);
   const scripts = window.dash_clientside.gradientflow;
 
   /** An element with words, which are never read as markup. */

@@ -122,7 +122,7 @@ class Way:
     """A way to record: what begins and ends it, and what a step of it has at its end.
 
     Args:
-        every: So many steps have the same work: a time is the mean of as many.
+        every: Period of the work, in steps: a time is the mean over one period.
     """
 
     def __init__(self, every: int = 1, **options: Any) -> None:

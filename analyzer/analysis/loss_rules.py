@@ -165,7 +165,7 @@ def _step_too_small(evidence: Evidence, limits: Limits) -> Seen | None:
     if not _is_flat(training.losses, limits["loss_fall"]) or _is_warming_up(evidence):
         return None
     if evidence.has_learned:
-        return None  # before, as in a run that goes on
+        return None  # before this recording, as in a resumed run
     factor = 10.0 ** math.ceil(math.log10(limits["useful_update"] / ratio)) if ratio > 0 else 10.0
     words = {
         "ratio": number(ratio),

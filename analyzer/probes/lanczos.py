@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 __all__ = [
@@ -252,15 +253,8 @@ def _mean_and_error(values: list[float]) -> tuple[float, float, float]:
 
 
 def student_quantile(freedom: int, share: float = 0.95) -> float:
-    """Return how far from 0 the middle ``share`` of Student's t with so many degrees reaches.
-
-    With ``t = √ν tan φ`` the share within ±t is ``2 Γ((ν+1)/2) / (√π Γ(ν/2)) ∫₀^φ cos^{ν−1}``.
-    """
-    constant = 2 * math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2))
-    angles = torch.linspace(0, math.pi / 2, 20_001, dtype=torch.float64)
-    heights = angles.cos().pow(freedom - 1) * constant / math.pi**0.5
-    within = torch.cumulative_trapezoid(heights, angles)
-    return math.sqrt(freedom) * math.tan(float(angles[1 + int(torch.searchsorted(within, share))]))
+    """Return how far from 0 the middle ``share`` of Student's t reaches, by degrees of freedom."""
+    return float(stdtrit(freedom, (1 + share) / 2))
 
 
 class LinearMap(Protocol):

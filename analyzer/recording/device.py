@@ -31,7 +31,7 @@ __all__ = [
 
 # The kinds of device that Triton writes kernels for.
 GPUS = ["cuda", "xpu"]
-_one_pass: Any = ...  # the module of the kernel, once asked for; None where it cannot be had
+_one_pass: Any = ...  # the module of the kernel, once asked for; None where it fails
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -76,7 +76,7 @@ def _by_one_pass(x: Tensor) -> Any:
 
 
 def _measured(x: Tensor, unit_axis: int | None, finish: Callable[[Any], Any]) -> OnDevice | None:
-    """Return the moments by one launch; None where it cannot be had, from then on."""
+    """Return the moments by one launch; None once the kernel has failed."""
     global _one_pass
     if (by := _by_one_pass(x)) is None:
         return None

@@ -24,7 +24,7 @@ __all__ = ["DTYPES", "Sums", "launch", "measured"]
 # The square of each of their values is a float64 without under- or overflow.
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _BLOCK = 1024
-# So many programs read a large tensor: enough to fill a GPU, few numbers to copy to the host.
+# Programs that read a large tensor: enough to fill a GPU, and few numbers to copy to the host.
 _PROGRAMS = 264
 _FIELDS = 8
 # What a live unit is marked with: new at each launch, since the memory for it is not cleared. A

@@ -678,7 +678,7 @@ HEALTHY_NETS: dict[str, Callable[[], Training]] = {
     "ViT with fixed positions": lambda: Training(
         _Vit(), data=images, optimizer=torch.optim.Adam, settings={}, lr=1e-3, steps=60
     ),
-    "a training that goes on": goes_on,
+    "a resumed training": goes_on,
     "a summed loss with a small rate": lambda: Training(
         mlp(), lr=5e-4, loss=lambda o, t: F.cross_entropy(o, t, reduction="sum")
     ),

@@ -146,9 +146,9 @@ def measure(browser: Any, folder: Path) -> None:
     with served(folder) as (address, pid):
         page = browser.new_context(viewport={"width": 1360, "height": 900}).new_page()
         replies = Replies(page)
-        report("first heatmap, cold", first_heatmap(page, f"{address}/overview{PAIR}"), "s", 3)
+        report("first heatmap, cold", first_heatmap(page, f"{address}/{PAIR}"), "s", 3)
         replies.settle(page)
-        warm = [first_heatmap(page, f"{address}/overview{PAIR}") for _ in range(3)]
+        warm = [first_heatmap(page, f"{address}/{PAIR}") for _ in range(3)]
         report("first heatmap, warm", statistics.median(warm), "s", 2)
         report("step of the slider, median", slider(page), "ms", 50)
         for path in PATHS:
@@ -207,7 +207,7 @@ def list_of_500(browser: Any, folder: Path) -> None:
     with served(folder / "many") as (address, _):
         page = browser.new_page()
         replies = Replies(page)
-        page.goto(f"{address}/overview")
+        page.goto(f"{address}/flow")
         page.wait_for_selector("h1")
         start = time.perf_counter()
         page.get_by_role("link", name="Runs", exact=True).click()

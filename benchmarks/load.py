@@ -25,7 +25,8 @@ from tests.support.runs import write_run
 BOMBS = ("rows_many", "text_much", "manifest_lists", "files_many", "landscape_sparse")
 PATHS = (
     "/",
-    "/overview?run=good-0",
+    "/runs",
+    "/?run=good-0",
     "/_dash-layout",
     "/_dash-dependencies",
     "/csv/loss?run=good-1",

@@ -1,16 +1,17 @@
 """What a URL asks for, none of it believed, and the runs that it leads to."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, urlencode
 
 from analyzer.analysis.view import AGGREGATES, View
 from analyzer.errors import AnalyzerError
+from analyzer.figures.catalog import page_of
 from analyzer.storage.run import Run
 
 from .library import Library
 
-__all__ = ["MOST_RUNS", "Address", "Context", "context", "parse", "query"]
+__all__ = ["MOST_RUNS", "Address", "Context", "context", "landed", "parse", "query"]
 
 MOST_RUNS = 3
 _MOST_CHARACTERS = 8_000
@@ -60,6 +61,14 @@ def parse(search: str | None, step: int | None = None) -> Address:
         smooth=last.get("smooth") == "1",
         chosen=tuple(dict.fromkeys(v for k, v in pairs if k == "layer"))[:_MOST_LAYERS],
     )
+
+
+def landed(library: Library, path: str, search: str | None) -> Address:
+    """Read a query string; the overview without runs is that of the newest pair, or run."""
+    address = parse(search)
+    if address.runs or path != page_of("overview").path:
+        return address
+    return replace(address, runs=library.newest())
 
 
 def query(address: Address) -> str:

@@ -14,11 +14,11 @@ from flask import Response, redirect, request
 from werkzeug.wrappers import Response as BaseResponse
 
 from analyzer.errors import AnalyzerError
-from analyzer.figures.catalog import PAGES, PANELS, page_at, page_of, panel
+from analyzer.figures.catalog import PAGES, PANELS, RUNS, page_at, page_of, panel
 from analyzer.figures.csv_text import csv_text
 from analyzer.storage.schema import STAT_COLUMNS
 
-from .address import Address, Context, context, parse, query
+from .address import Address, Context, context, landed, parse, query
 from .cache import Line
 from .compare import headline_of, verdict_of
 from .components import lacking, message, number_table
@@ -36,6 +36,9 @@ _ASSETS = Path(__file__).parent / "assets"
 _PHONE = {"name": "viewport", "content": "width=device-width, initial-scale=1"}
 _SCHEMES = {"name": "color-scheme", "content": "light dark"}
 _HIDDEN = {"display": "none"}
+_LIST, _OVERVIEW = RUNS.path, page_of("overview").path
+# Pages that have something to show without a choice of runs.
+_LEADING = (_LIST, _OVERVIEW)
 # Newest runs whose overview is drawn ahead, once the list itself has been sent.
 _NEWEST, _LIST_SECONDS = 3, 1.0
 # The page itself comes first, too, and what it asks for meanwhile.
@@ -65,23 +68,23 @@ class Warmer:
         The list of runs leads to an overview: those of the newest runs are drawn once it stands.
         """
         page = page_at(path)
-        if path != "/" and (not search or page is None or not page.shown):
+        if page is None or (path not in _LEADING and (not search or not page.shown)):
             return
         self.line.put("page", lambda: self._warm(path, search))
 
     def _warm(self, path: str, search: str) -> None:
         # Whoever asks for a figure itself is told what is wrong with it.
         with suppress(Exception):
-            if path == "/":
+            if path == _LIST:
                 self._draw_newest()
             else:
-                self._draw(path, context(self._library, parse(search)))
+                self._draw(path, context(self._library, landed(self._library, path, search)))
 
     def _draw_newest(self) -> None:
         time.sleep(_LIST_SECONDS)
         for listed in self._library.listing()[:_NEWEST]:
             if not self.line.is_called_off:
-                self._draw(page_of("overview").path, context(self._library, Address((listed.id,))))
+                self._draw(_OVERVIEW, context(self._library, Address((listed.id,))))
 
     def _draw(self, path: str, seen: Context) -> None:
         if not seen.runs:
@@ -204,7 +207,7 @@ def _connect_pages(app: Dash, library: Library, warmer: Warmer) -> None:
     def route(path: str | None, search: str | None) -> tuple[Any, ...]:
         path = path or "/"
         warmer.ask(path, search or "")
-        address = parse(search)
+        address = landed(library, path, search)
         chosen = context(library, address)
         page = page_at(path)
         content = page_content(page, path, chosen)
@@ -302,7 +305,7 @@ def _connect_live(app: Dash, library: Library, seen: Any) -> None:
     def poll(
         _count: int, search: str | None, mark: str | None, path: str | None
     ) -> tuple[Any, ...]:
-        beat = pulse(library, () if path == "/" else parse(search).runs)
+        beat = pulse(library, () if path == _LIST else parse(search).runs)
         fresh = no_update if beat.mark == mark else beat.mark
         return fresh, beat.text, {"over": beat.is_over}
 

@@ -7,7 +7,7 @@ from typing import Any
 import dash_mantine_components as dmc
 from dash import dcc, html
 
-from analyzer.figures.catalog import PAGES, page_of
+from analyzer.figures.catalog import PAGES, RUNS, page_of
 from analyzer.figures.panels import Page
 from analyzer.vocabulary import GLOSSARY
 
@@ -147,9 +147,11 @@ def page_content(page: Page | None, path: str, context: Context) -> list[Any]:
     problems = [message(text, title="A run cannot be shown", bad=True) for text in context.problems]
     head: Sequence[Any] = [html.H1(page.title), html.P(explained(page.lead), className="lead")]
     problems += states(context)
-    if page.needs_run and not context.runs:
+    if page is page_of("overview") and not context.address.runs:
+        return [*head, message(run_list.nothing(context.library), title="No runs yet")]
+    if (page.needs_run or page.shown) and not context.runs:
         text = "No run is chosen. Choose one in the field at the top, or on the page of runs."
-        link = dcc.Link("Go to the page of runs", href="/")
+        link = dcc.Link("Go to the page of runs", href=RUNS.path)
         return [*head, *problems, message(text), html.P(link)]
     content = _LAYOUTS[page.key](context) if page.has_layout else cards(context, page)
     above = compare.headline(context) if page is page_of("overview") else []

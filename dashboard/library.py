@@ -15,6 +15,7 @@ from analyzer.analysis.findings import UNJUDGED, findings, health
 from analyzer.analysis.numerals import age_text
 from analyzer.errors import RunNotFoundError, SchemaError
 from analyzer.storage.catalog import RunSummary, resolve_run, runs_in
+from analyzer.storage.pairs import newest_pair
 from analyzer.storage.run import Run, open_run
 from analyzer.texts import escaped
 
@@ -68,6 +69,11 @@ class Library:
             name = summary.name if count == 1 else f"{summary.name}~{count}"
             listed.append(Listed(name, summary))
         return listed[::-1]
+
+    def newest(self) -> tuple[str, ...]:
+        """Return ids of the newest pair of runs with and without shortcuts, else the newest run."""
+        readable = {run.id: run.summary for run in self.listing() if run.summary.problem is None}
+        return newest_pair(readable) or tuple(readable)[:1]
 
     def find(self, run_id: str) -> Listed:
         """Return the run with this id.

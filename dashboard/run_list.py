@@ -18,7 +18,7 @@ from .components import attributes, message
 from .ids import Id
 from .library import Library, Listed, revision, shortened
 
-__all__ = ["layout", "run_table"]
+__all__ = ["layout", "nothing", "run_table"]
 
 _COLUMNS = ("compare", "run", "status", "steps", "layers", "joins", "last loss", "verdict", "age")
 # A reply stays below 400 KB even where every name is as long as a folder's may be.
@@ -60,7 +60,7 @@ def run_table(library: Library, wanted: str = "") -> list[Any]:
     """
     listed = library.listing()
     if not listed:
-        return [message(_nothing(library), title="No runs yet")]
+        return [message(nothing(library), title="No runs yet")]
     asked = wanted.lower().split()[:20]
     found = [run for run in listed if _has(library, run, asked)]
     rows = found[:_MOST_ROWS]
@@ -82,7 +82,8 @@ def _has(library: Library, run: Listed, words: Sequence[str]) -> bool:
     return all(word in text for word in words)
 
 
-def _nothing(library: Library) -> str:
+def nothing(library: Library) -> str:
+    """Return where runs were looked for, and how to make one."""
     places = " and ".join(f"'{source}'" for source in library.sources)
     return (
         f"Looked in {places} for folders with a run.json in it and found none. Make a run with "

@@ -17,14 +17,14 @@ PAIR = "?run=demo-0-plain&run=demo-0-residual"
 # Name, page, whether dark, width and height.
 PICTURES = (
     ("runs", "/", False, 1280, 420),
-    ("overview", "/overview" + PAIR, False, 1280, 1190),
-    ("overview-dark", "/overview" + PAIR, True, 1280, 1190),
+    ("overview", "/" + PAIR, False, 1280, 1190),
+    ("overview-dark", "/" + PAIR, True, 1280, 1190),
     ("flow", "/flow" + PAIR, False, 1600, 1180),
     ("compare", "/compare" + PAIR, False, 1280, 1250),
     ("shortcuts", "/shortcuts" + PAIR, False, 1280, 1300),
     ("landscape", "/landscape" + PAIR, False, 1280, 810),
     ("findings", "/findings" + PAIR, False, 1280, 420),
-    ("phone", "/overview" + PAIR, True, 390, 1500),
+    ("phone", "/" + PAIR, True, 390, 1500),
 )
 SETTLED = """() => !document.querySelector('#content .mantine-Skeleton-root')
     && [...document.querySelectorAll('[data-panel]')].every((card) =>

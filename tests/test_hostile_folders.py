@@ -162,7 +162,7 @@ def _everything(library: Library, run_id: str) -> Iterator[object]:
     yield seen.problems
     if not seen.runs:
         return
-    yield step_choices(seen, "/overview")
+    yield step_choices(seen, "/")
     yield finding_list(seen)
     for panel in PANELS:
         yield shown(panel.key, seen, "light", narrow=False)
@@ -213,7 +213,7 @@ def test_a_browser_that_opens_hostile_runs_runs_nothing(browser, tmp_path: Path)
     for name in SHOWN:
         write_attack(tmp_path, name)
     ids = [listed.id for listed in Library([tmp_path]).listing()]
-    _visited(browser, tmp_path, ["/", *(f"/overview{_query(one)}" for one in ids[:2])])
+    _visited(browser, tmp_path, ["/runs", *(f"/{_query(one)}" for one in ids[:2])])
 
 
 @pytest.mark.slow
@@ -229,7 +229,7 @@ def test_a_browser_on_every_page_of_a_hostile_run_runs_nothing(
     _visited(
         browser,
         tmp_path,
-        ["/", *(f"{page.path}{_query(listed.id)}" for page in PAGES if is_read)],
+        ["/", "/runs", *(f"{page.path}{_query(listed.id)}" for page in PAGES if is_read)],
     )
 
 

@@ -4,7 +4,7 @@ from analyzer.figures import landscape, overview, probes, shortcuts, statistics,
 from analyzer.figures.panels import Page, Panel, checked
 from analyzer.vocabulary.probes import PROBES
 
-__all__ = ["PAGES", "PANELS", "page_at", "page_of", "panel"]
+__all__ = ["PAGES", "PANELS", "RUNS", "page_at", "page_of", "panel"]
 
 # Whatever these modules draw must be on a page.
 _MODULES = (landscape, overview, probes, shortcuts, statistics, training)
@@ -18,17 +18,20 @@ _OTHER_PROBES = Page(
     letter="p",
     panels=_BY_LAYER,
 )
+RUNS = Page(key="runs", letter="r", has_layout=True, needs_run=False)
 PAGES = checked(
     (
-        Page(key="runs", path="/", letter="r", has_layout=True, needs_run=False),
         Page(
             key="overview",
+            path="/",
             lead="Depth is the x axis of every row: from a shortcut straight down to what it does. "
             "Drag the step in the third row.",
             letter="o",
             panels=(overview.OVERVIEW,),
-            former=("score",),
+            former=("score", "overview"),
+            needs_run=False,
         ),
+        RUNS,
         Page(
             key="flow",
             title="Gradient flow",

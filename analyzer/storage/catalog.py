@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +28,8 @@ __all__ = [
 # What a list shows of a manifest; the rest of it is not worth keeping.
 _MOST_TOLD = 1_000
 _SHOWN = ("status", "heartbeat", "created", "steps", "num_layers", "num_joins", "last_loss")
+# What tells which runs belong together.
+_TOLD = ("argv", "seed", "twin", "twin_of", "skip_scale")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class RunSummary:
         age: Seconds since it began.
         problem: Why it cannot be read; None for a run that can.
         incomplete: What it lacks of what was recorded, in sentences.
+        told: Of its manifest what tells which runs belong together: ``argv``, ``seed``, names of
+            its ``twin`` and of the run ``twin_of`` it is, ``skip_scale``.
     """
 
     name: str
@@ -56,6 +60,7 @@ class RunSummary:
     age: float | None = None
     problem: str | None = None
     incomplete: tuple[str, ...] = ()
+    told: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def completed(self, open_run: Callable[[Path], Any]) -> "RunSummary":
         """Return the summary with what its manifest does not say read from the tables.
@@ -122,6 +127,7 @@ def _summary(path: Path) -> RunSummary:
         created=None if age is None else manifest["created"],
         age=age,
         incomplete=manifest["incomplete"],
+        told={name: manifest[name] for name in _TOLD},
     )
 
 
@@ -131,7 +137,8 @@ def _shown(
 ) -> Mapping[str, Any]:
     """What a list shows of a manifest, which is read again when its file is another."""
     manifest = read_manifest(path)
-    return {name: manifest.get(name) for name in _SHOWN} | {"incomplete": tuple(losses(manifest))}
+    shown = {name: manifest.get(name) for name in (*_SHOWN, *_TOLD)}
+    return shown | {"incomplete": tuple(losses(manifest))}
 
 
 def _steps(path: Path, manifest: Mapping[str, Any]) -> int | None:

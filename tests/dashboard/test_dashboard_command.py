@@ -89,7 +89,7 @@ def test_a_notebook_shows_the_run_in_a_frame(tmp_path: Path) -> None:
         "import analyzer, re, sys, urllib.request\n"
         "from analyzer.dashboard.notebook import show\n"
         "shown = show(analyzer.open_run('mine'))\n"
-        "assert shown.url.endswith('/overview?run=mine'), shown.url\n"
+        "assert shown.url.endswith('/?run=mine'), shown.url\n"
         "assert f'src=\"{shown.url}\"' in shown._repr_html_()\n"
         "with urllib.request.urlopen(shown.url) as answer:\n"
         "    assert 'localhost:*' in answer.headers['Content-Security-Policy']\n"

@@ -43,7 +43,7 @@ def requests(shown: Visit) -> list[str]:
 def test_the_slider_moves_the_overview_without_the_server_and_then_stays_in_the_address(
     visit: Open,
 ) -> None:
-    shown = opened(visit, "/overview" + PAIR)
+    shown = opened(visit, "/" + PAIR)
     shown.until("() => window.gradientflow.overview !== null")
     asked = requests(shown)
     slide = """(at) => {
@@ -57,7 +57,7 @@ def test_the_slider_moves_the_overview_without_the_server_and_then_stays_in_the_
     assert paths > 30 and asked == []
     assert "step=" not in shown.page.url
     shown.page.evaluate("document.getElementById('step-range').dispatchEvent(new Event('change'))")
-    shown.page.wait_for_url("**/overview" + PAIR + "&step=12")
+    shown.page.wait_for_url("**/" + PAIR + "&step=12")
     shown.until(f"{graph('overview')}.layout.shapes[0].y0 === 12")
     shown.until("!document.querySelector('.overview-cover')")
     assert shown.page.evaluate("window.gradientflow.lastFrame") < 50
@@ -65,7 +65,7 @@ def test_the_slider_moves_the_overview_without_the_server_and_then_stays_in_the_
 
 
 def test_the_step_is_dragged_in_the_third_row(visit: Open) -> None:
-    shown = opened(visit, "/overview" + PAIR)
+    shown = opened(visit, "/" + PAIR)
     shown.until("document.querySelector('#headline table') !== null")
     place = shown.page.evaluate(
         f"""() => {{
@@ -281,7 +281,7 @@ def test_a_claim_leads_to_the_figure_that_shows_it(visit: Open) -> None:
 def test_the_overview_begins_with_the_verdict_and_three_numbers_of_each_run(
     visit: Open, runs_dir: Path
 ) -> None:
-    shown = opened(visit, "/overview" + PAIR)
+    shown = opened(visit, "/" + PAIR)
     shown.until("document.querySelector('#headline table') !== null")
     head = shown.page.locator("#headline")
     assert head.locator(".headline").text_content().startswith("Vanishing gradients separate")
@@ -304,10 +304,10 @@ def test_the_overview_begins_with_the_verdict_and_three_numbers_of_each_run(
 
 
 def test_a_residual_run_alone_has_a_headline_and_a_plain_one_none(visit: Open) -> None:
-    shown = opened(visit, "/overview?run=residual")
+    shown = opened(visit, "/?run=residual")
     shown.until("document.querySelector('#headline .headline') !== null")
     assert "without" not in shown.page.locator("#headline thead").text_content()
-    shown.go("/overview?run=plain")
+    shown.go("/?run=plain")
     shown.settle()
     assert shown.page.locator("#headline").text_content() == ""
     shown.assert_clean()
@@ -323,7 +323,7 @@ def test_replies_stay_small(visit: Open) -> None:
             sizes[name] = int(response.headers.get("content-length", 0))
 
     shown.page.on("response", keep)
-    for path in ("/overview", "/flow", "/landscape"):
+    for path in ("/", "/flow", "/landscape"):
         shown.go(path + PAIR)
         shown.settle()
     assert sizes and max(sizes.values()) < 400_000

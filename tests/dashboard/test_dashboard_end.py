@@ -9,7 +9,7 @@ SCRIPT = """
 import sys
 from analyzer.dashboard.app import create_app
 client = create_app([sys.argv[1]]).server.test_client()
-for page in ("/overview", "/flow", "/compare", "/findings", "/"):
+for page in ("/", "/flow", "/compare", "/findings", "/"):
     client.get(page + "?run=plain&run=residual", headers={"Host": "127.0.0.1:8050"})
 """
 

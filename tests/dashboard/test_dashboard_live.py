@@ -92,7 +92,7 @@ def test_a_run_of_another_process_appears_grows_and_finishes(
 ) -> None:
     with serving(tmp_path / "runs") as address:
         shown = visit(address)
-        page = shown.go("/")
+        page = shown.go("/runs")
         page.wait_for_selector("text=No runs yet")
         recording = start()
         recording.steps(5)
@@ -151,7 +151,7 @@ def test_a_killed_run_is_shown_as_crashed(
     manifest = tmp_path / "runs" / "live" / "run.json"
     with serving(tmp_path / "runs") as address:
         shown = visit(address)
-        page = shown.go("/")
+        page = shown.go("/runs")
         page.wait_for_selector("table.runs tr:has-text('live'):has-text('running')")
         recording.kill()
         # Half a minute passes.

@@ -27,7 +27,7 @@ def test_every_page_works_in_light_and_dark_on_desktop_and_phone(visit: Open, pa
     shown = visit()
     page = shown.go(path + PAIR)
     shown.settle()
-    assert page.locator("[data-panel]").count() > 0 or path in ("/", "/findings")
+    assert page.locator("[data-panel]").count() > 0 or path in ("/runs", "/findings")
     assert page.locator("[data-panel] .message").all_text_contents() == []
     assert page.title().endswith("– Gradient flow")
     assert violations(page) == []
@@ -44,7 +44,7 @@ def test_every_page_works_in_light_and_dark_on_desktop_and_phone(visit: Open, pa
 
 
 def test_heatmaps_are_not_blank(visit: Open) -> None:
-    for path, panel, count in (("/overview", "overview", 2), ("/flow", "gradient_heatmap", 2)):
+    for path, panel, count in (("/", "overview", 2), ("/flow", "gradient_heatmap", 2)):
         shown = visit()
         page = shown.go(path + PAIR)
         shown.settle()
@@ -57,11 +57,11 @@ def test_heatmaps_are_not_blank(visit: Open) -> None:
 
 def test_the_list_leads_to_the_overview_of_a_run(visit: Open) -> None:
     shown = visit()
-    page = shown.go("/")
+    page = shown.go("/runs")
     row = page.locator("tr", has_text="residual")
     assert "finished" in row.text_content() and "60" in row.text_content()
     row.get_by_role("link", name="residual").click()
-    page.wait_for_url("**/overview?run=residual")
+    page.wait_for_url("**/?run=residual")
     page.wait_for_selector("[data-panel=overview]")
     page.go_back()
     page.wait_for_selector("table.runs")
@@ -70,7 +70,7 @@ def test_the_list_leads_to_the_overview_of_a_run(visit: Open) -> None:
 
 def test_the_list_says_what_is_worst_about_each_run(visit: Open) -> None:
     shown = visit()
-    page = shown.go("/")
+    page = shown.go("/runs")
     shown.until(
         """() => [...document.querySelectorAll('table.runs tr')].some(
             (row) => row.textContent.includes('plain') && row.textContent.includes('vanishing'))"""
@@ -80,7 +80,7 @@ def test_the_list_says_what_is_worst_about_each_run(visit: Open) -> None:
 
 def test_marked_runs_are_compared(visit: Open) -> None:
     shown = visit()
-    page = shown.go("/")
+    page = shown.go("/runs")
     button = page.get_by_role("button", name="Compare marked runs")
     assert button.is_disabled()
     for name in ("plain", "residual"):
@@ -92,7 +92,7 @@ def test_marked_runs_are_compared(visit: Open) -> None:
 
 def test_the_filter_leaves_the_runs_that_have_all_words(visit: Open) -> None:
     shown = visit()
-    page = shown.go("/")
+    page = shown.go("/runs")
     page.get_by_label("Filter by name").fill("finished RESID")
     shown.until("document.querySelectorAll('table.runs tbody tr').length === 1")
     page.get_by_label("Filter by name").fill("nosuch")
@@ -112,7 +112,7 @@ def test_the_run_picker_changes_what_the_page_shows(visit: Open) -> None:
 
 def test_a_question_mark_lists_the_shortcuts_and_g_goes_places(visit: Open) -> None:
     shown = visit()
-    page = shown.go("/overview" + PAIR)
+    page = shown.go("/" + PAIR)
     shown.settle()
     page.keyboard.press("?")
     page.get_by_role("dialog").wait_for()
@@ -141,11 +141,11 @@ def test_on_a_phone_the_pages_are_behind_a_button(visit: Open) -> None:
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("/overview", "No run is chosen"),
-        ("/overview?run=nosuch", "no run 'nosuch'"),
+        ("/flow", "No run is chosen"),
+        ("/?run=nosuch", "no run 'nosuch'"),
         ("/nosuch", "There is no page '/nosuch'"),
-        ("/overview?run=empty", "not recorded"),
-        ("/overview?run=newer", "schema version 99"),
+        ("/?run=empty", "not recorded"),
+        ("/?run=newer", "schema version 99"),
         ("/landscape?run=single", "analyzer probe single landscape"),
         ("/flow?run=plain&layers=(", "regular expression"),
         ("/flow?run=plain&layers=zzz", "none of"),
@@ -160,12 +160,12 @@ def test_what_is_not_there_is_said_with_what_to_do(visit: Open, path: str, words
 
 
 def test_runs_that_cannot_be_read_are_listed_with_the_reason(visit: Open) -> None:
-    page = visit().go("/")
+    page = visit().go("/runs")
     text = page.locator("#run-list").text_content()
     assert "torn" in text and "newer" in text and "cannot be read" in text
 
 
-@pytest.mark.parametrize("path", ["/overview", "/flow", "/training", "/findings"])
+@pytest.mark.parametrize("path", ["/", "/flow", "/training", "/findings"])
 def test_a_run_with_a_corrupt_table_is_shown_as_far_as_it_goes(visit: Open, path: str) -> None:
     shown = visit()
     shown.go(path + "?run=corrupt")
@@ -173,7 +173,7 @@ def test_a_run_with_a_corrupt_table_is_shown_as_far_as_it_goes(visit: Open, path
     shown.assert_clean()
 
 
-@pytest.mark.parametrize("path", ["/", "/overview", "/flow", "/activations", "/findings"])
+@pytest.mark.parametrize("path", ["/runs", "/", "/flow", "/activations", "/findings"])
 def test_hostile_names_are_text(visit: Open, path: str) -> None:
     from urllib.parse import quote
 

@@ -37,7 +37,7 @@ def route(client: FlaskClient, search: str, **headers: str) -> Any:
         "output": output,
         "outputs": outputs,
         "inputs": [
-            {"id": Id.URL, "property": "pathname", "value": "/overview"},
+            {"id": Id.URL, "property": "pathname", "value": "/"},
             {"id": Id.URL, "property": "search", "value": search},
         ],
         "changedPropIds": [f"{Id.URL}.search"],
@@ -300,8 +300,8 @@ def test_beyond_loopback_the_token_is_asked_for_once(tmp_path: Path) -> None:
     host = {"Host": "192.168.1.5:8050"}
     assert client.get("/_dash-layout", headers=host).status_code == 401
     assert client.get("/?token=wrong", headers=host).status_code == 401
-    entered = client.get("/overview?token=s3cret&run=a", headers=host)
-    assert entered.status_code == 302 and entered.headers["Location"] == "/overview?run=a"
+    entered = client.get("/?token=s3cret&run=a", headers=host)
+    assert entered.status_code == 302 and entered.headers["Location"] == "/?run=a"
     cookie = entered.headers["Set-Cookie"]
     assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
     stranger = app.server.test_client(use_cookies=False)
@@ -327,7 +327,12 @@ def test_the_server_opens_no_file_of_its_own_accord_for_writing(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [("/score?run=a&step=3", "/overview?run=a&step=3"), ("/skips", "/shortcuts")]
+    ("old", "new"),
+    [
+        ("/score?run=a&step=3", "/?run=a&step=3"),
+        ("/overview?run=a", "/?run=a"),
+        ("/skips", "/shortcuts"),
+    ],
 )
 def test_the_address_that_a_page_had_once_leads_to_it(tmp_path: Path, old: str, new: str) -> None:
     client = create_app(tmp_path).server.test_client()

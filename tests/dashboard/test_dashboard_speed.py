@@ -152,7 +152,7 @@ def test_the_list_draws_the_overviews_of_the_newest_runs(tmp_path: Path, monkeyp
         "analyzer.dashboard.app.shown",
         lambda key, seen, *_, **__: drawn.append((key, seen.runs[0].name)),
     )
-    Warmer(Library([tmp_path])).ask("/", "")
+    Warmer(Library([tmp_path])).ask("/runs", "")
     end = time.perf_counter() + 10
     while len(drawn) < 3 and time.perf_counter() < end:
         time.sleep(0.01)
@@ -163,9 +163,9 @@ def test_the_page_itself_starts_the_drawing(run: Run, monkeypatch: Any) -> None:
     asked: list[tuple[str, str]] = []
     monkeypatch.setattr(Warmer, "ask", lambda _self, path, search: asked.append((path, search)))
     client = create_app(run.path.parent).server.test_client()
-    client.get("/overview?run=a&step=1", headers={"Host": "localhost"})
+    client.get("/?run=a&step=1", headers={"Host": "localhost"})
     client.get("/csv/loss", headers={"Host": "localhost"})
-    assert asked == [("/overview", "?run=a&step=1")]
+    assert asked == [("/", "?run=a&step=1")]
 
 
 def test_a_slider_has_the_first_and_the_last_of_many_steps(tmp_path: Path) -> None:

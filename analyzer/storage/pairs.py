@@ -1,0 +1,76 @@
+"""Finds the newest pair of runs in a list: one program with its shortcuts, and without them."""
+
+import re
+from collections.abc import Mapping
+
+from analyzer.storage.catalog import RunSummary
+
+__all__ = ["newest_pair"]
+
+# What a name or a built-in network says of its role; without it both of a pair are called alike.
+_ROLES = re.compile(r"[-_]?(plain|residual|resnet|no[-_]?(?:skips?|shortcuts?)|skips?)", re.I)
+
+
+def newest_pair(runs: Mapping[str, RunSummary]) -> tuple[str, str] | None:
+    """Return keys of the newest runs that are a pair, first the one without shortcuts.
+
+    A pair is a run and its twin; else two runs of one program (of one name, where none is known;
+    words such as ``plain`` and ``resnet`` aside), one with joins, the other without. Of several
+    partners the one with most arguments in common is taken, then the one of the same seed, then
+    the newest. Only what lists of runs have is looked at.
+
+    Args:
+        runs: Runs by their keys, the newest first.
+    """
+    program = {key: _program(run) for key, run in runs.items()}
+    shortcuts = {key: _has_shortcuts(run) for key, run in runs.items()}
+    for key, run in runs.items():
+        has = shortcuts[key]
+        others = [
+            (_likeness(run, other), name)
+            for name, other in runs.items()
+            if has is not None
+            and shortcuts[name] is (not has)
+            and (program[name] == program[key] or _are_twins(run, other))
+        ]
+        if others:
+            # Of equal ones max takes the first, the newest.
+            _, partner = max(others, key=lambda one: one[0])
+            return (partner, key) if has else (key, partner)
+    return None
+
+
+def _has_shortcuts(run: RunSummary) -> bool | None:
+    """Whether gradients flow through joins, as far as the list knows."""
+    if run.told.get("skip_scale") == 0 or run.told.get("twin_of"):
+        return False
+    if run.told.get("twin"):
+        return True
+    return None if run.joins is None else run.joins > 0
+
+
+def _are_twins(run: RunSummary, other: RunSummary) -> bool:
+    return run.name in (other.told.get("twin"), other.told.get("twin_of")) or other.name in (
+        run.told.get("twin"),
+        run.told.get("twin_of"),
+    )
+
+
+def _program(run: RunSummary) -> str:
+    """The script or network, else the name of the run, without the word for its role."""
+    return _ROLES.sub("", (_arguments(run) or [run.name])[0])
+
+
+def _arguments(run: RunSummary) -> list[str]:
+    found = run.told.get("argv")
+    return list(map(str, found)) if isinstance(found, list) else []
+
+
+def _likeness(run: RunSummary, other: RunSummary) -> tuple[bool, int, bool, bool]:
+    arguments = [set(_arguments(one)[1:]) for one in (run, other)]
+    return (
+        _are_twins(run, other),
+        -len(arguments[0] ^ arguments[1]),
+        run.told.get("seed") == other.told.get("seed"),
+        _ROLES.sub("", run.name) == _ROLES.sub("", other.name),
+    )

@@ -1,0 +1,65 @@
+from pathlib import Path
+from typing import Any
+
+from analyzer.storage.catalog import RunSummary
+from analyzer.storage.pairs import newest_pair
+
+
+def listed(*runs: RunSummary) -> dict[str, RunSummary]:
+    return {run.name: run for run in runs}
+
+
+def summary(name: str, joins: int | None, **told: Any) -> RunSummary:
+    return RunSummary(name, Path(name), "finished", joins=joins, told=told)
+
+
+def test_a_run_and_its_twin_are_a_pair_without_shortcuts_first() -> None:
+    runs = listed(
+        summary("mine", 3, argv=["train.py"], twin="mine-plain"),
+        summary("else", 3, argv=["train.py"]),
+        summary("mine-plain", 3, argv=["train.py"], twin_of="mine", skip_scale=0),
+    )
+    assert newest_pair(runs) == ("mine-plain", "mine")
+
+
+def test_one_program_with_and_without_joins_is_a_pair() -> None:
+    runs = listed(
+        summary("newest", 0, argv=["other.py"]),
+        summary("b", 3, argv=["train.py", "--depth", "20"], seed=1),
+        summary("a", 0, argv=["train.py", "--depth", "20", "--plain"], seed=1),
+        summary("c", 0, argv=["train.py", "--depth", "56", "--plain"], seed=1),
+    )
+    assert newest_pair(runs) == ("a", "b")
+
+
+def test_of_equal_partners_that_of_the_same_seed_is_taken() -> None:
+    runs = listed(
+        summary("r-1", 3, argv=["zoo:simple28"], seed=1),
+        summary("p-0", 0, argv=["zoo:simple28-plain"], seed=0),
+        summary("p-1", 0, argv=["zoo:simple28-plain"], seed=1),
+    )
+    assert newest_pair(runs) == ("p-1", "r-1")
+
+
+def test_built_in_networks_are_one_program_by_their_depth() -> None:
+    runs = listed(summary("x", 9, argv=["zoo:resnet20"]), summary("y", 0, argv=["zoo:plain20"]))
+    assert newest_pair(runs) == ("y", "x")
+    runs = listed(summary("x", 9, argv=["zoo:resnet20"]), summary("y", 0, argv=["zoo:plain56"]))
+    assert newest_pair(runs) is None
+
+
+def test_runs_without_a_program_are_told_by_their_names() -> None:
+    assert newest_pair(listed(summary("residual", 2), summary("plain", 0))) == ("plain", "residual")
+    assert newest_pair(listed(summary("one", 2), summary("two", 0))) is None
+
+
+def test_runs_that_are_alike_are_no_pair() -> None:
+    same = {"argv": ["train.py"]}
+    assert newest_pair(listed(summary("a", 2, **same), summary("b", 2, **same))) is None
+    assert newest_pair(listed(summary("a", 0, **same), summary("b", None, **same))) is None
+    assert newest_pair({}) is None
+
+
+def test_damaged_words_about_a_run_do_no_harm() -> None:
+    odd = summary("a", 2, argv="train.py", twin=["b"], twin_of={"c": 1}, skip_scale="0")
+    assert newest_pair(listed(odd, summary("b", 0, argv=None))) is None

@@ -14,6 +14,7 @@ from analyzer.analysis.numerals import counted
 from analyzer.errors import AnalyzerError
 from analyzer.storage.catalog import resolve_run
 from analyzer.storage.reading import Columns, Ids, Ranks
+from analyzer.storage.schema import EDGES
 from analyzer.storage.selection import StepsLike
 
 if TYPE_CHECKING:
@@ -69,6 +70,25 @@ class Run(storage.Run):
         if self.manifest.get("error"):
             facts["error"] = str(self.manifest["error"])[:200]
         return facts
+
+    @property
+    def edges(self) -> "pd.DataFrame":
+        """The data flow between layers: ``source``, ``target``, and their names beside them.
+
+        The target reads the output of the source, with no layer in between; source -1, ``input``,
+        is an input of the network. Empty in runs that were recorded without it.
+        """
+        import pandas as pd
+
+        layers = self.static_rows("layers")
+        ids, names = layers.column("layer").to_pylist(), layers.column("name").to_pylist()
+        known, rows = dict(zip([-1, *ids], ["input", *names], strict=True)), self.static_rows(EDGES)
+        columns = {name: pd.Series(rows.column(name).to_numpy()) for name in rows.column_names}
+        names_of = {
+            f"{end}_name": column.map(known).astype("str") for end, column in columns.items()
+        }
+        order = [name for end in columns for name in (end, f"{end}_name")]
+        return pd.DataFrame(columns | names_of)[order]
 
     def layer_stats(
         self,

@@ -83,15 +83,18 @@ def _export_csv(run: "Run", folder: Path) -> Iterator[tuple[str, int]]:
     A column ``layer_name``, ``parameter_name`` or ``join_name`` follows each id that refers to
     another table.
     """
-    from analyzer.storage.reading import StaticTable, probe_rows
-    from analyzer.storage.schema import STATIC_TABLES, STEP_TABLES
+    from analyzer.storage.reading import probe_rows
+    from analyzer.storage.schema import EDGES, STATIC_TABLES, STEP_TABLES
 
     folder.mkdir(parents=True, exist_ok=True)
-    static = {t: StaticTable(run.path, t, run.warnings.append).read() for t in STATIC_TABLES}
+    static = {table: run.static_rows(table) for table in STATIC_TABLES}
     names = {key: _names(static[table], key) for key, table in _TABLE_OF.items()}
     for table, rows in static.items():
         others = {key: names[key] for key in names if _TABLE_OF[key] != table}
         yield f"{table}.csv", _write(folder / f"{table}.csv", [rows], others)
+    layers = {-1: "input", **names["layer"]}
+    ends: Names = {"source": layers, "target": layers}
+    yield "edges.csv", _write(folder / "edges.csv", [run.static_rows(EDGES)], ends)
     for table in STEP_TABLES:
         empty = run.read(table, steps=[])
         size = max(1, _BATCH_ROWS // max(1, *(rows.num_rows for rows in static.values())))

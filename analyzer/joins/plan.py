@@ -18,12 +18,22 @@ from analyzer.joins.sides import JoinVertices
 from analyzer.joins.sums import Edge
 from analyzer.joins.trace import Untracked
 
-__all__ = ["HIDDEN", "JoinPlan", "JoinSite", "hiding_reason", "joins_in_graph"]
+__all__ = [
+    "HIDDEN",
+    "OPAQUE",
+    "JoinPlan",
+    "JoinSite",
+    "hiding_reason",
+    "joins_in_graph",
+    "what_is_hidden",
+]
 
 HIDDEN = {
     "CheckpointFunctionBackward": "reentrant checkpointing hides what it computes",
     "CompiledFunctionBackward": "compiled code hides what it computes",
 }
+OPAQUE = frozenset(HIDDEN)
+"""Nodes behind which there may be layers."""
 N = TypeVar("N")
 
 
@@ -231,3 +241,8 @@ def hiding_reason(function: str) -> str:
     """Return why the joins behind a custom autograd function cannot be seen."""
     name = function.rpartition("::")[2].removesuffix("Backward")
     return HIDDEN.get(function, f"the custom function {name}")
+
+
+def what_is_hidden(reason: str) -> str:
+    """Return what cannot be seen for a reason: a custom function hides no layer, as a rule."""
+    return "joins and edges" if reason in HIDDEN.values() else "joins"

@@ -22,7 +22,7 @@ from analyzer.joins.addends import Addends
 from analyzer.joins.calls import CallLog, keywords_of_call, numbered_call
 from analyzer.joins.find import output_nodes
 from analyzer.joins.graph import Walk
-from analyzer.joins.plan import joins_in_graph
+from analyzer.joins.plan import joins_in_graph, what_is_hidden
 from analyzer.options import RecordOptions
 from analyzer.recording.depths import PassDepths
 from analyzer.recording.hook_classes import Call, Layer, look_at
@@ -68,8 +68,7 @@ class ForwardCalls:
     def __init__(self, options: RecordOptions, capture: Capture) -> None:
         self._steps: list[Callable[[], StepRecord]] = []
         self._waiting: Callable[[], None] | None = None
-        self.tables: dict[str, list[dict[str, Any]]] = {}
-        self.device = self.dtype = ""
+        self.tables, self.device, self.dtype = dict[str, list[dict[str, Any]]](), "", ""
         self.is_training = self.has_derived = False
         self._options, self._capture = options, capture
         self._problems: list[str] = []
@@ -247,7 +246,7 @@ class ForwardCalls:
             if root is None or module not in set(root.modules()):
                 continue
             if is_compiled(root):
-                self._note(f"joins of {type(unwrapped(root)).__name__}: it runs compiled code")
+                self._note(f"joins and edges of {type(unwrapped(root)).__name__}: compiled code")
             else:
                 self._log = _JoinLog(number, root, self._options.max_calls)
             return
@@ -263,12 +262,12 @@ class ForwardCalls:
         walk = Walk(nodes)
         plan = joins_in_graph(walk, log)
         sites = plan.sites(walk) or []
-        numbers, has_changed = self._joins.take(plan, {call.path for call in log.calls})
+        numbers, has_changed = self._joins.take(plan, walk, log)
         added = log.addends.outputs(sites)
         for place, (number, outputs) in enumerate(zip(numbers, added, strict=True)):
             rows.add_outputs((number, place), outputs)
         for module, reason in plan.unseen:
-            self._note(f"joins of {module}: {reason}")
+            self._note(f"{what_is_hidden(reason)} of {module}: {reason}")
         return has_changed
 
     def _add(self, root: nn.Module) -> None:
@@ -367,6 +366,7 @@ class ForwardCalls:
         layers = self._layers.rows(self._joins.roles())
         joins = self._joins.rows(spelled)
         self.tables = {"layers": layers, "parameters": parameters, "joins": joins}
+        self.tables["edges"] = self._layers.edges(self._joins.edges)
 
 
 class _JoinLog(CallLog):

@@ -1,7 +1,7 @@
 """Which modules are layers, the layers that a training calls, and their numbers."""
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -206,6 +206,25 @@ class Layers:
                 }
             )
         return rows
+
+    def edges(self, pairs: Iterable[tuple[str, str]]) -> list[dict[str, int]]:
+        """Return the rows of ``edges.parquet``: pairs of which both layers have a row.
+
+        Args:
+            pairs: Source and target, by `analyzer.recording.live_log.token` of the root and the
+                path there; an empty source is the network's input.
+        """
+        known = {"": -1}
+        for layer, row in enumerate(self._rows):
+            known[_token_name(self.sites[row["site"]], row["call"])] = layer
+
+        def layer_of(name: str) -> int | None:
+            path, _, call = name.partition("#")
+            return known.get(f"{path}#{min(int(call), self.max_calls)}" if call else name)
+
+        found = {(layer_of(source), layer_of(target)) for source, target in pairs}
+        whole = sorted((s, t) for s, t in found if s is not None and t is not None and s != t)
+        return [{"source": source, "target": target} for source, target in whole]
 
     def _mark(self, call: int) -> str:
         return "#rest" if call == self.max_calls else f"#{call}" if call else ""

@@ -24,6 +24,8 @@ from analyzer.joins.calls import (
     numbered_call,
     tensors_in,
 )
+from analyzer.joins.graph import Walk
+from analyzer.joins.layer_edges import layer_edges
 from analyzer.joins.modes import runs_compiled
 from analyzer.joins.plan import JoinPlan
 from analyzer.joins.search import Join, numbered
@@ -223,9 +225,13 @@ class JoinTable:
 
     Args:
         max_calls: Calls of a module that have names of their own.
+
+    Attributes:
+        edges: The data flow between layers of all graphs: pairs of names, empty for an input.
     """
 
     def __init__(self, max_calls: int) -> None:
+        self.edges: dict[tuple[str, str], None] = {}
         self._max_calls = max_calls
         self._known: list[_Known] = []
         self._by_group: dict[_Group, list[int]] = {}
@@ -235,16 +241,17 @@ class JoinTable:
     def __len__(self) -> int:
         return len(self._known)
 
-    def take(self, plan: JoinPlan, paths: Iterable[str]) -> tuple[list[int], bool]:
-        """Return the numbers of the joins of a graph, and whether the table has changed.
+    def take(self, plan: JoinPlan, walk: Walk, log: CallLog) -> tuple[list[int], bool]:
+        """Return the numbers of the joins of a graph, and whether joins or edges are new.
 
         Args:
             plan: The joins.
-            paths: The paths of the modules that were called in the forward pass.
+            walk: The graph.
+            log: The calls of the modules in the forward pass.
         """
         given = [_Known(*pair) for pair in zip(plan.joins, plan.weights, strict=True)]
         counts = Counter(one.group[0] for one in given)
-        self._varied.update(path for path in paths if counts[path] != 1)
+        self._varied.update(call.path for call in log.calls if counts[call.path] != 1)
         numbers: dict[int, int] = {}
         for is_like in (_is_equal, _overlaps, self._alternate):
             taken = set(numbers.values())
@@ -254,7 +261,8 @@ class JoinTable:
                         numbers[place] = number
                         taken.add(number)
                         break
-        has_changed = False
+        known, self.edges = self.edges, self.edges | dict.fromkeys(layer_edges(walk, log))
+        has_changed = len(self.edges) > len(known)
         for place, one in enumerate(given):
             if place in numbers:
                 has_changed |= self._known[numbers[place]].widen(one)

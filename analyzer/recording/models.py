@@ -269,6 +269,7 @@ class Models:
             "layers": self.layers.rows(self._splits.table.roles()),
             "parameters": self.parameters.rows(self.layers),
             "joins": self._splits.table.rows(name_of),
+            "edges": self.layers.edges(self._splits.table.edges),
         }
 
     def of_ranks(self) -> dict[str, Any]:

@@ -224,6 +224,7 @@ class Recorder:
             self._writer.write_layers(tables["layers"])
             self._writer.write_parameters(tables["parameters"])
             self._writer.write_joins(tables["joins"])
+            self._writer.write_edges(tables["edges"])
 
     def _write_tables(self) -> None:
         if self._writer is not None and not (self.resumed and self.resumed.first is None):

@@ -26,7 +26,7 @@ from analyzer.recording.training import Training
 from analyzer.storage.rows import StepRecord
 from analyzer.storage.run import open_run
 from analyzer.storage.run_json import status_of
-from analyzer.storage.schema import STATIC_TABLES, STEP_TABLES
+from analyzer.storage.schema import EDGES, STATIC_TABLES, STEP_TABLES
 
 __all__ = ["NotResumableError", "Resumed"]
 
@@ -85,6 +85,8 @@ class Resumed:
         else:
             self.rank = Rank(Path(os.path.abspath(path)), 0, self.attempt)
         self._rows = {name: self._run.static_rows(name).to_pylist() for name in STATIC_TABLES}
+        edges = self._run.static_rows(EDGES)
+        self._edges = set(zip(*(column.to_pylist() for column in edges.columns), strict=True))
         self._own: dict[str, list[int]] = {name: [] for name in STATIC_TABLES}
         self._arrays = {name: np.zeros(0, np.int32) for name in STATIC_TABLES}
         self._keys = {
@@ -294,7 +296,11 @@ class Resumed:
                 if name == "parameters":  # it may have been frozen meanwhile
                     changed["trained"] = row["trained"] or rows[id_]["trained"]
                 rows[id_] = changed
-        return {name: list(self._rows[name]) for name in STATIC_TABLES}
+        layers = {-1: -1, **dict(enumerate(self._own["layers"]))}
+        for edge in own.get(EDGES, []):
+            self._edges.add((layers[edge["source"]], layers[edge["target"]]))
+        edges = [{"source": source, "target": target} for source, target in sorted(self._edges)]
+        return {name: list(self._rows[name]) for name in STATIC_TABLES} | {EDGES: edges}
 
     def _renumber(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Give the rows that are new in this attempt their ids: known ones, or the next."""

@@ -17,7 +17,7 @@ from analyzer.joins.addends import Addends
 from analyzer.joins.backward import SplitHooks
 from analyzer.joins.graph import Walk
 from analyzer.joins.modes import is_transformed, runs_compiled
-from analyzer.joins.plan import JoinPlan, JoinSite, joins_in_graph
+from analyzer.joins.plan import JoinPlan, JoinSite, joins_in_graph, what_is_hidden
 from analyzer.joins.products import JoinGradients
 from analyzer.joins.search import Join
 from analyzer.options import RecordOptions
@@ -107,7 +107,7 @@ class Splits:
 
     def _say_hidden(self, root: nn.Module) -> None:
         name = type(unwrapped(root)).__name__
-        self._on_problem(f"joins of {name}: compiled code hides what it computes")
+        self._on_problem(f"joins and edges of {name}: compiled code hides what it computes")
 
     def forget_roots(self) -> None:
         """Look for joins in none of the models any more, before a backward pass was seen."""
@@ -320,7 +320,7 @@ class Splits:
             return None
         try:
             plan = joins_in_graph(walk, log)
-            numbers, has_changed = self.table.take(plan, {call.path for call in log.calls})
+            numbers, has_changed = self.table.take(plan, walk, log)
         except Exception as error:  # a graph like no other: recording continues without joins
             self._is_off = True
             self._on_problem(f"joins: the graph cannot be read ({type(error).__name__}: {error})")
@@ -330,7 +330,7 @@ class Splits:
         if log.is_traced or not self._needs_trace:
             self._plans = [(plan, numbers), *self._plans][:_MOST_PLANS]
         for module, reason in plan.unseen:
-            self._on_problem(f"joins of {self._spelled(module)}: {reason}")
+            self._on_problem(f"{what_is_hidden(reason)} of {self._spelled(module)}: {reason}")
         for module, reason in plan.passed_over:
             self._on_problem(f"no join in {self._spelled(module)}: {reason}")
         found = list(zip(plan.sites(walk) or [], numbers, strict=True))

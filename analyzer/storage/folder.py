@@ -18,9 +18,9 @@ from analyzer.storage.bin_writer import TableBins
 from analyzer.storage.bins import Numbers
 from analyzer.storage.manifest import LiveManifest
 from analyzer.storage.parts import PartSeries, reason_of, write_table
-from analyzer.storage.reading import StaticTable
 from analyzer.storage.rows import Block, StepRecord, stat_rows, static_table, step_rows
-from analyzer.storage.schema import STAT_COLUMNS, STEP_TABLES
+from analyzer.storage.schema import EDGES, STAT_COLUMNS, STEP_TABLES
+from analyzer.storage.static_table import StaticTable
 from analyzer.storage.tables import StepTable
 
 __all__ = ["RunFolder"]
@@ -156,21 +156,20 @@ class RunFolder:
             return
         self._manifest.fields[f"num_{table}"] = len(rows)
         place, whole = f"{table}.parquet", static_table(table, rows)
-        names = [row["name"] for row in rows]
-        if not self._rank.leads() or not self._continues(table, names):
+        if not self._rank.leads() or not self._continues(table, rows):
             place = f"{RANKS}/{self._rank.file(place).name}"
         self._static[place] = lambda: write_table(self.path / place, whole, place)
         self.write_file(place, self._static[place])
 
-    def _continues(self, table: str, names: Sequence[str]) -> bool:
+    def _continues(self, table: str, rows: Sequence[Mapping[str, Any]]) -> bool:
         """Whether a later attempt gives what the earlier ones knew the same ids."""
-        if not self._rank.attempt:
-            return True
+        if not self._rank.attempt or table == EDGES:  # whose ids are those of layers
+            return not self._rank.attempt or "layers.parquet" in self._static
         if table not in self._names_before:
             before = StaticTable(self.path, table, lambda _: None).at_the_top()
             self._names_before[table] = before.column("name").to_pylist()
         before = self._names_before[table]
-        return names[: len(before)] == before
+        return [row["name"] for row in rows[: len(before)]] == before
 
     def write_file(self, place: str, write: Callable[[], object]) -> None:
         """Write a file; where the disk refuses, again and again for a while, unless replaced."""

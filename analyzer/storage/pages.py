@@ -6,8 +6,8 @@ import pyarrow as pa
 
 from analyzer.storage.bin_writer import MAX_BINS
 from analyzer.storage.run_json import FIELDS
+from analyzer.storage.schema import EDGES, SCHEMA_VERSION, STATIC_TABLES, STEP_TABLES, TABLES
 from analyzer.storage.schema import PROBES as PROBE_SCHEMAS
-from analyzer.storage.schema import SCHEMA_VERSION, STATIC_TABLES, STEP_TABLES, TABLES
 from analyzer.vocabulary import RULES, Quantity, quantities_of
 from analyzer.vocabulary.probes import PROBES
 
@@ -20,6 +20,7 @@ runs/<run>/
   layers.parquet             static tables: whole files, replaced when new calls appear
   parameters.parquet
   joins.parquet
+  edges.parquet
   steps/<part>.parquet       rows of steps: many small parts while running, few at the end
   layer_stats/<part>.parquet
   parameter_stats/<part>.parquet
@@ -79,7 +80,7 @@ def schema_page() -> str:
     """Return the page that describes a run folder."""
     blocks = [f"# The run folder, schema version {SCHEMA_VERSION}", _LAYOUT, _READING]
     blocks += ["## run.json", _manifest_table()]
-    for name in (*STATIC_TABLES, *STEP_TABLES):
+    for name in (*STATIC_TABLES, EDGES, *STEP_TABLES):
         blocks += [f"## {name}", as_markdown(TABLES[name])]
     for name, schema in PROBE_SCHEMAS.items():
         blocks += [f"## probes/{name}", as_markdown(schema)]

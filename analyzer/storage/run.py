@@ -18,13 +18,13 @@ from analyzer.storage.reading import (
     Ids,
     Ranks,
     RunRows,
-    StaticTable,
     probe_names,
     probe_notes,
     probe_rows,
 )
 from analyzer.storage.run_json import read_manifest, run_path, status_of
 from analyzer.storage.selection import StepsLike, check_count, nearest, one_of
+from analyzer.storage.static_table import static_tables
 from analyzer.texts import shown_name
 
 if TYPE_CHECKING:
@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "open_run"]
 
-# Static tables that hold ids of another one.
 _MOST_WARNINGS = 100
-_REFERENCES = (("layers", "join", "joins"), ("parameters", "layer", "layers"))
 
 
 def open_run(path: str | Path) -> "Run":
@@ -70,11 +68,7 @@ class Run:
         self.path = run_path(path)
         self.manifest: dict[str, Any] = read_manifest(self.path)
         self.warnings: list[str] = []
-        self._static: dict[str, StaticTable] = {}
-        for name, column, other in (("joins", "", ""), *_REFERENCES):
-            refers = (column, self._static[other]) if column else None
-            promised = partial(self._promised, name)
-            self._static[name] = StaticTable(self.path, name, self._warn, promised, refers)
+        self._static = static_tables(self.path, self._promised, self._warn)
         self._rows = RunRows(self.path, lambda: self.manifest, self._static, self._warn)
         self._views = {
             name: BinReader(self.path, table, self._warn, partial(self._pooled_at, name))
@@ -141,7 +135,7 @@ class Run:
         return static_frame("joins", self._static["joins"].read())
 
     def static_rows(self, table: str) -> pa.Table:
-        """Return ``layers``, ``parameters`` or ``joins`` as on disk, a thousand rows in no time."""
+        """Return ``layers``, ``parameters``, ``joins`` or ``edges`` as on disk, in no time."""
         return one_of(self._static, table, "a table").read()
 
     # Rows of steps

@@ -65,6 +65,7 @@ FIELDS: dict[str, tuple[str, str]] = {
     "num_layers": ("int", "Rows of the table of layers."),
     "num_parameters": ("int", "Rows of the table of parameters."),
     "num_joins": ("int", "Rows of the table of joins."),
+    "num_edges": ("int?", "Rows of the table of edges; earlier runs have none."),
     "data_parallel_ranks": ("int?", "Ranks by which output gradients are divided when pooled."),
     "parts": (
         "object of objects of ints?",

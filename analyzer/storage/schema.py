@@ -7,6 +7,7 @@ from analyzer.vocabulary.probes import PROBES as PROBE_ROWS
 
 __all__ = [
     "CONSTANT_COLUMNS",
+    "EDGES",
     "PROBES",
     "READABLE_VERSIONS",
     "SCHEMA_VERSION",
@@ -19,7 +20,7 @@ __all__ = [
 ]
 
 # 1: first layout.
-# 2: forward columns of splits, shortcuts in probes/lesion, probes/counterfactual.
+# 2: forward columns of splits, shortcuts in probes/lesion, probes/counterfactual, edges.
 SCHEMA_VERSION = 2
 READABLE_VERSIONS = range(1, SCHEMA_VERSION + 1)
 
@@ -91,6 +92,10 @@ _JOINS = (
     ("branch_parameters", "int64?", "elements", "Parameters of the branch."),
     ("shortcut_parameters", "int64?", "elements", "Parameters of the shortcut."),
 )
+_EDGES = (
+    ("source", "int32", "", "Layer whose output is read; -1 for an input of the network."),
+    ("target", "int32", "", "Layer that reads it, past no other layer."),
+)
 
 
 def _step_table(table: str, key: str, meaning: str) -> pa.Schema:
@@ -105,11 +110,14 @@ CONSTANT_COLUMNS = ("step", "rank", "attempt")
 SHARE = "gradient_norm_share"
 """What a rank that holds a part of the weights adds to ``gradient_norm``: a root of squares."""
 STATIC_TABLES = ("layers", "parameters", "joins")
+EDGES = "edges"
+"""The static table that has no ids of its own: the data flow between layers."""
 STEP_TABLES = ("steps", *STAT_COLUMNS)
 TABLES: dict[str, pa.Schema] = {
     "layers": _schema(*_LAYERS),
     "parameters": _schema(*_PARAMETERS),
     "joins": _schema(*_JOINS),
+    EDGES: _schema(*_EDGES),
     "steps": _schema(
         _STEP,
         _RANK,

@@ -133,6 +133,10 @@ class RunWriter:
         """Queue the table of joins; it replaces the one before."""
         self._put(lambda: self._folder.write_static("joins", rows))
 
+    def write_edges(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Queue the table of the data flow between layers; it replaces the one before."""
+        self._put(lambda: self._folder.write_static("edges", rows))
+
     def write_probe(
         self,
         name: str,

@@ -230,7 +230,7 @@ def test_checkpointed_modules_are_named_in_the_manifest(tmp_path):
     model, x = Outer(), torch.randn(2, 3, 8, 8)
     run = record(model, tmp_path / "run", [[lambda: wavy_loss(model(x))]])
     hidden = "reentrant checkpointing hides what it computes"
-    assert run.manifest["not_recorded"] == [f"joins of Outer: {hidden}"]
+    assert run.manifest["not_recorded"] == [f"joins and edges of Outer: {hidden}"]
 
 
 def test_an_error_while_joins_are_read_ends_the_joins_and_nothing_else(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from analyzer.errors import AnalyzerError, RunExistsError, RunNotFoundError, Sch
 from analyzer.recording.recorder import Recorder
 from analyzer.recording.resuming import NotResumableError
 from analyzer.storage.run import Run, open_run
-from analyzer.storage.schema import SCHEMA_VERSION, STATIC_TABLES, STEP_TABLES
+from analyzer.storage.schema import EDGES, SCHEMA_VERSION, STATIC_TABLES, STEP_TABLES
 from tests.support.commands import command
 
 # What no two recordings share.
@@ -97,7 +97,7 @@ def rows(run: Run, table: str) -> list[dict[str, Any]]:
 
 def assert_joined(joined: Path, whole: Path) -> None:
     one, other = open_run(joined), open_run(whole)
-    for table in (*STEP_TABLES, *STATIC_TABLES):
+    for table in (*STEP_TABLES, *STATIC_TABLES, EDGES):
         assert rows(one, table) == rows(other, table), table
         assert table in ("splits", "joins") or rows(one, table)
     assert one.warnings == []

@@ -41,6 +41,7 @@ def both(path: Path, steps: Sequence[int], names: Sequence[str], attempt: int = 
         writer = rank_of(path, number, attempt)
         own = list(names) if number == 0 else [*reversed(names), "only1"]
         writer.write_layers([layer(place, name) for place, name in enumerate(own)])
+        writer.write_edges([{"source": -1, "target": 0}, {"source": 0, "target": 1}])
         for step in range(count):
             ids = range(len(own))
             writer.add(lambda step=step, ids=ids, n=number: record(step, block(ids, 3.0 + n)))
@@ -57,6 +58,12 @@ def test_layers_that_ranks_met_in_another_order_are_told_by_name(tmp_path: Path)
     raw = run.layer_stats("activation_norm", layers="two", steps=0, ranks="all")
     assert raw[["rank", "layer", "activation_norm"]].to_numpy().tolist() == [[0, 1, 3], [1, 1, 4]]
     assert run.layer_stats("activation_norm", layers="only1", ranks="all")["rank"].unique() == [1]
+    # Rank 1 says: an input to "two", and "two" to "one".
+    edges = [(-1, 0), (-1, 1), (0, 1), (1, 0)]
+    assert (
+        sorted(map(tuple, zip(*run.static_rows("edges").to_pydict().values(), strict=True)))
+        == edges
+    )
     assert run.warnings == []
 
 

@@ -2,7 +2,7 @@ import pyarrow as pa
 import pytest
 
 from analyzer.storage.pages import as_markdown, schema_page
-from analyzer.storage.schema import PROBES, STAT_COLUMNS, STATIC_TABLES, STEP_TABLES, TABLES
+from analyzer.storage.schema import EDGES, PROBES, STAT_COLUMNS, STATIC_TABLES, STEP_TABLES, TABLES
 from analyzer.vocabulary import quantity
 
 STATISTICS = [(table, column) for table, columns in STAT_COLUMNS.items() for column in columns]
@@ -55,6 +55,6 @@ def test_time_is_in_microseconds_of_utc() -> None:
     assert TABLES["steps"].field("time").type == pa.timestamp("us", tz="UTC")
 
 
-@pytest.mark.parametrize("table", [*STATIC_TABLES, *STEP_TABLES])
+@pytest.mark.parametrize("table", [*STATIC_TABLES, EDGES, *STEP_TABLES])
 def test_the_schema_page_shows_every_table(table: str) -> None:
     assert as_markdown(TABLES[table]) in schema_page()

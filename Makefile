@@ -11,8 +11,9 @@ HASHED := $(PIP) install --require-hashes --no-deps
 # The wheel for CPUs, else that of PyPI and, where it is for an accelerator, the libraries it asks for.
 TORCH = $(1)/python $(HASHED) --requirement locked/torch-cpu.txt 2>/dev/null || { $(1)/python $(HASHED) --requirement locked/torch.txt && $(1)/python $(PIP) install torch==$$($(1)/python -c 'from importlib.metadata import version; print(version("torch"))'); }
 ITSELF := $(PIP) install --no-deps --no-build-isolation --editable .
-# Tests run in so many processes, one thread each.
-JOBS ?= 2
+# Tests run in this many processes, one thread each: one more than the cores of a small machine, since
+# many tests wait for a process or a browser of their own.
+JOBS ?= 3
 
 .PHONY: help demo test test-all test-integrations browser paper bench bench-peers lint format release docs docs-serve clean
 

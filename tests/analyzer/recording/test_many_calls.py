@@ -1,5 +1,6 @@
 """Modules called many times in a step: bounded rows, and a bounded search for joins."""
 
+import gc
 import math
 import sys
 import threading
@@ -84,14 +85,21 @@ def test_as_many_calls_as_have_rows_are_not_pooled(tmp_path: Path) -> None:
 
 
 @contextmanager
-def untraced() -> Iterator[None]:
-    """Leave coverage out of a time: it traces each line of the recorder and none of torch."""
+def undisturbed() -> Iterator[None]:
+    """Leave out of a time what is not the recorder's: coverage, and the objects of other tests.
+
+    Coverage traces each line of the recorder and none of torch; the garbage collector would look
+    through all that a worker has kept from earlier tests.
+    """
     here, threads = sys.gettrace(), threading.gettrace()
     sys.settrace(None)
     threading.settrace(None)
+    gc.collect()
+    gc.freeze()
     try:
         yield
     finally:
+        gc.unfreeze()
         threading.settrace(threads)
         sys.settrace(here)
 
@@ -104,12 +112,17 @@ def test_a_thousand_calls_of_a_cell_cost_little(cell, tmp_path: Path) -> None:
         train(1000, cell)(Plain(is_on=False))
         return time.process_time() - started
 
-    alone = min(seconds() for _ in range(2))
-    with untraced(), analyzer.Recorder(None, tmp_path / "run"):
-        recorded_seconds = seconds()
+    def recorded_seconds(attempt: int) -> float:
+        with analyzer.Recorder(None, tmp_path / f"run-{attempt}"):
+            return seconds()
+
+    # The least of some measurements: whatever else the machine does can only add to them.
+    with undisturbed():
+        alone = min(seconds() for _ in range(3))
+        recorded_alone = min(recorded_seconds(attempt) for attempt in range(3))
     # Two steps: the search for joins is in the first one.
-    assert recorded_seconds < 1.25 * alone + 2
-    run = analyzer.open_run(tmp_path / "run")
+    assert recorded_alone < 1.25 * alone + 2
+    run = analyzer.open_run(tmp_path / "run-0")
     assert len(run.layers) <= 4 * 65
 
 

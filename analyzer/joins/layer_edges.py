@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 from analyzer.joins.calls import CallLog, ModuleCall
@@ -28,23 +27,43 @@ def layer_edges(walk: Walk, log: CallLog) -> list[tuple[str, str]]:
         walk: The graph of a forward pass.
         log: The module calls of the forward pass that made it.
     """
-    return list(dict.fromkeys(_Edges(walk, log).pairs()))
+    return _Edges(walk, log).pairs()
 
 
 class _Edges:
+    """Sets of layers are whole numbers with a bit for each: an unrolled cell has many and large.
+
+    Calls that share a row (`CallLog.most_calls`) are one layer.
+    """
+
     def __init__(self, walk: Walk, log: CallLog) -> None:
-        self._walk = walk
+        self._walk, self._most_calls = walk, log.most_calls
+        self._bits: dict[str, int] = {INPUT: 0}
         # The untracked tensors that the nodes of a function read.
         self._unseen = {n: c.operands for c in log.trace.calls for n in range(c.start, c.end)}
         self._made = self._makers(log)
-        self._sources: dict[Any, frozenset[str]] = {}
+        self._sources: dict[Any, int] = {}
 
-    def pairs(self) -> Iterator[tuple[str, str]]:
+    def pairs(self) -> list[tuple[str, str]]:
+        read: dict[int, int] = {}
         for maker, calls in self._made.items():
-            for source in self._read_by(maker):
-                yield source, calls[0].layer or ""
-            for before, after in pairwise(calls):
-                yield before.layer or "", after.layer or ""
+            bits = [self._bit(call) for call in calls]
+            sources = self._read_by(maker)
+            for bit in bits:
+                read[bit] = read.get(bit, 0) | sources
+                sources = 1 << bit
+        names = list(self._bits)
+        return [
+            (names[source], names[target])
+            for target, sources in read.items()
+            for source in _bits_of(sources & ~(1 << target))
+        ]
+
+    def _bit(self, call: ModuleCall) -> int:
+        name, _, number = str(call.layer).partition("#")
+        if number and int(number) >= self._most_calls:
+            number = str(self._most_calls)
+        return self._bits.setdefault(f"{name}#{number}" if number else name, len(self._bits))
 
     def _makers(self, log: CallLog) -> dict[Any, list[ModuleCall]]:
         """The layers that returned what a node or an untracked tensor stands for."""
@@ -63,7 +82,7 @@ class _Edges:
                 made.setdefault(maker, []).append(call)
         return made
 
-    def _read_by(self, start: Any) -> frozenset[str]:
+    def _read_by(self, start: Any) -> int:
         """The layers, or the input, that a maker was computed from."""
         stack = [start]
         while stack:
@@ -79,20 +98,19 @@ class _Edges:
     def _waits(self, read: Any, reader: Any) -> bool:
         return read not in self._sources and self._layer(read, reader) is None
 
-    def _found(self, maker: Any) -> frozenset[str]:
+    def _found(self, maker: Any) -> int:
         if isinstance(maker, Untracked):
             # Numbers of words and the like: whoever made them, they came in with the input.
             is_input = maker.kind == "input" or not maker.is_differentiable
             if is_input and maker.carries_data:
-                return frozenset((INPUT,))
+                return 1
         elif not maker.next_functions and not is_parameter(getattr(maker, "variable", None)):
-            is_leaf = hasattr(maker, "variable")
-            return frozenset((INPUT,) if is_leaf else ())
-        found: set[str] = set()
+            return int(hasattr(maker, "variable"))
+        found = 0
         for read in self._reads(maker):
             layer = self._layer(read, maker)
-            found.update(self._sources[read] if layer is None else (layer,))
-        return frozenset(found)
+            found |= self._sources[read] if layer is None else 1 << layer
+        return found
 
     def _reads(self, maker: Any) -> list[Any]:
         if isinstance(maker, Untracked):
@@ -104,7 +122,7 @@ class _Edges:
         # One without a number stands for all that was not traced.
         return reads + [one for one in operands if one and one.carries_data and one.tick >= 0]
 
-    def _layer(self, read: Any, reader: Any) -> str | None:
+    def _layer(self, read: Any, reader: Any) -> int | None:
         """The layer whose output a reader has read; None where it read what is inside of one."""
         for call in reversed(self._made.get(read, ())):
             if isinstance(reader, Untracked):
@@ -112,8 +130,14 @@ class _Edges:
             else:
                 is_over = call.end <= reader._sequence_nr()
             if is_over:
-                return call.layer
+                return self._bit(call)
         return None
+
+
+def _bits_of(found: int) -> Iterator[int]:
+    while found:
+        yield (found & -found).bit_length() - 1
+        found &= found - 1
 
 
 def _as_they_ended(log: CallLog) -> list[ModuleCall]:

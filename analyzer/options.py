@@ -156,6 +156,7 @@ class RecordOptions:
         twin_of: Name of the run whose twin this is; None where it is none.
         twin_name: Name of the run of this one's twin; None where it has none.
         twin_words: What is to be said about that twin at the end.
+        point: The arguments of the point of a study that this is; None where it is none.
 
     The other fields are options; each has its meaning in its metadata.
 
@@ -171,6 +172,7 @@ class RecordOptions:
     twin_of: str | None = None
     twin_name: str | None = None
     twin_words: tuple[str, ...] = ()
+    point: Mapping[str, Any] | None = None
 
     run: Path | None = _option(
         None,

@@ -44,7 +44,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("judging:compare", "Put two runs side by side, on a depth-relative axis."),
     "explain": ("judging:explain", "Say which mechanism separates plain and residual."),
     "probe": ("probe:probe", "Run probes on a finished run's checkpoints."),
-    "study": (":study", "Sweep depths, shortcuts and seeds (not built yet)."),
+    "study": ("study:study", "Run a sweep: depths, shortcuts, norms, widths, seeds, rates."),
     "reproduce": (":reproduce", "Repeat a published experiment (not built yet)."),
     "dashboard": ("reading:dashboard", "Open the dashboard: where the gradient goes, live."),
     "report": ("reading:report", "Write a static report; vector figures; LaTeX tables."),
@@ -166,9 +166,6 @@ def _planned(name: str, sentence: str, example: str) -> Callable[[list[str] | No
     return command
 
 
-study = _planned(
-    "study", "Sweep depths, shortcuts and seeds.", "analyzer study --depths 8,20,56 --seeds 3"
-)
 reproduce = _planned(
     "reproduce",
     "Repeat a published experiment at the scale of this machine.",

@@ -18,6 +18,7 @@ from analyzer.cli import RunsDir
 from analyzer.cli.script_session import ScriptSession
 from analyzer.cli.session import (
     PACKAGE_ROOT,
+    PROGRAM,
     claimed,
     existing_run,
     free_folder,
@@ -40,18 +41,10 @@ from analyzer.options import (
     with_parameters,
 )
 
-__all__ = ["record", "record_text"]
+__all__ = ["parameter_of", "record", "record_text"]
 
 _LAST_LINES = 12
 _PATIENCE_SECONDS = 5.0
-# The package's own folder takes the place that Python gives to the working folder: a file of the
-# user's must not stand for a module of ours. What runs the script puts the script's folder there.
-_PROGRAM = """
-import sys
-sys.path[: not sys.flags.safe_path] = [sys.argv[1]]
-from analyzer.cli.record import record_text
-sys.exit(record_text(sys.argv[2]))
-"""
 # A private function of the standard library, which multiprocessing uses too.
 _interpreter_flags: Callable[[], list[str]] = vars(subprocess)["_args_from_interpreter_flags"]
 
@@ -114,8 +107,8 @@ def record(
     return lambda: _record(options)
 
 
-def _parameter(field: "Field[Any]") -> inspect.Parameter:
-    """The parameter of the command for one option of a recording."""
+def parameter_of(field: "Field[Any]") -> inspect.Parameter:
+    """Return the parameter of a command for one option of a recording."""
     option, is_several = field.metadata["option"], field.type == tuple[str, ...]
     type_ = str | None if field.name == "skip_scale" else field.type
     prefix = "Model files only: " if option.scope == MODEL_FILE else ""
@@ -141,7 +134,7 @@ def _scale_from(text: str | None) -> Any:
 
 
 vars(record)["__signature__"] = with_parameters(
-    inspect.signature(record), map(_parameter, options_of())
+    inspect.signature(record), map(parameter_of, options_of())
 )
 
 
@@ -306,7 +299,7 @@ def _record_twin(options: RecordOptions, run: Path) -> RecordOptions:
 
 def _command(options: RecordOptions, *flags: str) -> list[str]:
     """The command line of a process that records by these options."""
-    program = ["-c", _PROGRAM, PACKAGE_ROOT, options_text(options)]
+    program = ["-c", PROGRAM, PACKAGE_ROOT, options_text(options)]
     return [sys.executable, *_interpreter_flags(), *flags, *program]
 
 

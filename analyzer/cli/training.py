@@ -5,6 +5,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,13 @@ def train_model_file(options: RecordOptions, run: Path, namespace: Mapping[str, 
         ScriptError: If the file defines no model.
     """
     from analyzer.networks.data import dataset
-    from analyzer.networks.loop import model_of, seed_everything
+    from analyzer.networks.loop import model_of, seed_everything, takes_shortcuts
 
+    if (options.point or {}).get("shortcuts") == "off" and takes_shortcuts(namespace):
+        options = replace(options, skip_scale=None)  # it builds the plain network itself
     session = _LoopSession(options, run)
     seed_everything(session.seed)
-    model = model_of(namespace, options.target)
+    model = model_of(namespace, options.target, options.point)
     data = None if "batches" in namespace else dataset(options.data, seed=session.seed)
     return session.train(model, data, namespace, "model file")
 
@@ -104,6 +107,10 @@ class _LoopSession(Session):
             stream = namespace["batches"]()
         else:
             stream = batches(data, options.batch_size, seed=self.seed, device=device)
+        loss = namespace.get("loss", cross_entropy)
+        accuracies: list[Any] = []
+        if options.point is not None:
+            loss = _with_accuracy(loss, accuracies)
         manifest = self.manifest(kind) | {
             "seed": self.seed,
             "data": None if data is None else options.data,
@@ -124,13 +131,15 @@ class _LoopSession(Session):
                 epoch = getattr(stream, "epoch", None)
                 if epoch is not None:
                     recorder.log(epoch=epoch)
+                if accuracies:
+                    recorder.log(accuracy=accuracies.pop())
                 tick(step)
 
             loop.train(
                 model,
                 stream,
                 steps=options.steps,
-                loss=namespace.get("loss", cross_entropy),
+                loss=loss,
                 optimizer=optimizer,
                 device=device,
                 max_norm=max_norm,
@@ -163,6 +172,18 @@ class _LoopSession(Session):
                 # Python shows the traceback of an uncaught error before it calls such functions.
                 atexit.register(self.say, note)
             raise
+
+
+def _with_accuracy(loss: Callable[..., Any], found: list[Any]) -> Callable[..., Any]:
+    """The loss, which also leaves the share of the batch whose class is right; on the device."""
+
+    def noted(output: Any, target: Any) -> Any:
+        found.clear()
+        if getattr(output, "ndim", 0) == 2 and getattr(target, "ndim", 0) == 1:
+            found.append((output.detach().argmax(1) == target).float().mean())
+        return loss(output, target)
+
+    return noted
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The built-in training loop, written as a user would write it, and what a model file gives it."""
 
+import inspect
 import random
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -12,7 +13,15 @@ from torch.utils._pytree import tree_map_only
 
 from analyzer.errors import AnalyzerError, ScriptError
 
-__all__ = ["OPTIMIZERS", "choose_device", "model_of", "optimizer", "seed_everything", "train"]
+__all__ = [
+    "OPTIMIZERS",
+    "choose_device",
+    "model_of",
+    "optimizer",
+    "seed_everything",
+    "takes_shortcuts",
+    "train",
+]
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 
@@ -125,19 +134,55 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def model_of(namespace: Mapping[str, Any], target: str) -> nn.Module:
+def takes_shortcuts(namespace: Mapping[str, Any]) -> bool:
+    """Return whether ``build_model`` of a file that ran is told if there are to be shortcuts."""
+    kinds = _parameters(namespace.get("build_model"))
+    return "shortcuts" in kinds or inspect.Parameter.VAR_KEYWORD in kinds.values()
+
+
+def _parameters(build: Any) -> dict[str, Any]:
+    """The kinds of the parameters of a function, by name; none where they cannot be read."""
+    try:
+        return {name: one.kind for name, one in inspect.signature(build).parameters.items()}
+    except (TypeError, ValueError):
+        return {}
+
+
+def _arguments(build: Any, point: Mapping[str, Any], target: str) -> dict[str, Any]:
+    """What ``build_model`` takes of the arguments of a point of a study."""
+    kinds = _parameters(build)
+    if inspect.Parameter.VAR_KEYWORD in kinds.values():
+        kinds = dict.fromkeys([*kinds, *point])
+    lacking = [name for name in point if name not in (*kinds, "shortcuts", "seed", "lr")]
+    if lacking:
+        raise ScriptError(
+            f"build_model({', '.join(kinds)}) of '{target}' does not take {', '.join(lacking)}, "
+            "which the study varies; expected an argument of that name. Add it, or leave it out"
+        )
+    told = {"norm": None} if point.get("norm") == "none" else {}
+    if "shortcuts" in point:
+        told["shortcuts"] = point["shortcuts"] != "off"
+    return {name: value for name, value in {**point, **told}.items() if name in kinds}
+
+
+def model_of(
+    namespace: Mapping[str, Any], target: str, point: Mapping[str, Any] | None = None
+) -> nn.Module:
     """Return ``model``, or what ``build_model()`` returns, from the globals of a file that ran.
 
+    With the arguments of a point of a study it is ``build_model(**point)``: those that it takes,
+    ``shortcuts`` as a truth value and the norm ``none`` as None.
+
     Raises:
-        ScriptError: If it defines neither, or builds something else.
+        ScriptError: If it defines neither, builds something else, or does not take what varies.
     """
     found = ", ".join(sorted(name for name in namespace if not name.startswith("_"))) or "nothing"
-    model = namespace.get("model")
+    model = None if point is not None else namespace.get("model")
     if isinstance(model, nn.Module):
         return model
-    build: Callable[[], Any] | None = namespace.get("build_model")
+    build: Callable[..., Any] | None = namespace.get("build_model")
     if callable(build):
-        built = build()
+        built = build(**_arguments(build, point or {}, target))
         if isinstance(built, nn.Module):
             return built
         raise ScriptError(

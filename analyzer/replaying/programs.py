@@ -210,7 +210,7 @@ def rebuilt(run: Run) -> Held:
         assert data is not None
         model = zoo_for(target.removeprefix("zoo:"), data, seed=seed)
     else:
-        model = model_of(namespace, target)
+        model = model_of(namespace, target, run.manifest.get("point"))
     if data is None:
         stream = namespace["batches"]()
     else:

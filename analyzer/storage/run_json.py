@@ -79,6 +79,7 @@ FIELDS: dict[str, tuple[str, str]] = {
     "argv": ("list of strings?", "The program and its arguments; other paths as `<path:n>`."),
     "seed": ("int?", "Seed that was set at the start."),
     "skip_scale": ("float or object of floats?", "By what shortcuts were multiplied."),
+    "point": ("object?", "Arguments of the point of a study that the run is."),
     "rescaled": ("bool?", "Whether the branches got the scale of the network with shortcuts."),
     "schedule": ("options?", "The options of the recording."),
     "versions": ("object of strings?", "Versions of packages."),

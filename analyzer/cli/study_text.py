@@ -1,0 +1,81 @@
+"""What `analyzer study` prints: progress, the result, and the points of a dry run."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from analyzer.storage.study import Study
+
+__all__ = ["print_result"]
+
+_MOST_LISTED = 40
+
+
+def print_result(done: "Study") -> int:
+    """Print how many points there are, the table by depth, what failed, and what to do next."""
+    from analyzer.cli.terminal import console, number, printable
+
+    screen = console()
+    points = done.points
+    failed = [point for point in points if point.status == "failed"]
+    rows = done.summary()
+    screen.print(
+        f"{len(points)} points, {len(points) - len(failed)} finished, {len(failed)} failed",
+        soft_wrap=True,
+    )
+    names = [*done.axes, "final_loss", "error_rate", "gain", "path_length"]
+    _print_table(rows, [name for name in names if name in rows], screen, number)
+    for point in failed:
+        screen.print(
+            f"failed: {printable(point.name, 100)}: {printable(point.error or '', 300)}",
+            soft_wrap=True,
+        )
+    if "shortcuts" in done.axes:
+        odd = rows[(rows["shortcuts"] == "off") & (rows["has_shortcuts"] == True)]  # noqa: E712
+        if len(odd):
+            listed = printable(", ".join(odd["point"]), 300)
+            text = f"planned without shortcuts, and gradients flow through some: {listed}"
+            screen.print(text, soft_wrap=True)
+    where = str(done.path)
+    if failed:
+        screen.print(f"Run them again: analyzer study --study {where} --retry", soft_wrap=True)
+    screen.print(
+        f"Look closer: analyzer report {where}; analyzer dashboard {where}", soft_wrap=True
+    )
+    return 1 if failed else 0
+
+
+def _print_table(rows: Any, names: list[str], screen: Any, number: Any) -> None:
+    """Medians over seeds, one row for each other combination of arguments."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from analyzer.cli.terminal import printable, table_box
+
+    numbers = [
+        name for name in names if name in ("final_loss", "error_rate", "gain", "path_length")
+    ]
+    keys = [name for name in names if name not in (*numbers, "seed")]
+    groups = rows.groupby(keys, sort=False, dropna=False) if keys else [((), rows)]
+    table = Table(box=table_box(), pad_edge=False, show_edge=False)
+    for name in (*keys, "points", *numbers):
+        table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
+    for place, (key, part) in enumerate(groups):
+        if place == _MOST_LISTED:
+            break
+        finished = part[part["status"] == "finished"]
+        cells = [
+            printable(f"{v:g}" if isinstance(v, float) else str(v), 24)
+            for v in (key if isinstance(key, tuple) else (key,))
+        ]
+        cells.append(f"{len(finished)}/{len(part)}")
+        cells += [
+            number(float(finished[name].median())) if finished[name].notna().any() else "–"
+            for name in numbers
+        ]
+        table.add_row(*map(Text, cells))
+    screen.print(table)
+    if len(groups) > _MOST_LISTED:
+        screen.print(
+            f"and {len(groups) - _MOST_LISTED} more rows; all stand in summary.parquet",
+            soft_wrap=True,
+        )

@@ -1,0 +1,362 @@
+"""Runs what a study has not run yet, in worker processes; whatever dies, nothing is run twice."""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from analyzer.analysis.study import summary_table
+from analyzer.cli.session import PACKAGE_ROOT, options_text
+from analyzer.errors import AnalyzerError
+from analyzer.options import ZOO
+from analyzer.storage.parts import write_table
+from analyzer.storage.run_json import read_manifest, status_of
+from analyzer.storage.study import (
+    PLAN,
+    SUMMARY,
+    Study,
+    StudyPoint,
+    is_study,
+    open_study,
+    write_json,
+)
+from analyzer.studies.plan import Plan, merged, options_of_point
+
+__all__ = ["Ended", "Runner", "Workers", "held", "processors", "run_study"]
+
+_PROGRAM = """
+import sys
+sys.path[: not sys.flags.safe_path] = [sys.argv[1]]
+from analyzer.studies.worker import serve
+sys.exit(serve(sys.argv[1]))
+"""
+_MOST_DEATHS = 3
+_LAST_LETTERS = 1_500
+_PATIENCE_SECONDS, _POLL_SECONDS = 30.0, 0.1
+
+Ended = tuple[str, int | None]
+"""A point and the exit code of its process; None where that was lost."""
+
+
+class Runner(Protocol):
+    """What runs points: worker processes of this machine, or a Ray cluster."""
+
+    capacity: int
+    """How many it takes at a time."""
+
+    def start(self, name: str, options: str, log: Path, *, is_script: bool) -> None:
+        """Start a point by its options, a text of `options_text`."""
+
+    def ended(self, seconds: float) -> list[Ended]:
+        """Return which points have ended; wait for one no longer than some seconds."""
+
+    def close(self) -> None:
+        """End whatever runs."""
+
+
+class Workers:
+    """Worker processes of this machine.
+
+    Args:
+        number: How many points are run at a time.
+        threads: Threads of torch in each.
+        kept: A file that they hold open as long as they live.
+    """
+
+    def __init__(self, number: int, threads: int, kept: int) -> None:
+        self.capacity = number
+        self._threads, self._kept = threads, kept
+        self._process: subprocess.Popen[bytes] | None = None
+        self._running: set[str] = set()
+        self._read = b""
+
+    def start(self, name: str, options: str, log: Path, *, is_script: bool) -> None:
+        """Start a point in a process of its own."""
+        if self._process is None:
+            self._process = self._started()
+        request = {"name": name, "options": options, "log": str(log), "is_script": is_script}
+        self._running.add(name)
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # `ended` says that it died
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def _started(self) -> "subprocess.Popen[bytes]":
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+        return subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, PACKAGE_ROOT],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **dict.fromkeys(names, str(self._threads))},
+            pass_fds=[self._kept],
+        )
+
+    def ended(self, seconds: float) -> list[Ended]:
+        """Return which points have ended, those of a server that died among them."""
+        if self._process is None or self._process.stdout is None:
+            return []
+        if not select.select([self._process.stdout], [], [], seconds)[0]:
+            return []
+        received = os.read(self._process.stdout.fileno(), 1 << 16)
+        if not received:
+            # Its forks end with it.
+            self._process.wait()
+            self._process = None
+            lost, self._running, self._read = self._running, set(), b""
+            return [(name, None) for name in lost]
+        *lines, self._read = (self._read + received).split(b"\n")
+        answers = [json.loads(line) for line in lines]
+        self._running -= {one["name"] for one in answers}
+        return [(one["name"], one["code"]) for one in answers]
+
+    def close(self) -> None:
+        """Kill whatever runs: what it has not finished is run again another time."""
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+            self._process.wait()
+            self._process = None
+
+
+@contextlib.contextmanager
+def held(folder: Path, patience: float = _PATIENCE_SECONDS) -> Iterator[int]:
+    """Hold a study, so that no two processes run its points; give the file that is locked.
+
+    Workers inherit the file: after their parent was killed the next one waits until they are gone,
+    some seconds at most. With infinite patience it waits for whoever holds it.
+
+    Raises:
+        AnalyzerError: If another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        until = time.monotonic() + patience
+        while not _locked(lock):
+            holder = os.pread(lock, 200, 0).decode(errors="replace").strip()
+            if (_lives(holder) and patience < math.inf) or time.monotonic() > until:
+                raise AnalyzerError(
+                    f"study '{folder}' is being run by {holder or 'another process'}; two would "
+                    "run the same points. Wait for its end, or end it."
+                )
+            time.sleep(_POLL_SECONDS)
+        os.truncate(lock, 0)
+        os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield lock
+        os.truncate(lock, 0)
+    finally:
+        os.close(lock)
+
+
+def _locked(lock: int) -> bool:
+    try:
+        # Not lockf: what is forked holds this one too.
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _lives(holder: str) -> bool:
+    """Whether the process that wrote its name into a lock is there, as far as can be known."""
+    words = holder.split()
+    if len(words) != 4 or not words[1].isdigit():
+        return False
+    if words[3] != socket.gethostname():
+        return True
+    try:
+        os.kill(int(words[1]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def run_study(
+    plan: Plan | None,
+    folder: Path,
+    *,
+    workers: int | None = None,
+    threads: int | None = None,
+    retry: bool = False,
+    runner: Callable[[int], Runner] | None = None,
+    on_change: Callable[[Study, Sequence[str]], object] = lambda study, running: None,
+) -> Study:
+    """Run every point of a study that has not been run, and write its summary.
+
+    Args:
+        plan: The points; those that the folder has stay as they are, others are added to it. None
+            for those of the folder, which then are of built-in networks.
+        folder: The study; made where it is not there.
+        workers: Points that are run at a time; None for one for each processor.
+        threads: Threads of each; None for the processors divided among them.
+        retry: Whether points that failed are run again; their runs are kept in ``failed/``.
+        runner: Makes what runs the points from the file that it is to hold open; None for
+            processes of this machine.
+        on_change: Called with the study and the names of the points that run, after each change.
+
+    Returns:
+        The study, every point finished or failed.
+
+    Raises:
+        AnalyzerError: If another process runs it, or the plan contradicts the folder.
+        SchemaError: If the folder's plan cannot be read.
+    """
+    folder = Path(os.path.abspath(folder))
+    with held(folder) as lock:
+        study = _planned(plan, folder)
+        for point in study.points:
+            _prepare(study, point, retry=retry)
+        number = workers or max(1, min(processors(), len(study.points)))
+        made = runner or (lambda file: Workers(number, threads or _threads(number), file))
+        running = made(lock)
+        try:
+            _run_all(study, running, on_change)
+        finally:
+            running.close()
+        write_table(folder / SUMMARY, summary_table(study))
+        return study
+
+
+def processors() -> int:
+    """Return how many processors this process may use."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+
+
+def _threads(workers: int) -> int:
+    return max(1, processors() // workers)
+
+
+def _planned(plan: Plan | None, folder: Path) -> Study:
+    """The study with its plan on disk, the points that are new added."""
+    known = open_study(folder) if is_study(folder) else None
+    if plan is not None:
+        here = plan.as_json()
+        if known is not None:
+            if known.target != plan.target:
+                raise AnalyzerError(
+                    f"study '{folder.name}' is of {known.target}, and {plan.target} was given; "
+                    "expected one target for a study. Give another --study."
+                )
+            left = merged(known.points, plan)
+            old = [{"name": p.name, "arguments": p.arguments, "record": p.record} for p in left]
+            here["points"] = [*old, *here["points"]]
+            for name, some in known.axes.items():
+                mine = here["axes"].setdefault(name, [])
+                mine += [value for value in some if value not in mine]
+        if known is None or here["points"] != _plain_points(known):
+            write_json(folder / PLAN, here)
+    elif known is not None:
+        # A folder may come from anybody: no code that it names is run.
+        for point in known.points:
+            if not str(point.record.get("target", "")).startswith(ZOO):
+                raise AnalyzerError(
+                    f"study '{folder.name}' runs {known.target}; a study of a file is continued by "
+                    "the command that began it, which names the file. Give --model or --script."
+                )
+    return open_study(folder)
+
+
+def _plain_points(study: Study) -> list[dict[str, Any]]:
+    return [{"name": p.name, "arguments": p.arguments, "record": p.record} for p in study.points]
+
+
+def _prepare(study: Study, point: StudyPoint, *, retry: bool) -> None:
+    """Take away what a process that died left of a point, and set aside what failed."""
+    said = study.path / "points" / f"{point.name}.json"
+    if point.status == "failed" and retry:
+        for k in range(10_000):
+            aside = study.path / "failed" / f"{point.name}-{k}"
+            if not aside.exists():
+                break
+        aside.mkdir(parents=True)
+        for found in (said, study.path / "logs" / f"{point.name}.txt", point.path):
+            if found.exists():
+                os.replace(found, aside / ("run" if found == point.path else found.name))
+    elif point.status in ("waiting", "running"):
+        shutil.rmtree(point.path, ignore_errors=True)
+    elif not point.ending:  # this process's parent died before it could write it
+        _note(study, point, None, float(read_manifest(point.path).get("seconds") or 0.0), 0)
+
+
+def _run_all(
+    study: Study, runner: Runner, on_change: Callable[[Study, Sequence[str]], object]
+) -> None:
+    """Run points until each has ended; one whose process was killed is run again."""
+    (study.path / "logs").mkdir(exist_ok=True)
+    (study.path / "runs").mkdir(exist_ok=True)
+    waiting = [point for point in study.points if point.status not in ("finished", "failed")]
+    points = {point.name: point for point in waiting}
+    begun: dict[str, float] = {}
+    deaths: dict[str, int] = {}
+    on_change(study, ())
+    while waiting or begun:
+        while waiting and len(begun) < runner.capacity:
+            point = waiting.pop(0)
+            shutil.rmtree(point.path, ignore_errors=True)
+            options = replace(options_of_point(point), run=point.path)
+            log = study.path / "logs" / f"{point.name}.txt"
+            runner.start(point.name, options_text(options), log, is_script=study.is_script)
+            begun[point.name] = time.monotonic()
+            on_change(study, tuple(begun))
+        for name, code in runner.ended(1.0):
+            seconds = time.monotonic() - begun.pop(name)
+            point = points[name]
+            died = code is None or code == -signal.SIGKILL
+            if died and _run_status(point) != "finished":
+                deaths[name] = deaths.get(name, 0) + 1
+                if deaths[name] < _MOST_DEATHS:
+                    waiting.insert(0, point)
+                    continue
+            _note(study, point, code, seconds, deaths.get(name, 0))
+            on_change(study, tuple(begun))
+
+
+def _run_status(point: StudyPoint) -> str:
+    """Return how the manifest of a point's run says that it ended."""
+    try:
+        return status_of(read_manifest(point.path))
+    except AnalyzerError:
+        return "none"
+
+
+def _note(study: Study, point: StudyPoint, code: int | None, seconds: float, deaths: int) -> None:
+    """Write how a point has ended."""
+    error = None
+    if _run_status(point) == "finished" and code in (0, None, -signal.SIGKILL):
+        ending = "finished"
+    else:
+        ending, error = "failed", _why(study, point, code, deaths)
+    sizes = (file.stat().st_size for file in point.path.rglob("*") if file.is_file())
+    said = {"status": ending, "exit_code": code, "error": error, "deaths": deaths}
+    more = {"seconds": round(seconds, 3), "bytes": sum(sizes)}
+    write_json(study.path / "points" / f"{point.name}.json", said | more)
+
+
+def _why(study: Study, point: StudyPoint, code: int | None, deaths: int) -> str:
+    """Why a point failed: what its run says, or the last that it printed."""
+    if deaths >= _MOST_DEATHS:
+        return f"its process was killed {deaths} times (signal 9); too little memory does that"
+    with contextlib.suppress(AnalyzerError):
+        if (said := read_manifest(point.path).get("error")) is not None:
+            return str(said)[:_LAST_LETTERS]
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
+        log = study.path / "logs" / f"{point.name}.txt"
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    last = lines[-1][:_LAST_LETTERS].removeprefix("analyzer: ") if lines else "it printed nothing"
+    return f"exit code {code}: {last}"

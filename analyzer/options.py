@@ -151,10 +151,9 @@ class RecordOptions:
     Args:
         target: Path of a script, name of a module, or ``zoo:NAME``; empty for a ``Recorder``.
         args: The arguments of the script.
-        as_module: Whether ``target`` is a module to run as ``python -m`` does.
+        as_module: Whether ``target`` is run as ``python -m`` runs a module.
         runs_dir: Folder of the runs.
-        twin_of: Name of the run whose twin this is; None where it is none.
-        twin_name: Name of the run of this one's twin; None where it has none.
+        twin_of, twin_name: Name of the run whose twin this is, and of this one's twin, or None.
         twin_words: What is to be said about that twin at the end.
         point: The arguments of the point of a study that this is; None where it is none.
 

@@ -18,7 +18,6 @@ from analyzer.cli import RunsDir
 from analyzer.cli.script_session import ScriptSession
 from analyzer.cli.session import (
     PACKAGE_ROOT,
-    PROGRAM,
     claimed,
     existing_run,
     free_folder,
@@ -41,10 +40,18 @@ from analyzer.options import (
     with_parameters,
 )
 
-__all__ = ["parameter_of", "record", "record_text"]
+__all__ = ["PROGRAM", "parameter_of", "record", "record_text"]
 
 _LAST_LINES = 12
 _PATIENCE_SECONDS = 5.0
+# The package's own folder takes the place that Python gives to the working folder: a file of the
+# user's must not stand for a module of ours. What runs the script puts the script's folder there.
+PROGRAM = """
+import sys
+sys.path[: not sys.flags.safe_path] = [sys.argv[1]]
+from analyzer.cli.record import record_text
+sys.exit(record_text(sys.argv[2]))
+"""
 # A private function of the standard library, which multiprocessing uses too.
 _interpreter_flags: Callable[[], list[str]] = vars(subprocess)["_args_from_interpreter_flags"]
 

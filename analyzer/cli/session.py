@@ -19,7 +19,6 @@ from analyzer.options import ZOO, RecordOptions
 
 __all__ = [
     "PACKAGE_ROOT",
-    "PROGRAM",
     "Session",
     "claimed",
     "existing_run",
@@ -34,14 +33,6 @@ _SECONDS_BETWEEN_LOOKS = 5.0
 _RECORDER = str(Path(__file__).parents[1] / "recording")
 # From where another process imports the same analyzer.
 PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
-# The package's own folder takes the place that Python gives to the working folder: a file of the
-# user's must not stand for a module of ours. What runs the script puts the script's folder there.
-PROGRAM = """
-import sys
-sys.path[: not sys.flags.safe_path] = [sys.argv[1]]
-from analyzer.cli.record import record_text
-sys.exit(record_text(sys.argv[2]))
-"""
 
 
 def options_text(options: RecordOptions) -> str:

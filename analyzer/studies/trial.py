@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from analyzer.cli.session import PACKAGE_ROOT, PROGRAM, options_text
+from analyzer.cli.record import PROGRAM
+from analyzer.cli.session import PACKAGE_ROOT, options_text
 from analyzer.errors import AnalyzerError
 from analyzer.storage.run import Run, open_run
 from analyzer.storage.study import StudyPoint, is_study, open_study

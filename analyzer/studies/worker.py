@@ -14,7 +14,7 @@ import signal
 import sys
 from typing import Any
 
-from analyzer.cli.session import PROGRAM
+from analyzer.cli.record import PROGRAM, record_text
 
 __all__ = ["die_with_parent", "serve"]
 
@@ -111,6 +111,4 @@ def _run(request: dict[str, Any], root: str, parent: int) -> int:
     if request["is_script"]:
         # A script may set what torch reads when it is imported.
         os.execv(sys.executable, [sys.executable, "-c", PROGRAM, root, request["options"]])
-    from analyzer.cli.record import record_text
-
     return record_text(request["options"])

@@ -27,6 +27,8 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 
 from analyzer.joins.modes import leave_uncompiled, unseen
 from analyzer.recording.hook_classes import Call, Layer
+from analyzer.recording.invocation import recomputing, will_recompute
+from analyzer.recording.plain import said
 
 __all__ = ["OPERATORS", "InnerLayers", "Place", "places", "watchers"]
 
@@ -55,6 +57,7 @@ class InnerLayers:
         self._capture = capture
         self._further: dict[tuple[int, int], Layer] = {}
         self._again: list[int] = []
+        self._recomputed: tuple[Any, Any] = (None, None)
 
     def roots(self) -> Iterator[nn.Module]:
         """Yield the models that are recorded."""
@@ -80,6 +83,8 @@ class InnerLayers:
                 return None
             if place.further:
                 layer = self._further_of(layer, place.further)
+            if (hook := recomputing()) is not None:
+                return self._take_recomputed(hook, layer, module, tensor, place)
             if capture.in_backward:
                 return self._take_again(layer, module, tensor, place)
             invocation = capture.invocation(is_new=place.is_first)
@@ -120,6 +125,16 @@ class InnerLayers:
             calls.insert(where, calls.pop())
         return call
 
+    def _take_recomputed(
+        self, hook: Any, layer: Layer, module: nn.Module, tensor: Tensor, place: "Place"
+    ) -> Call | None:
+        """The same in a forward graph that is run again, with tickets that replace the first."""
+        if not self._capture.in_backward:
+            return None
+        if self._recomputed[0] is not hook:
+            self._recomputed = hook, self._capture.new_invocation(is_again=True)
+        return self._observe(self._recomputed[1], layer, module, tensor, place)
+
     def _further_of(self, layer: Layer, number: int) -> Layer:
         """What stands for a further tensor of a layer's output."""
         further = self._further.setdefault((layer.site.number, number), Layer())
@@ -159,11 +174,16 @@ class Place:
 
     def take(self, x: Tensor, parameter: Tensor | None) -> list[Any]:
         """Tell the watchers of a tensor; return the calls that wait for its gradient."""
-        module = self.module() if parameter is None else self._module_of(parameter)
-        if module is None:
+        try:
+            module = self.module() if parameter is None else self._module_of(parameter)
+            if module is None:
+                return []
+            outer = (self.outer() if module is self.module() else None) or module
+            found = [watcher.take(outer, module, x, self) for watcher in list(watchers)]
+        except Exception as error:  # the training must continue whatever the graph computes with
+            for watcher in watchers:
+                watcher.on_problem(f"a layer inside of compiled code: {said(error)}")
             return []
-        outer = (self.outer() if module is self.module() else None) or module
-        found = [watcher.take(outer, module, x, self) for watcher in list(watchers)]
         return [call for call in found if call is not None]
 
     def _module_of(self, parameter: Tensor) -> nn.Module | None:
@@ -232,7 +252,7 @@ def _layer(x: Tensor, parameter: Tensor | None, place: int, before: Tensor | Non
 def _output(x: Tensor, parameter: Tensor | None, place: int, before: Tensor | None) -> Tensor:
     """That look in a forward graph."""
     calls: list[Any] = []
-    if watchers:
+    if watchers and not will_recompute():  # then what is saved now will not be used
         with torch.enable_grad():  # autograd sees all of the graph as one function
             calls = places[place].take(x, parameter)
     if not calls:

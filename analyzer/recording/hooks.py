@@ -22,7 +22,7 @@ from torch._C import _current_autograd_node
 from torch.autograd.function import BackwardCFunction
 
 from analyzer.joins.calls import after_calls, before_calls
-from analyzer.joins.modes import is_transformed, unseen
+from analyzer.joins.modes import is_transformed, leave_uncompiled, unseen
 from analyzer.recording.depths import PassDepths
 from analyzer.recording.hook_classes import Call, Gate, Headroom, Layer, look_at
 from analyzer.recording.invocation import (
@@ -32,6 +32,7 @@ from analyzer.recording.invocation import (
     LivingSet,
     SeenModules,
     first_tensor,
+    recomputing,
     unhook,
 )
 from analyzer.recording.layers import Site
@@ -242,7 +243,7 @@ class Capture(Gate):
             self._headroom.make()
         if self._nesting == 1 and torch.is_grad_enabled() and not self.in_backward:
             self._on_forward()
-            self.current = self._new_invocation() if self.listening else None
+            self.current = self.new_invocation() if self.listening else None
             if self.current and self.discovering and self._has_frozen_parts:
                 self.depths.follow()
 
@@ -260,12 +261,13 @@ class Capture(Gate):
 
         So does reentrant checkpointing; without reentry it passes through the first computation.
         """
-        return self.in_backward and isinstance(_current_autograd_node(), BackwardCFunction)
+        is_inside = self.in_backward and isinstance(_current_autograd_node(), BackwardCFunction)
+        return is_inside and recomputing() is None
 
     def begin_recomputation(self) -> None:
         """A part of the network may be about to be computed again: take its calls."""
         if self.listening and is_grad_enabled() and self.is_computing_again:
-            self.current = self._new_invocation(is_again=True)
+            self.current = self.new_invocation(is_again=True)
 
     def begin_inner_backward(self, roots: Sequence[Any]) -> None:
         """The backward pass of what was computed again begins, inside of the training's."""
@@ -273,7 +275,8 @@ class Capture(Gate):
             self.depths.add(_current_autograd_node(), roots, self.current.calls)
             self.current = None
 
-    def _new_invocation(self, *, is_again: bool = False) -> Invocation:
+    def new_invocation(self, *, is_again: bool = False) -> Invocation:
+        """Begin a forward pass, or a part of one that is computed again."""
         self._count += 1
         order = (1, -self._count) if is_again else (0, self._count)
         invocation = Invocation(self.window, order)
@@ -287,7 +290,7 @@ class Capture(Gate):
         """
         if self.current is None and (is_new or self._loose is None):
             self._on_forward()
-            self._loose = self._new_invocation()
+            self._loose = self.new_invocation()
         return self.current or cast(Invocation, self._loose)
 
     def give_up(self, site: Site, error: Exception) -> None:
@@ -392,3 +395,6 @@ class Capture(Gate):
         used = sorted(self.used, key=attrgetter("order"))
         self.used.clear()
         return used
+
+
+leave_uncompiled(Capture.take_gradient)  # called from where compiled code was left

@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor, is_grad_enabled, nn
-from torch._C._autograd import _get_sequence_nr
+from torch._C._autograd import _get_sequence_nr, _top_saved_tensors_default_hooks
 
 from analyzer.joins.calls import tensors_in
 from analyzer.joins.modes import leave_uncompiled, unseen
@@ -27,7 +27,9 @@ __all__ = [
     "SeenModules",
     "first_tensor",
     "has_any",
+    "recomputing",
     "unhook",
+    "will_recompute",
 ]
 
 # Modules without parameters that no root has; beyond, such are not looked for in the roots.
@@ -291,6 +293,22 @@ def _transitions(spans: list[int]) -> set[int]:
     if between.size and between.min() < 0:  # the calls of another thread are among them
         return set()
     return set((keys[:-1] * 31 + keys[1:] * 1_000_003 + between * 7_368_787).tolist())
+
+
+def recomputing() -> Any:
+    """What packs the tensors that a checkpoint without reentry computes again; None outside."""
+    return _packer_of("_recomputation_hook")
+
+
+def will_recompute() -> bool:
+    """Whether a checkpoint without reentry computes what runs now once more, before its backward."""
+    return _packer_of("_checkpoint_hook") is not None
+
+
+def _packer_of(kind: str) -> Any:
+    hooks = _top_saved_tensors_default_hooks(True)
+    is_of = hooks is not None and getattr(hooks[0], "__qualname__", "").startswith(kind)
+    return hooks[0] if is_of else None
 
 
 def first_tensor(output: Any) -> Tensor | None:

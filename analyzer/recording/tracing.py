@@ -32,6 +32,8 @@ _BACKENDS = {
     "eager_noexcept",
     "inductor",
 }
+_INNER = "it is compiled as a graph inside of the graph, such as a branch or a nested region"
+_TRANSFORMED = "it is compiled inside of a transform of torch.func, whose tensors have no values"
 _TRACE = "_trace_of_analyzer"
 _INPUT = "placeholder"
 _LAYER = fx.node.has_side_effect(OPERATORS.layer.default)  # else it is removed as of no use
@@ -287,6 +289,8 @@ class _Looks:
             if isinstance(value, nn.Parameter):
                 self._parameters[id(value)] = value, node.meta.get("example_value")
         self._fill(module, 0, is_outermost=True)
+        for note in (note for notes in self._notes.values() for note in notes):
+            _reasons[note.around[0]] = _INNER
         self._end: fx.Node = next(iter(reversed(module.graph.nodes)))
         self._outputs: Any = self._end.args[0]
         self.num_outputs = len(self._outputs)
@@ -309,13 +313,18 @@ class _Looks:
         inputs = {id(node.meta.get("example_value")): node for node in nodes if node.op == _INPUT}
         depths: dict[fx.Node, int] = {}
         before: fx.Node | None = None
+        nesting = 0
         for node in nodes:
+            nesting += _nesting(node)
             depths[node] = max((depths[part] for part in node.all_input_nodes), default=depth)
             if (inner := _checkpointed(module, node)) is not None:
                 depths[node] = self._fill(inner, depths[node], is_outermost=False)
             at = node
             for note in notes.get(node, ()):
                 depths[note.node] += not note.further
+                if nesting > 0:
+                    _reasons[note.around[0]] = _TRANSFORMED
+                    continue
                 made = self._look(note, depths[note.node], inputs)
                 if made is None:
                     continue
@@ -337,7 +346,7 @@ class _Looks:
         order = {node: place for place, node in enumerate(nodes)}
         inputs = [node for node in nodes if node.op == _INPUT]
         located: dict[fx.Node, list[_Note]] = {}
-        for note in self._notes.get(graph, ()):
+        for note in self._notes.pop(graph, ()):
             if note.node not in order:
                 continue  # of no use, and so removed
             last = note.last
@@ -378,6 +387,12 @@ class _Looks:
 
 def _refs(*things: Any) -> tuple[Any, ...]:
     return tuple(map(weakref.ref, things))
+
+
+def _nesting(node: fx.Node) -> int:
+    """Return 1 where a transform of ``torch.func`` begins in a graph, -1 where it ends, else 0."""
+    name = getattr(node.target, "__name__", "")
+    return name.endswith("_increment_nesting") - name.endswith("_decrement_nesting")
 
 
 def _checkpointed(module: fx.GraphModule, node: fx.Node) -> fx.GraphModule | None:

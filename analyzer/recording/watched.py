@@ -11,7 +11,7 @@ from torch._C import _current_graph_task_id
 from torch.nn.utils import clip_grad
 from torch.optim.optimizer import Optimizer
 
-from analyzer.joins.modes import UnseenReference
+from analyzer.joins.modes import UnseenReference, leave_uncompiled
 from analyzer.recording.invocation import BackwardWatcher
 
 __all__ = [
@@ -99,6 +99,7 @@ def _passed_over(function: Any) -> Any:
     """
     code = function.__code__
     function.__code__ = code.replace(co_filename=f"{code.co_filename} (as importlib._bootstrap)")
+    leave_uncompiled(function, callees=False)  # it may be called where compiled code was left
     return function
 
 
@@ -110,15 +111,13 @@ def _run_backward(
         for watcher in watchers:
             watcher.begin_inner_backward(roots)
         return run(roots, *args, **kwargs)
-    watchers = [watcher for watcher in watchers if watcher.follows(roots, is_backward=is_backward)]
+    watchers = _following(watchers, roots, is_backward=is_backward)
     if not is_backward:
-        inputs = args[3] if len(args) > 3 else ()
-        states = [watcher.suspend(roots, inputs) for watcher in watchers]
+        states = _suspended(watchers, roots, args[3] if len(args) > 3 else ())
         try:
             return run(roots, *args, **kwargs)
         finally:
-            for watcher, state in zip(watchers, states, strict=True):
-                watcher.resume(state)
+            _resume(watchers, states)
     keeps_graph = bool(args[1]) if len(args) > 1 else False
     for watcher in watchers:
         watcher.begin_backward(roots, keeps_graph=keeps_graph)
@@ -130,6 +129,25 @@ def _run_backward(
     finally:
         for watcher in watchers:
             watcher.end_backward(failed=failed)
+
+
+def _following(
+    watchers: list[BackwardWatcher], roots: Any, *, is_backward: bool
+) -> list[BackwardWatcher]:
+    return [watcher for watcher in watchers if watcher.follows(roots, is_backward=is_backward)]
+
+
+def _suspended(watchers: list[BackwardWatcher], roots: Any, inputs: Any) -> list[Any]:
+    return [watcher.suspend(roots, inputs) for watcher in watchers]
+
+
+def _resume(watchers: list[BackwardWatcher], states: list[Any]) -> None:
+    for watcher, state in zip(watchers, states, strict=True):
+        watcher.resume(state)
+
+
+for _function in (_following, _suspended, _resume):
+    leave_uncompiled(_function)
 
 
 def is_stepping(optimizer: Optimizer) -> bool:

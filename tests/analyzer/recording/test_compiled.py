@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,16 @@ class Checkpointed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.o(checkpoint(self.body, self.i(x), use_reentrant=False))
+
+
+class CheckpointedBlocks(Net):
+    """Blocks that are compiled, each inside of a checkpoint that is not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.i(x)
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False)
+        return self.o(x)
 
 
 class Broken(nn.Module):
@@ -215,6 +226,63 @@ def test_so_has_each_kind_with_inductor(tmp_path, kind):
 @pytest.mark.parametrize("build", [Awkward, Checkpointed, Broken])
 def test_layers_that_are_not_like_others(tmp_path, build, backend):
     agrees_with_eager(build, "whole", backend, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["sub", "subwrap"])
+def test_compiled_blocks_that_are_computed_again(tmp_path, kind):
+    agrees_with_eager(CheckpointedBlocks, kind, "aot_eager", tmp_path)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_transform_in_a_compiled_function_goes_on_as_it_was(tmp_path, backend):
+    def train(folder: Path | None) -> list[Tensor]:
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        model = Net()
+        weights = dict(model.named_parameters())
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+        def loss_of(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+            return torch.func.functional_call(model, weights, (x,)).square().mean()
+
+        gradient_of = torch.compile(torch.func.grad(loss_of), backend=backend)
+        with analyzer.Recorder(model, folder) if folder else nullcontext():
+            for _ in range(2):
+                for name, gradient in gradient_of(weights, torch.randn(4, 6)).items():
+                    weights[name].grad = gradient
+                optimizer.step()
+        return [weight.detach().clone() for weight in weights.values()]
+
+    for one, other in zip(train(None), train(tmp_path / "run"), strict=True):
+        assert torch.equal(one, other)
+    run = open_run(tmp_path / "run")
+    assert len(run.parameter_stats()) == 2 * len(run.parameters)
+    assert "compiled inside of a transform of torch.func" in " ".join(without_joins(run))
+
+
+def test_a_compiled_step_with_its_backward_pass_inside(tmp_path):
+    def train(folder: Path | None) -> dict[str, Any]:
+        training = Training(Net, "eager", None)
+
+        def step(x: Tensor, y: Tensor) -> None:
+            training.optimizer.zero_grad()
+            training.loss_of(x, y).backward()
+            training.optimizer.step()
+
+        compiled_step = torch.compile(step, backend="aot_eager")
+        with analyzer.Recorder(training.model, folder) if folder else nullcontext():
+            for _ in range(3):
+                compiled_step(*training.batch())
+        return counted()
+
+    alone, found = train(None), train(tmp_path / "run")
+    # That of a function of torch that does nothing, before the hooks of optimizers, is inlined.
+    assert 0 <= alone.pop("frames")["total"] - found.pop("frames")["total"] <= 1
+    assert found == alone
+    run = open_run(tmp_path / "run")
+    assert len(run.steps) == 3
+    assert run.layer_stats()["output_gradient_norm"].notna().all()
+    assert len(run.layer_stats()) == 3 * 8
 
 
 def test_depths_go_through_compiled_blocks(tmp_path):

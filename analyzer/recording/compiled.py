@@ -30,7 +30,7 @@ from analyzer.recording.hook_classes import Call, Layer
 from analyzer.recording.invocation import recomputing, will_recompute
 from analyzer.recording.plain import said
 
-__all__ = ["OPERATORS", "InnerLayers", "Place", "places", "watchers"]
+__all__ = ["OPERATORS", "InnerLayers", "Place", "nesting_of", "places", "watchers"]
 
 
 class InnerLayers:
@@ -213,6 +213,15 @@ class Place:
 
 def _nothing() -> None:
     return None
+
+
+def nesting_of(target: Any) -> int:
+    """Return 1 for a function that begins a transform of ``torch.func``, -1 for one that ends it.
+
+    In between, what a graph computes with has no values; 0 for any other function.
+    """
+    name = getattr(target, "__name__", "")
+    return bool(name.endswith("_increment_nesting")) - bool(name.endswith("_decrement_nesting"))
 
 
 watchers: list[InnerLayers] = []

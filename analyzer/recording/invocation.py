@@ -301,7 +301,7 @@ def recomputing() -> Any:
 
 
 def will_recompute() -> bool:
-    """Whether a checkpoint without reentry computes what runs now once more, before its backward."""
+    """Whether a checkpoint without reentry will compute again what runs now."""
     return _packer_of("_checkpoint_hook") is not None
 
 

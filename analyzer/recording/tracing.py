@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from analyzer.joins.calls import without_call_hooks
 from analyzer.joins.modes import come_back, stand_aside
-from analyzer.recording.compiled import OPERATORS, InnerLayers, Place, places, watchers
+from analyzer.recording.compiled import OPERATORS, InnerLayers, Place, nesting_of, places, watchers
 from analyzer.script import Arrival, when_imported
 
 __all__ = ["reason_of", "runs_compiled_code", "unwatch_compiled", "watch_compiled"]
@@ -315,7 +315,7 @@ class _Looks:
         before: fx.Node | None = None
         nesting = 0
         for node in nodes:
-            nesting += _nesting(node)
+            nesting += nesting_of(node.target)
             depths[node] = max((depths[part] for part in node.all_input_nodes), default=depth)
             if (inner := _checkpointed(module, node)) is not None:
                 depths[node] = self._fill(inner, depths[node], is_outermost=False)
@@ -371,7 +371,8 @@ class _Looks:
                     _, fake = self._parameters.get(id(parameter), (None, None))
                     if parameter is not None and id(fake) in inputs:
                         place.paths = here or "", path
-                        place.known[parameter.data_ptr()] = _refs(parameter, module)
+                        refs = weakref.ref(parameter), weakref.ref(module)
+                        place.known[parameter.data_ptr()] = refs
                         return place, inputs[id(fake)]
         kind = type(owner)
         roots = [root for watcher in watchers for root in watcher.roots()]
@@ -383,16 +384,6 @@ class _Looks:
             "tell which of several it is"
         )
         return None
-
-
-def _refs(*things: Any) -> tuple[Any, ...]:
-    return tuple(map(weakref.ref, things))
-
-
-def _nesting(node: fx.Node) -> int:
-    """Return 1 where a transform of ``torch.func`` begins in a graph, -1 where it ends, else 0."""
-    name = getattr(node.target, "__name__", "")
-    return name.endswith("_increment_nesting") - name.endswith("_decrement_nesting")
 
 
 def _checkpointed(module: fx.GraphModule, node: fx.Node) -> fx.GraphModule | None:

@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("judging:explain", "Say which mechanism separates plain and residual."),
     "probe": ("probe:probe", "Run probes on a finished run's checkpoints."),
     "study": ("study:study", "Run a sweep: depths, shortcuts, norms, widths, seeds, rates."),
+    "diverge": ("judging:diverge", "Find the first step, layer and pass at which two runs differ."),
     "reproduce": (":reproduce", "Repeat a published experiment (not built yet)."),
     "dashboard": ("reading:dashboard", "Open the dashboard: where the gradient goes, live."),
     "report": ("reading:report", "Write a static report; vector figures; LaTeX tables."),

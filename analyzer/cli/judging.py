@@ -1,4 +1,4 @@
-"""``analyzer diagnose``, ``compare`` and ``explain``: what is wrong, what separates two runs."""
+"""``analyzer diagnose``, ``compare``, ``diverge``, ``explain``: what is wrong, what is other."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from analyzer.analysis.verdict import Verdict
     from analyzer.storage.run import Run
 
-__all__ = ["compare", "diagnose", "explain", "explain_text", "finding_lines", "findings_summary"]
+__all__ = [
+    "compare",
+    "diagnose",
+    "diverge",
+    "explain",
+    "explain_text",
+    "finding_lines",
+    "findings_summary",
+]
 
 _LONGEST_FINDING, _LONGEST_CLAIM, _NAME = 1000, 4000, 40
 # What stands beside each number of the two runs: its attribute, and its words.
@@ -98,6 +106,49 @@ def compare(
         typer.echo(json_text(compared))
     else:
         _print_comparison(compared, console())
+
+
+def diverge(
+    left: RunName,
+    right: Annotated[str, typer.Argument(metavar="RUN", help="The other run.")],
+    repeat: Annotated[
+        str | None,
+        typer.Option(
+            "--repeat",
+            metavar="RUN",
+            help="The first program run once more: how much these two differ is the noise floor.",
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            "--tolerance",
+            min=0,
+            metavar="X",
+            help="Without --repeat: relative difference that counts as equal.",
+        ),
+    ] = 0.0,
+    json: AsJson = False,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Find the first step, layer and pass (forward, backward, update) at which two runs differ.
+
+    \b
+    Example:
+        analyzer diverge runs/before runs/after
+        analyzer diverge runs/before runs/after --repeat runs/before-again
+        analyzer diverge runs/before runs/after --json
+    """  # noqa: D301 -- click reads the control character
+    from analyzer.analysis.divergence import first_divergence
+    from analyzer.cli.terminal import console, json_text
+
+    names = [name for name in (left, right, repeat) if name is not None]
+    runs = [_open(name, runs_dir) for name in names]
+    found = first_divergence(*runs, tolerance=tolerance)
+    if json:
+        typer.echo(json_text(found.as_json()))
+    else:
+        console().print(found.sentence, soft_wrap=True)
 
 
 def explain(

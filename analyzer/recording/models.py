@@ -43,6 +43,16 @@ def device_name(device: torch.device) -> str:
     return str(device)
 
 
+def _constants(given: Mapping[str, Any], *, with_zeros: bool = False) -> dict[str, Any]:
+    """The options of an optimizer that tell it from others, as JSON holds them."""
+    kept = {k: given[k] for k in _CONSTANTS if given.get(k) or (with_zeros and k in given)}
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in kept.items()
+        if not any(torch.is_tensor(x) for x in (value if isinstance(value, tuple) else [value]))
+    }
+
+
 class Models:
     """The root models, their layers and their parameters.
 
@@ -151,12 +161,12 @@ class Models:
     def _note_optimizer(self, optimizer: Any) -> None:
         """Keep its name and the constants that tell it from others."""
         given = getattr(optimizer, "defaults", {})
-        kept = {key: given[key] for key in _CONSTANTS if given.get(key)}
-        fields = {"name": type(optimizer).__name__} | {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in kept.items()
-            if not any(torch.is_tensor(x) for x in (value if isinstance(value, tuple) else [value]))
-        }
+        fields: dict[str, Any] = {"name": type(optimizer).__name__} | _constants(given)
+        usual = _constants(given, with_zeros=True)
+        groups = [_constants(x, with_zeros=True) for x in getattr(optimizer, "param_groups", ())]
+        own = [{k: v for k, v in one.items() if v != usual.get(k)} for one in groups]
+        if any(own):
+            fields["groups"] = own
         if fields not in self.optimizers:
             self.optimizers.append(fields)
             self.tables_changed = True

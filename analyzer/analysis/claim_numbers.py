@@ -223,6 +223,7 @@ NUMBERS: dict[str, Callable[[Run], Measured]] = {
     "conditioning": probe_numbers.condition_number,
     "lesion": probe_numbers.lesion,
     "first_update": _first_update,
+    "edge_of_stability": probe_numbers.edge_of_stability,
     "training_loss": _final_loss,
 }
 """What is measured for each claim, beside the numbers along depth."""

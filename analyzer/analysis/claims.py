@@ -9,7 +9,6 @@ from typing import Any
 from analyzer.analysis.claim_numbers import MOMENTS, NUMBERS, Measured
 from analyzer.analysis.comparability import Difference
 from analyzer.analysis.evidence import became_nan
-from analyzer.analysis.finding import markdown_table
 from analyzer.analysis.limits import LIMITS
 from analyzer.analysis.numerals import counted, decades_fallen, number
 from analyzer.analysis.statements import STATEMENTS, Statement
@@ -24,7 +23,6 @@ __all__ = [
     "claims",
     "judged",
     "measured",
-    "statements_table",
 ]
 
 ANSWERS = {
@@ -146,6 +144,9 @@ def judged(
     """Return every claim about numbers that were measured of pairs of runs."""
     made = []
     for statement in STATEMENTS:
+        if is_alone and statement.alone:
+            said = statement.alone
+            statement = replace(statement, said=said, short=said, is_of_residual=True)
         if (is_alone and not statement.is_of_residual) or (statement.is_alone and not is_alone):
             continue
         if not statement.by_moment:
@@ -210,15 +211,17 @@ def _claim(
     sides = [_middle([v[k] for v in values]) for k in (0, 1)]
     spread = _spread(statement, known, values)
     ends = [None if spread is None else spread[side] for side in ("plain", "residual")]
+    first, second = known[0]
     words = {
-        "where": known[0][1].where,
-        "plain_where": known[0][0].where,
-        "scale": number(known[0][1].scale),
-        "count": str(known[0][1].count),
-        "over": known[0][1].over,
-        "rescaled": decades_fallen(known[0][1].scale),
-        "rate": _rate(key, known[0][1]),
-        "plain_rate": _rate(key, known[0][0]),
+        "where": second.where,
+        "plain_where": first.where,
+        "scale": number(second.scale),
+        "plain_scale": number(first.scale),
+        "count": str(second.count),
+        "over": second.over,
+        "rescaled": decades_fallen(second.scale),
+        "rate": _rate(key, second),
+        "plain_rate": _rate(key, first),
     }
     said, briefly = (
         words
@@ -328,7 +331,7 @@ def _status(
 
 
 def _explains(one: Difference, statement: Statement, pairs: Sequence[Pair]) -> bool:
-    if statement.is_of_residual:
+    if statement.is_of_residual or statement.alone:
         return False
     is_first = all(side.steps[:1] == side.steps and side.steps[0] == 0 for p in pairs for side in p)
     return one.explains == "network" or (one.explains == "training" and not is_first)
@@ -390,9 +393,3 @@ def _query(queries: Sequence[str]) -> str:
         f"(lambda plain, residual: {q})(plain[{k}], residual[{k}])" for k, q in enumerate(queries)
     ]
     return f"[{', '.join(each)}]"
-
-
-def statements_table() -> str:
-    """Return every claim as a Markdown table: key, question, when it holds, what it needs."""
-    rows = ((f"`{s.key}`", s.question, s.compared, s.needs) for s in STATEMENTS)
-    return markdown_table(("key", "question", "yes", "needs"), rows)

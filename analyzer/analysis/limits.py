@@ -9,6 +9,7 @@ from analyzer.analysis.finding import markdown_table
 from analyzer.analysis.numerals import number
 
 __all__ = [
+    "BEYOND_THE_EDGE",
     "LIMITS",
     "Amounts",
     "Conditions",
@@ -16,6 +17,7 @@ __all__ = [
     "cliff",
     "collapsed",
     "conditioned",
+    "edge",
     "exploding",
     "lesion",
     "limits_table",
@@ -71,9 +73,14 @@ LIMITS: dict[str, Limit] = {
         Limit("conditioned", math.log10(3), 0.3, "decades of condition number"),
         Limit("needed", -0.05, 0.02, "minus the accuracy, or share of the first loss, it costs"),
         Limit("loss", math.log10(1.4), 0.14, "decades between final losses"),
+        Limit("edge", 0.9, 0.02, "sharpness over the one at which a step becomes unstable"),
     )
 }
 """What claims are judged by."""
+
+
+BEYOND_THE_EDGE = 1.5
+"""Sharpness over threshold above which it does not hover about 1 any more."""
 
 
 def _log(x: float) -> float:
@@ -164,6 +171,12 @@ def lesion(_: Measured, r: Measured) -> Amounts:
 def own_effect(_: Measured, r: Measured) -> Amounts:
     """The same weights carry the gradient otherwise without the shortcuts."""
     return ((abs(_plus(math.nan if r.other is None else r.other, r.value)), "own_effect"),)
+
+
+def edge(p: Measured, r: Measured) -> Amounts:
+    """A step of one of the two is at the border of stability, or beyond it."""
+    known = [one.value for one in (p, r) if not math.isnan(one.value)]
+    return ((max(known, default=math.nan), "edge"),)
 
 
 def limits_table() -> str:

@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 from analyzer.analysis.depth_rules import changes
 from analyzer.analysis.evidence import Evidence
 from analyzer.analysis.finding import Limits, Rule, Seen, Threshold
+from analyzer.analysis.limits import BEYOND_THE_EDGE
 from analyzer.analysis.numerals import number
+from analyzer.analysis.probe_numbers import edge_of_stability
 from analyzer.analysis.ratio_rules import median_update_ratios
+from analyzer.errors import NotRecordedError
 from analyzer.storage.arrays import as_floats
 
 __all__ = ["AT_THE_EDGE", "CHANCE_LEVEL", "DIVERGING", "STEP_TOO_SMALL", "SUMMED_LOSS"]
@@ -305,26 +308,15 @@ CHANCE_LEVEL = Rule(
 
 def _at_the_edge(evidence: Evidence, limits: Limits) -> Seen | None:
     """The largest eigenvalue of the Hessian over the one from which on a step is unstable."""
-    if "sharpness" not in evidence.run.probes:
+    try:
+        found = edge_of_stability(evidence.run)
+    except NotRecordedError:
         return None
-    rows = evidence.run.probe("sharpness")
-    ratios = np.full(len(rows), np.nan)
-    for prefix in ("", "preconditioned_"):
-        names = [f"{prefix}{name}" for name in ("sharpness", "threshold")]
-        if not {"step", *names} <= set(rows):
-            continue  # of a foreign version
-        rows = rows.sort_values("step")
-        sharp, limit = (rows[name].to_numpy(np.float64, na_value=np.nan) for name in names)
-        ratios = np.where(np.isnan(ratios), sharp / limit, ratios)
-    known = np.isfinite(ratios)
-    if not known.any():
+    if not found.value >= limits["edge_share"]:
         return None
-    steps, ratios = rows["step"].to_numpy(np.int64)[known], ratios[known]
-    if not ratios[-1] >= limits["edge_share"]:
-        return None
-    below = np.flatnonzero(ratios < limits["edge_share"])
-    start = int(below[-1]) + 1 if len(below) else 0
-    return Seen(float(ratios[-1]), (), (int(steps[start]), int(steps[-1])))
+    where = "At the edge of stability" if found.value < BEYOND_THE_EDGE else "Beyond the edge"
+    words = {"where": where, "scale": number(found.scale)}
+    return Seen(found.value, (), (found.steps[0], found.steps[-1]), words)
 
 
 AT_THE_EDGE = Rule(
@@ -334,17 +326,18 @@ AT_THE_EDGE = Rule(
     value="sharpness over threshold",
     reads={"steps": ("loss",)},
     look=_at_the_edge,
-    sentence="At the edge of stability: the largest eigenvalue of the Hessian is {value} times the "
-    "one from which on a step is unstable, at the probes of steps {first} to {last}.",
+    sentence="{where}: the largest eigenvalue of the Hessian is {value} times the {scale} from "
+    "which on a step is unstable (median over the probes of steps {first} to {last}).",
     remedy="Nothing, while the loss falls: full-batch training often stays there, and the loss "
     "falls unevenly. A lower learning rate, or a warm-up, leaves the edge; a higher one makes the "
-    "training turn to flatter places, or diverge.",
+    "training turn to flatter places, or diverge. Of a training by small batches the Hessian of "
+    "one batch is larger than that of the whole loss.",
     thresholds=(
         Threshold(
             "edge_share",
             0.9,
-            "sharpness over threshold at the last probe; full-batch training hovers within a tenth "
-            "of 1 (Cohen et al. 2021)",
+            "sharpness over threshold, median over the last third of the probes; full-batch "
+            "training hovers within a tenth of 1 (Cohen et al. 2021)",
         ),
     ),
     panel="sharpness",

@@ -20,6 +20,7 @@ __all__ = [
     "Measured",
     "condition_number",
     "counterfactual",
+    "edge_of_stability",
     "forward_correlation",
     "input_correlation",
     "lesion",
@@ -183,6 +184,37 @@ def lesion(run: Run) -> Measured:
     where = str(names.get(rows["join"].iloc[at], rows["join"].iloc[at])) if len(rows) else ""
     value = float(change.max())
     return Measured(value, query, (step,), over=over, count=len(rows), scale=scale, where=where)
+
+
+def edge_of_stability(run: Run) -> Measured:
+    """Sharpness over the one from which on a step is unstable, median over the last probes.
+
+    The last third of them, at least one: at the edge the sharpness swings about its threshold. Of
+    an optimizer with a preconditioner P both are those of ``P⁻¹H``. ``scale`` is the last
+    threshold; the ends are the smallest and the largest ratio.
+    """
+    rows = probe_rows(run, "sharpness").sort_values("step")
+    for prefix in ("", "preconditioned_"):
+        name, limit = f"{prefix}sharpness", f"{prefix}threshold"
+        if not {name, limit} <= set(rows):
+            continue  # of a foreign version
+        ratios = (rows[name] / rows[limit]).astype(float)
+        known = ratios[ratios.notna()]
+        if not len(known):
+            continue
+        late = known.iloc[-max(1, len(known) // 3) :]
+        query = (
+            f'RUN.probe("sharpness").sort_values("step").eval("{name} / {limit}").dropna()'
+            f".iloc[-{len(late)}:].median()"
+        )
+        steps = tuple(dict.fromkeys(int(rows["step"][k]) for k in (late.index[0], late.index[-1])))
+        low, high = (float(late.min()), float(late.max())) if len(late) > 1 else (None, None)
+        scale = float(rows[limit][late.index[-1]])
+        value = float(late.median())
+        return Measured(value, query, steps, low, high, "probes", len(late), scale)
+    raise not_recorded(
+        "a threshold of the sharpness was", run, "of SGD, Adam, AdamW and RMSprop one is known"
+    )
 
 
 def counterfactual(run: Run) -> Measured:

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from analyzer.analysis import limits
+from analyzer.analysis.finding import markdown_table
 from analyzer.analysis.limits import Conditions, ratio
 from analyzer.analysis.numerals import Spread, decades_fallen, decades_grown, with_range
 
-__all__ = ["STATEMENTS", "Statement"]
+__all__ = ["STATEMENTS", "Statement", "statements_table"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Statement:
         uses_spread: Whether the ends within a run are those of an error.
         is_of_residual: Whether it is about the residual run alone.
         is_alone: Whether it is asked of a single run only.
+        alone: The clause of a single run, for a question about either of two; then nothing that
+            tells the two apart can explain the answer.
     """
 
     key: str
@@ -43,6 +46,7 @@ class Statement:
     uses_spread: bool = False
     is_of_residual: bool = False
     is_alone: bool = False
+    alone: str = ""
     say: Callable[[float | None, Spread], str] = with_range
 
     @property
@@ -263,6 +267,22 @@ STATEMENTS = (
         "updates",
     ),
     Statement(
+        "edge_of_stability",
+        "Is a training at the edge of stability?",
+        "the sharpness is {plain} times the {plain_scale} from which on a step is unstable without "
+        "shortcuts, {residual} times the {scale} with them",
+        "the sharpness is {plain} times what a step bears without shortcuts, {residual} times with "
+        "them",
+        limits.edge,
+        "yes from 0.9 times on in one of the two; the Hessian is that of the held batch, and in a "
+        "training by small batches larger than that of the whole loss",
+        "Cohen et al. 2021; 2022 for Adam",
+        "sharpness",
+        "probe `sharpness`, last third of its steps",
+        settle="More probes would settle it: analyzer record --probe sharpness:20",
+        alone="the sharpness is {residual} times the {scale} from which on a step is unstable",
+    ),
+    Statement(
         "training_loss",
         "Does training end at a lower loss with shortcuts?",
         "it is {plain} without them, {residual} with them",
@@ -276,3 +296,9 @@ STATEMENTS = (
     ),
 )
 """Every question, in the order in which a verdict lists them."""
+
+
+def statements_table() -> str:
+    """Return every claim as a Markdown table: key, question, when it holds, what it needs."""
+    rows = ((f"`{s.key}`", s.question, s.compared, s.needs) for s in STATEMENTS)
+    return markdown_table(("key", "question", "yes", "needs"), rows)

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from analyzer.analysis.claims import Claim, claims
 from analyzer.analysis.comparability import Difference, differences, put_right, size_of_batch
 from analyzer.analysis.evidence import became_nan
-from analyzer.analysis.limits import LIMITS
+from analyzer.analysis.limits import BEYOND_THE_EDGE, LIMITS
 from analyzer.analysis.numerals import number
 from analyzer.analysis.view import has_shortcuts
 from analyzer.errors import AnalyzerError
@@ -94,6 +94,8 @@ def verdict(plain: Run | Sequence[Run], residual: Run | Sequence[Run]) -> Verdic
     left, right, is_swapped = put_right(left, right)
     apart = differences(left, right)
     found = claims(left, right, apart)
+    if is_swapped:
+        found = tuple(replace(one, query=_either_order(one.query, right)) for one in found)
     by_key = {claim.key: claim for claim in found}
     runs = [*left, *right]
     parts = [
@@ -103,6 +105,7 @@ def verdict(plain: Run | Sequence[Run], residual: Run | Sequence[Run]) -> Verdic
         _mechanism(by_key),
         _interventions(by_key, left[0]),
         _shortcuts(by_key),
+        _curvature(by_key),
         _outcome(by_key),
         _open_questions(found),
         _evidence_words(len(left)),
@@ -111,6 +114,13 @@ def verdict(plain: Run | Sequence[Run], residual: Run | Sequence[Run]) -> Verdic
     return Verdict(
         tuple(filter(None, parts)), note, apart, _evidence(left, right), found, (left, right)
     )
+
+
+def _either_order(query: str, residual: Sequence[Run]) -> str:
+    """The query for a user who gave the runs in the other order, and may do so once more."""
+    name = "one.name" if len(residual) == 1 else "one[0].name"
+    order = f"sorted((plain, residual), key=lambda one: {name} == {residual[0].name!r})"
+    return f"(lambda plain, residual: {query})(*{order})" if query else ""
 
 
 def verdict_on(run: Run) -> Verdict:
@@ -134,6 +144,7 @@ def verdict_on(run: Run) -> Verdict:
         words,
         _interventions(by_key, None),
         _shortcuts(by_key),
+        _curvature(by_key),
         _open_questions(found),
         _evidence_words(1),
     ]
@@ -287,6 +298,16 @@ def _shortcuts(found: Claims) -> str:
     if lesion.status in ("fails", "unclear"):
         parts.append(f"{_first_upper(lesion.short)}.")
     return " ".join(parts)
+
+
+def _curvature(found: Claims) -> str:
+    """Whether a training is at the edge of stability, or beyond it."""
+    edge = found["edge_of_stability"]
+    if edge.status != "holds":
+        return ""
+    largest = max(x for x in (edge.plain, edge.residual) if x is not None and not math.isnan(x))
+    word = "At the edge of stability" if largest < BEYOND_THE_EDGE else "Beyond the edge"
+    return f"{word}: {edge.short} ({edge.when})."
 
 
 def _outcome(found: Claims) -> str:

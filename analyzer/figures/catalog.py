@@ -85,8 +85,8 @@ PAGES = checked(
             letter="t",
             panels=(
                 training.LOSS,
-                training.SHARPNESS,
                 training.LEARNING_RATE,
+                training.SHARPNESS,  # in two columns it stands under the loss
                 training.GRADIENT_NORM,
                 training.NOISE_SCALE,
                 training.LOGGED,

@@ -82,6 +82,7 @@ class Hessian:
     A product is the derivative of ``⟨∂L/∂θ, v⟩``; the graph of the gradient is built once a batch
     and used for every product, as long as it fits into 2 GiB in all. Small batches are merged where
     that leaves the loss as it is. Parameters that the loss does not use have rows of zeros.
+    ``graph_bytes`` is about what the largest of these graphs holds, once it was built.
     """
 
     def __init__(self, model: nn.Module, batches: list[Batch], loss: Loss) -> None:
@@ -95,7 +96,7 @@ class Hessian:
             )
         self.size = sum(variable.numel() for variable in self._variables)
         self._kept: dict[int, Pairs] = {}
-        self._room = _KEPT_BYTES
+        self._room, self.graph_bytes = _KEPT_BYTES, 0
         self._batches = self._merged(batches)
         self.num_samples = num_samples(self._batches)
         self._weights = [batch.size / self.num_samples for batch in self._batches]
@@ -192,6 +193,7 @@ class Hessian:
         return pairs
 
     def _keep(self, number: int, pairs: Pairs, size: int) -> None:
+        self.graph_bytes = max(self.graph_bytes, size)
         if size <= self._room:
             self._room -= size
             self._kept[number] = pairs

@@ -35,11 +35,13 @@ class EigenPairs:
     Args:
         values: The largest, falling, then the smallest, falling; NaN where not finite.
         errors: How far each may be off: its residual r, or ``r² / gap`` where it stands apart.
+        basis: All vectors that were tried, one row a product.
     """
 
     values: list[float]
     vectors: Tensor
     errors: list[float]
+    basis: Tensor
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def end_eigenpairs(
     start: Tensor | None = None,
     tolerance: float = 1e-5,
     max_steps: int = 100,
-    loose: float | None = None,
+    enough: Callable[[EigenPairs], bool] | None = None,
     seed: int = 0,
 ) -> EigenPairs:
     """Return eigenpairs from the ends of the spectrum of a symmetric matrix.
@@ -158,7 +160,8 @@ def end_eigenpairs(
 
     ``like`` is a vector of the matrix's size, type and device; ``start`` one that leans to the
     requested vectors, where such is known. There are fewer pairs where the matrix is smaller.
-    ``loose`` is the tolerance of all but the first.
+    With ``enough`` the first value alone has to settle; then it is asked every fourth step, with
+    what is found so far.
 
     Reference:
         Parlett (1998), The symmetric eigenvalue problem, chapters 11 and 13.
@@ -182,14 +185,18 @@ def end_eigenpairs(
         limit = tolerance * values.abs().max().item()
         # An exhausted subspace holds each eigenvalue once, however often it occurs.
         is_open = steps.off[-1] > 0 or steps.num_exhausted >= largest + smallest
-        is_close = errors[0] <= limit and max(errors) <= (loose or tolerance) / tolerance * limit
+        is_close = max(errors if enough is None else errors[:1]) <= limit
         is_enough = is_open and count >= largest + smallest and is_close
-        if count == last or is_enough:
-            basis = vectors[:, chosen].T.to(like) @ steps.basis.rows[:count]
-            return EigenPairs(values[chosen].tolist(), basis, errors)
+        if count == last or (is_enough and (enough is None or count % 4 == 0)):
+            rows = steps.basis.rows[:count]
+            found = EigenPairs(
+                values[chosen].tolist(), vectors[:, chosen].T.to(like) @ rows, errors, rows
+            )
+            if count == last or enough is None or enough(found):
+                return found
     nan = [float("nan")] * min(largest + smallest, size)
     missing = like.new_full((len(nan), size), float("nan"))
-    return EigenPairs(nan, missing, nan)
+    return EigenPairs(nan, missing, nan, missing)
 
 
 def quadrature(

@@ -32,7 +32,7 @@ _UNREACHED = (
     "called, but no backward pass came to their outputs: the gradients of their parameters are "
     "those of autograd.grad, torch.func or a graph of second order"
 )
-_CONSTANTS = ("momentum", "nesterov", "betas", "weight_decay")
+_CONSTANTS = ("momentum", "nesterov", "dampening", "betas", "weight_decay", "maximize")
 _FREE = "weights that no module holds, so that only their own rows are there"
 
 

@@ -16,6 +16,7 @@ from analyzer.errors import AnalyzerError, NotRecordedError
 from analyzer.probes import HeldBatch, Measurement, probe_named, same_draws
 from analyzer.probes.landscape.planes import LandscapeRequest, drawn
 from analyzer.probes.landscape.points import PartialSurfaceError
+from analyzer.probes.sharpness import UpdateRule, rule_of
 from analyzer.recording.names import RootModel, root_prefixes
 from analyzer.recording.probing import Held, measured, said_of
 from analyzer.storage.parts import write_table
@@ -105,6 +106,7 @@ def measure_all(run: Run, held: Held, order: ProbeOrder, say: Say, progress: Pro
     refusals: dict[tuple[str, str], list[int]] = {}
     for step, file in checkpoints_of(run, order.which).items():
         held.call.model.load_state_dict(state_of(held.call.model, file))
+        held.rule = _recorded_rule(run, step)
         for name in order.names:
             place = run.path / "probes" / name / f"step-{step:012d}.parquet"
             if place.exists() and not order.overwrites:
@@ -160,6 +162,25 @@ def _measured(
         say(f"landscape of step {step}: the points that are done are of another one; starting over")
         points.unlink()
         return measured(name, held, draws)
+
+
+def _recorded_rule(run: Run, step: int) -> UpdateRule | None:
+    """How the run's one optimizer moved the weights at a step, at the end as at the last one.
+
+    None of several optimizers, groups with other rates, and what the manifest does not say.
+    """
+    optimizers = run.manifest.get("optimizers")
+    if not isinstance(optimizers, list) or len(optimizers) != 1:
+        return None
+    rates = run.steps.filter(regex=r"^(step|learning_rate(_\d+)?)$").dropna(how="all", axis=1)
+    rates = rates[rates["step"] <= step].drop(columns="step").dropna(how="all")
+    own = rates.iloc[-1].dropna().unique() if len(rates) else []
+    if len(own) != 1:
+        return None
+    try:
+        return rule_of(str(optimizers[0]["name"]), {**optimizers[0], "lr": float(own[0])})
+    except (KeyError, TypeError, ValueError, IndexError):  # a folder may come from anybody
+        return None
 
 
 def _points_of(table: Path) -> Path:

@@ -112,8 +112,8 @@ def test_every_probe_after_the_fact_gives_the_values_of_the_training(tmp_path, t
     live, later = analyzer.open_run(tmp_path / "run"), analyzer.open_run(again)
     for name in PROBE_NAMES:
         expected, found = live.probe(name), later.probe(name)
-        if name == "sharpness":  # the optimizer is the training's
-            assert expected.pop("threshold").notna().all() and found.pop("threshold").isna().all()
+        if name == "sharpness":  # by the optimizer that the manifest names, at the recorded rates
+            assert found["threshold"].notna().all()
         assert set(found["step"]) == {0, 2, 4}
         assert_same_values(found, expected)
         numbers = found.select_dtypes("float64").to_numpy()

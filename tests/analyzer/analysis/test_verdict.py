@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import analyzer
-from analyzer.analysis.claims import STATUSES, Claim, statements_table
+from analyzer.analysis.claims import STATUSES, Claim
 from analyzer.analysis.comparability import AlikeError
 from analyzer.analysis.limits import LIMITS, limits_table
 from analyzer.analysis.numerals import decades, number
-from analyzer.analysis.statements import STATEMENTS
+from analyzer.analysis.statements import STATEMENTS, statements_table
 from analyzer.analysis.verdict import Verdict, verdict, verdict_on
 from analyzer.errors import AnalyzerError
 from analyzer.figures.catalog import PANELS

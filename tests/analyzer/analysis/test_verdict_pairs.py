@@ -2,14 +2,14 @@
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from analyzer.analysis.verdict import verdict
+from analyzer.analysis.verdict import verdict, verdict_on
 from analyzer.opened import Run
 from tests.support.pairs import BLOCKS, write_side
 
@@ -85,6 +85,15 @@ def paths(*norms: float) -> Side:
             "share": [1.0 / count] * count,
         }
     }
+
+
+def sharp(ratio: float, limit: float = 20.0, *, adaptive: bool = False) -> Side:
+    """A sharpness that many times what a step bears; of Adam the preconditioned one."""
+    ours = {"sharpness": [ratio * limit], "threshold": [limit]}
+    own = {f"preconditioned_{name}": value for name, value in ours.items()}
+    others = {"sharpness": [3.0], "threshold": [None]} if adaptive else {key: [None] for key in own}
+    rest = {"gradient_share": [None], "num_eigenvectors": [None]}
+    return {"sharpness": (own if adaptive else ours) | others | rest}
 
 
 @dataclass(frozen=True)
@@ -289,6 +298,42 @@ CASES = (
     ),
     Case("short paths", {}, {"probes": paths(4.0, 2.0, 1.0, 0.0, 0.0)}, {"path_length": HOLDS}),
     Case("long paths", {}, {"probes": paths(0.0, 0.0, 1.0, 2.0, 4.0)}, {"path_length": FAILS}),
+    Case(
+        "one training at the edge of stability",
+        {"probes": sharp(1.02)},
+        {"probes": sharp(0.3, 40.0)},
+        {"edge_of_stability": HOLDS},
+        ("At the edge of stability: the sharpness is 1.02 times what a step bears without",),
+    ),
+    Case(
+        "Adam at the edge of stability, whatever the learning rates",
+        {"probes": sharp(0.2), "lr": 0.02},
+        {"probes": sharp(0.98, 3800.0, adaptive=True), "lr": 0.01},
+        {"edge_of_stability": HOLDS},
+        ("0.2 times what a step bears without shortcuts, 0.98 times with them (step 0)",),
+    ),
+    Case(
+        "far beyond the edge",
+        {"probes": sharp(30.0)},
+        {"probes": sharp(0.3)},
+        {"edge_of_stability": HOLDS},
+        ("Beyond the edge: the sharpness is 30 times",),
+        ("At the edge",),
+    ),
+    Case(
+        "flat enough",
+        {"probes": sharp(0.3)},
+        {"probes": sharp(0.1)},
+        {"edge_of_stability": FAILS},
+        never=("edge of stability",),
+    ),
+    Case(
+        "near the edge",
+        {"probes": sharp(0.9)},
+        {"probes": sharp(0.1)},
+        {"edge_of_stability": UNCLEAR},
+        ("Unclear: edge of stability",),
+    ),
     # What the shortcuts carry.
     Case("most of it", {}, {"share": 0.8}, {"shortcut_share": HOLDS}),
     Case("little of it", {}, {"share": 0.2}, {"shortcut_share": FAILS}),
@@ -374,7 +419,12 @@ def test_the_other_order_is_put_right_and_said(tmp_path: Path) -> None:
     plain, residual = recorded(tmp_path, Case("", *norms(8.0, 0.1)))
     right, turned = verdict(plain, residual), verdict(residual, plain)
     assert turned.sentence == right.sentence
-    assert turned.claims == right.claims
+    for one, other in zip(turned.claims, right.claims, strict=True):
+        assert replace(one, query=other.query) == other
+        # Whichever order the user types it in.
+        for given in ((plain, residual), (residual, plain)):
+            sides = dict(zip(("plain", "residual"), given, strict=True))
+            assert not one.query or same(eval(one.query, sides), one)
     assert turned.note.startswith(
         "The runs came in the other order and were put right: plain plain"
     )
@@ -429,6 +479,15 @@ def test_an_unclear_answer_says_what_settles_it_and_how_long_that_takes(tmp_path
     assert "2.5 decades" in claim.text
 
 
+def test_one_run_alone_is_said_to_be_at_the_edge_of_stability(tmp_path: Path) -> None:
+    run = write_side(tmp_path / "r", residual=True, probes=sharp(1.02))
+    said = verdict_on(run)
+    claim = next(claim for claim in said.claims if claim.key == "edge_of_stability")
+    assert (claim.status, claim.plain, claim.steps) == (HOLDS, None, (0,))
+    assert "1.02 times the 20 from which on a step is unstable" in said.sentence
+    assert eval(claim.query, {"residual": run}) == pytest.approx(claim.residual)
+
+
 def test_joins_count_as_trunk_and_branches_do_not(tmp_path: Path) -> None:
     residual = write_side(tmp_path / "r", residual=True, decades=4.5, branch=1e-6)
     assert residual.trunk(0).num_places == 2 + BLOCKS
@@ -441,6 +500,7 @@ def test_over_seeds_every_query_gives_the_numbers_of_every_pair(tmp_path: Path) 
     plain, residual = [], []
     for k in range(3):
         probes = shattering(0.01 + 0.01 * k) | conditions(*[1000.0 + k] * 16) | collapse(0.9)
+        probes |= sharp(1.0 + 0.1 * k)
         plain.append(
             write_side(
                 tmp_path / f"p{k}",
@@ -454,7 +514,7 @@ def test_over_seeds_every_query_gives_the_numbers_of_every_pair(tmp_path: Path) 
         )
         probes = shattering(0.5) | conditions(*[10.0 + k] * 16) | collapse(0.5 + 0.1 * k)
         probes |= counterfactual(0.1, 9.0 + k, 7.0) | lesion(*[0.9 - 0.1 * k] * 4)
-        probes |= paths(4.0, 2.0 + k, 1.0, 0.0, 0.0)
+        probes |= paths(4.0, 2.0 + k, 1.0, 0.0, 0.0) | sharp(0.1 * (k + 1))
         shares = [0.6, 0.7 + 0.1 * k, 0.6, 0.6]
         residual.append(
             write_side(

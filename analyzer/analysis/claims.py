@@ -231,7 +231,7 @@ def _claim(
         }
         for is_whole in (True, False)
     )
-    when = _when(known)
+    when = f"{'median over ' * key.endswith('_median')}{_when(known)}"
     text = (
         f"{statement.question} {ANSWERS[status].capitalize()}: {statement.said.format(**said)} "
         f"({when}; {statement.compared}).{why}"

@@ -13,6 +13,9 @@ from analyzer.analysis.numerals import decades, number
 __all__ = ["CLIFF", "EXPLODES_AT_FIRST", "EXPLODING", "VANISHES_AT_FIRST", "VANISHING", "changes"]
 
 Floats = NDArray[np.float64]
+_SAME_RATE = 0.01
+# Decades within which a gradient is healthy, as verdicts have it.
+_RECOVERED = 1.5
 
 
 def changes(evidence: Evidence, sign: float) -> Floats:
@@ -40,6 +43,13 @@ def _changed(evidence: Evidence, changed: Floats, ends: tuple[int, int]) -> Seen
     per_layer = np.median([g.gain for g, yes in zip(gains, inside, strict=True) if yes])
     value = float(np.median(changed[inside]))
     words = {"value": decades(value), "gain": number(float(per_layer))}
+    # Activations and norms are layers, too: of a net of three kinds in turn 1.21 becomes 1.07.
+    weights = evidence.layers[evidence.has_parameters & (evidence.layers["role"] != "shortcut")]
+    passed = int((~weights["kind"].astype(str).str.contains("Norm")).sum()) - 1
+    falls = np.array([g.decades_fallen for g, yes in zip(gains, inside, strict=True) if yes])
+    rate = 10.0 ** -(float(np.median(falls)) / passed) if passed > 0 else per_layer
+    is_other = abs(rate - per_layer) > _SAME_RATE * per_layer
+    words["rate"] = f", {number(rate)} per layer with weights" if is_other else ""
     return Seen(value, evidence.owners, ends, words)
 
 
@@ -49,7 +59,8 @@ def _at_first(sign: float, limit: str, evidence: Evidence, limits: Limits) -> Se
     sick = changed >= limits[limit]
     if len(steps) < 2 or not sick[0] or sick.all():
         return None
-    well = int(steps[np.flatnonzero(~sick)[0]])
+    later = np.flatnonzero(changed < _RECOVERED)
+    well = int(later[0]) if len(later) else len(steps) - 1
     first = int(steps[0])
     seen = _changed(evidence, changed, (first, first))
     jumps = [
@@ -58,9 +69,10 @@ def _at_first(sign: float, limit: str, evidence: Evidence, limits: Limits) -> Se
         if over[0] * sign >= limits["cliff_decades"]
     ]
     where = f", {decades(max(jumps)[0])} at {max(jumps)[1]} alone" if jumps else ""
-    return Seen(
-        seen.value, seen.layers, seen.steps, {**seen.words, "well": str(well), "where": where}
-    )
+    verb = "falls" if sign * changed[well] > 0 else "grows"
+    then = f"{'recovers' if len(later) else 'is still on its way'}: at step {int(steps[well])} it "
+    then += f"{verb} {decades(abs(float(changed[well])))}"
+    return Seen(seen.value, seen.layers, seen.steps, {**seen.words, "then": then, "where": where})
 
 
 def _cliff(evidence: Evidence, limits: Limits) -> Seen | None:
@@ -134,7 +146,7 @@ VANISHING = Rule(
     reads={"layers": ("output_gradient_norm",)},
     look=partial(_along_depth, 1.0, "vanishing_decades"),
     sentence="The gradient vanishes: it falls {value} from the last layer to the first "
-    "(gain {gain} per layer, steps {first} to {last}).",
+    "(gain {gain} per layer{rate}, steps {first} to {last}).",
     remedy="Add shortcuts or normalization, or use He initialization: the first layers get no "
     "signal.",
     thresholds=(
@@ -166,7 +178,7 @@ EXPLODING = Rule(
     reads={"layers": ("output_gradient_norm",)},
     look=partial(_along_depth, -1.0, "exploding_decades"),
     sentence="The gradient explodes: it grows {value} from the last layer to the first "
-    "(gain {gain} per layer, steps {first} to {last}).",
+    "(gain {gain} per layer{rate}, steps {first} to {last}).",
     remedy="Normalize, scale the branches down (1/√depth, or from zero), or initialize smaller; "
     "clipping hides it from the optimizer only.",
     thresholds=(
@@ -186,7 +198,7 @@ VANISHES_AT_FIRST = Rule(
     reads={"layers": ("output_gradient_norm",)},
     look=partial(_at_first, 1.0, "vanishing_decades"),
     sentence="At step {first} the gradient vanishes: it falls {value} from the last layer to the "
-    "first (gain {gain} per layer){where}; from step {well} on it does so less.",
+    "first (gain {gain} per layer{rate}){where}. It {then}.",
     remedy="Initialize larger (He, orthogonal), add shortcuts, or normalize; the first steps train "
     "the last layers alone.",
     thresholds=VANISHING.thresholds[:1],
@@ -200,7 +212,7 @@ EXPLODES_AT_FIRST = Rule(
     reads={"layers": ("output_gradient_norm",)},
     look=partial(_at_first, -1.0, "exploding_decades"),
     sentence="At step {first} the gradient explodes: it grows {value} from the last layer to the "
-    "first (gain {gain} per layer){where}; from step {well} on it does so less.",
+    "first (gain {gain} per layer{rate}){where}. It {then}.",
     remedy="Add shortcuts, initialize smaller, or warm up the learning rate: a deep network with "
     "batch norm and no shortcuts starts with a gain of 1.2 per layer.",
     thresholds=EXPLODING.thresholds[:1],

@@ -175,8 +175,10 @@ def own_effect(_: Measured, r: Measured) -> Amounts:
 
 def edge(p: Measured, r: Measured) -> Amounts:
     """A step of one of the two is at the border of stability, or beyond it."""
-    known = [one.value for one in (p, r) if not math.isnan(one.value)]
-    return ((max(known, default=math.nan), "edge"),)
+    limit = LIMITS["edge"].value
+    # A single probe may meet a sharpness that passes through: at the edge it stays.
+    known = [x.value if x.count > 1 else min(x.value, limit) for x in (p, r)]
+    return ((max((x for x in known if not math.isnan(x)), default=math.nan), "edge"),)
 
 
 def limits_table() -> str:

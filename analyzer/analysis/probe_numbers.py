@@ -189,7 +189,7 @@ def lesion(run: Run) -> Measured:
 def edge_of_stability(run: Run) -> Measured:
     """Sharpness over the one from which on a step is unstable, median over the last probes.
 
-    The last third of them, at least one: at the edge the sharpness swings about its threshold. Of
+    The last third of them, at least two of three or more: at the edge the sharpness swings about its threshold. Of
     an optimizer with a preconditioner P both are those of ``P⁻¹H``. ``scale`` is the last
     threshold; the ends are the smallest and the largest ratio.
     """
@@ -202,7 +202,7 @@ def edge_of_stability(run: Run) -> Measured:
         known = ratios[ratios.notna()]
         if not len(known):
             continue
-        late = known.iloc[-max(1, len(known) // 3) :]
+        late = known.iloc[-(max(2, len(known) // 3) if len(known) > 2 else 1) :]
         query = (
             f'RUN.probe("sharpness").sort_values("step").eval("{name} / {limit}").dropna()'
             f".iloc[-{len(late)}:].median()"

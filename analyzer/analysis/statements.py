@@ -274,7 +274,8 @@ STATEMENTS = (
         "the sharpness is {plain} times what a step bears without shortcuts, {residual} times with "
         "them",
         limits.edge,
-        "yes from 0.9 times on in one of the two; the Hessian is that of the held batch, and in a "
+        "yes from 0.9 times on in one of the two, over two probes or more; the Hessian is that of "
+        "the held batch, and in a "
         "training by small batches larger than that of the whole loss",
         "Cohen et al. 2021; 2022 for Adam",
         "sharpness",

@@ -221,8 +221,12 @@ def _moments(found: Claims, key: str) -> str:
         for name, one in found.items()
         if name.startswith(f"{key}_") and one.status != "undefined"
     ]
-    said = "; ".join(f"at {one.when} {one.brief}" for one in others)
-    return f"; {said}" if said else ""
+    said = "; ".join(f"at {one.when} {one.brief}" for one in others).replace("at median", "median")
+    first, last = found[key], found.get(f"{key}_last")
+    ends = [abs(x) for x in (last.plain, last.residual) if x is not None] if last else [math.inf]
+    is_well = max(ends, default=math.inf) < -LIMITS["healthy"].value and first.steps[:1] == (0,)
+    word = "then it recovers: " if is_well and first.status == "holds" else ""
+    return f"; {word}{said}" if said else ""
 
 
 def _norms(found: Claims) -> str:

@@ -174,11 +174,11 @@ def _recorded_rule(run: Run, step: int) -> UpdateRule | None:
         return None
     rates = run.steps.filter(regex=r"^(step|learning_rate(_\d+)?)$").dropna(how="all", axis=1)
     rates = rates[rates["step"] <= step].drop(columns="step").dropna(how="all")
-    own = rates.iloc[-1].dropna().unique() if len(rates) else []
-    if len(own) != 1:
+    if not len(rates) or rates.iloc[-1].nunique() != 1:
         return None
+    rate = float(rates.iloc[-1].max())
     try:
-        return rule_of(str(optimizers[0]["name"]), {**optimizers[0], "lr": float(own[0])})
+        return rule_of(str(optimizers[0]["name"]), {**optimizers[0], "lr": rate})
     except (KeyError, TypeError, ValueError, IndexError):  # a folder may come from anybody
         return None
 

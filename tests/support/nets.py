@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import analyzer
 
-__all__ = ["HEALTHY_NETS", "SICK_NETS", "train_net"]
+__all__ = ["HEALTHY_NETS", "SICK_NETS", "Deep", "Training", "train_net"]
 
 Rates = Callable[[int], float]
 

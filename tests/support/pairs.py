@@ -53,8 +53,8 @@ def write_side(
         share: Share of the shortcuts; one number for each join.
         stream: ‖branch‖ / ‖shortcut‖.
         update: Update ratio of the first weight.
-        probes: Columns by the name of a probe, at step 0; of lesions and paths at the last step.
-            What they note stands under ``notes``.
+        probes: Columns by the name of a probe, at step 0; of lesions and paths at the last step,
+            of the sharpness at each. What they note stands under ``notes``.
         accuracy: That of the whole network, which the lesion probe notes.
         zero: Whether no gradient arrives below the head.
         manifest: Further fields of ``run.json``.
@@ -85,7 +85,10 @@ def write_side(
     given = dict(probes or {})
     notes = given.pop("notes", {}) | {"accuracy": json.dumps(accuracy)}
     for name, table in given.items():
-        writer.write_probe(name, steps - 1 if name in ("lesion", "paths") else 0, table, notes)
+        last = (steps - 1,)
+        at = {"lesion": last, "paths": last, "sharpness": range(steps)}.get(name, (0,))
+        for step in at:
+            writer.write_probe(name, step, table, notes)
     writer.close("finished")
     return analyzer.open_run(path)
 

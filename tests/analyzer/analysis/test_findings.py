@@ -124,11 +124,11 @@ def test_what_the_first_step_alone_shows_is_said_with_its_step_and_layer(tmp_pat
     assert (finding.code, finding.severity) == ("explodes_at_first", "warning")
     assert finding.value == pytest.approx(8 * math.log10(1.8))
     assert "At step 0 the gradient explodes" in finding.sentence
-    assert "(gain 1.80 per layer); from step 1 on" in finding.sentence
+    assert "(gain 1.80 per layer). It recovers: at step 1 it grows 0 decades." in finding.sentence
     norms[0] = [1e-6 * 0.5 ** (8 - k) if k < 2 else 0.5 ** (8 - k) for k in range(9)]
     (finding,) = findings(open_run(wide_run(tmp_path / "b", [2.0] * 20, norms)), LOW)
     assert finding.code == "vanishes_at_first"
-    assert "6.3 decades at layers.2 alone; from step 1 on" in finding.sentence
+    assert "6.3 decades at layers.2 alone. It recovers: at step 1 it" in finding.sentence
 
 
 LOW = {"vanishing_decades": 2.0, "exploding_decades": 2.0}

@@ -18,6 +18,7 @@ from analyzer.errors import AnalyzerError
 from analyzer.figures.catalog import PANELS
 from analyzer.opened import Run
 from tests.support.illnesses import Patient, built, record
+from tests.support.nets import Deep, Training, train_net
 from tests.support.pairs import write_side
 
 Pair = tuple[Run, Run]
@@ -133,6 +134,41 @@ def test_rezero_starts_as_an_identity_and_its_twin_gets_no_gradient(
     assert claims["vanishing"].plain == math.inf
     starts = {by_key(verdict(*pairs[k]))["identity_start"].status for k in ("default", "he")}
     assert starts == {"fails"}
+
+
+def test_forty_layers_with_batch_norm_explode_by_1_2_a_layer_at_step_0_and_recover(
+    tmp_path: Path,
+) -> None:
+    """Yang et al. (2019): √(π/(π − 1)) = 1.21 a layer, at a width of 256; then they recover."""
+    plain, residual = (
+        analyzer.open_run(
+            train_net(
+                Training(
+                    Deep(40, shortcuts=yes, norm=nn.BatchNorm1d, gain=2.0, width=256),
+                    lr=0.01,
+                    steps=20,
+                ),
+                tmp_path / str(yes),
+            )
+        )
+        for yes in (False, True)
+    )
+    claims = by_key(said := verdict(plain, residual))
+    exploding, last = claims["exploding"], claims["exploding_last"]
+    rate = 10 ** (exploding.plain / 41)  # from the last of 42 layers with weights to the first
+    assert rate == pytest.approx(math.sqrt(math.pi / (math.pi - 1)), rel=0.02)
+    assert (exploding.status, exploding.steps, last.status) == ("holds", (0,), "fails")
+    assert last.steps[0] == 19 and abs(last.plain) < 1.5
+    start = "Exploding gradients separate the two: without shortcuts the gradient grows "
+    start += f"{number(exploding.plain)} decades from"
+    assert said.sentence.startswith(start)
+    assert f"({number(rate)} a layer)" in said.sentence
+    assert "(step 0; then it recovers: median over steps 0 to 19 it grows" in said.sentence
+    assert f"at step 19 and 15 it grows {number(last.plain)} decades without" in said.sentence
+    (finding,) = [one for one in plain.findings() if one.code == "explodes_at_first"]
+    well = int(finding.sentence.partition("It recovers: at step ")[2].partition(" ")[0])
+    assert f"{number(rate)} per layer with weights" in finding.sentence
+    assert plain.trunk(well).decades_grown < 1.5 < plain.trunk(well - 1).decades_grown
 
 
 @pytest.mark.parametrize("name", PAIRS)

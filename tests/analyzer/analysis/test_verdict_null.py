@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 
 from analyzer.analysis.statements import STATEMENTS
-from benchmarks.verdict_null import ARCHIVE, NULL, judgements, null_rows, power_rows, tables
+from benchmarks.verdict_null import (
+    ARCHIVE,
+    HELD_OUT,
+    HELD_OUT_ARCHIVE,
+    NULL,
+    judgements,
+    null_rows,
+    null_table,
+    power_rows,
+    tables,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -40,6 +50,17 @@ def test_of_twenty_known_mechanisms_at_least_eighteen_are_found(archive: dict[st
     assert len(rows) == 20
     found = [set(states.split(", ")) - {"not measured"} == {"holds"} for *_, states in rows]
     assert sum(found) >= 18
+
+
+def test_of_forty_pairs_that_set_no_limit_no_claim_holds_in_more_than_one_in_twenty() -> None:
+    held_out = json.loads(HELD_OUT_ARCHIVE.read_text(encoding="utf-8"))
+    assert len(held_out["null"]) == 40
+    assert {pair["kind"] for pair in held_out["null"]} == set(HELD_OUT)
+    assert not set(HELD_OUT.values()) & set(NULL.values())
+    rows = null_rows(held_out)
+    assert [asked for _, asked, *_ in rows] == [40] * len(rows)
+    assert {key: holds for key, _, holds, _ in rows if holds > 0.05 * 40} == {}
+    assert null_table(held_out) in (ROOT / "docs" / "verdict.md").read_text(encoding="utf-8")
 
 
 def test_other_limits_would_change_what_the_tables_say(

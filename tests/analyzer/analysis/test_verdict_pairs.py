@@ -132,7 +132,7 @@ CASES = (
         "vanishes at first",
         *norms([3.7, 0.0, 0.0, 0.0], 0.1),
         {"vanishing": HOLDS, "vanishing_median": FAILS, "vanishing_last": FAILS},
-        ("Vanishing gradients", "step 0; at step"),
+        ("Vanishing gradients", "step 0; then it recovers: median over steps 0 to 3 it"),
     ),
     Case(
         "explodes at first, then decays",
@@ -310,7 +310,7 @@ CASES = (
         {"probes": sharp(0.2), "lr": 0.02},
         {"probes": sharp(0.98, 3800.0, adaptive=True), "lr": 0.01},
         {"edge_of_stability": HOLDS},
-        ("0.2 times what a step bears without shortcuts, 0.98 times with them (step 0)",),
+        ("0.2 times what a step bears without shortcuts, 0.98 times with them (steps 2 to 3)",),
     ),
     Case(
         "far beyond the edge",
@@ -326,6 +326,13 @@ CASES = (
         {"probes": sharp(0.1)},
         {"edge_of_stability": FAILS},
         never=("edge of stability",),
+    ),
+    Case(
+        "one probe says little of an edge",
+        {"probes": sharp(1.02), "losses": [2.3], "decades": [0.0]},
+        {"probes": sharp(0.3), "losses": [2.3], "decades": [0.0]},
+        {"edge_of_stability": UNCLEAR},
+        ("Unclear: edge of stability",),
     ),
     Case(
         "near the edge",
@@ -483,7 +490,7 @@ def test_one_run_alone_is_said_to_be_at_the_edge_of_stability(tmp_path: Path) ->
     run = write_side(tmp_path / "r", residual=True, probes=sharp(1.02))
     said = verdict_on(run)
     claim = next(claim for claim in said.claims if claim.key == "edge_of_stability")
-    assert (claim.status, claim.plain, claim.steps) == (HOLDS, None, (0,))
+    assert (claim.status, claim.plain, claim.steps) == (HOLDS, None, (2, 3))
     assert "1.02 times the 20 from which on a step is unstable" in said.sentence
     assert eval(claim.query, {"residual": run}) == pytest.approx(claim.residual)
 

@@ -189,9 +189,9 @@ def lesion(run: Run) -> Measured:
 def edge_of_stability(run: Run) -> Measured:
     """Sharpness over the one from which on a step is unstable, median over the last probes.
 
-    The last third of them, at least two of three or more: at the edge the sharpness swings about its threshold. Of
-    an optimizer with a preconditioner P both are those of ``P⁻¹H``. ``scale`` is the last
-    threshold; the ends are the smallest and the largest ratio.
+    The last third of them, at least two of three or more: at the edge the sharpness swings about
+    its threshold. Of an optimizer with a preconditioner P both are those of ``P⁻¹H``. ``scale`` is
+    the last threshold; the ends are the smallest and the largest ratio.
     """
     rows = probe_rows(run, "sharpness").sort_values("step")
     for prefix in ("", "preconditioned_"):

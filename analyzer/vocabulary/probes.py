@@ -322,18 +322,8 @@ PROBES = (
         columns=_columns(
             "sharpness",
             ("sharpness", "float64", "loss / (unit of θ)²", "Largest eigenvalue of the Hessian."),
-            (
-                "threshold",
-                "float64",
-                "loss / (unit of θ)²",
-                "Sharpness at which a step is unstable.",
-            ),
-            (
-                "preconditioned_sharpness",
-                "float64",
-                "1 / unit of θ",
-                "λ₁(P⁻¹∇²L), the optimizer's P.",
-            ),
+            ("threshold", "float64", "loss / (unit of θ)²", "Where a step becomes unstable."),
+            ("preconditioned_sharpness", "float64", "1 / unit of θ", "λ₁(P⁻¹∇²L), optimizer's P."),
             ("preconditioned_threshold", "float64", "1 / unit of θ", "That of instability."),
             ("gradient_share", "float64", "1", "Part of ‖∇L‖² in the largest eigenvectors."),
             ("num_eigenvectors", "int32", "", "How many these are: classes, at most 20."),

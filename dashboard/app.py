@@ -18,9 +18,10 @@ from analyzer.figures.catalog import PAGES, PANELS, RUNS, page_at, page_of, pane
 from analyzer.figures.csv_text import csv_text
 from analyzer.storage.schema import STAT_COLUMNS
 
+from . import landing
 from .address import Address, Context, context, landed, parse, query
 from .cache import Line
-from .compare import headline_of, verdict_of
+from .compare import verdict_of
 from .components import lacking, message, number_table
 from .drawing import recorded, shown, step_choices
 from .finding_list import finding_list
@@ -319,7 +320,8 @@ def _connect_live(app: Dash, library: Library, seen: Any) -> None:
         return run_table(library, wanted or "")
 
     _connect_answer(app, seen, finding_list, Id.FINDINGS_SOON, Id.FINDINGS)
-    _connect_answer(app, seen, headline_of, Id.HEADLINE_SOON, Id.HEADLINE)
+    first = (Id.HEADLINE, Id.READINGS, Id.QUESTIONS)
+    _connect_answer(app, seen, landing.answer_of, Id.HEADLINE_SOON, *first)
     _connect_answer(app, seen, verdict_of, Id.VERDICT_SOON, Id.VERDICT, Id.CLAIMS)
 
 
@@ -358,6 +360,7 @@ def _connect_scripts(app: Dash) -> None:
     script("links", Output(links, "href"), search, step, State(links, "id"))
     script("steps", Output(Id.SINK, "data"), Input(Id.STEPS, "data"), stepped)
     script("live", Output(Id.POLL, "disabled"), Input(Id.LIVE, "data"))
+    script("arrived", Output(Id.SINK, "id"), Input(Id.LIVE_TEXT, "children"))
     asked = Output(Id.SEARCH, "data", allow_duplicate=True)
     of_controls = (Input(controls, "value"), State(controls, "id"), searched)
     script("control", asked, *of_controls, is_first=False)

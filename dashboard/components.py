@@ -36,6 +36,7 @@ __all__ = [
     "panel_card",
     "soon",
     "states",
+    "step_control",
 ]
 
 LOOKING = "Reading the runs; what they show appears here by itself."
@@ -169,25 +170,32 @@ def explained(text: str) -> list[Any]:
 def cards(context: Context, page: Page) -> list[Any]:
     """Return the controls and cards of a page."""
     names = context.layer_names if "layers" in page.controls else []
-    # A native slider moved without a round trip through Dash answers within a frame; a script of
-    # the page puts it there.
-    slider = html.Div(
-        id=Id.STEP_SLIDER, className="step-row", role="group", **attributes(aria_label="step")
-    )
-    steps = [dcc.Store(id=Id.STEPS), slider] if page.has_steps else []
+    steps = [step_control()] if page.has_steps else []
     shown = html.Div([panel_card(panel) for panel in page.shown], className="cards")
     return [controls(context.address, names, *page.controls), *steps, shown]
 
 
-def panel_card(panel: Panel) -> html.Section:
-    """Return the card of a panel; its height is kept free until the figure is there."""
+def step_control() -> html.Div:
+    """Return the place of the slider of steps; a script of the page puts it there.
+
+    A native slider moved without a round trip through Dash answers within a frame.
+    """
+    slider = html.Div(
+        id=Id.STEP_SLIDER, className="step-row", role="group", **attributes(aria_label="step")
+    )
+    return html.Div([dcc.Store(id=Id.STEPS), slider], className="steps")
+
+
+def panel_card(panel: Panel, *inside: Any) -> html.Section:
+    """Return the card of a panel; its height is kept free until the figure is there.
+
+    What is ``inside`` stands between its title and its buttons.
+    """
     key = panel.key
+    title = html.H2(panel.title, id=f"title-{key}")
     return html.Section(
         [
-            html.Div(
-                [html.H2(panel.title, id=f"title-{key}"), _buttons(key, panel.title)],
-                className="card-head",
-            ),
+            html.Div([title, *inside, _buttons(key, panel.title)], className="card-head"),
             html.P(id=card(Id.CAPTION, key), className="caption", role="status"),
             html.Div(id=card(Id.NOTE, key)),
             dcc.Graph(

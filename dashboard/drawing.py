@@ -12,7 +12,8 @@ from analyzer.analysis.view import View, matching
 from analyzer.errors import AnalyzerError
 from analyzer.figures.axes import layout_name
 from analyzer.figures.catalog import page_at, page_of, panel
-from analyzer.figures.overview import overview_frames
+from analyzer.figures.marks import with_rugs
+from analyzer.figures.overview_frames import overview_frames
 from analyzer.figures.theme import LIGHT, THEMES
 from analyzer.vocabulary.probes import PROBE_NAMES
 
@@ -108,7 +109,11 @@ def drawn(key: str, context: Context, scheme: str, *, narrow: bool) -> Shown:
         AnalyzerError: If there is nothing to draw.
     """
     record, theme = recorded(key, context), THEMES.get(scheme, LIGHT)
-    figure = stacked(panel(key).draw(record, theme)) if narrow else panel(key).made(record, theme)
+    shown = panel(key)
+    if narrow and shown.narrow is not None:
+        figure = with_rugs(shown.narrow(record, theme))
+    else:
+        figure = stacked(shown.draw(record, theme)) if narrow else shown.made(record, theme)
     # Arrays become base64 here, once; plotly would make lists of them in a dict.
     sent = figure.to_dict()
     return Shown(sent, sent["layout"].get("height", _HEIGHT), str(record.caption))

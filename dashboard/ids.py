@@ -31,6 +31,8 @@ class Id(StrEnum):
     BLOCK = "block"
     HEADLINE = "headline"
     HEADLINE_SOON = "headline-soon"
+    READINGS = "readings"
+    QUESTIONS = "questions"
     VERDICT = "verdict"
     CLAIMS = "claims"
     FINDINGS = "findings"

@@ -11,7 +11,7 @@ from analyzer.figures.catalog import PAGES, RUNS, page_of
 from analyzer.figures.panels import Page
 from analyzer.vocabulary import GLOSSARY
 
-from . import compare, finding_list, run_list
+from . import compare, finding_list, landing, run_list
 from .address import Context
 from .components import attributes, cards, explained, message, states
 from .ids import Id, card
@@ -20,6 +20,7 @@ __all__ = ["POLL_MILLISECONDS", "navigation", "page_content", "shell"]
 
 POLL_MILLISECONDS = 1500
 _LAYOUTS: dict[str, Callable[[Context], list[Any]]] = {
+    "overview": landing.layout,
     "runs": run_list.layout,
     "compare": compare.layout,
     "findings": finding_list.layout,
@@ -146,16 +147,19 @@ def page_content(page: Page | None, path: str, context: Context) -> list[Any]:
         return [html.H1("No such page"), message(_unknown(path), bad=True)]
     problems = [message(text, title="A run cannot be shown", bad=True) for text in context.problems]
     head: Sequence[Any] = [html.H1(page.title), html.P(explained(page.lead), className="lead")]
+    if page is page_of("overview"):
+        # What is to be read first is not its name.
+        head = [html.H1(page.title, className="unseen")]
     problems += states(context)
     if page is page_of("overview") and not context.address.runs:
-        return [*head, message(run_list.nothing(context.library), title="No runs yet")]
+        text = run_list.nothing(context.library)
+        return [*head, html.Div(message(text, title="No runs yet"), id="nothing-yet")]
     if (page.needs_run or page.shown) and not context.runs:
         text = "No run is chosen. Choose one in the field at the top, or on the page of runs."
         link = dcc.Link("Go to the page of runs", href=RUNS.path)
         return [*head, *problems, message(text), html.P(link)]
     content = _LAYOUTS[page.key](context) if page.has_layout else cards(context, page)
-    above = compare.headline(context) if page is page_of("overview") else []
-    return [*head, *problems, *above, *content]
+    return [*head, *problems, *content]
 
 
 def _unknown(path: str) -> str:

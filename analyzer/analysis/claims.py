@@ -61,6 +61,7 @@ class Claim:
         short: The numbers in a few words.
         brief: The same in fewer, of another moment.
         when: Its steps in words.
+        compared: When the answer is yes, with the numbers.
     """
 
     key: str
@@ -77,6 +78,7 @@ class Claim:
     short: str = field(default="", compare=False)
     brief: str = field(default="", compare=False)
     when: str = field(default="", compare=False)
+    compared: str = field(default="", compare=False)
 
     @property
     def question(self) -> str:
@@ -251,6 +253,7 @@ def _claim(
         short=statement.short.format(**briefly),
         brief=statement.brief.format(**briefly),
         when=when,
+        compared=statement.compared,
     )
 
 

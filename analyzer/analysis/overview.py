@@ -1,5 +1,6 @@
 """The overview: network, profile along depth, depth × step grid and loss of each run."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from analyzer.analysis.numerals import counted, number, percent
 from analyzer.analysis.per_run import (
     PerRun,
     RunAtStep,
+    probe_rows_at,
     profile_values,
     read_runs,
     recorded_step,
@@ -23,9 +25,10 @@ from analyzer.analysis.profiles import over_deepest
 from analyzer.analysis.shortcuts import JoinArcs, join_arcs, share_grid
 from analyzer.analysis.training import TrainingSummary, loss_band, run_training
 from analyzer.analysis.view import RunLabel, View, stage_borders
+from analyzer.errors import NotRecordedError
 from analyzer.storage.run import Run
 
-__all__ = ["Overview", "OverviewColumn", "overview", "step_gains"]
+__all__ = ["Overview", "OverviewColumn", "class_entropy", "overview", "step_gains"]
 
 Floats = NDArray[np.float64]
 _CELLS = 21_000
@@ -48,6 +51,11 @@ class OverviewColumn(RunAtStep):
         share_steps: Steps of ``shares``, ``[splits]``.
         shares: Shortcut share of each arc at those steps, ``[splits, arcs]``.
         stages: Depth and name at which a stage of the network begins.
+        without: Norms of the same rows with every shortcut multiplied by 0, at the same weights, as
+            the probe ``counterfactual`` measured them nearest to the step; empty where it did not.
+        without_step: The step of that.
+        guess: Loss of answering with the shares of the classes alone, where the classes
+            were seen; else NaN.
     """
 
     grid: GridColumn
@@ -61,6 +69,14 @@ class OverviewColumn(RunAtStep):
     loss: Band
     title: str
     note: str
+    without: Floats
+    without_step: int
+    guess: float
+
+    @property
+    def outcome(self) -> str:
+        """What the loss came to, without its name: ``2.30`` or ``NaN from step 31 on``."""
+        return self.title.removeprefix("loss ").partition(" after ")[0]
 
     def sentence(self) -> str:
         """Return the outcome, and what the profile shows at the step."""
@@ -73,6 +89,7 @@ class OverviewColumn(RunAtStep):
             "layer": self.grid.names,
             "depth": self.grid.positions,
             "output_gradient_norm": self.profile,
+            **({"without_shortcuts": self.without} if len(self.without) else {}),
         }
 
 
@@ -125,6 +142,7 @@ def _column(view: View, run: Run, label: RunLabel) -> OverviewColumn:
     training = run_training(run)
     # A group of neighbors is shown by its first.
     norms = profile_values(run, "output_gradient_norm", step, grid.ids)
+    without_step, without = _without_shortcuts(run, view.step, grid.ids)
     return OverviewColumn(
         label=label,
         step=step,
@@ -139,7 +157,30 @@ def _column(view: View, run: Run, label: RunLabel) -> OverviewColumn:
         loss=loss_band(run, _MOST_POINTS, view.smooth),
         title=_outcome(training),
         note=_note(fit, arcs),
+        without=over_deepest(without) if view.relative and len(without) else without,
+        without_step=without_step,
+        guess=class_entropy(run),
     )
+
+
+def _without_shortcuts(run: Run, step: int | None, ids: NDArray[np.int32]) -> tuple[int, Floats]:
+    """The probed step nearest to one, and norms of layers there with every shortcut taken out."""
+    try:
+        at, rows = probe_rows_at(run, "counterfactual", step)
+    except NotRecordedError:
+        return 0, np.empty(0)
+    taken = rows[(rows["skip_scale"] == 0) & ~rows["rescaled"].astype(bool)]
+    norm_of = dict(zip(taken["layer"], taken["output_gradient_norm"], strict=True))
+    norms = np.array([norm_of.get(int(layer), np.nan) for layer in ids], np.float64)
+    return at, norms if np.isfinite(norms).any() else np.empty(0)
+
+
+def class_entropy(run: Run) -> float:
+    """Return the cross entropy of answering with the shares of the classes alone; NaN unknown."""
+    said = run.manifest.get("conditions")
+    loss = said.get("loss") if isinstance(said, dict) else None
+    entropy = loss.get("class_entropy") if isinstance(loss, dict) else None
+    return float(entropy) if isinstance(entropy, int | float) and entropy > 0 else math.nan
 
 
 def step_gains(grid: GridColumn) -> Floats:

@@ -17,7 +17,7 @@ from analyzer.analysis.view import has_shortcuts
 from analyzer.storage.arrays import as_floats, as_numpy, is_present
 from analyzer.storage.run import Run
 
-__all__ = ["MedianTrunk", "Trunk", "median_trunk", "trunk", "trunk_steps"]
+__all__ = ["MedianTrunk", "Trunk", "median_trunk", "trunk", "trunk_history", "trunk_steps"]
 
 _MOST_STEPS = 15
 # Layers on either side of a fall that must lie below, or above, it.
@@ -41,6 +41,7 @@ class Trunk:
         drop_layer: Name of the layer, or join, at whose output the gradient is the larger one: the
             fall happens on the way through it.
         num_places: Layers and joins that count.
+        ends: Names of the first and the last of them; empty where there is none.
         is_cut: Whether the gradient is exactly zero at the first place, and not at all.
     """
 
@@ -52,6 +53,7 @@ class Trunk:
     drop_layer: str
     num_places: int
     is_cut: bool
+    ends: tuple[str, str] = ("", "")
 
     @property
     def decades_fallen(self) -> float:
@@ -102,6 +104,7 @@ def trunk(run: Run, step: int) -> Trunk:
         drop_layer=where[at] if at is not None else "",
         num_places=len(names),
         is_cut=is_cut,
+        ends=(names[0], names[-1]) if names else ("", ""),
     )
 
 
@@ -183,11 +186,17 @@ class MedianTrunk:
 
 
 @remembered("layer_stats")
+def trunk_history(run: Run) -> tuple[Trunk, ...]:
+    """Return what the gradient does along the trunk at 15 evenly spaced steps, or at all."""
+    recorded = trunk_steps(run)
+    chosen = recorded[spaced_places(len(recorded), _MOST_STEPS)]
+    return tuple(trunk(run, int(step)) for step in chosen)
+
+
+@remembered("layer_stats")
 def median_trunk(run: Run) -> MedianTrunk:
     """Return the medians over steps of what the gradient does along the trunk."""
-    recorded = trunk_steps(run)
-    found = [trunk(run, int(step)) for step in recorded[spaced_places(len(recorded), _MOST_STEPS)]]
-    kept = [one for one in found if not math.isnan(one.decades_fallen)]
+    kept = [one for one in trunk_history(run) if not math.isnan(one.decades_fallen)]
     if not kept:
         return MedianTrunk(math.nan, math.nan, math.nan, (), math.nan, math.nan)
     fallen = np.array([one.decades_fallen for one in kept])

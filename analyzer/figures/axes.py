@@ -210,7 +210,10 @@ def _beside(positions: Sequence[float] | NDArray[np.float64]) -> NDArray[np.floa
 
 
 def stage_ticks(
-    stages: Sequence[tuple[float, str]], depth: tuple[float, float], panes: int = 1
+    stages: Sequence[tuple[float, str]],
+    depth: tuple[float, float],
+    panes: int = 1,
+    ends: tuple[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return ticks at the borders of stages; where names would overlap, the longest stages stay.
 
@@ -218,11 +221,12 @@ def stage_ticks(
         stages: Depth and name at which each stage begins, ascending.
         depth: First and last place of the axis.
         panes: How many stand side by side and share the width.
+        ends: Names of the first and the last layer, which stay in any case.
     """
-    ends = [at for at, _ in stages[1:]] + [depth[1] + 1]
+    reach = [at for at, _ in stages[1:]] + [depth[1] + 1]
     unit = (depth[1] - depth[0] + 2) / (_WIDTH / panes)
-    by_length = sorted(zip(stages, ends, strict=True), key=lambda one: one[0][0] - one[1])
-    kept: list[tuple[float, str]] = []
+    by_length = sorted(zip(stages, reach, strict=True), key=lambda one: one[0][0] - one[1])
+    kept = [] if ends is None else list(zip(depth, ends, strict=True))
     for (at, name), _ in by_length:
         if all(abs(at - x) > unit * (_half(name) + _half(n) + _GAP) for x, n in kept):
             kept.append((at, name))

@@ -24,11 +24,11 @@ PAGES = checked(
         Page(
             key="overview",
             path="/",
-            lead="Depth is the x axis of every row: from a shortcut straight down to what it does. "
-            "Drag the step in the third row.",
+            lead="Which net is sick, where, since when, and what the shortcuts carry.",
             letter="o",
             panels=(overview.OVERVIEW,),
             former=("score", "overview"),
+            has_layout=True,
             needs_run=False,
         ),
         RUNS,

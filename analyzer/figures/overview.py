@@ -1,14 +1,13 @@
-"""The overview: depth along x in every row, one column per run, all ranges shared; its frames."""
+"""The overview: rows on one axis of depth, all runs in one range."""
 
-import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from analyzer.analysis.flow_grid import NONFINITE, ZERO, GridColumn
+from analyzer.analysis.flow_grid import NONFINITE
+from analyzer.analysis.numerals import number, percent
 from analyzer.analysis.overview import Overview, OverviewColumn, overview
-from analyzer.analysis.shortcuts import SHARE_LEVELS
 from analyzer.figures.axes import STEP, hover_names, layout_name, log_range, stage_ticks
 from analyzer.figures.marks import (
     band_traces,
@@ -22,105 +21,183 @@ from analyzer.figures.marks import (
     step_range,
 )
 from analyzer.figures.panels import Panel
-from analyzer.figures.shortcuts import arc_traces, arc_words, highest_level, outline
+from analyzer.figures.shortcuts import arc_traces, highest_level
 from analyzer.figures.sketch import Layout, Sketch, Trace, merged, scatter
-from analyzer.figures.theme import LIGHT, Theme, decade_step, labeled
+from analyzer.figures.theme import Theme, decade_step, labeled
 from analyzer.vocabulary.methods import Method
 
-__all__ = ["OVERVIEW", "overview_frames", "overview_sketch"]
+__all__ = ["OVERVIEW", "drawn_parts", "overview_sketch", "rows_of"]
 
-_HEIGHT = 920
-# Lower and upper edge of the rows, from the bottom: loss, grid, profile, network.
-_ROWS = {
-    "loss": (0.0, 0.12),
-    "grid": (0.21, 0.57),
-    "profile": (0.63, 0.82),
-    "network": (0.88, 0.97),
-}
-_GAP = 0.05
-_NO_VALUE, _IS_ZERO, _IS_NONFINITE = -32768, 32766, 32767
+# Heights in pixels, from top to bottom, of each row by how many runs there are, and of what stands
+# over it: its words, and the axis of the row before.
+_NETWORK, _PROFILE, _LOSS = 42, 152, 76
+_GRIDS = {1: 150, 2: 78, 3: 56}
+_WORDS, _AXIS, _FOOT = 21, 40, 44
+# Of a narrow page: a further line of words, and the color bar below all.
+_LINE, _BAR = 16, 56
+# Between the lines of a row and the name of a run in it.
+_MOST_NAME = 34
+
+Row = tuple[str, int]
+"""A row: ``network``, ``profile``, ``grid`` or ``loss``, and the place of its run, or -1."""
 
 
-def overview_sketch(info: Overview, theme: Theme) -> Sketch:
-    """Draw one to three runs."""
-    has_joins = any(len(column.arcs.joins) for column in info.runs)
-    bar = {"len": 0.38, "x": 1.03, "y": _ROWS["grid"][1], "yanchor": "top"}
+def overview_sketch(info: Overview, theme: Theme, *, is_narrow: bool = False) -> Sketch:
+    """Draw one to three runs as rows, all but the last on one axis of depth, input at the left.
+
+    From top to bottom: an arc for each shortcut of each run that has some; the gradient along depth
+    of all runs at the step, and without shortcuts where that was measured; the gradient at every
+    step, a heatmap for each run; the loss. On a narrow page words over a row have several lines.
+    """
+    rows, words = rows_of(info), list(_words(info, theme))
+    lines = [len(parts) if is_narrow else 1 for parts in words]
+    domains, height = _domains(rows, lines, len(info.runs))
+    grids = [domain for (kind, _), domain in zip(rows, domains, strict=True) if kind == "grid"]
+    bar = {"len": grids[0][1] - grids[-1][0], "x": 1.025, "y": grids[0][1], "yanchor": "top"}
+    if is_narrow:
+        bar = {"orientation": "h", "x": 0.5, "xanchor": "center", "len": 0.8, "thickness": 10}
+        bar |= {"y": 0, "yref": "container", "yanchor": "bottom"}
+    color = color_bar("‖∂L/∂y‖₂", info.low, info.high, is_log=True, **bar)
+    color["title"] |= {"side": "top" if is_narrow else "right"}
     layout = merged(
-        theme.layout(_HEIGHT),
+        theme.layout(height),
         {
-            "shapes": _step_shapes(info, theme),
-            "annotations": [
-                note
-                for place, column in enumerate(info.runs)
-                for note in _words(column, place, theme)
-            ],
+            "shapes": _step_shapes(info, rows, theme),
+            "annotations": list(
+                _notes(
+                    rows,
+                    domains,
+                    words,
+                    theme,
+                    between="<br>" if is_narrow else " ",
+                    has_rug=any((one.grid.marks == NONFINITE).any() for one in info.runs),
+                )
+            ),
             "coloraxis": {
                 "colorscale": theme.colorscale,
                 "cmin": info.low,
                 "cmax": info.high,
-                "colorbar": color_bar("‖∂L/∂y‖₂", info.low, info.high, is_log=True, **bar),
+                "colorbar": color,
             },
             "legend": {
                 "orientation": "h",
-                "title": {"text": "shortcut share  " if has_joins else "", "side": "left"},
-                "x": 0,
-                "y": -0.075,
-                "yanchor": "top",
+                "x": 1.0,
+                "xanchor": "right",
+                "y": 1.0,
+                "yanchor": "bottom",
                 "itemsizing": "trace",
-                "entrywidth": 112,
+                "font": {"size": 11},
             },
-            "margin": {"l": 84, "r": 24, "t": 48, "b": 96},
+            "margin": {
+                "l": 54 if is_narrow else 62,
+                "r": 16 if is_narrow else 84,
+                "t": _WORDS + _LINE * (lines[0] - 1),
+                "b": _FOOT + _BAR * is_narrow,
+            },
         },
     )
-    for place, column in enumerate(info.runs):
-        layout = layout | _axes_of_column(info, column, place, theme)
-    return Sketch([trace for _, _, trace in _drawn_parts(info, theme)], layout)
+    layout["height"] = height + _BAR * is_narrow
+    if is_narrow:
+        # Above the color bar, where no words are.
+        layout["legend"] |= {"yref": "container", "y": (_BAR - 4) / layout["height"]}
+    axes = _axes(info, rows, domains, theme)
+    return Sketch([trace for _, _, trace in drawn_parts(info, theme)], layout | axes)
 
 
-def _drawn_parts(info: Overview, theme: Theme) -> Iterator[tuple[int, str, Trace]]:
+def rows_of(info: Overview) -> list[Row]:
+    """The rows from top to bottom."""
+    places = range(len(info.runs))
+    joined = [("network", k) for k in places if len(info.runs[k].arcs.joins)]
+    return [*joined, ("profile", -1), *(("grid", k) for k in places), ("loss", -1)]
+
+
+def _domains(
+    rows: Sequence[Row], lines: Sequence[int], count: int
+) -> tuple[list[tuple[float, float]], int]:
+    """Lower and upper edge of each row on the paper, and the height of the figure."""
+    sizes = {"network": _NETWORK, "profile": _PROFILE, "grid": _GRIDS[count], "loss": _LOSS}
+    edges, at = [], 0
+    for place, (kind, _) in enumerate(rows):
+        over = _WORDS + _LINE * (lines[place] - 1)
+        at += (over if place else 0) + (_AXIS if kind == "loss" else 0)
+        edges.append((at, at + sizes[kind]))
+        at += sizes[kind]
+    return [(max(0.0, 1 - low / at), 1 - high / at) for high, low in edges], (
+        at + _WORDS + _LINE * (lines[0] - 1) + _FOOT
+    )
+
+
+def _axis_names(rows: Sequence[Row], row: Row) -> dict[str, str]:
+    """The axes of a row, as traces name them: all but the loss share the axis of depth."""
+    at = rows.index(row) + 1
+    return {"xaxis": "x2" if row[0] == "loss" else "x", "yaxis": "y" if at == 1 else f"y{at}"}
+
+
+def drawn_parts(info: Overview, theme: Theme) -> Iterator[tuple[int, str, Trace]]:
     """Every trace in its order, with the place of its run and what it is.
 
-    Another step changes arcs, behind, profile and marks.
+    Another step changes arcs, profile, marks and handle.
     """
+    rows = rows_of(info)
     highest = highest_level(info.runs)
-    legend = next((k for k, c in enumerate(info.runs) if len(c.arcs.joins)), None)
+    middle = _axis_names(rows, ("profile", -1))
+    last = step_range([column.grid for column in info.runs])
     for place, column in enumerate(info.runs):
-        top, grid, below = (_axis_names(place, row) for row in ("network", "grid", "loss"))
-        for arc in arc_traces(column.arcs, theme, highest, top, in_legend=place == legend):
-            yield place, "arcs", arc
         color = theme.style(column.label.style).color
-        dots = layer_dots(column.grid.positions, column.grid.names, color, theme)
-        yield place, "dots", dots | top
-        middle = _axis_names(place, "profile")
-        for other, behind in enumerate(info.runs):
-            if other != place:
-                yield other, "behind", _behind(behind, theme, middle)
-        yield place, "profile", _profile(column, theme, middle)
         names = [labeled(name) for name in column.grid.names]
         at = column.grid.positions
+        if ("network", place) in rows:
+            top = _axis_names(rows, ("network", place))
+            for arc in arc_traces(column.arcs, theme, highest, top, in_legend=False):
+                yield place, "arcs", arc
+            yield place, "dots", layer_dots(at, column.grid.names, color, theme) | top
+        if len(column.without):
+            yield place, "without", _without(column, theme) | middle
+        yield place, "profile", _profile(column, theme, middle)
         # The legend of the cells below says it already.
         marks = edge_marks(at, column.profile, theme, is_log=True, names=names, **middle)
         yield place, "marks", marks | {"showlegend": False}
-        on = grid | {"coloraxis": "coloraxis"}
+        on = _axis_names(rows, ("grid", place)) | {"coloraxis": "coloraxis"}
         for trace in grid_traces(column.grid, theme, is_log=True, axes=on):
             yield place, "grid", trace
-        unnamed: Trace = below | {"showlegend": False}
+        yield place, "handle", _handle(column, info, theme) | _axis_names(rows, ("grid", place))
+        unnamed: Trace = _axis_names(rows, ("loss", -1)) | {"showlegend": False}
         for line in band_traces(column.loss, column.label, theme, **unnamed):
             yield place, "loss", line
+        if np.isfinite(column.guess) and place == 0:
+            line = {"color": theme.text, "width": 1, "dash": "dot"}
+            said = f"guessing by the classes' shares: {column.guess:.3g}<extra></extra>"
+            yield (
+                place,
+                "guess",
+                scatter(unnamed, x=last, y=[column.guess] * 2, mode="lines", line=line)
+                | {"hovertemplate": said},
+            )
     for entry in mark_legend([column.grid.marks for column in info.runs], theme, is_log=True):
         yield 0, "legend", entry
 
 
-def _step_shapes(info: Overview, theme: Theme) -> list[dict[str, Any]]:
-    """Lines that mark the step: for each run one in row 3, then one in row 4."""
+def _handle(column: OverviewColumn, info: Overview, theme: Theme) -> Trace:
+    """What the step is dragged by, at the right end of its line."""
+    marker = {"symbol": "triangle-left", "size": 13, "color": theme.text}
+    place = {"x": [info.depth[1] + 0.8], "y": [column.step], "mode": "markers"}
+    return scatter(place, marker=marker, cliponaxis=False, hoverinfo="skip", showlegend=False)
+
+
+def _step_shapes(info: Overview, rows: Sequence[Row], theme: Theme) -> list[dict[str, Any]]:
+    """Lines that mark the step, for each run two in its heatmap, dark on light, one in the loss."""
     shapes = []
     for place, column in enumerate(info.runs):
-        grid, loss = _axis_names(place, "grid"), _axis_names(place, "loss")
+        grid = _axis_names(rows, ("grid", place))
+        loss = _axis_names(rows, ("loss", -1))
         line = {"type": "line", "x0": 0, "x1": 1, "y0": column.step, "y1": column.step}
-        look = {"line": {"color": "#ffffff", "width": 2, "dash": "dot"}}
-        shapes.append(line | look | {"xref": f"{grid['xaxis']} domain", "yref": grid["yaxis"]})
+        at = {"xref": f"{grid['xaxis']} domain", "yref": grid["yaxis"]}
+        shapes += [
+            line | at | {"line": {"color": color, "width": width}}
+            for color, width in (("#ffffff", 4), ("#111111", 1.5))
+        ]
         line = {"type": "line", "x0": column.step, "x1": column.step, "y0": 0, "y1": 1}
-        look = {"line": {"color": theme.text, "width": 1, "dash": "dot"}}
+        look = {"line": {"color": theme.text, "width": 1.5}}
         shapes.append(line | look | {"xref": loss["xaxis"], "yref": f"{loss['yaxis']} domain"})
     return shapes
 
@@ -132,208 +209,156 @@ def _profile(column: OverviewColumn, theme: Theme, axes: dict[str, str]) -> Trac
         x=column.grid.positions,
         y=placed(column.profile, True),
         text=[labeled(name) for name in column.grid.names],
-        hovertemplate="%{text}: %{y:.3e}<extra></extra>",
+        hovertemplate="%{text}: %{y:.3e}",
         showlegend=False,
         **axes,
     )
 
 
-def _behind(column: OverviewColumn, theme: Theme, axes: dict[str, str]) -> Trace:
+def _without(column: OverviewColumn, theme: Theme) -> Trace:
+    """The gradient of the same weights with every shortcut taken out."""
+    color = theme.style(column.label.style).color
+    said = f"{labeled(column.label.text)} without its shortcuts, step {column.without_step:,}"
     return scatter(
         x=column.grid.positions,
-        y=placed(column.profile, True),
+        y=placed(column.without, True),
         mode="lines",
-        line={"color": theme.faint, "width": 1.25, "dash": theme.style(column.label.style).dash},
-        hovertemplate=f"{labeled(column.label.text)}: %{{y:.3e}}<extra></extra>",
+        line={"color": color, "width": 1.75, "dash": "dot"},
+        text=[labeled(name) for name in column.grid.names],
+        hovertemplate="%{text}: %{y:.3e}",
+        name=said,
         showlegend=False,
-        **axes,
     )
 
 
-def _words(column: OverviewColumn, place: int, theme: Theme) -> list[dict[str, Any]]:
-    """The outcome over the column, the numbers over the rows that they are of."""
-    axis = _axis_names(place, "profile")["xaxis"]
-    at = {"xref": f"{axis} domain", "yref": "paper", "showarrow": False}
-    color = theme.style(column.label.style).color
-    title = f"<b>{labeled(column.label.text, 40)}</b>  {column.title}"
-    font = {"size": 15, "color": color}
-    words = [at | {"text": title, "x": 0.5, "y": 1.0, "yanchor": "bottom", "font": font}]
-    note = column.note.replace("; ", "<br>")
-    left = {"x": 0, "xanchor": "left", "align": "left", "yanchor": "bottom"}
-    y = _ROWS["profile"][1] + 0.004
-    font = {"size": 12, "color": theme.text}
-    words.append(at | left | {"text": note, "y": y, "font": font})
-    if not len(column.arcs.joins):
-        low, high = _ROWS["network"]
-        text = "no joins" + ("" if column.label.has_shortcuts else ": no shortcut carries gradient")
-        middle = {"text": text, "x": 0.5, "y": (low + high) / 2 + 0.01}
-        words.append(at | middle | {"font": {"size": 12, "color": theme.text}})
-    return words
+def _words(info: Overview, theme: Theme) -> Iterator[list[str]]:
+    """What each row shows, in parts; runs by their names, in their colors."""
+    names = [_colored(column, theme) for column in info.runs]
+    steps = sorted({column.step for column in info.runs})
+    when = "at step " + " and ".join(f"{step:,}" for step in steps)
+    for kind, run in rows_of(info):
+        if kind == "network":
+            share = info.runs[run].arcs.median_share
+            carry = "thin carry little of the gradient, thick all"
+            known = [f"({percent(share)} {when}, median)"] if np.isfinite(share) else []
+            yield [f"<b>shortcuts</b> of {names[run]}:", carry, *known]
+        elif kind == "profile":
+            lines = [f"— {name}" for name in names]
+            lines += [
+                f"┈ {_in_color(column, theme, 'without its shortcuts')}"
+                for column in info.runs
+                if len(column.without)
+            ]
+            yield [f"<b>gradient</b> at each layer’s output {when}:", *lines]
+        elif kind == "grid":
+            yield [f"{names[run]}: <b>every step</b>" + ("" if run else " (drag the line)")]
+        else:
+            yield ["<b>loss</b>:", *_outcomes(info, names)]
 
 
-def _axis_names(place: int, row: str) -> dict[str, str]:
-    """The axes of a row of a column, as traces name them; rows 1 to 3 share the axis of depth."""
-    order = ("network", "profile", "grid", "loss")
-    x = 2 * place + (2 if row == "loss" else 1)
-    y = len(order) * place + order.index(row) + 1
-    return {"xaxis": "x" if x == 1 else f"x{x}", "yaxis": "y" if y == 1 else f"y{y}"}
+def _notes(
+    rows: Sequence[Row],
+    domains: Sequence[tuple[float, float]],
+    words: Sequence[Sequence[str]],
+    theme: Theme,
+    *,
+    between: str,
+    has_rug: bool,
+) -> Iterator[dict[str, Any]]:
+    """The words of each row over it; last, which way the backward pass runs along depth."""
+    place: dict[str, Any] = {"xref": "paper", "yref": "paper", "showarrow": False}
+    place |= {"yanchor": "bottom", "font": {"size": 12.5, "color": theme.text}}
+    left = {"x": 0.0, "xanchor": "left", "align": "left"}
+    for (kind, _), parts, (_, top) in zip(rows, words, domains, strict=True):
+        # Over the rug of what is not finite.
+        above = {"yshift": 6} if has_rug and kind in ("profile", "loss") else {}
+        yield place | left | {"text": between.join(parts), "y": top} | above
+    low, _ = domains[rows.index(("profile", -1))]
+    yield place | {"x": 1.0, "xanchor": "right", "text": "← backward pass", "y": low}
 
 
-def _axes_of_column(info: Overview, column: OverviewColumn, place: int, theme: Theme) -> Layout:
-    """The axes of one column by their names in the layout; only the first one is labeled."""
-    count = len(info.runs)
-    width = (1 - _GAP * (count - 1)) / count
-    across = [place * (width + _GAP), place * (width + _GAP) + width]
-    names = {row: _axis_names(place, row) for row in _ROWS}
-    steps = {column.step for column in info.runs}
-    when = f"at step {steps.pop()}" if len(steps) == 1 else "at the step"
-    titles = {"network": "", "profile": f"‖∂L/∂y‖₂ {when}", "grid": "step", "loss": "loss"}
-    low, high = log_range(info.low, info.high)
+def _colored(column: OverviewColumn, theme: Theme) -> str:
+    return _in_color(column, theme, f"<b>{labeled(column.label.text, _MOST_NAME)}</b>")
+
+
+def _in_color(column: OverviewColumn, theme: Theme, text: str) -> str:
+    return f'<span style="color:{theme.style(column.label.style).color}">{text}</span>'
+
+
+def _outcomes(info: Overview, names: Sequence[str]) -> Iterator[str]:
+    for column, name in zip(info.runs, names, strict=True):
+        yield f"{name} {column.outcome}"
+    if np.isfinite(info.runs[0].guess):
+        yield f"(guessing: {number(info.runs[0].guess)}, dotted)"
+
+
+def _norms(info: Overview) -> tuple[float, float]:
+    """Logarithms of the smallest and the largest norm that a profile can show."""
+    taken = np.concatenate([column.without for column in info.runs])
+    known = np.log10(taken[np.isfinite(taken) & (taken > 0)])
+    return float(min([info.low, *known])), float(max([info.high, *known]))
+
+
+def _axes(
+    info: Overview, rows: Sequence[Row], domains: Sequence[tuple[float, float]], theme: Theme
+) -> Layout:
+    """All axes by their names in the layout."""
+    low, high = log_range(*_norms(info))
     lowest, highest = info.loss_range
     room = 0.05 * (highest - lowest or 1.0)
-    ranges = {
-        "network": [-0.18, 1.12],
-        "profile": [low, high],
-        # Matched axes that find their own range find a wrong one over heatmaps (plotly.js 4.1).
-        "grid": step_range([column.grid for column in info.runs]),
-        "loss": [lowest - room, highest + room],
-    }
+    # Matched axes that find their own range find a wrong one over heatmaps (plotly.js 4.1).
+    steps = step_range([column.grid for column in info.runs])
+    ranges = {"network": [-0.18, 1.12], "profile": [low, high], "grid": steps}
+    ranges["loss"] = [lowest - room, highest + room]
+    titles = {"network": "", "profile": "‖∂L/∂y‖₂", "grid": "step", "loss": "loss"}
+    first = _axis_names(rows, ("grid", 0))["yaxis"]
+    common = {"ticks": "", "gridcolor": theme.grid, "zeroline": False, "tickfont": {"size": 11}}
     axes: Layout = {}
-    for row, domain in _ROWS.items():
-        axes[layout_name(names[row]["yaxis"])] = {
+    for row, domain in zip(rows, domains, strict=True):
+        kind, names = row[0], _axis_names(rows, row)
+        axes[layout_name(names["yaxis"])] = common | {
             "domain": list(domain),
-            "anchor": names[row]["xaxis"],
-            "title": {"text": "" if place else titles[row], "standoff": 8},
-            "type": "log" if row == "profile" else "linear",
+            "anchor": names["xaxis"],
+            "title": {"text": titles[kind], "standoff": 6, "font": {"size": 12}},
+            "type": "log" if kind == "profile" else "linear",
             "exponentformat": "power",
-            # Plotly writes powers larger than other ticks.
-            "tickfont": {"size": 11 if row == "profile" else 12},
             # All digits between powers would be labeled otherwise.
-            **({"dtick": decade_step(high - low)} if row == "profile" else {"nticks": 5}),
-            "visible": row != "network",
-            "showticklabels": not place,
-            "ticks": "",
-            "gridcolor": theme.grid,
-            "zeroline": False,
-            "range": ranges[row],
-            **({"tickformat": ",d"} if row == "grid" else {}),
-            **({"matches": _axis_names(0, row)["yaxis"]} if place else {}),
+            **({"dtick": decade_step(high - low, 5)} if kind == "profile" else {"nticks": 4}),
+            "visible": kind != "network",
+            "range": ranges[kind],
+            **({"tickformat": ",d"} if kind == "grid" else {}),
+            **({"matches": first} if kind == "grid" and row[1] else {}),
         }
-    axes[layout_name(names["grid"]["xaxis"])] = {
-        "domain": across,
-        "anchor": names["grid"]["yaxis"],
+    longest = max(info.runs, key=lambda column: len(column.grid.names))
+    axes["xaxis"] = common | {
+        "domain": [0.0, 1.0],
+        "anchor": _axis_names(rows, rows[-2])["yaxis"],
         "range": [info.depth[0] - 1.2, info.depth[1] + 0.8],
-        "title": {"text": "depth: input → output", "standoff": 4},
-        "ticks": "",
-        "gridcolor": theme.grid,
-        "zeroline": False,
-        **hover_names(column.grid.names, column.grid.positions),
-        **stage_ticks(column.stages, info.depth, count),
+        "title": {"text": "depth: input → output", "standoff": 2, "font": {"size": 12}},
+        **hover_names(longest.grid.names, longest.grid.positions),
+        **stage_ticks(
+            longest.stages, info.depth, ends=(longest.grid.names[0], longest.grid.names[-1])
+        ),
     }
-    axes[layout_name(names["loss"]["xaxis"])] = STEP | {
-        "domain": across,
-        "anchor": names["loss"]["yaxis"],
-        "gridcolor": theme.grid,
-        "zeroline": False,
-        "range": step_range([column.grid for column in info.runs]),
-        **({"matches": _axis_names(0, "loss")["xaxis"]} if place else {}),
-    }
+    axes["xaxis2"] = merged(
+        STEP | common,
+        {
+            "domain": [0.0, 1.0],
+            "anchor": _axis_names(rows, rows[-1])["yaxis"],
+            "range": steps,
+            "title": {"font": {"size": 12}},
+        },
+    )
     return axes
-
-
-def overview_frames(info: Overview) -> dict[str, Any]:
-    """Return the profiles and shares of every shown step, as JSON can hold them.
-
-    Norms are decimal logarithms in 16-bit integers, ``log10 ‖∂L/∂y‖ = offset + scale · n``;
-    ``no_value`` stands for null, ``zero`` for exactly zero, ``nonfinite`` for NaN and infinities.
-    Arcs are outlines: a browser puts that of each arc into the trace of its level, gaps between.
-
-    Returns:
-        ``levels`` (upper bounds of the first four), ``no_value``, ``zero``, ``nonfinite``, ``low``
-        and ``high``; and for each run in ``runs``: ``name``, ``steps``, ``norms`` (``bdata`` in
-        base64, ``shape`` [steps, rows], ``offset``, ``scale``), ``positions``, ``layers``,
-        ``gains`` (per layer, one a step), ``share_steps``, ``shares`` [splits][arcs],
-        ``arcs`` (``x``, ``y``, ``text``, ``is_identity``), and the places of the traces in the
-        figure: ``profile_trace``, ``mark_trace``, ``behind_traces``, ``arc_traces`` (five of
-        identities, five of others, one of unknown share), ``step_shapes`` (in rows 3
-        and 4), ``note_annotation`` (the numbers over row 2), ``profile_axis`` (whose title names
-        the step).
-    """
-    order = [(place, part) for place, part, _ in _drawn_parts(info, LIGHT)]
-    highest = highest_level(info.runs)
-    runs = []
-    # Among the annotations each run has its title, its note and, without joins, a word on that.
-    note = 1
-    for place, column in enumerate(info.runs):
-        at = {
-            part: [k for k, one in enumerate(order) if one == (place, part)]
-            for part in ("arcs", "behind", "profile", "marks")
-        }
-        run = _run_frames(info, column, highest) | {
-            "profile_trace": at["profile"][0],
-            "mark_trace": at["marks"][0],
-            "behind_traces": at["behind"],
-            "arc_traces": at["arcs"],
-            "step_shapes": [2 * place, 2 * place + 1],
-            "note_annotation": note,
-            "profile_axis": layout_name(_axis_names(0, "profile")["yaxis"]),
-        }
-        note += 2 + (not len(column.arcs.joins))
-        runs.append(run)
-    return {
-        "levels": list(SHARE_LEVELS[:-1]),
-        "no_value": _NO_VALUE,
-        "zero": _IS_ZERO,
-        "nonfinite": _IS_NONFINITE,
-        "low": info.low,
-        "high": info.high,
-        "runs": runs,
-    }
-
-
-def _run_frames(info: Overview, column: OverviewColumn, highest: int) -> dict[str, Any]:
-    grid, arcs = column.grid, column.arcs
-    shapes = zip(outline(arcs, highest), arc_words(arcs), arcs.shortcuts, strict=True)
-    shares = np.round(column.shares.astype(np.float64), 4)
-    return {
-        "name": column.label.text,
-        "step": column.step,
-        "steps": grid.steps.tolist(),
-        "norms": _packed(grid, info.low, info.high),
-        "gains": [round(g, 4) if np.isfinite(g) else None for g in column.gains.tolist()],
-        "positions": np.round(grid.positions, 3).tolist(),
-        "layers": list(grid.names),
-        "share_steps": column.share_steps.tolist(),
-        "shares": [[s if np.isfinite(s) else None for s in row] for row in shares.tolist()],
-        "arcs": [
-            {"x": x, "y": y, "text": word, "is_identity": kind == "identity"}
-            for (x, y), word, kind in shapes
-        ],
-    }
-
-
-def _packed(grid: GridColumn, low: float, high: float) -> dict[str, Any]:
-    """Logarithms from ``low`` to ``high``, ``[steps, rows]``, as 16-bit integers in base64.
-
-    NaN is no value. A number is off by half of ``scale`` at most; bytes are little-endian.
-    """
-    log10, marks = grid.log10.T, grid.marks.T
-    scale = (high - low) / 65_000
-    offset = (low + high) / 2
-    known = np.isfinite(log10)
-    whole = np.where(known, np.round((np.where(known, log10, offset) - offset) / scale), _NO_VALUE)
-    whole[marks == ZERO] = _IS_ZERO
-    whole[marks == NONFINITE] = _IS_NONFINITE
-    data = base64.b64encode(whole.astype("<i2").tobytes()).decode("ascii")
-    return {"bdata": data, "shape": list(log10.shape), "offset": offset, "scale": scale}
 
 
 OVERVIEW = Panel(
     key="overview",
     title="Overview",
-    how_to_read="Depth is the x axis of every row, so go straight down from a shortcut to what it "
-    "does: the network with an arc per shortcut, the gradient along depth at the chosen step, the "
-    "same over the whole training, and the loss.",
+    how_to_read="Depth runs along x in every row but the last, so go straight down from a shortcut "
+    "to what it does: an arc for each shortcut, the gradient along depth at the chosen step "
+    "(dotted: at the same weights, with the shortcuts taken out), the same at every step, and the "
+    "loss.",
     method=Method(
         title="Depth",
         text="Number of layers on the longest path from the input of the network; parallel "
@@ -342,6 +367,7 @@ OVERVIEW = Panel(
     needs=("output_gradient_norm",),
     info=overview,
     drawing=overview_sketch,
+    narrow=lambda info, theme: overview_sketch(info, theme, is_narrow=True),
     reads=("step", "layers", "aggregate", "smooth", "relative"),
-    height=860,
+    height=620,
 )

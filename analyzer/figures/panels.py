@@ -35,6 +35,7 @@ class Panel:
             Raises NotRecordedError, with the remedy, where the run lacks the data.
         drawing: Draws the record and computes nothing. Returns a plotly figure, or a sketch of one
             where plotly's checks would make a reader wait.
+        narrow: The same for a narrow page; None where its panes are stacked there.
         reads: Fields of the view that change the record, out of ``READABLE``.
         has_controls: Whether its page has a control for each of them that is in ``CONTROLS``.
         follows_click: Whether it shows the layers that were clicked in a heatmap.
@@ -52,6 +53,7 @@ class Panel:
     needs: tuple[str, ...]
     info: Callable[[View], Any]
     drawing: Callable[[Any, Theme], go.Figure | Sketch]
+    narrow: Callable[[Any, Theme], go.Figure | Sketch] | None = None
     reads: tuple[str, ...] = ()
     has_controls: bool = False
     follows_click: bool = False

@@ -86,6 +86,11 @@
       if (step != null) showStep(step);
       return NO();
     },
+    /** A first page without runs is that of the first run as soon as there is one. */
+    arrived(text) {
+      if (byId("nothing-yet") && text && !text.startsWith("0 runs")) window.location.reload();
+      return NO();
+    },
     live(data) {
       here.over = Boolean(data && data.over);
       return here.over || document.hidden;

@@ -1,5 +1,5 @@
 "use strict";
-/* Rows 1 and 2 of the overview at another step, from numbers that are in the page already: drawn over
+/* What a step changes of the overview, from numbers that are in the page already: drawn over
    the figure, since plotly takes 100 ms to draw it again. The server's figure follows. */
 (function () {
   const shared = window.gradientflow;
@@ -97,12 +97,23 @@
       const shape = graph._fullLayout.shapes[place];
       const [xref, yref] = [shape.xref, shape.yref].map((ref) => ref.replace(" domain", ""));
       const plot = plotOf(graph, { xaxis: xref, yaxis: yref });
-      const along = at ? plot.x.d2p(step) : plot.y.d2p(step);
-      const ends = at
-        ? { x1: along, x2: along, y1: 0, y2: plot.y._length }
-        : { x1: 0, x2: plot.x._length, y1: along, y2: along };
+      const isAcross = shape.xref.endsWith(" domain");
+      const along = isAcross ? plot.y.d2p(step) : plot.x.d2p(step);
+      const ends = isAcross
+        ? { x1: 0, x2: plot.x._length, y1: along, y2: along }
+        : { x1: along, x2: along, y1: 0, y2: plot.y._length };
       element("line", Object.assign(ends, stroke(shape.line)), plot.box);
+      if (!isAcross || at) return;
+      const x = plot.x._offset + plot.x._length, y = plot.y._offset + along;
+      const fill = graph._fullData[run.handle_trace].marker.color;
+      element("path", { d: `M${x - 7},${y}l12,-7v14Z`, fill }, cover);
     });
+    const words = graph.querySelector(`.annotation[data-index="${run.step_words}"]`);
+    const walk = words && document.createTreeWalker(words, NodeFilter.SHOW_TEXT);
+    while (walk && walk.nextNode()) {
+      const text = walk.currentNode;
+      text.data = text.data.replace(/at step [\d,]+( and [\d,]+)?/, `at step ${step.toLocaleString("en")}`);
+    }
   }
 
   const groupOf = (graph, trace) => graph.querySelector(`g.trace${CSS.escape(trace.uid)}`);
@@ -111,7 +122,7 @@
   function hide(graph, frames, isHidden) {
     const value = isHidden ? "hidden" : "";
     frames.runs.forEach((run) => {
-      const moving = [run.profile_trace, run.mark_trace, ...run.behind_traces];
+      const moving = [run.profile_trace, run.mark_trace, run.handle_trace];
       if (run.shares.length) moving.push(...run.arc_traces);
       moving.forEach((place) => {
         const group = groupOf(graph, graph._fullData[place]);
@@ -152,8 +163,6 @@
     cover = element("svg", { class: "overview-cover", "aria-hidden": "true" }, graph.parentElement);
     hide(graph, frames, true);
     frames.runs.forEach((run) => {
-      const norms = normsAt(run, frames, step);
-      run.behind_traces.forEach((place) => drawLine(graph, place, run, norms));
       drawArcs(graph, run, frames, step);
       drawStep(graph, run, run.steps[shared.nearest(run.steps, step)]);
     });

@@ -5,9 +5,6 @@ from typing import Any
 
 import pytest
 
-from analyzer.analysis.numerals import number
-from analyzer.analysis.verdict import verdict
-from analyzer.storage.run import open_run
 from tests.dashboard.conftest import Visit
 from tests.support.runs import layer_row, write_run
 
@@ -66,7 +63,7 @@ def test_the_slider_moves_the_overview_without_the_server_and_then_stays_in_the_
 
 def test_the_step_is_dragged_in_the_third_row(visit: Open) -> None:
     shown = opened(visit, "/" + PAIR)
-    shown.until("document.querySelector('#headline table') !== null")
+    shown.until("document.querySelector('#readings .card') !== null")
     place = shown.page.evaluate(
         f"""() => {{
             {graph("overview")}.scrollIntoView();
@@ -275,41 +272,6 @@ def test_a_claim_leads_to_the_figure_that_shows_it(visit: Open) -> None:
     shown.page.wait_for_selector("[data-panel=path_spectrum]")
     assert "/shortcuts" + PAIR in shown.page.url
     assert shown.page.url.endswith("&step=59#title-path_spectrum")
-    shown.assert_clean()
-
-
-def test_the_overview_begins_with_the_verdict_and_three_numbers_of_each_run(
-    visit: Open, runs_dir: Path
-) -> None:
-    shown = opened(visit, "/" + PAIR)
-    shown.until("document.querySelector('#headline table') !== null")
-    head = shown.page.locator("#headline")
-    assert head.locator(".headline").text_content().startswith("Vanishing gradients separate")
-    rows = head.locator("tbody tr").all()
-    assert len(rows) == 3
-    runs = [open_run(runs_dir / name) for name in ("plain", "residual")]
-    found = {claim.key: claim for claim in verdict(*runs).claims}
-    for row, key in zip(
-        rows, ("relative_gradient", "shortcut_share", "training_loss"), strict=True
-    ):
-        values = [
-            number(value) if value is not None else "–"
-            for value in (found[key].plain, found[key].residual)
-        ]
-        assert row.locator("td").all_text_contents() == values
-    head.locator("summary").click()
-    head.get_by_role("link", name="claim by claim").click()
-    shown.page.wait_for_selector("[data-panel=profile_overlay]")
-    shown.assert_clean()
-
-
-def test_a_residual_run_alone_has_a_headline_and_a_plain_one_none(visit: Open) -> None:
-    shown = opened(visit, "/?run=residual")
-    shown.until("document.querySelector('#headline .headline') !== null")
-    assert "without" not in shown.page.locator("#headline thead").text_content()
-    shown.go("/?run=plain")
-    shown.settle()
-    assert shown.page.locator("#headline").text_content() == ""
     shown.assert_clean()
 
 

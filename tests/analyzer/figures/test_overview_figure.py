@@ -1,5 +1,6 @@
 import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 from analyzer.analysis.overview import Overview, overview
 from analyzer.analysis.view import View
 from analyzer.figures.catalog import panel
-from analyzer.figures.overview import overview_frames
+from analyzer.figures.overview import overview_sketch
+from analyzer.figures.overview_frames import overview_frames
 from analyzer.figures.theme import LIGHT
 from analyzer.storage.run import Run, open_run
 from tests.support.full_run import write_full_pair, write_network_run
@@ -31,26 +33,57 @@ def numbers(packed: dict[str, Any]) -> Any:
     return (packed["offset"] + packed["scale"] * whole).reshape(packed["shape"])
 
 
-def test_rows_one_to_three_of_a_run_share_the_axis_of_depth(info: Overview) -> None:
+def test_all_rows_but_the_loss_share_one_axis_of_depth_and_both_profiles_one_plot(
+    info: Overview,
+) -> None:
     figure = panel("overview").draw(info, LIGHT)
-    assert {trace.xaxis for trace in figure.data if trace.xaxis} == {"x", "x2", "x3", "x4"}
-    depth = {a for a in ("xaxis", "xaxis3") if "depth" in figure.layout[a].title.text}
-    assert depth == {"xaxis", "xaxis3"}
-    assert figure.layout.xaxis.range == figure.layout.xaxis3.range
+    assert {trace.xaxis for trace in figure.data if trace.xaxis} == {"x", "x2"}
+    assert "depth" in figure.layout.xaxis.title.text and figure.layout.xaxis2.title.text == "step"
     heat = [trace for trace in figure.data if trace.type == "heatmap"]
     assert [trace.coloraxis for trace in heat] == ["coloraxis"] * 2
+    profiles = [figure.data[run["profile_trace"]] for run in overview_frames(info)["runs"]]
+    assert {(one.xaxis, one.yaxis) for one in profiles} == {("x", "y2")}
 
 
-def test_outcomes_and_numbers_are_written_into_the_figure(info: Overview) -> None:
+def test_each_row_says_what_it_shows_with_its_numbers(info: Overview) -> None:
     texts = [note.text for note in panel("overview").draw(info, LIGHT).layout.annotations]
-    assert "<b>plain</b>  loss 2.30 after 60 steps" in texts
-    assert any("‖∂L/∂y‖ falls 6.58 decades" in text for text in texts)
-    assert "no joins: no shortcut carries gradient" in texts
+    words = [re.sub(r"<[^>]+>", "", text) for text in texts]
+    share = f"{100 * info.runs[1].arcs.median_share:.0f} % at step 30, median"
+    assert words[0].startswith("shortcuts of residual:") and share in words[0]
+    assert words[1].startswith("gradient at each layer’s output at step 30: — plain — residual")
+    assert "┈ without its shortcuts" in words[1]
+    assert words[2:4] == ["plain: every step (drag the line)", "residual: every step"]
+    assert words[4].startswith("loss: plain 2.30 residual ")
 
 
-def test_the_levels_of_the_arcs_stand_once_in_the_legend(info: Overview) -> None:
-    names = [trace.name for trace in panel("overview").draw(info, LIGHT).data if trace.showlegend]
-    assert names == ["0 to 20 %", "20 to 40 %", "40 to 60 %", "60 to 80 %", "80 % and more"]
+def test_the_profile_without_shortcuts_is_what_the_probe_measured(
+    pair: tuple[Run, ...], info: Overview
+) -> None:
+    rows = pair[1].probe("counterfactual")
+    column = info.runs[1]
+    rows = rows[(rows["step"] == column.without_step) & (rows["skip_scale"] == 0)]
+    expected = rows[~rows["rescaled"].astype(bool)].set_index("layer")["output_gradient_norm"]
+    assert column.without.tolist() == expected.reindex(column.grid.ids).tolist()
+    assert len(info.runs[0].without) == 0
+    figure = panel("overview").draw(info, LIGHT)
+    (drawn,) = [one for one in figure.data if "without its shortcuts" in (one.name or "")]
+    assert np.asarray(drawn.y).tolist() == column.without.tolist()
+    low = 10 ** figure.layout.yaxis2.range[0]
+    assert low <= np.nanmin(column.without)
+
+
+def test_a_narrow_page_gets_the_same_traces_under_more_lines_of_words(info: Overview) -> None:
+    wide, narrow = panel("overview").draw(info, LIGHT), panel("overview").narrow
+    assert narrow is not None
+    figure = narrow(info, LIGHT).figure()
+    assert [trace.type for trace in figure.data] == [
+        trace["type"] for trace in overview_sketch(info, LIGHT).traces
+    ]
+    texts = [note.text for note in figure.layout.annotations]
+    lines = [line for text in texts for line in text.split("<br>")]
+    longest = max(len(re.sub(r"<[^>]+>", "", line)) for line in lines)
+    assert longest <= 52 and figure.layout.height > wide.layout.height
+    assert figure.layout.coloraxis.colorbar.orientation == "h"
 
 
 def test_cells_that_are_not_finite_are_marked_in_a_color_of_their_own(tmp_path: Path) -> None:
@@ -80,16 +113,13 @@ def test_frames_point_at_the_traces_that_a_step_changes(info: Overview) -> None:
     for column, run in zip(info.runs, frames["runs"], strict=True):
         drawn = figure.data[run["profile_trace"]]
         assert np.asarray(drawn.y).tolist() == column.profile.tolist()
-        behind = [figure.data[k] for k in run["behind_traces"]]
-        assert [np.asarray(t.y).tolist() for t in behind] == [column.profile.tolist()]
         assert figure.data[run["mark_trace"]].mode == "markers"
-        assert [figure.data[k].name for k in run["arc_traces"]][4] == "80 % and more"
-        note = figure.layout.annotations[run["note_annotation"]].text
-        assert (
-            note.startswith("gain ") and "step 30" in figure.layout[run["profile_axis"]].title.text
-        )
-        row3, row4 = (figure.layout.shapes[k] for k in run["step_shapes"])
-        assert (row3.y0, row4.x0) == (30, 30)
+        assert figure.data[run["handle_trace"]].y[0] == 30
+        names = [figure.data[k].name for k in run["arc_traces"]]
+        assert names[4:5] == (["80 % and more"] if len(column.arcs.joins) else [])
+        assert "at step 30" in figure.layout.annotations[run["step_words"]].text
+        white, dark, below = (figure.layout.shapes[k] for k in run["step_shapes"])
+        assert (white.y0, dark.y0, below.x0) == (30, 30, 30)
 
 
 def test_a_browser_that_follows_the_frames_draws_the_same_arcs(pair: tuple[Run, ...]) -> None:

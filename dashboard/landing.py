@@ -1,0 +1,136 @@
+"""The first page: which net is sick, where, since when, and how far to trust it; its picture."""
+
+from typing import Any
+
+from dash import dcc, html
+
+from analyzer.analysis.claims import Claim
+from analyzer.analysis.landing import Landing, landing
+from analyzer.analysis.numerals import number
+from analyzer.analysis.view import run_labels
+from analyzer.errors import AnalyzerError
+from analyzer.figures.catalog import RUNS, page_of
+from analyzer.figures.theme import DARK, LIGHT
+
+from .address import Context, query
+from .compare import link_to
+from .components import LOOKING, attributes, lacking, message, panel_card, soon, step_control
+from .ids import Id
+from .library import shortened
+
+__all__ = ["answer_of", "layout"]
+
+_MOST_NAME = 40
+
+
+def layout(context: Context) -> list[Any]:
+    """Return what is to be read first, and below it the picture of the runs."""
+    found = answer_of(context)
+    said, readings, questions = found or ([message(LOOKING)], [], [])
+    (panel,) = page_of("overview").panels
+    return [
+        soon(Id.HEADLINE_SOON, found is not None),
+        html.Div(
+            [
+                html.Div(said, id=Id.HEADLINE, className="said"),
+                html.Div(readings, id=Id.READINGS, className="readings"),
+                html.Div(panel_card(panel, step_control()), className="picture"),
+                html.Div(questions, id=Id.QUESTIONS, className="questions"),
+            ],
+            className="landing",
+        ),
+    ]
+
+
+def answer_of(context: Context) -> tuple[list[Any], list[Any], list[Any]] | None:
+    """Return sentence, numbers and questions of the runs; None while they are looked for."""
+    runs = context.runs
+    if not runs:
+        return [], [], []
+    try:
+        found = context.library.answer("landing", runs, lambda: landing(runs))
+    except (AnalyzerError, OSError, ValueError, KeyError) as error:
+        return [message(str(error), title="No verdict", bad=True)], [], []
+    if found is None:
+        return None
+    return _said(context, found), _readings(found), _questions(context, found)
+
+
+def _said(context: Context, found: Landing) -> list[Any]:
+    """The sentence in large type; below it the cause, the evidence, and what would make it firmer.
+
+    The rest of the verdict is a click away.
+    """
+    strength = "firm" if found.is_firm else "weak"
+    evidence = [html.Strong(f"Evidence: {strength}"), f" ({found.evidence})"]
+    if not found.is_firm:
+        evidence.append(". Firmer: " if found.actions else "")
+    for k, (words, command) in enumerate(found.actions):
+        copy = attributes(data_copy=command, aria_label=f"copy {command}")
+        button = html.Button(
+            "copy the command", className="plain-button copy", title=command, **copy
+        )
+        evidence += ["; " if k else "", words, button]
+    more = []
+    if found.found is not None:
+        parts = [html.P(part) for part in (*found.found.parts, found.found.note) if part]
+        more.append(html.Details([html.Summary("the whole verdict"), *parts]))
+    return [
+        html.P(shortened(found.sentence, 700), className="headline"),
+        html.P(shortened(found.cause, 700), className="cause"),
+        html.Div([html.P(evidence, className="evidence"), *more], className="trust"),
+    ]
+
+
+def _readings(found: Landing) -> list[Any]:
+    """A card for each number: the numbers in large type, the run of each below it."""
+    runs = tuple(dict.fromkeys(run for one in found.readings for _, run, _ in one.values))
+    styles = dict(zip(runs, run_labels(runs), strict=True))
+    cards = []
+    for reading in found.readings:
+        values = []
+        for name, run, value in reading.values:
+            place = styles[run].style
+            color = f"light-dark({LIGHT.style(place).color}, {DARK.style(place).color})"
+            dot = html.Span(className="dot", style={"background": color})
+            long = " is-text" if value[:1].isalpha() else ""
+            shown = html.Span(value, className="value" + long)
+            named = html.Span([dot, shortened(name, _MOST_NAME)], className="of")
+            values.append(html.Div([shown, named]))
+        head = html.H2(reading.title)
+        foot = html.P(reading.against, className="against")
+        cards.append(
+            html.Section([head, html.Div(values, className="values"), foot], className="card")
+        )
+    return cards
+
+
+def _questions(context: Context, found: Landing) -> list[Any]:
+    """Further questions with their answers, each with a link to its figure; ways to the rest."""
+    made = [_question(context, claim) for claim in found.questions]
+    search = query(context.address)
+    links = [
+        dcc.Link(
+            f"all {len(found.found.claims)} questions",
+            href=page_of("profile_overlay").path + search,
+        )
+        if found.found is not None and len(context.runs) > 1
+        else None,
+        dcc.Link("findings", href="/findings" + search),
+        dcc.Link("all runs", href=RUNS.path),
+    ]
+    ways = html.P([x for link in links if link for x in (link, " ")], className="ways")
+    return [*made, ways]
+
+
+def _question(context: Context, claim: Claim) -> html.Section:
+    badge = html.Span(claim.answer, className=f"badge is-{claim.status.replace(' ', '-')}")
+    head = html.Div([html.H2(claim.question), badge], className="question-head")
+    if claim.status == "not measured":
+        return html.Section(
+            [head, lacking(claim.text.partition("? ")[2])], className="card question"
+        )
+    sides = [("without", claim.plain), ("with", claim.residual)]
+    numbers = ", ".join(f"{side} {number(x)}" for side, x in sides if x is not None)
+    foot = html.P([f"{numbers} ({claim.when}); {claim.compared} ", link_to(context, claim)])
+    return html.Section([head, foot], className="card question")

@@ -1,0 +1,144 @@
+"""The first page: what it opens, what it says, and that all of it is on the first screen."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analyzer.analysis.landing import landing
+from analyzer.storage.run import open_run
+from tests.dashboard.conftest import Visit, serving
+from tests.dashboard.test_dashboard_pages import PAIR, violations
+from tests.support.full_run import write_full_pair
+from tests.support.runs import write_run
+
+Open = Callable[..., Visit]
+ANSWERED = "document.querySelector('#readings .card') !== null"
+
+
+def answered(shown: Visit, path: str) -> Any:
+    page = shown.go(path)
+    shown.settle()
+    shown.until(ANSWERED)
+    return page
+
+
+def test_it_opens_the_newest_pair_and_says_so_in_the_address(visit: Open, tmp_path: Path) -> None:
+    write_full_pair(tmp_path)
+    write_run(tmp_path / "later", [1.0], [[1.0]])
+    with serving(tmp_path) as address:
+        shown = visit(address)
+        page = answered(shown, "/")
+        shown.until("location.search === '?run=plain&run=residual'")
+        assert page.locator(".headline").text_content().startswith("plain is sick: ")
+        page.get_by_role("link", name="Training").click()
+        page.wait_for_url("**/training" + PAIR)
+        page.get_by_role("link", name="Runs", exact=True).click()
+        page.wait_for_selector("table.runs")
+        shown.assert_clean()
+
+
+def test_it_says_what_the_analysis_says_with_three_numbers_of_each_run(
+    visit: Open, runs_dir: Path
+) -> None:
+    shown = visit()
+    page = answered(shown, "/" + PAIR)
+    found = landing([open_run(runs_dir / name) for name in ("plain", "residual")])
+    assert page.locator(".headline").text_content() == found.sentence
+    assert page.locator(".cause").text_content() == found.cause
+    assert found.evidence in page.locator(".evidence").text_content()
+    values = page.locator("#readings .value").all_text_contents()
+    assert values == [text for one in found.readings for _, _, text in one.values]
+    assert len(values) == 6
+    questions = page.locator(".question h2").all_text_contents()
+    assert questions == [claim.question for claim in found.questions]
+    badges = page.locator(".question .badge").all_text_contents()
+    assert badges == [claim.answer for claim in found.questions]
+    shown.assert_clean()
+
+
+@pytest.mark.parametrize("query", [PAIR, "?run=residual", "?run=plain", "?run=diverged"])
+def test_all_of_it_is_on_the_first_screen_of_a_laptop(visit: Open, query: str) -> None:
+    shown = visit(viewport={"width": 1440, "height": 900})
+    page = answered(shown, "/" + query)
+    for place in (".headline", ".cause", ".evidence", "#readings", ".picture .js-plotly-plot"):
+        box = page.locator(place).bounding_box()
+        assert box["y"] >= 56 and box["y"] + box["height"] <= 900, place
+    assert page.locator("#step-slider").count() == 1
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1440
+    shown.assert_clean()
+
+
+@pytest.mark.parametrize("width", [1440, 1024, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_of_it_is_wider_than_the_page_or_hard_to_read(
+    visit: Open, width: int, scheme: str
+) -> None:
+    shown = visit(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    for query in (PAIR, "?run=diverged"):
+        page = answered(shown, "/" + query)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        # Words over a row end before the picture does.
+        ends = page.evaluate(
+            """() => { const right = document.querySelector('.picture .card').getBoundingClientRect().right;
+            return [...document.querySelectorAll('.picture .annotation')].map(
+                (one) => right - one.getBoundingClientRect().right); }"""
+        )
+        assert ends and min(ends) >= 0
+        assert violations(page) == []
+    shown.assert_clean()
+
+
+def test_of_a_single_run_it_says_what_its_shortcuts_do(visit: Open) -> None:
+    page = answered(visit(), "/?run=residual")
+    assert page.locator(".cause").text_content().startswith("What the shortcuts do: ")
+    names = page.locator("#readings .card").first.locator(".of").all_text_contents()
+    assert names == ["without shortcuts", "residual"]
+
+
+def test_of_a_run_that_is_not_finite_it_says_since_when_and_where(visit: Open) -> None:
+    page = answered(visit(), "/?run=diverged")
+    sentence = page.locator(".headline").text_content()
+    assert (
+        sentence
+        == "diverged is sick: not finite from step 30 on, first the output gradient of head."
+    )
+    assert "What to do: " in page.locator(".cause").text_content()
+
+
+def test_an_empty_folder_is_one_sentence_and_the_first_run_appears_by_itself(
+    visit: Open, tmp_path: Path
+) -> None:
+    with serving(tmp_path) as address:
+        shown = visit(address)
+        page = shown.go("/")
+        page.wait_for_selector("text=No runs yet")
+        assert "analyzer record train.py" in page.locator("#content").text_content()
+        write_run(tmp_path / "first", [1.0, 0.5], [[1.0, 1.0]] * 2)
+        shown.until("document.querySelector('.headline') !== null")
+        assert "first keeps its gradient" in page.locator(".headline").text_content()
+        shown.assert_clean()
+
+
+@pytest.mark.parametrize("run", ["empty", "corrupt", "single"])
+def test_a_run_that_holds_little_is_answered_too(visit: Open, run: str) -> None:
+    shown = visit()
+    page = shown.go(f"/?run={run}")
+    shown.settle()
+    shown.until("document.querySelector('.headline, #headline .message') !== null")
+    assert page.locator("#content").text_content()
+    shown.assert_clean()
+
+
+def test_a_step_that_is_dragged_moves_words_and_handle_without_the_server(visit: Open) -> None:
+    shown = visit()
+    page = answered(shown, "/" + PAIR)
+    shown.until("() => window.gradientflow.overview !== null")
+    page.evaluate("window.gradientflow.showStep(12)")
+    shown.until(
+        "document.querySelector('[data-panel=overview] .js-plotly-plot').dataset.step === '12'"
+    )
+    words = page.locator(".picture .annotation").all_text_contents()
+    assert any("at step 12:" in text for text in words)
+    shown.assert_clean()

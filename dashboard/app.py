@@ -169,7 +169,20 @@ def create_app(
         token=token,
         frame_ancestors=frame_ancestors,
     )
+    _lead_to_newest(app, library)
     return app
+
+
+def _lead_to_newest(app: Dash, library: Library) -> None:
+    """Put the runs that the overview chooses by itself into its address, once who asks may."""
+
+    @app.server.before_request
+    def lead() -> BaseResponse | None:
+        if request.path != _OVERVIEW or request.method != "GET" or "run" in request.args:
+            return None
+        text = request.query_string.decode(errors="replace")
+        found = landed(library, _OVERVIEW, text)
+        return redirect(_OVERVIEW + query(found)) if found.runs else None
 
 
 def _keep_former_paths(app: Dash) -> None:

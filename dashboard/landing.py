@@ -62,7 +62,7 @@ def _said(context: Context, found: Landing) -> list[Any]:
     The rest of the verdict is a click away.
     """
     strength = "firm" if found.is_firm else "weak"
-    evidence = [html.Strong(f"Evidence: {strength}"), f" ({found.evidence})"]
+    evidence: list[Any] = [html.Strong(f"Evidence: {strength}"), f" ({found.evidence})"]
     if not found.is_firm:
         evidence.append(". Firmer: " if found.actions else "")
     for k, (words, command) in enumerate(found.actions):

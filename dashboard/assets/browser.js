@@ -30,15 +30,6 @@
     window.history.replaceState(window.history.state, "", address);
   }
 
-  /** Runs that the server chose, since the address named none, are in the address from then on. */
-  function adopt(search) {
-    const chosen = new URLSearchParams(search || "").getAll("run");
-    if (!chosen.length || params().has("run") || window.location.pathname !== "/") return;
-    const found = params();
-    chosen.forEach((run) => found.append("run", run));
-    replace(found);
-  }
-
   /** Go to an address of the dashboard as a link would. */
   function go(address) {
     window.history.pushState({}, "", address);
@@ -63,7 +54,6 @@
       return sameQuery(search, current) ? NO() : search;
     },
     pick(runs) {
-      if (!here.picked && !params().has("run")) adopt(new URLSearchParams((runs || []).map((run) => ["run", run])));
       const found = params();
       if (JSON.stringify(found.getAll("run")) === JSON.stringify(runs || [])) return NO();
       const known = new Set(found.getAll("run"));
@@ -75,7 +65,6 @@
       return query(found);
     },
     links(search, step, ids) {
-      adopt(search);
       return ids.map((id) => id.key + window.location.search);
     },
     steps(data, step) {

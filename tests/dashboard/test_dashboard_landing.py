@@ -30,7 +30,7 @@ def test_it_opens_the_newest_pair_and_says_so_in_the_address(visit: Open, tmp_pa
     with serving(tmp_path) as address:
         shown = visit(address)
         page = answered(shown, "/")
-        shown.until("location.search === '?run=plain&run=residual'")
+        assert page.evaluate("location.search") == PAIR
         assert page.locator(".headline").text_content().startswith("plain is sick: ")
         page.get_by_role("link", name="Training").click()
         page.wait_for_url("**/training" + PAIR)
@@ -81,7 +81,8 @@ def test_nothing_of_it_is_wider_than_the_page_or_hard_to_read(
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         # Words over a row end before the picture does.
         ends = page.evaluate(
-            """() => { const right = document.querySelector('.picture .card').getBoundingClientRect().right;
+            """() => { const card = document.querySelector('.picture .card');
+            const right = card.getBoundingClientRect().right;
             return [...document.querySelectorAll('.picture .annotation')].map(
                 (one) => right - one.getBoundingClientRect().right); }"""
         )
@@ -136,9 +137,8 @@ def test_a_step_that_is_dragged_moves_words_and_handle_without_the_server(visit:
     page = answered(shown, "/" + PAIR)
     shown.until("() => window.gradientflow.overview !== null")
     page.evaluate("window.gradientflow.showStep(12)")
-    shown.until(
-        "document.querySelector('[data-panel=overview] .js-plotly-plot').dataset.step === '12'"
-    )
+    graph = "document.querySelector('[data-panel=overview] .js-plotly-plot')"
+    shown.until(f"{graph}.dataset.step === '12'")
     words = page.locator(".picture .annotation").all_text_contents()
     assert any("at step 12:" in text for text in words)
     shown.assert_clean()

@@ -64,7 +64,7 @@ def test_a_callback_of_a_foreign_origin_does_not_run(client: FlaskClient, origin
 
 
 def test_the_headers_allow_scripts_of_this_server_alone(client: FlaskClient) -> None:
-    answer = client.get("/", headers=LOCAL)
+    answer = client.get("/runs", headers=LOCAL)
     policy = dict(
         part.strip().partition(" ")[::2]
         for part in answer.headers["Content-Security-Policy"].split(";")
@@ -81,7 +81,7 @@ def test_every_inline_script_of_the_page_is_in_the_policy(client: FlaskClient) -
     from base64 import b64encode
     from hashlib import sha256
 
-    answer = client.get("/", headers=LOCAL)
+    answer = client.get("/runs", headers=LOCAL)
     inline = re.findall(r"<script(?![^>]*\bsrc=)([^>]*)>(.*?)</script>", answer.text, re.S)
     scripts = [text for attributes, text in inline if "application/json" not in attributes]
     assert scripts
@@ -122,9 +122,9 @@ def test_a_page_of_another_site_gets_nothing(tmp_path: Path, client: FlaskClient
     foreign = {"Sec-Fetch-Site": "cross-site"}
     framed = {**foreign, "Sec-Fetch-Dest": "iframe"}
     assert client.get("/_dash-layout", headers=LOCAL | foreign).status_code == 403
-    assert client.get("/", headers=LOCAL | framed).status_code == 403
+    assert client.get("/runs", headers=LOCAL | framed).status_code == 403
     assert route(client, "", **foreign).status_code == 403
-    assert client.get("/", headers=LOCAL | {"Sec-Fetch-Site": "none"}).status_code == 200
+    assert client.get("/runs", headers=LOCAL | {"Sec-Fetch-Site": "none"}).status_code == 200
     notebook = create_app(tmp_path, frame_ancestors="http://localhost:*").server.test_client()
     assert notebook.get("/", headers=LOCAL | framed).status_code == 200
     assert notebook.get("/_dash-layout", headers=LOCAL | foreign).status_code == 403

@@ -4,14 +4,17 @@ import re
 from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, urlencode
 
+from flask import Flask, redirect, request
+from werkzeug.wrappers import Response
+
 from analyzer.analysis.view import AGGREGATES, View
 from analyzer.errors import AnalyzerError
-from analyzer.figures.catalog import page_of
+from analyzer.figures.catalog import PAGES, page_of
 from analyzer.storage.run import Run
 
 from .library import Library
 
-__all__ = ["MOST_RUNS", "Address", "Context", "context", "landed", "parse", "query"]
+__all__ = ["MOST_RUNS", "Address", "Context", "context", "landed", "lead", "parse", "query"]
 
 MOST_RUNS = 3
 _MOST_CHARACTERS = 8_000
@@ -69,6 +72,25 @@ def landed(library: Library, path: str, search: str | None) -> Address:
     if address.runs or path != page_of("overview").path:
         return address
     return replace(address, runs=library.newest())
+
+
+def lead(server: Flask, library: Library) -> None:
+    """Lead from paths that pages had once to where they are, and from the overview to its runs.
+
+    Checks of who asks must be there before.
+    """
+    overview = page_of("overview").path
+    moved = {f"/{name}": page.path for page in PAGES for name in page.former}
+
+    @server.before_request
+    def elsewhere() -> Response | None:
+        text = request.query_string.decode(errors="replace")
+        if request.path in moved:
+            return redirect(moved[request.path] + (f"?{text}" if text else ""))
+        if request.path != overview or request.method != "GET" or "run" in request.args:
+            return None
+        found = landed(library, overview, text)
+        return redirect(overview + query(found)) if found.runs else None
 
 
 def query(address: Address) -> str:

@@ -10,16 +10,15 @@ from typing import Any
 import pyarrow as pa
 from dash import ALL, MATCH, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
 from dash.exceptions import PreventUpdate
-from flask import Response, redirect, request
-from werkzeug.wrappers import Response as BaseResponse
+from flask import Response, request
 
 from analyzer.errors import AnalyzerError
-from analyzer.figures.catalog import PAGES, PANELS, RUNS, page_at, page_of, panel
+from analyzer.figures.catalog import PANELS, RUNS, page_at, page_of, panel
 from analyzer.figures.csv_text import csv_text
 from analyzer.storage.schema import STAT_COLUMNS
 
 from . import landing
-from .address import Address, Context, context, landed, parse, query
+from .address import Address, Context, context, landed, lead, parse, query
 from .cache import Line
 from .compare import verdict_of
 from .components import lacking, message, number_table
@@ -160,7 +159,6 @@ def create_app(
     _connect_live(app, library, seen)
     _connect_scripts(app)
     _connect_downloads(app, seen)
-    _keep_former_paths(app)
     protect(
         app.server,
         app.csp_hashes(),
@@ -169,32 +167,8 @@ def create_app(
         token=token,
         frame_ancestors=frame_ancestors,
     )
-    _lead_to_newest(app, library)
+    lead(app.server, library)
     return app
-
-
-def _lead_to_newest(app: Dash, library: Library) -> None:
-    """Put the runs that the overview chooses by itself into its address, once who asks may."""
-
-    @app.server.before_request
-    def lead() -> BaseResponse | None:
-        if request.path != _OVERVIEW or request.method != "GET" or "run" in request.args:
-            return None
-        text = request.query_string.decode(errors="replace")
-        found = landed(library, _OVERVIEW, text)
-        return redirect(_OVERVIEW + query(found)) if found.runs else None
-
-
-def _keep_former_paths(app: Dash) -> None:
-    """Lead from paths that pages had once to where they are, with what is chosen."""
-    moved = {f"/{name}": page.path for page in PAGES for name in page.former}
-
-    def lead() -> BaseResponse:
-        text = request.query_string.decode(errors="replace")
-        return redirect(moved[request.path] + (f"?{text}" if text else ""))
-
-    for path in moved:
-        app.server.add_url_rule(path, f"former{path}", lead)
 
 
 def _connect_pages(app: Dash, library: Library, warmer: Warmer) -> None:

@@ -59,8 +59,7 @@ class Claim:
         panel: Key of the panel that shows it.
         effect: How far the two are apart, in decades; 0 where it does not hold.
         short: The numbers in a few words.
-        brief: The same in fewer, of another moment.
-        when: Its steps in words.
+        brief: The same in fewer, of another moment; ``when``: its steps in words.
         compared: When the answer is yes, with the numbers.
     """
 

@@ -6,11 +6,13 @@ they read counts as parameters of the node that they feed.
 
 from __future__ import annotations
 
+import sys
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 from torch import nn
@@ -18,7 +20,7 @@ from torch.autograd.graph import Node
 
 from analyzer.joins.calls import CallLog, ModuleCall
 from analyzer.joins.operations import FUSED, kind_of_node
-from analyzer.joins.trace import TracedCall, Untracked
+from analyzer.joins.trace import TracedCall, Untracked, is_parameter
 
 __all__ = ["MAJOR", "Dataflow", "Part", "Scopes", "Walk"]
 
@@ -46,6 +48,7 @@ class Walk:
     def __init__(self, roots: Iterable[Node]) -> None:
         self.nodes: list[Node] = []
         self.edges: list[tuple[Edge, ...]] = []
+        self.variables: list[Any] = []  # what the nodes that read no others stand for
         place: dict[Node, int] = {}
         stack = list(roots)[::-1]
         while stack:
@@ -56,6 +59,8 @@ class Walk:
             edges = node.next_functions
             self.nodes.append(node)
             self.edges.append(edges)
+            if not edges:
+                self.variables.append(getattr(node, "variable", None))
             stack.extend([child for child, _ in edges if child is not None and child not in place])
         self.place = place
 
@@ -65,26 +70,18 @@ class Walk:
         The parameters belong to it: two blocks of one kind have graphs of one shape. They stand in
         it by their address, as types do: a garbage collection traverses nothing of it.
         """
-        place, flat = self.place, list[int]()
-        for node, edges in zip(self.nodes, self.edges, strict=True):
-            flat += id(type(node)), len(edges)
-            for child, number in edges:
-                flat += -1 if child is None else place[child], number
-            if not edges:  # an input differs from graph to graph
-                variable = getattr(node, "variable", None)
-                flat.append(id(variable) if is_parameter(variable) else 0)
+        place: dict[Any, int] = self.place
+        flat = [id(type(node)) for node in self.nodes]
+        flat += [len(edges) for edges in self.edges]
+        flat += [place.get(child, -1) for edges in self.edges for child, _ in edges]
+        flat += [number for edges in self.edges for _, number in edges]
+        # An input differs from graph to graph.
+        flat += [id(read) if is_parameter(read) else 0 for read in self.variables]
         return array("q", flat).tobytes()
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters that the graph reads."""
-        nodes = zip(self.nodes, self.edges, strict=True)
-        read: list[Any] = [getattr(node, "variable", None) for node, edges in nodes if not edges]
-        return [variable for variable in read if is_parameter(variable)]
-
-
-def is_parameter(variable: Any) -> bool:
-    """Whether the variable of a leaf is a parameter; the usual case first, which is quicker."""
-    return type(variable) is nn.Parameter or isinstance(variable, nn.Parameter)
+        return [variable for variable in self.variables if is_parameter(variable)]
 
 
 class Dataflow:
@@ -112,7 +109,7 @@ class Dataflow:
                 leaves.append(node)
             else:
                 items.append((node._sequence_nr(), 1, place, node, edges))
-        items.sort(key=lambda item: item[:3])
+        items.sort(key=itemgetter(0, 1, 2))
         try:
             self._build(leaves, items)
         except KeyError:
@@ -183,7 +180,7 @@ class Dataflow:
         self.reads.append(reads)
         self.parameters.append(parameters)
         elements = sum([p.numel() for p in parameters]) if parameters else 0
-        self.elements.append(elements * _WEIGHTS.get(kind, MAJOR))
+        self.elements.append(elements and elements * _WEIGHTS.get(kind, MAJOR))
         self.num_readers.append(0)
         for _, read, _ in reads:
             self.num_readers[read] += 1
@@ -191,12 +188,12 @@ class Dataflow:
     def _add_node(self, node: Node, edges: tuple[Edge, ...], sequence: int) -> None:
         reads: list[Read] = []
         weights: list[Weight] = []
-        has_gap = False
+        has_gap, place = False, self.place
         for slot, (child, number) in enumerate(edges):
-            if child is None:
+            if child in place:
+                reads.append((slot, place[child], number))
+            elif child is None:
                 has_gap = True
-            elif (read := self.place.get(child)) is not None:
-                reads.append((slot, read, number))
             else:
                 weights.append((slot, self._weights[child]))
         name = type(node).__name__
@@ -215,7 +212,7 @@ class Dataflow:
         elif name in FUSED:
             self._add_fused(node, sequence, FUSED[name], reads, weights)
         else:
-            self._append(node, sequence, kind, tuple(reads), _all_of(weights))
+            self._append(node, sequence, kind, tuple(reads), _all_of(weights) if weights else ())
 
     def _add_fused(
         self, node: Node, sequence: int, kind: str, reads: list[Read], weights: list[Weight]
@@ -295,7 +292,7 @@ class Scopes:
         number = self.innermost(vertex)
         return number < 0 or not (number in self._late or _is_leaf_of_torch(self.log.calls[number]))
 
-    def owner(self, join: int, between: Iterable[int]) -> ModuleCall | None:
+    def owner(self, join: int, between: Collection[int]) -> ModuleCall | None:
         """Return the innermost call that contains a join and what lies between it and its fork.
 
         None where there is no such call, as for a sum of losses outside of the model, and where
@@ -306,16 +303,21 @@ class Scopes:
             return None
         if _is_leaf_of_torch(self.log.calls[number]):
             return None
+        makers, numbers = self.flow.vertices, self.flow.sequences
+        unseen = {vertex for vertex in between if isinstance(makers[vertex], Untracked)}
+        tick = min([makers[vertex].tick for vertex in unseen], default=sys.maxsize)
+        first = min([numbers[v] for v in between if v not in unseen], default=sys.maxsize)
         while number >= 0:
             call = self.log.calls[number]
-            if all(self._is_after_start(call, vertex) for vertex in between):
+            if call.start <= first and call.tick < tick:
                 return call
             number = call.parent
         return None
 
     def layers(self, vertices: Iterable[int], owner: ModuleCall, join: int) -> list[str]:
         """Return the names of the layers that made vertices inside of a call, in call order."""
-        numbers = {number for vertex in vertices for number in self._layers.get(vertex, ())}
+        made = self._layers
+        numbers = {number for vertex in vertices if vertex in made for number in made[vertex]}
         calls = [self.log.calls[number] for number in sorted(numbers)]
         return [
             call.layer or ""
@@ -329,8 +331,9 @@ class Scopes:
         """Return the elements of the different parameters that vertices inside of a call read."""
         found: dict[nn.Parameter, None] = {}
         for vertex in vertices:
-            if self._is_after_start(owner, vertex):
-                found.update(dict.fromkeys(self.flow.parameters[vertex]))
+            read = self.flow.parameters[vertex]
+            if read and self._is_after_start(owner, vertex):
+                found.update(dict.fromkeys(read))
         return sum(parameter.numel() for parameter in found)
 
     def _made_by(self, call: ModuleCall) -> list[int]:

@@ -1,5 +1,6 @@
 """What may run in place of a program's own computation, and the modes that look at all it does."""
 
+import gc
 import sys
 import weakref
 from collections.abc import Iterator
@@ -32,9 +33,26 @@ __all__ = [
     "runs_compiled",
     "stand_aside",
     "unseen",
+    "without_collections",
 ]
 
 _HERE = nullcontext()
+
+
+@contextmanager
+def without_collections() -> Iterator[None]:
+    """Collect no garbage while a graph is looked at, which makes many objects for a short time.
+
+    They would be taken for long-lived ones, and all objects of the program be traversed for them,
+    a few times now and once more in a later step.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class UnseenReference(weakref.ref[Any]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -12,7 +12,7 @@ from torch.autograd.graph import Node
 
 from analyzer.joins.calls import CallLog
 from analyzer.joins.graph import Dataflow, Part, Walk
-from analyzer.joins.modes import UnseenReference
+from analyzer.joins.modes import UnseenReference, without_collections
 from analyzer.joins.search import Join, joins_of_model
 from analyzer.joins.sides import JoinVertices
 from analyzer.joins.sums import Edge
@@ -145,6 +145,7 @@ class JoinPlan:
         ]
 
 
+@without_collections()
 def joins_in_graph(roots: Iterable[Node] | Walk, log: CallLog) -> JoinPlan:
     """Find the residual joins inside of the model's calls; sums of scalars (loss terms) are none.
 
@@ -186,7 +187,9 @@ def joins_in_graph(roots: Iterable[Node] | Walk, log: CallLog) -> JoinPlan:
 def _place(
     numbers: list[int | None], flow: Dataflow, first: int, join: Join, vertices: JoinVertices
 ) -> _Site[int]:
-    def seen(edges: Iterable[tuple[int, ...]]) -> tuple[Any, ...]:
+    def seen(edges: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
+        if not edges:
+            return ()
         found = [(numbers[edge[0]], *edge[1:]) for edge in edges if edge[1] >= 0]
         return tuple([edge for edge in found if edge[0] is not None])
 
@@ -215,7 +218,7 @@ def _place(
         branch_edges=branch,
         gate_edges=seen(vertices.gate_edges),
         shared=tuple(number for number in shared if number is not None),
-        shared_edges=seen((v, slot, side) for side, v, slot in vertices.shared_edges),
+        shared_edges=seen([(v, slot, side) for side, v, slot in vertices.shared_edges]),
         tick=made.tick - first if isinstance(made, Untracked) else -1,
         branch_ticks=ticks(vertices.branch_entries),
         shortcut_ticks=ticks(vertices.shortcut_entries),

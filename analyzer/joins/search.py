@@ -9,7 +9,7 @@ from analyzer.joins.calls import CallLog
 from analyzer.joins.graph import MAJOR, Dataflow, Scopes
 from analyzer.joins.recurrences import STEP, Recurrences
 from analyzer.joins.sides import NOWHERE, JoinVertices
-from analyzer.joins.sums import Sum, Term, is_data_product, merged, sum_at
+from analyzer.joins.sums import Sum, Term, is_data_product, merged, sum_at, unscaled
 
 __all__ = ["FoundJoins", "Join", "joins_of_model", "numbered"]
 
@@ -140,7 +140,7 @@ class _Search(Recurrences):
             return
         self.found[vertex] = vertices
         for read in vertices.branch_reads:
-            self._branch_of.setdefault(self.unscaled(read)[0], vertex)
+            self._branch_of.setdefault(unscaled(self.flow, read)[0], vertex)
 
     def _look_at_sum(self, vertex: int) -> None:
         made = sum_at(self.flow, vertex)
@@ -176,8 +176,8 @@ class _Search(Recurrences):
     def _with_partial_sums(self, vertex: int, made: Sum) -> Sum:
         """Return a sum with the operands of its partial sums, which nothing else reads.
 
-        Only where one operand alone is a branch: two branches that left one tensor are one join or
-        two, as the code adds them.
+        Only where one operand alone is a branch, or all are weights of one tensor: two branches
+        that are added to a stream one after the other are two joins.
         """
         for term in made.terms:
             (partial, *others) = term.reads
@@ -198,9 +198,17 @@ class _Search(Recurrences):
             )
             is_longer = len(whole.terms) == len(inner.terms) + len(rest)
             self._weigh(whole, len(inner.terms) if is_longer else 0)
-            if sum(self._is_branch(one, whole, partial) for one in whole.terms) <= 1:
+            branches = sum(self._is_branch(one, whole, partial) for one in whole.terms)
+            if branches <= 1 or self._adds_a_branch(partial, whole, len(inner.terms)):
                 made = whole
         return made
+
+    def _adds_a_branch(self, partial: int, whole: Sum, start: int) -> bool:
+        """Whether a sum adds to a partial one, itself of linear maps, what is no lighter."""
+        earlier = self.found.get(partial)
+        if earlier is None or all(self._is_thin(vertex) for vertex in earlier.shortcut_path):
+            return False
+        return min(whole.costs[start:], default=0) >= earlier.shortcut_elements
 
     def _is_branch(self, term: Term, made: Sum, partial: int) -> bool:
         """Whether a term holds weights that are in no branch of a join that was found before."""
@@ -209,7 +217,7 @@ class _Search(Recurrences):
             return True
         oldest = min(forks)
         cost = {oldest: 0}
-        starts = [self.unscaled(read)[0] for read in term.reads]
+        starts = [unscaled(self.flow, read)[0] for read in term.reads]
         for vertex in sorted(self.region(starts, oldest)):
             below = [cost[read] for read in self.reads[vertex] if read in cost]
             if self._branch_of.get(vertex, partial) != partial:
@@ -222,7 +230,7 @@ class _Search(Recurrences):
     def _weigh(self, made: Sum, start: int) -> None:
         """Fill in the nearest forks and the costs of the terms from `start` on."""
         made.forks[start:], made.costs[start:] = [], []
-        bases = [self.unscaled(term.reads[0])[0] for term in made.terms]
+        bases = [unscaled(self.flow, term.reads[0])[0] for term in made.terms]
         for number, own in enumerate(bases[start:], start):
             fork = NOWHERE
             for at in sorted(range(number), key=lambda at: -bases[at]):
@@ -269,7 +277,7 @@ class _Search(Recurrences):
         if not made.costs[order[-1]]:
             return None
         shortcuts = [term for term in made.terms if term is not branch]
-        end, *starts = [self.unscaled(term.reads[0])[0] for term in (branch, *shortcuts)]
+        end, *starts = [unscaled(self.flow, term.reads[0])[0] for term in (branch, *shortcuts)]
         forks = [self.fork(start, end) for start in starts]
         return self.vertices(join, max(forks), shortcuts, [branch], made)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from analyzer.joins.graph import MAJOR, Dataflow, Scopes
-from analyzer.joins.sums import Edge, Sum, Term, is_data_product, mixing_gates
+from analyzer.joins.sums import Edge, Sum, Term, is_data_product, mixing_gates, unscaled
 
 __all__ = ["NOWHERE", "JoinVertices", "Sides"]
 
@@ -78,7 +78,19 @@ class Sides:
         self.flow = flow
         self.scopes = scopes
         self.num_looks = 0
-        self.reads = [tuple({read for _, read, _ in reads}) for reads in flow.reads]
+        self.reads = [
+            tuple({read for _, read, _ in reads}) if len(reads) > 1 else tuple(r[1] for r in reads)
+            for reads in flow.reads
+        ]
+        self._edges_to: list[list[Edge]] = [[] for _ in flow.reads]
+        # Tensors into a part of which a value was written.
+        self._written: dict[int, int] = {}
+        for vertex, edges in enumerate(flow.reads):
+            for slot, read, number in edges:
+                self._edges_to[read].append((vertex, slot, number))
+            is_written = type(flow.vertices[vertex]).__name__ == "CopySlices"
+            if is_written and edges[0][0] == 0 and flow.kinds[vertex] == "other":
+                self._written[vertex] = edges[0][1]
         self.sums: dict[int, Sum] = {}
         self.found: dict[int, JoinVertices] = {}
         self.steps: set[int] = set()
@@ -138,30 +150,40 @@ class Sides:
     ) -> set[int]:
         """Return what can be read from some vertices without passing the fork, or some reads."""
         region = {start for start in starts if start > fork}
-        stack = list(region)
+        stack, reads = list(region), self.reads
         while stack:
             vertex = stack.pop()
-            for read in self.reads[vertex]:
+            for read in reads[vertex]:
                 if read > fork and read not in region and (vertex, read) not in without:
                     region.add(read)
                     stack.append(read)
         self.num_looks += len(region)
         return region
 
-    def costs(self, region: set[int], fork: int, partial: Sequence[int] = ()) -> dict[int, int]:
+    def costs(
+        self,
+        region: set[int],
+        fork: int,
+        partial: Sequence[int] = (),
+        without: Collection[tuple[int, int]] = (),
+    ) -> dict[int, int]:
         """Return the fewest parameter elements on a path to the fork, where there is one.
 
         A path through an earlier join takes its branch: around a stage of residual blocks the
         shortcut is light, and the stage is not. One through a `partial` sum, ``x + a(x)`` of ``x +
-        a(x) + m(x)``, takes the shortcut.
+        a(x) + m(x)``, takes the shortcut. None goes by the reads `without`: gates.
         """
         cost = {fork: 0}
         elements = self.flow.elements
         for vertex in sorted(region):
-            reads = self.reads[vertex] if vertex in partial else self._passed(vertex)
-            below = [cost[read] for read in reads if read in cost]
-            if not below and reads is not self.reads[vertex]:
-                below = [cost[read] for read in self.reads[vertex] if read in cost]
+            own = self.reads[vertex]
+            reads = own if vertex in partial else self._passed(vertex)
+            if len(reads) == 1 and reads[0] in cost:
+                cost[vertex] = elements[vertex] + cost[reads[0]]
+                continue
+            below = [cost[r] for r in reads if r in cost and (vertex, r) not in without]
+            if not below and reads is not own:
+                below = [cost[read] for read in own if read in cost]
             if below:
                 cost[vertex] = elements[vertex] + min(below)
         return cost
@@ -171,14 +193,9 @@ class Sides:
 
         Of a join its branch; of a tensor into a part of which a value was written, the tensor.
         """
-        found = self.found.get(vertex)
-        if found is not None:
-            return found.branch_reads
-        reads = self.flow.reads[vertex]
-        is_written = type(self.flow.vertices[vertex]).__name__ == "CopySlices"
-        if is_written and reads[0][0] == 0 and self.flow.kinds[vertex] == "other":
-            return (reads[0][1],)
-        return self.reads[vertex]
+        if vertex in self.found:
+            return self.found[vertex].branch_reads
+        return (self._written[vertex],) if vertex in self._written else self.reads[vertex]
 
     def vertices(
         self, join: int, fork: int, shortcuts: list[Term], branches: list[Term], made: Sum | None
@@ -187,11 +204,13 @@ class Sides:
         if fork == NOWHERE:
             return None
         starts = [read for term in shortcuts for read in term.reads]
-        branch_region = self.region((r for term in branches for r in term.reads), fork)
-        added = [read for term in (*shortcuts, *branches) for read in term.reads]
-        partial = [read for read in added if self.is_partial(read, join)]
+        ends = [read for term in branches for read in term.reads]
+        branch_region = self.region(ends, fork)
+        partial = [read for read in (*starts, *ends) if self.is_partial(read, join)]
         own_region = self.region(starts, fork)
-        cost = self.costs(own_region | branch_region, fork, partial)
+        scaled = [unscaled(self.flow, read)[1] for read in (*starts, *ends)]
+        without = {(edge[0], read) for gated in scaled for edge, read in gated.items()}
+        cost = self.costs(own_region | branch_region, fork, partial, without)
         lightest = min((read for read in starts if read in cost), key=cost.__getitem__, default=-1)
         if lightest < 0:
             return None
@@ -201,7 +220,7 @@ class Sides:
             return bool(costs) and _is_heavier(min(costs), cost[lightest])
 
         heavier = [term for term in branches if is_branch(term)]
-        path = self._lightest_path(lightest, fork, cost)
+        path = self._lightest_path(lightest, fork, cost, without)
         if not heavier or not path.isdisjoint(self.steps):
             return None
         gates: dict[Edge, int] = {}
@@ -215,8 +234,8 @@ class Sides:
             return None
         gates |= self._gates(path, fork)
         for read in starts if len(shortcuts) > 1 else ():
-            gates |= self.unscaled(read)[1]
-        own_gates = self.unscaled(heavier[0].reads[0])[1]
+            gates |= unscaled(self.flow, read)[1]
+        own_gates = unscaled(self.flow, heavier[0].reads[0])[1]
         if made is not None:
             gates |= made.gates
         if gates:
@@ -258,6 +277,7 @@ class Sides:
             shared_edges=self._reads_of(shared, own_region, 0, first)
             + self._reads_of(shared, branch_region - above, 1, second),
             is_apart=made is None
+            or not made.shared
             or len(self._entries_of(branch_region | above, made.shared))
             == sum(self.flow.num_readers[vertex] for vertex in made.shared),
             is_alone=made is None or not made.shared,
@@ -286,19 +306,10 @@ class Sides:
         self, region: set[int], entries: Iterable[tuple[int, int]], fork: int
     ) -> tuple[Edge, ...]:
         """Return the reads of the fork by a region and by the sum itself."""
-        found = [
-            (vertex, slot, number)
-            for vertex in sorted(region)
-            for slot, read, number in self.flow.reads[vertex]
-            if read == fork
-        ]
-        found += [
-            (vertex, slot, number)
-            for vertex, at in entries
-            for slot, read, number in self.flow.reads[vertex]
-            if slot == at and read == fork and vertex not in region
-        ]
-        return tuple(found)
+        edges = self._edges_to[fork]
+        found = [edge for edge in edges if edge[0] in region]
+        entries = [entry for entry in entries if entry[0] not in region]
+        return tuple(found + [edge for edge in edges if entries and edge[:2] in entries])
 
     def _reads_of(
         self, shared: set[int], region: set[int], side: int, entries: Iterable[tuple[int, int]]
@@ -321,7 +332,9 @@ class Sides:
             return ()
         return tuple((v, s) for v in sorted(region) for s, r, _ in self.flow.reads[v] if r in read)
 
-    def _lightest_path(self, start: int, fork: int, cost: dict[int, int]) -> set[int]:
+    def _lightest_path(
+        self, start: int, fork: int, cost: dict[int, int], without: Collection[tuple[int, int]]
+    ) -> set[int]:
         path: set[int] = set()
         stack = [start] if start != fork else []
         while stack:
@@ -329,23 +342,10 @@ class Sides:
             path.add(vertex)
             rest = cost[vertex] - self.flow.elements[vertex]
             for read in {*self.reads[vertex], *self._passed(vertex)}:
-                if read != fork and read not in path and cost.get(read) == rest:
+                is_next = cost.get(read) == rest and (vertex, read) not in without
+                if read != fork and read not in path and is_next:
                     stack.append(read)
         return path
-
-    def unscaled(self, vertex: int) -> tuple[int, dict[Edge, int]]:
-        """Return the tensor that a vertex is a multiple of, and the edges to what multiplies it."""
-        shape, reads = self.flow.shape, self.flow.reads
-        gates: dict[Edge, int] = {}
-        while self.flow.kinds[vertex] in ("product", "negative") or (
-            self.flow.kinds[vertex] == "add" and len(reads[vertex]) == 1
-        ):
-            like = {read for _, read, n in reads[vertex] if shape(read, n) == shape(vertex)}
-            if len(like) != 1:
-                break
-            gates |= {(vertex, slot, n): r for slot, r, n in reads[vertex] if r not in like}
-            (vertex,) = like
-        return vertex, gates
 
     def _gates(self, path: set[int], fork: int) -> dict[Edge, int]:
         """Return the edges from products on the shortcut to what only scales it, and that.

@@ -15,7 +15,17 @@ from analyzer.joins.graph import Dataflow, Part
 from analyzer.joins.operations import KEEPS_ORDER
 from analyzer.joins.trace import Untracked
 
-__all__ = ["Edge", "Sum", "Term", "base_of", "is_data_product", "mixing_gates", "sum_at"]
+__all__ = [
+    "Edge",
+    "Sum",
+    "Term",
+    "base_of",
+    "is_data_product",
+    "merged",
+    "mixing_gates",
+    "sum_at",
+    "unscaled",
+]
 
 Edge = tuple[int, int, int]
 _WEIGHT_OF_LERP = 2
@@ -92,6 +102,21 @@ def base_of(flow: Dataflow, vertex: int) -> int:
             break
         vertex = read
     return vertex
+
+
+def unscaled(flow: Dataflow, vertex: int) -> tuple[int, dict[Edge, int]]:
+    """Return the tensor that a vertex is a multiple of, and the edges to what multiplies it."""
+    shape, reads, kinds = flow.shape, flow.reads, flow.kinds
+    gates: dict[Edge, int] = {}
+    while kinds[vertex] in ("product", "negative") or (
+        kinds[vertex] == "add" and len(reads[vertex]) == 1
+    ):
+        like = {read for _, read, n in reads[vertex] if shape(read, n) == shape(vertex)}
+        if len(like) != 1:
+            break
+        gates |= {(vertex, slot, n): r for slot, r, n in reads[vertex] if r not in like}
+        (vertex,) = like
+    return vertex, gates
 
 
 def is_data_product(flow: Dataflow, vertex: int) -> bool:

@@ -23,6 +23,7 @@ __all__ = [
     "FunctionMode",
     "TracedCall",
     "Untracked",
+    "is_parameter",
     "made_by",
     "sequence_number",
 ]
@@ -32,6 +33,11 @@ def sequence_number() -> int:
     """Return the sequence number that the next autograd node of this thread will get."""
     number: int = torch._C._autograd._get_sequence_nr()
     return number
+
+
+def is_parameter(variable: Any) -> bool:
+    """Whether the variable of a leaf is a parameter; the usual case first, which is quicker."""
+    return type(variable) is nn.Parameter or isinstance(variable, nn.Parameter)
 
 
 @dataclass(eq=False, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,15 +16,15 @@ from torch.autograd.graph import GradientEdge, Node
 from analyzer.joins.graph import Walk
 from analyzer.joins.operations import FUSED, kind_of_node
 from analyzer.joins.plan import JoinSite
-from analyzer.probes.path_samples import PathsError
 
 __all__ = [
     "Crossing",
+    "Slot",
     "count_paths",
     "crossings_of",
-    "destination_of",
     "gradients_by_length",
     "inputs_first",
+    "mixing_edges",
     "through_shortcuts",
 ]
 
@@ -45,18 +45,6 @@ class Crossing:
     edges: tuple[Slot, ...]
     source: GradientEdge
     entries: tuple[Slot, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Destination:
-    """The tensor at which the gradients of all paths are taken, and the node that made it.
-
-    There are several parts where a join reads several chunks of one tensor.
-    """
-
-    name: str
-    node: Node
-    parts: tuple[GradientEdge, ...]
 
 
 def crossings_of(sites: Sequence[JoinSite], walk: Walk, goal: Node) -> list[Crossing]:
@@ -92,6 +80,16 @@ def crossings_of(sites: Sequence[JoinSite], walk: Walk, goal: Node) -> list[Cros
                     found.setdefault(source, {})[edge] = edge
                     taken.add(edge)
     return [Crossing((*edges,), source, (*edges.values(),)) for source, edges in found.items()]
+
+
+def mixing_edges(sites: Sequence[JoinSite], walk: Walk, goal: Node) -> tuple[Slot, ...]:
+    """Return the edges to matrices, computed from the streams, by which those were mixed.
+
+    As where one product makes what a block of hyper-connections reads and the mixed streams: both
+    sides of its join read slices of the product, their fork.
+    """
+    operands = _Operands(sites, walk, goal)
+    return tuple(edge for site in sites for edge in operands.mixing(site))
 
 
 class _Operands:
@@ -155,6 +153,41 @@ class _Operands:
             stack.extend(edges)
         return found
 
+    def mixing(self, site: JoinSite) -> list[Slot]:
+        """Return the edge to the matrix that mixed the streams before a join."""
+        readers = {edge[0] for edge in (*(site.shortcut_edges or ()), *(site.branch_edges or ()))}
+        if site.fork is None or {_kind(reader) for reader in readers} != {"select"}:
+            return []
+        product = self._unviewed(site.fork)
+        below = [child for child, _ in product.next_functions]
+        read = [(product, slot) for slot, child in enumerate(below) if child in self._bearing]
+        if product is self._goal or _kind(product) != "matmul" or len(read) != 2:
+            return []
+        made = [self._unviewed(below[slot]) for _, slot in read]
+        pairs = zip(read, made, made[::-1], strict=True)
+        return [edge for edge, matrix, streams in pairs if self._reads(matrix, streams)]
+
+    def _unviewed(self, node: Any) -> Node:
+        """Return the node that made what a node is a mere view of, or a repetition."""
+        while _kind(node) in ("view", "expand") and node not in self._joins:
+            if node is self._goal:
+                break
+            node = next(child for child, _ in node.next_functions if child in self._bearing)
+        found: Node = node
+        return found
+
+    def _reads(self, node: Node, other: Node) -> bool:
+        """Whether a node was computed from another one."""
+        stack, seen = [node], {node}
+        while stack:
+            children = {child for child, _ in stack.pop().next_functions if child is not None}
+            if other in children:
+                return True
+            new = {c for c in children - seen if c._sequence_nr() > other._sequence_nr()}
+            seen |= new
+            stack.extend(new)
+        return False
+
     def parallel_branches(self, site: JoinSite, branches: Container[GradientEdge]) -> list[Slot]:
         """Return which shortcuts of a sum of many operands are branches."""
         leading = [
@@ -184,61 +217,8 @@ class _Operands:
         return total
 
 
-def destination_of(
-    sites: Sequence[JoinSite], inputs: Sequence[GradientEdge], walk: Walk
-) -> Destination:
-    """Return the fork of the first join: of nested joins the outermost one's, made first.
-
-    Without joins it is the first floating input with a batch axis, or the first embedding.
-
-    Raises:
-        PathsError: If that tensor has no gradient.
-    """
-    if not sites:
-        return _start(inputs, walk)
-    first = sites[0].fork
-    if first is None:
-        raise PathsError(
-            f"the fork of the first join, {sites[0].join.name!r}, comes from a part that runs "
-            "without gradient (no_grad, detach, integers); expected a tensor with gradient. Run "
-            "that part with gradient, or measure the part behind it."
-        )
-    before = set(Walk([first]).nodes)
-    forks = [site for site in sites if site.fork in before]
-    site = min(forks, key=lambda site: _order(site.fork))
-    assert site.fork is not None
-    numbers = sorted({number for other in forks for number in _outputs_read(other, site.fork)})
-    return Destination(
-        f"fork of {site.join.name}",
-        site.fork,
-        tuple(GradientEdge(site.fork, number) for number in numbers),
-    )
-
-
-def _start(inputs: Sequence[GradientEdge], walk: Walk) -> Destination:
-    if inputs:
-        return Destination("input", inputs[0].node, (inputs[0],))
-    embeddings = [node for node in walk.nodes if type(node).__name__.startswith("Embedding")]
-    if not embeddings:
-        raise PathsError(
-            "the model has no floating input with a batch axis, and no embedding; expected one of "
-            "the two, at which its gradient is taken. Pass the tensors that the model reads."
-        )
-    node = min(embeddings, key=_order)
-    return Destination("first embedding", node, (GradientEdge(node, 0),))
-
-
-def _order(node: Node | None) -> int:
-    return node._sequence_nr() if node is not None else -1
-
-
-def _outputs_read(site: JoinSite, fork: Node) -> set[int]:
-    """Return which outputs of the fork a join reads."""
-    if site.fork is not fork:
-        return set()
-    if site.shortcut_edges is None or site.branch_edges is None:
-        return set(range(len(fork._input_metadata)))
-    return {number for _, _, number in (*site.shortcut_edges, *site.branch_edges)}
+def _kind(node: Node) -> str:
+    return kind_of_node(type(node).__name__, node)
 
 
 def inputs_first(start: Node) -> list[Node]:
@@ -328,7 +308,7 @@ def gradients_by_length(
     One gradient a part (a place where it is taken), None where no path of that length arrives;
     ends early once no path is left. The joins' nodes are hooked until then.
     """
-    with _holding_back(crossings) as held:
+    with _holding_back(edge for one in crossings for edge in one.edges) as held:
         yield _gradients([loss], None, parts)
         while held:
             edges = [_operand(reader, slot) for reader, slot in held]
@@ -341,10 +321,10 @@ def through_shortcuts(
     edges: Sequence[GradientEdge],
     gradients: Sequence[Tensor],
     parts: Sequence[GradientEdge],
-    crossings: Sequence[Crossing],
+    closed: Iterable[Slot],
 ) -> Parts:
-    """Return what gradients at some tensors become on the paths that cross no branch."""
-    with _holding_back(crossings):
+    """Return what gradients at some tensors become on the paths that go by no closed edge."""
+    with _holding_back(closed):
         return _gradients(edges, gradients, parts)
 
 
@@ -355,13 +335,12 @@ def _gradients(starts: Sequence[Any], gradients: Any, parts: Sequence[GradientEd
 
 
 @contextmanager
-def _holding_back(crossings: Sequence[Crossing]) -> Iterator[dict[Slot, Tensor]]:
-    """Let passes send nothing into branches; what they would send is in the result."""
+def _holding_back(edges: Iterable[Slot]) -> Iterator[dict[Slot, Tensor]]:
+    """Let passes send nothing by some edges; what they would send is in the result."""
     held: dict[Slot, Tensor] = {}
     slots: dict[Node, list[int]] = {}
-    for crossing in crossings:
-        for reader, slot in crossing.edges:
-            slots.setdefault(reader, []).append(slot)
+    for reader, slot in edges:
+        slots.setdefault(reader, []).append(slot)
     with ExitStack() as hooks:
         for reader, own in slots.items():
             hooks.enter_context(reader.register_hook(partial(_hold_back, held, reader, own)))

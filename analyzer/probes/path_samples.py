@@ -1,4 +1,4 @@
-"""Which elements of a tensor belong to which sample of a batch, found from the gradient."""
+"""Where the gradients of paths are taken, and which elements of a tensor belong to a sample."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, Node
 
 from analyzer.errors import AnalyzerError
 from analyzer.joins.backward import node_of_loss
@@ -21,9 +21,11 @@ from analyzer.joins.plan import JoinSite, joins_in_graph
 from analyzer.probes.activations import evaluating
 
 __all__ = [
+    "Destination",
     "Layout",
     "PathsError",
     "batch_size",
+    "destination_of",
     "evaluate",
     "evaluating_with_gradients",
     "layouts_of",
@@ -32,6 +34,7 @@ __all__ = [
     "shape_at",
     "wide",
     "with_batch_axis",
+    "zeros_at",
 ]
 
 
@@ -290,3 +293,79 @@ def _outputs_read(output: Any, walk: Walk) -> list[Tensor]:
     """Return the tensors of an output that are in the graph of the loss."""
     edges = {edge for edges in walk.edges for edge in edges} | {(walk.nodes[0], 0)}
     return [t for t in tensors_in(output) if t.grad_fn and (t.grad_fn, t.output_nr) in edges]
+
+
+def zeros_at(edges: Sequence[GradientEdge]) -> Tensor:
+    """Return zeros for the gradients at some tensors of one shape, ``[edges, …]``."""
+    metadata: Any = edges[0].node._input_metadata[edges[0].output_nr]
+    shape = (len(edges), *metadata.shape)
+    return torch.zeros(shape, dtype=metadata.dtype, device=metadata.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Destination:
+    """The tensor at which the gradients of all paths are taken, and the node that made it.
+
+    There are several parts where a join reads several chunks of one tensor.
+    """
+
+    name: str
+    node: Node
+    parts: tuple[GradientEdge, ...]
+
+
+def destination_of(
+    sites: Sequence[JoinSite], inputs: Sequence[GradientEdge], walk: Walk
+) -> Destination:
+    """Return the fork of the first join: of nested joins the outermost one's, made first.
+
+    Without joins it is the first floating input with a batch axis, or the first embedding.
+
+    Raises:
+        PathsError: If that tensor has no gradient.
+    """
+    if not sites:
+        return _start(inputs, walk)
+    first = sites[0].fork
+    if first is None:
+        raise PathsError(
+            f"the fork of the first join, {sites[0].join.name!r}, comes from a part that runs "
+            "without gradient (no_grad, detach, integers); expected a tensor with gradient. Run "
+            "that part with gradient, or measure the part behind it."
+        )
+    before = set(Walk([first]).nodes)
+    forks = [site for site in sites if site.fork in before]
+    site = min(forks, key=lambda site: _order(site.fork))
+    assert site.fork is not None
+    numbers = sorted({number for other in forks for number in _numbers_read(other, site.fork)})
+    return Destination(
+        f"fork of {site.join.name}",
+        site.fork,
+        tuple(GradientEdge(site.fork, number) for number in numbers),
+    )
+
+
+def _start(inputs: Sequence[GradientEdge], walk: Walk) -> Destination:
+    if inputs:
+        return Destination("input", inputs[0].node, (inputs[0],))
+    embeddings = [node for node in walk.nodes if type(node).__name__.startswith("Embedding")]
+    if not embeddings:
+        raise PathsError(
+            "the model has no floating input with a batch axis, and no embedding; expected one of "
+            "the two, at which its gradient is taken. Pass the tensors that the model reads."
+        )
+    node = min(embeddings, key=_order)
+    return Destination("first embedding", node, (GradientEdge(node, 0),))
+
+
+def _order(node: Node | None) -> int:
+    return node._sequence_nr() if node is not None else -1
+
+
+def _numbers_read(site: JoinSite, fork: Node) -> set[int]:
+    """Return which outputs of the fork a join reads."""
+    if site.fork is not fork:
+        return set()
+    if site.shortcut_edges is None or site.branch_edges is None:
+        return set(range(len(fork._input_metadata)))
+    return {number for _, _, number in (*site.shortcut_edges, *site.branch_edges)}

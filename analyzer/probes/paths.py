@@ -20,16 +20,18 @@ from analyzer.probes.activations import as_it_trains
 from analyzer.probes.batch import HeldBatch, Measurement
 from analyzer.probes.path_graph import (
     Crossing,
+    Slot,
     count_paths,
     crossings_of,
-    destination_of,
     gradients_by_length,
+    mixing_edges,
     through_shortcuts,
 )
 from analyzer.probes.path_samples import (
     Layout,
     PathsError,
     batch_size,
+    destination_of,
     evaluate,
     evaluating_with_gradients,
     layouts_of,
@@ -38,6 +40,7 @@ from analyzer.probes.path_samples import (
     shape_at,
     wide,
     with_batch_axis,
+    zeros_at,
 )
 
 __all__ = [
@@ -163,7 +166,8 @@ def path_lengths(batch: HeldBatch, batch_dim: int = 0) -> Spectrum:
         for gradient in gradients_by_length(run.loss, goal.parts, crossings):
             sums.add(gradient)
         num_paths = count_paths(run.walk.nodes[0], goal.node, crossings)
-        streams = streams_of(run.loss, run.sites, goal.parts, crossings)
+        mixing = mixing_edges(run.sites, run.walk, goal.node)
+        streams = streams_of(run.loss, run.sites, goal.parts, crossings, mixing)
     return Spectrum(
         num_paths=num_paths,
         gradient_norms=sums.mean_norms(len(num_paths)),
@@ -263,6 +267,7 @@ def streams_of(
     sites: Sequence[JoinSite],
     parts: Sequence[GradientEdge],
     crossings: Sequence[Crossing],
+    mixing_by: Sequence[Slot],
 ) -> Streams:
     """Return the residual streams of a network, from its graph alone.
 
@@ -272,6 +277,7 @@ def streams_of(
     streams in one, to the output of the first join.
     """
     number_of = {edge: n for n, one in enumerate(crossings) for edge in one.entries}
+    closed = [*mixing_by, *(edge for one in crossings for edge in one.edges)]
     given = [site for site in sites if site.node is not None and site.branch_entries]
     names = [site.join.name for site in given]
     ends = [GradientEdge(site.node, 0) for site in given if site.node is not None]
@@ -285,15 +291,15 @@ def streams_of(
     if count > 1 and {len(block) for block in blocks} == {count} and len(set(shapes)) == 1:
         modules = [name.partition("#")[0] for name in names[::count]]
         shares = _shares(loss, modules, blocks, lambda gradients: gradients)
-        respond = _between(blocks[-1], blocks[0], crossings)
-        mixing = _mixing(respond, _zeros(blocks[0])) if blocks[1:] else None
+        respond = _between(blocks[-1], blocks[0], closed)
+        mixing = _mixing(respond, zeros_at(blocks[0])) if blocks[1:] else None
         return Streams(shares, *_gains(mixing))
     starts = [*(parts if len(parts) == 1 else ()), *ends[:-1]][:2]
     start = next((e for e in starts if _without_ones(shape_at(e)) == shapes[-1]), None)
     if start is None:
         return Streams({}, None, None)
-    like = _zeros([start]).reshape(1, *shapes[-1])
-    respond = _between([ends[-1]], [start], crossings)
+    like = zeros_at([start]).reshape(1, *shapes[-1])
+    respond = _between([ends[-1]], [start], closed)
     mixing = _mixing(respond, like)
     if mixing is not None:
         return Streams({}, *_gains(mixing))
@@ -322,13 +328,13 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _between(
-    ends: Sequence[GradientEdge], starts: Sequence[GradientEdge], crossings: Sequence[Crossing]
+    ends: Sequence[GradientEdge], starts: Sequence[GradientEdge], closed: Sequence[Slot]
 ) -> _Respond:
     """Return what sends gradients ``[streams, …]`` back through shortcuts alone."""
 
     def respond(seeds: Tensor) -> Tensor | None:
         given = [seed.reshape(shape_at(edge)) for seed, edge in zip(seeds, ends, strict=True)]
-        found = through_shortcuts(ends, given, starts, crossings)
+        found = through_shortcuts(ends, given, starts, closed)
         if all(gradient is None for gradient in found):
             return None
         like = seeds[0]
@@ -392,9 +398,3 @@ def _shares(
         if float(squares.sum()) > 0:
             shares[name] = (squares / squares.sum()).tolist()
     return shares
-
-
-def _zeros(edges: Sequence[GradientEdge]) -> Tensor:
-    metadata: Any = edges[0].node._input_metadata[edges[0].output_nr]
-    shape = (len(edges), *metadata.shape)
-    return torch.zeros(shape, dtype=metadata.dtype, device=metadata.device)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -33,29 +31,13 @@ from analyzer.joins.trace import ForwardTrace, TracedCall, Untracked
 from analyzer.recording.invocation import has_any
 from analyzer.recording.names import unwrapped
 
-__all__ = ["JoinTable", "LiveLog", "is_compiled", "token", "without_collections"]
+__all__ = ["JoinTable", "LiveLog", "is_compiled", "token"]
 
 _TOKEN = re.compile(r"@(\d+)(\.?)")
 _NUMBER = re.compile(r"\d+")
 # A validation that keeps its graphs never comes to a backward pass: the log must not grow with it.
 _MOST_CALLS = 100_000
 _ANY_INPUT = Untracked("input", True, False, (), (), -1, -1, ())
-
-
-@contextmanager
-def without_collections() -> Iterator[None]:
-    """Collect no garbage while a graph is looked at, which makes many objects for a short time.
-
-    They would be taken for long-lived ones, and all objects of the program be traversed for them,
-    a few times now and once more in a later step.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def token(root: int) -> str:

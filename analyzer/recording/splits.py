@@ -16,14 +16,14 @@ from torch.autograd.graph import Node
 from analyzer.joins.addends import Addends
 from analyzer.joins.backward import SplitHooks
 from analyzer.joins.graph import Walk
-from analyzer.joins.modes import is_transformed, runs_compiled
+from analyzer.joins.modes import is_transformed, runs_compiled, without_collections
 from analyzer.joins.plan import JoinPlan, JoinSite, joins_in_graph, what_is_hidden
 from analyzer.joins.products import JoinGradients
 from analyzer.joins.search import Join
 from analyzer.options import RecordOptions
 from analyzer.recording.hook_classes import Gate
 from analyzer.recording.invocation import Invocation, Patterns
-from analyzer.recording.live_log import JoinTable, LiveLog, is_compiled, token, without_collections
+from analyzer.recording.live_log import JoinTable, LiveLog, is_compiled, token
 from analyzer.recording.names import unwrapped
 from analyzer.recording.split_rows import SplitRows
 

@@ -13,8 +13,8 @@ from analyzer.joins.backward import splits_of_model
 from analyzer.joins.calls import tensors_in
 from analyzer.networks.zoo import zoo
 from analyzer.probes.batch import HeldBatch
-from analyzer.probes.path_graph import crossings_of, destination_of, gradients_by_length
-from analyzer.probes.path_samples import evaluate, evaluating
+from analyzer.probes.path_graph import crossings_of, gradients_by_length
+from analyzer.probes.path_samples import destination_of, evaluate, evaluating
 from analyzer.probes.paths import effective_path_length, measure, path_lengths
 from analyzer.storage.schema import PROBES
 from tests.support.families import FAMILIES, Family
@@ -346,6 +346,29 @@ class BySlices(HyperConnections):
         return h.sum(1).sin()
 
 
+class DynamicBySlices(HyperConnections):
+    """As in the authors' code, with matrices that are computed from the streams."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dynamic = nn.ParameterList(torch.randn(3, 3) for _ in range(6))
+        self.made: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, self.made = x[:, None].repeat(1, 2, 1), []
+        for join in range(6):
+            mixed = self.mixed(join, h)
+            branch = self.cross(join, self.branch(join, mixed[:, 0]))
+            h = torch.einsum("bd,n->bnd", branch, self.write[join]) + mixed[:, 1:]
+        return h.sum(1).sin()
+
+    def mixed(self, join: int, h: Tensor) -> Tensor:
+        static = torch.cat([self.read[join][:, None], self.mixing[join].T], 1)
+        matrix = (static + torch.tanh(h @ self.dynamic[join])).mT
+        self.made.append(matrix[:, 1:].detach())
+        return matrix @ h
+
+
 class ByStream(HyperConnections):
     """The streams are tensors of their own."""
 
@@ -396,12 +419,13 @@ def test_the_gain_of_mixed_streams_is_that_of_the_product_of_their_matrices(kind
     assert found.smallest == pytest.approx(values[1].item(), rel=1e-6)
 
 
-def test_the_gain_of_matrices_computed_from_data_is_the_extreme_over_samples() -> None:
+@pytest.mark.parametrize("kind", [Dynamic, DynamicBySlices])
+def test_the_gain_of_matrices_computed_from_data_is_the_extreme_over_samples(kind) -> None:
     torch.manual_seed(0)
-    model, x = Dynamic().double(), torch.randn(4, 3).double()
+    model, x = kind().double(), torch.randn(4, 3).double()
     found = path_lengths(HeldBatch(model, x, None, wavy_loss)).streams
     product = torch.eye(2).double().expand(4, 2, 2)
-    for matrix in model.made:
+    for matrix in model.made[kind is DynamicBySlices :]:  # asked from the first join on
         product = matrix @ product
     values = torch.linalg.svdvals(product)
     assert found.largest == pytest.approx(values.max().item(), rel=1e-9)

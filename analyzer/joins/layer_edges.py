@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from analyzer.joins.calls import CallLog, ModuleCall
-from analyzer.joins.graph import Walk, is_parameter
+from analyzer.joins.graph import Walk
 from analyzer.joins.plan import OPAQUE
-from analyzer.joins.trace import Untracked
+from analyzer.joins.trace import Untracked, is_parameter
 
 __all__ = ["INPUT", "layer_edges"]
 

@@ -9,6 +9,8 @@ __all__ = [
     "SchemaError",
     "ScriptError",
     "StopTraining",
+    "TooLargeError",
+    "TooMuchError",
 ]
 
 
@@ -34,6 +36,14 @@ class SchemaError(AnalyzerError):
 
 class NotRecordedError(AnalyzerError):
     """A quantity or probe that this run does not hold."""
+
+
+class TooLargeError(AnalyzerError, ValueError):
+    """A file would take more than it may, or other than it says."""
+
+
+class TooMuchError(AnalyzerError):
+    """One question would read more of many files than it may."""
 
 
 class ScriptError(AnalyzerError):

@@ -1,6 +1,7 @@
 """The runs that a dashboard may show, how they stand, and what was computed about them."""
 
 import hashlib
+import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -11,10 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from analyzer.analysis.findings import UNJUDGED, findings, health
+from analyzer.analysis.findings import UNJUDGED, health_in_list
 from analyzer.analysis.numerals import age_text
-from analyzer.errors import RunNotFoundError, SchemaError
-from analyzer.storage.catalog import RunSummary, resolve_run, runs_in
+from analyzer.errors import RunNotFoundError
+from analyzer.storage.catalog import RunSummary, refuse_links, resolve_run, runs_in
+from analyzer.storage.limits import LIMITS
 from analyzer.storage.pairs import newest_pair
 from analyzer.storage.run import Run, open_run
 from analyzer.texts import escaped
@@ -102,7 +104,7 @@ class Library:
         if known is not None and known[0] == mark:
             opened: Run = known[1]
             return opened
-        _refuse_links(path)
+        refuse_links(path)
         # A new object rather than a refreshed one: another thread may still read the old one.
         opened = open_run(path)
         self.cache.put("runs", path, (mark, opened))
@@ -162,10 +164,7 @@ class Library:
 def _word(path: Path) -> str:
     """The word of a run; a dash where it is too long to judge here."""
     try:
-        run = open_run(path)
-        if len(run.recorded_steps("layer_stats")) * len(run.layers) > _MOST_ROWS:
-            return "–"
-        return health(findings(run))
+        return health_in_list(lambda: open_run(path), _MOST_ROWS) or "–"
     except Exception:
         # One damaged run must not end the list; its own page says what is wrong.
         return UNJUDGED
@@ -177,19 +176,6 @@ def shortened(text: str, most: int = 120) -> str:
     return clean if len(clean) <= most else clean[: most - 1] + "…"
 
 
-def _refuse_links(path: Path, levels: int = 3) -> None:
-    """Refuse a run that borrows files by links: they may lead anywhere on this machine."""
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if entry.is_symlink():
-                raise SchemaError(
-                    f"run '{path.name}' holds a link, '{shortened(entry.name)}'; expected files "
-                    "of its own. Replace the link by what it leads to."
-                )
-            if levels > 1 and entry.is_dir(follow_symlinks=False):
-                _refuse_links(Path(entry.path), levels - 1)
-
-
 def revision(path: Path) -> tuple[object, ...]:
     """Return a mark of a run folder that changes whenever something is added to it."""
     folder = os.fspath(path)
@@ -197,7 +183,8 @@ def revision(path: Path) -> tuple[object, ...]:
     mark: list[object] = [_changed(folder), *(_changed(f"{folder}/{name}") for name in parts)]
     probes = f"{folder}/probes"
     if not os.path.islink(probes) and os.path.isdir(probes):
-        mark += sorted((entry.name, _changed(entry.path)) for entry in os.scandir(probes))
+        some = itertools.islice(os.scandir(probes), LIMITS.files)
+        mark += sorted((entry.name, _changed(entry.path)) for entry in some)
     return tuple(mark)
 
 

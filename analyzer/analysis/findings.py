@@ -1,7 +1,7 @@
 """The findings of a run: every rule, the worst first, consequences under their cause."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from analyzer.analysis import cause_rules, depth_rules, layer_rules, loss_rules, ratio_rules
 from analyzer.analysis.evidence import Evidence
@@ -14,6 +14,8 @@ from analyzer.analysis.finding import (
     markdown_table,
     threshold_table,
 )
+from analyzer.errors import TooMuchError
+from analyzer.storage.limits import LISTED, stricter
 from analyzer.storage.run import Run
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "Finding",
     "findings",
     "health",
+    "health_in_list",
     "rules_table",
     "thresholds_table",
     "thresholds_with",
@@ -39,6 +42,8 @@ RULES: tuple[Rule, ...] = checked_rules(
 )
 """Every kind of finding."""
 
+# Layers of a run that a list judges: some values of each are read.
+_MOST_NAMES = 5_000
 UNJUDGED = cause_rules.NOT_JUDGED.code
 """The state of a run that is neither healthy nor ill, for too little is known of it."""
 
@@ -96,6 +101,23 @@ def _is_explained(finding: Finding, found: Sequence[tuple[Rule, Finding]]) -> bo
 def health(found: Sequence[Finding]) -> str:
     """Return the code of a run's worst finding that is not a note; ``healthy`` without one."""
     return next((f.code for f in found if f.severity != "note"), "healthy")
+
+
+def health_in_list(open_run: Callable[[], Run], most_rows: float = math.inf) -> str | None:
+    """Return the health of one run among many; None where that would take too much.
+
+    Args:
+        open_run: Opens the run, within the limits of a list.
+        most_rows: Rows of layers beyond which it is not judged.
+    """
+    try:
+        with stricter(**LISTED, names=_MOST_NAMES):
+            run = open_run()
+            layers = run.static_rows("layers").num_rows
+            is_long = len(run.recorded_steps("layer_stats")) * layers > most_rows
+            return None if is_long else health(findings(run))
+    except TooMuchError:
+        return None
 
 
 def rules_table() -> str:

@@ -32,9 +32,9 @@ def runs(
     """List runs, the newest first: name, status, steps, layers, joins, loss, verdict, age.
 
     The loss is that of the last recorded step; the verdict is healthy, or the worst of the run's
-    findings, or not judged where nothing was measured, it failed, or files are damaged or lost. A
-    run that cannot be read is listed with the reason, and one of which steps or files were lost
-    with what is missing.
+    findings, or not judged where nothing was measured, it failed, files are damaged or lost, or it
+    is so large that only analyzer diagnose judges it. A run that cannot be read is listed with the
+    reason, and one of which steps or files were lost with what is missing.
 
     \b
     Example:
@@ -65,13 +65,13 @@ def runs(
 
 def _verdict_of(run: "RunSummary") -> str:
     """``healthy``, or the code of the worst finding; ``not judged`` where it cannot be read."""
-    from analyzer.analysis.findings import UNJUDGED, findings, health
+    from analyzer.analysis.findings import UNJUDGED, health_in_list
     from analyzer.storage.run import open_run
 
     if run.problem is not None:
         return UNJUDGED
     try:
-        return health(findings(open_run(run.path)))
+        return health_in_list(lambda: open_run(run.path)) or UNJUDGED
     except (AnalyzerError, OSError, ValueError, KeyError):
         return UNJUDGED
 

@@ -1,7 +1,7 @@
 """Data for the built-in loop: digits, Gaussian classes, CIFAR-10 from a folder; batches."""
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ _TEST_FRACTION = 0.2
 _FOLDER = "cifar-10-batches-py"
 _TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 _TEST = "test_batch"
-_RECONSTRUCT: Callable[..., Any] = np.empty(0).__reduce__()[0]  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -198,11 +197,16 @@ def _shape(name: str, argument: str) -> tuple[int, ...]:
     return tuple(int(size) for size in sizes)
 
 
+def _empty(*_: Any) -> Any:
+    """The array that a pickle makes before it fills it, of whatever size it asks for."""
+    return np.empty(0, np.uint8)
+
+
 _ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "ndarray"): "ndarray",  # named by a pickle, and never called
     ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy.core.multiarray", "_reconstruct"): _empty,
+    ("numpy._core.multiarray", "_reconstruct"): _empty,
     # With it Python 3 writes bytes into old pickles; that of strings does nothing else.
     ("_codecs", "encode"): str.encode,
 }

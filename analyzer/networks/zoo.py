@@ -37,7 +37,7 @@ from analyzer.networks.blocks import (
 )
 from analyzer.networks.data import Dataset
 
-__all__ = ["EXAMPLES", "MLP", "ConstantWidthNet", "ResNet", "zoo", "zoo_for"]
+__all__ = ["EXAMPLES", "MLP", "ConstantWidthNet", "ResNet", "least_elements", "zoo", "zoo_for"]
 
 
 class ResNet(nn.Sequential):
@@ -314,6 +314,23 @@ def zoo(
         )
     except ValueError as error:
         raise ScriptError(f"zoo network {name!r}: {error}") from None
+
+
+def least_elements(name: str, features: int) -> int:
+    """Return how many elements the weights of a network have at least, without building it.
+
+    Args:
+        name: Its name.
+        features: Elements of one input.
+
+    Raises:
+        ScriptError: If the name is unknown.
+    """
+    family, number, _, width = _parsed(name)
+    if family == "mlp":
+        return width * (features + max(number - 2, 0) * width)
+    # Of a residual net only the convolutions of its last stage, 3x3 with 4 times the width.
+    return 9 * width**2 * (number // 6 * 16 if family in ("resnet", "plain") else number - 1)
 
 
 def zoo_for(name: str, data: Dataset, *, seed: int = 0) -> nn.Module:

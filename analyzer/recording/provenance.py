@@ -30,7 +30,7 @@ from analyzer.recording.part import loss_of
 from analyzer.recording.ranks import norms_here
 from analyzer.recording.scaling import scale_of
 from analyzer.storage.arrays import as_floats, as_numpy, is_present
-from analyzer.storage.catalog import resolve_run
+from analyzer.storage.catalog import refuse_links, resolve_run
 from analyzer.storage.run import Run
 
 __all__ = [
@@ -152,6 +152,7 @@ def run_folder(
     """
     if resume is not None:
         path = resolve_run(resume)
+        refuse_links(path)
         if (launch := launch_of_process()) is not None:
             join(path, launch, resumes=True)  # nothing new where it has done so
         return path

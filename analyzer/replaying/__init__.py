@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -19,7 +21,9 @@ from analyzer.probes.landscape.points import PartialSurfaceError
 from analyzer.probes.sharpness import UpdateRule, rule_of
 from analyzer.recording.names import RootModel, root_prefixes
 from analyzer.recording.probing import Held, measured, said_of
-from analyzer.storage.parts import write_table
+from analyzer.storage.catalog import refuse_links
+from analyzer.storage.limits import LIMITS
+from analyzer.storage.parts import listing, write_table
 from analyzer.storage.rows import probe_table
 from analyzer.storage.run import Run
 from analyzer.vocabulary.probes import PROBES
@@ -38,6 +42,7 @@ Say: TypeAlias = Callable[[str], None]
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Receives what is being done, how much of it is done, and how much there is at most."""
 _PROGRESS_SECONDS = 10.0
+_CHECKPOINT = re.compile(r"step-(\d{12,18})\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -204,8 +209,10 @@ def checkpoints_of(run: Run, which: str) -> dict[int, Path]:
     Raises:
         NotRecordedError: If there is no such checkpoint; the message lists the existing ones.
     """
-    files = sorted((run.path / "checkpoints").glob("step-*.safetensors"))
-    known = {int(file.stem.removeprefix("step-")): file for file in files}
+    refuse_links(run.path)
+    folder = run.path / "checkpoints"
+    named = [match for match in map(_CHECKPOINT.fullmatch, sorted(listing(folder))) if match]
+    known = {int(match[1]): folder / match[0] for match in named}
     if not known:
         raise NotRecordedError(
             f"run '{run.name}' holds no checkpoint; record with --checkpoint-every N"
@@ -230,7 +237,7 @@ def state_of(model: nn.Module, file: Path) -> dict[str, Tensor]:
     Raises:
         AnalyzerError: If it is of another model, or of several that could be this one.
     """
-    saved, wanted = load_file(file), model.state_dict()
+    saved, wanted = _loaded(file), model.state_dict()
     shapes = {key: value.shape for key, value in wanted.items() if isinstance(value, Tensor)}
     prefixes = {name.removesuffix(key) for name in saved for key in shapes if name.endswith(key)}
     fitting = sorted(
@@ -258,6 +265,19 @@ def state_of(model: nn.Module, file: Path) -> dict[str, Tensor]:
         )
     # Checkpoints hold tensors only: extra state stays the model's.
     return {**wanted, **{key: saved[own + key] for key in shapes}}
+
+
+def _loaded(file: Path) -> dict[str, Tensor]:
+    try:
+        with file.open("rb") as opened:
+            header = int.from_bytes(opened.read(8), "little")
+        LIMITS.check("footer_mib", header / 2**20, "its header takes")
+        return load_file(file)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise AnalyzerError(
+            f"checkpoint {file.name} cannot be read ({error}); expected one that a recording "
+            "wrote. Name another with --step"
+        ) from error
 
 
 def _misfit(saved: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> str:

@@ -1,7 +1,9 @@
 """The program of a finished run, built or started again up to its first batch."""
 
 import contextlib
+import math
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -19,10 +21,11 @@ from torch.nn.functional import cross_entropy
 from analyzer.errors import AnalyzerError
 from analyzer.networks.data import batches, dataset
 from analyzer.networks.loop import model_of, seed_everything
-from analyzer.networks.zoo import zoo_for
+from analyzer.networks.zoo import least_elements, zoo_for
 from analyzer.recording.probing import Call, Held
 from analyzer.replaying import ProbeOrder, Progress, Say, checkpoints_of, measure_all, sentences
 from analyzer.script import run_program
+from analyzer.storage.limits import LIMITS
 from analyzer.storage.run import Run
 
 __all__ = ["MARK", "REFUSAL", "check_batch", "command_of", "probe_run", "replay_script"]
@@ -205,7 +208,9 @@ def rebuilt(run: Run) -> Held:
             raise AnalyzerError(f"'{target}' failed; the run cannot be rebuilt from it")
         namespace = ending.namespace
     seed_everything(seed)
-    data = None if "batches" in namespace else dataset(_entry(run, "data", str), seed=seed)
+    if kind == "zoo":
+        _refuse_large(run, target)
+    data = None if "batches" in namespace else dataset(_own_data(run), seed=seed)
     if kind == "zoo":
         assert data is not None
         model = zoo_for(target.removeprefix("zoo:"), data, seed=seed)
@@ -220,6 +225,49 @@ def rebuilt(run: Run) -> Held:
     held = Held(0, Call(model, (inputs,), {}, None), loss, None)
     check_batch(run, held)
     return held
+
+
+def _own_data(run: Run) -> str:
+    """The data that the manifest names; refuse those of the folder, and what fills the memory."""
+    name = _entry(run, "data", str)
+    kind, _, argument = name.partition(":")
+    if kind == "cifar10" and _is_inside(argument, run):
+        raise AnalyzerError(
+            f"the data {name!r} are inside of the run folder; a run brings no data, expected a "
+            "folder of yours. Copy them out and record it anew, if you trust them"
+        )
+    if kind == "synthetic":
+        LIMITS.check("total_mib", _SAMPLE_BYTES * _features_of(name) / 2**20, "its data take")
+    return name
+
+
+def _is_inside(path: str, run: Run) -> bool:
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(run.path))
+
+
+# Of each feature, in the samples that are drawn.
+_SAMPLE_BYTES = 8_000
+
+
+def _features_of(data: str) -> int:
+    """Elements of one input of the data of a built-in training."""
+    known = {"digits": 64, "cifar10": 3072, "synthetic": 192}
+    kind, _, argument = data.partition(":")
+    sizes = re.findall(r"\d{1,9}", argument) if kind == "synthetic" else ()
+    return math.prod(map(int, sizes)) if sizes else known.get(kind, 0)
+
+
+def _refuse_large(run: Run, target: str) -> None:
+    """Refuse a network that is larger than its checkpoints: a manifest may name any number."""
+    size = max(file.stat().st_size for file in checkpoints_of(run, "all").values())
+    LIMITS.check("unpacked_mib", size / 2**20, "its checkpoint takes")
+    name = target.removeprefix("zoo:")
+    least = least_elements(name, _features_of(_entry(run, "data", str)))
+    if 4 * least > size:
+        raise AnalyzerError(
+            f"run '{run.name}' is of {name!r}, which has {least:,} weights or more, and its "
+            f"checkpoints of {size:,} bytes hold no such network; expected those of that recording"
+        )
 
 
 def _entry(run: Run, name: str, kind: type[T]) -> T:

@@ -26,6 +26,8 @@ __all__ = ["BinFile", "Chunk", "bins_from", "chunks_in", "opened", "table_from"]
 # A number of a thousand layers is 5 MB; figures of two runs ask for four of each.
 _MOST_BYTES = 80 << 20
 _ROWS_AT_ONCE = 32_768
+# Those of ten thousand layers.
+_MOST_ROWS = 20_000_000
 NUMBERS = ("min", "mean", "max", "num_finite", "num_nonfinite")
 """What a file holds of each column; its columns are ``<column>_<number>``."""
 
@@ -143,6 +145,8 @@ class BinFile:
         self._place, self.width = (path, inode), width
         # Reading ahead takes five times as long where the file is in memory anyway.
         self._file, self._lock = open_file(path, pre_buffer=False), Lock()
+        if self._file.metadata.num_rows > _MOST_ROWS:
+            raise ValueError(f"it has {self._file.metadata.num_rows:,} bins")
         self._columns = frozenset(self._file.schema_arrow.names)
         start = self._numbers("start", is_count=True).astype(np.int64, copy=False)
         ids = np.zeros(len(start), dtype=np.int32)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from analyzer.storage.arrays import as_floats, as_numpy, is_present
 from analyzer.storage.bin_file import BinFile, Chunk, chunks_in, opened
 from analyzer.storage.bins import Bins, Numbers, concatenated, ids_of_each_bin, rebinned, single
+from analyzer.storage.limits import Total
 from analyzer.storage.parts import READ_FAILURES, reason_of
 from analyzer.storage.schema import STAT_COLUMNS
 from analyzer.storage.selection import Steps
@@ -26,7 +27,8 @@ Floats = NDArray[np.float64]
 NumberName = Literal["min", "mean", "max"]
 _Answer = TypeVar("_Answer")
 _Scalar = TypeVar("_Scalar", bound=np.generic)
-# Some 60 bytes each: of a thousand layers that is one or two columns.
+# Of a thousand layers that is one or two columns.
+_BIN_BYTES = 60
 _MOST_ROWS = 1_000_000
 # Of the pooled rows of several ranks.
 _MOST_BINS = 1024
@@ -216,9 +218,11 @@ class BinReader:
         if self._has_ranks:
             return self._read_pooled(column)
         pieces, width, reached = [_nothing(column)], 1, 0
+        total = Total(f"the bins of {self._table.name}")
         for chunk in chunks_in(self._folder):
             found = self._chunk(chunk, column)
             if found is not None:
+                total.check(_BIN_BYTES * (sum(map(len, pieces)) + len(found)))
                 pieces += [*self._rows(column, reached, chunk.start - 1), found]
                 width, reached = max(width, chunk.width), chunk.end
         pieces += self._rows(column, reached, None)

@@ -9,17 +9,25 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from analyzer.errors import AnalyzerError, RunExistsError, RunNotFoundError
+from analyzer.errors import (
+    AnalyzerError,
+    RunExistsError,
+    RunNotFoundError,
+    SchemaError,
+    TooMuchError,
+)
 from analyzer.launch import RANKS, create_once
+from analyzer.storage.limits import LIMITS, LISTED, stricter
 from analyzer.storage.parts import Part, listing, replace_file
 from analyzer.storage.run_json import age_seconds, losses, read_manifest, status_of
 from analyzer.storage.selection import nearest
-from analyzer.texts import shown_name
+from analyzer.texts import escaped, shown_name
 
 __all__ = [
     "RunSummary",
     "claim_folder",
     "make_folder",
+    "refuse_links",
     "resolve_run",
     "runs_in",
     "write_manifest",
@@ -71,17 +79,21 @@ class RunSummary:
         if self.problem is not None or None not in (self.steps, self.layers, self.joins, self.loss):
             return self
         try:
-            run = open_run(self.path)
-            recorded, loss = run.recorded_steps(), self.loss
-            if loss is None and len(recorded):
-                loss = run.read("steps", "loss", steps=int(recorded[-1]))["loss"][0].as_py()
+            with stricter(**LISTED):
+                run = open_run(self.path)
+                recorded, loss = run.recorded_steps(), self.loss
+                if loss is None and len(recorded):
+                    loss = run.read("steps", "loss", steps=int(recorded[-1]))["loss"][0].as_py()
+                layers, joins = (run.static_rows(name).num_rows for name in ("layers", "joins"))
             return replace(
                 self,
                 steps=len(recorded) if self.steps is None else self.steps,
-                layers=len(run.layers) if self.layers is None else self.layers,
-                joins=len(run.joins) if self.joins is None else self.joins,
+                layers=layers if self.layers is None else self.layers,
+                joins=joins if self.joins is None else self.joins,
                 loss=loss,
             )
+        except TooMuchError:  # it can be read, but not for a list
+            return self
         except (AnalyzerError, OSError, ValueError) as error:
             return replace(self, status="broken", problem=str(error))
 
@@ -185,6 +197,37 @@ def resolve_run(name: str | Path, runs_dir: str | Path | None = None) -> Path:
         f"no run '{name}': neither that folder nor '{folder / name}' holds a run.json; "
         f"{_hint(str(name), [run.name for run in known], folder)}"
     )
+
+
+def refuse_links(run: Path, most: int | None = None) -> None:
+    """Refuse a run that borrows files by links, which may lead anywhere on this machine.
+
+    Args:
+        run: Folder of the run.
+        most: Files in it that are looked at; None for ten folders as full as one may be.
+
+    Raises:
+        SchemaError: If it holds a link, or more files than that.
+    """
+    waiting, left = [run], 10 * LIMITS.files if most is None else most
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                left -= 1
+                if entry.is_symlink() or left < 0:
+                    what = f"a link, '{escaped(entry.name, 'line')[:120]}'" if left >= 0 else "many"
+                    raise SchemaError(
+                        f"run '{shown_name(run)}' holds {what}; expected files of its own. "
+                        + _INSTEAD[left >= 0]
+                    )
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(Path(entry.path))
+
+
+_INSTEAD = (
+    "If you trust it, set files in [tool.analyzer.limits].",
+    "Replace the link by what it leads to.",
+)
 
 
 def _is_run(path: Path) -> bool:

@@ -2,11 +2,14 @@
 
 A file of 10 kB can hold one name of 100 MB, and one of 4 MB rows that fill 24 GB. What it would
 take is known from its footer, from the headers of its pages, which the decoder believes, and, for
-text, from the lengths of its dictionary.
+text, from the lengths of its dictionary. What many such files take together is counted as they are
+read.
 """
 
-import struct
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,27 +17,39 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from analyzer.errors import AnalyzerError
+from analyzer.errors import TooLargeError, TooMuchError
+from analyzer.storage.page_headers import check_pages
 
-__all__ = ["LIMITS", "Limits", "TooLargeError", "checked_file", "set_limits"]
+__all__ = [
+    "LIMITS",
+    "LISTED",
+    "Limits",
+    "Total",
+    "checked_file",
+    "set_limits",
+    "stricter",
+]
 
 _MIB = 1 << 20
 # Rows that are all zero take a seven hundredth of their memory.
 _MOST_RATIO, _ALWAYS_MIB = 1000, 64
 _MOST_DEPTH = 8
+# Of what a question reads, it keeps a part.
+_MOST_READ = 16
 _MOST_CHUNKS = 200_000
-_HEADER_BYTES = 128
 
 
 @dataclass
 class Limits:
-    """The most that is read of one file, as ``[tool.analyzer.limits]`` may set it.
+    """The most that is read of one file or table, as ``[tool.analyzer.limits]`` may set it.
 
     Attributes:
         columns: Columns of it.
         files: Files of one folder.
         footer_mib: Size of its description.
         manifest_mib: Size of ``run.json``.
+        names: Rows of a table of layers, parameters or joins.
+        total_mib: Memory that the rows take which one question reads of all files of a table.
         unpacked_mib: Memory that its rows take.
         text_mib: Text of one column of a row group.
         name_length: Characters of a name.
@@ -44,13 +59,15 @@ class Limits:
     files: int = 20_000
     footer_mib: int = 16
     manifest_mib: int = 4
+    names: int = 200_000
+    total_mib: int = 2048
     unpacked_mib: int = 4096
     text_mib: int = 64
     name_length: int = 65_536
 
     def check(self, name: str, found: float, what: str) -> None:
         """Raise TooLargeError where a file has more than the limit of that name."""
-        most = getattr(self, name)
+        most = min(getattr(self, name), _stricter.get().get(name, math.inf))
         if found > most:
             raise TooLargeError(
                 f"{what} {found:,.0f}{' MiB' if name.endswith('mib') else ''}, expected at most "
@@ -58,11 +75,55 @@ class Limits:
             )
 
 
-class TooLargeError(AnalyzerError, ValueError):
-    """A file would take more than it may, or other than it says."""
-
-
 LIMITS = Limits()
+_NONE: Mapping[str, float] = {}
+_stricter: ContextVar[Mapping[str, float]] = ContextVar("stricter", default=_NONE)
+
+
+LISTED = {"total_mib": 64, "files": 2_000}
+"""What one run among many in a list may take."""
+
+
+@contextmanager
+def stricter(**most: float) -> Iterator[None]:
+    """Read less meanwhile, as a list of many runs has to: limits by their names."""
+    token = _stricter.set(most)
+    try:
+        yield
+    finally:
+        _stricter.reset(token)
+
+
+class Total:
+    """Counts the memory that one question takes of many files, each of which may be read.
+
+    Args:
+        what: What is read, as a sentence begins.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what, self._taken, self._read = what, 0.0, 0.0
+
+    def check(self, more: float) -> None:
+        """Refuse a question that would read so many bytes more.
+
+        Most of what is read may be dropped at once; but that takes time, too.
+
+        Raises:
+            TooMuchError: If that is more than it may, with the limit and how to raise it.
+        """
+        self._read += more
+        most = max(self._taken + more, self._read / _MOST_READ)
+        try:
+            LIMITS.check("total_mib", most / _MIB, f"{self._what} take")
+        except TooLargeError as error:
+            raise TooMuchError(f"{error}, or ask for fewer columns or steps") from None
+
+    def kept(self, rows: pa.Table) -> pa.Table:
+        """Return rows that were read and are kept."""
+        self._taken += rows.nbytes
+        self.check(0)
+        return rows
 
 
 def set_limits(given: dict[str, Any]) -> None:
@@ -96,28 +157,40 @@ def checked_file(source: Any, **options: Any) -> pq.ParquetFile:
     texts = [place for place, one in enumerate(columns) if one.physical_type == "BYTE_ARRAY"]
     if any(one.path.count(".") > _MOST_DEPTH for one in columns):
         raise TooLargeError(f"its columns are nested more than {_MOST_DEPTH} deep")
-    num_rows = max(metadata.num_rows, sum(group.num_rows for group in groups))
-    unpacked = _memory_of(schema) * num_rows / _MIB
+    unpacked = sum(
+        _memory_of(column, group.column(place))
+        for group in groups
+        for place, column in enumerate(columns)
+    )
     for group in groups:
         for place in texts:
             text = group.column(place).total_uncompressed_size / _MIB
             LIMITS.check("text_mib", text, "the text of one of its columns takes")
-            unpacked += text
-    LIMITS.check("unpacked_mib", unpacked, "its rows take")
-    if unpacked > _ALWAYS_MIB and unpacked * _MIB > size * _MOST_RATIO:
-        raise TooLargeError(
-            f"its rows take {unpacked:,.0f} MiB, more than {_MOST_RATIO:,} times its own size"
-        )
+            unpacked += text * _MIB
+    _check_unpacked(unpacked, size)
     as_dictionary = [columns[place].path for place in texts]
     return _Checked(source, size, metadata=metadata, read_dictionary=as_dictionary, **options)
 
 
-def _memory_of(schema: pa.Schema) -> float:
-    """Bytes that a row takes, without its text: 1 for a truth value, 8 for what is nested."""
-    types = (field.type for field in schema)
-    return sum(
-        max(type_.bit_width / 8, 1) if pa.types.is_primitive(type_) else 8 for type_ in types
-    )
+_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "BYTE_ARRAY": 8}
+
+
+def _memory_of(column: Any, chunk: Any) -> float:
+    """Bytes that the values of a column in a row group take, of text their places alone.
+
+    A row may hold a list of any length, and a value have any width.
+    """
+    width = _WIDTHS.get(column.physical_type, 8)
+    return float(chunk.num_values * max(width, column.length))
+
+
+def _check_unpacked(unpacked: float, size: int) -> None:
+    """Refuse rows that take so much memory, or so much more than their file of this size."""
+    LIMITS.check("unpacked_mib", unpacked / _MIB, "its rows take")
+    if unpacked > _ALWAYS_MIB * _MIB and unpacked > size * _MOST_RATIO:
+        raise TooLargeError(
+            f"its rows take {unpacked / _MIB:,.0f} MiB, more than {_MOST_RATIO:,} times its size"
+        )
 
 
 class _Checked(pq.ParquetFile):  # type: ignore[misc]
@@ -134,18 +207,28 @@ class _Checked(pq.ParquetFile):  # type: ignore[misc]
         # Arrow does not put lists of dictionaries together.
         self._has_lists = any("." in path for path in options["read_dictionary"])
 
+    def memory_of(self, groups: Iterable[int], columns: Sequence[str] | None = None) -> float:
+        """Return the bytes that columns of row groups take, of text its places alone."""
+        places = self._places(columns)
+        return sum(
+            _memory_of(self.schema.column(place), self.metadata.row_group(group).column(place))
+            for group in groups
+            for place in places
+        )
+
     def read(self, columns: Any = None, **options: Any) -> pa.Table:
         if self._has_lists:
             return self.read_row_groups(range(self.num_row_groups), columns, **options)
         self._look(range(self.num_row_groups), columns)
-        return _spelled_out(super().read(columns, **options))
+        (whole,) = self._spelled_out([super().read(columns, **options)])
+        return whole
 
     def read_row_groups(self, row_groups: Any, columns: Any = None, **options: Any) -> pa.Table:
         self._look(row_groups, columns)
         groups = list(row_groups)
-        sets = [[group] for group in groups] if self._has_lists else [groups]
-        parts = [super(_Checked, self).read_row_groups(s, columns, **options) for s in sets]
-        return pa.concat_tables(map(_spelled_out, parts or [super().read(columns, **options)]))
+        sets = [[group] for group in groups] if self._has_lists and groups else [groups]
+        read = super().read_row_groups
+        return pa.concat_tables(self._spelled_out(read(s, columns, **options) for s in sets))
 
     def read_row_group(self, i: int, columns: Any = None, **options: Any) -> pa.Table:
         return self.read_row_groups([i], columns, **options)
@@ -158,7 +241,8 @@ class _Checked(pq.ParquetFile):  # type: ignore[misc]
         sets = [[group] for group in groups] if self._has_lists else [list(groups)]
         for some in sets:
             for batch in super().iter_batches(batch_size, some, columns, **options):
-                yield from _spelled_out(pa.Table.from_batches([batch])).to_batches() or [batch]
+                (rows,) = self._spelled_out([pa.Table.from_batches([batch])])
+                yield from rows.to_batches() or [batch]
 
     @property
     def schema_arrow(self) -> pa.Schema:
@@ -167,20 +251,38 @@ class _Checked(pq.ParquetFile):  # type: ignore[misc]
             found = found.set(place, field.with_type(_spelled(field.type)))
         return found
 
-    def _look(self, groups: Iterable[int], columns: Sequence[str] | None) -> None:
+    def _spelled_out(self, parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Tables with text in place of dictionaries, unless it takes too much in all of them."""
+        text = 0
+        for rows in parts:
+            for place, field in enumerate(rows.schema):
+                wanted = _spelled(field.type)
+                if wanted == field.type:
+                    continue
+                text += sum(map(_text_in, rows.column(place).chunks))
+                _check_unpacked(text, self._size)
+                rows = rows.set_column(
+                    place, field.with_type(wanted), rows.column(place).cast(wanted)
+                )
+            yield rows
+
+    def _places(self, columns: Sequence[str] | None) -> list[int]:
         names = None if columns is None else set(columns)
-        places = [
+        return [
             place
             for place, path in enumerate(self._paths)
             if names is None or path in names or path.partition(".")[0] in names
         ]
+
+    def _look(self, groups: Iterable[int], columns: Sequence[str] | None) -> None:
+        places = self._places(columns)
         for group in groups:
             for place in places:
                 if (group, place) in self._seen:
                     continue
                 chunk = self.metadata.row_group(group).column(place)
                 if chunk.num_values:
-                    _check_pages(self._pages, chunk, self._size)
+                    check_pages(self._pages, chunk, self._size)
                 self._seen.add((group, place))
 
 
@@ -193,19 +295,8 @@ def _spelled(type_: pa.DataType) -> pa.DataType:
     return type_
 
 
-def _spelled_out(rows: pa.Table) -> pa.Table:
-    for place, field in enumerate(rows.schema):
-        wanted = _spelled(field.type)
-        if wanted == field.type:
-            continue
-        for chunk in rows.column(place).chunks:
-            _check_text(chunk)
-        rows = rows.set_column(place, field.with_type(wanted), rows.column(place).cast(wanted))
-    return rows
-
-
-def _check_text(column: pa.Array) -> None:
-    """Refuse text that is too long, or that repeats too often."""
+def _text_in(column: pa.Array) -> int:
+    """Bytes of the texts of a column, however often each is repeated; refuse one too long."""
     while pa.types.is_list(column.type):
         column = column.flatten()
     column.dictionary.validate(full=True)  # that it is UTF-8
@@ -213,92 +304,4 @@ def _check_text(column: pa.Array) -> None:
     LIMITS.check("name_length", pc.max(lengths).as_py() or 0, "a name in it has characters:")
     whole = pc.sum(pc.take(lengths, column.indices).cast(pa.int64())).as_py() or 0
     LIMITS.check("text_mib", whole / _MIB, "the text of one of its columns takes")
-
-
-# --- headers of pages: the compact protocol of Thrift ----------------------------------------
-
-
-def _check_pages(source: Any, chunk: Any, end: int) -> None:
-    """Refuse a column whose pages take more, once unpacked, than the footer says of them."""
-    at = chunk.data_page_offset
-    if chunk.dictionary_page_offset is not None:
-        at = min(at, chunk.dictionary_page_offset)
-    last = at + chunk.total_compressed_size
-    if not 0 <= at <= last <= end:
-        raise TooLargeError("a column lies outside of it")
-    left = chunk.total_uncompressed_size
-    while at < last:
-        length, unpacked, packed = _page_header(source, at)
-        left -= unpacked
-        if packed < 0 or unpacked < 0 or left < 0:
-            raise TooLargeError(
-                f"the pages of column {chunk.path_in_schema[:80]!r} take more than its footer says"
-            )
-        at += length + packed
-
-
-def _page_header(source: Any, at: int) -> tuple[int, int, int]:
-    """Return the length of the header at a place, and the sizes of its page unpacked and packed."""
-    size = _HEADER_BYTES
-    while True:
-        source.seek(at)
-        data = source.read(size)
-        try:
-            end, numbers = _struct(data, 0)
-            return end, numbers[2], numbers[3]
-        except (IndexError, KeyError, struct.error) as error:
-            if len(data) < size or size > _MIB:
-                raise TooLargeError("the header of a page cannot be read") from error
-            size *= 8
-
-
-def _struct(data: bytes, at: int, depth: int = 0) -> tuple[int, dict[int, int]]:
-    """Read a struct: the place after it, and its whole numbers by the number of their field."""
-    found: dict[int, int] = {}
-    number = 0
-    while True:
-        head, at = data[at], at + 1
-        if head == 0:
-            return at, found
-        if depth > _MOST_DEPTH:
-            raise TooLargeError("the header of a page is nested too deep")
-        kind, step = head & 15, head >> 4
-        if step:
-            number += step
-        else:
-            at, number = _number(data, at)
-        if kind in (1, 2):  # true and false have no value of their own
-            continue
-        if kind in (3, 4, 5, 6):
-            at, found[number] = (at + 1, data[at]) if kind == 3 else _number(data, at)
-        else:
-            at = _skip(data, at, kind, depth)
-
-
-def _number(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte, at = data[at], at + 1
-        value |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            return at, (value >> 1) ^ -(value & 1)
-        if shift > 63:
-            raise TooLargeError("the header of a page cannot be read")
-
-
-def _skip(data: bytes, at: int, kind: int, depth: int) -> int:
-    """The place after a number of 8 bytes, a text, or a struct."""
-    if kind == 7:
-        return at + 8
-    if kind == 12:
-        return _struct(data, at, depth + 1)[0]
-    if kind == 8:
-        at, twice = _number(data, at)
-        length = (twice << 1) ^ (twice >> 63)  # lengths are not in zigzag
-        if not 0 <= length <= _MIB:
-            raise TooLargeError("the header of a page cannot be read")
-        if at + length > len(data):
-            raise IndexError
-        return at + length
-    raise TooLargeError("the header of a page cannot be read")
+    return int(whole)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from analyzer.errors import NotRecordedError
 from analyzer.pooling import Groups, needed_columns
 from analyzer.storage.arrays import as_array, as_numpy, conform, unified
-from analyzer.storage.limits import LIMITS
+from analyzer.storage.limits import LIMITS, Total
 from analyzer.storage.parts import READ_FAILURES, listing, reason_of
 from analyzer.storage.rank_pooling import RankFacts, pooled
 from analyzer.storage.schema import PROBES, SHARE, STAT_COLUMNS, STEP_TABLES
@@ -71,10 +71,11 @@ def probe_files(folder: Path) -> dict[int, Path]:
 
 def probe_rows(folder: Path, warn: Callable[[str], None]) -> pa.Table:
     """Return what a probe measured at all steps, with a ``step`` column in front."""
-    tables = []
+    tables, total = [], Total(f"the rows of probe {folder.name}")
     for step, path in probe_files(folder).items():
         try:
             with open_file(path) as file:
+                total.check(file.memory_of(range(file.num_row_groups)))
                 rows = _of_probe(folder.name, file.read().replace_schema_metadata(None))
         except READ_FAILURES as error:
             name = f"probes/{folder.name}/{path.name}"
@@ -83,7 +84,7 @@ def probe_rows(folder: Path, warn: Callable[[str], None]) -> pa.Table:
         if "step" in rows.column_names:
             rows = rows.drop_columns(["step"])
         steps = as_array(np.full(rows.num_rows, step, dtype=np.int64))
-        tables.append(rows.add_column(0, "step", steps))
+        tables.append(total.kept(rows.add_column(0, "step", steps)))
     if not tables:
         return pa.table({"step": pa.nulls(0, pa.int64())})
     schema = unified(table.schema for table in tables)
@@ -104,7 +105,7 @@ def _of_probe(name: str, rows: pa.Table) -> pa.Table:
 
 def probe_notes(folder: Path) -> dict[int, dict[str, str]]:
     """Return what a probe noted beside its tables, by step."""
-    notes = {}
+    notes, total, length = {}, Total(f"the notes of probe {folder.name}"), 0
     for step, path in probe_files(folder).items():
         try:
             with open_file(path) as file:
@@ -112,6 +113,8 @@ def probe_notes(folder: Path) -> dict[int, dict[str, str]]:
         except READ_FAILURES:
             continue  # `probe_rows` warns of it
         ours = {key: value for key, value in raw.items() if key not in _FORMAT_KEYS}
+        length += sum(map(len, raw.values()))
+        total.check(length)
         notes[step] = {
             key.decode(errors="replace"): value.decode(errors="replace")
             for key, value in ours.items()

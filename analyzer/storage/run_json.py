@@ -35,6 +35,9 @@ _MOST_NESTED = 16
 _MOST_NAMED, _MOST_LETTERS = 3, 300
 # The files of all ranks together have as many times the limit of one.
 _MOST_RANK_FILES = 16
+# What a value takes at least, as ours are some letters long: a file of 4 MB has no more of them
+# than it may, one of empty lists ten times as many.
+_VALUE_MIB = 12 / 2**20
 _RANK = re.compile(r"a(\d{1,5})\.r(\d{1,5})\.json")
 # What a reader gets of what each rank says of itself.
 _OF_RANK = (
@@ -270,12 +273,12 @@ def _with_ranks(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
             flushes.setdefault(table, {}).update(counts or {})
     manifest["flushes"] = flushes
     newest = [one for one in found if one["attempt"] == found[-1]["attempt"]]
-    notes = list(manifest.get("not_recorded") or ())
+    notes = dict.fromkeys(manifest.get("not_recorded") or ())
     for one in newest:
         said = one.get("not_recorded") or ()
-        notes += [f"rank {one['rank']}: {text}" for text in said if text not in notes]
+        notes |= dict.fromkeys(f"rank {one['rank']}: {text}" for text in said if text not in notes)
     if notes:
-        manifest["not_recorded"] = notes
+        manifest["not_recorded"] = list(notes)
     manifest["ranks"] = [{name: one.get(name) for name in _OF_RANK} for one in found]
     failed = next((one for one in newest if status_of(one) in ("failed", "crashed")), None)
     if failed is not None and manifest.get("status") in ("finished", "interrupted"):
@@ -289,6 +292,8 @@ def _said_by_ranks(folder: Path) -> list[dict[str, Any]]:
     names = [match for match in map(_RANK.fullmatch, listing(folder)) if match]
     mib = sum((folder / match[0]).stat().st_size for match in names) / 2**20
     LIMITS.check("manifest_mib", mib / _MOST_RANK_FILES, "a sixteenth of its files of ranks takes")
+    values = sum((folder / match[0]).read_bytes().count(b",") for match in names)
+    LIMITS.check("manifest_mib", values * _VALUE_MIB / 3, "a third of what its ranks list takes")
     found = []
     for match in names:
         try:
@@ -302,7 +307,9 @@ def _said_by_ranks(folder: Path) -> list[dict[str, Any]]:
 def _parsed(folder: Path, path: Path) -> dict[str, Any]:
     try:
         LIMITS.check("manifest_mib", path.stat().st_size / 2**20, "it takes")
-        manifest = _clean(json.loads(path.read_text(encoding="utf-8")))
+        text = path.read_text(encoding="utf-8")
+        LIMITS.check("manifest_mib", text.count(",") * _VALUE_MIB, "what it lists takes")
+        manifest = _clean(json.loads(text))
         if not isinstance(manifest, dict):
             raise ValueError(f"a JSON {type(manifest).__name__}, expected an object")
     except (OSError, ValueError, RecursionError) as error:

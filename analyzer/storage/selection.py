@@ -1,4 +1,4 @@
-"""Which steps and which ids a question is about."""
+"""Which steps and which ids a question is about, and the rows of these."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,14 +6,18 @@ from difflib import get_close_matches
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from analyzer.errors import NotRecordedError
+from analyzer.storage.arrays import as_array, as_numpy
 
 __all__ = [
     "Steps",
     "StepsLike",
+    "by_step",
     "check_count",
+    "kept",
     "nearest",
     "one_of",
     "selected_ids",
@@ -181,3 +185,21 @@ def _id(asked: int | str, names: Mapping[int, str], kind: str) -> int:
         f"{kind} {asked!r} is not in this run; "
         f"expected {min(names, default=0)} to {max(names, default=0)}, or a name"
     )
+
+
+def kept(rows: pa.Table, steps: Steps, key: str | None, ids: Sequence[int] | None) -> pa.Table:
+    """Return the rows of the steps and ids that were asked for; ``key`` is the column of ids."""
+    keep = steps.mask(as_numpy(rows.column("step")))
+    if ids is not None and key is not None:
+        found = as_numpy(rows.column(key))
+        wanted = found == ids[0] if len(ids) == 1 else np.isin(found, ids)
+        keep = wanted if keep is None else keep & wanted
+    return rows if keep is None or keep.all() else rows.filter(as_array(keep))
+
+
+def by_step(rows: pa.Table) -> pa.Table:
+    """Return rows in the order of their steps."""
+    steps = as_numpy(rows.column("step"))
+    if np.all(steps[1:] >= steps[:-1]):
+        return rows
+    return rows.take(as_array(np.argsort(steps, kind="stable")))

@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from analyzer.errors import TooLargeError
 from analyzer.launch import RANKS
 from analyzer.storage.arrays import as_array, as_numpy, conform
+from analyzer.storage.limits import LIMITS
 from analyzer.storage.parts import READ_FAILURES, listing, reason_of
 from analyzer.storage.schema import EDGES, TABLES
 from analyzer.storage.sealed import open_file
@@ -20,6 +22,8 @@ __all__ = ["StaticTable", "static_tables"]
 # Tables that hold ids of another one.
 _REFERENCES = (("joins", "", ""), ("layers", "join", "joins"), ("parameters", "layer", "layers"))
 
+# The tables of all ranks together have as many times the rows of one.
+_MOST_RANKS = 16
 _OWN_TABLE = re.compile(r"a(\d{1,5})\.r(\d{1,5})\.(\w+)\.parquet")
 
 
@@ -95,8 +99,17 @@ class StaticTable:
         """The attempts and ranks with tables of their own, and those."""
         found = ((_OWN_TABLE.fullmatch(name), name) for name in listing(self._run / RANKS))
         own = [(int(m[1]), int(m[2]), name) for m, name in found if m and m[3] == self._name]
+        num_read = 0
         for attempt, rank, name in sorted(own):
-            yield attempt, rank, self._of_file(self._run / RANKS / name)
+            rows = self._of_file(self._run / RANKS / name)
+            num_read += rows.num_rows
+            try:
+                what = f"a sixteenth of what its ranks have of {self._name} numbers"
+                LIMITS.check("names", num_read / _MOST_RANKS, what)
+            except TooLargeError as error:
+                self._warn(str(error))
+                return
+            yield attempt, rank, rows
 
     def _added(
         self, rows: pa.Table, ids: NDArray[np.int32], new: Sequence[int], writer: tuple[int, int]
@@ -121,7 +134,9 @@ class StaticTable:
             return schema.empty_table()
         try:
             with open_file(path) as file:
-                rows = conform(file.read(), schema)
+                LIMITS.check("names", file.metadata.num_rows, "its rows number")
+                known = [name for name in file.schema_arrow.names if name in schema.names]
+                rows = conform(file.read(known), schema)
             for field in TABLES[self._name]:
                 if not field.nullable and rows.column(field.name).null_count:
                     raise ValueError(f"it has rows without {field.name!r}")

@@ -1,6 +1,6 @@
 """Reads only the columns, steps and ids that were asked for from the parts of one table."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -20,14 +20,16 @@ from analyzer.storage.arrays import (
 )
 from analyzer.storage.bins import Numbers
 from analyzer.storage.finding import PartFinder
+from analyzer.storage.limits import Total
 from analyzer.storage.parts import READ_FAILURES, Part
 from analyzer.storage.schema import CONSTANT_COLUMNS, TABLES, key_column
 from analyzer.storage.sealed import opened
-from analyzer.storage.selection import Steps
+from analyzer.storage.selection import Steps, by_step, kept
 
 __all__ = ["StepTable"]
 
 _Answer = TypeVar("_Answer")
+_Ids = Sequence[int] | None
 _MOST_TRIES = 10
 # Above this many rows a second core pays for its start.
 _MANY_ROWS = 500_000
@@ -140,6 +142,7 @@ class StepTable:
         if bounds is not None:
             first, last = bounds
             num_rows = sum(part.num_rows for part in self._readable())
+            Total(f"the steps of {self.name}").check(8 * num_rows)
             span = max(1, _SCANNED_ROWS * (last - first + 1) // max(1, num_rows))
             for start in range(first, last + 1, span):
                 found.append(self._between(start, start + span - 1))
@@ -147,11 +150,13 @@ class StepTable:
 
     def _readable(self) -> list[_OpenPart]:
         """All parts that can be opened."""
-        return self._again(lambda: [self._open(part) for part in self.parts])
+        return self._again(lambda: self._each(self.parts, self._open))
 
     def num_rows(self, rank: int) -> int:
         """Return how many rows a rank has in all attempts."""
-        mine = self._again(lambda: [self._open(part) for part in self.parts if part.rank == rank])
+        mine = self._again(
+            lambda: self._each([p for p in self.parts if p.rank == rank], self._open)
+        )
         return sum(part.num_rows for part in mine)
 
     def _between(self, first: int, last: int) -> NDArray[np.int64]:
@@ -199,7 +204,7 @@ class StepTable:
         self,
         columns: Sequence[str],
         steps: Steps,
-        ids: Sequence[int] | None = None,
+        ids: _Ids = None,
         *,
         ranks: Sequence[int] | None = None,
         all_attempts: bool = False,
@@ -214,9 +219,10 @@ class StepTable:
             is_mixed = not all_attempts and len({part.attempt for part in parts}) > 1
             keys = [self.key] if self.key is not None and ids is not None else []
             needed = list(dict.fromkeys(["step", *columns, *keys]))
+            total = Total(f"the rows of {self.name} that are asked for")
+            found = self._each(parts, lambda p: self._piece(p, needed, steps, ids, total))
             pieces = []
-            for part in parts:
-                piece = self._piece(part, needed, steps, ids)
+            for part, piece in zip(parts, found, strict=True):
                 if piece is not None:
                     attempt = np.full(piece.num_rows, part.attempt, dtype=np.int16)
                     pieces.append(piece.append_column("_attempt", as_array(attempt)))
@@ -227,7 +233,7 @@ class StepTable:
             whole = pa.concat_tables([conform(p, schema) for p in pieces] or [schema.empty_table()])
             if is_mixed:
                 whole = self._newest(whole, parts)
-            return _by_step(whole).select(list(columns))
+            return by_step(whole).select(list(columns))
 
         return self._again(rows)
 
@@ -261,8 +267,20 @@ class StepTable:
                 pass
             self._look_again()
 
+    def _each(self, parts: Iterable[Part], ask: Callable[[Part], _Answer]) -> list[_Answer]:
+        """An answer of each part; all that turn out damaged are found before one asks again."""
+        answers, damaged = [], None
+        for part in parts:
+            try:
+                answers.append(ask(part))
+            except _LeftOutError as error:
+                damaged = error
+        if damaged is not None:
+            raise damaged
+        return answers
+
     def _piece(
-        self, part: Part, needed: Sequence[str], steps: Steps, ids: Sequence[int] | None
+        self, part: Part, needed: Sequence[str], steps: Steps, ids: _Ids, total: Total
     ) -> pa.Table | None:
         """The rows of one part; None where it has none, or cannot be read."""
         if not steps.touches(part.first, part.last):
@@ -278,13 +296,11 @@ class StepTable:
             many = len(groups) if ids is None and steps.only is None else _GROUPS_AT_ONCE
             pieces = []
             for start in range(0, len(groups), many):
-                rows = found.file.read_row_groups(
-                    groups[start : start + many],
-                    columns=names,
-                    use_threads=found.num_rows > _MANY_ROWS,
-                )
+                some, threads = groups[start : start + many], found.num_rows > _MANY_ROWS
+                total.check(found.file.memory_of(some, names))
+                rows = found.file.read_row_groups(some, columns=names, use_threads=threads)
                 rows = self._renumbered(_checked(conform(rows, schema), part, self.key), part)
-                pieces.append(_kept(rows, steps, self.key, ids))
+                pieces.append(total.kept(kept(rows, steps, self.key, ids)))
             return pa.concat_tables(pieces)
         except FileNotFoundError:
             raise
@@ -379,20 +395,3 @@ def _checked(rows: pa.Table, part: Part, key: str | None) -> pa.Table:
         if not is_next.all() and len(np.unique([steps, ids], axis=1).T) < len(ids):
             raise ValueError(f"it has several rows of one step and {key}")
     return rows
-
-
-def _kept(rows: pa.Table, steps: Steps, key: str | None, ids: Sequence[int] | None) -> pa.Table:
-    """Rows of the steps and ids that were asked for."""
-    keep = steps.mask(as_numpy(rows.column("step")))
-    if ids is not None and key is not None:
-        found = as_numpy(rows.column(key))
-        wanted = found == ids[0] if len(ids) == 1 else np.isin(found, ids)
-        keep = wanted if keep is None else keep & wanted
-    return rows if keep is None or keep.all() else rows.filter(as_array(keep))
-
-
-def _by_step(rows: pa.Table) -> pa.Table:
-    steps = as_numpy(rows.column("step"))
-    if np.all(steps[1:] >= steps[:-1]):
-        return rows
-    return rows.take(as_array(np.argsort(steps, kind="stable")))

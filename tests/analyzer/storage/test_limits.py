@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analyzer.cli import main
-from analyzer.storage import limits
-from analyzer.storage.limits import LIMITS, Limits, TooLargeError, checked_file, set_limits
+from analyzer.errors import TooLargeError
+from analyzer.storage import limits, page_headers
+from analyzer.storage.limits import LIMITS, Limits, checked_file, set_limits
 from analyzer.storage.parts import READ_FAILURES
 from analyzer.storage.run import open_run
 from analyzer.storage.schema import TABLES
@@ -129,7 +130,7 @@ def test_pages_that_are_larger_than_the_footer_says_are_not_unpacked() -> None:
 
     def check(**changed: int) -> None:
         said = {"total_uncompressed_size": true.total_uncompressed_size, **fields, **changed}
-        limits._check_pages(pa.BufferReader(data), SimpleNamespace(**said), len(data))
+        page_headers.check_pages(pa.BufferReader(data), SimpleNamespace(**said), len(data))
 
     check()
     for changed in (

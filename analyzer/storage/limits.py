@@ -35,7 +35,7 @@ _MIB = 1 << 20
 _MOST_RATIO, _ALWAYS_MIB = 1000, 64
 _MOST_DEPTH = 8
 # Of what a question reads, it keeps a part.
-_MOST_READ = 16
+_MOST_READ = 4
 _MOST_CHUNKS = 200_000
 
 
@@ -80,7 +80,7 @@ _NONE: Mapping[str, float] = {}
 _stricter: ContextVar[Mapping[str, float]] = ContextVar("stricter", default=_NONE)
 
 
-LISTED = {"total_mib": 64, "files": 2_000}
+LISTED = {"total_mib": 24, "files": 1_000}
 """What one run among many in a list may take."""
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "StepsLike",
     "by_step",
     "check_count",
+    "has_twins",
     "kept",
     "nearest",
     "one_of",
@@ -203,3 +204,9 @@ def by_step(rows: pa.Table) -> pa.Table:
     if np.all(steps[1:] >= steps[:-1]):
         return rows
     return rows.take(as_array(np.argsort(steps, kind="stable")))
+
+
+def has_twins(steps: NDArray[np.int64], ids: NDArray[np.int32]) -> bool:
+    """Return whether two rows have the same step and id."""
+    order = np.lexsort((ids, steps))
+    return bool(((np.diff(steps[order]) == 0) & (np.diff(ids[order]) == 0)).any())

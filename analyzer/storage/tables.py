@@ -24,7 +24,7 @@ from analyzer.storage.limits import Total
 from analyzer.storage.parts import READ_FAILURES, Part
 from analyzer.storage.schema import CONSTANT_COLUMNS, TABLES, key_column
 from analyzer.storage.sealed import opened
-from analyzer.storage.selection import Steps, by_step, kept
+from analyzer.storage.selection import Steps, by_step, has_twins, kept
 
 __all__ = ["StepTable"]
 
@@ -154,10 +154,10 @@ class StepTable:
 
     def num_rows(self, rank: int) -> int:
         """Return how many rows a rank has in all attempts."""
-        mine = self._again(
-            lambda: self._each([p for p in self.parts if p.rank == rank], self._open)
+        opened_ = self._readable()
+        return sum(
+            o.num_rows for part, o in zip(self.parts, opened_, strict=True) if part.rank == rank
         )
-        return sum(part.num_rows for part in mine)
 
     def _between(self, first: int, last: int) -> NDArray[np.int64]:
         """The steps from one to another that have rows, in order, each once."""
@@ -392,6 +392,6 @@ def _checked(rows: pa.Table, part: Part, key: str | None) -> pa.Table:
         ids = as_numpy(rows.column(key))
         # In the order in which they are written that is seen at a glance.
         is_next = (np.diff(steps) > 0) | ((np.diff(steps) == 0) & (np.diff(ids) > 0))
-        if not is_next.all() and len(np.unique([steps, ids], axis=1).T) < len(ids):
+        if not is_next.all() and has_twins(steps, ids):
             raise ValueError(f"it has several rows of one step and {key}")
     return rows

@@ -98,11 +98,11 @@ def text(run: Path) -> None:
 
 @_bomb
 def probes(run: Path) -> None:
-    """900 files of a probe that findings read, of 60 MB each."""
+    """900 files of a probe that findings read, of 20 MB each."""
     folder = run / "probes" / "sharpness"
     folder.mkdir(parents=True)
     first = folder / f"step-{0:012d}.parquet"
-    _repeated(first, pa.table({"sharpness": np.zeros(7_000_000)}), 1)
+    _repeated(first, pa.table({"sharpness": np.zeros(2_500_000)}), 1)
     for step in range(1, 900):
         os.link(first, folder / f"step-{step:012d}.parquet")
 

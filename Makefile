@@ -10,6 +10,8 @@ PIP := -m pip --quiet --disable-pip-version-check
 HASHED := $(PIP) install --require-hashes --no-deps
 # The wheel for CPUs, else that of PyPI and, where it is for an accelerator, the libraries it asks for.
 TORCH = $(1)/python $(HASHED) --requirement locked/torch-cpu.txt 2>/dev/null || { $(1)/python $(HASHED) --requirement locked/torch.txt && $(1)/python $(PIP) install torch==$$($(1)/python -c 'from importlib.metadata import version; print(version("torch"))'); }
+# What PyPI has as source alone, built by the setuptools of that list.
+SOURCE := $(HASHED) --no-build-isolation --requirement locked/source.txt
 ITSELF := $(PIP) install --no-deps --no-build-isolation --editable .
 # Tests run in this many processes, one thread each: one more than the cores of a small machine, since
 # many tests wait for a process or a browser of their own.
@@ -33,6 +35,7 @@ $(INSTALLED): pyproject.toml $(wildcard locked/*.txt) setup.py $(wildcard analyz
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(HASHED) --requirement locked/dev.txt
+	$(BIN)/python $(SOURCE)
 	$(call TORCH,$(BIN))
 	$(BIN)/python $(ITSELF)
 	@touch $(INSTALLED)
@@ -65,6 +68,7 @@ $(INTEGRATIONS)/.installed: pyproject.toml $(wildcard locked/*.txt)
 	@echo "--- setting up $(INTEGRATIONS)"
 	$(PYTHON) -m venv $(INTEGRATIONS)
 	$(INTEGRATIONS)/bin/python $(HASHED) --requirement locked/dev.txt --requirement locked/integrations.txt
+	$(INTEGRATIONS)/bin/python $(SOURCE)
 	$(call TORCH,$(INTEGRATIONS)/bin)
 	$(INTEGRATIONS)/bin/python $(ITSELF)
 	@touch $(INTEGRATIONS)/.installed
@@ -82,6 +86,7 @@ $(PEERS)/.installed: pyproject.toml $(wildcard locked/*.txt)
 	@echo "--- setting up $(PEERS)"
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python $(HASHED) --requirement locked/dev.txt --requirement locked/peers.txt
+	$(PEERS)/bin/python $(SOURCE)
 	$(call TORCH,$(PEERS)/bin)
 	$(PEERS)/bin/python $(ITSELF)
 	@touch $(PEERS)/.installed

@@ -34,6 +34,8 @@ class Address:
         quantity: Column to draw; empty for the page's own.
         layers: Regular expression for layer names; empty for all.
         chosen: Layers whose series are drawn.
+        opened: Modules of the network that are shown open, whatever fits.
+        closed: Those that are shown closed.
     """
 
     runs: tuple[str, ...] = ()
@@ -44,6 +46,8 @@ class Address:
     relative: bool = False
     smooth: bool = False
     chosen: tuple[str, ...] = ()
+    opened: tuple[str, ...] = ()
+    closed: tuple[str, ...] = ()
 
 
 def parse(search: str | None, step: int | None = None) -> Address:
@@ -62,8 +66,15 @@ def parse(search: str | None, step: int | None = None) -> Address:
         aggregate=shown if shown in AGGREGATES else AGGREGATES[0],
         relative=last.get("relative") == "1",
         smooth=last.get("smooth") == "1",
-        chosen=tuple(dict.fromkeys(v for k, v in pairs if k == "layer"))[:_MOST_LAYERS],
+        chosen=_named(pairs, "layer"),
+        opened=_named(pairs, "open"),
+        closed=_named(pairs, "close"),
     )
+
+
+def _named(pairs: list[tuple[str, str]], key: str) -> tuple[str, ...]:
+    """Every value of a key, each once."""
+    return tuple(dict.fromkeys(v for k, v in pairs if k == key))[:_MOST_LAYERS]
 
 
 def landed(library: Library, path: str, search: str | None) -> Address:
@@ -106,7 +117,8 @@ def query(address: Address) -> str:
         "smooth": "1" if address.smooth else "",
     }
     pairs += [(name, value) for name, value in given.items() if value]
-    pairs += [("layer", layer) for layer in address.chosen]
+    several = {"layer": address.chosen, "open": address.opened, "close": address.closed}
+    pairs += [(name, value) for name, values in several.items() for value in values]
     return "?" + urlencode(pairs) if pairs else ""
 
 

@@ -17,7 +17,7 @@ from analyzer.figures.catalog import PANELS, RUNS, page_at, page_of, panel
 from analyzer.figures.csv_text import csv_text
 from analyzer.storage.schema import STAT_COLUMNS
 
-from . import landing
+from . import landing, network
 from .address import Address, Context, context, landed, lead, parse, query
 from .cache import Line
 from .compare import verdict_of
@@ -157,6 +157,7 @@ def create_app(
     _connect_pages(app, library, warmer)
     _connect_cards(app, seen, warmer)
     _connect_live(app, library, seen)
+    network.connect(app, seen)
     _connect_scripts(app)
     _connect_downloads(app, seen)
     protect(
@@ -345,6 +346,7 @@ def _connect_scripts(app: Dash) -> None:
     script("runRows", Output(Id.RUN_ROWS, "storage_type"), Input(Id.RUN_ROWS, "data"))
     script("scheme", *(Output(x, "data") for x in look), url, *(State(x, "data") for x in look))
     script("links", Output(links, "href"), search, step, State(links, "id"))
+    script("network", Output(Id.NETWORK, "storage_type"), Input(Id.NETWORK, "data"))
     script("steps", Output(Id.SINK, "data"), Input(Id.STEPS, "data"), stepped)
     script("live", Output(Id.POLL, "disabled"), Input(Id.LIVE, "data"))
     script("arrived", Output(Id.SINK, "id"), Input(Id.LIVE_TEXT, "children"))

@@ -39,6 +39,12 @@ class Id(StrEnum):
     FINDINGS_SOON = "findings-soon"
     VERDICT_SOON = "verdict-soon"
     RUN_ROWS = "run-rows"
+    NETWORK = "network"
+    NETWORK_CAPTION = "network-caption"
+    NETWORK_LEGEND = "network-legend"
+    NETWORK_NOTE = "network-note"
+    NETWORK_PLACE = "network-place"
+    NETWORK_TABLE = "network-table"
     SINK = "sink"
     LETTERS = "letters"
 

@@ -40,6 +40,12 @@ PAGES = checked(
             panels=(statistics.HEATMAP, statistics.PROFILE, statistics.SERIES),
         ),
         Page(
+            key="network",
+            lead="The modules of the network, in the order of the data flow, and its shortcuts.",
+            letter="n",
+            has_layout=True,
+        ),
+        Page(
             key="compare",
             lead="Two runs on one axis of depth.",
             letter="c",

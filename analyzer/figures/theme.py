@@ -101,12 +101,16 @@ class Theme:
         scale: list[list[float | str]] = get_colorscale(self.scale)
         return scale
 
+    def heat(self, place: float) -> str:
+        """Return the color at a place of the color scale of heatmaps, from 0 to 1."""
+        (color,) = sample_colorscale(self.scale, [place], colortype="tuple")
+        return "#" + "".join(f"{round(255 * part):02x}" for part in color)
+
     def depth_colors(self, count: int) -> list[str]:
         """Return colors of lines from input to output."""
         first, last = self.lines
         places = [first + (last - first) * k / max(1, count - 1) for k in range(count)]
-        parts = sample_colorscale(self.scale, places, colortype="tuple")
-        return ["#" + "".join(f"{round(255 * part):02x}" for part in color) for color in parts]
+        return [self.heat(place) for place in places]
 
     def layout(self, height: int = 380) -> Layout:
         """Return the layout of a figure in this look; it must not be changed."""

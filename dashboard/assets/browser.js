@@ -193,7 +193,7 @@
     }
   }
   Object.assign(window.gradientflow, {
-    showStep, commitStep, chooseLayer, shownStep, nearest, graphOf, go,
+    showStep, commitStep, chooseLayer, shownStep, nearest, graphOf, go, set, params, replace, withoutStep,
   });
 
   function shownStep() {

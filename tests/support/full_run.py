@@ -1,6 +1,7 @@
 """A plain and a residual run that hold everything a run can hold; hand-made numbers, no torch."""
 
 import json
+from itertools import pairwise
 from math import comb, sin
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def write_network_run(
     writer.write_layers(layers)
     writer.write_parameters(parameters)
     writer.write_joins(joins)
+    writer.write_edges(_edges(layers, joins))
     for step in range(steps):
         is_nan = nan_from is not None and step >= nan_from
         record = _record(step, steps, layers, parameters, len(joins), is_nan)
@@ -143,6 +145,24 @@ def _joins(blocks: int) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _edges(layers: list[dict[str, Any]], joins: list[dict[str, Any]]) -> list[dict[str, int]]:
+    """What reads what: one layer after the other, past each block what its shortcut adds."""
+    ids = {layer["name"]: layer["layer"] for layer in layers}
+    if not joins:
+        chain = list(ids.values())
+        return [{"source": s, "target": t} for s, t in zip([-1, *chain], chain, strict=False)]
+    pairs: set[tuple[int, int]] = {(-1, 0)}
+    sources = {0}
+    for join in joins:
+        branch = [ids[name] for name in join["branch_layers"]]
+        past = [ids[name] for name in join["shortcut_layers"]]
+        pairs |= {(source, first) for source in sources for first in (branch[0], *past)}
+        pairs |= set(pairwise(branch))
+        sources = {branch[-1], *(past or sources)}
+    pairs |= {(source, ids["head"]) for source in sources}
+    return [{"source": source, "target": target} for source, target in sorted(pairs)]
 
 
 def _parameters(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:

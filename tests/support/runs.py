@@ -38,6 +38,7 @@ def write_run(
     *,
     layers: Sequence[dict[str, Any]] | None = None,
     joins: Sequence[dict[str, Any]] = (),
+    edges: Sequence[dict[str, int]] = (),
     status: str | None = "finished",
     error: str | None = None,
     **manifest: Any,
@@ -48,6 +49,7 @@ def write_run(
     writer.write_layers(layers or [layer_row(i, f"layers.{i}") for i in range(count)])
     writer.write_parameters([])
     writer.write_joins(joins)
+    writer.write_edges(edges)
     for step, (loss, row) in enumerate(zip(losses, norms, strict=True)):
         columns = {"step": step, "loss": loss, "seconds": 0.5, "skipped": False, "time": TIME}
         record = StepRecord(columns, [_layer_stats(row)] if row else [])

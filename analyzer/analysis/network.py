@@ -1,0 +1,434 @@
+"""A network as nested modules with the data flow between them: what fits on a screen, and values.
+
+A *box* is a module that holds layers. Closed, it stands for all of them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyzer.analysis.flow_grid import flow_grid
+from analyzer.analysis.numerals import counted, number
+from analyzer.analysis.per_run import recorded_step
+from analyzer.analysis.view import View
+from analyzer.errors import NotRecordedError
+from analyzer.storage.run import Run
+from analyzer.storage.schema import EDGES, STAT_COLUMNS
+from analyzer.vocabulary import quantity
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Box", "Network", "NetworkView", "network", "network_view"]
+
+_MOST_SHOWN, _MOST_CHILDREN = 60, 32
+_INPUT = "input"
+
+
+@dataclass(eq=False)
+class Box:
+    """A module, a layer, a join, the input, or neighbors of which there are too many.
+
+    Args:
+        key: Its path, with ``#k`` for a later call, ``[a … b]`` for a group, ``+k`` for a join.
+        label: What is written on it.
+        kind: ``module``, ``group``, ``layer``, ``join`` or ``input``.
+        parent: The box around it; None at the top.
+        layers: Ids of the layers in it.
+        children: What it holds, in call order.
+        order: Place of its first layer.
+    """
+
+    key: str
+    label: str
+    kind: str
+    parent: "Box | None" = None
+    layers: list[int] = field(default_factory=list)
+    children: "list[Box]" = field(default_factory=list)
+    order: float = 0.0
+
+
+class Network:
+    """The modules of a run and the data flow between their layers, whatever is shown of it.
+
+    Joins are boxes of their own, which read the branch and the shortcut, where the edges show it.
+
+    Args:
+        run: A run.
+
+    Attributes:
+        boxes: All boxes by their key.
+        top: Those in no other one.
+        edges: Keys of source and target.
+        joins: By the key of each join that has a box: its id and the key of what its shortcut is.
+        has_edges: Whether the run recorded any.
+    """
+
+    def __init__(self, run: Run) -> None:
+        rows = run.static_rows("layers").select(["layer", "name", "module", "kind"]).to_pylist()
+        self.boxes: dict[str, Box] = {}
+        self.top: list[Box] = []
+        self._leaf: dict[int, str] = {-1: _INPUT}
+        inner = {path for row in rows for path in _around(row["module"])}
+        for row in rows:
+            self._add_layer(row, row["module"] in inner)
+        pairs = run.static_rows(EDGES)
+        ends = zip(*(pairs.column(name).to_pylist() for name in ("source", "target")), strict=True)
+        reads: dict[int, set[int | str]] = {}
+        for source, target in ends:
+            if target in self._leaf and source in self._leaf:
+                reads.setdefault(target, set()).add(source)
+        self.has_edges = bool(reads)
+        self.joins: dict[str, tuple[int, frozenset[str]]] = {}
+        by_name = {row["name"]: row["layer"] for row in rows}
+        found = self._joined(run.static_rows("joins").to_pylist(), by_name, reads)
+        self.edges = list(dict.fromkeys(found))
+        for box in [*self.boxes.values()]:
+            self._group(box.children, box)
+        self._group(self.top, None)
+        if any(source == _INPUT for source, _ in self.edges):
+            self.boxes[_INPUT] = Box(_INPUT, _INPUT, "input", order=-1.0)
+            self.top.insert(0, self.boxes[_INPUT])
+
+    def _add_layer(self, row: Mapping[str, Any], has_inner: bool) -> None:
+        around = [*_around(row["module"]), *([row["module"]] if has_inner else [])]
+        parent: Box | None = None
+        for path in around:
+            box = self.boxes.get(path)
+            if box is None:
+                label = path[len(parent.key) + 1 :] if parent else path
+                box = self._put(Box(path, label, "module", parent, order=row["layer"]))
+            box.layers.append(row["layer"])
+            parent = box
+        # A module that is a layer and holds others has a layer of its own name in its box.
+        key = f"{row['name']}:" if row["name"] in around else row["name"]
+        label = row["name"].removeprefix(f"{parent.key}.") if parent else row["name"]
+        layer = Box(key, label, "layer", parent, [row["layer"]], order=row["layer"])
+        self._leaf[row["layer"]] = self._put(layer).key
+
+    def _put(self, box: Box) -> Box:
+        self.boxes[box.key] = box
+        (box.parent.children if box.parent else self.top).append(box)
+        return box
+
+    def _joined(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        by_name: Mapping[str, int],
+        reads: dict[int, set[int | str]],
+    ) -> Iterable[tuple[str, str]]:
+        """Put the boxes of joins between what reads their two sides and these sides."""
+        joins = [_Sides.of(row, by_name, reads) for row in rows]
+        by_branch: dict[int | str, list[_Sides]] = {}
+        for join in reversed(joins):
+            for layer in join.branch if join else ():
+                by_branch.setdefault(layer, []).append(join)  # type: ignore[arg-type]
+        used: dict[int, _Sides] = {}
+
+        def absorbed(sources: set[int | str], before: int) -> set[int | str]:
+            while True:
+                candidates = {
+                    join.number: join
+                    for source in sources
+                    for join in by_branch.get(source, ())
+                    if join.number < before and join.both <= sources
+                }
+                if not candidates:
+                    return sources
+                before = max(candidates)
+                used[before] = candidates[before]
+                sources = (sources - candidates[before].both) | {f"+{before}"}
+
+        targets: dict[int | str, set[int | str]] = {
+            target: absorbed(sources, len(joins)) for target, sources in reads.items()
+        }
+        waiting = sorted(used, reverse=True)
+        while waiting:
+            join = used[waiting.pop(0)]
+            known = set(used)
+            shortcut = absorbed(set(join.shortcut), join.number)
+            waiting = sorted({*waiting, *(set(used) - known)}, reverse=True)
+            targets[f"+{join.number}"] = set(join.branch) | shortcut
+            self._add_join(join, rows[join.number], by_name, shortcut)
+        for target, sources in targets.items():
+            for source in sources:
+                yield self._key(source), self._key(target)
+
+    def _key(self, end: int | str) -> str:
+        return end if isinstance(end, str) else self._leaf[end]
+
+    def _add_join(
+        self,
+        join: "_Sides",
+        row: Mapping[str, Any],
+        by_name: Mapping[str, int],
+        shortcut: set[int | str],
+    ) -> None:
+        parent = self.boxes.get(str(row["name"]).partition("#")[0])
+        parent = parent if parent is not None and parent.kind == "module" else None
+        sign = "+" if row["operation"] == "add" else "‖"
+        last = max((by_name[name] for name in row["branch_layers"] if name in by_name), default=0)
+        box = Box(f"+{join.number}", sign, "join", parent, order=last + 0.5)
+        self._put(box)
+        self.joins[box.key] = (row["join"], frozenset(map(self._key, shortcut)))
+
+    def _group(self, children: list[Box], parent: Box | None) -> None:
+        """Put neighbors together where there are too many for one box."""
+        children.sort(key=lambda box: box.order)
+        while len(children) > _MOST_CHILDREN:
+            size = max(2, -(-len(children) // _MOST_CHILDREN))
+            groups = []
+            for at in range(0, len(children), size):
+                some = children[at : at + size]
+                ends = f"{some[0].label} … {some[-1].label}"
+                key = f"{parent.key if parent else ''}[{some[0].key} … {some[-1].key}]"
+                layers = [layer for box in some for layer in box.layers]
+                group = Box(key, ends, "group", parent, layers, some, some[0].order)
+                for box in some:
+                    box.parent = group
+                self.boxes[key] = group
+                groups.append(group)
+            children[:] = groups
+
+    def shown(self, opened: Iterable[str], closed: Iterable[str]) -> tuple[set[str], list[Box]]:
+        """Return the keys of the boxes that are open, and what stands in none that is closed.
+
+        Level by level boxes are open as long as all fits; ``opened`` and ``closed`` come first.
+        """
+        wanted, unwanted = set(opened), set(closed)
+        is_open: set[str] = set()
+        level = self.top
+        count = len(self.top)
+        while level:
+            inside = [b for b in level if b.children and b.key not in unwanted | wanted]
+            more = sum(len(box.children) - 1 for box in inside)
+            fits = count + more <= _MOST_SHOWN
+            count += more if fits else 0
+            now = {b.key for b in level if b.key in wanted and b.children}
+            now |= {box.key for box in inside} if fits else set()
+            is_open |= now
+            level = [child for box in level if box.key in now for child in box.children]
+        seen: list[Box] = []
+        stack = self.top[::-1]
+        while stack:
+            box = stack.pop()
+            seen.append(box)
+            if box.key in is_open:
+                stack += box.children[::-1]
+        return is_open, seen
+
+    def standing(self, is_open: set[str]) -> dict[str, str]:
+        """Return for each key the key of the box that is drawn for it."""
+        found = {}
+        for key, box in self.boxes.items():
+            outermost = box
+            at: Box | None = box
+            while at is not None:
+                if at.key not in is_open:
+                    outermost = at
+                at = at.parent
+            found[key] = outermost.key
+        return found
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """What the box of a join reads: ends of its branch, and ends of its shortcut (or the fork)."""
+
+    number: int
+    branch: frozenset[int | str]
+    shortcut: frozenset[int | str]
+
+    @property
+    def both(self) -> frozenset[int | str]:
+        return self.branch | self.shortcut
+
+    @classmethod
+    def of(
+        cls,
+        row: Mapping[str, Any],
+        by_name: Mapping[str, int],
+        reads: Mapping[int, set[int | str]],
+    ) -> "_Sides | None":
+        """Return the sides of a join; None where the edges do not show them."""
+        sides: list[set[int | str]] = [
+            {by_name[name] for name in row[column] if name in by_name}
+            for column in ("branch_layers", "shortcut_layers")
+        ]
+        branch, shortcut = sides
+        inside = branch | shortcut
+        outside = [s for target, s in reads.items() if target not in inside]
+        ends = [side & set().union(*outside) for side in sides] if outside else [set(), set()]
+        fork = {one for layer in branch for one in reads.get(int(layer), ())} - inside
+        other = ends[1] or fork
+        if not ends[0] or not other:
+            return None
+        return cls(int(row["join"]), frozenset(ends[0]), frozenset(other))
+
+
+def _around(module: str) -> list[str]:
+    """The paths of the modules around one, the outermost first."""
+    parts = module.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkView:
+    """What is shown of a network at a step.
+
+    Args:
+        network: All of it.
+        is_open: Keys of the boxes that are open.
+        boxes: What is shown, each before what it holds.
+        edges: Keys of source and target of what is shown, and the join whose shortcut it is.
+        step: The recorded step.
+        quantity: What the colors say.
+        values: By the key of what is closed the median over its layers; NaN where none is finite.
+        broken: Keys of those in which a layer has NaN or an infinite value.
+        shares: Shortcut share of each join by its id.
+        low: Smallest value of the colors, a logarithm where ``is_log``.
+    """
+
+    run: str
+    network: Network
+    is_open: set[str]
+    boxes: list[Box]
+    edges: list[tuple[str, str, int | None]]
+    step: int
+    quantity: str
+    values: dict[str, float]
+    broken: set[str]
+    shares: dict[int, float]
+    low: float
+    high: float
+    is_log: bool
+
+    @cached_property
+    def caption(self) -> str:
+        """What is shown, and between which values the closed boxes lie."""
+        label = quantity(self.quantity).label
+        layers = len({layer for box in self.boxes for layer in box.layers})
+        shut = [box for box in self.boxes if box.key not in self.is_open]
+        known = {b.key: v for b in shut if np.isfinite(v := self.values.get(b.key, np.nan))}
+        text = (
+            f"{self.run}, step {self.step:,}: {counted(layers, 'layer')} in "
+            f"{counted(len(shut), 'node')}"
+        )
+        if known:
+            low, high = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
+            text += f"; {label} from {number(known[low])} ({low}) to {number(known[high])} ({high})"
+        if self.broken:
+            text += f"; not finite in {counted(len(self.broken), 'node')}"
+        if not self.network.has_edges:
+            text += ". The data flow was not recorded: boxes stand in call order"
+        return text + "."
+
+    def table(self) -> "pd.DataFrame":
+        """Return one row per box that is closed."""
+        import pandas as pd
+
+        shut = [box for box in self.boxes if box.key not in self.is_open]
+        return pd.DataFrame(
+            {
+                "box": [box.key for box in shut],
+                "kind": [box.kind for box in shut],
+                "layers": [len(box.layers) for box in shut],
+                self.quantity: [self.values.get(box.key, np.nan) for box in shut],
+            }
+        )
+
+
+def network(run: Run) -> Network:
+    """Return the modules of a run and the data flow between its layers.
+
+    Raises:
+        NotRecordedError: If no layer was recorded.
+    """
+    if not run.static_rows("layers").num_rows:
+        raise NotRecordedError(
+            f"no layer was recorded in run '{run.name}'; a layer is there once a backward pass ran"
+        )
+    return Network(run)
+
+
+def network_view(
+    whole: Network, view: View, opened: Iterable[str], closed: Iterable[str]
+) -> NetworkView:
+    """Return what is shown of the first run of a view.
+
+    Raises:
+        NotRecordedError: If the quantity was not recorded.
+    """
+    run = view.runs[0]
+    is_open, boxes = whole.shown(opened, closed)
+    stands = whole.standing(is_open)
+    edges: dict[tuple[str, str], int | None] = {}
+    for source, target in whole.edges:
+        pair = stands[source], stands[target]
+        if pair[0] != pair[1]:
+            join, forks = whole.joins.get(target, (None, frozenset()))
+            edges.setdefault(pair, None)
+            if source in forks:
+                edges[pair] = join
+    table = "layer_stats" if view.quantity in STAT_COLUMNS["layer_stats"] else "parameter_stats"
+    step = recorded_step(run, view.step, table)
+    values = _by_layer(run, view.quantity, table, step)
+    shut = [box for box in boxes if box.key not in is_open and box.layers]
+    grid = flow_grid(View((run,), quantity=view.quantity, aggregate=view.aggregate))
+    split = run.nearest_step(view.step, "splits")
+    shares: dict[int, float] = {}
+    if split is not None:
+        ids, found = run.profile("shortcut_share", split)
+        shares = dict(zip(ids.tolist(), found.tolist(), strict=True))
+    return NetworkView(
+        run=run.name,
+        network=whole,
+        is_open=is_open,
+        boxes=boxes,
+        edges=[(*pair, join) for pair, join in edges.items()],
+        step=step,
+        quantity=view.quantity,
+        values={box.key: _median(values, box.layers) for box in shut},
+        broken={box.key for box in shut if _is_broken(values, box.layers)},
+        shares=shares,
+        low=grid.low,
+        high=grid.high,
+        is_log=grid.is_log,
+    )
+
+
+Values = dict[int, list[float]]
+
+
+def _by_layer(run: Run, column: str, table: str, step: int) -> Values:
+    """The values of each layer, or of the parameters that it uses first."""
+    rows = run.read(table, column, steps=step)
+    layers: list[int | None] = rows.column(table.removesuffix("_stats")).to_pylist()
+    if table == "parameter_stats":
+        own = run.static_rows("parameters").select(["parameter", "layer"]).to_pylist()
+        of = {row["parameter"]: row["layer"] for row in own}
+        layers = [None if id_ is None else of.get(id_) for id_ in layers]
+    found: Values = {}
+    # Null is what was not measured; NaN was.
+    for layer, value in zip(layers, rows.column(column).to_pylist(), strict=True):
+        if layer is not None and value is not None:
+            found.setdefault(layer, []).append(value)
+    return found
+
+
+def _of(values: Values, layers: Iterable[int]) -> NDArray[np.float64]:
+    return np.array([value for layer in layers for value in values.get(layer, ())], np.float64)
+
+
+def _median(values: Values, layers: Iterable[int]) -> float:
+    found = _of(values, layers)
+    finite = found[np.isfinite(found)]
+    return float(np.median(finite)) if len(finite) else float("nan")
+
+
+def _is_broken(values: Values, layers: Iterable[int]) -> bool:
+    return not bool(np.isfinite(_of(values, layers)).all())

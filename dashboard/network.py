@@ -6,7 +6,8 @@ from typing import Any
 
 from dash import Dash, Input, Output, dcc, html
 
-from analyzer.analysis.network import Box, NetworkView, network, network_view
+from analyzer.analysis.network import Box, network
+from analyzer.analysis.network_view import NetworkView, network_view
 from analyzer.analysis.numerals import counted, number, percent
 from analyzer.analysis.view import matching
 from analyzer.errors import AnalyzerError

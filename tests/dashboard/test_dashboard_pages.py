@@ -27,7 +27,7 @@ def test_every_page_works_in_light_and_dark_on_desktop_and_phone(visit: Open, pa
     shown = visit()
     page = shown.go(path + PAIR)
     shown.settle()
-    assert page.locator("[data-panel]").count() > 0 or path in ("/runs", "/findings")
+    assert page.locator("[data-panel]").count() > 0 or path in ("/runs", "/network", "/findings")
     assert page.locator("[data-panel] .message").all_text_contents() == []
     assert page.title().endswith("– Gradient flow")
     assert violations(page) == []

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from analyzer.analysis.network import Network, NetworkView, network, network_view
+from analyzer.analysis.network import Network, network
+from analyzer.analysis.network_view import NetworkView, network_view
 from analyzer.analysis.view import View
 from analyzer.errors import NotRecordedError
 from analyzer.storage.run import Run, open_run

@@ -28,6 +28,8 @@ GUIDES = {
     "paths": "path-spectrum.md",
     "landscape": "landscape.md",
     "shattering": "shattering.md",
+    "forward_correlation": "forward-correlation.md",
+    "sharpness": "sharpness.md",
     "noise": "noise.md",
 }
 

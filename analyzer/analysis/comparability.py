@@ -13,7 +13,7 @@ from analyzer.errors import AnalyzerError, NotRecordedError
 from analyzer.storage.arrays import as_floats
 from analyzer.storage.run import Run
 
-__all__ = ["AlikeError", "Difference", "differences", "put_right", "size_of_batch"]
+__all__ = ["AlikeError", "Difference", "differences", "notes", "put_right", "size_of_batch"]
 
 # Numbers that differ by less do not explain what is claimed.
 _MATTERS = 1.25
@@ -195,3 +195,44 @@ _FACTS: tuple[tuple[str, Callable[[Run], Any], str], ...] = (
     ("seed", _seed, ""),
 )
 """What is compared: its name, how it is read, and what it can explain."""
+
+
+def _swap_note(plain: Sequence[Run], residual: Sequence[Run], is_swapped: bool) -> str:
+    if not is_swapped:
+        return ""
+    names = (", ".join(run.name for run in side) for side in (plain, residual))
+    return "The runs came in the other order and were put right: plain {}, residual {}.".format(
+        *names
+    )
+
+
+def notes(plain: Sequence[Run], residual: Sequence[Run], is_swapped: bool = False) -> str:
+    """Return which run is which, how the plain one was made, and where joins were not seen."""
+    said = [_swap_note(plain, residual, is_swapped), _twin_note(plain[0]) if plain else ""]
+    hidden = [
+        run.name
+        for run in (*plain, *residual)
+        if any(
+            "join" in one and not one.startswith("probe ")
+            for one in map(str, run.manifest.get("not_recorded") or ())
+        )
+    ]
+    if hidden:
+        said.append(f"Not all joins of {', '.join(dict.fromkeys(hidden))} could be seen.")
+    return " ".join(filter(None, said))
+
+
+def _twin_note(plain: Run) -> str:
+    """How the plain run was made, as far as its manifest says."""
+    scale = plain.manifest.get("skip_scale")
+    if scale is None:
+        return ""
+    rescaled = plain.manifest.get("rescale") or plain.manifest.get("rescaled")
+    branches = (
+        "its branches were initialized again so that activation variances match"
+        if rescaled
+        else "its branches kept their scale, so activations have another scale than the original's"
+    )
+    of = f" of {', '.join(scale)}" if isinstance(scale, dict) else ""
+    alpha = max(scale.values(), default=0) if isinstance(scale, dict) else scale
+    return f"The plain run is a twin with every shortcut{of} multiplied by {alpha:g}; {branches}."

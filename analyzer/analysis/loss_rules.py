@@ -315,8 +315,12 @@ def _at_the_edge(evidence: Evidence, limits: Limits) -> Seen | None:
     if not found.value >= limits["edge_share"]:
         return None
     where = "At the edge of stability" if found.value < BEYOND_THE_EDGE else "Beyond the edge"
-    words = {"where": where, "scale": number(found.scale)}
-    return Seen(found.value, (), (found.steps[0], found.steps[-1]), words)
+    first, last = found.steps[0], found.steps[-1]
+    when = f"the probe of step {last}"
+    if first < last:
+        when = f"median over the probes of steps {first} to {last}"
+    words = {"where": where, "scale": number(found.scale), "when": when}
+    return Seen(found.value, (), (first, last), words)
 
 
 AT_THE_EDGE = Rule(
@@ -327,7 +331,7 @@ AT_THE_EDGE = Rule(
     reads={"steps": ("loss",)},
     look=_at_the_edge,
     sentence="{where}: the largest eigenvalue of the Hessian is {value} times the {scale} from "
-    "which on a step is unstable (median over the probes of steps {first} to {last}).",
+    "which on a step is unstable ({when}).",
     remedy="Nothing, while the loss falls: full-batch training often stays there, and the loss "
     "falls unevenly. A lower learning rate, or a warm-up, leaves the edge; a higher one makes the "
     "training turn to flatter places, or diverge. Of a training by small batches the Hessian of "

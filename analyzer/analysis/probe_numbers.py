@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from analyzer.analysis.gradient_flow import relative_depth
 from analyzer.analysis.per_run import not_recorded, probe_rows, probe_rows_at
 from analyzer.analysis.training import run_training
+from analyzer.storage.arrays import as_floats
 from analyzer.storage.run import Run
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ __all__ = [
 
 # As analyzer.probes.jacobian names it, which the reading side does not import.
 _NETWORK = "network"
+_MOST_FLOAT32, _CLIPPED = 1e6, 0.1
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,10 @@ def condition_number(run: Run) -> Measured:
     reach = (high / low) ** (1.57 / len(known) ** 0.5) if low > 0 and high < math.inf else 1.0
     middle = float(np.median(known))
     ends = middle / float(reach), middle * float(reach)
-    return Measured(middle, query, (step,), *ends, "samples", len(known))
+    # What is smaller than rounding makes of it is not told from zero.
+    is_hidden = run.manifest.get("dtype") != "float64" and middle > _MOST_FLOAT32
+    where = " or more, hidden by rounding in float32," if is_hidden else ""
+    return Measured(middle, query, (step,), *ends, "samples", len(known), where=where)
 
 
 def _whole(run: Run, rows: "pd.DataFrame") -> str:
@@ -194,6 +199,11 @@ def edge_of_stability(run: Run) -> Measured:
     the last threshold; the ends are the smallest and the largest ratio.
     """
     rows = probe_rows(run, "sharpness").sort_values("step")
+    factors = as_floats(run.read("steps", "clip_factor").column("clip_factor"))
+    last_third = factors[-max(1, len(factors) // 3) :]
+    if len(factors) and np.mean(last_third < 1) > _CLIPPED:
+        remedy = "of clipped gradients a step is smaller than the learning rate says"
+        raise not_recorded("a threshold of the sharpness was", run, remedy)
     for prefix in ("", "preconditioned_"):
         name, limit = f"{prefix}sharpness", f"{prefix}threshold"
         if not {name, limit} <= set(rows):

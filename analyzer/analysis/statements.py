@@ -137,9 +137,9 @@ STATEMENTS = (
     Statement(
         "conditioning",
         "Is the Jacobian of the network better conditioned with shortcuts?",
-        "its condition number is {plain} without them, {residual} with them (median of {count} "
-        "samples)",
-        "conditioning (condition number {plain} against {residual})",
+        "its condition number is {plain}{plain_where} without them, {residual}{where} with them "
+        "(median of {count} samples)",
+        "conditioning (condition number {plain}{plain_where} against {residual}{where})",
         limits.conditioned,
         "yes from three times on, over 16 samples or more",
         "Saxe et al. 2013; Pennington et al. 2017",
@@ -181,10 +181,11 @@ STATEMENTS = (
     Statement(
         "counterfactual",
         "Do the shortcuts themselves keep the gradient, at the same weights?",
-        "from the last layer to the first it {residual} as the network is, and {plain} with every "
-        "shortcut multiplied by 0 (it {rescaled} where branches are rescaled as well)",
-        "at the same weights the gradient of the residual net {residual}, and {plain} with its "
-        "shortcuts taken out (it {rescaled} where branches are rescaled as well)",
+        "from the last layer to the first, end to end, it {residual} as the network is, and "
+        "{plain} with every shortcut multiplied by 0 (it {rescaled} where branches are rescaled "
+        "as well)",
+        "at the same weights the gradient of the residual net {residual} end to end, and {plain} "
+        "with its shortcuts taken out (it {rescaled} where branches are rescaled as well)",
         limits.own_effect,
         "yes from 1 decade on",
         "He et al. 2016; intervention on one network",
@@ -245,8 +246,8 @@ STATEMENTS = (
     Statement(
         "lesion",
         "Does the network do without any single branch?",
-        "without its most needed branch, that of {where}, it loses {residual} of its {over}",
-        "without the branch of {where} the net loses {residual} of its {over}",
+        "without its most needed branch, that of {where}, its {over} is {residual} worse",
+        "without the branch of {where} the {over} of the net is {residual} worse",
         limits.lesion,
         "yes where no branch costs more than 0.05 of the accuracy, or of the first loss",
         "Veit et al. 2016, §4.1",

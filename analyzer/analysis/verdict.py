@@ -6,7 +6,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from analyzer.analysis.claims import Claim, claims
-from analyzer.analysis.comparability import Difference, differences, put_right, size_of_batch
+from analyzer.analysis.comparability import (
+    Difference,
+    differences,
+    notes,
+    put_right,
+    size_of_batch,
+)
 from analyzer.analysis.evidence import became_nan
 from analyzer.analysis.limits import BEYOND_THE_EDGE, LIMITS
 from analyzer.analysis.numerals import number
@@ -102,15 +108,15 @@ def verdict(plain: Run | Sequence[Run], residual: Run | Sequence[Run]) -> Verdic
         _not_judged(runs),
         _explaining(apart),
         became_nan(runs),
-        _mechanism(by_key),
-        _interventions(by_key, left[0]),
+        *_mechanisms(by_key, _interventions(by_key, left[0])),
+        _collapse_in_both(by_key),
         _shortcuts(by_key),
         _curvature(by_key),
         _outcome(by_key),
         _open_questions(found),
         _evidence_words(len(left)),
     ]
-    note = " ".join(filter(None, (_swap_note(left, right, is_swapped), *_notes(left, right))))
+    note = notes(left, right, is_swapped)
     return Verdict(
         tuple(filter(None, parts)), note, apart, _evidence(left, right), found, (left, right)
     )
@@ -148,7 +154,7 @@ def verdict_on(run: Run) -> Verdict:
         _open_questions(found),
         _evidence_words(1),
     ]
-    note = " ".join(_notes([], [run]))
+    note = notes([], [run])
     return Verdict(tuple(filter(None, parts)), note, (), _evidence([], [run]), found, ((), (run,)))
 
 
@@ -190,28 +196,28 @@ _HEADLINES = {
 _FIRST = {"cliff": 0, "vanishing": 1, "exploding": 1}
 
 
-def _mechanism(found: Claims) -> str:
-    """The mechanisms that separate the two, the one with the largest effect first.
+def _mechanisms(found: Claims, interventions: str) -> list[str]:
+    """The mechanisms that separate the two: what an intervention shows before what is only seen.
 
     Norms come before the others, which follow from them, and what is lost at one layer before all:
-    a fit along depth passes through it too.
+    a fit along depth passes through it too. The others stand by their effect.
     """
     holding = sorted(
         (one for key, one in found.items() if key in _HEADLINES and one.status == "holds"),
         key=lambda one: (_FIRST.get(one.key, 2), -one.effect),
     )
     if not holding:
-        return " ".join(filter(None, (_norms(found), _collapsed_both(found))))
+        return [_norms(found), _cliff_in_both(found), interventions]
     first, *others = holding
     text = f"{_HEADLINES[first.key]}: {first.short} ({first.when}{_moments(found, first.key)})."
-    if others:
-        listed = "; ".join(f"{one.short} ({one.when}{_moments(found, one.key)})" for one in others)
-        text += f" Beside it, by their effect: {listed}."
-    if first.key not in ("vanishing", "exploding") and not any(
-        one.key in ("vanishing", "exploding") for one in others
-    ):
-        text += f" {_norms(found)}"
-    return text
+    listed = "; ".join(f"{one.short} ({one.when}{_moments(found, one.key)})" for one in others)
+    beside = f"Beside it, by their effect: {listed}." if others else ""
+    is_of_norms = first.key in ("vanishing", "exploding")
+    if not is_of_norms and not any(one.key in ("vanishing", "exploding") for one in others):
+        beside = f"{beside} {_norms(found)}".lstrip()
+    if found["counterfactual"].status == "holds" and first.key not in _FIRST:
+        return [interventions, text, beside]
+    return [text, interventions, beside]
 
 
 def _moments(found: Claims, key: str) -> str:
@@ -255,13 +261,23 @@ def _norms(found: Claims) -> str:
 _UNHEALTHY = LIMITS["unhealthy"].value
 
 
-def _collapsed_both(found: Claims) -> str:
-    """A cliff that both have, and inputs that collapse in both."""
+def _cliff_in_both(found: Claims) -> str:
+    """A cliff that both have."""
     cliff = found["cliff"]
     sides = [x for x in (cliff.plain, cliff.residual) if x is not None]
     if len(sides) == 2 and max(sides) >= LIMITS["cliff"].value:
-        return f"{_first_upper(cliff.short)} ({cliff.when})."
+        return _with_steps(cliff)
     return ""
+
+
+def _collapse_in_both(found: Claims) -> str:
+    """Inputs that collapse in both: then the correlation of their gradients means nothing."""
+    one = found["forward_collapse"]
+    sides = [x for x in (one.plain, one.residual) if x is not None]
+    if len(sides) < 2 or not min(sides) >= LIMITS["collapsed"].value:
+        return ""
+    text = f"activations of different inputs correlate by {number(sides[0])} without shortcuts"
+    return f"Inputs collapse in both: {text}, {number(sides[1])} with them ({one.when})."
 
 
 def _interventions(found: Claims, plain: Run | None) -> str:
@@ -294,13 +310,14 @@ def _shortcuts(found: Claims) -> str:
     """What the shortcuts of the residual run carry, and the branch that it cannot do without."""
     parts = []
     if found["identity_start"].status == "holds":
-        parts.append(f"{_first_upper(found['identity_start'].short)}.")
+        parts.append(_with_steps(found["identity_start"]))
     share, paths, lesion = (found[k] for k in ("shortcut_share", "path_length", "lesion"))
-    said = [one.short for one in (share, paths) if one.status in ("holds", "fails", "unclear")]
-    if said:
-        parts.append(f"{_first_upper(', over '.join(said))}.")
+    known = [one for one in (share, paths) if one.status in ("holds", "fails", "unclear")]
+    if known:
+        said = ", over ".join(f"{one.short} ({one.when})" for one in known)
+        parts.append(f"{_first_upper(said)}.")
     if lesion.status in ("fails", "unclear"):
-        parts.append(f"{_first_upper(lesion.short)}.")
+        parts.append(_with_steps(lesion))
     return " ".join(parts)
 
 
@@ -314,6 +331,10 @@ def _curvature(found: Claims) -> str:
     return f"{word}: {edge.short} ({edge.when})."
 
 
+def _with_steps(one: Claim) -> str:
+    return f"{_first_upper(one.short)} ({one.when})."
+
+
 def _outcome(found: Claims) -> str:
     """How the final losses compare."""
     loss = found["training_loss"]
@@ -325,7 +346,7 @@ def _outcome(found: Claims) -> str:
         "holds": "ends lower with shortcuts",
         "unclear": "does not clearly end lower with shortcuts",
     }.get(loss.status, "does not end lower with shortcuts")
-    return f"The loss {word}: {loss.short}{times}."
+    return f"The loss {word}: {loss.short}{times} (mean of {loss.when})."
 
 
 def _open_questions(found: Sequence[Claim]) -> str:
@@ -352,47 +373,6 @@ def _evidence(plain: Sequence[Run], residual: Sequence[Run]) -> dict[str, int]:
         "batches": 1,
         "steps": min((len(run.recorded_steps()) for run in runs), default=0),
     }
-
-
-def _swap_note(plain: Sequence[Run], residual: Sequence[Run], is_swapped: bool) -> str:
-    if not is_swapped:
-        return ""
-    names = (", ".join(run.name for run in side) for side in (plain, residual))
-    return "The runs came in the other order and were put right: plain {}, residual {}.".format(
-        *names
-    )
-
-
-def _notes(plain: Sequence[Run], residual: Sequence[Run]) -> list[str]:
-    """How the plain run was made, and where joins could not be seen."""
-    notes = [_twin_note(plain[0])] if plain else []
-    hidden = [
-        run.name
-        for run in (*plain, *residual)
-        if any(
-            "join" in said and not said.startswith("probe ")
-            for said in map(str, run.manifest.get("not_recorded") or ())
-        )
-    ]
-    if hidden:
-        notes.append(f"Not all joins of {', '.join(dict.fromkeys(hidden))} could be seen.")
-    return [note for note in notes if note]
-
-
-def _twin_note(plain: Run) -> str:
-    """How the plain run was made, as far as its manifest says."""
-    scale = plain.manifest.get("skip_scale")
-    if scale is None:
-        return ""
-    rescaled = plain.manifest.get("rescale") or plain.manifest.get("rescaled")
-    branches = (
-        "its branches were initialized again so that activation variances match"
-        if rescaled
-        else "its branches kept their scale, so activations have another scale than the original's"
-    )
-    of = f" of {', '.join(scale)}" if isinstance(scale, dict) else ""
-    alpha = max(scale.values(), default=0) if isinstance(scale, dict) else scale
-    return f"The plain run is a twin with every shortcut{of} multiplied by {alpha:g}; {branches}."
 
 
 def _first_upper(text: str) -> str:

@@ -39,6 +39,7 @@ def write_side(
     probes: dict[str, dict[str, Any]] | None = None,
     accuracy: float = 0.9,
     zero: bool = False,
+    clip: float = 1.0,
     **manifest: Any,
 ) -> Run:
     """Write a net of a stem, four blocks of two layers, and a head, and open it.
@@ -57,6 +58,7 @@ def write_side(
             of the sharpness at each. What they note stands under ``notes``.
         accuracy: That of the whole network, which the lesion probe notes.
         zero: Whether no gradient arrives below the head.
+        clip: Factor by which gradients are clipped.
         manifest: Further fields of ``run.json``.
     """
     layers = [_layer(k, residual, width, kind, batch) for k in range(LAYERS)]
@@ -74,6 +76,7 @@ def write_side(
         if zero:
             norms[:-1] = 0
         columns = {"step": step, "loss": loss, "learning_rate": lr, "skipped": False}
+        columns["clip_factor"] = clip
         columns |= {"num_backward": 1, "num_discarded": 0, "seconds": 0.1, "time": TIME + step}
         inside = np.array([row["role"] == "branch" for row in layers])
         blocks = [_layer_stats(np.where(inside, norms * branch, norms))]

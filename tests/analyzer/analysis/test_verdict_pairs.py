@@ -260,7 +260,7 @@ CASES = (
         {},
         {"probes": counterfactual(0.1, 9.0, 7.0)},
         {"counterfactual": HOLDS},
-        ("Shown by intervention", "falls 0.1 decades, and falls 9 decades with"),
+        ("Shown by intervention", "falls 0.1 decades end to end, and falls 9 decades"),
     ),
     Case(
         "shortcuts do nothing for the norms",
@@ -294,7 +294,7 @@ CASES = (
         {},
         {"probes": lesion(0.9, 0.4, 0.9, 0.9)},
         {"lesion": FAILS},
-        ("Without the branch of block1 the net loses 0.5 of its accuracy",),
+        ("Without the branch of block1 the accuracy of the net is 0.5 worse (step 3)",),
     ),
     Case("short paths", {}, {"probes": paths(4.0, 2.0, 1.0, 0.0, 0.0)}, {"path_length": HOLDS}),
     Case("long paths", {}, {"probes": paths(0.0, 0.0, 1.0, 2.0, 4.0)}, {"path_length": FAILS}),
@@ -484,6 +484,38 @@ def test_an_unclear_answer_says_what_settles_it_and_how_long_that_takes(tmp_path
     assert "analyzer record --twin --seeds 3" in claim.text
     assert "Three seeds of both take about 18 s." in claim.text
     assert "2.5 decades" in claim.text
+
+
+def test_what_an_intervention_shows_stands_before_what_is_only_seen(tmp_path: Path) -> None:
+    shown, seen = counterfactual(0.1, 9.0, 7.0), shattering(0.3) | conditions(*[10.0] * 16)
+    others = shattering(0.01) | conditions(*[1e5] * 16)
+    for decades, first in ((8.0, "Vanishing gradients"), (0.0, "Shown by intervention")):
+        folder = tmp_path / first
+        plain = write_side(folder / "p", residual=False, decades=decades, probes=dict(others))
+        residual = write_side(folder / "r", residual=True, probes=shown | seen)
+        sentence = verdict(plain, residual).sentence
+        assert sentence.startswith(first)
+        shattered = sentence.index("shattered gradients (")
+        conditioned = sentence.index("conditioning (condition number")
+        assert sentence.index("Shown by intervention") < min(shattered, conditioned)
+
+
+def test_what_rounding_hides_and_what_collapses_in_both_is_said(tmp_path: Path) -> None:
+    probes = conditions(*[1e7] * 16) | collapse(0.99)
+    plain = write_side(tmp_path / "p", residual=False, probes=dict(probes))
+    residual = write_side(
+        tmp_path / "r", residual=True, probes=conditions(*[10.0] * 16) | collapse(0.95)
+    )
+    said = verdict(plain, residual).sentence
+    assert "(condition number 1·10⁷ or more, hidden by rounding in float32, against 10)" in said
+    assert "Inputs collapse in both: activations of different inputs correlate by 0.99" in said
+
+
+def test_of_clipped_gradients_no_edge_is_known(tmp_path: Path) -> None:
+    run = write_side(tmp_path / "r", residual=True, probes=sharp(1.02), clip=0.5)
+    claim = next(c for c in verdict_on(run).claims if c.key == "edge_of_stability")
+    assert claim.status == "not measured" and "clipped gradients" in claim.text
+    assert "edge_of_stability" not in [one.code for one in run.findings()]
 
 
 def test_one_run_alone_is_said_to_be_at_the_edge_of_stability(tmp_path: Path) -> None:

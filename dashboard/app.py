@@ -29,6 +29,7 @@ from .layout import navigation, page_content, shell
 from .library import Library, pulse, shortened
 from .run_list import run_table
 from .security import protect
+from .study_page import study_cards
 
 __all__ = ["Warmer", "create_app"]
 
@@ -306,6 +307,12 @@ def _connect_live(app: Dash, library: Library, seen: Any) -> None:
     )
     def list_runs(wanted: str | None, _mark: str | None) -> Any:
         return run_table(library, wanted or "")
+
+    asked = (Input(Id.SCHEME, "data"), Input(Id.REVISION, "data"), State(Id.SEARCH, "data"))
+
+    @app.callback(Output(Id.STUDY, "children"), *asked, prevent_initial_call=True)
+    def study(scheme: str, _mark: str | None, search: str | None) -> Any:
+        return study_cards(seen(search), scheme)
 
     _connect_answer(app, seen, finding_list, Id.FINDINGS_SOON, Id.FINDINGS)
     first = (Id.HEADLINE, Id.READINGS, Id.QUESTIONS)

@@ -46,6 +46,7 @@ class Id(StrEnum):
     NETWORK_PLACE = "network-place"
     NETWORK_TABLE = "network-table"
     SINK = "sink"
+    STUDY = "study"
     LETTERS = "letters"
 
     CONTROL = "control"

@@ -11,7 +11,7 @@ from analyzer.figures.catalog import PAGES, RUNS, page_of
 from analyzer.figures.panels import Page
 from analyzer.vocabulary import GLOSSARY
 
-from . import compare, finding_list, landing, network, run_list
+from . import compare, finding_list, landing, network, run_list, study_page
 from .address import Context
 from .components import attributes, cards, explained, message, states
 from .ids import Id, card
@@ -25,6 +25,7 @@ _LAYOUTS: dict[str, Callable[[Context], list[Any]]] = {
     "compare": compare.layout,
     "findings": finding_list.layout,
     "network": network.layout,
+    "study": study_page.layout,
 }
 if unlike := {page.key for page in PAGES if page.has_layout} ^ set(_LAYOUTS):
     raise ValueError(f"pages with a layout and layouts of pages differ in {sorted(unlike)}")

@@ -19,6 +19,7 @@ from analyzer.storage.catalog import RunSummary, refuse_links, resolve_run, runs
 from analyzer.storage.limits import LIMITS
 from analyzer.storage.pairs import newest_pair
 from analyzer.storage.run import Run, open_run
+from analyzer.storage.study import is_study
 from analyzer.texts import escaped
 
 from .cache import Cache, Line
@@ -198,6 +199,8 @@ def _changed(path: str) -> int:
 
 def _existing(source: str | Path) -> Path:
     path = Path(source)
+    if is_study(path):
+        return path / "runs"
     if path.is_dir():
         return path
     try:

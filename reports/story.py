@@ -121,7 +121,13 @@ class Story:
         return list(dict.fromkeys(found))
 
 
-def story_of(paths: Sequence[Path], *, anonymous: bool = False, layout: str | None = None) -> Story:
+def story_of(
+    paths: Sequence[Path],
+    *,
+    anonymous: bool = False,
+    layout: str | None = None,
+    of_study: bool = False,
+) -> Story:
     """Read runs and compute everything that a report of them says.
 
     Args:
@@ -129,6 +135,7 @@ def story_of(paths: Sequence[Path], *, anonymous: bool = False, layout: str | No
         anonymous: Whether names, paths, commits and times of the runs are left out.
         layout: One of ``LAYOUTS``, which chooses the runs that the figures show; None for a run of
             each group.
+        of_study: Whether the study of which the runs are points is told before them.
     """
     unique = list({path.resolve(): path for path in paths}.values())
     opened: list[Run] = [open_run(path) for path in unique]
@@ -142,7 +149,10 @@ def story_of(paths: Sequence[Path], *, anonymous: bool = False, layout: str | No
         runs=tuple(run for group in groups for run in group.runs),
         groups=tuple(groups),
         shown=shown,
-        sections=tuple(_sections(shown, groups if layout in (None, "seeds") else [])),
+        sections=(
+            *([_study(shown)] if of_study else []),
+            *_sections(shown, groups if layout in (None, "seeds") else []),
+        ),
         verdict=_verdict(groups),
         findings=tuple((run, tuple(findings(run))) for run in shown),
         is_anonymous=anonymous,
@@ -172,6 +182,17 @@ def _sections(shown: tuple[Run, ...], groups: list[Group]) -> Iterator[Section]:
         yield Section("seeds", "Mean and spread over seeds", (_seeds(groups),), ())
     if lacking:
         yield Section("missing", "Not measured", (), tuple(lacking))
+
+
+def _study(shown: tuple[Run, ...]) -> Section:
+    """What the study of the runs shows by depth."""
+    from analyzer.figures.study import STUDY_PANELS
+
+    made = [_figure(panel, View(shown)) for panel in STUDY_PANELS]
+    figures = tuple(one for one in made if isinstance(one, Figure))
+    return Section(
+        "study", "The study, by depth", figures, tuple(x for x in made if isinstance(x, Missing))
+    )
 
 
 def _figure(panel: Any, view: View) -> Figure | Missing:

@@ -66,7 +66,8 @@ def summary_table(study: Study) -> pa.Table:
             is_number = all(isinstance(x, int | float) for x in columns[name] if x is not None)
             kind = float if is_number else str
             columns[name] = [None if x is None else kind(x) for x in columns[name]]
-    return pa.table(columns)
+    types = {n: pa.float64() for n in names if n.startswith(("plain_", "residual_"))}
+    return pa.table({n: pa.array(cells, types.get(n)) for n, cells in columns.items()})
 
 
 def column_of(argument: str) -> str:

@@ -216,17 +216,29 @@ def report(
     """Write a report that opens anywhere without a network; figures and tables for a paper.
 
     One run, a plain and a residual run, or several seeds of them: runs that differ only by their
-    seed are put together, with mean and spread.
+    seed are put together, with mean and spread. Of a study: what it shows by depth, then its
+    deepest networks.
 
     \b
     Example:
         analyzer report latest
         analyzer report runs/mine-plain runs/mine -o report.html
+        analyzer report runs/study-0
         analyzer report latest --figures figures --width icml --format pdf,svg --tables tables
     """  # noqa: D301 -- click reads the control character
     from analyzer.storage.catalog import resolve_run
+    from analyzer.storage.study import is_study, open_study, shown_points
 
-    paths = [resolve_run(run, runs_dir) for run in runs]
+    studies = [run for run in runs if is_study(run)]
+    if studies and len(runs) > 1:
+        raise AnalyzerError(
+            f"'{studies[0]}' is a study and {len(runs)} folders are given; expected it alone. "
+            "Leave the others out."
+        )
+    if studies:
+        paths = shown_points(open_study(studies[0]))
+    else:
+        paths = [resolve_run(run, runs_dir) for run in runs]
     if output is not None and output.is_dir():
         raise AnalyzerError(
             f"-o '{output}' is a folder; expected a file to write. Try -o {output / 'report.html'}."
@@ -250,15 +262,17 @@ def report(
             f"--layout is {layout!r}; expected {', '.join(LAYOUTS)}, together with --figures DIR. "
             "Leave it out to show one run of each program."
         )
-    name = "anonymous" if anonymous else shown_name(paths[0].resolve())
+    shown = Path(studies[0]) if studies else paths[0]
+    name = "anonymous" if anonymous else shown_name(shown.resolve())
     option, target = ("-o", output) if output else ("the report", Path(f"{name}-report.html"))
     places = ((option, target, False), ("--figures", figures, True), ("--tables", tables, True))
     for named, place, is_folder in places:
         if place is not None:
             with writing(named, place, is_folder=is_folder):
                 pass
-    story = story_of(paths, anonymous=anonymous)
-    drawn = story_of(paths, anonymous=anonymous, layout=layout) if layout else story
+    given = {"anonymous": anonymous, "of_study": bool(studies)}
+    story = story_of(paths, **given)
+    drawn = story_of(paths, layout=layout, **given) if layout else story
     with writing(option, target, is_folder=False):
         write_report(story, target, template=template)
     size = target.stat().st_size / 2**20

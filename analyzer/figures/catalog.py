@@ -119,6 +119,13 @@ PAGES = checked(
         ),
         *([_OTHER_PROBES] if _BY_LAYER else []),
         Page(
+            key="study",
+            lead="Many runs by one plan: what depth does, with shortcuts and without.",
+            letter="y",
+            has_layout=True,
+            needs_run=False,
+        ),
+        Page(
             key="findings",
             lead="What looks unhealthy, with numbers.",
             letter="d",

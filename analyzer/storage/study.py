@@ -39,6 +39,7 @@ __all__ = [
     "is_study",
     "open_study",
     "read_json",
+    "shown_points",
     "study_of",
     "write_json",
 ]
@@ -120,6 +121,35 @@ def study_of(run: Run) -> "Study":
     raise NotRecordedError(
         f"run '{run.name}' is no point of a study; make one with `analyzer study --depths 8,20,56`"
     )
+
+
+def shown_points(study: "Study") -> list[Path]:
+    """Return the runs that stand for a study: all seeds of its deepest finished networks.
+
+    Of those with and without shortcuts, where both are there; of other arguments the first values.
+
+    Raises:
+        NotRecordedError: If no point is finished.
+    """
+    finished = [point for point in study.points if point.status == "finished"]
+    if not finished:
+        raise NotRecordedError(
+            f"no point of study '{study.path.name}' is finished; run it with `analyzer study "
+            f"--study {study.path}`"
+        )
+    deepest = max(_number(point.arguments.get("depth")) for point in finished)
+    chosen = [p for p in finished if _number(p.arguments.get("depth")) == deepest]
+    for name in study.axes:
+        if name not in ("depth", "seed", "shortcuts"):
+            first = chosen[0].arguments.get(name)
+            chosen = [point for point in chosen if point.arguments.get(name) == first]
+    kinds = dict.fromkeys(point.arguments.get("shortcuts") for point in chosen)
+    kept = [kind for kind in ("on", "off") if kind in kinds] or list(kinds)[:2]
+    return [point.path for point in chosen if point.arguments.get("shortcuts") in kept]
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 class Study:

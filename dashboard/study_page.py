@@ -1,0 +1,77 @@
+"""The page of a study: its points and what they show by depth."""
+
+from typing import Any
+
+from dash import dcc, html
+
+from analyzer.analysis.view import View
+from analyzer.errors import AnalyzerError, NotRecordedError
+from analyzer.figures.study import STUDY_PANELS
+from analyzer.figures.theme import THEMES
+from analyzer.storage.run import Run
+from analyzer.storage.study import STATES, Study, study_of
+
+from .address import Context
+from .components import GRAPH_CONFIG, message, number_table
+from .ids import Id
+from .library import shortened
+
+__all__ = ["layout", "study_cards"]
+
+_MOST_FAILED = 20
+
+
+def layout(context: Context) -> list[Any]:
+    """Return the place of the page's content, which follows the color scheme."""
+    return [html.Div(study_cards(context, "light"), id=Id.STUDY)]
+
+
+def study_cards(context: Context, scheme: str) -> list[Any]:
+    """Return what a study shows: that of the first chosen run, else of the newest."""
+    try:
+        run = _run(context)
+        study = study_of(run)
+    except AnalyzerError as error:
+        return [message(str(error))]
+    return [_states(study), *(_card(panel, run, scheme) for panel in STUDY_PANELS)]
+
+
+def _run(context: Context) -> Run:
+    if context.runs:
+        return context.runs[0]
+    newest = context.library.newest()
+    if not newest:
+        raise NotRecordedError("no run is here yet; make a study with `analyzer study`")
+    return context.library.open(newest[0])
+
+
+def _states(study: Study) -> html.Section:
+    """How many points there are, how they stand, and why some failed."""
+    points = study.points
+    counts = {state: sum(point.status == state for point in points) for state in STATES}
+    said = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    failed = [point for point in points if point.status == "failed"][:_MOST_FAILED]
+    lines = [
+        html.Li(f"{shortened(point.name, 100)}: {shortened(point.error or '', 300)}")
+        for point in failed
+    ]
+    body: list[Any] = [
+        html.H2(shortened(study.path.name, 60)),
+        html.P(f"{len(points)} points of {shortened(study.target, 80)}: {said}."),
+    ]
+    return html.Section([*body, *([html.Ul(lines)] if lines else [])], className="card wide")
+
+
+def _card(panel: Any, run: Run, scheme: str) -> html.Section:
+    head = [html.H2(panel.title), html.P(panel.how_to_read, className="how")]
+    try:
+        info = panel.info(View((run,)))
+    except AnalyzerError as error:
+        return html.Section([*head, message(str(error))], className="card wide")
+    figure = panel.draw(info, THEMES["dark" if scheme == "dark" else "light"])
+    graph = dcc.Graph(
+        figure=figure, config=GRAPH_CONFIG, style={"height": f"{figure.layout.height}px"}
+    )
+    numbers: list[Any] = [html.Summary("numbers"), number_table(info.table())]
+    shown: list[Any] = [*head, graph, html.P(info.caption), html.Details(numbers)]
+    return html.Section(shown, className="card wide")

@@ -285,8 +285,9 @@ class Addends(ForwardTrace):
             )
         )
         summed = at(site.node, site.tick)
-        call = summed or next((entered for entered, _ in entries if entered), None)
-        if call is None or not entries:
+        calls = [call for call in (summed, *(entered for entered, _ in entries)) if call]
+        call = next((call for call in calls if _numbers_of(call, entries)), None)
+        if call is None:
             return None
         kind = "cat" if site.join.operation == "cat" else "add"
         branch = _numbers_of(call, entries)
@@ -300,7 +301,8 @@ class Addends(ForwardTrace):
                 self._needed[entered.line] = bool(self._needed.get(entered.line))
         is_flat = any(entered is not call for entered, _ in entries)
         self._needed[call.line] = is_flat or bool(self._needed.get(call.line))
-        is_whole = summed is not None or type(site.node).__name__ == "SumBackward1"
+        adds = ("SumBackward1", *(("AddBackward0",) if site.join.shortcut == "identity" else ()))
+        is_whole = call is summed or type(site.node).__name__ in adds
         sides = tuple(others), tuple(branch)
         return JoinOutputs(call.numbers, len(call.places), *sides, kind, is_whole)
 

@@ -11,7 +11,7 @@ from itertools import dropwhile
 from math import prod
 from typing import Any
 
-from analyzer.joins.graph import Dataflow, Part
+from analyzer.joins.graph import MAJOR, Dataflow, Part
 from analyzer.joins.operations import KEEPS_ORDER
 from analyzer.joins.trace import Untracked
 
@@ -74,7 +74,8 @@ def sum_at(flow: Dataflow, vertex: int) -> Sum | None:
     """Return the operands that a vertex adds, None where it does not add two."""
     kind = flow.kinds[vertex]
     if kind == "add":
-        found = _added(flow, vertex) if len(flow.reads[vertex]) > 1 else None
+        is_sum = len(flow.reads[vertex]) > 1
+        found = (_unstacked(flow, vertex) or _added(flow, vertex)) if is_sum else None
     else:
         found = _stacked(flow, vertex) if kind in ("sum", "matmul", "select") else None
     if found is None:
@@ -173,6 +174,62 @@ def _added(flow: Dataflow, vertex: int) -> Sum:
             slots = [(read, at) for at, _, _ in flow.reads[read]] if is_part else [(vertex, slot)]
             found.terms.append(Term(base_of(flow, read), (read,), tuple(slots)))
     return found
+
+
+def _unstacked(flow: Dataflow, vertex: int) -> Sum | None:
+    """Return the operands of a chain of additions that adds elements of one stack, and only those.
+
+    ``s[0] + s[1]``, or Python's sum over ``s.unbind()``. None where other things read them, too.
+    """
+    found = Sum([], is_scaled=type(flow.vertices[vertex]).__name__.startswith("LerpBackward"))
+    inner: dict[int, None] = {}
+    left = [(read, number) for _, read, number in flow.reads[vertex]]
+    while left:
+        read, number = left.pop()
+        inner[read] = None
+        if flow.kinds[read] in ("add", "product", "negative") and flow.num_readers[read] == 1:
+            below = [(r, n) for _, r, n in flow.reads[read]]
+            is_like = all(flow.shape(*b) == flow.shape(vertex) for b in below)
+            if (
+                flow.elements[read] >= MAJOR
+                or not is_like
+                or (len(below) > 1 and flow.kinds[read] != "add")
+            ):
+                return None
+            found.is_scaled |= flow.kinds[read] == "product"
+            left += below
+        elif (place := _place_in_stack(flow, read, number)) is None:
+            return None
+        else:
+            stack = flow.reads[read][0][1]
+            inner[stack] = None
+            found.terms += [
+                Term(base_of(flow, operand), (operand,), ((stack, at),))
+                for at, operand, _ in flow.reads[stack]
+                if at == place
+            ]
+    found.inner = tuple(inner)
+    return found
+
+
+def _place_in_stack(flow: Dataflow, vertex: int, number: int) -> int | None:
+    """Return which operand of a stack an element of it is; None where it is none."""
+    node: Any = flow.vertices[vertex]
+    name = type(node).__name__
+    if name not in ("SelectBackward0", "UnbindBackward0") or not flow.reads[vertex]:
+        return None
+    (_, stack, _) = flow.reads[vertex][0]
+    below: Any = flow.vertices[stack]
+    if type(below).__name__ != "StackBackward0":
+        return None
+    num_operands, num_axes = len(below.next_functions), len(flow.shape(stack))
+    is_along = (_signed(node._saved_dim) - _signed(below._saved_dim)) % num_axes == 0
+    is_unbound = name == "UnbindBackward0"
+    most, most_below = (num_operands, 1) if is_unbound else (1, num_operands)
+    is_shared = flow.num_readers[vertex] > most or flow.num_readers[stack] > most_below
+    if is_shared or not is_along:
+        return None
+    return number if is_unbound else _signed(node._saved_index) % num_operands
 
 
 def _own_size(flow: Dataflow, vertex: int, number: int) -> int:

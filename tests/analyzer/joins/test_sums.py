@@ -75,6 +75,15 @@ WAYS: dict[str, Way] = {
     "FloatFunctional": torch.ao.nn.quantized.FloatFunctional().add,
     "vmap": torch.func.vmap(torch.add),
     "reduce": lambda x, b: reduce(torch.add, [x, b]),
+    "unbind": lambda x, b: sum(torch.stack([x, b], 1).unbind(1)),
+    "elements": lambda x, b: (lambda s: s[0] + s[1])(torch.stack([x, b])),
+    "iterated": lambda x, b: sum(part for part in torch.stack([x, b])),
+    "unpacked": lambda x, b: torch.add(*torch.stack([x, b])),
+    "sum start": lambda x, b: sum([b], start=x),
+    "einsum by lists": lambda x, b: torch.einsum(torch.stack([x, b]), [0, 1, 2], [1, 2]),
+    "index_add_": lambda x, b: x.clone().index_add_(0, ROWS, b),
+    "addmv": lambda x, b: torch.addmv(x.flatten(), torch.eye(128), b.flatten()).view(16, 8),
+    "into zeros": lambda x, b: torch.zeros(16, 8).add_(x).add_(b),
     "dispatcher": lambda x, b: torch.ops.aten.add.Tensor(x, b),
 }
 
@@ -125,6 +134,21 @@ def test_a_sum_is_one_join_however_it_is_written(name: str) -> None:
     lesion = analyzer.lesion_study(model, x, y, loss)
     expected = loss(net(lambda x, b: x)(x), y).item()
     assert lesion["loss"].tolist() == pytest.approx([expected], rel=1e-6)
+
+
+def test_a_part_of_a_stack_is_added_and_another_read_elsewhere() -> None:
+    def way(x: Tensor, b: Tensor) -> Tensor:
+        stack = torch.stack([x, b, b.sin()])
+        return (stack[0] + stack[1]) * stack[2].square().mean()
+
+    (x, y), loss, model = batch(), functional.cross_entropy, net(way).double()
+    fork = model[0](x.double())
+    s, b = fork * 1, fork * 1
+    value = loss(model[2](way(s, model[1].f(b))), y)
+    truth = [g.norm().item() for g in torch.autograd.grad(value, [fork, s, b])]
+    (row,) = analyzer.gradient_splits(model, x.double(), y, loss).to_dict("records")
+    found = [row[f"{side}_gradient_norm"] for side in ("fork", "shortcut", "branch")]
+    assert found == pytest.approx(truth, rel=1e-12)
 
 
 Mix = Callable[[Tensor, list[Tensor]], Tensor]

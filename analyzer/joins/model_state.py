@@ -88,7 +88,7 @@ def preserve_state(model: nn.Module, *, in_eval: bool = False) -> Iterator[None]
         yield
     except TypeError as error:
         call = f"{type(model).forward.__qualname__}()"
-        if not str(error).startswith(call):
+        if isinstance(error, ModelError) or not str(error).startswith(call):
             raise
         raise ModelError(
             f"{error}; expected the arguments of one call of the model. Pass several as a tuple, "

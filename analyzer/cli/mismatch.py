@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import inspect
 import io
 import linecache
 import re
@@ -64,7 +65,16 @@ def _is_torch(frame: FrameType) -> bool:
 
 
 def _self_of(frame: FrameType) -> Any:
-    return frame.f_locals.get("self")
+    """Return the object whose method a frame runs, whatever the method calls it; else None."""
+    code = frame.f_code
+    if "self" in frame.f_locals:
+        return frame.f_locals["self"]
+    first = frame.f_locals.get(code.co_varnames[0]) if code.co_varnames else None
+    if not code.co_argcount and code.co_flags & inspect.CO_VARARGS:
+        first = next(iter(frame.f_locals[code.co_varnames[code.co_kwonlyargcount]]), None)
+    # A function that is given a model, such as ``train(model)``, is no method of it.
+    method = inspect.unwrap(getattr(first, code.co_name, None) or _self_of)
+    return first if getattr(method, "__code__", None) is code else None
 
 
 def _module_name(traceback: TracebackType | None, module: Any) -> str:

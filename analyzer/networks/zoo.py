@@ -8,7 +8,8 @@ equal trunks:
 - ``mlpN``, ``mlpN-residual`` (N linear layers): options ``pair`` (shortcuts span two layers),
   ``preact``, ``batchnorm`` | ``layernorm``
 - ``simpleN``, ``simpleN-plain`` (N convolutions of constant width): options ``single`` (shortcuts
-  span one convolution), ``batchnorm``
+  span one convolution), ``batchnorm``; ``simple-block`` is ``simple1-single``, a network of one
+  block ``relu(conv(x)) + x``, and ``simple-block-plain`` the same without its shortcut
 
 Everywhere: ``wK`` (width K) and ``he`` | ``default`` (initialization). Without these, nets with
 batch norm and ``resnet``/``plain`` start from He's initialization, all others, and nets without
@@ -229,6 +230,7 @@ class ConstantWidthNet(nn.Sequential):
 
 
 _NAME = re.compile(r"(resnet|plain|mlp|simple)([1-9][0-9]{0,3})((?:-[a-z0-9]+)*)")
+_BLOCK = re.compile(r"^simple-block\b")
 _WIDTH = re.compile(r"w([1-9][0-9]{0,3})")
 _CONVOLUTIONAL = ("preact", "nonorm", "zeroinit")
 _OPTIONS = {
@@ -245,6 +247,7 @@ EXAMPLES = (
     *("mlp10", "mlp10-residual", "mlp50", "mlp50-residual", "mlp50-batchnorm"),
     *("mlp50-residual-batchnorm", "mlp50-residual-pair"),
     *("simple28", "simple28-plain", "simple28-batchnorm", "simple28-single"),
+    *("simple-block", "simple-block-plain"),
 )
 
 
@@ -343,7 +346,7 @@ def zoo_for(name: str, data: Dataset, *, seed: int = 0) -> nn.Module:
 
 def _parsed(name: str) -> _Name:
     """Take a name apart, or refuse it."""
-    match = _NAME.fullmatch(name)
+    match = _NAME.fullmatch(_BLOCK.sub("simple1-single", name))
     if match is None:
         near = difflib.get_close_matches(name, EXAMPLES, n=3, cutoff=0.4) or EXAMPLES[:3]
         raise ScriptError(

@@ -1,6 +1,8 @@
 """The note about a skip whose operands do not match, and that nothing else changes."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -69,6 +71,60 @@ def test_the_note_names_module_shapes_and_fixes(add, one, other, stride):
     assert stride in note
     assert "1x1 convolution" in note
     assert "zero padding" in note
+
+
+def _doubled(function):
+    @functools.wraps(function)
+    def wrapped(*args):
+        return function(*args)
+
+    return wrapped
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.Linear(4, 6)
+
+
+class This(Named):
+    def forward(this, x: Tensor) -> Tensor:
+        return this.f(x) + x
+
+
+class Rest(Named):
+    def forward(*all_of_them: Any) -> Tensor:
+        return all_of_them[0].f(all_of_them[1]) + all_of_them[1]
+
+
+class Wrapped(Named):
+    @_doubled
+    def forward(module, x: Tensor) -> Tensor:
+        return module.f(x) + x
+
+
+class Helped(Named):
+    def forward(me, x: Tensor) -> Tensor:
+        return me.added(x)
+
+    def added(layer, x: Tensor) -> Tensor:
+        return layer.f(x) + x
+
+
+@pytest.mark.parametrize("block", [This, Rest, Wrapped, Helped])
+def test_the_first_argument_may_have_any_name(block):
+    note = note_of(nn.Sequential(nn.Identity(), block()), torch.randn(3, 4))
+    assert note is not None
+    assert note.startswith(f"in '1 ({block.__name__})' the two operands of the shortcut do not")
+
+
+def test_a_function_that_is_given_a_model_is_no_method_of_it():
+    def train(model: nn.Module, x: Tensor) -> Tensor:
+        return model(x) + torch.ones(7)
+
+    with pytest.raises(RuntimeError, match="must match the size") as caught:
+        train(nn.Linear(4, 6), torch.randn(3, 4))
+    assert shortcut_mismatch(caught.value) is None
 
 
 def test_an_operand_that_cannot_be_had_again_is_known_by_the_message():

@@ -17,7 +17,7 @@ ITSELF := $(PIP) install --no-deps --no-build-isolation --editable .
 # many tests wait for a process or a browser of their own.
 JOBS ?= 3
 
-.PHONY: help demo test test-all test-integrations browser paper bench bench-peers lint format release docs docs-serve clean
+.PHONY: help demo test test-all test-integrations browser paper bench bench-peers lint format lesson-data release docs docs-serve clean
 
 help:
 	@echo "make demo      set up, train a plain and a residual net, show what differs"
@@ -27,6 +27,7 @@ help:
 	@echo "make bench     run the benchmarks (ratios side by side)"
 	@echo "make bench-peers  what recording costs, beside wandb.watch and TorchLens"
 	@echo "make lint      check style and types only"
+	@echo "make lesson-data  record the networks of the lesson again and write its tables"
 	@echo "make release   write the wheel and the list of what it needs (CycloneDX) into dist/"
 	@echo "make docs      write the site into site/; a broken link fails"
 
@@ -109,6 +110,10 @@ bench: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The networks of the lesson are recorded in runs/lesson, where they are not there already.
+lesson-data: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python docs/lesson_data.py
 
 # The wheel, and what it needs: a CycloneDX list of every package with version, license and origin.
 release: $(INSTALLED)

@@ -21,6 +21,7 @@ setup(
     package_dir={f"analyzer.{part}": part for part in PARTS},
     package_data={
         "analyzer": ["py.typed"],
+        "analyzer.lesson": ["data/*.parquet", "templates/*"],
         "analyzer.dashboard": ["assets/*"],
         "analyzer.reports": ["templates/*", "bundle/*.gz", "bundle/entry.js"],
         "analyzer.vocabulary": ["*.bib"],

@@ -29,6 +29,7 @@ from .layout import navigation, page_content, shell
 from .library import Library, pulse, shortened
 from .run_list import run_table
 from .security import protect
+from .server import add_lesson
 from .study_page import study_cards
 
 __all__ = ["Warmer", "create_app"]
@@ -161,6 +162,7 @@ def create_app(
     network.connect(app, seen)
     _connect_scripts(app)
     _connect_downloads(app, seen)
+    add_lesson(app.server)
     protect(
         app.server,
         app.csp_hashes(),

@@ -15,6 +15,7 @@ from . import compare, finding_list, landing, network, run_list, study_page
 from .address import Context
 from .components import attributes, cards, explained, message, states
 from .ids import Id, card
+from .server import LESSON
 
 __all__ = ["POLL_MILLISECONDS", "navigation", "page_content", "shell"]
 
@@ -140,7 +141,7 @@ def navigation(path: str, search: str) -> list[dmc.NavLink]:
             **{"aria-current": "page"} if page.path == path else {},
         )
         for page in PAGES
-    ]
+    ] + [dmc.NavLink(label="Learn", href=LESSON, id=card(Id.NAV_LINK, LESSON), refresh=True)]
 
 
 def page_content(page: Page | None, path: str, context: Context) -> list[Any]:

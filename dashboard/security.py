@@ -21,7 +21,7 @@ MOST_BYTES = 1_000_000
 
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 _CALLBACKS, _SUITES = "/_dash-update-component", "/_dash-component-suites/"
-_COOKIE = "analyzer-token"
+_COOKIE, _POLICY = "analyzer-token", "Content-Security-Policy"
 
 
 def is_loopback(host: str) -> bool:
@@ -85,7 +85,11 @@ def protect(
         return _refused(500, "this page cannot be shown; the terminal says why")
 
     def harden(response: Response) -> Response:
+        # A page with scripts of its own says which: the lesson.
+        own = response.headers.get(_POLICY)
         response.headers.update(headers)
+        if own is not None:
+            response.headers[_POLICY] = f"{own}; frame-ancestors {frame_ancestors}"
         return response
 
     server.before_request(guard)
@@ -171,7 +175,7 @@ def _headers(script_hashes: Iterable[str], frame_ancestors: str) -> dict[str, st
         f"frame-ancestors {frame_ancestors}",
     )
     headers = {
-        "Content-Security-Policy": "; ".join(policy),
+        _POLICY: "; ".join(policy),
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
         "Cross-Origin-Resource-Policy": "same-origin",

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from waitress import create_server, wasyncore
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FIRST_PORT",
+    "LESSON",
     "Place",
     "Server",
+    "add_lesson",
     "new_token",
     "serve",
     "ssh_line",
@@ -32,6 +35,7 @@ __all__ = [
 ]
 
 FIRST_PORT = 8050
+LESSON = "/learn"
 _PORTS_TRIED = 100
 # A page asks for its figures at once, by six connections of one browser.
 _THREADS, _MOST_CONNECTIONS = 8, 64
@@ -146,6 +150,23 @@ class Server:
 def serve(app: "Flask", place: Place) -> Server:
     """Return a server of ``app`` at a bound address; ``serve_forever`` and ``shutdown`` run it."""
     return Server(app, place)
+
+
+def add_lesson(server: "Flask") -> None:
+    """Let a server answer at ``LESSON`` with the page of the lesson, made when first asked for."""
+    from flask import Response
+
+    @cache
+    def page() -> tuple[str, str]:
+        from analyzer.lesson.page import lesson_html
+
+        return lesson_html(home="/")
+
+    def answer() -> Response:
+        text, policy = page()
+        return Response(text, headers={"Content-Security-Policy": policy}, mimetype="text/html")
+
+    server.add_url_rule(LESSON, "lesson", answer)
 
 
 def warm_up() -> None:

@@ -51,8 +51,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "analyzer.figures": {"analyzer.analysis"},
     "analyzer.ending": set(),
     "analyzer.script": {"analyzer.ending"},
-    "analyzer.dashboard": {"analyzer.storage", "analyzer.analysis", "analyzer.figures"},
+    "analyzer.dashboard": {
+        "analyzer.storage",
+        "analyzer.analysis",
+        "analyzer.figures",
+        "analyzer.lesson",
+    },
     "analyzer.reports": {"analyzer.storage", "analyzer.analysis", "analyzer.figures"},
+    "analyzer.lesson": {"analyzer.analysis", "analyzer.figures", "analyzer.reports"},
 }
 # The cli and the studies are the top: they may import anything.
 
@@ -75,6 +81,7 @@ MUST_NOT_LOAD = {
     "analyzer.figures": {"torch", "dash"},
     "analyzer.dashboard": {"torch", "analyzer.reports"},
     "analyzer.reports": {"torch", "dash", "analyzer.dashboard"},
+    "analyzer.lesson": {"torch", "dash", "analyzer.dashboard"},
 }
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from analyzer.storage.run import Run
 
-__all__ = ["export"]
+__all__ = ["export", "write_the_lesson"]
 
 _EXPORTS = ("csv", "tensorboard")
 # The polynomial of CRC-32C, bits reversed, and what a masked one has added.
@@ -283,6 +283,30 @@ def _records(events: Sequence[bytes]) -> Iterator[bytes]:
     lengths = [struct.pack("<Q", len(event)) for event in events]
     for parts in zip(lengths, _checksums(lengths), events, _checksums(events), strict=True):
         yield b"".join(parts)
+
+
+def write_the_lesson(output: Path | None, runs: Sequence[str]) -> None:
+    """Write the lesson on shortcuts as one file, ``lesson.html`` unless another is named.
+
+    Raises:
+        AnalyzerError: If runs were named, or the file cannot be written.
+    """
+    from analyzer.cli.terminal import writing
+    from analyzer.lesson.page import write_lesson
+
+    if runs:
+        raise AnalyzerError(
+            f"--lesson was asked for together with the run {runs[0]!r}; the lesson has data of its "
+            "own. Leave out one of them."
+        )
+    target = output or Path("lesson.html")
+    if target.is_dir():
+        raise AnalyzerError(f"-o '{target}' is a folder; expected a file to write.")
+    with writing("-o", target, is_folder=False):
+        write_lesson(target)
+    typer.echo(
+        f"{target}: the lesson, {target.stat().st_size / 2**20:.1f} MiB; open it in a browser"
+    )
 
 
 def _checksums(texts: Sequence[bytes]) -> list[bytes]:

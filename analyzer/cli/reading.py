@@ -165,9 +165,9 @@ def show(
 
 def report(
     runs: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(metavar="RUN...", help="Run folders, names under --runs-dir, or latest."),
-    ],
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="FILE.html", help="Default: <run>-report.html."),
@@ -211,6 +211,9 @@ def report(
         Path | None,
         typer.Option("--template", metavar="DIR", help="Files that replace wording, look, logo."),
     ] = None,
+    lesson: Annotated[
+        bool, typer.Option("--lesson", help="Write the lesson on shortcuts instead; needs no RUN.")
+    ] = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Write a report that opens anywhere without a network; figures and tables for a paper.
@@ -225,10 +228,16 @@ def report(
         analyzer report runs/mine-plain runs/mine -o report.html
         analyzer report runs/study-0
         analyzer report latest --figures figures --width icml --format pdf,svg --tables tables
+        analyzer report --lesson -o lesson.html
     """  # noqa: D301 -- click reads the control character
+    from analyzer.cli.export import write_the_lesson
     from analyzer.storage.catalog import resolve_run
     from analyzer.storage.study import is_study, open_study, shown_points
 
+    if lesson:
+        return write_the_lesson(output, runs or [])
+    if not runs:
+        raise AnalyzerError("no run was named; expected one or more, latest, or --lesson.")
     studies = [run for run in runs if is_study(run)]
     if studies and len(runs) > 1:
         raise AnalyzerError(

@@ -1,0 +1,1 @@
+"""The lesson: why shortcuts help, on data that were recorded; one source for every page of it."""

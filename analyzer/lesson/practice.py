@@ -1,0 +1,408 @@
+"""Questions to practice on, in three grades; every answer is shown by a program or a figure."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from analyzer.analysis.numerals import number, percent
+from analyzer.lesson.steps import BLOCK, MISMATCH, Choice, Snippet
+from analyzer.lesson.tables import PLAIN, RESIDUAL, table
+
+__all__ = ["GRADES", "Question", "questions"]
+
+GRADES = ("easy", "medium", "hard")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question.
+
+    Args:
+        grade: One of ``GRADES``.
+        text: What is asked.
+        choices: The answers, one of them right, each with its reason.
+        code: A program that belongs to the question.
+        proof: A program whose output shows the answer.
+        figure: A figure that shows it: its name in ``scenes.SCENES``, and the state.
+    """
+
+    grade: str
+    text: str
+    choices: tuple[Choice, ...]
+    code: str = ""
+    proof: Snippet | None = None
+    figure: tuple[str, str] | None = None
+
+
+def _right(text: str, why: str) -> Choice:
+    return Choice(text, True, why)
+
+
+def _wrong(text: str, why: str) -> Choice:
+    return Choice(text, False, why)
+
+
+def questions() -> tuple[Question, ...]:
+    """Return all questions, from easy to hard."""
+    return tuple(make() for make in _QUESTIONS)
+
+
+def _purpose() -> Question:
+    return Question(
+        "easy",
+        "What is the purpose of a shortcut around a block?",
+        (
+            _wrong("It makes the network smaller", "A shortcut that adds x removes no layer."),
+            _right(
+                "The block only has to learn what to add to its input, and the gradient has a way "
+                "past the block",
+                "Forward x is passed on, backward g is.",
+            ),
+            _wrong("It leaves out layers at random", "That is stochastic depth, another method."),
+            _wrong("It normalizes activations", "That is what batch or layer norm does."),
+        ),
+        figure=("twins", "0"),
+    )
+
+
+def _operator() -> Question:
+    return Question(
+        "easy",
+        "Which operator stands at the place of ? in the residual block out = f(x) ? x",
+        (
+            _right("+", "The block adds its input to what it computes."),
+            _wrong("*", "A product scales the gradient of f by x: no + 1 appears."),
+            _wrong("@", "A matrix product mixes features, and x is not passed on."),
+            _wrong("torch.cat", "That is DenseNet: the number of channels grows in each block."),
+        ),
+        proof=Snippet(
+            "import torch\n\nx = torch.tensor(3.0, requires_grad=True)\nw = torch.tensor(0.5)\n"
+            "(w * x + x).backward()\nprint(x.grad.item())\n",
+            "1.5\n",
+        ),
+    )
+
+
+_ZERO = BLOCK.replace("Block", "ZeroBlock").replace(
+    "        self.f = nn.Linear(width, width)\n",
+    "        self.f = nn.Linear(width, width)\n        nn.init.zeros_(self.f.weight)\n"
+    "        nn.init.ones_(self.f.bias)\n",
+)
+
+
+def _zero_weights() -> Question:
+    program = _ZERO + "\nprint(ZeroBlock(4)(torch.ones(1, 4)).mean().item())\n"
+    return Question(
+        "easy",
+        "All weights of f are 0, its bias is 1, and the input is all ones. What is printed?",
+        (
+            _wrong("0.0", "The weights are zero, but the bias and x are not."),
+            _wrong("1.0", "That is f(x) alone, or x alone: the block adds them."),
+            _right("2.0", "f(x) is the bias, 1; x is 1; their sum is 2."),
+            _wrong("5.0", "With zero weights the four inputs are not added up."),
+        ),
+        code=program,
+        proof=Snippet(program, "2.0\n"),
+    )
+
+
+def _parameters() -> Question:
+    return Question(
+        "easy",
+        "How many parameters does the shortcut in out = f(x) + x have?",
+        (
+            _right("None", "x is added as it is."),
+            _wrong("As many as f", "Only f has weights."),
+            _wrong("One for each channel", "That would be a scale; here there is none."),
+        ),
+        proof=Snippet(
+            BLOCK + "\ncount = lambda m: sum(p.numel() for p in m.parameters())\nblock = Block(8)\n"
+            "print(count(block) - count(block.f))\n",
+            "0\n",
+        ),
+    )
+
+
+def _overfitting() -> Question:
+    rows = table("degradation")
+    mean = rows[rows["net"] == PLAIN].groupby("depth")["final_loss"].mean()
+    low, high = mean.index.min(), mean.index.max()
+    return Question(
+        "easy",
+        f"A plain network of {low} layers ends at a training loss of {number(mean[low])}, "
+        f"one of {high} at {number(mean[high])}. Is this overfitting?",
+        (
+            _wrong("Yes: the deep one has too many weights", "Then its training loss were lower."),
+            _right(
+                "No: the training loss itself is higher, so optimization fails",
+                "Overfitting means a low loss on the training data and a high one on others.",
+            ),
+            _wrong("It cannot be said without test data", "The training loss alone says it."),
+        ),
+        figure=("degradation", PLAIN),
+    )
+
+
+def _cause() -> Question:
+    return Question(
+        "medium",
+        "A residual block fails with: The size of tensor a (64) must match the size of tensor b "
+        "(128) at non-singleton dimension 1. What is the cause?",
+        (
+            _wrong("The batch has the wrong size", "The batch is dimension 0."),
+            _right(
+                "The two sides of the sum have 64 and 128 channels",
+                "Dimension 1 of (batch, channels, height, width) are the channels.",
+            ),
+            _wrong("The kernel is too large", "A kernel changes height and width: 2 and 3."),
+            _wrong("The learning rate is too high", "Shapes do not depend on values."),
+        ),
+        proof=Snippet(
+            MISMATCH.replace("128, kernel_size=3, stride=2", "128, kernel_size=3").replace(
+                "f(x) + x", "x + f(x)"
+            ),
+            "The size of tensor a (64) must match the size of tensor b (128) at non-singleton "
+            "dimension 1\n",
+        ),
+    )
+
+
+def _projection() -> Question:
+    proof = (
+        "import torch\nfrom torch import nn\n\nx = torch.zeros(2, 64, 32, 32)\n"
+        "print(tuple(nn.Conv2d(64, 128, kernel_size=1, stride=2)(x).shape))\n"
+    )
+    return Question(
+        "medium",
+        "x has the shape (batch, 64, 32, 32); the branch ends with 128 channels at stride 2. Which "
+        "shortcut fits?",
+        (
+            _wrong("nn.Identity()", "It changes neither the channels nor the size."),
+            _wrong("nn.Conv2d(64, 128, kernel_size=1)", "The image would stay 32x32."),
+            _right(
+                "nn.Conv2d(64, 128, kernel_size=1, stride=2)",
+                "128 channels, and every second pixel: (batch, 128, 16, 16).",
+            ),
+            _wrong(
+                "nn.Conv2d(128, 64, kernel_size=1, stride=2)", "It expects 128 channels, x has 64."
+            ),
+        ),
+        proof=Snippet(proof, "(2, 128, 16, 16)\n"),
+    )
+
+
+def _code() -> Question:
+    return Question(
+        "medium",
+        "Which forward is a residual block whose shortcut is the identity?",
+        (
+            _wrong("return self.f(x + x)", "Both copies go through f: nothing passes by it."),
+            _wrong("x = self.f(x); return x + x", "x was replaced: f(x) is added to itself."),
+            _right("y = self.f(x); return x + y", "The input itself is added."),
+            _wrong("return self.f(x) + self.g(x)", "These are two branches: x is not passed on."),
+        ),
+        proof=Snippet(
+            "import analyzer\nimport torch\nfrom torch import nn\n\n"
+            "class Right(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+            "        self.f = nn.Linear(4, 4)\n\n    def forward(self, x):\n"
+            "        y = self.f(x)\n        return x + y\n\n"
+            "class Wrong(Right):\n    def forward(self, x):\n        x = self.f(x)\n"
+            "        return x + x\n\n"
+            "for net in (Right(), Wrong()):\n"
+            "    joins = analyzer.find_joins(net, torch.ones(2, 4))\n"
+            "    print(len(joins), [join.shortcut for join in joins])\n",
+            "1 ['identity']\n0 []\n",
+        ),
+    )
+
+
+def _count_paths() -> Question:
+    return Question(
+        "medium",
+        "A network has 5 residual blocks in a row. How many paths from input to output cross "
+        "exactly 2 branches?",
+        (
+            _wrong("2", "That is the length. There is a choice of which two branches."),
+            _wrong("5", "5 paths cross exactly one branch."),
+            _right("10", "2 of 5 branches can be chosen in 10 ways."),
+            _wrong("32", "That is the number of all paths, 2 to the power of 5."),
+        ),
+        proof=Snippet("from math import comb\n\nprint(comb(5, 2))\n", "10\n"),
+    )
+
+
+def _profile() -> Question:
+    rows = table("layers")
+    rows = rows[(rows["net"] == PLAIN) & (rows["step"] == 0)].sort_values("depth")
+    norms = rows["output_gradient_norm"].tolist()
+    return Question(
+        "medium",
+        f"A profile shows an output gradient of {number(norms[-1])} at the last layer and "
+        f"{number(norms[0])} at the first one. What do you read from it?",
+        (
+            _right(
+                "The gradient vanishes on its way back: the first layers will hardly change",
+                f"It loses a factor of {number(norms[-1] / norms[0])} on its way.",
+            ),
+            _wrong("The gradient explodes", "Going back, from the last layer on, it falls."),
+            _wrong("The network has converged", "Then the gradient were small at every layer."),
+            _wrong("The first layers need a smaller learning rate", "They hardly move as it is."),
+        ),
+        figure=("twins", "0"),
+    )
+
+
+def _split() -> Question:
+    rows = table("splits")
+    row = rows[(rows["step"] == 0)].sort_values("join").iloc[0]
+    share = percent(row["shortcut_share"])
+    return Question(
+        "medium",
+        f"The first block's split says: shortcut share {share}. What does this mean?",
+        (
+            _wrong(
+                f"{share} of the samples take the shortcut", "Every sample takes both ways at once."
+            ),
+            _wrong(f"The branch has learned {share}", "A split is about one gradient."),
+            _right(
+                f"{share} of the gradient at the block's input came through the + x",
+                "It is the projection of the shortcut's part on the sum of both parts.",
+            ),
+        ),
+        figure=("backward", "0|1"),
+    )
+
+
+def _halves() -> Question:
+    return Question(
+        "hard",
+        "Every shortcut of 20 blocks is multiplied by 0.5. By what is the gradient on the path "
+        "through all shortcuts multiplied?",
+        (
+            _wrong("0.5", "Once in each block."),
+            _wrong("0.025", "Factors multiply: 0.5 / 20 is not what 20 halvings give."),
+            _right("About 0.000001", "0.5 to the power of 20 (He et al. 2016)."),
+            _wrong("It is unchanged", "Only a factor of 1 leaves it unchanged."),
+        ),
+        proof=Snippet("print(f'{0.5**20:.7f}')\n", "0.0000010\n"),
+    )
+
+
+def _spectrum() -> Question:
+    rows = table("paths")
+    rows = rows[rows["step"] == 0].sort_values("length")
+    blocks = int(rows["length"].max())
+    norms = rows["gradient_norm"]
+    mean = (rows["length"] * norms).sum() / norms.sum()
+    return Question(
+        "hard",
+        f"A spectrum over {blocks} blocks has an effective length of {number(mean)}, while the "
+        f"mean length of all paths is {blocks / 2:g}. What do you read from it?",
+        (
+            _wrong(
+                "The network uses only its last blocks",
+                "Which blocks does not matter: a path counts how many branches it crosses.",
+            ),
+            _right(
+                "Paths through few branches carry most of the gradient",
+                "Every branch on a path makes its gradient smaller, so long paths carry little.",
+            ),
+            _wrong("Most paths are short", f"Most of them cross about {blocks / 2:g} branches."),
+        ),
+        figure=("paths", "0"),
+    )
+
+
+def _verdict() -> Question:
+    return Question(
+        "hard",
+        "A residual run learns, its plain twin does not. They also differ in the learning rate: "
+        "0.1 and 0.001. Which verdict does this pair deserve?",
+        (
+            _wrong("Shortcuts help", "The learning rate explains it just as well."),
+            _wrong(
+                "Shortcuts do not help", "Nothing shows that either: two things differ at once."
+            ),
+            _right(
+                "None about shortcuts: repeat it with equal learning rates, or cut the shortcuts "
+                "of one network",
+                "What differs besides must be named before any effect of shortcuts is claimed.",
+            ),
+        ),
+        figure=("counterfactual", "0|0.0"),
+    )
+
+
+def _doubling() -> Question:
+    return Question(
+        "hard",
+        "Weights are such that each branch adds as much variance as it receives (He's, no norm). "
+        "By what does the standard deviation of the stream grow over 20 blocks?",
+        (
+            _wrong("It stays equal", "Only if branches added nothing."),
+            _wrong("About 20 times", "Variances double in each block, they do not add up."),
+            _right("About 1,000 times", "The variance doubles 20 times, its root 10 times."),
+        ),
+        proof=Snippet("print(2 ** (20 / 2))\n", "1024.0\n"),
+    )
+
+
+def _beyond() -> Question:
+    return Question(
+        "hard",
+        "A split says: shortcut share 140 %. How can that be?",
+        (
+            _wrong("It is an error: shares are at most 100 %", "Both shares add to 1, no more."),
+            _right(
+                "The branch's part points against the sum, and its share is −40 %",
+                "Parts that cancel each other are larger than their sum.",
+            ),
+            _wrong("The gradient explodes", "A share says nothing about the size of the sum."),
+        ),
+        proof=Snippet(
+            "import numpy as np\n\nshortcut, branch = np.array([1.4, 0.0]), np.array([-0.4, 0.0])\n"
+            "whole = shortcut + branch\nprint(round(shortcut @ whole / (whole @ whole), 3))\n",
+            "1.4\n",
+        ),
+    )
+
+
+def _compared() -> Question:
+    rows = table("layers")
+    rows = rows[(rows["net"] == RESIDUAL) & (rows["step"] == 0)].sort_values("depth")
+    return Question(
+        "hard",
+        "In a residual network the output gradient of the last linear layer is "
+        f"{number(rows['output_gradient_norm'].iloc[-1])} and that of the first convolution "
+        f"{number(rows['output_gradient_norm'].iloc[0])}. May you conclude that the first layer "
+        "learns more slowly?",
+        (
+            _wrong("Yes: its gradient is smaller", "It is a gradient of another kind of value."),
+            _right(
+                "No: outputs of different shapes and sizes have gradients of different sizes",
+                "Compare layers of one kind, or updates with the norms of the weights they change.",
+            ),
+            _wrong("No: it learns faster", "That does not follow either."),
+        ),
+        figure=("twins", "0"),
+    )
+
+
+_QUESTIONS: tuple[Callable[[], Question], ...] = (
+    _purpose,
+    _operator,
+    _zero_weights,
+    _parameters,
+    _overfitting,
+    _cause,
+    _projection,
+    _code,
+    _count_paths,
+    _profile,
+    _split,
+    _halves,
+    _spectrum,
+    _verdict,
+    _doubling,
+    _beyond,
+    _compared,
+)

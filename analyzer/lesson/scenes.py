@@ -1,0 +1,465 @@
+"""The figures of the lesson: for each setting of its control what is drawn, and a sentence on it.
+
+A figure is plain data for plotly.js, so that a page can hold all of its states and change between
+them at once. Colors are names such as ``@plain``, which the page replaces by those of its look.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import pandas as pd
+
+from analyzer.analysis.numerals import number, percent
+from analyzer.lesson.tables import CHAINS, NETS, PLAIN, RESIDUAL, SOURCE, at, table
+
+__all__ = ["SCENES", "Control", "Scene", "State"]
+
+Trace = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Control:
+    """What a reader can set: a slider over few places, or a choice.
+
+    Args:
+        key: Its name in the page.
+        label: What stands beside it.
+        values: Its places, as parts of a state's key.
+        shown: What is written at each place.
+        start: The first place.
+        is_slider: Whether the places have an order along which to drag.
+    """
+
+    key: str
+    label: str
+    values: tuple[str, ...]
+    shown: tuple[str, ...]
+    start: int = 0
+    is_slider: bool = True
+
+
+@dataclass(frozen=True)
+class State:
+    """What one setting shows: traces, a sentence, the numbers of a diagram, a layout of its own."""
+
+    data: tuple[Trace, ...]
+    text: str
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    layout: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A figure with its controls.
+
+    Args:
+        label: What it shows, for those who do not see it.
+        controls: What can be set.
+        states: By the values of all controls joined by ``|``.
+        layout: Plotly's layout, for all states.
+        source: Which data.
+    """
+
+    label: str
+    controls: tuple[Control, ...]
+    states: Mapping[str, State]
+    layout: Mapping[str, Any]
+    source: str = SOURCE
+
+
+def _control(key: str, label: str, values: Sequence[Any], **options: Any) -> Control:
+    shown = options.pop("shown", [str(value) for value in values])
+    return Control(key, label, tuple(map(str, values)), tuple(shown), **options)
+
+
+def _line(x: Sequence[Any], y: Sequence[Any], name: str, color: str, **more: Any) -> Trace:
+    line = {"color": color, "width": 2.5, **more.pop("line", {})}
+    marker = {"color": color, "size": 6}
+    shape: Trace = {"type": "scatter", "mode": "lines+markers", "line": line, "marker": marker}
+    return {**shape, "x": list(x), "y": list(y), "name": name, **more}
+
+
+def _layout(x: str, y: str, *, log: bool = False, low: float = 0, high: float = 0) -> Trace:
+    """Axes with their titles; a logarithmic one has a range that stays while lines move."""
+    axis: Trace = {"title": {"text": y}}
+    if log:
+        axis |= {"type": "log", "exponentformat": "power", "range": [low, high]}
+        axis["dtick"] = 1 if high - low < 7 else 2 if high - low < 15 else 5
+    elif high:
+        axis |= {"range": [low, high]}
+    return {"xaxis": {"title": {"text": x}}, "yaxis": axis}
+
+
+def _degradation() -> Scene:
+    rows = table("degradation")
+    mean = rows.groupby(["net", "depth"])["final_loss"].mean()
+    depths = sorted(int(depth) for depth in rows["depth"].unique())
+    seeds = rows["seed"].nunique()
+
+    def traces(net: str) -> tuple[Trace, ...]:
+        points = rows[rows["net"] == net]
+        one = {"mode": "markers", "showlegend": False, "opacity": 0.6}
+        return (
+            _line(depths, [mean[net, d] for d in depths], f"{net}, mean of {seeds}", f"@{net}"),
+            _line(points["depth"], points["final_loss"], f"{net}, one seed", f"@{net}", **one),
+        )
+
+    def text(net: str) -> str:
+        said = ", ".join(f"{number(mean[net, depth])} at {depth}" for depth in depths)
+        return f"{net.capitalize()}: final training loss {said} layers."
+
+    states = {net: State(traces(net), text(net)) for net in NETS}
+    both = State(
+        traces(PLAIN) + traces(RESIDUAL),
+        f"At {depths[-1]} layers the loss is {number(mean[PLAIN, depths[-1]])} without "
+        f"shortcuts and {number(mean[RESIDUAL, depths[-1]])} with them.",
+    )
+    return Scene(
+        "Final training loss against the number of layers, plain and residual",
+        (_control("nets", "networks", [*NETS, "both"], start=2, is_slider=False),),
+        states | {"both": both},
+        _layout("layers", "final training loss", low=0, high=rows["final_loss"].max() * 1.1),
+        f"{CHAINS} {seeds} seeds; the final loss is the mean over the last tenth of the steps.",
+    )
+
+
+def _product() -> Scene:
+    rows = table("factors")
+    depths = sorted(int(depth) for depth in rows["depth"].unique())
+    scales = sorted(float(scale) for scale in rows["scale"].unique())
+    states = {}
+    titles = "layer, from input to output", "gradient, relative to the last layer"
+    for net, depth, scale in product(NETS, depths, scales):
+        norms = rows[(rows["net"] == net) & (rows["depth"] == depth) & (rows["scale"] == scale)]
+        ratios = norms.sort_values("layer")["ratio"].tolist()
+        layers = list(range(1, depth + 1))
+        drawn = [_line(layers, ratios, f"{net}, measured", f"@{net}")]
+        gain = ratios[0] ** (1 / (depth - 1))
+        said = (
+            f"The first of {depth} layers receives {number(ratios[0])} times the last one's "
+            f"gradient: a factor of {number(gain)} in each layer."
+        )
+        if net == PLAIN:
+            factors = [scale ** (depth - layer) for layer in layers]
+            faint = {"mode": "lines", "line": {"dash": "dot"}}
+            drawn.append(_line(layers, factors, "scale, once in each layer", "@text", **faint))
+            said += f" {number(scale)} multiplied {depth - 1} times is {number(factors[0])}."
+        axes = _layout(
+            *titles, log=True, low=-29 if net == PLAIN else -1, high=1 if net == PLAIN else 10
+        )
+        states[f"{net}|{depth}|{scale}"] = State(tuple(drawn), said, layout=axes)
+    middle = scales.index(0.7)
+    return Scene(
+        "Gradient of each layer, divided by that of the last layer, in untrained networks",
+        (
+            _control("net", "shortcuts", NETS, shown=["off", "on"], is_slider=False),
+            _control("depth", "layers", depths, start=2),
+            _control("scale", "scale of the weights", scales, start=middle),
+        ),
+        states,
+        {},
+        f"Step {step}: what a block adds is between {percent(ratio.min())} and "
+        f"{percent(ratio.max())} of what it passes on.",
+    )
+    top = table("splits")[["shortcut_output_norm", "branch_output_norm"]].max().max()
+    return Scene(
+        "Norm of what each block passes on and of what it adds, in the residual network",
+        (_step_control(),),
+        states,
+        _layout("block, from input to output", "norm", low=0, high=1.05 * top)
+        | {"barmode": "group"},
+    )
+
+
+def _backward() -> Scene:
+    states = {}
+    for step in _steps():
+        rows = _blocks(step).set_index("join")
+        blocks = [int(join) + 1 for join in rows.index]
+        for block in blocks:
+            row = rows.loc[block - 1]
+            through = [row[f"{part}_gradient_norm"] for part in ("join", "shortcut", "branch")]
+            whole = row["fork_gradient_norm"]
+            opacity = [1.0 if one == block else 0.45 for one in blocks]
+            look = {"opacity": opacity}
+            states[f"{step}|{block}"] = State(
+                (
+                    _bars(blocks, rows["shortcut_gradient_norm"], "through the shortcut (the + 1)",
+                          "@residual", marker=look),
+                    _bars(blocks, rows["branch_gradient_norm"], "through the branch",
+                          "@branch", marker=look),
+                ),
+                f"Block {block} at step {step}: {number(through[1])} arrives through the shortcut "
+                f"and {number(through[2])} through the branch (cosine {number(row['cosine'])}); "
+                f"their sum is {number(whole)}. The shortcut's share of it is "
+                f"{percent(row['shortcut_share'])}.",
+                {
+                    "above": number(through[0]),
+                    "shortcut": number(through[1]),
+                    "branch": number(through[2]),
+                    "below": number(whole),
+                    "share": percent(row["shortcut_share"]),
+                    "block": str(block),
+                    "arcs": [round(float(share), 3) for share in rows["shortcut_share"]],
+                },
+            )  # fmt: skip
+    norms = table("splits")[["shortcut_gradient_norm", "branch_gradient_norm"]]
+    positive = norms[norms > 0]
+    low, high = math.floor(math.log10(positive.min().min())), math.log10(norms.max().max()) + 0.2
+    count = len(_blocks(_steps()[0]))
+    return Scene(
+        "Gradient that arrives at each block's input through its shortcut and through its branch",
+        (_step_control(), _control("block", "block", range(1, count + 1))),
+        states,
+        _layout("block, from input to output", "gradient norm", log=True, low=low, high=high)
+        | {"barmode": "group"},
+    )
+
+
+def _paths() -> Scene:
+    rows = table("paths")
+    steps = sorted(int(step) for step in rows["step"].unique())
+    states = {}
+    for step in steps:
+        found = rows[rows["step"] == step].sort_values("length")
+        lengths, total = found["length"].tolist(), found["num_paths"].sum()
+        mean = (found["length"] * found["gradient_norm"]).sum() / found["gradient_norm"].sum()
+        of_norms = found["gradient_norm"] / found["gradient_norm"].sum()
+        short = found["length"] <= 3
+        states[str(step)] = State(
+            (
+                _bars(lengths, found["num_paths"] / total, "share of all paths", "@faint"),
+                _bars(lengths, of_norms, "share of the gradient norms", "@residual"),
+            ),
+            f"{_when(step, steps)}: paths through at most 3 of the {lengths[-1]} branches are "
+            f"{percent(found['num_paths'][short].sum() / total)} of all {total:,.0f} paths and "
+            f"have {percent(of_norms[short].sum())} of the gradient norms; the effective length "
+            f"is {number(mean)}.",
+        )
+    return Scene(
+        "How many paths have each length, and how much gradient they carry",
+        (_control("step", "weights", steps, shown=["first", "final"], is_slider=False),),
+        states,
+        _layout("length: branches that a path crosses", "share", low=0, high=1)
+        | {"barmode": "group"},
+    )
+
+
+def _when(step: int, steps: Sequence[int]) -> str:
+    return "At the first weights" if step == min(steps) else f"After {step} steps"
+
+
+def _counterfactual() -> Scene:
+    rows = table("counterfactual")
+    rows = rows[~rows["rescaled"]]
+    steps = sorted(int(step) for step in rows["step"].unique())
+    scales = sorted((float(scale) for scale in rows["skip_scale"].unique()), reverse=True)
+    colors = {1.0: "@residual", 0.5: "@half", 0.0: "@plain"}
+    states = {}
+    for step, chosen in product(steps, scales):
+        drawn, fallen = [], math.nan
+        for scale in scales:
+            found = rows[(rows["step"] == step) & (rows["skip_scale"] == scale)]
+            found = found.groupby("depth")["output_gradient_norm"].max()
+            is_chosen = scale == chosen
+            look = {"opacity": 1.0 if is_chosen else 0.25}
+            name = f"shortcuts times {scale:g}"
+            drawn.append(_line(found.index, found.tolist(), name, colors[scale], **look))
+            if is_chosen:
+                fallen = found.iloc[0] / found.iloc[-1]
+        states[f"{step}|{chosen}"] = State(
+            tuple(drawn),
+            f"{_when(step, steps)}, with shortcuts times {chosen:g}: the first layer receives "
+            f"{number(fallen)} times the last one's gradient.",
+        )
+    norms = rows["output_gradient_norm"]
+    low, high = math.floor(math.log10(norms[norms > 0].min())), math.log10(norms.max()) + 0.3
+    return Scene(
+        "Gradient by depth of the same weights with every shortcut whole, halved and cut",
+        (
+            _control("step", "weights", steps, shown=["first", "final"], is_slider=False),
+            _control("scale", "shortcuts times", scales, shown=[f"{s:g}" for s in scales]),
+        ),
+        states,
+        _layout("depth", "‖∂L/∂y‖", log=True, low=low, high=high),
+    )
+
+
+def _twins() -> Scene:
+    rows, losses = table("layers"), table("steps")
+    steps = sorted(int(step) for step in rows["step"].unique())
+    states = {}
+    for step in steps:
+        drawn = []
+        for net in NETS:
+            found = rows[(rows["net"] == net) & (rows["step"] == step)].sort_values("depth")
+            drawn.append(_line(found["depth"], found["output_gradient_norm"], net, f"@{net}"))
+            loss = losses[losses["net"] == net]
+            second = {"mode": "lines", "xaxis": "x2", "yaxis": "y2", "showlegend": False}
+            drawn.append(_line(loss["step"], loss["loss"], f"{net}, loss", f"@{net}", **second))
+        mark = {"mode": "lines", "line": {"dash": "dot", "width": 1.5}, "xaxis": "x2"}
+        top = float(losses["loss"].max())
+        drawn.append(
+            _line([step, step], [0, top], "step", "@text", yaxis="y2", showlegend=False, **mark)
+        )
+        plain, residual = (_first_over_last(net, step) for net in NETS)
+        states[str(step)] = State(
+            tuple(drawn),
+            f"Step {step}: the first layer receives {number(plain)} times the last one's gradient "
+            f"without shortcuts and {number(residual)} with them. The loss of this step is "
+            f"{number(at('steps', 'loss', net=PLAIN, step=step))} and "
+            f"{number(at('steps', 'loss', net=RESIDUAL, step=step))}.",
+        )
+    norms = rows["output_gradient_norm"]
+    low, high = math.floor(math.log10(norms[norms > 0].min())), math.log10(norms.max()) + 0.3
+    layout = _layout("depth", "‖∂L/∂y‖", log=True, low=low, high=high)
+    layout["xaxis"] |= {"domain": [0, 0.56]}
+    layout |= {
+        "xaxis2": {"title": {"text": "step"}, "domain": [0.68, 1]},
+        "yaxis2": {"title": {"text": "training loss"}, "anchor": "x2"},
+    }
+    return Scene(
+        "Gradient by depth of both networks at a step, and their losses",
+        (_control("step", "step of the training", steps),),
+        states,
+        layout,
+    )
+
+
+def _first_over_last(net: str, step: int, name: str = "layers") -> float:
+    rows = table(name)
+    rows = rows[(rows["net"] == net) & (rows["step"] == step)].sort_values("depth")
+    found = rows["output_gradient_norm"].tolist()
+    return float(found[0] / found[-1])
+
+
+def _landscape() -> Scene:
+    rows = table("landscape")
+    levels = {net: rows[rows["net"] == net] for net in NETS}
+    low, high = rows["loss"].min(), rows["loss"].clip(upper=10).max()
+    states = {}
+    for net, found in levels.items():
+        grid = found.pivot(index="beta", columns="alpha", values="loss")
+        drawn: Trace = {
+            "type": "contour",
+            "x": grid.columns.tolist(),
+            "y": grid.index.tolist(),
+            "z": [[float(f"{value:.4g}") for value in row] for row in grid.to_numpy()],
+            "colorscale": "Cividis",
+            "contours": {"coloring": "heatmap"},
+            "zmin": low,
+            "zmax": high,
+            "ncontours": 25,
+            "colorbar": {"title": {"text": "loss"}},
+        }
+        center = at("landscape", "loss", net=net, alpha=0.0, beta=0.0)
+        states[net] = State(
+            (drawn,),
+            f"{net.capitalize()}: the loss is {number(center)} at the trained weights, and between "
+            f"{number(found['loss'].min())} and {number(found['loss'].max())} in this plane; "
+            f"colors end at {number(high)}.",
+        )
+    layout = _layout("first random direction", "second random direction")
+    return Scene(
+        "Training loss in a plane through the trained weights",
+        (_control("net", "network", NETS, is_slider=False),),
+        states,
+        layout,
+        SOURCE + " The plane is spanned by two random directions, scaled filter by filter as in "
+        "Li et al. (2018).",
+    )
+
+
+def _shapes() -> Scene:
+    rows = table("shapes")
+    colors = {"identity": "@residual", "projection": "@branch"}
+    states = {}
+    least = rows[rows["option"] == "A"]["num_parameters"].iloc[0]
+    for option, found in rows.groupby("option"):
+        drawn = tuple(
+            _bars(
+                [f"block {k + 1}" for k in kind.index - found.index[0]],
+                kind["shortcut_share"],
+                f"{name} shortcut",
+                colors[str(name)],
+                customdata=kind["shape"].tolist(),
+                hovertemplate="%{x}, output %{customdata}: share %{y:.0%}<extra></extra>",
+            )
+            for name, kind in found.groupby("shortcut")
+        )
+        total = int(found["num_parameters"].iloc[0])
+        added = total - int(least)
+        counts = found["shortcut"].value_counts()
+        states[str(option)] = State(
+            drawn,
+            f"Option {option}: {counts.get('identity', 0)} shortcuts without parameters and "
+            f"{counts.get('projection', 0)} with a 1x1 convolution; {total:,} parameters, "
+            + (f"{added:,} more than option A ({percent(added / least)})." if added else
+               "none of them in a shortcut."),
+        )  # fmt: skip
+    return Scene(
+        "Share of the gradient that arrives through each block's shortcut, by kind of shortcut",
+        (_control("option", "option", sorted(states), is_slider=False),),
+        states,
+        _layout("block, from input to output", "shortcut's share of the gradient"),
+        "Recorded: the 20-layer network of He et al. (2015) with options A, B and C on the digits "
+        "of scikit-learn, first step, seed 0.",
+    )
+
+
+def _others() -> Scene:
+    rows, losses = table("others_layers"), table("others_steps")
+    nets = list(dict.fromkeys(rows["net"]))
+    colors = dict(zip(nets, ("@plain", "@residual", "@branch", "@half", "@other"), strict=True))
+    states = {}
+    for chosen in nets:
+        drawn = []
+        for net in nets:
+            look = {"opacity": 1.0 if net == chosen else 0.25}
+            found = rows[rows["net"] == net].sort_values("depth")
+            color = colors[net]
+            drawn.append(_line(found["depth"], found["output_gradient_norm"], net, color, **look))
+            loss = losses[losses["net"] == net]
+            second = {"mode": "lines", "xaxis": "x2", "yaxis": "y2", "showlegend": False} | look
+            drawn.append(_line(loss["step"], loss["loss"], f"{net}, loss", color, **second))
+        loss = losses[losses["net"] == chosen].sort_values("step")["loss"]
+        states[chosen] = State(
+            tuple(drawn),
+            f"{chosen[0].upper()}{chosen[1:]}: at the first step the first layer receives "
+            f"{number(_first_over_last(chosen, 0, 'others_layers'))} times the last one's "
+            f"gradient; the loss is {number(loss.iloc[0])} at the first step and "
+            f"{number(loss.tail(len(loss) // 10).mean())} at the end.",
+        )
+    norms = rows["output_gradient_norm"]
+    low, high = math.floor(math.log10(norms[norms > 0].min())), math.log10(norms.max()) + 0.3
+    layout = _layout("depth", "‖∂L/∂y‖ at the first step", log=True, low=low, high=high)
+    layout["xaxis"] |= {"domain": [0, 0.56]}
+    layout |= {
+        "xaxis2": {"title": {"text": "step"}, "domain": [0.68, 1]},
+        "yaxis2": {"title": {"text": "training loss"}, "anchor": "x2", "type": "log"},
+    }
+    return Scene(
+        "Gradient by depth at the first step and loss of four networks of equal size",
+        (_control("net", "network", nets, is_slider=False),),
+        states,
+        layout,
+        f"{CHAINS} The last of these depths, seed 0.",
+    )
+
+
+SCENES: Mapping[str, Callable[[], Scene]] = {
+    "degradation": _degradation,
+    "product": _product,
+    "forward": _forward,
+    "backward": _backward,
+    "paths": _paths,
+    "counterfactual": _counterfactual,
+    "twins": _twins,
+    "landscape": _landscape,
+    "shapes": _shapes,
+    "others": _others,
+}
+"""The figure of each step, in their order."""

@@ -15,6 +15,7 @@ import analyzer
 from analyzer.analysis.finding import markdown_table
 from analyzer.cli import COMMANDS, load
 from analyzer.figures.catalog import PAGES as DASHBOARD
+from analyzer.lesson.page import lesson_html
 from analyzer.options import RECORDER, options_of
 from analyzer.storage.pages import as_markdown, schema_page, vocabulary_page
 from analyzer.storage.schema import PROBES as PROBE_SCHEMAS
@@ -148,7 +149,7 @@ def recorder_table() -> str:
 
 def examples_page() -> str:
     """Return the scripts of examples/ with what they say about themselves."""
-    blocks = ["# Examples", "Six short programs; the tests run each of them."]
+    blocks = ["# Examples", "Seven short programs; the tests run each of them."]
     for path in sorted((ROOT / "examples").glob("*.py")):
         source = path.read_text(encoding="utf-8")
         text, _, example = (ast.get_docstring(ast.parse(source)) or "").partition("Example:\n")
@@ -157,8 +158,9 @@ def examples_page() -> str:
         blocks += [f"## {path.stem.replace('_', ' ').capitalize()}", text.strip()]
         blocks += [f"```\n{lines}\n```", f'```python title="examples/{path.name}"\n{code}```']
     blocks += [
-        "## Notebook",
-        "`examples/notebook.ipynb` records, reads and shows a run in Jupyter.",
+        "## Notebooks",
+        "`examples/notebook.ipynb` records, reads and shows a run in Jupyter; "
+        "`examples/lesson.ipynb` records small networks of the [lesson](lesson.html).",
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -196,6 +198,7 @@ def on_files(files: Any, config: Any) -> Any:
     for name, page in PAGES.items():
         wide = "---\nhide: [toc]\n---\n" if name in WIDE else ""
         files.append(File.generated(config, name, content=wide + page()))
+    files.append(File.generated(config, "lesson.html", content=lesson_html()[0]))
     return files
 
 

@@ -12,8 +12,8 @@ from tests.support.commands import run as run_python
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def test_there_are_six() -> None:
-    assert len([path for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")]) == 6
+def test_there_are_seven() -> None:
+    assert len([path for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")]) == 7
 
 
 def recorded(folder: Path, *words: str) -> Run:
@@ -75,6 +75,24 @@ def test_a_notebook_records_reads_and_shows(tmp_path: Path) -> None:
     assert "<iframe" in str(cells[-1]["outputs"])
     assert "shortcut_share" in str([cell.get("outputs") for cell in cells])
     assert run.steps["error"].tolist() == pytest.approx(run.steps["loss"].pow(0.5).tolist())
+
+
+def test_the_lessons_notebook_shows_what_it_says(tmp_path: Path) -> None:
+    shutil.copy(EXAMPLES / "lesson.ipynb", tmp_path)
+    code = "from nbclient.cli import main; main(['lesson.ipynb', '--output=done.ipynb'])"
+    done = run_python(tmp_path, "-c", code)
+    assert done.returncode == 0, done.stderr
+    plain, run = (open_run(tmp_path / "runs" / name) for name in ("lesson-plain", "lesson"))
+    assert plain.steps["loss"].iloc[-1] > 2 > 1 > run.steps["loss"].iloc[-1]
+    outputs = str(
+        [cell.get("outputs") for cell in json.loads((tmp_path / "done.ipynb").read_text())["cells"]]
+    )
+    for found in (plain, run):
+        norms = found.layer_stats(columns=["output_gradient_norm"], steps=[0])[
+            "output_gradient_norm"
+        ]
+        assert f"{norms.iloc[0] / norms.iloc[-1]:.1e} times" in outputs
+    assert "shortcut_share" in outputs
 
 
 @pytest.mark.slow

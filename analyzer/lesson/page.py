@@ -8,9 +8,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import analyzer
 from analyzer.figures.theme import DARK, LIGHT, Theme
-from analyzer.lesson.practice import GRADES, Question, questions
-from analyzer.lesson.scenes import SCENES, Scene
+from analyzer.lesson.practice import questions
+from analyzer.lesson.scene import Scene
+from analyzer.lesson.scenes import SCENES
 from analyzer.lesson.steps import steps
+from analyzer.lesson.words import GRADES, Question
 from analyzer.reports.html import packed, plotly_bundle, sha256_source
 
 __all__ = ["lesson_html", "write_lesson"]

@@ -1,36 +1,12 @@
 """Questions to practice on, in three grades; every answer is shown by a program or a figure."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from analyzer.analysis.numerals import number, percent
-from analyzer.lesson.steps import BLOCK, MISMATCH, Choice, Snippet
 from analyzer.lesson.tables import PLAIN, RESIDUAL, table
+from analyzer.lesson.words import BLOCK, MISMATCH, Choice, Question, Snippet
 
-__all__ = ["GRADES", "Question", "questions"]
-
-GRADES = ("easy", "medium", "hard")
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question.
-
-    Args:
-        grade: One of ``GRADES``.
-        text: What is asked.
-        choices: The answers, one of them right, each with its reason.
-        code: A program that belongs to the question.
-        proof: A program whose output shows the answer.
-        figure: A figure that shows it: its name in ``scenes.SCENES``, and the state.
-    """
-
-    grade: str
-    text: str
-    choices: tuple[Choice, ...]
-    code: str = ""
-    proof: Snippet | None = None
-    figure: tuple[str, str] | None = None
+__all__ = ["questions"]
 
 
 def _right(text: str, why: str) -> Choice:

@@ -1,96 +1,26 @@
-"""The figures of the lesson: for each setting of its control what is drawn, and a sentence on it.
-
-A figure is plain data for plotly.js, so that a page can hold all of its states and change between
-them at once. Colors are names such as ``@plain``, which the page replaces by those of its look.
-"""
+"""The figures of the lesson: for each setting of its controls what is drawn, with a sentence."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
 
 import pandas as pd
 
 from analyzer.analysis.numerals import number, percent
+from analyzer.lesson.scene import (
+    Control,
+    Scene,
+    State,
+    Trace,
+    axes,
+    bars,
+    beside_loss,
+    control,
+    line,
+)
 from analyzer.lesson.tables import CHAINS, NETS, PLAIN, RESIDUAL, SOURCE, at, table
 
-__all__ = ["SCENES", "Control", "Scene", "State"]
-
-Trace = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Control:
-    """What a reader can set: a slider over few places, or a choice.
-
-    Args:
-        key: Its name in the page.
-        label: What stands beside it.
-        values: Its places, as parts of a state's key.
-        shown: What is written at each place.
-        start: The first place.
-        is_slider: Whether the places have an order along which to drag.
-    """
-
-    key: str
-    label: str
-    values: tuple[str, ...]
-    shown: tuple[str, ...]
-    start: int = 0
-    is_slider: bool = True
-
-
-@dataclass(frozen=True)
-class State:
-    """What one setting shows: traces, a sentence, the numbers of a diagram, a layout of its own."""
-
-    data: tuple[Trace, ...]
-    text: str
-    numbers: Mapping[str, Any] = field(default_factory=dict)
-    layout: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A figure with its controls.
-
-    Args:
-        label: What it shows, for those who do not see it.
-        controls: What can be set.
-        states: By the values of all controls joined by ``|``.
-        layout: Plotly's layout, for all states.
-        source: Which data.
-    """
-
-    label: str
-    controls: tuple[Control, ...]
-    states: Mapping[str, State]
-    layout: Mapping[str, Any]
-    source: str = SOURCE
-
-
-def _control(key: str, label: str, values: Sequence[Any], **options: Any) -> Control:
-    shown = options.pop("shown", [str(value) for value in values])
-    return Control(key, label, tuple(map(str, values)), tuple(shown), **options)
-
-
-def _line(x: Sequence[Any], y: Sequence[Any], name: str, color: str, **more: Any) -> Trace:
-    line = {"color": color, "width": 2.5, **more.pop("line", {})}
-    marker = {"color": color, "size": 6}
-    shape: Trace = {"type": "scatter", "mode": "lines+markers", "line": line, "marker": marker}
-    return {**shape, "x": list(x), "y": list(y), "name": name, **more}
-
-
-def _layout(x: str, y: str, *, log: bool = False, low: float = 0, high: float = 0) -> Trace:
-    """Axes with their titles; a logarithmic one has a range that stays while lines move."""
-    axis: Trace = {"title": {"text": y}}
-    if log:
-        axis |= {"type": "log", "exponentformat": "power", "range": [low, high]}
-        axis["dtick"] = 1 if high - low < 7 else 2 if high - low < 15 else 5
-    elif high:
-        axis |= {"range": [low, high]}
-    return {"xaxis": {"title": {"text": x}}, "yaxis": axis}
+__all__ = ["SCENES"]
 
 
 def _degradation() -> Scene:
@@ -103,8 +33,8 @@ def _degradation() -> Scene:
         points = rows[rows["net"] == net]
         one = {"mode": "markers", "showlegend": False, "opacity": 0.6}
         return (
-            _line(depths, [mean[net, d] for d in depths], f"{net}, mean of {seeds}", f"@{net}"),
-            _line(points["depth"], points["final_loss"], f"{net}, one seed", f"@{net}", **one),
+            line(depths, [mean[net, d] for d in depths], f"{net}, mean of {seeds}", f"@{net}"),
+            line(points["depth"], points["final_loss"], f"{net}, one seed", f"@{net}", **one),
         )
 
     def text(net: str) -> str:
@@ -119,9 +49,9 @@ def _degradation() -> Scene:
     )
     return Scene(
         "Final training loss against the number of layers, plain and residual",
-        (_control("nets", "networks", [*NETS, "both"], start=2, is_slider=False),),
+        (control("nets", "networks", [*NETS, "both"], start=2, is_slider=False),),
         states | {"both": both},
-        _layout("layers", "final training loss", low=0, high=rows["final_loss"].max() * 1.1),
+        axes("layers", "final training loss", low=0, high=rows["final_loss"].max() * 1.1),
         f"{CHAINS} {seeds} seeds; the final loss is the mean over the last tenth of the steps.",
     )
 
@@ -136,7 +66,7 @@ def _product() -> Scene:
         norms = rows[(rows["net"] == net) & (rows["depth"] == depth) & (rows["scale"] == scale)]
         ratios = norms.sort_values("layer")["ratio"].tolist()
         layers = list(range(1, depth + 1))
-        drawn = [_line(layers, ratios, f"{net}, measured", f"@{net}")]
+        drawn = [line(layers, ratios, f"{net}, measured", f"@{net}")]
         gain = ratios[0] ** (1 / (depth - 1))
         said = (
             f"The first of {depth} layers receives {number(ratios[0])} times the last one's "
@@ -145,32 +75,58 @@ def _product() -> Scene:
         if net == PLAIN:
             factors = [scale ** (depth - layer) for layer in layers]
             faint = {"mode": "lines", "line": {"dash": "dot"}}
-            drawn.append(_line(layers, factors, "scale, once in each layer", "@text", **faint))
+            drawn.append(line(layers, factors, "scale, once in each layer", "@text", **faint))
             said += f" {number(scale)} multiplied {depth - 1} times is {number(factors[0])}."
-        axes = _layout(
-            *titles, log=True, low=-29 if net == PLAIN else -1, high=1 if net == PLAIN else 10
-        )
-        states[f"{net}|{depth}|{scale}"] = State(tuple(drawn), said, layout=axes)
-    middle = scales.index(0.7)
+        low, high = (-29, 4) if net == PLAIN else (-1, 10)
+        own = axes(*titles, log=True, low=low, high=high)
+        states[f"{net}|{depth}|{scale}"] = State(tuple(drawn), said, layout=own)
     return Scene(
         "Gradient of each layer, divided by that of the last layer, in untrained networks",
         (
-            _control("net", "shortcuts", NETS, shown=["off", "on"], is_slider=False),
-            _control("depth", "layers", depths, start=2),
-            _control("scale", "scale of the weights", scales, start=middle),
+            control("net", "shortcuts", NETS, shown=["off", "on"], is_slider=False),
+            control("depth", "layers", depths, start=2),
+            control("scale", "scale of the weights", scales, start=2),
         ),
         states,
         {},
-        f"Step {step}: what a block adds is between {percent(ratio.min())} and "
-        f"{percent(ratio.max())} of what it passes on.",
+        "Computed: untrained networks of linear layers and ReLUs, 64 features, He's weights times "
+        "the scale, one seed, one batch of 64 digits, without and with + x around each layer.",
     )
+
+
+def _steps() -> list[int]:
+    return sorted(int(step) for step in table("splits")["step"].unique())
+
+
+def _blocks(step: int) -> pd.DataFrame:
+    rows = table("splits")
+    return rows[rows["step"] == step].sort_values("join")
+
+
+def _step_control() -> Control:
+    return control("step", "step of the training", _steps())
+
+
+def _forward() -> Scene:
+    states = {}
+    for step in _steps():
+        rows = _blocks(step)
+        blocks = [int(join) + 1 for join in rows["join"]]
+        ratio = rows["branch_output_norm"] / rows["shortcut_output_norm"]
+        states[str(step)] = State(
+            (
+                bars(blocks, rows["shortcut_output_norm"], "x, passed on", "@residual"),
+                bars(blocks, rows["branch_output_norm"], "f(x), added", "@branch"),
+            ),
+            f"Step {step}: what a block adds is between {percent(ratio.min())} and "
+            f"{percent(ratio.max())} of what it passes on.",
+        )
     top = table("splits")[["shortcut_output_norm", "branch_output_norm"]].max().max()
     return Scene(
         "Norm of what each block passes on and of what it adds, in the residual network",
         (_step_control(),),
         states,
-        _layout("block, from input to output", "norm", low=0, high=1.05 * top)
-        | {"barmode": "group"},
+        axes("block, from input to output", "norm", low=0, high=1.05 * top) | {"barmode": "group"},
     )
 
 
@@ -179,42 +135,38 @@ def _backward() -> Scene:
     for step in _steps():
         rows = _blocks(step).set_index("join")
         blocks = [int(join) + 1 for join in rows.index]
+        arcs = [round(float(share), 3) for share in rows["shortcut_share"]]
         for block in blocks:
-            row = rows.loc[block - 1]
-            through = [row[f"{part}_gradient_norm"] for part in ("join", "shortcut", "branch")]
-            whole = row["fork_gradient_norm"]
-            opacity = [1.0 if one == block else 0.45 for one in blocks]
-            look = {"opacity": opacity}
+            row = rows.loc[block - 1].to_dict()
+            shown = {
+                part: number(row[f"{part}_gradient_norm"])
+                for part in ("shortcut", "branch", "fork")
+            }
+            look = {"opacity": [1.0 if one == block else 0.45 for one in blocks]}
+            drawn = [
+                bars(blocks, rows[f"{part}_gradient_norm"], name, color, marker=look)
+                for part, name, color in (
+                    ("shortcut", "through the shortcut (the + 1)", "@residual"),
+                    ("branch", "through the branch", "@branch"),
+                )
+            ]
             states[f"{step}|{block}"] = State(
-                (
-                    _bars(blocks, rows["shortcut_gradient_norm"], "through the shortcut (the + 1)",
-                          "@residual", marker=look),
-                    _bars(blocks, rows["branch_gradient_norm"], "through the branch",
-                          "@branch", marker=look),
-                ),
-                f"Block {block} at step {step}: {number(through[1])} arrives through the shortcut "
-                f"and {number(through[2])} through the branch (cosine {number(row['cosine'])}); "
-                f"their sum is {number(whole)}. The shortcut's share of it is "
+                tuple(drawn),
+                f"Block {block} at step {step}: {shown['shortcut']} arrives through the shortcut "
+                f"and {shown['branch']} through the branch (cosine {number(row['cosine'])}); "
+                f"their sum is {shown['fork']}. The shortcut's share of it is "
                 f"{percent(row['shortcut_share'])}.",
-                {
-                    "above": number(through[0]),
-                    "shortcut": number(through[1]),
-                    "branch": number(through[2]),
-                    "below": number(whole),
-                    "share": percent(row["shortcut_share"]),
-                    "block": str(block),
-                    "arcs": [round(float(share), 3) for share in rows["shortcut_share"]],
-                },
-            )  # fmt: skip
-    norms = table("splits")[["shortcut_gradient_norm", "branch_gradient_norm"]]
-    positive = norms[norms > 0]
-    low, high = math.floor(math.log10(positive.min().min())), math.log10(norms.max().max()) + 0.2
-    count = len(_blocks(_steps()[0]))
+                {**shown, "block": str(block), "arcs": arcs},
+            )
+    splits = table("splits")
+    parts = (splits[f"{part}_gradient_norm"] for part in ("shortcut", "branch"))
+    low, high = _decades(pd.concat(parts))
+    count = splits["join"].nunique()
     return Scene(
         "Gradient that arrives at each block's input through its shortcut and through its branch",
-        (_step_control(), _control("block", "block", range(1, count + 1))),
+        (_step_control(), control("block", "block", range(1, count + 1))),
         states,
-        _layout("block, from input to output", "gradient norm", log=True, low=low, high=high)
+        axes("block, from input to output", "gradient norm", log=True, low=low, high=high)
         | {"barmode": "group"},
     )
 
@@ -231,8 +183,8 @@ def _paths() -> Scene:
         short = found["length"] <= 3
         states[str(step)] = State(
             (
-                _bars(lengths, found["num_paths"] / total, "share of all paths", "@faint"),
-                _bars(lengths, of_norms, "share of the gradient norms", "@residual"),
+                bars(lengths, found["num_paths"] / total, "share of all paths", "@faint"),
+                bars(lengths, of_norms, "share of the gradient norms", "@residual"),
             ),
             f"{_when(step, steps)}: paths through at most 3 of the {lengths[-1]} branches are "
             f"{percent(found['num_paths'][short].sum() / total)} of all {total:,.0f} paths and "
@@ -241,15 +193,19 @@ def _paths() -> Scene:
         )
     return Scene(
         "How many paths have each length, and how much gradient they carry",
-        (_control("step", "weights", steps, shown=["first", "final"], is_slider=False),),
+        (control("step", "weights", steps, shown=["first", "final"], is_slider=False),),
         states,
-        _layout("length: branches that a path crosses", "share", low=0, high=1)
-        | {"barmode": "group"},
+        axes("length: branches that a path crosses", "share", low=0, high=1) | {"barmode": "group"},
     )
 
 
 def _when(step: int, steps: Sequence[int]) -> str:
     return "At the first weights" if step == min(steps) else f"After {step} steps"
+
+
+def _decades(norms: "pd.Series[float]") -> tuple[float, float]:
+    """The logarithms between which an axis shows all positive values."""
+    return math.floor(math.log10(norms[norms > 0].min())), math.log10(norms.max()) + 0.3
 
 
 def _counterfactual() -> Scene:
@@ -263,28 +219,27 @@ def _counterfactual() -> Scene:
         drawn, fallen = [], math.nan
         for scale in scales:
             found = rows[(rows["step"] == step) & (rows["skip_scale"] == scale)]
-            found = found.groupby("depth")["output_gradient_norm"].max()
+            norms = found.groupby("depth")["output_gradient_norm"].max()
             is_chosen = scale == chosen
             look = {"opacity": 1.0 if is_chosen else 0.25}
             name = f"shortcuts times {scale:g}"
-            drawn.append(_line(found.index, found.tolist(), name, colors[scale], **look))
+            drawn.append(line(norms.index, norms.tolist(), name, colors[scale], **look))
             if is_chosen:
-                fallen = found.iloc[0] / found.iloc[-1]
+                fallen = float(norms.iloc[0] / norms.iloc[-1])
         states[f"{step}|{chosen}"] = State(
             tuple(drawn),
             f"{_when(step, steps)}, with shortcuts times {chosen:g}: the first layer receives "
             f"{number(fallen)} times the last one's gradient.",
         )
-    norms = rows["output_gradient_norm"]
-    low, high = math.floor(math.log10(norms[norms > 0].min())), math.log10(norms.max()) + 0.3
+    low, high = _decades(rows["output_gradient_norm"])
     return Scene(
         "Gradient by depth of the same weights with every shortcut whole, halved and cut",
         (
-            _control("step", "weights", steps, shown=["first", "final"], is_slider=False),
-            _control("scale", "shortcuts times", scales, shown=[f"{s:g}" for s in scales]),
+            control("step", "weights", steps, shown=["first", "final"], is_slider=False),
+            control("scale", "shortcuts times", scales, shown=[f"{s:g}" for s in scales]),
         ),
         states,
-        _layout("depth", "‖∂L/∂y‖", log=True, low=low, high=high),
+        axes("depth", "‖∂L/∂y‖", log=True, low=low, high=high),
     )
 
 
@@ -296,15 +251,13 @@ def _twins() -> Scene:
         drawn = []
         for net in NETS:
             found = rows[(rows["net"] == net) & (rows["step"] == step)].sort_values("depth")
-            drawn.append(_line(found["depth"], found["output_gradient_norm"], net, f"@{net}"))
+            drawn.append(line(found["depth"], found["output_gradient_norm"], net, f"@{net}"))
             loss = losses[losses["net"] == net]
             second = {"mode": "lines", "xaxis": "x2", "yaxis": "y2", "showlegend": False}
-            drawn.append(_line(loss["step"], loss["loss"], f"{net}, loss", f"@{net}", **second))
+            drawn.append(line(loss["step"], loss["loss"], f"{net}, loss", f"@{net}", **second))
         mark = {"mode": "lines", "line": {"dash": "dot", "width": 1.5}, "xaxis": "x2"}
-        top = float(losses["loss"].max())
-        drawn.append(
-            _line([step, step], [0, top], "step", "@text", yaxis="y2", showlegend=False, **mark)
-        )
+        mark |= {"yaxis": "y2", "showlegend": False}
+        drawn.append(line([step, step], [0, losses["loss"].max()], "step", "@text", **mark))
         plain, residual = (_first_over_last(net, step) for net in NETS)
         states[str(step)] = State(
             tuple(drawn),
@@ -313,17 +266,12 @@ def _twins() -> Scene:
             f"{number(at('steps', 'loss', net=PLAIN, step=step))} and "
             f"{number(at('steps', 'loss', net=RESIDUAL, step=step))}.",
         )
-    norms = rows["output_gradient_norm"]
-    low, high = math.floor(math.log10(norms[norms > 0].min())), math.log10(norms.max()) + 0.3
-    layout = _layout("depth", "‖∂L/∂y‖", log=True, low=low, high=high)
-    layout["xaxis"] |= {"domain": [0, 0.56]}
-    layout |= {
-        "xaxis2": {"title": {"text": "step"}, "domain": [0.68, 1]},
-        "yaxis2": {"title": {"text": "training loss"}, "anchor": "x2"},
-    }
+    low, high = _decades(rows["output_gradient_norm"])
+    layout = axes("depth", "‖∂L/∂y‖", log=True, low=low, high=high)
+    layout = beside_loss(layout)
     return Scene(
         "Gradient by depth of both networks at a step, and their losses",
-        (_control("step", "step of the training", steps),),
+        (control("step", "step of the training", steps),),
         states,
         layout,
     )
@@ -362,12 +310,11 @@ def _landscape() -> Scene:
             f"{number(found['loss'].min())} and {number(found['loss'].max())} in this plane; "
             f"colors end at {number(high)}.",
         )
-    layout = _layout("first random direction", "second random direction")
     return Scene(
         "Training loss in a plane through the trained weights",
-        (_control("net", "network", NETS, is_slider=False),),
+        (control("net", "network", NETS, is_slider=False),),
         states,
-        layout,
+        axes("first random direction", "second random direction"),
         SOURCE + " The plane is spanned by two random directions, scaled filter by filter as in "
         "Li et al. (2018).",
     )
@@ -380,7 +327,7 @@ def _shapes() -> Scene:
     least = rows[rows["option"] == "A"]["num_parameters"].iloc[0]
     for option, found in rows.groupby("option"):
         drawn = tuple(
-            _bars(
+            bars(
                 [f"block {k + 1}" for k in kind.index - found.index[0]],
                 kind["shortcut_share"],
                 f"{name} shortcut",
@@ -402,9 +349,9 @@ def _shapes() -> Scene:
         )  # fmt: skip
     return Scene(
         "Share of the gradient that arrives through each block's shortcut, by kind of shortcut",
-        (_control("option", "option", sorted(states), is_slider=False),),
+        (control("option", "option", sorted(states), is_slider=False),),
         states,
-        _layout("block, from input to output", "shortcut's share of the gradient"),
+        axes("block, from input to output", "shortcut's share of the gradient"),
         "Recorded: the 20-layer network of He et al. (2015) with options A, B and C on the digits "
         "of scikit-learn, first step, seed 0.",
     )
@@ -421,10 +368,10 @@ def _others() -> Scene:
             look = {"opacity": 1.0 if net == chosen else 0.25}
             found = rows[rows["net"] == net].sort_values("depth")
             color = colors[net]
-            drawn.append(_line(found["depth"], found["output_gradient_norm"], net, color, **look))
+            drawn.append(line(found["depth"], found["output_gradient_norm"], net, color, **look))
             loss = losses[losses["net"] == net]
             second = {"mode": "lines", "xaxis": "x2", "yaxis": "y2", "showlegend": False} | look
-            drawn.append(_line(loss["step"], loss["loss"], f"{net}, loss", color, **second))
+            drawn.append(line(loss["step"], loss["loss"], f"{net}, loss", color, **second))
         loss = losses[losses["net"] == chosen].sort_values("step")["loss"]
         states[chosen] = State(
             tuple(drawn),
@@ -433,33 +380,21 @@ def _others() -> Scene:
             f"gradient; the loss is {number(loss.iloc[0])} at the first step and "
             f"{number(loss.tail(len(loss) // 10).mean())} at the end.",
         )
-    norms = rows["output_gradient_norm"]
-    low, high = math.floor(math.log10(norms[norms > 0].min())), math.log10(norms.max()) + 0.3
-    layout = _layout("depth", "‖∂L/∂y‖ at the first step", log=True, low=low, high=high)
-    layout["xaxis"] |= {"domain": [0, 0.56]}
-    layout |= {
-        "xaxis2": {"title": {"text": "step"}, "domain": [0.68, 1]},
-        "yaxis2": {"title": {"text": "training loss"}, "anchor": "x2", "type": "log"},
-    }
+    low, high = _decades(rows["output_gradient_norm"])
+    layout = axes("depth", "‖∂L/∂y‖ at the first step", log=True, low=low, high=high)
+    layout = beside_loss(layout, {"type": "log"})
     return Scene(
         "Gradient by depth at the first step and loss of four networks of equal size",
-        (_control("net", "network", nets, is_slider=False),),
+        (control("net", "network", nets, is_slider=False),),
         states,
         layout,
         f"{CHAINS} The last of these depths, seed 0.",
     )
 
 
-SCENES: Mapping[str, Callable[[], Scene]] = {
-    "degradation": _degradation,
-    "product": _product,
-    "forward": _forward,
-    "backward": _backward,
-    "paths": _paths,
-    "counterfactual": _counterfactual,
-    "twins": _twins,
-    "landscape": _landscape,
-    "shapes": _shapes,
-    "others": _others,
-}
+_MADE = (
+    *(_degradation, _product, _forward, _backward, _paths),
+    *(_counterfactual, _twins, _landscape, _shapes, _others),
+)
+SCENES: Mapping[str, Callable[[], Scene]] = {make.__name__[1:]: make for make in _MADE}
 """The figure of each step, in their order."""

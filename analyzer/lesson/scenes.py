@@ -255,7 +255,7 @@ def _twins() -> Scene:
             loss = losses[losses["net"] == net]
             second = {"mode": "lines", "xaxis": "x2", "yaxis": "y2", "showlegend": False}
             drawn.append(line(loss["step"], loss["loss"], f"{net}, loss", f"@{net}", **second))
-        mark = {"mode": "lines", "line": {"dash": "dot", "width": 1.5}, "xaxis": "x2"}
+        mark: Trace = {"mode": "lines", "line": {"dash": "dot", "width": 1.5}, "xaxis": "x2"}
         mark |= {"yaxis": "y2", "showlegend": False}
         drawn.append(line([step, step], [0, losses["loss"].max()], "step", "@text", **mark))
         plain, residual = (_first_over_last(net, step) for net in NETS)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from analyzer.storage.run import Run
 
-__all__ = ["export", "write_the_lesson"]
+__all__ = ["export", "name_the_twin", "write_the_lesson"]
 
 _EXPORTS = ("csv", "tensorboard")
 # The polynomial of CRC-32C, bits reversed, and what a masked one has added.
@@ -283,6 +283,20 @@ def _records(events: Sequence[bytes]) -> Iterator[bytes]:
     lengths = [struct.pack("<Q", len(event)) for event in events]
     for parts in zip(lengths, _checksums(lengths), events, _checksums(events), strict=True):
         yield b"".join(parts)
+
+
+def name_the_twin(paths: list[Path]) -> None:
+    """Say so where the plain twin of a single run is beside it."""
+    if len(paths) != 1:
+        return
+    name = paths[0].resolve().name
+    twins = [f"{name}-plain"]
+    if name.endswith("-residual"):
+        twins.append(f"{name.removesuffix('-residual')}-plain")
+    for twin in (paths[0].parent / twin for twin in twins):
+        if (twin / "run.json").is_file():
+            typer.echo(f"Its plain twin is beside it: analyzer report {twin} {paths[0]}")
+            return
 
 
 def write_the_lesson(output: Path | None, runs: Sequence[str]) -> None:

@@ -230,7 +230,7 @@ def report(
         analyzer report latest --figures figures --width icml --format pdf,svg --tables tables
         analyzer report --lesson -o lesson.html
     """  # noqa: D301 -- click reads the control character
-    from analyzer.cli.export import write_the_lesson
+    from analyzer.cli.export import name_the_twin, write_the_lesson
     from analyzer.storage.catalog import resolve_run
     from analyzer.storage.study import is_study, open_study, shown_points
 
@@ -294,21 +294,7 @@ def report(
         with writing("--tables", tables, is_folder=True):
             written = write_tables(story, tables)
         typer.echo(f"{tables}: {counted(len(written) // 3, 'table')} as LaTeX, Markdown and CSV")
-    _name_the_twin(paths)
-
-
-def _name_the_twin(paths: list[Path]) -> None:
-    """Say so where the plain twin of a single run is beside it."""
-    if len(paths) != 1:
-        return
-    name = paths[0].resolve().name
-    twins = [f"{name}-plain"]
-    if name.endswith("-residual"):
-        twins.append(f"{name.removesuffix('-residual')}-plain")
-    for twin in (paths[0].parent / twin for twin in twins):
-        if (twin / "run.json").is_file():
-            typer.echo(f"Its plain twin is beside it: analyzer report {twin} {paths[0]}")
-            return
+    name_the_twin(paths)
 
 
 def dashboard(

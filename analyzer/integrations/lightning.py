@@ -51,6 +51,11 @@ class RecorderCallback(_Callback):  # type: ignore[misc]
         """Add what the module has logged at the end of an epoch to the last step of it."""
         self._log(trainer)
 
+    def on_before_optimizer_step(self, trainer: Any, *_: Any) -> None:
+        """Add epoch and global step to each step of a batch: it may make several updates."""
+        places = {"epoch": trainer.current_epoch, "global_step": trainer.global_step + 1}
+        self.recording.log({}, **places)
+
     def on_train_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
         """Add epoch, global step and what was logged to the step."""
         self._log(trainer, epoch=trainer.current_epoch, global_step=trainer.global_step)

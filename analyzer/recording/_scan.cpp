@@ -166,35 +166,38 @@ PyObject *moments_of(PyObject *, PyObject *rows) {
     return bytes;
 }
 
-// (norm, row of the gradient or None) of one parameter; null where Python must look.
-PyObject *parameter_of(PyObject *parameter) {
+// Norm, and row of the gradient or None, of one parameter; false where Python must look.
+bool parameter_of(PyObject *parameter, PyObject **norm, PyObject **row) {
     DLTensor x;
     Py_ssize_t elements;
-    if (!read(parameter, &x, &elements)) return nullptr;
+    if (!read(parameter, &x, &elements)) return false;
     static PyObject *name = PyUnicode_InternFromString("grad");
     PyObject *given = PyObject_GetAttr(parameter, name);
-    PyObject *row = is_given(given) ? gradient_row_of(given, false) : Py_XNewRef(given);
+    *row = is_given(given) ? gradient_row_of(given, false) : Py_XNewRef(given);
     Py_XDECREF(given);
-    if (!row) return nullptr;
-    const double norm = std::sqrt(sum_of_squares(x.data, elements));
-    return Py_BuildValue("dN", norm, row);
+    *norm = *row ? PyFloat_FromDouble(std::sqrt(sum_of_squares(x.data, elements))) : nullptr;
+    if (!*norm) Py_CLEAR(*row);
+    return *norm != nullptr;
 }
 
+// Two lists, since a tuple for each would let garbage be collected often.
 PyObject *parameters(PyObject *, PyObject *tensors) {
     if (!PyList_Check(tensors)) {
         PyErr_SetString(PyExc_TypeError, "parameters takes a list of tensors");
         return nullptr;
     }
-    PyObject *results = PyList_New(PyList_GET_SIZE(tensors));
-    for (Py_ssize_t i = 0; results && i < PyList_GET_SIZE(tensors); ++i) {
-        PyObject *result = parameter_of(PyList_GET_ITEM(tensors, i));
-        if (!result && !forget_error()) {
-            Py_DECREF(results);
-            return nullptr;
-        }
-        PyList_SET_ITEM(results, i, result ? result : Py_NewRef(Py_None));
+    const Py_ssize_t count = PyList_GET_SIZE(tensors);
+    PyObject *norms = PyList_New(count), *rows = PyList_New(count);
+    bool is_well = norms && rows;
+    for (Py_ssize_t i = 0; is_well && i < count; ++i) {
+        PyObject *norm = nullptr, *row = nullptr;
+        is_well = parameter_of(PyList_GET_ITEM(tensors, i), &norm, &row) || forget_error();
+        PyList_SET_ITEM(norms, i, norm ? norm : Py_NewRef(Py_None));
+        PyList_SET_ITEM(rows, i, row ? row : Py_NewRef(Py_None));
     }
-    return results;
+    PyObject *both = is_well ? PyTuple_Pack(2, norms, rows) : nullptr;
+    Py_XDECREF(norms), Py_XDECREF(rows);
+    return both;
 }
 
 PyObject *prepare(PyObject *, PyObject *args) {
@@ -228,7 +231,7 @@ PyMethodDef functions[] = {
     {"zero_units", fast(zero_units), METH_FASTCALL,
      "For each unit of [before, units, after] a byte: 1 where it is zero in all."},
     {"moments_of", moments_of, METH_O, "Elements and moments of rows as bytes, or None."},
-    {"parameters", parameters, METH_O, "Norm and gradient row of each parameter, or None."},
+    {"parameters", parameters, METH_O, "Norms and gradient rows of parameters, or None."},
     {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "_scan", "One pass over a tensor in host memory.", -1,

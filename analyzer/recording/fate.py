@@ -17,7 +17,7 @@ from torch.optim.optimizer import Optimizer
 from analyzer.recording.invocation import Invocation
 from analyzer.recording.models import Models
 from analyzer.recording.parameters import norms
-from analyzer.recording.part import Part
+from analyzer.recording.part import ParameterRows, Part
 from analyzer.recording.step import OpenStep
 from analyzer.recording.steps import Steps
 
@@ -147,15 +147,14 @@ class Fates:
             self._find_cleared(step)
         self._discard_cleared(step)
         for part in step.parts:
-            for number in numbers & part.parameters.keys():  # the optimizer receives another
-                del part.parameters[number]
+            part.parameters.drop(numbers)  # the optimizer receives another
         step.unite()
 
     def adopt(self, step: OpenStep) -> None:
         """What was updated by hand beside an optimizer has rows, too."""
         for part in step.parts:
-            for number in self._by_hand & part.parameters.keys() - step.parameters.keys():
-                step.parameters[number] = part.parameters[number]
+            new = self._by_hand & part.parameters.numbers() - step.parameters.numbers()
+            step.parameters.take(part.parameters, new)
 
     def end_step(self, step: OpenStep) -> None:
         """A step is complete: after one of several passes the next is looked at closely."""
@@ -245,10 +244,9 @@ class Fates:
         if read and not self._num_searches:
             self._search()
         if read and step.recorded:
-            part.parameters = {}
-            parameters.read(read, part.parameters)
-            for row in part.parameters.values():
-                row.scale = step.scale
+            part.parameters = rows = ParameterRows()
+            parameters.read(read, rows)
+            rows.scale = dict.fromkeys(rows.norm, step.scale)
         expected = [pair for pair in read if pair[0] not in self._awaited]
         if expected:
             self._measure(expected)

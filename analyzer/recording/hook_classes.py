@@ -26,9 +26,9 @@ def prepare(*places: Any) -> bool:
     return False
 
 
-def parameters(tensors: Sequence[Tensor]) -> list[None]:
-    """Return that nothing of these parameters was measured yet."""
-    return [None] * len(tensors)
+def parameters(tensors: Sequence[Tensor]) -> tuple[list[float | None], list[Any]]:
+    """Return norms and gradient rows of parameters: None, since nothing was measured yet."""
+    return [None] * len(tensors), [None] * len(tensors)
 
 
 class Layer:

@@ -14,7 +14,8 @@ from analyzer.recording.hooks import Capture
 from analyzer.recording.invocation import Invocation
 from analyzer.recording.layers import CallNumbers, Layers, Site
 from analyzer.recording.names import clean_path, in_words, unwrapped
-from analyzer.recording.parameters import ParameterRow, Parameters
+from analyzer.recording.parameters import Parameters
+from analyzer.recording.part import ParameterRows
 from analyzer.recording.ranks import data_parallel_ranks
 from analyzer.recording.splits import Splits
 from analyzer.recording.tracing import reason_of, runs_compiled_code
@@ -213,7 +214,7 @@ class Models:
             self._capture.discovering = self._numbers.has_guessed or not len(self.layers)
             self._numbers.has_guessed = False
 
-    def end_step(self, rows: Mapping[int, ParameterRow]) -> None:
+    def end_step(self, rows: ParameterRows) -> None:
         """Hand over tables that changed; hold the models of this step, to save their weights.
 
         Args:
@@ -335,9 +336,9 @@ class _Gaps:
             if number not in self._said
         }
 
-    def end_step(self, rows: Mapping[int, ParameterRow], layers: Layers) -> None:
+    def end_step(self, rows: ParameterRows, layers: Layers) -> None:
         """Say which of those have a gradient in a step that has ended."""
-        found = [n for n in self._waiting if n in rows and rows[n].gradient is not None]
+        found = [n for n in self._waiting if rows.gradient.get(n) is not None]
         if not found:
             return
         by_reason: dict[str, dict[str, None]] = {}

@@ -15,32 +15,17 @@ from analyzer.recording.device import device_norms
 from analyzer.recording.hook_classes import parameters
 from analyzer.recording.layers import Layers
 from analyzer.recording.names import clean_path, models_that_hold, unwrapped
+from analyzer.recording.part import ParameterRows
 from analyzer.recording.plain import UnreadableError, plain, said
 from analyzer.recording.ranks import num_parts
 from analyzer.recording.statistics import (
-    GradientRow,
     gradient_row,
     gradient_rows,
     host_norm,
     real_values,
 )
 
-__all__ = ["ParameterRow", "Parameters", "norms"]
-
-
-@dataclass(slots=True)
-class ParameterRow:
-    """What is known of one parameter in one step; numbers on the host or still on the device.
-
-    ``scale`` is by how much the gradient is too large, ``scale_before_clipping`` that of its norm.
-    """
-
-    gradient: GradientRow | None = None
-    norm: float | Tensor | None = None
-    update_norm: float | Tensor | None = None
-    norm_before_clipping: float | Tensor | None = None
-    scale: float | Tensor | None = None
-    scale_before_clipping: float | Tensor | None = None
+__all__ = ["Parameters", "norms"]
 
 
 @dataclass(slots=True)
@@ -319,51 +304,46 @@ class Parameters:
         prefixes = layers.prefixes()
         return [("" if e.root is None else prefixes[e.root]) + e.path for e in self._entries]
 
-    def read(self, tensors: Iterable[tuple[int, Tensor]], rows: dict[int, ParameterRow]) -> None:
+    def read(self, tensors: Iterable[tuple[int, Tensor]], rows: ParameterRows) -> None:
         """Read gradients and norms of parameters into the rows of the step, once each."""
-        new: list[tuple[int, Tensor]] = []
-        for pair in tensors:
-            row = rows.setdefault(pair[0], ParameterRow())
-            if row.norm is None:
-                new.append(pair)
+        found = rows.norm
+        new = [pair for pair in tensors if found.setdefault(pair[0], None) is None]
         on_device: list[tuple[int, Tensor, Tensor | None]] = []
-        measured = parameters([parameter for _, parameter in new])
-        for (number, parameter), numbers in zip(new, measured, strict=True):
-            row = rows[number]
-            if numbers is not None:
-                row.norm, row.gradient = numbers
+        measured, gradients = parameters([parameter for _, parameter in new])
+        for (number, parameter), norm, row in zip(new, measured, gradients, strict=True):
+            rows.gradient[number] = row
+            if norm is not None:
+                found[number] = norm
                 continue
             try:
                 values, gradient = plain(parameter), parameter.grad
                 if not values.numel() and self._entries[number].num_parts > 1:
-                    row.norm = 0.0  # all of it is on other ranks
+                    found[number] = 0.0  # all of it is on other ranks
                     continue
                 if not values.is_cpu:
                     on_device.append(
                         (number, values, None if gradient is None else plain(gradient))
                     )
                     continue
-                row.norm = host_norm(real_values(values))
+                found[number] = host_norm(real_values(values))
                 if gradient is not None:
-                    row.gradient = gradient_row(gradient, count_zeros=False)
+                    rows.gradient[number] = gradient_row(gradient, count_zeros=False)
             except Exception as error:  # the training must continue whatever a parameter is
                 self._on_problem(f"parameter {self._entries[number].path}: {said(error)}")
         if on_device:
             self._read_device(on_device, rows)
 
     def _read_device(
-        self, tensors: Sequence[tuple[int, Tensor, Tensor | None]], rows: dict[int, ParameterRow]
+        self, tensors: Sequence[tuple[int, Tensor, Tensor | None]], rows: ParameterRows
     ) -> None:
         """The same for parameters on devices and their gradients, in few launches."""
         for (number, *_), norm in zip(tensors, norms([p for _, p, _ in tensors]), strict=True):
-            rows[number].norm = norm
+            rows.norm[number] = norm
         given = [(number, gradient) for number, _, gradient in tensors if gradient is not None]
         for (number, _), row in zip(given, gradient_rows([g for _, g in given]), strict=True):
-            rows[number].gradient = row
+            rows.gradient[number] = row
 
-    def note_before_clipping(
-        self, gradients: Sequence[Tensor], rows: dict[int, ParameterRow]
-    ) -> list[int]:
+    def note_before_clipping(self, gradients: Sequence[Tensor], rows: ParameterRows) -> list[int]:
         """Note the norms of gradients that are about to be clipped for the first time.
 
         Returns:
@@ -375,11 +355,8 @@ class Parameters:
             if parameter.grad is not None
         }
         pairs = [(by_gradient[id(g)], g) for g in gradients if id(g) in by_gradient]
-        new = [
-            (number, g)
-            for number, g in pairs
-            if number not in rows or rows[number].norm_before_clipping is None
-        ]
+        noted = rows.norm_before_clipping
+        new = [(number, g) for number, g in pairs if noted.get(number) is None]
         for (number, _), norm in zip(new, norms([g for _, g in new]), strict=True):
-            rows.setdefault(number, ParameterRow()).norm_before_clipping = norm
+            noted[number] = norm
         return [number for number, _ in new]

@@ -6,7 +6,7 @@ apart until that is known.
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analyzer.recording.invocation import Invocation
-from analyzer.recording.parameters import ParameterRow
 from analyzer.recording.plain import OnDevice, Transfer, UnreadableError
 from analyzer.recording.scaling import Scale, scalar
 from analyzer.recording.split_rows import SplitRows
 from analyzer.recording.statistics import ActivationRow, GradientRow, Measured
 
-__all__ = ["Part", "loss_of"]
+__all__ = ["ParameterRows", "Part", "loss_of"]
 
 # Copies under way before the finished ones are taken: a step that never ends stays bounded.
 _MOST_TRANSFERS = 64
@@ -88,6 +87,56 @@ class _Rows:
 
 
 @dataclass(slots=True, eq=False)
+class ParameterRows:
+    """What a step knows of its parameters, by number; on the host, or still on the device.
+
+    Side by side for the same reason.
+
+    Attributes:
+        norm: None for a parameter that was met and not read.
+        scale: By how much gradients are too large; ``scale_before_clipping``: their norm before.
+    """
+
+    gradient: dict[int, GradientRow | None] = field(default_factory=dict)
+    norm: dict[int, float | Tensor | None] = field(default_factory=dict)
+    update_norm: dict[int, float | Tensor | None] = field(default_factory=dict)
+    norm_before_clipping: dict[int, float | Tensor | None] = field(default_factory=dict)
+    scale: dict[int, Scale | None] = field(default_factory=dict)
+    scale_before_clipping: dict[int, Scale | None] = field(default_factory=dict)
+
+    def columns(self) -> Iterator[dict[int, Any]]:
+        """Yield what there is, by parameter."""
+        yield from (getattr(self, name) for name in self.__slots__)
+
+    def numbers(self) -> set[int]:
+        """Return the parameters of which anything is known."""
+        return self.norm.keys() | self.norm_before_clipping.keys()
+
+    def __contains__(self, number: object) -> bool:
+        return number in self.norm or number in self.norm_before_clipping
+
+    def __bool__(self) -> bool:
+        return bool(self.norm or self.norm_before_clipping)
+
+    def drop(self, numbers: Iterable[int]) -> None:
+        """Forget some of them."""
+        for column in self.columns() if self else ():
+            for number in numbers:
+                column.pop(number, None)
+
+    def take(self, other: "ParameterRows", numbers: Set[int]) -> None:
+        """Replace some of them, or add them, by what another knows."""
+        self.drop(numbers)
+        for mine, theirs in zip(self.columns(), other.columns(), strict=True):
+            mine.update((number, theirs[number]) for number in numbers if number in theirs)
+
+    def clear(self) -> None:
+        """Forget all."""
+        for column in self.columns():
+            column.clear()
+
+
+@dataclass(slots=True, eq=False)
 class Part:
     """The passes of a step that share their fate.
 
@@ -111,10 +160,10 @@ class Part:
     num_backward: int = 0
     losses: list[tuple[float | Tensor, Scale | None] | None] = field(default_factory=list)
     splits: SplitRows = field(default_factory=SplitRows)
-    parameters: dict[int, ParameterRow] = field(default_factory=dict)
+    parameters: ParameterRows = field(default_factory=ParameterRows)
     is_changed: bool = False
     is_cleared: bool | Tensor = False
-    notes: dict[int, ParameterRow] = field(default_factory=dict)
+    notes: ParameterRows = field(default_factory=ParameterRows)
     clipped: bool = False
     logged: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
@@ -183,8 +232,8 @@ class Part:
         self.fold_kept()
         other.fold_kept()
         self.take_pass(other)
-        self.parameters |= other.parameters
-        self.notes |= other.notes
+        self.parameters.take(other.parameters, other.parameters.numbers())
+        self.notes.take(other.notes, other.notes.numbers())
         self.clipped |= other.clipped
         self.logged |= other.logged
         self._rows.extend(other._rows)

@@ -25,8 +25,7 @@ from analyzer.launch import Rank, join, launch_of_process
 from analyzer.options import RECORDER, RecordOptions, options_of, with_parameters
 from analyzer.recording.models import Models
 from analyzer.recording.names import unwrapped
-from analyzer.recording.parameters import ParameterRow
-from analyzer.recording.part import loss_of
+from analyzer.recording.part import ParameterRows, loss_of
 from analyzer.recording.ranks import norms_here
 from analyzer.recording.scaling import scale_of
 from analyzer.storage.arrays import as_floats, as_numpy, is_present
@@ -271,12 +270,11 @@ class Places:
 
     def _norms(self, models: Models) -> dict[int, float]:
         """The norms of the parameters as they are now, by their ids in the run."""
-        rows: dict[int, ParameterRow] = {}
+        rows = ParameterRows()
         models.parameters.read(models.parameters.trainable(), rows)
         found = {
-            self._known(row): rows[row["parameter"]].norm
+            self._known(row): rows.norm.get(row["parameter"])
             for row in models.parameters.rows(models.layers)
-            if row["parameter"] in rows
         }
         return {id_: float(x) for id_, x in found.items() if id_ is not None and x is not None}
 

@@ -95,15 +95,12 @@ class Measured:
     ) -> "Measured":
         """Return the quantities of one kind of tensor: activation, output_gradient or gradient.
 
-        There is a row for each id; that of a parameter's gradient is its moments alone. What
-        scales with the loss is divided by the scale of its row, where it has one.
+        There is a row for each id; all of a parameter weigh the same. What scales with the loss is
+        divided by the scale of its row, where it has one.
         """
         names = Activation._fields if kind == "activation" else Gradient._fields
-        if kind == "gradient":
-            elements, numbers = np.ones(len(ids)), _side_by_side(rows, len(names))
-        else:
-            found = _moments_of(rows, len(names))
-            elements, numbers = found[0], found[1:]
+        found = _moments_of(rows, len(names))
+        elements, numbers = np.ones(len(ids)) if kind == "gradient" else found[0], found[1:]
         x = SimpleNamespace(elements=elements, **dict(zip(names, numbers, strict=True)))
         everywhere = np.ones(len(ids), dtype=bool)
         factors = np.array([scale or 1.0 for scale in scales])
@@ -154,13 +151,9 @@ def _moments_of(rows: Sequence[Any], count: int) -> NDArray[np.float64]:
     """Return the elements and moments of rows, ``[1 + count, rows]``."""
     if IS_COMPILED and (found := _scan.moments_of(rows)) is not None:
         return np.frombuffer(found, np.float64).reshape(len(rows), 1 + count).T
-    return _side_by_side([(row.elements, *row.numbers) for row in rows], 1 + count)
-
-
-def _side_by_side(numbers: Sequence[Sequence[float]], count: int) -> NDArray[np.float64]:
-    """Return numbers of rows by name, ``[count, rows]``."""
+    numbers = ((row.elements, *row.numbers) for row in rows)
     flat = np.fromiter(chain.from_iterable(numbers), np.float64)  # faster than of tuples
-    return flat.reshape(-1, count).T
+    return flat.reshape(-1, 1 + count).T
 
 
 def block_of(table: str, parts: Sequence[Measured], columns: str = "all") -> Block:

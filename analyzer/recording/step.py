@@ -5,20 +5,18 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from analyzer.pooling import total_norm
-from analyzer.recording.moments import Gradient
-from analyzer.recording.parameters import ParameterRow
-from analyzer.recording.part import Part
+from analyzer.recording.part import ParameterRows, Part
 from analyzer.recording.plain import OnDevice, Transfer
 from analyzer.recording.scaling import Scale
 from analyzer.recording.split_rows import pooled_splits
-from analyzer.recording.statistics import Measured, block_of, column_of
+from analyzer.recording.statistics import GradientRow, Measured, block_of, column_of
 from analyzer.storage.schema import SHARE, TABLES
 from analyzer.storage.writer import Block, StepRecord
 
@@ -79,7 +77,7 @@ class OpenStep:
     num_backward: int = 0
     num_discarded: int = 0
     losses: list[tuple[float | Tensor, Scale | None] | None] = field(default_factory=list)
-    parameters: dict[int, ParameterRow] = field(default_factory=dict)
+    parameters: ParameterRows = field(default_factory=ParameterRows)
     learning_rates: dict[tuple[int, int], Any] = field(default_factory=dict)
     logged: dict[str, Any] = field(default_factory=dict)
     updated: bool = False
@@ -96,8 +94,7 @@ class OpenStep:
 
     def has_read(self, number: int) -> bool:
         """Whether a parameter was read: its row may hold no more than a note on its clipping."""
-        row = self.parameters.get(number)
-        return row is not None and row.norm is not None
+        return self.parameters.norm.get(number) is not None
 
     def loss(self) -> float | None:
         """The sum of the losses so far, unscaled; waits for a device."""
@@ -114,7 +111,7 @@ class OpenStep:
     def set_aside(self, part: Part) -> None:
         """What was noted of gradients before they were clipped belongs to this part alone."""
         if self.parameters:
-            part.notes, self.parameters = self.parameters, {}
+            part.notes, self.parameters = self.parameters, ParameterRows()
             part.clipped, self.clipped = self.clipped, False
 
     def unite(self) -> None:
@@ -132,11 +129,10 @@ class OpenStep:
         for part in self.parts:
             self.set_aside(part)
             self.parameters, self.clipped = part.parameters, part.clipped
-            for number, noted in part.notes.items():
-                row = self.parameters.get(number)
-                if row is not None:
-                    row.norm_before_clipping = noted.norm_before_clipping
-                    row.scale_before_clipping = noted.scale_before_clipping
+            rows, notes = self.parameters, part.notes
+            for number in rows.numbers() & notes.numbers():
+                rows.norm_before_clipping[number] = notes.norm_before_clipping.get(number)
+                rows.scale_before_clipping[number] = notes.scale_before_clipping.get(number)
 
     def seal(
         self,
@@ -162,11 +158,7 @@ class OpenStep:
         for part in self.parts:
             self.logged |= part.logged
         logged = {key: scalars.put(value) for key, value in self.logged.items()}
-        parameters = {number: _slots(row, scalars) for number, row in self.parameters.items()}
-        scales = {
-            number: [scalars.put(scale) for scale in (row.scale, row.scale_before_clipping)]
-            for number, row in (self.parameters if self.scale is not None else {}).items()
-        }
+        arrived = _arriving(self.parameters, scalars)
         skipped = [scalars.put(flag) for flag in self.skipped]
         losses = _put_losses(self.losses, scalars)
         scale = None if self.scale is None else scalars.put(self.scale)
@@ -176,14 +168,8 @@ class OpenStep:
             read = scalars.read
             kept = [pair for pair in parts if not read(pair[1].is_cleared)]
             cleared = sum(pair[0].num_backward for pair in parts if pair not in kept)
-            values = {
-                number: row if type(row[1]) is float else [read(slot) for slot in row]
-                for number, row in parameters.items()
-            }
-            factors = {
-                number: (read(received) or 1.0, read(before) or 1.0)
-                for number, (received, before) in scales.items()
-            }
+            known = arrived()
+            gradients = _gradients_of(known, sorted(known.numbers()))
             step: dict[str, Any] = {
                 "step": self.index,
                 "loss": _total(
@@ -195,7 +181,7 @@ class OpenStep:
                 "skipped": any(read(flag) for flag in skipped),
                 "seconds": seconds,
                 "time": int(finish * 1e6),
-                **_norm_and_clipping(values, factors, self.clipped, weights),
+                **_norm_and_clipping(known, gradients, self.clipped, weights),
                 **_rates({key: read(slot) for key, slot in rates.items()}),
                 **{key: read(slot) for key, slot in logged.items()},
             }
@@ -203,10 +189,12 @@ class OpenStep:
             layers = _united([part.measured() for part, _ in kept])
             if self.recorded and layers:
                 blocks.append(block_of("layer_stats", layers, columns))
+            numbers = sorted(known.numbers())
             if is_written is not None:
-                values = {number: row for number, row in values.items() if is_written(number)}
-            if self.recorded and values:
-                blocks.append(_parameter_block(values, factors, columns))
+                numbers = [number for number in numbers if is_written(number)]
+                gradients = _gradients_of(known, numbers)
+            if self.recorded and numbers:
+                blocks.append(_parameter_block(known, numbers, gradients, columns))
             split_rows = [part.make_splits() for _, part in kept]
             if any(split_rows) and None not in split_rows:
                 ids, rows = zip(*(row for part in split_rows for row in part or ()), strict=True)
@@ -293,42 +281,60 @@ class _Slot:
     finish: Callable[[Any], Any]
 
 
-def _slots(row: ParameterRow, scalars: _Scalars) -> list[Any]:
-    """The numbers of a parameter: gradient row, norm, update norm, norm before clipping."""
-    gradient = None if row.gradient is None else row.gradient.numbers
-    numbers = [gradient, row.norm, row.update_norm, row.norm_before_clipping]
-    if type(row.norm) is not float:  # not in host memory
-        numbers = [scalars.put(number) for number in numbers]
-    return numbers
+def _arriving(rows: ParameterRows, scalars: _Scalars) -> Callable[[], ParameterRows]:
+    """Start to copy what is on a device; return what gives the rows on the host."""
+    if all(type(norm) is float for norm in rows.norm.values()) and not (
+        rows.scale or rows.scale_before_clipping
+    ):
+        return lambda: rows
+    slots = [
+        {n: scalars.put(x.numbers if isinstance(x, GradientRow) else x) for n, x in column.items()}
+        for column in rows.columns()
+    ]
+
+    def arrived() -> ParameterRows:
+        found = ParameterRows(*({n: scalars.read(x) for n, x in part.items()} for part in slots))
+        for number, x in found.gradient.items():
+            if isinstance(x, tuple):
+                found.gradient[number] = GradientRow(1, x)
+        return found
+
+    return arrived
 
 
-# By how much a gradient is too large, and its norm before clipping was, by parameter.
-_Factors: TypeAlias = Mapping[int, tuple[float, float]]
-_NO_FACTORS = (1.0, 1.0)
+def _gradients_of(rows: ParameterRows, numbers: Sequence[int]) -> Measured | None:
+    """What parameters receive, unscaled; None where none has a gradient."""
+    given = [number for number in numbers if rows.gradient.get(number) is not None]
+    scales = [rows.scale.get(number) for number in given] if rows.scale else ()
+    gradients = [rows.gradient[number] for number in given]
+    if not given:
+        return None
+    return Measured.of("parameter_stats", "gradient", given, gradients, scales)
 
 
 def _norm_and_clipping(
-    values: dict[int, list[Any]], factors: _Factors, clipped: bool, weights: Mapping[int, float]
+    rows: ParameterRows, gradients: Measured | None, clipped: bool, weights: Mapping[int, float]
 ) -> dict[str, float | None]:
     """``gradient_norm`` before clipping, and ``clip_factor``, over all parameters read.
 
     ``gradient_norm_share`` is what this process adds to the norm over all ranks, by ``weights``.
     """
-    received, before, share = {}, [], []
-    for number, (gradient, _, _, noted) in values.items():
-        if gradient is not None:
-            scale, scale_before = factors.get(number, _NO_FACTORS)
-            received[number] = Gradient._make(gradient).norm / scale
-            before.append(received[number] if noted is None else noted / scale_before)
-            if weights:
-                share.append(before[-1] * math.sqrt(weights.get(number, weights[-1])))
-    if not received:
+    if gradients is None:
         return {"gradient_norm": None, "clip_factor": None}
+    numbers, received = gradients.ids.tolist(), gradients.columns["gradient_norm"][0].tolist()
+    noted: Mapping[int, Any] = rows.norm_before_clipping
+    before, scale = received, rows.scale_before_clipping
+    if noted:
+        before = [
+            norm if noted.get(n) is None else noted[n] / (scale.get(n) or 1.0)
+            for n, norm in zip(numbers, received, strict=True)
+        ]
     total = total_norm(before)
-    norms = {"gradient_norm": total, **({SHARE: total_norm(share)} if weights else {})}
-    if not clipped:
-        return {**norms, "clip_factor": 1.0}
-    after = total_norm(list(received.values()))
+    norms = {"gradient_norm": total}
+    if weights:
+        shares = (math.sqrt(weights.get(number, weights[-1])) for number in numbers)
+        norms[SHARE] = total_norm([x * y for x, y in zip(before, shares, strict=True)])
+    after = total_norm(received) if clipped else total
     return {**norms, "clip_factor": 1.0 if after == total else after / total}
 
 
@@ -339,17 +345,13 @@ def _rates(rates: dict[tuple[int, int], float]) -> dict[str, float]:
     }
 
 
-def _parameter_block(rows: dict[int, list[Any]], factors: _Factors, columns: str) -> Block:
-    numbers = sorted(rows)
+def _parameter_block(
+    rows: ParameterRows, numbers: Sequence[int], gradients: Measured | None, columns: str
+) -> Block:
     ids = np.array(numbers, dtype=np.int32)
+    found: dict[str, Mapping[int, Any]] = {"norm": rows.norm, "update_norm": rows.update_norm}
     norms = {
-        "norm": column_of([rows[number][1] for number in numbers]),
-        "update_norm": column_of([rows[number][2] for number in numbers]),
+        name: column_of([known.get(number) for number in numbers]) for name, known in found.items()
     }
     parts = [Measured("parameter_stats", ids, np.ones(len(ids)), norms)]
-    given = [number for number in numbers if rows[number][0] is not None]
-    if given:
-        scales = [factors[number][0] for number in given if number in factors]
-        gradients = [rows[number][0] for number in given]
-        parts.append(Measured.of("parameter_stats", "gradient", given, gradients, scales))
-    return block_of("parameter_stats", parts, columns)
+    return block_of("parameter_stats", [*parts, *([gradients] if gradients else [])], columns)

@@ -15,8 +15,8 @@ from analyzer.options import RecordOptions
 from analyzer.recording.checkpoints import free_memory
 from analyzer.recording.fate import Fates, version_of
 from analyzer.recording.models import Models
-from analyzer.recording.parameters import ParameterRow, norms
-from analyzer.recording.part import loss_of
+from analyzer.recording.parameters import norms
+from analyzer.recording.part import ParameterRows, loss_of
 from analyzer.recording.plain import memory_of
 from analyzer.recording.scaling import Scale, scalar, scale_of
 from analyzer.recording.step import OpenStep
@@ -66,7 +66,7 @@ class UpdateMeter:
             )
         return not self._is_off
 
-    def finish(self, key: int, rows: dict[int, ParameterRow]) -> None:
+    def finish(self, key: int, rows: ParameterRows) -> None:
         """Measure ``‖θ_after − θ_before‖₂`` after that update, and free the copies."""
         if key not in self._before:
             return
@@ -75,7 +75,7 @@ class UpdateMeter:
             copy.sub_(parameter)
         for number, norm in zip(numbers, norms(copies), strict=True):
             if number in rows:
-                rows[number].update_norm = norm
+                rows.update_norm[number] = norm
 
     def clear(self) -> None:
         """Free every copy."""
@@ -195,7 +195,7 @@ class Updates:
             noted = self._models.parameters.note_before_clipping(gradients, step.parameters)
             if step.scale is not None:
                 for number in set(noted).difference(*self._unscaled.values()):
-                    step.parameters[number].scale_before_clipping = step.scale
+                    step.parameters.scale_before_clipping[number] = step.scale
 
     def after_clipping(self, gradients: Sequence[Tensor]) -> None:
         """Read them again where an update by hand may receive them."""
@@ -203,12 +203,11 @@ class Updates:
         if self._is_other_thread():
             return
         if step.recorded and step.parts and not step.updated and step.parts[-1].parameters:
-            rows = step.parts[-1].parameters
+            rows, parameters = step.parts[-1].parameters, self._models.parameters
             clipped = {id(gradient) for gradient in gradients}
-            held = [(n, p) for n, p in self._models.parameters.alive(rows) if id(p.grad) in clipped]
-            for number, _ in held:
-                rows[number].norm = None
-            self._models.parameters.read(held, rows)
+            held = [pair for pair in parameters.alive(rows.norm) if id(pair[1].grad) in clipped]
+            rows.norm.update((number, None) for number, _ in held)
+            parameters.read(held, rows)
 
     # --- gradient scalers --------------------------------------------------------------------
 
@@ -361,7 +360,7 @@ class Updates:
             new = () if scale is None else [n for n, _ in given if not step.has_read(n)]
             self._models.parameters.read(given, step.parameters)
             for number in new:
-                step.parameters[number].scale = scale
+                step.parameters.scale[number] = scale
         found = getattr(optimizer, "found_inf", None)
         if isinstance(found, Tensor):
             step.skipped.append(scalar(found))

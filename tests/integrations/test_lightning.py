@@ -94,6 +94,26 @@ def test_a_fit_is_recorded_and_trains_the_same_weights(tmp_path: Path) -> None:
     assert steps["train/twice_epoch"].notna().tolist() == [False, False, False, True] * 2
 
 
+def test_each_update_of_a_batch_has_its_place(tmp_path: Path) -> None:
+    class Twice(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, index: int) -> None:
+            optimizer = self.optimizers()
+            for _ in range(2):
+                optimizer.zero_grad()
+                self.manual_backward(super().training_step(batch, index))
+                optimizer.step()
+
+    module = Twice()
+    fit(tmp_path, module, RecorderCallback(tmp_path / "run"), epochs=1)
+    steps = open_run(tmp_path / "run").steps
+    assert steps["global_step"].tolist() == list(range(1, 9))
+    assert steps["epoch"].tolist() == [0] * 8
+
+
 def test_accumulated_batches_are_one_step_and_a_second_fit_needs_a_new_folder(
     tmp_path: Path,
 ) -> None:

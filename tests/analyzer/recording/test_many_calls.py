@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -134,3 +134,25 @@ def test_a_graph_that_is_too_large_to_be_searched_is_named(
     (said,) = run.manifest["not_recorded"]
     assert said.startswith("joins of Unrolled: its graph of ")
     assert said.endswith(" operations is too large to be searched to its end")
+
+
+def test_a_recorded_training_rarely_lets_garbage_be_collected(tmp_path: Path) -> None:
+    def collections(folder: Path | None) -> int:
+        """How often a training of 100 parameters makes the collector run."""
+        layers = [layer for _ in range(50) for layer in (nn.Linear(4, 4), nn.ReLU())]
+        model, x = nn.Sequential(*layers), torch.randn(2, 4)
+        optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+        began = []
+        gc.collect()
+        with analyzer.Recorder(model, folder, probe=()) if folder else nullcontext():
+            for step in range(220):
+                if step == 20:  # by then all that stays is there
+                    gc.callbacks.append(lambda phase, info: began.append(phase == "start"))
+                optimizer.zero_grad()
+                model(x).square().sum().backward()
+                optimizer.step()
+            gc.callbacks.pop()
+        return sum(began)
+
+    # They were 741 in 4,000 steps, for four objects a parameter and step, and 4 without a recorder.
+    assert collections(tmp_path / "run") <= collections(None) + 200 // 10

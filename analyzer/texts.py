@@ -24,7 +24,7 @@ def escaped(text: object, form: Form) -> str:
     What has no sign of its own (control and format characters, the directions of text, halves of
     surrogates) is shown as Python writes it, ``\x1b``; a cell of CSV keeps what a program may want
     to read back. A cell that a spreadsheet would take for a formula gets an apostrophe in front.
-    Letters that pdflatex lacks become ``?``.
+    So are letters that pdflatex lacks.
     """
     return _WRITERS[form](str(text))
 
@@ -37,10 +37,11 @@ def shown_name(path: Path) -> str:
 def _visible(text: str, kept: str = "") -> str:
     if text.isprintable():
         return text
-    return "".join(
-        c if c.isprintable() or c in kept else c.encode("unicode_escape").decode("ascii")
-        for c in text
-    )
+    return "".join(c if c.isprintable() or c in kept else _escape(c) for c in text)
+
+
+def _escape(letter: str) -> str:
+    return letter.encode("unicode_escape").decode("ascii")
 
 
 # Spaces that do not break: our own sentences have them.
@@ -74,12 +75,12 @@ def _markdown(text: str) -> str:
 
 
 class _Letters(dict[int, str]):
-    """What LaTeX prints a letter with; ``?`` where the T1 encoding lacks it."""
+    """What LaTeX prints a letter with; as Python writes it where the T1 encoding lacks it."""
 
     def __missing__(self, code: int) -> str:
         letter = chr(code)
-        is_known = (letter.isascii() and letter.isprintable()) or "À" <= letter <= "ÿ"
-        return letter if is_known else "?"
+        is_known = letter.isascii() or ("À" <= letter <= "ÿ" and letter != "÷")
+        return letter if is_known else _escape(letter).replace("\\", r"\textbackslash{}")
 
 
 _NAMED = {

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
+
 from analyzer.analysis.numerals import power
 from analyzer.errors import AnalyzerError
 from analyzer.figures.csv_text import csv_text
@@ -134,7 +136,9 @@ def paper_style(extra: dict[str, Any] | None = None, file: Path | None = None) -
     import matplotlib as mpl
 
     settings = {**_settings_in(_PAPER), **(extra or {}), **(_settings_in(file) if file else {})}
-    with mpl.rc_context(), warnings.catch_warnings():
+    # Ticks beyond the largest number are left out by matplotlib itself.
+    quiet = np.errstate(over="ignore", invalid="ignore")
+    with mpl.rc_context(), warnings.catch_warnings(), quiet:
         # A letter that no font has is drawn as a box; the data beside the figure has it.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         # Two hundred panes in a column of a page do not fit; they are drawn nevertheless.

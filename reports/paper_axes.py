@@ -27,6 +27,9 @@ _CLOSE = 1e-6
 _MOST_WORDS = 14
 _INCHES_PER_LETTER, _INCHES_PER_LINE = 0.055, 0.16
 
+# What lies beyond is drawn at the end of its axis: ticks and their distances have to be numbers.
+_LARGEST = 1e300
+
 
 @dataclass
 class Panes:
@@ -256,6 +259,9 @@ def _limits(axes: Any, letter: str, settings: Any) -> None:
     elif settings.rangemode == "tozero":
         low, high = get()
         put(min(low, 0), max(high, 0))
+    low, high = get()
+    if max(abs(low), abs(high)) > _LARGEST:
+        put(*(min(max(end, -_LARGEST), _LARGEST) for end in (low, high)))
 
 
 def _look(axes: Any, side: Any, settings: Any) -> None:

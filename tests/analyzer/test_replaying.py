@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import re
 import shutil
 import sys
 
@@ -13,7 +15,7 @@ from torch import nn
 
 import analyzer
 from analyzer.cli import main
-from analyzer.errors import AnalyzerError, NotRecordedError
+from analyzer.errors import AnalyzerError, NotRecordedError, SchemaError
 from analyzer.probes import PROBE_NAMES
 from analyzer.replaying import checkpoints_of, state_of
 from analyzer.replaying.programs import command_of
@@ -301,3 +303,94 @@ def test_a_run_without_checkpoints_says_how_to_get_them(tmp_path):
     write_run(tmp_path / "run", [1.0], [[1.0]])
     with pytest.raises(NotRecordedError, match="--checkpoint-every"):
         checkpoints_of(analyzer.open_run(tmp_path / "run"), "last")
+
+
+def stranger(folder, **manifest):
+    """A run as a stranger could send it, with a checkpoint of a small network."""
+    said = {"kind": "zoo", "argv": ["zoo:mlp4"], "seed": 0, "data": "digits", "batch_size": 8}
+    run = write_run(folder / "run", [1.0], [[1.0]], **{**said, **manifest})
+    (run / "checkpoints").mkdir()
+    save_file({"a": torch.zeros(2)}, run / "checkpoints" / f"step-{1:012d}.safetensors")
+    return run
+
+
+def _linked(name):
+    def link(run, outside):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).symlink_to(outside)
+
+    return link
+
+
+def _checkpoint(content):
+    def write(run, outside):
+        (run / "checkpoints" / f"step-{1:012d}.safetensors").write_bytes(content)
+
+    return write
+
+
+HUGE, PICKLE = (2**40).to_bytes(8, "little"), b"cos\nsystem\n(S'true'\ntR."
+STRANGERS = {
+    "probes link out": ({}, _linked("probes"), "holds a link, 'probes'"),
+    "one probe links out": ({}, _linked("probes/paths"), "holds a link, 'paths'"),
+    "a checkpoint links out": ({}, _linked("checkpoints/x"), "holds a link, 'x'"),
+    "header of a terabyte": (
+        {},
+        _checkpoint(HUGE + bytes(60_000)),
+        "its header takes 1,048,576 MiB",
+    ),
+    "a pickle": ({}, _checkpoint(PICKLE + bytes(60_000)), "cannot be read"),
+    "nothing": ({}, _checkpoint(b""), "hold no such network|cannot be read"),
+    "a network of terabytes": ({"argv": ["zoo:mlp9999-w9999"]}, None, "hold no such network"),
+    "a large residual one": ({"argv": ["zoo:resnet8-w9999"]}, None, "hold no such network"),
+    "no network": ({"argv": ["zoo:\x1b[31m"]}, None, "is unknown"),
+    "data of gigabytes": ({"data": "synthetic:9999x9999x9999"}, None, "no such network|data take"),
+    "data of the folder": ({"data": "cifar10:run/data"}, None, "no such network|inside of the run"),
+    "data of another type": ({"data": "\0"}, None, "no such network|is unknown"),
+    "a seed of 70 bits": ({"seed": 2**63}, None, "."),
+    "samples without end": ({"batch_size": 2**62}, None, "."),
+}
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_a_stranger_can_make_probe_read_write_and_build_nothing_else(
+    name, tmp_path, monkeypatch, capsys
+):
+    manifest, change, expected = STRANGERS[name]
+    monkeypatch.chdir(tmp_path)
+    run, outside = stranger(tmp_path, **manifest), tmp_path / "outside"
+    outside.mkdir()
+    (outside / "step-000000000001.points").write_text("mine")
+    if change is not None:
+        change(run, outside)
+    assert main(["probe", "run", "paths", "landscape"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "\x1b" not in told and re.search(expected, told), told
+    assert [path.name for path in outside.iterdir()] == ["step-000000000001.points"]
+
+
+def test_a_file_is_no_checkpoint_by_its_ending(tmp_path):
+    run = stranger(tmp_path)
+    for name in ("step-x.safetensors", "step-1.safetensors", "step-000000000009.safetensors.txt"):
+        (run / "checkpoints" / name).write_text("")
+    os.mkfifo(run / "checkpoints" / f"step-{7:012d}.safetensors")
+    assert list(checkpoints_of(analyzer.open_run(run), "all")) == [1]
+
+
+def test_a_run_with_a_link_is_not_resumed(tmp_path):
+    run = stranger(tmp_path)
+    (run / "steps").rename(tmp_path / "steps")
+    (run / "steps").symlink_to(tmp_path / "steps")
+    before = sorted(path.name for path in (tmp_path / "steps").iterdir())
+    with pytest.raises(SchemaError, match="holds a link, 'steps'"):
+        analyzer.Recorder(nn.Linear(2, 2), resume=str(run))
+    assert sorted(path.name for path in (tmp_path / "steps").iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["mlp4", "mlp10-residual-w8", "resnet8", "plain14-w4", "simple6"])
+def test_no_network_has_fewer_weights_than_its_name_says(name):
+    from analyzer.networks.zoo import least_elements, zoo
+
+    model = zoo(name, in_channels=3, num_classes=10, image_size=8)
+    held = sum(parameter.numel() for parameter in model.parameters())
+    assert held / 4 < least_elements(name, 192) <= held

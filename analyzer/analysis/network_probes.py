@@ -36,6 +36,8 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 _MOST_CELLS = 4_000_000
+# In units of the weights.
+_MOST_FAR = 1e100
 # Above this many times the smallest loss a linear scale shows a needle and a plain.
 _LOG_RATIO = 20.0
 
@@ -189,6 +191,12 @@ def _landscape(view: View, run: Run, label: RunLabel) -> Landscape:
     step, rows = probe_rows_at(run, "landscape", view.step)
     notes = run.probe_metadata("landscape").get(step, {})
     alpha, beta = (rows[name].to_numpy(np.float64) for name in ("alpha", "beta"))
+    far = [x for x in (*alpha, *beta[~np.isnan(beta)]) if not abs(x) < _MOST_FAR]
+    if far:
+        raise NotRecordedError(
+            f"the landscape has a point at {far[0]:.3g}, expected places below {_MOST_FAR:.0e}. "
+            "Measure it again with --overwrite"
+        )
     alphas, column = np.unique(alpha, return_inverse=True)
     betas, line = np.unique(np.where(np.isnan(beta), 0.0, beta), return_inverse=True)
     if len(alphas) * len(betas) > _MOST_CELLS:  # a file may hold points of no grid

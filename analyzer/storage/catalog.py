@@ -14,6 +14,7 @@ from analyzer.errors import (
     RunExistsError,
     RunNotFoundError,
     SchemaError,
+    TooLargeError,
     TooMuchError,
 )
 from analyzer.launch import RANKS, create_once
@@ -157,7 +158,10 @@ def _steps(path: Path, manifest: Mapping[str, Any]) -> int | None:
     """Steps as the manifest has them; the files know better where a run is not at its end."""
     if manifest.get("status") != "running":
         return _count(manifest.get("steps"))
-    parts = filter(None, map(Part.from_name, listing(path / "steps")))
+    try:
+        parts = [*filter(None, map(Part.from_name, listing(path / "steps")))]
+    except TooLargeError:
+        return None
     return max((part.last + 1 for part in parts), default=0)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from analyzer.errors import TooLargeError
 from analyzer.storage.parts import READ_FAILURES, Part, listing, reason_of, visible
 from analyzer.storage.sealed import place_of
 
@@ -52,7 +53,7 @@ class PartFinder:
         promised = self._promised()
         names: dict[Part, str] = {}
         claimed: list[Part] = []
-        for name in sorted(listing(self._folder)):
+        for name in self._files():
             part = Part.from_name(name)
             if part is None:
                 continue
@@ -67,6 +68,14 @@ class PartFinder:
             claimed.append(part)
         self._name_missing(visible(claimed), promised)
         return {part: names[part] for part in visible(names)}
+
+    def _files(self) -> list[str]:
+        """The names in the folder; none, with a warning, where there are too many to look at."""
+        try:
+            return sorted(listing(self._folder))
+        except TooLargeError as error:
+            self._warn(f"{self._folder.name} is left out: {error}")
+            return []
 
     def leave_out(self, name: str, error: Exception) -> None:
         """Say that a part cannot be read, and find it no more."""

@@ -304,6 +304,13 @@ def test_the_list_of_materials_has_whatever_the_package_needs() -> None:
     assert found == bill_of_materials()
 
 
+@pytest.mark.parametrize("name", ["analyzer.recording._scan", "analyzer.joins._products"])
+def test_what_is_compiled_does_not_say_where(name: str) -> None:
+    compiled = importlib.import_module(name).__file__
+    assert compiled is not None and compiled.endswith(".so")
+    assert str(ROOT).encode() not in Path(compiled).read_bytes()
+
+
 def test_the_command_is_installed_under_its_name() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     module, _, function = project["scripts"]["analyzer"].partition(":")

@@ -24,7 +24,7 @@ from tests.support.runs import write_run
 
 BOMBS = ("rows_many", "text_much", "manifest_lists", "files_many", "landscape_sparse")
 PATHS = (
-    "/",
+    "/runs",
     "/runs",
     "/?run=good-0",
     "/_dash-layout",

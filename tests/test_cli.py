@@ -7,15 +7,11 @@ from pathlib import Path
 
 import pytest
 
-import analyzer
-import analyzer.cli
 from analyzer.cli import COMMANDS, main
 from analyzer.options import RecordOptions
 
 ROOT = Path(__file__).parents[1]
 Recorded = Callable[..., RecordOptions]
-
-PLANNED = [name for name, (home, _) in COMMANDS.items() if home.startswith(":")]
 
 
 @pytest.fixture
@@ -63,7 +59,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     assert min(seconds) < 0.5
 
 
-def test_help_lists_the_commands_that_are_built_in_the_order_of_the_contract(
+def test_help_lists_the_commands_in_the_order_of_the_contract(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main([]) == 0
@@ -73,7 +69,7 @@ def test_help_lists_the_commands_that_are_built_in_the_order_of_the_contract(
         "record demo runs show diagnose compare explain probe study diverge reproduce dashboard "
         "report export"
     )
-    assert names == [name for name in contract.split() if name not in PLANNED]
+    assert names == contract.split()
     assert list(COMMANDS) == contract.split()
 
 
@@ -85,15 +81,6 @@ def test_every_command_has_a_help_page_with_an_example(
     assert f"\n      analyzer {command} " in capsys.readouterr().out.replace(
         f"analyzer {command}\n", f"analyzer {command} \n"
     )
-
-
-@pytest.mark.parametrize("command", PLANNED)
-def test_a_command_that_is_not_built_says_so(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([command, "latest", "--json", "-o", "x", "--", "y"]) == 2
-    expected = f"analyzer: '{command}' is not built yet in version {analyzer.__version__};"
-    assert capsys.readouterr().err.startswith(expected)
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from inspect import cleandoc
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -27,7 +27,7 @@ import analyzer
 from analyzer.errors import AnalyzerError
 from analyzer.texts import escaped
 
-__all__ = ["COMMANDS", "AsJson", "RunName", "RunsDir", "app", "main", "not_built"]
+__all__ = ["COMMANDS", "AsJson", "RunName", "RunsDir", "app", "main"]
 
 # A message may quote what a file or an argument holds.
 _MOST_LETTERS = 50_000
@@ -46,7 +46,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "probe": ("probe:probe", "Run probes on a finished run's checkpoints."),
     "study": ("study:study", "Run a sweep: depths, shortcuts, norms, widths, seeds, rates."),
     "diverge": ("judging:diverge", "Find the first step, layer and pass at which two runs differ."),
-    "reproduce": (":reproduce", "Repeat a published experiment (not built yet)."),
+    "reproduce": ("reproduce:reproduce", "Put a published experiment beside its repetition here."),
     "dashboard": ("reading:dashboard", "Open the dashboard: where the gradient goes, live."),
     "report": ("reading:report", "Write a static report; vector figures; LaTeX tables."),
     "export": ("export:export", "Write the tables of a run as CSV files or for TensorBoard."),
@@ -91,9 +91,8 @@ class LazyGroup(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the list of commands from the table alone."""
-        built = [(name, line) for name, (home, line) in COMMANDS.items() if home[0] != ":"]
         with formatter.section("Commands"):
-            formatter.write_dl(built)
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command that ``args`` name and its defaults in ``pyproject.toml``."""
@@ -118,8 +117,7 @@ def _unknown_command(name: str) -> str:
 def load(name: str) -> Any:
     """Return the parser of the command ``name``, importing its module."""
     module, _, function = COMMANDS[name][0].partition(":")
-    home = f"analyzer.cli.{module}" if module else __name__
-    callback = getattr(import_module(home), function)
+    callback = getattr(import_module(f"analyzer.cli.{module}"), function)
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
     page = help_page(callback)
     single.command(name, help=page, context_settings=_parsing(name))(callback)
@@ -136,42 +134,8 @@ def help_page(callback: Callable[..., Any]) -> str:
 
 def _parsing(name: str) -> dict[str, bool]:
     """Return how the arguments of the command ``name`` are read."""
-    if COMMANDS[name][0].startswith(":"):
-        return {"ignore_unknown_options": True}
     # What follows the target of a recording belongs to the script, options included.
     return {"allow_interspersed_args": False} if name == "record" else {}
-
-
-def not_built(what: str) -> AnalyzerError:
-    """Return the error for a command or option that this version names and does not have.
-
-    Args:
-        what: The command or option as the user typed it.
-    """
-    return AnalyzerError(
-        f"'{what}' is not built yet in version {analyzer.__version__}; "
-        "'analyzer --help' lists what is. Leave it out for now."
-    )
-
-
-def _planned(name: str, sentence: str, example: str) -> Callable[[list[str] | None], NoReturn]:
-    """Return the function of a command that is not built: any arguments, and the same answer."""
-
-    def command(
-        arguments: Annotated[list[str] | None, typer.Argument(metavar="ARGS")] = None,
-    ) -> NoReturn:
-        raise not_built(name)
-
-    command.__name__ = name
-    command.__doc__ = f"{sentence} Not built yet.\n\nExample:\n    {example}\n"
-    return command
-
-
-reproduce = _planned(
-    "reproduce",
-    "Repeat a published experiment at the scale of this machine.",
-    "analyzer reproduce veit2016",
-)
 
 
 def defaults_for(command: str, folder: Path | None = None) -> dict[str, Any]:

@@ -118,6 +118,18 @@ def study(
     gpus_per_point: Annotated[
         float, typer.Option("--gpus-per-point", min=0, metavar="X", help="With --ray.")
     ] = 0,
+    coordinate_check: Annotated[
+        bool,
+        typer.Option(
+            "--coordinate-check",
+            help="Instead of runs: how activations, gradients and updates of the first steps grow "
+            "with --widths, by layer of a --model file; exit code 1 where a layer differs.",
+        ),
+    ] = False,
+    parametrization: Annotated[
+        str,
+        _text("standard|maximal-update", "What --coordinate-check expects."),
+    ] = "standard",
     runs_dir: RunsDir = Path("runs"),
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
     **given: Any,
@@ -135,7 +147,12 @@ def study(
         analyzer study --script train.py --grid "--lr 0.1,0.01" --seeds 3 -- --epochs 2
         analyzer study --depths 8,20,56 --dry-run
         analyzer study --study runs/study-0 --retry
+        analyzer study --coordinate-check --model model.py --widths 64,128,256,512
     """  # noqa: D301 -- click reads the control character
+    if coordinate_check:
+        from analyzer.cli.study_text import print_coordinate_check
+
+        return print_coordinate_check(model, widths, depths, seeds, parametrization)
     if not hasattr(os, "fork"):
         raise AnalyzerError(
             "a study starts its points by fork, which this system lacks; use Linux or macOS"

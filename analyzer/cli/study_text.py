@@ -1,11 +1,17 @@
 """What `analyzer study` prints: progress, the result, and the points of a dry run."""
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import typer
+
+from analyzer.errors import AnalyzerError
 
 if TYPE_CHECKING:
     from analyzer.storage.study import Study
 
-__all__ = ["print_result"]
+__all__ = ["print_coordinate_check", "print_result"]
 
 _MOST_LISTED = 40
 
@@ -79,3 +85,27 @@ def _print_table(rows: Any, names: list[str], screen: Any, number: Any) -> None:
             f"and {len(groups) - _MOST_LISTED} more rows; all stand in summary.parquet",
             soft_wrap=True,
         )
+
+
+def print_coordinate_check(
+    model: str | None, widths: str | None, depths: str | None, seeds: str, parametrization: str
+) -> int:
+    """Print how each layer grows with width, and the layer to look at."""
+    from analyzer.studies.coordinates import check_file
+    from analyzer.studies.plan import values
+
+    if model is None or not os.path.isfile(model):
+        raise AnalyzerError(
+            f"--coordinate-check has the model {model!r}; expected --model FILE with a file that "
+            "defines build_model(width, depth)"
+        )
+    found = check_file(
+        Path(model),
+        values(widths or "64,128,256,512", "--widths", int),
+        values(depths, "--depths", int) if depths else (None,),
+        parametrization=parametrization,
+        # One seed has no spread: 6 are a second's work.
+        seeds=max(values(seeds, "--seeds", int)[0], 1) if seeds != "1" else 6,
+    )
+    typer.echo(found.markdown(), nl=False)
+    return 0 if found.passes else 1

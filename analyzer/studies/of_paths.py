@@ -165,8 +165,8 @@ VEIT2016 = Experiment(
     settings={
         "tiny": {
             "seeds": 1,
-            "residual": "resnet20-preact-w4",
-            "plain": "plain20-w4",
+            "residual": "resnet14-preact-w4",
+            "plain": "plain14-w4",
             "recipe": {"steps": 3, "lr": 0.05, "batch_size": 32},
             "samples": 16,
             "path_samples": 2,
@@ -190,7 +190,7 @@ VEIT2016 = Experiment(
         },
     },
     changed={
-        "tiny": "20 layers of width 4, 3 steps.",
+        "tiny": "14 layers of width 4, 3 steps.",
         "laptop": "digits of 8×8 pixels, width 8 in place of 16, 200 steps; a plain net of 20 "
         "layers in place of VGG.",
     },

@@ -67,8 +67,8 @@ def lines(folder: Path, name: str) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def until(condition) -> None:
-    end = time.monotonic() + 120
+def until(condition, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)

@@ -21,6 +21,7 @@ from .library import Library, Listed, revision, shortened
 __all__ = ["layout", "nothing", "run_table"]
 
 _COLUMNS = ("compare", "run", "status", "steps", "layers", "joins", "last loss", "verdict", "age")
+_MOST_ARGUMENTS, _MOST_CELL = 6, 24
 # A reply stays below 400 KB even where every name is as long as a folder's may be.
 _MOST_ROWS = 500
 _OVERVIEW = page_of("overview").path + "?"
@@ -31,7 +32,9 @@ def layout(context: Context) -> list[Any]:
     """Return the page of runs, its table included."""
     return [
         html.P(
-            "Choose a run by its name, or mark two or three and compare them.", className="lead"
+            "Choose a run by its name, or mark two or three and compare them. A click on the "
+            "head of a column sorts by it; arguments are shown where they differ.",
+            className="lead",
         ),
         html.Div(
             [
@@ -94,7 +97,17 @@ def nothing(library: Library) -> str:
 
 def _table(runs: Sequence[Listed], verdicts: Sequence[str]) -> list[Any]:
     """An empty place and what a script of the page puts there as a table."""
-    rows = [_cells(run, word) for run, word in zip(runs, verdicts, strict=True)]
+    given = [_arguments(run.summary) for run in runs]
+    differing = [
+        name
+        for name in dict.fromkeys(name for one in given for name in one)
+        if len({one.get(name) for one in given}) > 1
+    ][:_MOST_ARGUMENTS]
+    rows = [
+        _cells(run, word, [one.get(name, "–") for name in differing])
+        for run, word, one in zip(runs, verdicts, given, strict=True)
+    ]
+    columns = [*_COLUMNS, *differing]
     place = html.Div(
         id="run-table",
         className="scroll",
@@ -104,13 +117,38 @@ def _table(runs: Sequence[Listed], verdicts: Sequence[str]) -> list[Any]:
     )
     # Hundreds of rows as components take the browser seconds, a script hundredths of one.
     return [
-        dcc.Store(id=Id.RUN_ROWS, data={"columns": _COLUMNS, "meanings": _MEANINGS, "rows": rows}),
+        dcc.Store(id=Id.RUN_ROWS, data={"columns": columns, "meanings": _MEANINGS, "rows": rows}),
         place,
     ]
 
 
-def _cells(listed: Listed, verdict: str) -> dict[str, Any]:
-    """One row: the text of each column after the first two, and what these are made of."""
+def _arguments(run: RunSummary) -> dict[str, str]:
+    """What the command line gave to the program, by name: ``--lr 0.1``, ``--lr=0.1``, ``--fast``.
+
+    With them the seed and the scale of the shortcuts, which the recorder may have set.
+    """
+    given = run.told.get("argv")
+    words = [str(word) for word in given] if isinstance(given, list) else []
+    found: dict[str, str] = {}
+    for place, word in enumerate(words):
+        if not word.startswith("--") or word == "--":
+            continue
+        name, is_whole, value = word.partition("=")
+        after = words[place + 1] if place + 1 < len(words) else "--"
+        if not is_whole:
+            value = "yes" if after.startswith("--") else after
+        found[shortened(name[2:], _MOST_CELL)] = shortened(value, _MOST_CELL)
+    for name in ("seed", "skip_scale"):
+        if run.told.get(name) is not None:
+            found.setdefault(name.replace("_", "-"), shortened(str(run.told[name]), _MOST_CELL))
+    return found
+
+
+def _cells(listed: Listed, verdict: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """One row: the text of each column after the first two, and what these are made of.
+
+    What is ``ordered`` by is the number behind the text, where there is one.
+    """
     run = listed.summary
     return {
         "run": listed.id,
@@ -122,8 +160,23 @@ def _cells(listed: Listed, verdict: str) -> dict[str, Any]:
             _loss(run.loss),
             verdict,
             "–" if run.age is None else age_text(run.age),
+            *arguments,
         ],
+        "ordered": [run.steps, run.layers, run.joins, _ordered(run.loss), None, run.age]
+        + [_ordered(_number(text)) for text in arguments],
     }
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _ordered(value: float | None) -> float | None:
+    """A number that JSON has; what is not finite comes with what is not there."""
+    return None if value is None or not math.isfinite(value) else value
 
 
 def _count(value: int | None) -> str:

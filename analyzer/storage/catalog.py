@@ -144,7 +144,8 @@ def _summary(path: Path) -> RunSummary:
     )
 
 
-@lru_cache(maxsize=4096)
+# More than a folder has as a rule: one run too many, and each listing would read all again.
+@lru_cache(maxsize=32_768)
 def _shown(
     path: Path, _inode: int, _changed: int, _size: int, _ranks_changed: int
 ) -> Mapping[str, Any]:

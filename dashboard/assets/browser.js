@@ -158,17 +158,30 @@
   function showStep(step) {
     here.step = step == null ? null : here.steps[nearest(here.steps, step)] ?? step;
     drawSlider();
+    keepWhileDragging();
     const shown = here.step == null ? here.steps[here.steps.length - 1] : here.step;
     if (shown != null) window.gradientflow.show.forEach((show) => show(shown));
   }
 
   /** Keep the step that is shown: in the address, and for figures that the server draws. */
   function commitStep() {
+    keepStep();
+    set("step", { data: here.step });
+  }
+
+  function keepStep() {
+    window.clearTimeout(here.keeping);
+    here.keeping = null;
     const found = params();
     if (here.step == null) found.delete("step");
     else found.set("step", String(here.step));
-    replace(found);
-    set("step", { data: here.step });
+    if (query(found) !== window.location.search) replace(found);
+  }
+
+  /** The address follows a drag, as often as a browser lets a page change it. */
+  function keepWhileDragging() {
+    const keep = () => { here.keeping = null; if (byId("step-range")) keepStep(); };
+    here.keeping = here.keeping || window.setTimeout(keep, 150);
   }
 
   function moveStep(by) {
@@ -238,8 +251,8 @@
   /* Runs that are marked to be compared. */
 
   function paintMarks() {
-    document.querySelectorAll("button.mark").forEach((button) => {
-      button.setAttribute("aria-pressed", String(here.marked.has(button.dataset.run)));
+    document.querySelectorAll("input.mark").forEach((box) => {
+      box.checked = here.marked.has(box.dataset.run);
     });
     const compare = byId("compare-marked");
     if (!compare) return;
@@ -275,11 +288,13 @@
     if (!target) return;
     if (target.dataset.copy) copy(target);
     else if (target.dataset.save) save(target.dataset.save, target.dataset.key);
-    else if (target.classList.contains("mark")) mark(target.dataset.run);
     else if (target.id === "compare-marked") compareMarked();
     else if (target.id === "help-open") set("help", { opened: true });
     else if (target.id === "nav-open") openPages(!here.opened);
     else if (here.opened && target.closest("#nav")) openPages(false);
+  });
+  document.addEventListener("change", (event) => {
+    if (event.target.classList.contains("mark")) mark(event.target.dataset.run);
   });
   document.addEventListener("pointerdown", (event) => {
     if (event.target.closest(".run-picker")) here.picked = true;

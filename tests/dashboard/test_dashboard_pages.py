@@ -84,7 +84,7 @@ def test_marked_runs_are_compared(visit: Open) -> None:
     button = page.get_by_role("button", name="Compare marked runs")
     assert button.is_disabled()
     for name in ("plain", "residual"):
-        page.get_by_role("button", name=f"compare {name}", exact=True).click()
+        page.get_by_role("checkbox", name=f"compare {name}", exact=True).check()
     page.get_by_role("button", name="Compare 2 marked runs").click()
     page.wait_for_url("**/compare?run=plain&run=residual")
     shown.assert_clean()

@@ -10,7 +10,14 @@ from analyzer.analysis.finding import SUSTAINED_SHARE, Limits, Rule, Seen, Thres
 from analyzer.analysis.numerals import number, percent
 from analyzer.storage.run_json import losses
 
-__all__ = ["EVAL_MODE", "GRADIENTS_KEPT", "INPUT_SCALE", "NOT_JUDGED", "SATURATED"]
+__all__ = [
+    "EVAL_MODE",
+    "GRADIENTS_KEPT",
+    "INPUT_SCALE",
+    "NOT_JUDGED",
+    "SATURATED",
+    "WEIGHTS_DECAYED",
+]
 
 _LEAST_UPDATES = 3
 _EXPLODED = ("exploding", "explodes_at_first", "cliff", "stream_grows", "update_too_large")
@@ -124,6 +131,27 @@ def _saturated(evidence: Evidence, limits: Limits) -> Seen | None:
     return Seen(max(worst, 0.0), evidence.chosen(chosen), span, words)
 
 
+def _decayed(evidence: Evidence, limits: Limits) -> Seen | None:
+    """Whether weight decay has taken most weights away, in a training that learns nothing."""
+    optimizers = evidence.run.manifest.get("optimizers") or ()
+    decay = max((float(one.get("weight_decay") or 0) for one in optimizers), default=0.0)
+    history, training = evidence.parameter_history, evidence.training
+    if not decay or len(history.steps) < 2 or not training.final_loss > 0.9 * training.first_loss:
+        return None
+    norms = history.values["norm"]
+    is_weight = np.array([len(shape) > 1 for shape in evidence.parameters["shape"]], bool)
+    is_weight &= evidence.parameters["trained"].to_numpy(bool) & (norms[0] > 0)
+    left = np.where(is_weight, norms[-1] / np.where(norms[0] > 0, norms[0], 1.0), np.nan)
+    chosen = left < limits["weights_left"]
+    if not chosen.any() or chosen.sum() < 0.5 * is_weight.sum():
+        return None
+    words = {"count": str(int(chosen.sum())), "all": str(int(is_weight.sum()))}
+    words |= {"decay": number(decay), "start": number(training.first_loss)}
+    words["end"] = number(training.final_loss)
+    ends = int(history.steps[0]), int(history.steps[-1])
+    return Seen(float(np.median(left[chosen])), evidence.layers_of(chosen), ends, words)
+
+
 NOT_JUDGED = Rule(
     code="not judged",
     severity="warning",
@@ -222,4 +250,28 @@ SATURATED = Rule(
     hides=("vanishing", "vanishes_at_first", *_EXPLODED, *_FLAT),
     hides_everywhere=True,
     panel="activation_profile",
+)
+
+
+WEIGHTS_DECAYED = Rule(
+    code="weights_decayed",
+    severity="severe",
+    seen_when="weight decay takes most weights away, and the loss does not fall",
+    value="share of the first norm",
+    reads={"parameters": ("norm",), "steps": ("loss",)},
+    look=_decayed,
+    sentence="Weight decay takes the weights away: at step {last} {count} of {all} have {value} of "
+    "their first norm (median), and the loss does not fall ({start} to {end}).",
+    remedy="Divide the weight decay, {decay}, by 100 or more; gradients that vanish are its "
+    "consequence.",
+    thresholds=(
+        Threshold(
+            "weights_left",
+            0.1,
+            "norm of a weight over the one at the first step, for half of the weights or more",
+        ),
+    ),
+    hides=("vanishing", "vanishes_at_first", *_EXPLODED, *_FLAT, *_DEAD),
+    hides_everywhere=True,
+    panel="update_ratio",
 )

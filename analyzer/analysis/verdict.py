@@ -211,13 +211,14 @@ def _mechanisms(found: Claims, interventions: str) -> list[str]:
     first, *others = holding
     text = f"{_HEADLINES[first.key]}: {first.short} ({first.when}{_moments(found, first.key)})."
     listed = "; ".join(f"{one.short} ({one.when}{_moments(found, one.key)})" for one in others)
-    beside = f"Beside it, by their effect: {listed}." if others else ""
+    beside = f"Also seen, by their effect: {listed}." if others else ""
     is_of_norms = first.key in ("vanishing", "exploding")
     if not is_of_norms and not any(one.key in ("vanishing", "exploding") for one in others):
         beside = f"{beside} {_norms(found)}".lstrip()
     if found["counterfactual"].status == "holds" and first.key not in _FIRST:
         return [interventions, text, beside]
-    return [text, interventions, beside]
+    is_shown = found["counterfactual"].status == "holds"
+    return [text, interventions, beside] if is_shown else [text, beside, interventions]
 
 
 def _moments(found: Claims, key: str) -> str:

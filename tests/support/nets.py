@@ -310,6 +310,11 @@ def diverges_deep(cured: bool) -> Training:
     return Training(Deep(10, shortcuts=True, scale=0.2), lr=0.01 if cured else 3.0, steps=40)
 
 
+def decayed(cured: bool) -> Training:
+    decay = 1e-4 if cured else 1.0
+    return Training(mlp(), settings={"momentum": 0.9, "weight_decay": decay})
+
+
 def vanishes(cured: bool) -> Training:
     return Training(Deep(20, gain=2.0 if cured else 0.5), lr=0.01 if cured else 0.05, steps=60)
 
@@ -343,6 +348,7 @@ SICK_NETS: dict[str, tuple[str, Callable[[bool], Training]]] = {
     "44 layers with batch norm": ("explodes_at_first", explodes_at_first),
     "a learning rate of 20": ("diverging", diverges),
     "a deep net with a learning rate of 3": ("diverging", diverges_deep),
+    "a weight decay of 1": ("weights_decayed", decayed),
     "20 layers that are initialized too small": ("vanishing", vanishes),
     "20 layers that are initialized too large": ("exploding", explodes),
 }

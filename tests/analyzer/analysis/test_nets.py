@@ -17,6 +17,7 @@ _QUICK_SICK = {
     "a summed cross entropy",
     "gradients that are never cleared",
     "inputs from 0 to 255",
+    "a weight decay of 1",
 }
 _QUICK_HEALTHY = {"VAE", "GAN", "fine-tuning"}
 # What else is true of a net, besides what its name says.

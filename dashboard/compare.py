@@ -7,6 +7,7 @@ from typing import Any
 from dash import dcc, html
 
 from analyzer.analysis.claims import Claim
+from analyzer.analysis.comparability import Difference
 from analyzer.analysis.numerals import number
 from analyzer.analysis.verdict import verdict
 from analyzer.analysis.view import run_labels
@@ -15,12 +16,11 @@ from analyzer.figures.catalog import page_of
 from analyzer.storage.run import Run
 
 from .address import Context, query
-from .components import LOOKING, attributes, cards, message, soon
+from .components import LOOKING, cards, lacking, message, soon
 from .ids import Id
+from .library import shortened
 
 __all__ = ["layout", "link_to", "plain_and_residual", "verdict_of"]
-
-_HEAD = ("question", "without shortcuts", "with shortcuts", "source", "answer", "evidence")
 
 
 def layout(context: Context) -> list[Any]:
@@ -63,49 +63,72 @@ def verdict_of(context: Context) -> tuple[list[Any], list[Any]] | None:
     words: list[Any] = [html.H2("Verdict"), html.P(found.sentence, className="sentence")]
     if found.note:
         words.append(html.P(found.note, className="lead"))
-    table = _claim_table(context, found.claims)
-    scroll = html.Div(
-        table, className="scroll", tabIndex=0, role="region", **attributes(aria_label="claims")
+    shown = [_differing(found.differences), html.Section(words, className="card wide")]
+    made = [_claim(context, claim) for claim in found.claims]
+    return shown, [html.H2("Question by question"), html.Div(made, className="claim-cards")]
+
+
+def _differing(found: Sequence[Difference]) -> html.Section:
+    """All that tells the two apart beside their shortcuts, the telling ones first."""
+    head = html.H2("What differs besides the shortcuts")
+    if not found:
+        text = "Nothing that was recorded: optimizer, steps, batches, widths, depth, seeds, norms."
+        return html.Section([head, html.P(text)], className="card wide")
+    ordered = sorted(found, key=lambda one: not one.explains)
+    items = [
+        html.Div([html.Dt(one.what), html.Dd(_sides(one)), html.Dd(_meaning(one))])
+        for one in ordered
+    ]
+    return html.Section([head, html.Dl(items, className="differing")], className="card wide")
+
+
+def _sides(one: Difference) -> str:
+    both = (one.plain, one.residual)
+    left, right = (number(x) if isinstance(x, float) else str(x) for x in both)
+    return shortened(f"{left} without, {right} with", 160)
+
+
+def _meaning(one: Difference) -> str:
+    return {
+        "training": "can explain what follows the first update",
+        "network": "can explain all that is compared",
+        "start": "can explain all that is compared",
+    }.get(one.explains, "explains nothing of what is compared")
+
+
+def _claim(context: Context, claim: Claim) -> html.Section:
+    """Question and answer, both numbers, what they are compared with, and the figure."""
+    badge = html.Span(claim.answer, className=f"badge is-{claim.status.replace(' ', '-')}")
+    head = html.Div([html.H3(claim.question), badge], className="question-head")
+    if claim.status == "not measured":
+        said = lacking(claim.text.partition("? ")[2])
+        return html.Section([head, said], className="card question")
+    sides = (("without", claim.plain), ("with", claim.residual))
+    values = [
+        html.Div([html.Span(_text(x), className="value"), html.Span(side, className="of")])
+        for side, x in sides
+    ]
+    how = html.Details([html.Summary("how it is computed"), html.Code(claim.query)])
+    return html.Section(
+        [
+            head,
+            html.Div(values, className="values"),
+            html.P(claim.finding),
+            html.P(f"Answer: {claim.compared}. {claim.reference}.", className="against"),
+            html.P(link_to(context, claim, "show me")),
+            how,
+        ],
+        className="card question",
     )
-    return [html.Section(words, className="card wide")], [
-        html.Section([html.H2("Claim by claim"), scroll], className="card wide")
-    ]
 
 
-def _claim_table(context: Context, rows: Sequence[Claim]) -> html.Table:
-    how = html.Summary("how it is computed")
-    body = [
-        html.Tr(
-            [
-                # What gives the number in Python.
-                html.Th(
-                    [
-                        claim.question,
-                        html.P(claim.finding, className="reference"),
-                        html.Details([how, html.Code(claim.query)]),
-                    ],
-                    scope="row",
-                ),
-                html.Td(_text(claim.plain), className="number"),
-                html.Td(_text(claim.residual), className="number"),
-                html.Td(claim.reference, className="reference"),
-                html.Td(claim.answer, className="answer"),
-                html.Td(link_to(context, claim)),
-            ]
-        )
-        for claim in rows
-    ]
-    head = html.Thead(html.Tr([html.Th(name, scope="col") for name in _HEAD]))
-    return html.Table([head, html.Tbody(body)], className="claims")
-
-
-def link_to(context: Context, claim: Claim) -> Any:
+def link_to(context: Context, claim: Claim, words: str = "show") -> Any:
     """A link to the card of its panel, at the step that it is about."""
     address = context.address
     if len(claim.steps) == 1:
         address = replace(address, step=claim.steps[0])
     href = f"{page_of(claim.panel).path}{query(address)}#title-{claim.panel}"
-    return dcc.Link("show", href=href)
+    return dcc.Link(words, href=href)
 
 
 def _text(value: float | None) -> str:

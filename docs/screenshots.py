@@ -16,17 +16,18 @@ IMAGES = Path(__file__).parent / "images"
 PAIR = "?run=demo-0-plain&run=demo-0-residual"
 # Name, page, whether dark, width and height.
 PICTURES = (
-    ("runs", "/", False, 1280, 420),
-    ("overview", "/" + PAIR, False, 1280, 1190),
-    ("overview-dark", "/" + PAIR, True, 1280, 1190),
+    ("runs", "/runs", False, 1280, 420),
+    ("overview", "/" + PAIR, False, 1440, 900),
+    ("overview-dark", "/" + PAIR, True, 1440, 900),
     ("flow", "/flow" + PAIR, False, 1600, 1180),
-    ("compare", "/compare" + PAIR, False, 1280, 1250),
+    ("compare", "/compare" + PAIR, False, 1280, 2300),
     ("shortcuts", "/shortcuts" + PAIR, False, 1280, 1300),
     ("landscape", "/landscape" + PAIR, False, 1280, 810),
     ("findings", "/findings" + PAIR, False, 1280, 420),
     ("phone", "/" + PAIR, True, 390, 1500),
 )
 SETTLED = """() => !document.querySelector('#content .mantine-Skeleton-root')
+    && !document.querySelector('#headline .message, #verdict .message')
     && [...document.querySelectorAll('[data-panel]')].every((card) =>
         card.querySelector('.message') || (card.querySelector('.caption').textContent
             && card.querySelector('.js-plotly-plot .main-svg')))"""

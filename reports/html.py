@@ -307,12 +307,15 @@ def packed_tables(tables: Mapping[str, pd.DataFrame]) -> str:
     """Return tables, by the name of their figure, as text of a page.
 
     It is ``packed`` of ``{"columns": …, "tables": …}``, from which ``report.js`` makes CSV files:
-    each different column once, as its cells in CSV with seven digits, and for each table the
-    places of its columns.
+    cells that differ once, in CSV with seven digits, and for each table the names of its columns
+    with the places of their cells.
     """
     places: dict[tuple[str, ...], int] = {}
     held = {
-        key: [places.setdefault(tuple(column), len(places)) for column in csv_cells(rows, _DIGITS)]
+        key: [
+            [name, places.setdefault(tuple(cells), len(places))]
+            for name, *cells in csv_cells(rows, _DIGITS)
+        ]
         for key, rows in tables.items()
     }
     return packed({"columns": list(places), "tables": held})
@@ -325,7 +328,26 @@ def screen_figure(figure: Figure) -> dict[str, Any]:
     """
     light = json.loads(figure.draw(figure.info, LIGHT).to_json())
     dark = json.loads(figure.draw(figure.info, DARK).to_json())
-    return {"light": light, "dark": list(what_differs(light, dark))}
+    differing = list(what_differs(light, dark))
+    for trace in light["data"]:
+        if trace["type"] == "heatmap" and _are_powers(trace):
+            # Numbers behind colors: the page raises ten to the logarithms that it has.
+            trace["customdata"] = "powers"
+    return {"light": light, "dark": differing}
+
+
+def _are_powers(trace: Mapping[str, Any]) -> bool:
+    """Whether the numbers of the cells of a heatmap are ten to the values of their colors."""
+    pair = [trace.get("customdata"), trace.get("z")]
+    if not all(isinstance(one, Mapping) and "bdata" in one for one in pair):
+        return False
+    plain, logs = (np.frombuffer(b64decode(one["bdata"]), one["dtype"]) for one in pair)
+    # What a color cannot show has a mark and words of its own.
+    known = np.isfinite(logs)
+    if len(plain) != len(logs) or not known.any():
+        return False
+    with np.errstate(over="ignore"):
+        return np.allclose(10.0 ** logs[known].astype(np.float64), plain[known], 1e-4, 0)
 
 
 def what_differs(light: Any, dark: Any, *place: str | int) -> Iterator[tuple[Place, Any]]:

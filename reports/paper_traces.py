@@ -44,7 +44,7 @@ _MARKERS = {
     "line-ew": "_",
     "cross-thin": "+",
 }
-_HATCHES = {"NaN or infinite": "xxxxxx", "exactly zero": "......"}
+_HATCHES = {"NaN or infinite": "xxxxxx", "exactly zero": "------"}
 _BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 _TAG = re.compile(r"</?(?:b|i|em|strong|span|sub|sup|u|s|a)(?:\s[^<>]*)?>", re.IGNORECASE)
 _RGB = re.compile(r"rgba?\(([^)]*)\)")
@@ -203,8 +203,8 @@ def _contour(axes: Any, trace: Any, x: Floats, y: Floats) -> Drawn:
     asked = trace.contours
     count = max(round((asked.end - asked.start) / asked.size) + 1, 2)
     levels = np.linspace(asked.start, asked.end, min(count, 60))
-    # Two passes: hairlines of the color below show between filled levels in some viewers.
-    for _ in range(2):
+    # Two passes: hairlines of the color below show between filled levels in some viewers of PDF.
+    for _ in range(1 if z.size > axes.get_figure().most_vectors else 2):
         drawn = axes.contourf(x, y, z, levels, cmap=scale, norm=limits, extend="both")
     return drawn
 

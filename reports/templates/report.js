@@ -29,6 +29,12 @@
     if (Array.isArray(value)) return value.map(withArrays);
     const copy = {};
     for (const key of Object.keys(value)) copy[key] = withArrays(value[key]);
+    if (copy.customdata === 'powers') {
+      const {bdata, dtype, shape} = copy.z;
+      const logs = dtype === 'f4' ? new Float32Array(bdata) : new Float64Array(bdata);
+      const plain = Float64Array.from(logs, (log) => 10 ** log);
+      copy.customdata = {dtype: 'f8', bdata: plain.buffer, shape};
+    }
     if (typeof copy.bdata === 'number') copy.bdata = restored(copy.bdata, Number(copy.dtype.slice(1)));
     return copy;
   };
@@ -78,7 +84,7 @@
   let data = null;
   const csvOf = async (name) => {
     data = data || JSON.parse(await unpacked('csv'));
-    const columns = data.tables[name].map((place) => data.columns[place]);
+    const columns = data.tables[name].map(([head, place]) => [head, ...data.columns[place]]);
     return columns[0].map((_, row) => columns.map((cells) => cells[row]).join(',') + '\n').join('');
   };
   for (const button of document.querySelectorAll('button.csv')) {

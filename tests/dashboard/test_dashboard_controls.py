@@ -5,6 +5,9 @@ from typing import Any
 
 import pytest
 
+from analyzer.analysis.numerals import number
+from analyzer.analysis.verdict import verdict
+from analyzer.storage.run import open_run
 from tests.dashboard.conftest import Visit
 from tests.support.runs import layer_row, write_run
 
@@ -267,11 +270,30 @@ def test_a_finding_leads_to_its_evidence(visit: Open) -> None:
 def test_a_claim_leads_to_the_figure_that_shows_it(visit: Open) -> None:
     shown = opened(visit, "/compare" + PAIR)
     shown.until("document.querySelector('#verdict').textContent.includes('Vanishing gradients')")
-    row = shown.page.locator("table.claims tr", has_text="Do short paths carry the gradient")
-    row.get_by_role("link", name="show").click()
+    card = shown.page.locator(".claim-cards .card", has_text="Do short paths carry the gradient")
+    card.get_by_role("link", name="show me").click()
     shown.page.wait_for_selector("[data-panel=path_spectrum]")
     assert "/shortcuts" + PAIR in shown.page.url
     assert shown.page.url.endswith("&step=59#title-path_spectrum")
+    shown.assert_clean()
+
+
+def test_compare_lists_what_differs_above_the_verdict_and_each_claim_as_a_card(
+    visit: Open, runs_dir: Path
+) -> None:
+    shown = opened(visit, "/compare" + PAIR)
+    shown.until("document.querySelectorAll('.claim-cards .card').length > 0")
+    found = verdict(*(open_run(runs_dir / name) for name in ("plain", "residual")))
+    heads = shown.page.locator("#verdict h2").all_text_contents()
+    assert heads == ["What differs besides the shortcuts", "Verdict"]
+    assert shown.page.locator(".differing dt").count() == len(found.differences)
+    cards = shown.page.locator(".claim-cards .card")
+    assert cards.locator("h3").all_text_contents() == [one.question for one in found.claims]
+    assert cards.locator(".badge").all_text_contents() == [one.answer for one in found.claims]
+    (at,) = [k for k, one in enumerate(found.claims) if one.key == "training_loss"]
+    values = [number(found.claims[at].plain or 0.0), number(found.claims[at].residual or 0.0)]
+    assert cards.nth(at).locator(".value").all_text_contents() == values
+    assert found.claims[at].compared in cards.nth(at).text_content()
     shown.assert_clean()
 
 

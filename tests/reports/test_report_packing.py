@@ -1,7 +1,9 @@
 import base64
 import gzip
+import io
 import json
 import math
+import re
 from typing import Any
 from urllib.parse import unquote
 from xml.etree import ElementTree
@@ -11,7 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from analyzer.reports.html import packed, packed_figures, packed_tables
+from analyzer.reports.html import packed, packed_figures, packed_tables, screen_figure
 from analyzer.reports.paper import static_svg, svg_address
 from analyzer.reports.story import Story
 from analyzer.reports.tables import csv_text
@@ -71,7 +73,7 @@ def test_tables_come_back_as_csv_with_seven_digits() -> None:
     )
     made = unpacked(packed_tables({"t": rows, "same": rows}))
     assert len(made["columns"]) == 3 and made["tables"]["t"] == made["tables"]["same"]
-    columns = [made["columns"][place] for place in made["tables"]["t"]]
+    columns = [[name, *made["columns"][place]] for name, place in made["tables"]["t"]]
     lines = [",".join(row) for row in zip(*columns, strict=True)]
     assert lines == ["name,value,n", '"a,""b""",0.3333333,1', "'=1,NaN,2", ",2e-34,12345678"]
     assert csv_text(rows).splitlines()[1] == f'"a,""b""",{1 / 3!r},1'
@@ -79,7 +81,8 @@ def test_tables_come_back_as_csv_with_seven_digits() -> None:
 
 def test_an_empty_table_keeps_its_heading() -> None:
     rows = pd.DataFrame({"step": [], "value": []})
-    assert unpacked(packed_tables({"t": rows}))["columns"] == [["step"], ["value"]]
+    made = unpacked(packed_tables({"t": rows}))
+    assert made == {"columns": [[]], "tables": {"t": [["step", 0], ["value", 0]]}}
     assert csv_text(rows) == "step,value\n"
 
 
@@ -91,7 +94,7 @@ def test_a_static_figure_is_an_address_that_holds_the_whole_image(story: Story) 
     for figure in story.figures:
         svg = static_svg(figure.drawn)
         address = str(svg_address(svg))
-        assert not set(address) & set('"<>& \n#') and address.isascii()
+        assert not set(address) & set('"&\n#') and address.isascii()
         decoded = unquote(address.removeprefix("data:image/svg+xml,"))
         assert ElementTree.canonicalize(decoded) == ElementTree.canonicalize(svg)
         assert static_svg(figure.drawn) == svg
@@ -115,3 +118,33 @@ def test_a_short_path_goes_where_the_long_one_went() -> None:
     lines = [(c - a, b - d) for a, b, c, d in (e for e in ends if len(e) == 4)]
     # From the lower left to the upper right of axes that are some 480 by 210 points.
     assert [True for across, up in lines if across > 400 and up > 150] == [True]
+
+
+def test_columns_of_equal_cells_and_other_names_are_held_once() -> None:
+    rows = pd.DataFrame({"min": [0.5, 1.5], "max": [0.5, 1.5]})
+    made = unpacked(packed_tables({"t": rows}))
+    assert made == {"columns": [["0.5", "1.5"]], "tables": {"t": [["min", 0], ["max", 0]]}}
+
+
+def test_numbers_behind_colors_are_raised_from_their_logarithms(story: Story) -> None:
+    (figure,) = [one for one in story.figures if one.key == "gradient_heatmap"]
+    made = screen_figure(figure)["light"]["data"]
+    drawn = [trace for trace in figure.drawn.data if trace.type == "heatmap"]
+    colored = [trace for trace in made if "coloraxis" in trace]
+    assert colored and all(trace["customdata"] == "powers" for trace in colored)
+    for trace in drawn:
+        if trace.coloraxis:
+            logs, plain = np.asarray(trace.z, float), np.asarray(trace.customdata, float)
+            known = np.isfinite(logs)
+            assert np.allclose(10.0 ** logs[known], plain[known], rtol=1e-4)
+
+
+def test_a_picture_of_few_colors_is_smaller_and_the_same() -> None:
+    from PIL import Image
+
+    figure = go.Figure(go.Heatmap(z=np.arange(400.0).reshape(20, 20) % 7, coloraxis="coloraxis"))
+    figure.update_layout(coloraxis={"colorscale": "Cividis", "cmin": 0, "cmax": 6})
+    found = re.findall(r"base64,([\w+/=]+)", static_svg(figure))
+    images = [Image.open(io.BytesIO(base64.b64decode(one))) for one in found]
+    assert images and all(one.mode == "P" for one in images)
+    assert max(len(one.convert("RGBA").getcolors(256) or []) for one in images) >= 7

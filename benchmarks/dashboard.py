@@ -199,12 +199,19 @@ def _report_replies(what: str, replies: list[tuple[float, int, str]]) -> None:
 
 
 def list_of_500(browser: Any, folder: Path) -> None:
-    """Print how long a folder of 500 runs takes to be listed."""
+    """Print how long a folder of 500 runs takes to be listed, and its first page to answer."""
     if not (folder / "many").exists():
         write(folder / "one", 10, 20, 3.0)
         for k in range(500):
             shutil.copytree(folder / "one", folder / "many" / f"run-{k}")
+        write(folder / "many" / "run-0-residual", 10, 20, 0.5, shortcuts=True)
     with served(folder / "many") as (address, _):
+        page = browser.new_context().new_page()
+        start = time.perf_counter()
+        page.goto(address)
+        until(page, "() => document.querySelector('#headline .headline') !== null")
+        report("first page with its verdict, cold", time.perf_counter() - start, "s", 3)
+        page.context.close()
         page = browser.new_page()
         replies = Replies(page)
         page.goto(f"{address}/flow")

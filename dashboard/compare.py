@@ -24,7 +24,7 @@ __all__ = ["layout", "link_to", "plain_and_residual", "verdict_of"]
 
 
 def layout(context: Context) -> list[Any]:
-    """Return the verdict, the comparing figures and the claims behind the verdict."""
+    """Return what differs, the verdict, the claims behind it and the comparing figures."""
     if len(context.runs) < 2:
         text = "Comparing needs two runs: choose a second one in the field at the top of the page."
         return [message(text), *cards(context, page_of("profile_overlay"))]
@@ -33,8 +33,8 @@ def layout(context: Context) -> list[Any]:
     return [
         soon(Id.VERDICT_SOON, found is not None),
         html.Div(sentence, id=Id.VERDICT),
-        *cards(context, page_of("profile_overlay")),
         html.Div(table, id=Id.CLAIMS),
+        *cards(context, page_of("profile_overlay")),
     ]
 
 
@@ -114,7 +114,7 @@ def _claim(context: Context, claim: Claim) -> html.Section:
             head,
             html.Div(values, className="values"),
             html.P(claim.finding),
-            html.P(f"Answer: {claim.compared}. {claim.reference}.", className="against"),
+            html.P(f"Source: {claim.reference}.", className="against"),
             html.P(link_to(context, claim, "show me")),
             how,
         ],

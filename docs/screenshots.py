@@ -20,7 +20,7 @@ PICTURES = (
     ("overview", "/" + PAIR, False, 1440, 900),
     ("overview-dark", "/" + PAIR, True, 1440, 900),
     ("flow", "/flow" + PAIR, False, 1600, 1180),
-    ("compare", "/compare" + PAIR, False, 1280, 2300),
+    ("compare", "/compare" + PAIR, False, 1280, 1700),
     ("shortcuts", "/shortcuts" + PAIR, False, 1280, 1300),
     ("landscape", "/landscape" + PAIR, False, 1280, 810),
     ("findings", "/findings" + PAIR, False, 1280, 420),

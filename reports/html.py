@@ -338,7 +338,7 @@ def screen_figure(figure: Figure) -> dict[str, Any]:
 
 def _are_powers(trace: Mapping[str, Any]) -> bool:
     """Whether the numbers of the cells of a heatmap are ten to the values of their colors."""
-    pair = [trace.get("customdata"), trace.get("z")]
+    pair: list[Any] = [trace.get("customdata"), trace.get("z")]
     if not all(isinstance(one, Mapping) and "bdata" in one for one in pair):
         return False
     plain, logs = (np.frombuffer(b64decode(one["bdata"]), one["dtype"]) for one in pair)

@@ -281,7 +281,7 @@ def _is_point(one: Any) -> bool:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a small file; empty where there is none, or it is damaged."""
     try:
-        if path.is_symlink():
+        if path.is_symlink() or not path.is_file():  # a pipe would never end
             return {}
         LIMITS.check("manifest_mib", path.stat().st_size / 2**20 / 16, "a sixteenth of it takes")
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -44,7 +45,10 @@ def _hanin2018(case: Case) -> Iterator[Row]:
             net = MLP(width, 1, depth=layers + 1, width=width, initialization="he", seed=seed)
             trunk = nn.Sequential(net.input, net.input_relu, net.blocks)
             drawn = gaussian(seed, 2, 1, width)
-            pushed = torch.func.jvp(trunk, (drawn[0],), (drawn[1] / drawn[1].norm(),))[1]
+            with warnings.catch_warnings():
+                # Its first call compiles rules with torch.jit.script, which torch itself deprecates.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                pushed = torch.func.jvp(trunk, (drawn[0],), (drawn[1] / drawn[1].norm(),))[1]
             logs.append(2 * math.log(float(pushed.detach().double().norm())))
         yield f"variance {name}", None, statistics.variance(logs)
         yield f"mean {name}", None, statistics.fmean(logs)

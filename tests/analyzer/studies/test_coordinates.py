@@ -101,8 +101,15 @@ def test_a_layer_that_starts_too_large_is_found(layer: str) -> None:
     found = check(broken(layer, 0.5))
     assert (found.passes, found.look_at) == (False, layer)
     assert found.culprit is not None and found.culprit.quantity == "activation"
-    low, high = found.culprit.interval or (0.0, 0.0)
-    assert 0.25 < low < 0.5 < high
+    assert found.culprit.exponent > 0.25
+    # A net of ReLUs without biases is homogeneous: the planted power adds to the exponent exactly.
+    right, wrong = (
+        check(build, widths=(16, 32, 64), seeds=2) for build in (Net, broken(layer, 0.5))
+    )
+    for one, other in zip(right.growths, wrong.growths, strict=True):
+        if one.quantity == "activation":
+            planted = 0.5 if one.layer in (layer, "out") else 0.0
+            assert other.exponent - one.exponent == pytest.approx(planted, abs=1e-4)
     assert found.sentence().startswith(f"layer {layer} grows as width^")
     assert "expected 0" in found.sentence()
 

@@ -18,6 +18,7 @@ from analyzer.recording.invocation import Invocation
 from analyzer.recording.models import Models
 from analyzer.recording.parameters import norms
 from analyzer.recording.part import ParameterRows, Part
+from analyzer.recording.ranks import keeps_gradients
 from analyzer.recording.step import OpenStep
 from analyzer.recording.steps import Steps
 
@@ -118,6 +119,12 @@ class Fates:
             self._marks = marks_of(self._models.parameters.trainable())
             changed = (n for n, mark in self._marks.items() if self._before.get(n) != mark)
             passed.given = frozenset(changed)
+        if not passed.given:
+            refs = self._models.layers.roots
+            passed.is_kept = any(keeps_gradients(refs[number]()) for number in passed.roots)
+        for kept in () if passed.is_kept else step.parts:
+            if kept.is_kept and kept.roots & passed.roots:  # they are where its own are by now
+                kept.is_kept, kept.given = False, passed.given
         part = self._part_of(step, used, passed)
         num_parameters = len(self._models.parameters)
         if num_parameters != self._free[0]:
@@ -199,7 +206,7 @@ class Fates:
         now = marks_of(held.items()) if self._is_careful else None
         self._before = now or {}
         for part in step.parts:
-            if part.is_cleared is not False or part.given == frozenset():
+            if part.is_cleared is not False or part.is_kept or part.given == frozenset():
                 continue
             numbers = self._deciding(part, held)
             if now is None or not any(0 != now[n] == self._marks.get(n) for n in numbers):
@@ -223,7 +230,8 @@ class Fates:
         """Take the passes out of the step of which no update receives anything."""
         gave = any(part.given != frozenset() for part in step.parts)
         for part in list(step.parts):
-            if part.is_cleared is True or (gave and part.given == frozenset()):
+            is_empty = gave and part.given == frozenset() and not part.is_kept
+            if part.is_cleared is True or is_empty:
                 step.discard(part)
 
     # --- weights -----------------------------------------------------------------------------

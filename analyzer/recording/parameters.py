@@ -1,5 +1,6 @@
 """The parameters of a training: their table, and what the optimizer receives for each of them."""
 
+import math
 import sys
 import weakref
 from collections.abc import Callable, Container, Iterable, Sequence
@@ -17,7 +18,7 @@ from analyzer.recording.layers import Layers
 from analyzer.recording.names import clean_path, models_that_hold, unwrapped
 from analyzer.recording.part import ParameterRows
 from analyzer.recording.plain import UnreadableError, plain, said
-from analyzer.recording.ranks import num_parts
+from analyzer.recording.ranks import Piece, num_parts, pieces
 from analyzer.recording.statistics import (
     gradient_row,
     gradient_rows,
@@ -37,6 +38,7 @@ class _Entry:
     num_elements: int = 0
     num_parts: int = 1
     num_here: int = 0
+    is_piece: bool = False
     tensor: UnseenReference | None = None
     model: weakref.ref[nn.Module] | None = None
 
@@ -111,7 +113,7 @@ class Parameters:
                 site = layers.site_of(module)
                 if parameter is not None and site is not None:
                     owners.setdefault(id(parameter), []).append(site.number)
-        named = list(inner.named_parameters())
+        named, cut = list(inner.named_parameters()), pieces(root)
         here = {id(parameter) for _, parameter in named}
         left = {
             entry.path: place
@@ -126,6 +128,8 @@ class Parameters:
                 entry.owners = owners.get(id(parameter), [])
             if place is None:
                 self._put(parameter, entry, left.get(path))
+            if id(parameter) in cut:
+                self._note_piece(self._numbers[id(parameter)], cut[id(parameter)])
 
     def rename(self, number: int, root: nn.Module) -> bool:
         """Give parameters of a root the names that they have now; return whether one changed."""
@@ -160,6 +164,14 @@ class Parameters:
             # Asked now: at the end the program may have left the group.
             num_ranks = distributed.get_world_size()
             self.weights |= {-1: 1 / num_ranks, place: entry.num_parts / num_ranks}
+
+    def _note_piece(self, place: int, piece: Piece) -> None:
+        """Note that this rank holds a piece of a parameter."""
+        entry = self._entries[place]
+        entry.is_piece, entry.shape, entry.num_elements = True, piece.shape, math.prod(piece.shape)
+        entry.num_parts, entry.num_here = piece.num_parts, piece.num_here
+        num_ranks = distributed.get_world_size()
+        self.weights |= {-1: 1 / num_ranks, place: entry.num_parts / num_ranks}
 
     def number(self, parameter: Tensor) -> int | None:
         """Return the id of a known parameter, else None."""
@@ -272,7 +284,8 @@ class Parameters:
         names, first_layers, rows = self._names(layers), layers.first_layers(), []
         for number, entry in enumerate(self._entries):
             tensor = entry.tensor() if entry.tensor else None
-            if tensor is not None and not nn.parameter.is_lazy(tensor):
+            is_lazy = tensor is not None and nn.parameter.is_lazy(tensor)
+            if tensor is not None and not is_lazy and not entry.is_piece:
                 entry.shape, entry.num_elements = list(tensor.shape), tensor.numel()
             used_by = [first_layers[owner] for owner in entry.owners if owner in first_layers]
             wants_gradient = tensor is None or tensor.requires_grad

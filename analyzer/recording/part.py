@@ -149,6 +149,7 @@ class Part:
         parameters: The parameters as they were after the last pass, for an update by hand.
         is_changed: Whether weights changed after the last pass without an optimizer.
         is_cleared: Whether its gradients were cleared; perhaps a flag that is still on a device.
+        is_kept: Whether its gradients are where they cannot be cleared, for a later pass.
         notes: What was noted before torch clipped its gradients; ``clipped``: whether it did.
         logged: Extra columns.
         started: When its first pass began.
@@ -163,6 +164,7 @@ class Part:
     parameters: ParameterRows = field(default_factory=ParameterRows)
     is_changed: bool = False
     is_cleared: bool | Tensor = False
+    is_kept: bool = False
     notes: ParameterRows = field(default_factory=ParameterRows)
     clipped: bool = False
     logged: dict[str, Any] = field(default_factory=dict)

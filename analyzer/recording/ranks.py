@@ -3,7 +3,7 @@
 import math
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +14,18 @@ from torch.nn.parallel import DistributedDataParallel
 from analyzer.launch import Rank
 
 __all__ = [
+    "Piece",
     "data_parallel_ranks",
     "find_parts",
     "is_distributed",
+    "keeps_gradients",
     "norms_here",
     "num_parts",
+    "pieces",
 ]
+
+
+_FLAT = "FullyShardedDataParallel"
 
 
 def is_distributed(x: Tensor) -> bool:
@@ -55,8 +61,7 @@ def data_parallel_ranks(roots: Iterable[weakref.ref[nn.Module]]) -> int | None:
 
 
 def _averaged_over(module: Any) -> int | None:
-    is_old = type(module).__name__ == "FullyShardedDataParallel"
-    if is_old or isinstance(module, DistributedDataParallel):
+    if type(module).__name__ == _FLAT or isinstance(module, DistributedDataParallel):
         return distributed.get_world_size(module.process_group)
     if hasattr(module, "_get_fsdp_state"):
         groups = getattr(module._get_fsdp_state(), "_fsdp_param_groups", ())
@@ -64,6 +69,54 @@ def _averaged_over(module: Any) -> int | None:
             kinds = ("shard_mesh_size", "replicate_mesh_size")
             return math.prod(int(getattr(info, kind, 1)) for kind in kinds)
     return None
+
+
+class Piece(NamedTuple):
+    """What this rank holds of a parameter that is flattened and cut: its whole shape, and how much.
+
+    ``num_parts`` ranks hold a part each, this one ``num_here`` elements.
+    """
+
+    shape: list[int]
+    num_parts: int
+    num_here: int
+
+
+def pieces(root: nn.Module) -> dict[int, Piece]:
+    """Return what this rank holds of the parameters that FSDP1 flattens and cuts, by their id.
+
+    With ``use_orig_params`` that is each parameter of the model, else a flat one for each wrapped
+    module, without the elements that fill it up.
+    """
+    found = {}
+    for module in root.modules():
+        handle = getattr(module, "_handle", None)
+        if type(module).__name__ != _FLAT or handle is None or not handle.uses_sharded_strategy:
+            continue
+        flat = handle.flat_param
+        if flat._params is None:
+            shape, here = list(flat._unpadded_unsharded_size), flat._local_shard.numel()
+            found[id(flat)] = Piece(shape, handle.world_size, here)
+            continue
+        for parameter, shape, info in zip(
+            flat._params, flat._shapes, flat._shard_param_infos, strict=True
+        ):
+            here = info.numel_in_shard or 0
+            found[id(parameter)] = Piece(list(shape), handle.world_size, here)
+    return found
+
+
+def keeps_gradients(root: nn.Module | None) -> bool:
+    """Whether FSDP keeps what a backward pass gives for a later one, that has them all.
+
+    That is ``set_requires_gradient_sync(False)``: until then parameters have no gradient.
+    """
+    if root is None or not any(map(is_distributed, root.parameters())):
+        return False
+    modules: Iterable[Any] = root.modules()
+    states = (m._get_fsdp_state() for m in modules if hasattr(m, "_get_fsdp_state"))
+    groups = (group for state in states for group in getattr(state, "_fsdp_param_groups", ()))
+    return any(not group.reduce_grads for group in groups)
 
 
 def find_parts(calls: Sequence[Any], parts: dict[int, int]) -> None:

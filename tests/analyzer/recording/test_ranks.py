@@ -43,6 +43,10 @@ def parallel(kind):
     model, mesh = network(), init_device_mesh("cpu", (W,))
     if kind in ("ddp", "no_sync", "clipped"):
         return nn.parallel.DistributedDataParallel(model)
+    if kind == "fsdp1":
+        from torch.distributed.fsdp import FullyShardedDataParallel
+        return FullyShardedDataParallel(
+            model, device_id=torch.device("cpu"), use_orig_params=True)
     if kind.startswith("fsdp"):
         for module in (model[1], model[3], model):
             fully_shard(module, mesh=mesh)
@@ -67,6 +71,12 @@ def train(model, kind, steps=3):
             else:
                 (nn.functional.cross_entropy(model(x[:half]), y[:half]) / 2).backward()
             (nn.functional.cross_entropy(model(x[half:]), y[half:]) / 2).backward()
+        elif kind == "fsdp_unsynced":
+            parts = list(zip(x.chunk(3), y.chunk(3)))
+            for k, (a, b) in enumerate(parts):
+                if W > 1:
+                    model.set_requires_gradient_sync(k == 2)
+                (nn.functional.cross_entropy(model(a), b) * len(a) / len(x)).backward()
         else:
             nn.functional.cross_entropy(model(x), y).backward()
         if kind in ("clipped", "fsdp_clipped"):
@@ -147,7 +157,7 @@ for i in range(state["step"], 12):
         if R == int(sys.argv[1]):
             os.kill(os.getpid(), signal.SIGKILL)
 """
-KINDS = ("ddp", "no_sync", "clipped", "fsdp", "fsdp_clipped", "tp")
+KINDS = ("ddp", "no_sync", "clipped", "fsdp", "fsdp_clipped", "fsdp_unsynced", "fsdp1", "tp")
 
 
 def torchrun(

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+from analyzer.figures.catalog import page_of
+
 from .app import create_app
 from .library import Library
 from .server import serve, take_port
@@ -54,7 +56,7 @@ def show(*runs: "Run", page: str = "overview", height: int = 1000) -> Shown:
         _SERVED[folders] = _serve(folders)
     ids = {listed.summary.path.resolve(): listed.id for listed in Library(folders).listing()}
     pairs: list[tuple[str, Any]] = [("run", ids[folder]) for folder in folders if folder in ids]
-    return Shown(f"{_SERVED[folders]}{page}?{urlencode(pairs)}", height)
+    return Shown(f"{_SERVED[folders]}{page_of(page).path[1:]}?{urlencode(pairs)}", height)
 
 
 def _serve(folders: tuple[Path, ...]) -> str:

@@ -237,7 +237,7 @@ def report(
     if lesson:
         return write_the_lesson(output, runs or [])
     if not runs:
-        raise AnalyzerError("no run was named; expected one or more, latest, or --lesson.")
+        raise AnalyzerError("no RUN was named; expected one or more, latest, or --lesson.")
     studies = [run for run in runs if is_study(run)]
     if studies and len(runs) > 1:
         raise AnalyzerError(

@@ -269,7 +269,8 @@ def test_export_writes_every_table_with_a_header_and_probes(
     assert names == {
         f"{table}.csv"
         for table in (
-            "layers", "parameters", "joins", "steps", "layer_stats", "parameter_stats", "splits"
+            *("layers", "parameters", "joins", "edges", "steps"),
+            *("layer_stats", "parameter_stats", "splits"),
         )
     }  # fmt: skip
     header = (tmp_path / "out" / "splits.csv").read_text().strip()

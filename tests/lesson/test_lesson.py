@@ -296,7 +296,7 @@ def test_the_command_writes_one_small_file(tmp_path: Path) -> None:
     [
         (("--lesson", "somerun"), "--lesson was asked for together with the run 'somerun'"),
         (("--lesson", "-o", "."), "-o '.' is a folder"),
-        ((), "no run was named; expected one or more, latest, or --lesson"),
+        ((), "no RUN was named; expected one or more, latest, or --lesson"),
     ],
 )
 def test_wrong_calls_get_a_sentence(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:

@@ -145,7 +145,9 @@ def test_a_script_may_go_to_another_folder(tmp_path: Path) -> None:
 # --- processes that a script starts ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize(
+    "method", ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.slow)]
+)
 def test_processes_that_train_have_runs_of_their_own(tmp_path: Path, method: str) -> None:
     source = TRAINS + (
         "import torch.multiprocessing as mp\n"

@@ -72,7 +72,7 @@ def folder(recordings: Path, tmp_path: Path) -> Path:
     return shutil.copytree(recordings, tmp_path / "here")
 
 
-@pytest.mark.parametrize("target", ["model.py", "train.py"])
+@pytest.mark.parametrize("target", [pytest.param("model.py", marks=pytest.mark.slow), "train.py"])
 def test_the_plane_of_the_trajectory_is_drawn_with_the_checkpoints_in_it(folder, target):
     words = ["--plane", "trajectory", "--mode", "exact", "--grid", "9"]
     command(folder, "probe", f"run-{target}", "landscape", *words, *REPLAY)

@@ -328,7 +328,7 @@ with analyzer.Recorder(model, sys.argv[2], updates_every=1):
 """
 
 
-@pytest.mark.alone
+@pytest.mark.slow
 def test_twenty_kills_lose_two_seconds_at_the_most(tmp_path):
     (tmp_path / "killed.py").write_text(KILLED)
 

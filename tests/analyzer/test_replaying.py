@@ -92,7 +92,7 @@ def without_probes(run):
     [
         (["train.py", "--lr", "0.1"], ["--replay", "--yes"]),
         (["--steps", "4", "model.py"], ["--replay", "--yes"]),
-        (["--steps", "4", "zoo:mlp4-residual"], []),
+        pytest.param(["--steps", "4", "zoo:mlp4-residual"], [], marks=pytest.mark.slow),
     ],
     ids=["script", "model file", "zoo"],
 )

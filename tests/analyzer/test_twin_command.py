@@ -69,6 +69,7 @@ def test_a_twin_is_recorded_first_and_the_files_are_the_unchanged_runs(tmp_path)
     assert plain["argv"] == ["train.py", "3"]
 
 
+@pytest.mark.slow
 def test_zoo_networks_have_twins_too_and_folders_are_the_next_free_pair(tmp_path):
     (tmp_path / "runs" / "simple4-0-plain").mkdir(parents=True)
     done = record(tmp_path, "--twin", "--rescale", "--steps", "2", "zoo:simple4")

@@ -70,8 +70,17 @@ def test_all_of_it_is_on_the_first_screen_of_a_laptop(visit: Open, query: str) -
     shown.assert_clean()
 
 
-@pytest.mark.parametrize("width", [1440, 1024, 390])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (1440, "dark"),
+        (390, "light"),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in ((1440, "light"), (1024, "light"), (1024, "dark"), (390, "dark"))
+        ),
+    ],
+)
 def test_nothing_of_it_is_wider_than_the_page_or_hard_to_read(
     visit: Open, width: int, scheme: str
 ) -> None:

@@ -12,8 +12,17 @@ PAIR = "?run=plain&run=residual"
 Open = Callable[..., Visit]
 
 
+# Every kind of figure is on one of these pages.
+_OFTEN = ("overview", "shortcuts", "surface")
+
+
 @pytest.mark.parametrize(
-    "place", [page for page in PAGES if page.panels], ids=lambda place: place.key
+    "place",
+    [
+        pytest.param(page, id=page.key, marks=() if page.key in _OFTEN else pytest.mark.slow)
+        for page in PAGES
+        if page.panels
+    ],
 )
 def test_every_figure_is_saved_as_data_and_as_a_picture(visit: Open, place: Page) -> None:
     shown = visit()

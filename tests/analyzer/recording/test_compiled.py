@@ -204,7 +204,7 @@ def one_thread():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_inside_of_compiled_code_have_the_values_of_eager_code(tmp_path, kind, backend):
     agrees_with_eager(Net, kind, backend, tmp_path)

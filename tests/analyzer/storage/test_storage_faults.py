@@ -341,6 +341,7 @@ def test_parts_with_each_others_names_are_read_as_what_they_are(
     ]
 
 
+@pytest.mark.slow
 def test_each_byte_of_a_part_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = several(tmp_path, monkeypatch)
     part = parts_of(path)[2]

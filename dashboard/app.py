@@ -358,7 +358,7 @@ def _connect_scripts(app: Dash) -> None:
     script("network", Output(Id.NETWORK, "storage_type"), Input(Id.NETWORK, "data"))
     script("steps", Output(Id.SINK, "data"), Input(Id.STEPS, "data"), stepped)
     script("live", Output(Id.POLL, "disabled"), Input(Id.LIVE, "data"))
-    script("arrived", Output(Id.SINK, "id"), Input(Id.LIVE_TEXT, "children"))
+    script("arrived", Output(Id.SINK, "id"), Input(Id.REVISION, "data"))
     asked = Output(Id.SEARCH, "data", allow_duplicate=True)
     of_controls = (Input(controls, "value"), State(controls, "id"), searched)
     script("control", asked, *of_controls, is_first=False)

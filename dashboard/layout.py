@@ -15,6 +15,7 @@ from . import compare, finding_list, landing, network, run_list, study_page
 from .address import Context
 from .components import attributes, cards, explained, message, states
 from .ids import Id, card
+from .library import pulse
 from .server import LESSON
 
 __all__ = ["POLL_MILLISECONDS", "navigation", "page_content", "shell"]
@@ -156,7 +157,8 @@ def page_content(page: Page | None, path: str, context: Context) -> list[Any]:
     problems += states(context)
     if page is page_of("overview") and not context.address.runs:
         text = run_list.nothing(context.library)
-        return [*head, html.Div(message(text, title="No runs yet"), id="nothing-yet")]
+        mark = attributes(data_mark=pulse(context.library, ()).mark)
+        return [*head, html.Div(message(text, title="No runs yet"), id="nothing-yet", **mark)]
     if (page.needs_run or page.shown) and not context.runs:
         text = "No run is chosen. Choose one in the field at the top, or on the page of runs."
         link = dcc.Link("Go to the page of runs", href=RUNS.path)

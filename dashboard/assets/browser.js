@@ -75,9 +75,10 @@
       if (step != null) showStep(step);
       return NO();
     },
-    /** A first page without runs is that of the first run as soon as there is one. */
-    arrived(text) {
-      if (byId("nothing-yet") && text && !text.startsWith("0 runs")) window.location.reload();
+    /** A first page without runs is asked for again whenever the folder changes: it may have one now. */
+    arrived(mark) {
+      const place = byId("nothing-yet");
+      if (place && mark && place.dataset.mark !== mark) window.location.reload();
       return NO();
     },
     live(data) {
@@ -96,7 +97,7 @@
     },
   };
   window.dash_clientside = Object.assign({}, window.dash_clientside, { gradientflow: scripts });
-  window.gradientflow = { overview: null, show: [] };
+  window.gradientflow = { overview: null, show: [], prepare() {} };
 
   function sameQuery(one, other) {
     const sorted = (text) => {
@@ -358,6 +359,7 @@
   }
 
   new MutationObserver(() => {
+    window.gradientflow.prepare();
     if (waiting) return;
     waiting = true;
     window.setTimeout(tend, 80);

@@ -83,6 +83,30 @@
     if (graph && graph.removeAllListeners) shared.unsync(graph);
   }, true);
 
+  /** Where a window becomes narrow the color bar is laid flat. Plotly (4.1) measures it by the letters
+      of the one that stands there, and leaves hundreds of pixels of margin, or no room at all: the
+      bar is drawn anew instead. */
+  function turn(graph, layout) {
+    const full = graph && graph._fullLayout;
+    if (!full || !full.coloraxis || !full.coloraxis.colorbar) return;
+    const bar = (layout && layout.coloraxis && layout.coloraxis.colorbar) || {};
+    if (full.coloraxis.colorbar.orientation === (bar.orientation || "v")) return;
+    graph.querySelectorAll("g.colorbar").forEach((one) => one.remove());
+    full._reservedMargin = {};
+  }
+
+  /** As soon as plotly is there, which comes with the first figure. */
+  shared.prepare = function () {
+    const plotly = window.Plotly;
+    if (!plotly || plotly.react.turns) return;
+    const react = plotly.react;
+    plotly.react = function (graph, figure, layout, ...rest) {
+      turn(typeof graph === "string" ? document.getElementById(graph) : graph, layout || (figure && figure.layout));
+      return react.call(this, graph, figure, layout, ...rest);
+    };
+    plotly.react.turns = true;
+  };
+
   shared.hook = function (graph) {
     if (hooked.has(graph)) shared.drawn(graph, false);
     if (hooked.has(graph) || !graph.on || !graph._fullLayout) return;

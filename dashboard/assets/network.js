@@ -64,6 +64,10 @@
     wired = cy;
     if (cy.nodes().some((node) => node.position().x)) arrange(cy);
     cy.one("layoutstop", () => arrange(cy));
+    // It keeps where it stands, and learns too late that the page was scrolled or has grown above.
+    ["pointerenter", "pointerdown"].forEach((name) => {
+      cy.container().addEventListener(name, () => cy.resize(), true);
+    });
     cy.on("tap", "node", (event) => tapped(event.target.data(), event.target.hasClass("marked")));
     cy.on("mouseover", "node", (event) => say(event.target.data("says")));
     cy.on("mouseout", "node", () => say(""));

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from analyzer.analysis.landing import landing
+from analyzer.dashboard.layout import POLL_MILLISECONDS
 from analyzer.storage.run import open_run
 from tests.dashboard.conftest import Visit, serving
 from tests.dashboard.test_dashboard_pages import PAIR, violations
@@ -126,8 +127,25 @@ def test_an_empty_folder_is_one_sentence_and_the_first_run_appears_by_itself(
         page.wait_for_selector("text=No runs yet")
         assert "analyzer record train.py" in page.locator("#content").text_content()
         write_run(tmp_path / "first", [1.0, 0.5], [[1.0, 1.0]] * 2)
+        page.wait_for_url("**/?run=first")
         shown.until("document.querySelector('.headline') !== null")
         assert "first keeps its gradient" in page.locator(".headline").text_content()
+        shown.assert_clean()
+
+
+def test_a_folder_whose_run_cannot_be_read_is_not_asked_for_again_and_again(
+    visit: Open, tmp_path: Path
+) -> None:
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "run.json").write_text('{"schema_version": 1, ')
+    with serving(tmp_path) as address:
+        shown = visit(address)
+        loads: list[str] = []
+        shown.page.on("load", lambda one: loads.append(one.url))
+        page = shown.go("/")
+        page.wait_for_selector("text=No runs yet")
+        page.wait_for_timeout(POLL_MILLISECONDS * 2)
+        assert len(loads) == 1
         shown.assert_clean()
 
 

@@ -1,4 +1,6 @@
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import plotly.graph_objects as go
 import pytest
@@ -79,3 +81,25 @@ def test_two_scenes_share_the_height_though_a_theme_gave_them_axes() -> None:
     stacked(figure)
     low, high = figure.layout.scene.domain.y
     assert high - low > 0.45 and figure.layout.scene.domain.x == (0, 1)
+
+
+@pytest.mark.parametrize(("path", "key"), [("/", "overview"), ("/flow", "gradient_heatmap")])
+def test_a_window_that_becomes_narrow_and_wide_again_has_the_margins_of_one_that_was(
+    visit: Callable[..., Any], path: str, key: str
+) -> None:
+    full = f"document.querySelector('[data-panel={key}] .js-plotly-plot')._fullLayout"
+    sizes = f"(({{l, r, t, b}}) => [l, r, t, b])({full}._size)"
+    shown = visit()
+    page = shown.go(path + "?run=plain&run=residual")
+    shown.settle()
+    shown.until(f"{full}._size.r > 100")
+    wide = page.evaluate(sizes)
+    for width, way in ((390, "h"), (1280, "v")):
+        page.set_viewport_size({"width": width, "height": 900})
+        shown.until(f"{full}.coloraxis.colorbar.orientation === '{way}'")
+        page.wait_for_timeout(600)
+        left, right, top, bottom = page.evaluate(sizes)
+        assert max(left, right, top, bottom) < 150
+        assert page.evaluate(f"{full}._size.h") > 200
+    assert [left, right, top, bottom] == pytest.approx(wide, abs=2)
+    shown.assert_clean()

@@ -67,6 +67,19 @@ def test_the_network_opens_closes_and_chooses(visit: Callable[..., Any], width: 
     there.assert_clean()
 
 
+def test_a_click_hits_what_is_under_it_though_the_page_has_grown_above(
+    visit: Callable[..., Any],
+) -> None:
+    there = visit(viewport={"width": 1440, "height": 900})
+    page = there.go("/network?run=residual&close=layer1&close=layer2")
+    there.until(_READY)
+    page.evaluate("() => { document.querySelector('#content').style.paddingTop = '150px'; }")
+    click(page, "layer1")
+    there.until("() => location.search.includes('layers=')")
+    assert page.input_value('input[id*="layers"]') == r"^layer1(?:[.#]|$)"
+    there.assert_clean()
+
+
 def test_without_a_mouse_the_table_does_what_clicks_do(visit: Callable[..., Any]) -> None:
     there = visit(viewport={"width": 1440, "height": 900})
     page = there.go("/network?run=residual&close=layer1")

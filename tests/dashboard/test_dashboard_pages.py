@@ -10,6 +10,7 @@ from tests.dashboard.conftest import Visit
 PAIR = "?run=plain&run=residual"
 Open = Callable[..., Visit]
 PATHS = [page.path for page in PAGES]
+SHOWN = {page.path: page.shown for page in PAGES}
 
 
 def violations(page: Any) -> list[Any]:
@@ -27,7 +28,8 @@ def test_every_page_works_in_light_and_dark_on_desktop_and_phone(visit: Open, pa
     shown = visit()
     page = shown.go(path + PAIR)
     shown.settle()
-    assert page.locator("[data-panel]").count() > 0 or path in ("/runs", "/network", "/findings")
+    keys = page.locator("[data-panel]").evaluate_all("all => all.map((one) => one.dataset.panel)")
+    assert keys == [panel.key for panel in SHOWN[path]]
     assert page.locator("[data-panel] .message").all_text_contents() == []
     assert page.title().endswith("– Gradient flow")
     assert violations(page) == []

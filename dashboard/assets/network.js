@@ -19,7 +19,8 @@
   const place = () => document.getElementById("network-place");
   const core = () => {
     const element = document.getElementById("network-graph");
-    return element && element._cyreg ? element._cyreg.cy : null;
+    const cy = element && element._cyreg ? element._cyreg.cy : null;
+    return cy && !cy.destroyed() ? cy : null;
   };
   /** What stands where: with other nodes the library lays them out again. */
   const shapeOf = (data) => JSON.stringify(data.elements.map((one) => one.data.id));
@@ -65,8 +66,8 @@
     if (cy.nodes().some((node) => node.position().x)) arrange(cy);
     cy.one("layoutstop", () => arrange(cy));
     // It keeps where it stands, and learns too late that the page was scrolled or has grown above.
-    ["pointerenter", "pointerdown"].forEach((name) => {
-      cy.container().addEventListener(name, () => cy.resize(), true);
+    ["onpointerenter", "onpointerdown"].forEach((name) => {
+      place()[name] = () => { if (core()) core().resize(); };
     });
     cy.on("tap", "node", (event) => tapped(event.target.data(), event.target.hasClass("marked")));
     cy.on("mouseover", "node", (event) => say(event.target.data("says")));
@@ -75,6 +76,7 @@
 
   /** Make the place as large as the network is in letters that can be read; the frame scrolls. */
   function arrange(cy) {
+    if (cy.destroyed()) return;
     const box = cy.elements().boundingBox(), frame = place().closest(".network-frame");
     const free = frame.clientWidth - 4, pad = 24;
     const scale = Math.min(1.25, Math.max(0.8, (free - 2 * pad) / box.w));

@@ -21,7 +21,7 @@ from analyzer.recording.scaling import Scale, scalar
 from analyzer.recording.split_rows import SplitRows
 from analyzer.recording.statistics import ActivationRow, GradientRow, Measured
 
-__all__ = ["ParameterRows", "Part", "loss_of"]
+__all__ = ["LayerRows", "ParameterRows", "Part", "loss_of"]
 
 # Copies under way before the finished ones are taken: a step that never ends stays bounded.
 _MOST_TRANSFERS = 64
@@ -32,6 +32,7 @@ _Row = TypeVar("_Row", ActivationRow | None, GradientRow | None)
 # A layer, its activation where that is new, its gradient where there is one, and its scale.
 _Parts: TypeAlias = tuple[int, ActivationRow | None, GradientRow | None, Scale | None]
 _serials = itertools.count()
+_NOTHING: dict[int, Any] = {}
 
 
 @dataclass(slots=True)
@@ -42,20 +43,22 @@ class _Pending:
     rows: list[_Parts]
 
 
-@dataclass(slots=True)
-class _Rows:
-    """Rows that are there, side by side: a tuple for each would let garbage be collected often.
+@dataclass(slots=True, eq=False)
+class LayerRows:
+    """What the passes of a part gave of layers: what there is, side by side, and what is moving.
 
-    Layers and their activations; layers, their gradients and the scale of each.
+    A tuple for each row would let garbage be collected often; likewise, all that waits for the
+    writer's thread is held by few objects.
     """
 
-    activations: tuple[list[int], list[ActivationRow]] = field(default_factory=lambda: ([], []))
-    gradients: tuple[list[int], list[GradientRow], list[Scale | None]] = field(
-        default_factory=lambda: ([], [], [])
-    )
-
-    def __len__(self) -> int:
-        return max(len(self.activations[0]), len(self.gradients[0]))
+    activation_layers: list[int] = field(default_factory=list)
+    activations: list[ActivationRow] = field(default_factory=list)
+    gradient_layers: list[int] = field(default_factory=list)
+    gradients: list[GradientRow] = field(default_factory=list)
+    scales: list[Scale | None] = field(default_factory=list)
+    _pooled_activations: Measured | None = None
+    _pooled_gradients: Measured | None = None
+    _pending: list[_Pending] = field(default_factory=list)
 
     def add(
         self,
@@ -66,24 +69,68 @@ class _Rows:
     ) -> None:
         """Add what there is of a layer."""
         if activation is not None:
-            layers, activations = self.activations
-            layers.append(layer)
-            activations.append(activation)
+            self.activation_layers.append(layer)
+            self.activations.append(activation)
         if gradient is not None:
-            layers, gradients, scales = self.gradients
-            layers.append(layer)
-            gradients.append(gradient)
-            scales.append(scale)
+            self.gradient_layers.append(layer)
+            self.gradients.append(gradient)
+            self.scales.append(scale)
 
-    def extend(self, other: "_Rows") -> None:
+    def add_moving(self, moving: list[_Parts], scale: Scale | None) -> None:
+        """Start to copy rows, or a scale, that are on a device; take those that have arrived."""
+        self._pending.append(_Pending(Transfer(_tensors_of(moving, scale)), moving))
+        while len(self._pending) > _MOST_TRANSFERS and self._pending[0].transfer.is_done():
+            self._receive(self._pending.pop(0))
+
+    def stay_bounded(self) -> None:
+        """Pool the rows where there are many."""
+        pooled = 0 if self._pooled_activations is None else len(self._pooled_activations.ids)
+        if max(len(self.activations), len(self.gradients)) > _MOST_ROWS + 4 * pooled:
+            self._pool()
+
+    def extend(self, other: "LayerRows") -> None:
         """Add all rows of another part."""
-        pairs: Any = zip(
-            (*self.activations, *self.gradients),
-            (*other.activations, *other.gradients),
-            strict=True,
-        )
-        for mine, theirs in pairs:
-            mine.extend(theirs)
+        self.activation_layers += other.activation_layers
+        self.activations += other.activations
+        self.gradient_layers += other.gradient_layers
+        self.gradients += other.gradients
+        self.scales += other.scales
+        self._pending += other._pending
+        if other._pooled_activations is not None:
+            self._pooled_activations = other._pooled_activations.merge(self._pooled_activations)
+        if other._pooled_gradients is not None:
+            self._pooled_gradients = other._pooled_gradients.merge(self._pooled_gradients)
+
+    def measured(self) -> tuple[Measured | None, Measured | None]:
+        """Return activations and gradients of layers; waits for those that are on their way."""
+        while self._pending:
+            self._receive(self._pending.pop(0))
+        self._pool()
+        return self._pooled_activations, self._pooled_gradients
+
+    def _pool(self) -> None:
+        """Pool the rows of micro-batches with those that were pooled before."""
+        if self.activations:
+            measured = Measured.of(
+                "layer_stats", "activation", self.activation_layers, self.activations
+            )
+            self._pooled_activations = measured.merge(self._pooled_activations)
+            self.activation_layers, self.activations = [], []
+        if self.gradients:
+            measured = Measured.of(
+                "layer_stats", "output_gradient", self.gradient_layers, self.gradients, self.scales
+            )
+            self._pooled_gradients = measured.merge(self._pooled_gradients)
+            self.gradient_layers, self.gradients, self.scales = [], [], []
+
+    def _receive(self, pending: _Pending) -> None:
+        arrays = iter(pending.transfer.arrays())
+        scale = pending.rows[0][3]
+        if isinstance(scale, Tensor):
+            scale = float(next(arrays)[0])
+        for layer, activation, gradient, _ in pending.rows:
+            row = _arrived(activation, arrays)
+            self.add(layer, row, _arrived(gradient, arrays), scale)
 
 
 @dataclass(slots=True, eq=False)
@@ -130,6 +177,10 @@ class ParameterRows:
         for mine, theirs in zip(self.columns(), other.columns(), strict=True):
             mine.update((number, theirs[number]) for number in numbers if number in theirs)
 
+    def settled(self) -> "ParameterRows":
+        """Return the same, to be read only: columns that are empty are one object for all."""
+        return ParameterRows(*[column or _NOTHING for column in self.columns()])
+
     def clear(self) -> None:
         """Forget all."""
         for column in self.columns():
@@ -152,6 +203,7 @@ class Part:
         is_kept: Whether its gradients are where they cannot be cleared, for a later pass.
         notes: What was noted before torch clipped its gradients; ``clipped``: whether it did.
         logged: Extra columns.
+        layers: What the passes gave of layers.
         started: When its first pass began.
     """
 
@@ -169,11 +221,8 @@ class Part:
     clipped: bool = False
     logged: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
+    layers: LayerRows = field(default_factory=LayerRows)
     _serial: int = field(default_factory=lambda: next(_serials))
-    _rows: _Rows = field(default_factory=_Rows)
-    _activations: Measured | None = None
-    _gradients: Measured | None = None
-    _pending: list[_Pending] = field(default_factory=list)
     _kept: dict[Invocation, Scale | None] = field(default_factory=dict)
 
     def add_loss(self, roots: Sequence[Any], scale: Scale | None) -> None:
@@ -210,14 +259,10 @@ class Part:
             if isinstance(scale, Tensor) or _is_moving(activation) or _is_moving(gradient):
                 moving.append((layer, activation, gradient, scale))
             else:
-                self._rows.add(layer, activation, gradient, scale)
+                self.layers.add(layer, activation, gradient, scale)
         if moving:
-            self._pending.append(_Pending(Transfer(_tensors_of(moving, scale)), moving))
-            while len(self._pending) > _MOST_TRANSFERS and self._pending[0].transfer.is_done():
-                self._receive(self._pending.pop(0))
-        pooled = 0 if self._activations is None else len(self._activations.ids)
-        if len(self._rows) > _MOST_ROWS + 4 * pooled:
-            self._pool()
+            self.layers.add_moving(moving, scale)
+        self.layers.stay_bounded()
 
     def take_pass(self, passed: "Part") -> None:
         """Take over a pass of which no rows are there yet."""
@@ -238,12 +283,7 @@ class Part:
         self.notes.take(other.notes, other.notes.numbers())
         self.clipped |= other.clipped
         self.logged |= other.logged
-        self._rows.extend(other._rows)
-        self._pending += other._pending
-        if other._activations is not None:
-            self._activations = other._activations.merge(self._activations)
-        if other._gradients is not None:
-            self._gradients = other._gradients.merge(self._gradients)
+        self.layers.extend(other.layers)
 
     def fold_kept(self) -> None:
         """Pool the invocations that wait for the end of the step: no pass uses them any more."""
@@ -263,32 +303,6 @@ class Part:
                 call.kept = call.gradient = None
                 call.is_pooled = True
         self._kept.clear()
-
-    def measured(self) -> tuple[Measured | None, Measured | None]:
-        """Return activations and gradients of layers; waits for those that are on their way."""
-        while self._pending:
-            self._receive(self._pending.pop(0))
-        self._pool()
-        return self._activations, self._gradients
-
-    def _pool(self) -> None:
-        """Pool the rows of micro-batches with those that were pooled before."""
-        rows, self._rows = self._rows, _Rows()
-        if rows.activations[0]:
-            measured = Measured.of("layer_stats", "activation", *rows.activations)
-            self._activations = measured.merge(self._activations)
-        if rows.gradients[0]:
-            measured = Measured.of("layer_stats", "output_gradient", *rows.gradients)
-            self._gradients = measured.merge(self._gradients)
-
-    def _receive(self, pending: _Pending) -> None:
-        arrays = iter(pending.transfer.arrays())
-        scale = pending.rows[0][3]
-        if isinstance(scale, Tensor):
-            scale = float(next(arrays)[0])
-        for layer, activation, gradient, _ in pending.rows:
-            row = _arrived(activation, arrays)
-            self._rows.add(layer, row, _arrived(gradient, arrays), scale)
 
 
 def loss_of(root: Any, scale: Scale | None) -> tuple[float | Tensor, Scale | None] | None:

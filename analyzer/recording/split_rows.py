@@ -81,6 +81,8 @@ class SplitRows:
         self.kept.clear()
         if self.is_partial:
             return lambda: None
+        if not self.parts:
+            return list
         parts = [(place[0], self.outputs.get(place), *part) for place, part in self.parts.items()]
         given = [n for _, outputs, _, *rest in parts for n in (outputs and outputs.numbers, *rest)]
         moving = [number for number in given if isinstance(number, Tensor)]

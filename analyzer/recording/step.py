@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analyzer.pooling import total_norm
-from analyzer.recording.part import ParameterRows, Part
+from analyzer.recording.part import LayerRows, ParameterRows, Part
 from analyzer.recording.plain import OnDevice, Transfer
 from analyzer.recording.scaling import Scale
 from analyzer.recording.split_rows import pooled_splits
@@ -21,6 +22,8 @@ from analyzer.storage.schema import SHARE, TABLES
 from analyzer.storage.writer import Block, StepRecord
 
 __all__ = ["OpenStep", "logged"]
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def logged(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,74 +154,120 @@ class OpenStep:
         """
         for part in self.parts:
             part.fold_kept()
-        finish = time.time()
-        scalars = _Scalars()
-        parts = [(part, _sealed(part, scalars)) for part in self.parts]
-        rates = {key: scalars.put(rate) for key, rate in self.learning_rates.items()}
-        for part in self.parts:
             self.logged |= part.logged
-        logged = {key: scalars.put(value) for key, value in self.logged.items()}
-        arrived = _arriving(self.parameters, scalars)
-        skipped = [scalars.put(flag) for flag in self.skipped]
-        losses = _put_losses(self.losses, scalars)
-        scale = None if self.scale is None else scalars.put(self.scale)
-        scalars.start()
-
-        def make() -> StepRecord:
-            read = scalars.read
-            kept = [pair for pair in parts if not read(pair[1].is_cleared)]
-            cleared = sum(pair[0].num_backward for pair in parts if pair not in kept)
-            known = arrived()
-            gradients = _gradients_of(known, sorted(known.numbers()))
-            step: dict[str, Any] = {
-                "step": self.index,
-                "loss": _total(
-                    [*losses, *(loss for _, part in kept for loss in part.losses)], read
-                ),
-                "num_backward": self.num_backward,
-                "num_discarded": self.num_discarded + cleared,
-                "grad_scale": read(scale),
-                "skipped": any(read(flag) for flag in skipped),
-                "seconds": seconds,
-                "time": int(finish * 1e6),
-                **_norm_and_clipping(known, gradients, self.clipped, weights),
-                **_rates({key: read(slot) for key, slot in rates.items()}),
-                **{key: read(slot) for key, slot in logged.items()},
-            }
-            blocks = []
-            layers = _united([part.measured() for part, _ in kept])
-            if self.recorded and layers:
-                blocks.append(block_of("layer_stats", layers, columns))
-            numbers = sorted(known.numbers())
-            if is_written is not None:
-                numbers = [number for number in numbers if is_written(number)]
-                gradients = _gradients_of(known, numbers)
-            if self.recorded and numbers:
-                blocks.append(_parameter_block(known, numbers, gradients, columns))
-            split_rows = [part.make_splits() for _, part in kept]
-            if any(split_rows) and None not in split_rows:
-                ids, rows = zip(*(row for part in split_rows for row in part or ()), strict=True)
-                blocks.append(pooled_splits(ids, rows))
-            return StepRecord(step, blocks)
-
-        return make
+        scalars = _Scalars()
+        closed = _Closed(
+            index=self.index,
+            recorded=self.recorded,
+            clipped=self.clipped,
+            num_backward=self.num_backward,
+            num_discarded=self.num_discarded,
+            columns=columns,
+            is_written=is_written,
+            weights=weights,
+            seconds=seconds,
+            time=int(time.time() * 1e6),
+            scalars=scalars,
+            parts=[_sealed(part, scalars) for part in self.parts],
+            rates=[scalars.put(rate) for rate in self.learning_rates.values()],
+            logged={key: scalars.put(value) for key, value in self.logged.items()} or _NOTHING,
+            parameters=_arriving(self.parameters, scalars),
+            skipped=[scalars.put(flag) for flag in self.skipped] or (),
+            losses=_put_losses(self.losses, scalars),
+            scale=None if self.scale is None else scalars.put(self.scale),
+        )
+        closed.scalars = scalars.start()
+        return closed
 
 
 class _Sealed(NamedTuple):
     """A part whose last numbers are on their way."""
 
     is_cleared: Any
-    losses: list[Any]
+    num_backward: int
+    losses: Sequence[Any]
+    layers: LayerRows
     make_splits: Callable[[], Any]
+
+
+@dataclass(slots=True, eq=False)
+class _Closed:
+    """A closed step, whose rows are made when it is called, on another thread.
+
+    Many wait for that thread at a time, so that they are few objects which the garbage collector
+    counts: not what the step was while it was open.
+    """
+
+    index: int
+    recorded: bool
+    clipped: bool
+    num_backward: int
+    num_discarded: int
+    columns: str
+    is_written: Callable[[int], bool] | None
+    weights: Mapping[int, float]
+    seconds: float
+    time: int
+    scalars: "_Scalars"
+    parts: Sequence[_Sealed]
+    rates: Sequence[Any]
+    logged: Mapping[str, Any]
+    parameters: "ParameterRows | Callable[[], ParameterRows]"
+    skipped: Sequence[Any]
+    losses: Sequence[Any]
+    scale: Any
+
+    def __call__(self) -> StepRecord:
+        read = self.scalars.read
+        kept, cleared = [], 0
+        for part in self.parts:
+            if read(part.is_cleared):
+                cleared += part.num_backward
+            else:
+                kept.append(part)
+        known = self.parameters
+        if not isinstance(known, ParameterRows):
+            known = known()
+        numbers = sorted(known.numbers())
+        gradients = _gradients_of(known, numbers)
+        step: dict[str, Any] = {
+            "step": self.index,
+            "loss": _total([*self.losses, *(loss for part in kept for loss in part.losses)], read),
+            "num_backward": self.num_backward,
+            "num_discarded": self.num_discarded + cleared,
+            "grad_scale": read(self.scale),
+            "skipped": any(map(read, self.skipped)),
+            "seconds": self.seconds,
+            "time": self.time,
+            **_norm_and_clipping(known, gradients, self.clipped, self.weights),
+            **_rates([read(rate) for rate in self.rates]),
+            **{key: read(slot) for key, slot in self.logged.items()},
+        }
+        blocks = []
+        layers = _united([part.layers.measured() for part in kept])
+        if self.recorded and layers:
+            blocks.append(block_of("layer_stats", layers, self.columns))
+        if self.is_written is not None:
+            numbers = [number for number in numbers if self.is_written(number)]
+            gradients = _gradients_of(known, numbers)
+        if self.recorded and numbers:
+            blocks.append(_parameter_block(known, numbers, gradients, self.columns))
+        split_rows = [part.make_splits() for part in kept]
+        if any(split_rows) and None not in split_rows:
+            ids, rows = zip(*(row for part in split_rows for row in part or ()), strict=True)
+            blocks.append(pooled_splits(ids, rows))
+        return StepRecord(step, blocks)
 
 
 def _sealed(part: Part, scalars: "_Scalars") -> _Sealed:
     losses = _put_losses(part.losses, scalars)
-    return _Sealed(scalars.put(part.is_cleared), losses, part.splits.seal())
+    is_cleared = scalars.put(part.is_cleared)
+    return _Sealed(is_cleared, part.num_backward, losses, part.layers, part.splits.seal())
 
 
-def _put_losses(losses: Sequence[Any], scalars: "_Scalars") -> list[Any]:
-    return [None if loss is None else [scalars.put(number) for number in loss] for loss in losses]
+def _put_losses(losses: Sequence[Any], scalars: "_Scalars") -> Sequence[Any]:
+    put = scalars.put
+    return [None if loss is None else (put(loss[0]), put(loss[1])) for loss in losses] or ()
 
 
 def _total(losses: Sequence[Any], read: Callable[[Any], Any]) -> float | None:
@@ -258,11 +307,13 @@ class _Scalars:
         self._tensors.append(value)
         return _Slot(len(self._tensors) - 1, 1, lambda arrays: float(arrays[0][0]))
 
-    def start(self) -> None:
-        """Start to copy what is on a device."""
-        if self._tensors:
-            self._transfer = Transfer(self._tensors)
+    def start(self) -> "_Scalars":
+        """Start to copy what is on a device; return what reads it."""
+        if not self._tensors:
+            return _ALL_HERE
+        self._transfer = Transfer(self._tensors)
         self._tensors = []
+        return self
 
     def read(self, value: Any) -> Any:
         """Return what was put; waits for the copy."""
@@ -274,6 +325,9 @@ class _Scalars:
         return value.finish(self._arrays[value.first : value.first + value.length])
 
 
+_ALL_HERE = _Scalars()
+
+
 @dataclass(frozen=True, slots=True)
 class _Slot:
     first: int
@@ -281,12 +335,14 @@ class _Slot:
     finish: Callable[[Any], Any]
 
 
-def _arriving(rows: ParameterRows, scalars: _Scalars) -> Callable[[], ParameterRows]:
-    """Start to copy what is on a device; return what gives the rows on the host."""
+def _arriving(
+    rows: ParameterRows, scalars: _Scalars
+) -> ParameterRows | Callable[[], ParameterRows]:
+    """Start to copy what is on a device; return the rows, or what gives them on the host."""
     if all(type(norm) is float for norm in rows.norm.values()) and not (
         rows.scale or rows.scale_before_clipping
     ):
-        return lambda: rows
+        return rows.settled()
     slots = [
         {n: scalars.put(x.numbers if isinstance(x, GradientRow) else x) for n, x in column.items()}
         for column in rows.columns()
@@ -338,10 +394,10 @@ def _norm_and_clipping(
     return {**norms, "clip_factor": 1.0 if after == total else after / total}
 
 
-def _rates(rates: dict[tuple[int, int], float]) -> dict[str, float]:
+def _rates(rates: Sequence[float]) -> dict[str, float]:
     return {
         "learning_rate" if place == 0 else f"learning_rate_{place}": float(rate)
-        for place, rate in enumerate(rates.values())
+        for place, rate in enumerate(rates)
     }
 
 

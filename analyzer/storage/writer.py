@@ -18,8 +18,10 @@ from analyzer.storage.rows import Block, StepRecord, probe_table
 __all__ = ["Block", "RunWriter", "StepRecord"]
 
 # The thread looks at the queue this often instead of being woken by each step: a wake-up costs
-# the training a switch of threads.
+# the training a switch of threads. Only so many steps that wait wake it: with more of them, their
+# objects would let garbage be collected.
 _POLL_SECONDS = 0.05
+_MANY_STEPS = 16
 # So long the training waits in all for a thread that stands still, and for its last words.
 _PATIENCE_SECONDS = 8.0
 _LAST_SECONDS = 2.0
@@ -119,7 +121,9 @@ class RunWriter:
         if self._has_failed or not self._has_room():
             self._num_dropped += 1
             return
-        self._waiting.append(lambda: self._folder.take(make()))
+        self._waiting.append(make)
+        if len(self._waiting) % _MANY_STEPS == 0:
+            self._wake.set()
 
     def write_layers(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Queue the table of layers; it replaces the one before."""
@@ -275,7 +279,7 @@ class RunWriter:
                 self._num_taken += 1
                 self._room.set()
                 if not self._has_failed:
-                    self._attempt_to(work)
+                    self._attempt_to(self._do, work)
                     self._attempt_to(self._folder.work)
             if is_ending:
                 break
@@ -309,10 +313,16 @@ class RunWriter:
             self._last_fields["storage_error"] = self.failed
         self._attempt_to(lambda: self._folder.end(self._last_fields, lost))
 
-    def _attempt_to(self, work: Callable[[], object]) -> None:
+    def _do(self, work: Callable[[], object]) -> None:
+        """Do what was queued; what makes a step waits as it is, for many may wait."""
+        done = work()
+        if isinstance(done, StepRecord):
+            self._folder.take(done)
+
+    def _attempt_to(self, work: Callable[..., object], *given: Any) -> None:
         """Do one piece of work; what goes wrong with it never reaches the training."""
         try:
-            work()
+            work(*given)
         except (OSError, MemoryError, RunExistsError) as error:
             reason = f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
             self._has_failed = True

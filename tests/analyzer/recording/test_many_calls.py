@@ -154,5 +154,5 @@ def test_a_recorded_training_rarely_lets_garbage_be_collected(tmp_path: Path) ->
             gc.callbacks.pop()
         return sum(began)
 
-    # They were 741 in 4,000 steps, for four objects a parameter and step, and 4 without a recorder.
-    assert collections(tmp_path / "run") <= collections(None) + 200 // 10
+    # 4 to 9 are usual; they were 18 to 30 while a step that waits for the writer held 65 objects.
+    assert collections(tmp_path / "run") <= collections(None) + 200 // 16

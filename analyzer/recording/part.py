@@ -6,7 +6,7 @@ apart until that is known.
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
@@ -20,8 +20,9 @@ from analyzer.recording.plain import OnDevice, Transfer, UnreadableError
 from analyzer.recording.scaling import Scale, scalar
 from analyzer.recording.split_rows import SplitRows
 from analyzer.recording.statistics import ActivationRow, GradientRow, Measured
+from analyzer.storage.schema import TABLES
 
-__all__ = ["LayerRows", "ParameterRows", "Part", "loss_of"]
+__all__ = ["LayerRows", "ParameterRows", "Part", "logged", "loss_of"]
 
 # Copies under way before the finished ones are taken: a step that never ends stays bounded.
 _MOST_TRANSFERS = 64
@@ -185,6 +186,40 @@ class ParameterRows:
         """Forget all."""
         for column in self.columns():
             column.clear()
+
+
+def logged(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a user logs as plain numbers and texts; tensors stay where they are.
+
+    Raises:
+        ValueError: If a name is a column that the recorder writes itself, or a tensor has not one
+            element.
+        TypeError: If a value is of another type.
+    """
+    for name, value in values.items():
+        if name in TABLES["steps"].names and name != "epoch":
+            raise ValueError(
+                f"{name!r} is a column that the recorder writes itself; choose another name"
+            )
+        if isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise ValueError(
+                    f"{name!r} is a tensor of shape {list(value.shape)}; expected one element"
+                )
+        elif not isinstance(value, float | int | bool | str) and not hasattr(value, "item"):
+            raise TypeError(
+                f"{name!r} is a {type(value).__name__}; expected a number, a text or a "
+                "one-element tensor"
+            )
+    return {
+        name: value if isinstance(value, Tensor | str | bool) else _number(value)
+        for name, value in values.items()
+    }
+
+
+def _number(value: Any) -> float | int:
+    plain = value.item() if hasattr(value, "item") else value
+    return int(plain) if isinstance(plain, int) else float(plain)
 
 
 @dataclass(slots=True, eq=False)

@@ -18,6 +18,7 @@ from analyzer.probes import Measurement
 from analyzer.recording.checkpoints import Checkpoints, FirstWeights
 from analyzer.recording.discovery import Discovery
 from analyzer.recording.forward_calls import ForwardCalls
+from analyzer.recording.part import logged
 from analyzer.recording.probing import Probing
 from analyzer.recording.provenance import (
     RANDOM_STATES,
@@ -29,7 +30,6 @@ from analyzer.recording.provenance import (
 )
 from analyzer.recording.resuming import Resumed
 from analyzer.recording.skip_scaling import SkipScaling
-from analyzer.recording.step import logged
 from analyzer.recording.training import Training
 from analyzer.storage.writer import RunWriter
 

@@ -18,46 +18,12 @@ from analyzer.recording.plain import OnDevice, Transfer
 from analyzer.recording.scaling import Scale
 from analyzer.recording.split_rows import pooled_splits
 from analyzer.recording.statistics import GradientRow, Measured, block_of, column_of
-from analyzer.storage.schema import SHARE, TABLES
+from analyzer.storage.schema import SHARE
 from analyzer.storage.writer import Block, StepRecord
 
-__all__ = ["OpenStep", "logged"]
+__all__ = ["OpenStep"]
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-
-def logged(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a user logs as plain numbers and texts; tensors stay where they are.
-
-    Raises:
-        ValueError: If a name is a column that the recorder writes itself, or a tensor has not one
-            element.
-        TypeError: If a value is of another type.
-    """
-    for name, value in values.items():
-        if name in TABLES["steps"].names and name != "epoch":
-            raise ValueError(
-                f"{name!r} is a column that the recorder writes itself; choose another name"
-            )
-        if isinstance(value, Tensor):
-            if value.numel() != 1:
-                raise ValueError(
-                    f"{name!r} is a tensor of shape {list(value.shape)}; expected one element"
-                )
-        elif not isinstance(value, float | int | bool | str) and not hasattr(value, "item"):
-            raise TypeError(
-                f"{name!r} is a {type(value).__name__}; expected a number, a text or a "
-                "one-element tensor"
-            )
-    return {
-        name: value if isinstance(value, Tensor | str | bool) else _number(value)
-        for name, value in values.items()
-    }
-
-
-def _number(value: Any) -> float | int:
-    plain = value.item() if hasattr(value, "item") else value
-    return int(plain) if isinstance(plain, int) else float(plain)
 
 
 @dataclass(slots=True)

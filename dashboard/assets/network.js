@@ -63,6 +63,12 @@
     }
     if (cy === wired) return;
     wired = cy;
+    // The library asks a graph that is gone what its page was.
+    const kind = Object.getPrototypeOf(cy), headless = kind.headless;
+    if (!kind.guarded) {
+      kind.guarded = true;
+      kind.headless = function () { return this.destroyed() || headless.call(this); };
+    }
     if (cy.nodes().some((node) => node.position().x)) arrange(cy);
     cy.one("layoutstop", () => arrange(cy));
     // It keeps where it stands, and learns too late that the page was scrolled or has grown above.

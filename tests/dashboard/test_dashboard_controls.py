@@ -45,6 +45,7 @@ def test_the_slider_moves_the_overview_without_the_server_and_then_stays_in_the_
 ) -> None:
     shown = opened(visit, "/" + PAIR)
     shown.until("() => window.gradientflow.overview !== null")
+    shown.until("document.querySelector('#readings .card') !== null")  # it comes by itself
     asked = requests(shown)
     slide = """(at) => {
         const range = document.getElementById('step-range');

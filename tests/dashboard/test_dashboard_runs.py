@@ -12,6 +12,7 @@ from analyzer.dashboard.library import Library
 from analyzer.dashboard.run_list import run_table
 from tests.dashboard.conftest import serving
 from tests.support.runs import write_run
+from tests.support.timing import undisturbed
 
 RATES = {"a": "0.1", "b": "0.003", "c": "0.02"}
 
@@ -99,9 +100,10 @@ def test_five_thousand_runs_are_listed_in_two_seconds(tmp_path: Path) -> None:
         argv = ["train.py", "--lr", str(place)]
         (folder / "run.json").write_text(json.dumps(manifest | {"argv": argv}))
     library = Library([tmp_path])
-    began = time.process_time()
-    shown = run_table(library)
-    first = time.process_time() - began
+    with undisturbed():
+        began = time.process_time()
+        shown = run_table(library)
+        first = time.process_time() - began
     assert "5,001 runs" in shown[0].children
     assert first < 2
     began = time.process_time()

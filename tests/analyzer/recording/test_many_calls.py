@@ -2,11 +2,8 @@
 
 import gc
 import math
-import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ from torch import Tensor, nn
 import analyzer
 from analyzer.joins import search
 from tests.support.plain import Plain, recorded
+from tests.support.timing import undisturbed
 
 
 class Unrolled(nn.Module):
@@ -82,26 +80,6 @@ def test_as_many_calls_as_have_rows_are_not_pooled(tmp_path: Path) -> None:
     run, _ = recorded(tmp_path / "run", train(4), max_calls=4)
     assert run.layers["name"].tolist() == ["cell", "cell#1", "cell#2", "cell#3", "head"]
     assert "not_recorded" not in run.manifest
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Leave out of a time what is not the recorder's: coverage, and the objects of other tests.
-
-    Coverage traces each line of the recorder and none of torch; the garbage collector would look
-    through all that a worker has kept from earlier tests.
-    """
-    here, threads = sys.gettrace(), threading.gettrace()
-    sys.settrace(None)
-    threading.settrace(None)
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        threading.settrace(threads)
-        sys.settrace(here)
 
 
 @pytest.mark.alone

@@ -34,6 +34,7 @@ from .tables import heading
 
 __all__ = [
     "BUNDLE",
+    "content_policy",
     "packed",
     "packed_figures",
     "packed_tables",
@@ -114,7 +115,7 @@ def _content(story: Story, environment: Environment) -> dict[str, Any]:
     figures = list(story.figures)
     return {
         "version": analyzer.__version__,
-        "policy": _policy(css, js, bundle.sha256),
+        "policy": content_policy(css, js, bundle.sha256),
         "css": css,
         "js": js,
         "logo": f"data:image/svg+xml;base64,{b64encode(logo.encode()).decode()}",
@@ -166,8 +167,8 @@ def _raw(environment: Environment, name: str) -> str:
     return environment.loader.get_source(environment, name)[0]
 
 
-def _policy(css: str, js: str, plotly: str) -> str:
-    """What the file may do: run these two scripts, use this style, show the images in it."""
+def content_policy(css: str, js: str, plotly: str) -> str:
+    """Return what a file may do: run a script and one of this hash, show a style and images."""
     # Plotly puts an empty style element into the page, adds its rules to that one by one, and
     # writes style attributes, for which there are no hashes.
     styles = f"{sha256_source(css.encode())} {sha256_source(b'')}"

@@ -13,7 +13,7 @@ from analyzer.lesson.scene import Scene
 from analyzer.lesson.scenes import SCENES
 from analyzer.lesson.steps import steps
 from analyzer.lesson.words import GRADES, Question
-from analyzer.reports.html import packed, plotly_bundle, sha256_source
+from analyzer.reports.html import content_policy, packed, plotly_bundle
 
 __all__ = ["lesson_html", "write_lesson"]
 
@@ -49,7 +49,7 @@ def lesson_html(home: str | None = None) -> tuple[str, str]:
         "scenes": {key: _shown(scene) for key, scene in scenes.items()},
         "palettes": {theme.name: _palette(theme) for theme in (LIGHT, DARK)},
     }
-    policy = _policy(css, js, bundle.sha256)
+    policy = content_policy(css, js, bundle.sha256)
     text = environment.get_template("lesson.html.j2").render(
         version=analyzer.__version__,
         policy=policy,
@@ -64,17 +64,6 @@ def lesson_html(home: str | None = None) -> tuple[str, str]:
         home=home,
     )
     return text, policy
-
-
-def _policy(css: str, js: str, plotly: str) -> str:
-    """What the page may do: run these two scripts, use this style, show the images in it."""
-    # Plotly adds an empty style element and fills it rule by rule, and writes style attributes.
-    styles = f"{sha256_source(css.encode())} {sha256_source(b'')}"
-    return (
-        f"default-src 'none'; script-src {sha256_source(js.encode())} {plotly}; "
-        f"style-src-elem {styles}; style-src-attr 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
-    )
 
 
 def _numbered(asked: tuple[Question, ...], grade: str) -> list[tuple[int, Question]]:

@@ -7,6 +7,7 @@ from itertools import product
 import pandas as pd
 
 from analyzer.analysis.numerals import number, percent
+from analyzer.lesson import tables
 from analyzer.lesson.scene import (
     Control,
     Scene,
@@ -178,7 +179,6 @@ def _paths() -> Scene:
     for step in steps:
         found = rows[rows["step"] == step].sort_values("length")
         lengths, total = found["length"].tolist(), found["num_paths"].sum()
-        mean = (found["length"] * found["gradient_norm"]).sum() / found["gradient_norm"].sum()
         of_norms = found["gradient_norm"] / found["gradient_norm"].sum()
         short = found["length"] <= 3
         states[str(step)] = State(
@@ -189,7 +189,7 @@ def _paths() -> Scene:
             f"{_when(step, steps)}: paths through at most 3 of the {lengths[-1]} branches are "
             f"{percent(found['num_paths'][short].sum() / total)} of all {total:,.0f} paths and "
             f"have {percent(of_norms[short].sum())} of the gradient norms; the effective length "
-            f"is {number(mean)}.",
+            f"is {number(tables.effective_length(step))}.",
         )
     return Scene(
         "How many paths have each length, and how much gradient they carry",
@@ -258,7 +258,7 @@ def _twins() -> Scene:
         mark: Trace = {"mode": "lines", "line": {"dash": "dot", "width": 1.5}, "xaxis": "x2"}
         mark |= {"yaxis": "y2", "showlegend": False}
         drawn.append(line([step, step], [0, losses["loss"].max()], "step", "@text", **mark))
-        plain, residual = (_first_over_last(net, step) for net in NETS)
+        plain, residual = (tables.first_over_last("layers", net, step) for net in NETS)
         states[str(step)] = State(
             tuple(drawn),
             f"Step {step}: the first layer receives {number(plain)} times the last one's gradient "
@@ -267,21 +267,13 @@ def _twins() -> Scene:
             f"{number(at('steps', 'loss', net=RESIDUAL, step=step))}.",
         )
     low, high = _decades(rows["output_gradient_norm"])
-    layout = axes("depth", "‖∂L/∂y‖", log=True, low=low, high=high)
-    layout = beside_loss(layout)
+    layout = beside_loss(axes("depth", "‖∂L/∂y‖", log=True, low=low, high=high))
     return Scene(
         "Gradient by depth of both networks at a step, and their losses",
         (control("step", "step of the training", steps),),
         states,
         layout,
     )
-
-
-def _first_over_last(net: str, step: int, name: str = "layers") -> float:
-    rows = table(name)
-    rows = rows[(rows["net"] == net) & (rows["step"] == step)].sort_values("depth")
-    found = rows["output_gradient_norm"].tolist()
-    return float(found[0] / found[-1])
 
 
 def _landscape() -> Scene:
@@ -376,9 +368,9 @@ def _others() -> Scene:
         states[chosen] = State(
             tuple(drawn),
             f"{chosen[0].upper()}{chosen[1:]}: at the first step the first layer receives "
-            f"{number(_first_over_last(chosen, 0, 'others_layers'))} times the last one's "
+            f"{number(tables.first_over_last('others_layers', chosen, 0))} times the last one's "
             f"gradient; the loss is {number(loss.iloc[0])} at the first step and "
-            f"{number(loss.tail(len(loss) // 10).mean())} at the end.",
+            f"{number(tables.final_loss(chosen))} at the end.",
         )
     low, high = _decades(rows["output_gradient_norm"])
     layout = axes("depth", "‖∂L/∂y‖ at the first step", log=True, low=low, high=high)

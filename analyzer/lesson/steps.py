@@ -6,7 +6,15 @@ Every number in them is computed from the data that ``tables`` ships.
 import math
 
 from analyzer.analysis.numerals import number, percent
-from analyzer.lesson.tables import PLAIN, RESIDUAL, at, table
+from analyzer.lesson.tables import (
+    PLAIN,
+    RESIDUAL,
+    at,
+    effective_length,
+    final_loss,
+    first_over_last,
+    table,
+)
 from analyzer.lesson.words import BLOCK, MISMATCH, PROJECTION, Choice, Snippet, Step
 
 __all__ = ["steps"]
@@ -151,16 +159,9 @@ def _paths() -> Step:
         "by length; none is sampled.",
         "A residual network is a sum over paths of all lengths. The gradient at the input is "
         "carried by the paths through few branches: the long ones do vanish, as in a plain network "
-        f"(Veit et al. 2016). Training lengthens them: from {number(_length(0))} branches on "
-        f"average at the first weights to {number(_length(200))} at the final ones.",
+        f"(Veit et al. 2016). Training lengthens them: from {number(effective_length(0))} branches "
+        f"on average at the first weights to {number(effective_length(200))} at the final ones.",
     )
-
-
-def _length(step: int) -> float:
-    """The effective path length: the mean length, weighted with the norms of the gradients."""
-    rows = table("paths")
-    rows = rows[rows["step"] == step]
-    return float((rows["length"] * rows["gradient_norm"]).sum() / rows["gradient_norm"].sum())
 
 
 def _cut(scale: float, step: int = 0) -> float:
@@ -303,16 +304,8 @@ def _first_loss(net: str) -> float:
     return at("others_steps", "loss", net=net, step=0)
 
 
-def _final_loss(net: str) -> float:
-    rows = table("others_steps")
-    losses = rows[rows["net"] == net].sort_values("step")["loss"]
-    return float(losses.tail(len(losses) // 10).mean())
-
-
-def _ratio(net: str) -> float:
-    rows = table("others_layers")
-    norms = rows[rows["net"] == net].sort_values("depth")["output_gradient_norm"].tolist()
-    return float(norms[0] / norms[-1])
+def _first_ratio(net: str) -> float:
+    return first_over_last("others_layers", net, 0)
 
 
 def _others() -> Step:
@@ -326,8 +319,9 @@ def _others() -> Step:
                 "The gradient of plain networks with batch norm vanishes",
                 False,
                 "At the first step the first layer of this one receives "
-                f"{number(_ratio(norm))} times the last one's gradient; without norm "
-                f"{number(_ratio(PLAIN))}.",
+                f"{number(first_over_last('others_layers', norm, 0))} times the last one's "
+                "gradient; without norm "
+                f"{number(first_over_last('others_layers', PLAIN, 0))}.",
             ),
             Choice(
                 "Shortcuts add parameters to a network",
@@ -339,8 +333,8 @@ def _others() -> Step:
                 False,
                 "With He's weights and no norm every block about doubles the variance of what it "
                 f"passes on: the first loss is {number(_first_loss(he))}, and the loss ends at "
-                f"{number(_final_loss(he))}; without the shortcuts it ends at "
-                f"{number(_final_loss(plain_he))}.",
+                f"{number(final_loss(he))}; without the shortcuts it ends at "
+                f"{number(final_loss(plain_he))}.",
             ),
             Choice(
                 "A residual network may begin with a larger loss than its plain twin",

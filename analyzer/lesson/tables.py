@@ -7,7 +7,18 @@ import pandas as pd
 
 from analyzer.errors import AnalyzerError
 
-__all__ = ["CHAINS", "NETS", "PLAIN", "RESIDUAL", "SOURCE", "at", "table"]
+__all__ = [
+    "CHAINS",
+    "NETS",
+    "PLAIN",
+    "RESIDUAL",
+    "SOURCE",
+    "at",
+    "effective_length",
+    "final_loss",
+    "first_over_last",
+    "table",
+]
 
 DATA = Path(__file__).parent / "data"
 PLAIN, RESIDUAL = NETS = ("plain", "residual")
@@ -53,3 +64,25 @@ def at(name: str, column: str, **values: object) -> float:
     if len(rows) != 1:
         raise KeyError(f"{len(rows)} rows of {name} have {values}")
     return float(rows[column].iloc[0])
+
+
+def first_over_last(name: str, net: str, step: int) -> float:
+    """Return the output gradient of the first layer of a net, divided by that of the last one."""
+    rows = table(name)
+    rows = rows[(rows["net"] == net) & (rows["step"] == step)].sort_values("depth")
+    norms = rows["output_gradient_norm"].tolist()
+    return float(norms[0] / norms[-1])
+
+
+def final_loss(net: str) -> float:
+    """Return the mean of the last tenth of the losses of a net of ``others_steps``."""
+    rows = table("others_steps")
+    losses = rows[rows["net"] == net].sort_values("step")["loss"]
+    return float(losses.tail(len(losses) // 10).mean())
+
+
+def effective_length(step: int) -> float:
+    """Return the mean length of the paths at a step, weighted with the norms of the gradients."""
+    rows = table("paths")
+    rows = rows[rows["step"] == step].sort_values("length")
+    return float((rows["length"] * rows["gradient_norm"]).sum() / rows["gradient_norm"].sum())

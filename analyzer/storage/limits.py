@@ -105,7 +105,7 @@ class Total:
         self._what, self._taken, self._read = what, 0.0, 0.0
 
     def check(self, more: float) -> None:
-        """Refuse a question that would read so many bytes more.
+        """Refuse a question that would read ``more`` further bytes, where that is too much.
 
         Most of what is read may be dropped at once; but that takes time, too.
 

@@ -18,7 +18,7 @@ from analyzer.storage.rows import Block, StepRecord, probe_table
 __all__ = ["Block", "RunWriter", "StepRecord"]
 
 # The thread looks at the queue this often instead of being woken by each step: a wake-up costs
-# the training a switch of threads. Only so many steps that wait wake it: with more of them, their
+# the training a switch of threads. Only this many waiting steps wake it: with more of them, their
 # objects would let garbage be collected.
 _POLL_SECONDS = 0.05
 _MANY_STEPS = 16

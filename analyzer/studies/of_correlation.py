@@ -91,7 +91,7 @@ def _balduzzi2017(case: Case) -> Iterator[Row]:
 
 
 def _net(inputs: int, width: int, length: int, norm: str | None, residual: bool, seed: int) -> MLP:
-    """Return a net with so many ReLUs between the first layer and the output."""
+    """Return a net with the given number of ReLUs between the first layer and the output."""
     net = MLP(
         inputs,
         1,

@@ -77,6 +77,26 @@ def _deeper(numbers: Numbers, quantity: str) -> float:
     return pairs[-1][1] - pairs[min(1, len(pairs) - 2)][1]
 
 
+def _test_errors(table: Sequence[tuple[str, int, float]], reason: str) -> tuple[Claim, ...]:
+    """The claims on the test errors of a paper's table: family, depth and error in percent."""
+    return tuple(
+        Claim(
+            f"error_{family}{depth}",
+            f"test error of {family}{depth}, %",
+            f"{error}",
+            error - 0.5,
+            error + 0.5,
+            reason,
+            lambda n, family=family, depth=depth: n.at(  # type: ignore[misc]
+                f"test error {family}", depth
+            ),
+            error,
+            "digits in place of CIFAR-10, and fewer steps",
+        )
+        for family, depth, error in table
+    )
+
+
 _TABLE = (("resnet", 20, 8.75), ("resnet", 56, 6.97), ("resnet", 110, 6.43))
 
 HE2015 = Experiment(
@@ -135,22 +155,7 @@ HE2015 = Experiment(
             lambda n: n.curve("growth last step plain")[-1][1],
             0.0,
         ),
-        *(
-            Claim(
-                f"error_{family}{depth}",
-                f"test error of {family}{depth}, %",
-                f"{error}",
-                error - 0.5,
-                error + 0.5,
-                "half a point: three times the spread of the paper's five runs",
-                lambda n, family=family, depth=depth: n.at(  # type: ignore[misc]
-                    f"test error {family}", depth
-                ),
-                error,
-                "digits in place of CIFAR-10, and fewer steps",
-            )
-            for family, depth, error in _TABLE
-        ),
+        *_test_errors(_TABLE, "half a point: three times the spread of the paper's five runs"),
     ),
     method="the nets for CIFAR-10 with batch norm and shortcuts without parameters, SGD with "
     "momentum 0.9; the loss is the mean over the last tenth of the steps, in training mode; "
@@ -255,22 +260,7 @@ LI2018 = Experiment(
             "as above",
             lambda n: _deepest(n, "non_convexity plain") - n.at("non_convexity plain", 20),
         ),
-        *(
-            Claim(
-                f"error_{family}{depth}",
-                f"test error of {family}{depth}, %",
-                f"{error}",
-                error - 0.5,
-                error + 0.5,
-                "half a point",
-                lambda n, family=family, depth=depth: n.at(  # type: ignore[misc]
-                    f"test error {family}", depth
-                ),
-                error,
-                "digits in place of CIFAR-10, and fewer steps",
-            )
-            for family, depth, error in _LI_TABLE
-        ),
+        *_test_errors(_LI_TABLE, "half a point"),
     ),
     method="SGD with Nesterov momentum and weight decay 0.0005; a plane of two filter-normalized "
     "random directions on [−1, 1]² (`loss_surface`); non-convexity is the mean of |λ_min| ÷ "

@@ -154,7 +154,7 @@ def _gurari2018(case: Case) -> Iterator[Row]:
     steps = settings["every"]
     for number in range(settings["measurements"] + 1):
         if number:
-            # One schedule goes on: another seed for the batches of each stretch.
+            # The schedule continues: another seed for the batches of each stretch.
             recipe = Recipe(steps, settings["lr"], 64, 0.0, 0.0)
             trained(model, data, recipe, seed=1000 * case.seed + number, device=case.device)
         yield "share", float(number * steps), _share_on_top(model, batch, data.num_classes)

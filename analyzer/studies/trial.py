@@ -82,7 +82,7 @@ def _time(seconds: float) -> str:
 def _by_trials(points: Sequence[Point]) -> tuple[float, float, str] | str:
     """Seconds, bytes and their source by short trials of the smallest and the largest networks.
 
-    Between them, by depth times width, it is interpolated. A text says why there is no number.
+    Between them, by depth times width, it is interpolated. A text says why none can be.
     """
     sizes = np.array([_size(point) for point in points])
     order = np.argsort(sizes, kind="stable")

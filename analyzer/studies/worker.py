@@ -2,8 +2,8 @@
 
 A Python that imports torch takes seconds before it does anything; a fork of one that has does not.
 A request is a line of JSON on stdin, the answer when its process has ended one on stdout. When
-stdin closes, the study is gone, and so is everything that was started for it: no process goes on
-without one that waits for it, whichever of them is killed.
+stdin closes, the study is gone, and so is everything that was started for it: no process outlives
+the one that waits for it, whichever of them is killed.
 """
 
 import contextlib

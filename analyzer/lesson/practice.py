@@ -4,17 +4,9 @@ from collections.abc import Callable
 
 from analyzer.analysis.numerals import number, percent
 from analyzer.lesson.tables import PLAIN, RESIDUAL, table
-from analyzer.lesson.words import BLOCK, MISMATCH, Choice, Question, Snippet
+from analyzer.lesson.words import BLOCK, MISMATCH, Question, Snippet, right, wrong
 
 __all__ = ["questions"]
-
-
-def _right(text: str, why: str) -> Choice:
-    return Choice(text, True, why)
-
-
-def _wrong(text: str, why: str) -> Choice:
-    return Choice(text, False, why)
 
 
 def questions() -> tuple[Question, ...]:
@@ -27,14 +19,14 @@ def _purpose() -> Question:
         "easy",
         "What is the purpose of a shortcut around a block?",
         (
-            _wrong("It makes the network smaller", "A shortcut that adds x removes no layer."),
-            _right(
+            wrong("It makes the network smaller", "A shortcut that adds x removes no layer."),
+            right(
                 "The block only has to learn what to add to its input, and the gradient has a way "
                 "past the block",
                 "Forward x is passed on, backward g is.",
             ),
-            _wrong("It leaves out layers at random", "That is stochastic depth, another method."),
-            _wrong("It normalizes activations", "That is what batch or layer norm does."),
+            wrong("It leaves out layers at random", "That is stochastic depth, another method."),
+            wrong("It normalizes activations", "That is what batch or layer norm does."),
         ),
         figure=("twins", "0"),
     )
@@ -45,22 +37,24 @@ def _operator() -> Question:
         "easy",
         "Which operator stands at the place of ? in the residual block out = f(x) ? x",
         (
-            _right("+", "The block adds its input to what it computes."),
-            _wrong("*", "A product scales the gradient of f by x: no + 1 appears."),
-            _wrong("@", "A matrix product mixes features, and x is not passed on."),
-            _wrong("torch.cat", "That is DenseNet: the number of channels grows in each block."),
+            right("+", "The block adds its input to what it computes."),
+            wrong("*", "A product scales the gradient of f by x: no + 1 appears."),
+            wrong("@", "A matrix product mixes features, and x is not passed on."),
+            wrong("torch.cat", "That is DenseNet: the number of channels grows in each block."),
         ),
         proof=Snippet(
-            "import torch\n\nx = torch.tensor(3.0, requires_grad=True)\nw = torch.tensor(0.5)\n"
-            "(w * x + x).backward()\nprint(x.grad.item())\n",
-            "1.5\n",
+            "import torch\n\nfx = torch.zeros(2)  # f has zero weights\n"
+            "x = torch.tensor([1.0, 2.0])\n"
+            "print((fx + x).tolist(), (fx * x).tolist(), (fx @ x).tolist())\n"
+            "print(torch.cat([fx, x]).tolist())\n",
+            "[1.0, 2.0] [0.0, 0.0] 0.0\n[0.0, 0.0, 1.0, 2.0]\n",
         ),
     )
 
 
 _ZERO = BLOCK.replace("Block", "ZeroBlock").replace(
-    "        self.f = nn.Linear(width, width)\n",
-    "        self.f = nn.Linear(width, width)\n        nn.init.zeros_(self.f.weight)\n"
+    "        self.f = nn.Linear(width, width)  # W·x + b\n",
+    "        self.f = nn.Linear(width, width)  # W·x + b\n        nn.init.zeros_(self.f.weight)\n"
     "        nn.init.ones_(self.f.bias)\n",
 )
 
@@ -69,12 +63,13 @@ def _zero_weights() -> Question:
     program = _ZERO + "\nprint(ZeroBlock(4)(torch.ones(1, 4)).mean().item())\n"
     return Question(
         "easy",
-        "All weights of f are 0, its bias is 1, and the input is all ones. What is printed?",
+        "f computes W·x + b. All weights W are 0, the bias b is 1, and the input x is all ones. "
+        "What is printed? (mean() is the mean of the outputs, item() turns it into a number.)",
         (
-            _wrong("0.0", "The weights are zero, but the bias and x are not."),
-            _wrong("1.0", "That is f(x) alone, or x alone: the block adds them."),
-            _right("2.0", "f(x) is the bias, 1; x is 1; their sum is 2."),
-            _wrong("5.0", "With zero weights the four inputs are not added up."),
+            wrong("0.0", "The weights are zero, but the bias and x are not."),
+            wrong("1.0", "That is f(x) alone, or x alone: the block adds them."),
+            right("2.0", "f(x) is the bias, 1; x is 1; their sum is 2."),
+            wrong("5.0", "With zero weights the four inputs are not added up."),
         ),
         code=program,
         proof=Snippet(program, "2.0\n"),
@@ -86,9 +81,9 @@ def _parameters() -> Question:
         "easy",
         "How many parameters does the shortcut in out = f(x) + x have?",
         (
-            _right("None", "x is added as it is."),
-            _wrong("As many as f", "Only f has weights."),
-            _wrong("One for each channel", "That would be a scale; here there is none."),
+            right("None", "x is added as it is."),
+            wrong("As many as f", "Only f has weights."),
+            wrong("One for each channel", "That would be a scale; here there is none."),
         ),
         proof=Snippet(
             BLOCK + "\ncount = lambda m: sum(p.numel() for p in m.parameters())\nblock = Block(8)\n"
@@ -107,12 +102,12 @@ def _overfitting() -> Question:
         f"A plain network of {low} layers ends at a training loss of {number(mean[low])}, "
         f"one of {high} at {number(mean[high])}. Is this overfitting?",
         (
-            _wrong("Yes: the deep one has too many weights", "Then its training loss were lower."),
-            _right(
+            wrong("Yes: the deep one has too many weights", "Then its training loss were lower."),
+            right(
                 "No: the training loss itself is higher, so optimization fails",
                 "Overfitting means a low loss on the training data and a high one on others.",
             ),
-            _wrong("It cannot be said without test data", "The training loss alone says it."),
+            wrong("It cannot be said without test data", "The training loss alone says it."),
         ),
         figure=("degradation", PLAIN),
     )
@@ -124,13 +119,13 @@ def _cause() -> Question:
         "A residual block fails with: The size of tensor a (64) must match the size of tensor b "
         "(128) at non-singleton dimension 1. What is the cause?",
         (
-            _wrong("The batch has the wrong size", "The batch is dimension 0."),
-            _right(
+            wrong("The batch has the wrong size", "The batch is dimension 0."),
+            right(
                 "The two sides of the sum have 64 and 128 channels",
                 "Dimension 1 of (batch, channels, height, width) are the channels.",
             ),
-            _wrong("The kernel is too large", "A kernel changes height and width: 2 and 3."),
-            _wrong("The learning rate is too high", "Shapes do not depend on values."),
+            wrong("The kernel is too large", "A kernel changes height and width: 2 and 3."),
+            wrong("The learning rate is too high", "Shapes do not depend on values."),
         ),
         proof=Snippet(
             MISMATCH.replace("128, kernel_size=3, stride=2", "128, kernel_size=3").replace(
@@ -152,13 +147,13 @@ def _projection() -> Question:
         "x has the shape (batch, 64, 32, 32); the branch ends with 128 channels at stride 2. Which "
         "shortcut fits?",
         (
-            _wrong("nn.Identity()", "It changes neither the channels nor the size."),
-            _wrong("nn.Conv2d(64, 128, kernel_size=1)", "The image would stay 32x32."),
-            _right(
+            wrong("nn.Identity()", "It changes neither the channels nor the size."),
+            wrong("nn.Conv2d(64, 128, kernel_size=1)", "The image would stay 32x32."),
+            right(
                 "nn.Conv2d(64, 128, kernel_size=1, stride=2)",
                 "128 channels, and every second pixel: (batch, 128, 16, 16).",
             ),
-            _wrong(
+            wrong(
                 "nn.Conv2d(128, 64, kernel_size=1, stride=2)", "It expects 128 channels, x has 64."
             ),
         ),
@@ -171,12 +166,13 @@ def _code() -> Question:
         "medium",
         "Which forward is a residual block whose shortcut is the identity?",
         (
-            _wrong("return self.f(x + x)", "Both copies go through f: nothing passes by it."),
-            _wrong("x = self.f(x); return x + x", "x was replaced: f(x) is added to itself."),
-            _right("y = self.f(x); return x + y", "The input itself is added."),
-            _wrong("return self.f(x) + self.g(x)", "These are two branches: x is not passed on."),
+            wrong("return self.f(x + x)", "Both copies go through f: nothing passes by it."),
+            wrong("x = self.f(x); return x + x", "x was replaced: f(x) is added to itself."),
+            right("y = self.f(x); return x + y", "The input itself is added."),
+            wrong("return self.f(x) + self.g(x)", "These are two branches: x is not passed on."),
         ),
         proof=Snippet(
+            "# analyzer, the tool that made this page, finds the shortcuts of a network.\n"
             "import analyzer\nimport torch\nfrom torch import nn\n\n"
             "class Right(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
             "        self.f = nn.Linear(4, 4)\n\n    def forward(self, x):\n"
@@ -197,10 +193,10 @@ def _count_paths() -> Question:
         "A network has 5 residual blocks in a row. How many paths from input to output cross "
         "exactly 2 branches?",
         (
-            _wrong("2", "That is the length. There is a choice of which two branches."),
-            _wrong("5", "5 paths cross exactly one branch."),
-            _right("10", "2 of 5 branches can be chosen in 10 ways."),
-            _wrong("32", "That is the number of all paths, 2 to the power of 5."),
+            wrong("2", "That is the length. There is a choice of which two branches."),
+            wrong("5", "5 paths cross exactly one branch."),
+            right("10", "2 of 5 branches can be chosen in 10 ways."),
+            wrong("32", "That is the number of all paths, 2 to the power of 5."),
         ),
         proof=Snippet("from math import comb\n\nprint(comb(5, 2))\n", "10\n"),
     )
@@ -212,16 +208,17 @@ def _profile() -> Question:
     norms = rows["output_gradient_norm"].tolist()
     return Question(
         "medium",
-        f"A profile shows an output gradient of {number(norms[-1])} at the last layer and "
+        "A profile (the gradient of each layer by depth, step 7) shows an output gradient of "
+        f"{number(norms[-1])} at the last layer and "
         f"{number(norms[0])} at the first one. What do you read from it?",
         (
-            _right(
+            right(
                 "The gradient vanishes on its way back: the first layers will hardly change",
                 f"It loses a factor of {number(norms[-1] / norms[0])} on its way.",
             ),
-            _wrong("The gradient explodes", "Going back, from the last layer on, it falls."),
-            _wrong("The network has converged", "Then the gradient were small at every layer."),
-            _wrong("The first layers need a smaller learning rate", "They hardly move as it is."),
+            wrong("The gradient explodes", "Going back, from the last layer on, it falls."),
+            wrong("The network has converged", "Then the gradient were small at every layer."),
+            wrong("The first layers need a smaller learning rate", "They hardly move as it is."),
         ),
         figure=("twins", "0"),
     )
@@ -233,13 +230,14 @@ def _split() -> Question:
     share = percent(row["shortcut_share"])
     return Question(
         "medium",
-        f"The first block's split says: shortcut share {share}. What does this mean?",
+        f"The first block's split (the two parts of step 4) says: shortcut share {share}. What "
+        "does this mean?",
         (
-            _wrong(
+            wrong(
                 f"{share} of the samples take the shortcut", "Every sample takes both ways at once."
             ),
-            _wrong(f"The branch has learned {share}", "A split is about one gradient."),
-            _right(
+            wrong(f"The branch has learned {share}", "A split is about one gradient."),
+            right(
                 f"{share} of the gradient at the block's input came through the + x",
                 "It is the projection of the shortcut's part on the sum of both parts.",
             ),
@@ -254,10 +252,10 @@ def _halves() -> Question:
         "Every shortcut of 20 blocks is multiplied by 0.5. By what is the gradient on the path "
         "through all shortcuts multiplied?",
         (
-            _wrong("0.5", "Once in each block."),
-            _wrong("0.025", "Factors multiply: 0.5 / 20 is not what 20 halvings give."),
-            _right("About 0.000001", "0.5 to the power of 20 (He et al. 2016)."),
-            _wrong("It is unchanged", "Only a factor of 1 leaves it unchanged."),
+            wrong("0.5", "Once in each block."),
+            wrong("0.025", "Factors multiply: 0.5 / 20 is not what 20 halvings give."),
+            right("About 0.000001", "0.5 to the power of 20 (He et al. 2016)."),
+            wrong("It is unchanged", "Only a factor of 1 leaves it unchanged."),
         ),
         proof=Snippet("print(f'{0.5**20:.7f}')\n", "0.0000010\n"),
     )
@@ -271,18 +269,19 @@ def _spectrum() -> Question:
     mean = (rows["length"] * norms).sum() / norms.sum()
     return Question(
         "hard",
-        f"A spectrum over {blocks} blocks has an effective length of {number(mean)}, while the "
+        f"A path spectrum (step 5) over {blocks} blocks has an effective length of "
+        f"{number(mean)}, while the "
         f"mean length of all paths is {blocks / 2:g}. What do you read from it?",
         (
-            _wrong(
+            wrong(
                 "The network uses only its last blocks",
                 "Which blocks does not matter: a path counts how many branches it crosses.",
             ),
-            _right(
+            right(
                 "Paths through few branches carry most of the gradient",
                 "Every branch on a path makes its gradient smaller, so long paths carry little.",
             ),
-            _wrong("Most paths are short", f"Most of them cross about {blocks / 2:g} branches."),
+            wrong("Most paths are short", f"Most of them cross about {blocks / 2:g} branches."),
         ),
         figure=("paths", "0"),
     )
@@ -294,11 +293,9 @@ def _verdict() -> Question:
         "A residual run learns, its plain twin does not. They also differ in the learning rate: "
         "0.1 and 0.001. Which verdict does this pair deserve?",
         (
-            _wrong("Shortcuts help", "The learning rate explains it just as well."),
-            _wrong(
-                "Shortcuts do not help", "Nothing shows that either: two things differ at once."
-            ),
-            _right(
+            wrong("Shortcuts help", "The learning rate explains it just as well."),
+            wrong("Shortcuts do not help", "Nothing shows that either: two things differ at once."),
+            right(
                 "None about shortcuts: repeat it with equal learning rates, or cut the shortcuts "
                 "of one network",
                 "What differs besides must be named before any effect of shortcuts is claimed.",
@@ -311,12 +308,12 @@ def _verdict() -> Question:
 def _doubling() -> Question:
     return Question(
         "hard",
-        "Weights are such that each branch adds as much variance as it receives (He's, no norm). "
-        "By what does the standard deviation of the stream grow over 20 blocks?",
+        "Weights are such that each branch adds as much variance as it receives (He's weights, no "
+        "batch norm). By what does the standard deviation of x grow over 20 blocks?",
         (
-            _wrong("It stays equal", "Only if branches added nothing."),
-            _wrong("About 20 times", "Variances double in each block, they do not add up."),
-            _right("About 1,000 times", "The variance doubles 20 times, its root 10 times."),
+            wrong("It stays equal", "Only if branches added nothing."),
+            wrong("About 20 times", "Variances double in each block, they do not add up."),
+            right("About 1,000 times", "The variance doubles 20 times, its root 10 times."),
         ),
         proof=Snippet("print(2 ** (20 / 2))\n", "1024.0\n"),
     )
@@ -327,12 +324,12 @@ def _beyond() -> Question:
         "hard",
         "A split says: shortcut share 140 %. How can that be?",
         (
-            _wrong("It is an error: shares are at most 100 %", "Both shares add to 1, no more."),
-            _right(
+            wrong("It is an error: shares are at most 100 %", "Both shares add to 1, no more."),
+            right(
                 "The branch's part points against the sum, and its share is −40 %",
                 "Parts that cancel each other are larger than their sum.",
             ),
-            _wrong("The gradient explodes", "A share says nothing about the size of the sum."),
+            wrong("The gradient explodes", "A share says nothing about the size of the sum."),
         ),
         proof=Snippet(
             "import numpy as np\n\nshortcut, branch = np.array([1.4, 0.0]), np.array([-0.4, 0.0])\n"
@@ -352,12 +349,12 @@ def _compared() -> Question:
         f"{number(rows['output_gradient_norm'].iloc[0])}. May you conclude that the first layer "
         "learns more slowly?",
         (
-            _wrong("Yes: its gradient is smaller", "It is a gradient of another kind of value."),
-            _right(
+            wrong("Yes: its gradient is smaller", "It is a gradient of another kind of value."),
+            right(
                 "No: outputs of different shapes and sizes have gradients of different sizes",
                 "Compare layers of one kind, or updates with the norms of the weights they change.",
             ),
-            _wrong("No: it learns faster", "That does not follow either."),
+            wrong("No: it learns faster", "That does not follow either."),
         ),
         figure=("twins", "0"),
     )

@@ -23,19 +23,20 @@ from analyzer.lesson.tables import CHAINS, NETS, PLAIN, RESIDUAL, SOURCE, at, ta
 
 __all__ = ["SCENES"]
 
+DEPTH = "depth (each layer, ReLU and sum counted)"
+
 
 def _degradation() -> Scene:
     rows = table("degradation")
     mean = rows.groupby(["net", "depth"])["final_loss"].mean()
-    depths = sorted(int(depth) for depth in rows["depth"].unique())
-    seeds = rows["seed"].nunique()
+    depths, seeds = sorted(int(depth) for depth in rows["depth"].unique()), rows["seed"].nunique()
 
     def traces(net: str) -> tuple[Trace, ...]:
         points = rows[rows["net"] == net]
         one = {"mode": "markers", "showlegend": False, "opacity": 0.6}
         return (
-            line(depths, [mean[net, d] for d in depths], f"{net}, mean of {seeds}", f"@{net}"),
-            line(points["depth"], points["final_loss"], f"{net}, one seed", f"@{net}", **one),
+            line(depths, [mean[net, d] for d in depths], f"{net}, mean of starts", f"@{net}"),
+            line(points["depth"], points["final_loss"], f"{net}, one start", f"@{net}", **one),
         )
 
     def text(net: str) -> str:
@@ -53,7 +54,8 @@ def _degradation() -> Scene:
         (control("nets", "networks", [*NETS, "both"], start=2, is_slider=False),),
         states | {"both": both},
         axes("layers", "final training loss", low=0, high=rows["final_loss"].max() * 1.1),
-        f"{CHAINS} {seeds} seeds; the final loss is the mean over the last tenth of the steps.",
+        f"{CHAINS} {seeds} random starts (seeds); the final loss is the mean over the last tenth "
+        "of the steps.",
     )
 
 
@@ -62,7 +64,6 @@ def _product() -> Scene:
     depths = sorted(int(depth) for depth in rows["depth"].unique())
     scales = sorted(float(scale) for scale in rows["scale"].unique())
     states = {}
-    titles = "layer, from input to output", "gradient, relative to the last layer"
     for net, depth, scale in product(NETS, depths, scales):
         norms = rows[(rows["net"] == net) & (rows["depth"] == depth) & (rows["scale"] == scale)]
         ratios = norms.sort_values("layer")["ratio"].tolist()
@@ -78,18 +79,17 @@ def _product() -> Scene:
             faint = {"mode": "lines", "line": {"dash": "dot"}}
             drawn.append(line(layers, factors, "scale, once in each layer", "@text", **faint))
             said += f" {number(scale)} multiplied {depth - 1} times is {number(factors[0])}."
-        low, high = (-29, 4) if net == PLAIN else (-1, 10)
-        own = axes(*titles, log=True, low=low, high=high)
-        states[f"{net}|{depth}|{scale}"] = State(tuple(drawn), said, layout=own)
+        states[f"{net}|{depth}|{scale}"] = State(tuple(drawn), said)
+    titles = "layer, from input to output", "gradient, relative to the last layer"
     return Scene(
         "Gradient of each layer, divided by that of the last layer, in untrained networks",
         (
             control("net", "shortcuts", NETS, shown=["off", "on"], is_slider=False),
-            control("depth", "layers", depths, start=2),
-            control("scale", "scale of the weights", scales, start=2),
+            control("depth", "layers", depths, start=3),
+            control("scale", "weight scale", scales, start=2),
         ),
         states,
-        {},
+        axes(*titles, log=True, low=-29, high=10),
         "Computed: untrained networks of linear layers and ReLUs, 64 features, He's weights times "
         "the scale, one seed, one batch of 64 digits, without and with + x around each layer.",
     )
@@ -136,6 +136,9 @@ def _backward() -> Scene:
     for step in _steps():
         rows = _blocks(step).set_index("join")
         blocks = [int(join) + 1 for join in rows.index]
+        parts = rows[["shortcut_gradient_norm", "branch_gradient_norm"]]
+        # The gradients of steps differ by a factor of ten and more.
+        own = axes("block, from input to output", "gradient norm", high=1.05 * parts.max().max())
         arcs = [round(float(share), 3) for share in rows["shortcut_share"]]
         for block in blocks:
             row = rows.loc[block - 1].to_dict()
@@ -158,17 +161,14 @@ def _backward() -> Scene:
                 f"their sum is {shown['fork']}. The shortcut's share of it is "
                 f"{percent(row['shortcut_share'])}.",
                 {**shown, "block": str(block), "arcs": arcs},
+                own | {"barmode": "group"},
             )
-    splits = table("splits")
-    parts = (splits[f"{part}_gradient_norm"] for part in ("shortcut", "branch"))
-    low, high = _decades(pd.concat(parts))
-    count = splits["join"].nunique()
+    count = table("splits")["join"].nunique()
     return Scene(
         "Gradient that arrives at each block's input through its shortcut and through its branch",
         (_step_control(), control("block", "block", range(1, count + 1))),
         states,
-        axes("block, from input to output", "gradient norm", log=True, low=low, high=high)
-        | {"barmode": "group"},
+        {},
     )
 
 
@@ -188,19 +188,24 @@ def _paths() -> Scene:
             ),
             f"{_when(step, steps)}: paths through at most 3 of the {lengths[-1]} branches are "
             f"{percent(found['num_paths'][short].sum() / total)} of all {total:,.0f} paths and "
-            f"have {percent(of_norms[short].sum())} of the gradient norms; the effective length "
+            f"have {percent(tables.short_part(step))} of the gradient norms; the effective length "
             f"is {number(tables.effective_length(step))}.",
         )
     return Scene(
         "How many paths have each length, and how much gradient they carry",
-        (control("step", "weights", steps, shown=["first", "final"], is_slider=False),),
+        (_weights_control(steps),),
         states,
         axes("length: branches that a path crosses", "share", low=0, high=1) | {"barmode": "group"},
     )
 
 
+def _weights_control(steps: Sequence[int]) -> Control:
+    shown = ["before training", "after training"]
+    return control("step", "weights", steps, shown=shown, is_slider=False)
+
+
 def _when(step: int, steps: Sequence[int]) -> str:
-    return "At the first weights" if step == min(steps) else f"After {step} steps"
+    return "Before training" if step == min(steps) else f"After {step} steps"
 
 
 def _decades(norms: "pd.Series[float]") -> tuple[float, float]:
@@ -232,14 +237,15 @@ def _counterfactual() -> Scene:
             f"{number(fallen)} times the last one's gradient.",
         )
     low, high = _decades(rows["output_gradient_norm"])
+    cuts = [f"{scale:g}" for scale in scales]
     return Scene(
         "Gradient by depth of the same weights with every shortcut whole, halved and cut",
         (
-            control("step", "weights", steps, shown=["first", "final"], is_slider=False),
-            control("scale", "shortcuts times", scales, shown=[f"{s:g}" for s in scales]),
+            _weights_control(steps),
+            control("scale", "shortcuts times", scales, shown=cuts, is_slider=False),
         ),
         states,
-        axes("depth", "‖∂L/∂y‖", log=True, low=low, high=high),
+        axes(DEPTH, "‖∂L/∂y‖", log=True, low=low, high=high),
     )
 
 
@@ -262,12 +268,12 @@ def _twins() -> Scene:
         states[str(step)] = State(
             tuple(drawn),
             f"Step {step}: the first layer receives {number(plain)} times the last one's gradient "
-            f"without shortcuts and {number(residual)} with them. The loss of this step is "
+            f"without shortcuts and {number(residual)} with them. The loss of this step's batch is "
             f"{number(at('steps', 'loss', net=PLAIN, step=step))} and "
             f"{number(at('steps', 'loss', net=RESIDUAL, step=step))}.",
         )
     low, high = _decades(rows["output_gradient_norm"])
-    layout = beside_loss(axes("depth", "‖∂L/∂y‖", log=True, low=low, high=high))
+    layout = beside_loss(axes(DEPTH, "‖∂L/∂y‖", log=True, low=low, high=high))
     return Scene(
         "Gradient by depth of both networks at a step, and their losses",
         (control("step", "step of the training", steps),),
@@ -296,8 +302,10 @@ def _landscape() -> Scene:
             "colorbar": {"title": {"text": "loss"}},
         }
         center = at("landscape", "loss", net=net, alpha=0.0, beta=0.0)
+        weights = line([0], [0], "the trained weights", "@text", mode="markers")
+        weights["marker"] |= {"symbol": "x", "size": 12}
         states[net] = State(
-            (drawn,),
+            (drawn, weights),
             f"{net.capitalize()}: the loss is {number(center)} at the trained weights, and between "
             f"{number(found['loss'].min())} and {number(found['loss'].max())} in this plane; "
             f"colors end at {number(high)}.",
@@ -320,12 +328,12 @@ def _shapes() -> Scene:
     for option, found in rows.groupby("option"):
         drawn = tuple(
             bars(
-                [f"block {k + 1}" for k in kind.index - found.index[0]],
+                [k + 1 for k in kind.index - found.index[0]],
                 kind["shortcut_share"],
                 f"{name} shortcut",
                 colors[str(name)],
                 customdata=kind["shape"].tolist(),
-                hovertemplate="%{x}, output %{customdata}: share %{y:.0%}<extra></extra>",
+                hovertemplate="block %{x}, output %{customdata}: share %{y:.0%}<extra></extra>",
             )
             for name, kind in found.groupby("shortcut")
         )
@@ -343,7 +351,7 @@ def _shapes() -> Scene:
         "Share of the gradient that arrives through each block's shortcut, by kind of shortcut",
         (control("option", "option", sorted(states), is_slider=False),),
         states,
-        axes("block, from input to output", "shortcut's share of the gradient"),
+        axes("block, from input to output", "shortcut's share of the gradient", low=0, high=1),
         "Recorded: the 20-layer network of He et al. (2015) with options A, B and C on the digits "
         "of scikit-learn, first step, seed 0.",
     )
@@ -373,7 +381,7 @@ def _others() -> Scene:
             f"{number(tables.final_loss(chosen))} at the end.",
         )
     low, high = _decades(rows["output_gradient_norm"])
-    layout = axes("depth", "‖∂L/∂y‖ at the first step", log=True, low=low, high=high)
+    layout = axes(DEPTH, "‖∂L/∂y‖ at the first step", log=True, low=low, high=high)
     layout = beside_loss(layout, {"type": "log"})
     return Scene(
         "Gradient by depth at the first step and loss of four networks of equal size",

@@ -13,9 +13,10 @@ from analyzer.lesson.tables import (
     effective_length,
     final_loss,
     first_over_last,
+    short_part,
     table,
 )
-from analyzer.lesson.words import BLOCK, MISMATCH, PROJECTION, Choice, Snippet, Step
+from analyzer.lesson.words import BLOCK, MISMATCH, PROJECTION, Snippet, Step, right, wrong
 
 __all__ = ["steps"]
 
@@ -41,57 +42,58 @@ def _degradation() -> Step:
     mean = rows.groupby(["net", "depth"])["final_loss"].mean()
     shallow, deep = rows["depth"].min(), rows["depth"].max()
     low, high = number(mean[PLAIN, shallow]), number(mean[PLAIN, deep])
+    least, most = number(mean[RESIDUAL, shallow]), number(mean[RESIDUAL, deep])
+    chance = number(math.log(10))
     return Step(
         "degradation",
-        "Stack more layers, and it gets worse",
+        "Stack more layers",
         f"Two networks without shortcuts differ only in depth: {shallow} and {deep} layers. "
         "Which one reaches the lower training loss?",
         (
-            Choice(
+            wrong(
                 "The deeper one: it can compute all that the shallow one can",
-                False,
                 "It can: let the additional layers copy their input. But training does not find "
                 f"these weights: it ends at {high}, the shallow one at {low}.",
             ),
-            Choice(
-                "The shallow one",
-                True,
-                f"It ends at {low}, the deep one at {high}.",
-            ),
-            Choice(
+            right("The shallow one", f"It ends at {low}, the deep one at {high}."),
+            wrong(
                 "They end at the same loss",
-                False,
                 f"The deep one stays at {high}; the shallow one comes down to {low}.",
             ),
         ),
-        "With more layers the training loss of the plain network rises; with shortcuts it does "
-        f"not: at {deep} layers it is {number(mean[RESIDUAL, deep])}.",
-        "A deep plain network fails on its own training data, so this is not overfitting: it is a "
-        "failure of optimization, which He et al. (2015) call degradation.",
+        f"With {deep} layers the plain network stays near {chance}, the loss of guessing among ten "
+        f"digits (ln 10). With shortcuts the loss rises too, but only from {least} to {most}.",
+        "A deep plain network fails on its own training data, so this is not overfitting (a low "
+        "loss on the training data and a high one on other data): it is a failure of optimization, "
+        "which He et al. (2015) call degradation.",
     )
 
 
 def _product() -> Step:
     exact = number(0.7**39)
+    explodes = number(at("factors", "ratio", net=RESIDUAL, depth=20, scale=0.7, layer=1))
     return Step(
         "product",
         "The gradient is a product of many factors",
-        "In each of 40 layers the gradient is multiplied by 0.7 on its way back. What part of the "
-        "last layer's gradient arrives at the first layer?",
+        "From layer 40 back to layer 1 the gradient takes 39 steps, and each multiplies it by 0.7. "
+        "What part of the last layer's gradient arrives at the first layer?",
         (
-            Choice("About 0.7", False, f"That is one layer. 39 of them give {exact}."),
-            Choice(
+            wrong("About 0.7", f"That is one step. 39 of them give {exact}."),
+            wrong(
                 "About 0.02",
-                False,
                 f"Factors multiply, they do not add up: 0.7 to the power of 39 is {exact}.",
             ),
-            Choice("About 0.000001", True, f"0.7 to the power of 39 is {exact}."),
+            right("About 0.000001", f"0.7 to the power of 39 is {exact}."),
         ),
-        "Going back, the gradient is multiplied by one Jacobian in each layer. Set depth and scale "
-        "of the weights: the measured gradient follows the power of the scale.",
-        "Below 1 the gradient vanishes with depth, above 1 it explodes. Shortcuts keep it from "
-        "vanishing, for each factor has 1 added to it; they do not keep it from exploding: switch "
-        "them on and set the scale to 1.",
+        "On its way back the gradient is multiplied once in each layer. Set depth and scale of the "
+        "weights: without shortcuts the measured gradient follows the power of the scale. Scale 1 "
+        "means He's weights: random first weights of such a size that a layer with a ReLU hands on "
+        "as much as it receives (Kaiming He et al. 2015). The vertical axis is logarithmic: equal "
+        "distances are equal factors.",
+        "If the factor of a layer is below 1, the gradient vanishes with depth; above 1 it "
+        "explodes. A shortcut adds the incoming gradient itself (step 4), so that it does not "
+        f"shrink; it can still explode: {explodes} times over 20 layers with shortcuts at scale "
+        "0.7.",
     )
 
 
@@ -104,16 +106,29 @@ def _forward() -> Step:
         "out = f(x) + x, forward",
         "All weights and biases of f are zero. What does the block out = f(x) + x compute?",
         (
-            Choice("Zero", False, "f(x) is zero, but x is still added: the output is x."),
-            Choice("Its input x, unchanged", True, "f(x) is zero, so f(x) + x is x."),
-            Choice("2x", False, "That would need f(x) = x. With zero weights f(x) is zero."),
+            wrong("Zero", "f(x) is zero, but x is still added: the output is x."),
+            right("Its input x, unchanged", "f(x) is zero, so f(x) + x is x."),
+            wrong("2x", "That would need f(x) = x. With zero weights f(x) is zero."),
         ),
-        "A block does not compute its output from nothing: it adds to its input. At the first "
-        f"step a block adds between {percent(ratio.min())} and {percent(ratio.max())} of the norm "
-        "of what it passes on.",
+        "A block does not compute its output from nothing: it adds to its input. From here on the "
+        "figures show two networks of 28 convolutions, in 14 blocks of two, with and without "
+        "shortcuts, which learn to tell digits of 8x8 pixels. At the first step (step 0) a block "
+        f"adds between {percent(ratio.min())} and {percent(ratio.max())} of the norm of what it "
+        "passes on.",
         "Copying the input is what a residual block does when its weights are zero. A plain block "
         "would have to learn it.",
-        (Snippet(BLOCK + "\nprint(Block(3)(torch.ones(2, 3)).shape)\n", "torch.Size([2, 3])\n"),),
+        (
+            Snippet(
+                BLOCK + "\nblock = Block(3)\nprint(len(list(block.parameters())))"
+                "  # the weights and the bias of f, none for + x\n"
+                "for parameter in block.parameters():\n    nn.init.zeros_(parameter)\n"
+                "print(block(torch.tensor([1.0, 2.0, 3.0])).tolist())\n",
+                "2\n[1.0, 2.0, 3.0]\n",
+            ),
+        ),
+        before="A residual block adds its input x to what its own layers f make of it: "
+        "out = f(x) + x. In the program below f is one linear layer: W·x + b with the weights W "
+        "and the bias b, which training changes.",
     )
 
 
@@ -123,20 +138,29 @@ def _backward() -> Step:
     return Step(
         "backward",
         "out = f(x) + x, backward: where the + 1 stands",
-        "Let g = ∂L/∂out, and J the Jacobian of f at x. What is ∂L/∂x?",
+        "out = w·x + x with w = 0.5. What is the derivative of out with respect to x?",
         (
-            Choice("Jᵀg", False, "That is the plain block out = f(x). The sum adds x, too."),
-            Choice("g + Jᵀg", True, "x reaches the output by two ways, and gradients add."),
-            Choice(
-                "Jᵀg + 1",
-                False,
-                "The derivative of x by itself is 1 (the identity), but it multiplies g: 1·g.",
+            wrong("0.5", "That is the plain block out = w·x. The sum adds x, too."),
+            wrong("1", "That is the shortcut alone. The branch w·x adds w."),
+            right("1.5", "w + 1: x reaches out by two ways, and derivatives add."),
+        ),
+        "Of vectors, the derivatives of f form a table, its Jacobian J. When g = ∂L/∂out comes "
+        "back, x receives g through the shortcut and Jᵀg through the branch. Choose a block, with "
+        "the control or by a click in the figure: both parts are measured, exactly. They are "
+        "vectors, here almost at right angles (cosine near 0), so the norm of their sum is less "
+        "than the sum of their norms. The share of a part is its length along the sum, divided by "
+        "the length of the sum: both shares add up to 100 %, and one is negative where it points "
+        "against the sum (the other one is then above 100 %).",
+        "out = f(x) + x gives ∂L/∂x = Jᵀg + g: the + 1 of the derivative is the g that passes "
+        f"through the shortcut unchanged. Its share is {percent(first.min())} to "
+        f"{percent(first.max())} at the first step.",
+        (
+            Snippet(
+                "import torch\n\nx = torch.tensor(3.0, requires_grad=True)\nw = torch.tensor(0.5)\n"
+                "(w * x + x).backward()\nprint(x.grad.item())\n",
+                "1.5\n",
             ),
         ),
-        "Each block's input receives g through the shortcut and Jᵀg through the branch. Choose a "
-        "block, with the control or by a click in the figure: both parts are measured, exactly.",
-        "The + 1 of the formula is the g that passes through the shortcut unchanged. It has "
-        f"{percent(first.min())} to {percent(first.max())} of the sum at the first step.",
     )
 
 
@@ -144,23 +168,25 @@ def _paths() -> Step:
     rows = table("paths")
     blocks = int(rows["length"].max())
     total = int(rows[rows["step"] == 0]["num_paths"].sum())
+    early, late = (percent(short_part(step)) for step in (0, 200))
     return Step(
         "paths",
-        f"All {total:,} paths, and which of them carry the gradient",
+        "Many paths, and which of them carry the gradient",
         f"The gradient can pass each of {blocks} blocks through the shortcut or through the "
         "branch. How many paths lead from the loss to the input?",
         (
-            Choice(f"{blocks}", False, "In every block there are two ways, so ways multiply."),
-            Choice(f"{2 * blocks}", False, "The two ways of a block combine with those of all."),
-            Choice(f"{total:,}", True, f"2 to the power of {blocks}: two ways in every block."),
+            wrong(f"{blocks}", "In every block there are two ways, so ways multiply."),
+            wrong(f"{2 * blocks}", "The two ways of a block combine with those of all."),
+            right(f"{total:,}", f"2 to the power of {blocks}: two ways in every block."),
         ),
         "Most paths cross about half of the branches. Short ones carry more gradient, for every "
         "branch on the way multiplies it by a small Jacobian. Here all paths are summed exactly, "
         "by length; none is sampled.",
-        "A residual network is a sum over paths of all lengths. The gradient at the input is "
-        "carried by the paths through few branches: the long ones do vanish, as in a plain network "
-        f"(Veit et al. 2016). Training lengthens them: from {number(effective_length(0))} branches "
-        f"on average at the first weights to {number(effective_length(200))} at the final ones.",
+        "A residual network is a sum over paths of all lengths, and the long ones vanish, as in a "
+        "plain network (Veit et al. 2016). Before training, paths through at most 3 branches have "
+        f"{early} of the gradient norms, after 200 steps {late}. The effective length, which is "
+        "the mean number of branches weighted with the gradient norm, rises from "
+        f"{number(effective_length(0))} to {number(effective_length(200))}.",
     )
 
 
@@ -176,88 +202,98 @@ def _counterfactual() -> Step:
     return Step(
         "counterfactual",
         "Cut the shortcuts of the very same weights",
-        "One network, one batch, the same weights: only the shortcuts are set to zero. What "
+        "One network, one batch, the same weights: only the + x of every block is removed. What "
         "happens to the gradient at the first layer?",
         (
-            Choice(
+            wrong(
                 "Nothing: shortcuts have no weights",
-                False,
                 f"They have none, and yet the gradient falls from {number(whole)} to "
-                f"{number(cut)}: only the paths through every branch are left.",
+                f"{number(cut)}: only the one path through all branches is left.",
             ),
-            Choice(
+            wrong(
                 "It is halved",
-                False,
                 "Each of the blocks loses its + 1, and these factors multiply: from "
                 f"{number(whole)} to {number(cut)}.",
             ),
-            Choice(
+            right(
                 "It becomes smaller by many powers of ten",
-                True,
                 f"From {number(whole)} to {number(cut)}, by a factor of {number(whole / cut)}.",
             ),
         ),
         "Nothing differs between the curves but the factor at the shortcuts, so the difference is "
         "their effect and that of nothing else: no other weights, no other training.",
-        "An intervention shows a cause. Comparing two trained networks shows only what goes "
-        "together.",
+        "Changing one thing alone shows its effect: that is an intervention, and it shows a cause. "
+        "Two networks that were trained apart may differ for other reasons as well.",
     )
 
 
 def _twins() -> Step:
     rows = table("steps")
-    tail = {net: found.sort_values("step").tail(20)["loss"].mean()
-            for net, found in rows.groupby("net")}  # fmt: skip
+    tail = {
+        net: found.sort_values("step").tail(20)["loss"].mean() for net, found in rows.groupby("net")
+    }
     chance = math.log(10)
+    arrives = number(first_over_last("layers", PLAIN, 0))
+    largest = rows[rows["net"] == RESIDUAL]["loss"].max()
     return Step(
         "twins",
         "The plain twin, trained beside it",
         "The plain twin is trained on the same batches from the same weights. Where is its loss "
         f"after 200 steps? (Guessing among ten digits costs ln 10 = {number(chance)}.)",
         (
-            Choice("A little above that of the residual network", False,
-                   f"It stays at {number(tail[PLAIN])}, the loss of guessing."),
-            Choice(f"Still near {number(chance)}", True,
-                   f"It ends at {number(tail[PLAIN])}; its first layers receive no gradient."),
-            Choice("It has become infinite", False,
-                   f"Its gradients vanish, they do not explode: it ends at {number(tail[PLAIN])}."),
+            wrong(
+                "A little above that of the residual network",
+                f"It stays at {number(tail[PLAIN])}, the loss of guessing.",
+            ),
+            right(
+                f"Still near {number(chance)}",
+                f"It ends at {number(tail[PLAIN])}: its first layer receives {arrives} times the "
+                "gradient of its last one, almost nothing.",
+            ),
+            wrong(
+                "It has become infinite",
+                f"Its gradients vanish, they do not explode: it ends at {number(tail[PLAIN])}.",
+            ),
         ),
-        "Move the step: both profiles and the mark in the losses follow. The residual network ends "
-        f"at {number(tail[RESIDUAL])}.",
-        "Where the gradient vanishes on its way back, the layers near the input hardly change, and "
-        "the layers behind them see noise that nothing corrects.",
-    )  # fmt: skip
+        "Move the step: both gradient curves and the mark in the losses follow. Over the last 20 "
+        f"steps the loss is {number(tail[PLAIN])} without and {number(tail[RESIDUAL])} with "
+        f"shortcuts, on average; single batches differ, one of them reaches {number(largest)}.",
+        "A step changes weights by the learning rate times their gradient. Where the gradient has "
+        "vanished, the layers near the input hardly change, and all later layers work with what "
+        "these untrained ones hand on.",
+    )
 
 
 def _landscape() -> Step:
     rows = table("landscape")
     span = {net: found["loss"].max() - found["loss"].min() for net, found in rows.groupby("net")}
+    plain = rows[rows["net"] == PLAIN]["loss"]
+    between = f"between {number(plain.min())} and {number(plain.max())}"
     return Step(
         "landscape",
         "The landscape of the loss",
-        "Move the trained weights of the plain network away in two random directions. How does "
-        "its loss change?",
+        "Move the trained weights of the plain network away from where they are, along two random "
+        "directions. How does the loss change?",
         (
-            Choice(
-                "It is a rugged mountain range",
-                False,
-                "So are those of deep plain networks with batch norm in Li et al. (2018). This "
-                f"network has no norm and has not learned: its loss spans {number(span[PLAIN])}.",
+            wrong(
+                "It goes up and down wildly",
+                "Li et al. (2018) saw that in deep plain networks with batch norm (step 10). This "
+                f"one has no batch norm and has not learned: its loss is {between} everywhere.",
             ),
-            Choice(
+            right(
                 "Hardly at all",
-                True,
-                f"It spans {number(span[PLAIN])} in the whole plane; that of the residual network "
-                f"spans {number(span[RESIDUAL])}.",
+                f"It changes by {number(span[PLAIN])} in the whole plane; that of the residual "
+                f"network by {number(span[RESIDUAL])}.",
             ),
-            Choice(
-                "It is a round bowl with the trained weights at its bottom",
-                False,
-                "A bowl needs a loss that depends on the weights. Here it spans "
-                f"{number(span[PLAIN])}.",
+            wrong(
+                "It rises on all sides, like a bowl",
+                f"For that the weights would have to matter. Here the loss is {between} "
+                "everywhere.",
             ),
         ),
-        "The plain network lies on a plateau: nothing in this plane changes its loss. The residual "
+        "Each point of the plane is the trained weights plus so much of the one direction and so "
+        "much of the other; the trained weights themselves stand at (0, 0). The plain network lies "
+        f"on a plateau: in this plane its loss changes by {number(span[PLAIN])}. The residual "
         "network has reached a valley.",
         "A landscape shows one plane of a space with thousands of dimensions. It illustrates; it "
         "proves little.",
@@ -265,87 +301,96 @@ def _landscape() -> Step:
 
 
 def _shapes() -> Step:
+    rows = table("shapes")
+    shares = rows[rows["option"] == "B"].groupby("shortcut")["shortcut_share"]
+    of_kind = {kind: f"{percent(of.min())} to {percent(of.max())}" for kind, of in shares}
     return Step(
         "shapes",
         "When the shapes differ",
         "x has the shape (batch, 64, 32, 32) and f(x) the shape (batch, 128, 16, 16). What does "
         "f(x) + x do?",
         (
-            Choice("PyTorch fills what is missing with zeros", False,
-                   "It never pads by itself. Option A does so, but you have to write it."),
-            Choice("PyTorch repeats the smaller one", False,
-                   "Broadcasting repeats only dimensions of size 1."),
-            Choice("It raises an error", True,
-                   "Sizes of a dimension must be equal, or one of them 1."),
+            wrong(
+                "PyTorch fills what is missing with zeros",
+                "It never pads by itself: that would have to be written.",
+            ),
+            wrong(
+                "PyTorch repeats the smaller one", "Broadcasting repeats only dimensions of size 1."
+            ),
+            right("It raises an error", "Sizes of a dimension must be equal, or one of them 1."),
         ),
-        "Read the message from its end: dimension 3 is the width; a is the left operand f(x) with "
-        "16, b the right one x with 32. The channels differ as well: 128 and 64. A 1x1 "
-        "convolution with stride 2 on the shortcut changes both.",
-        "Option A pads with zeros and adds no parameter; B projects where the shape changes; C "
-        "projects everywhere. Where a projection stands, the + 1 is not the identity any more: "
-        "look at its share.",
+        "The first program fails. Read its message from the end: dimension 3 is the width; a is "
+        "the left operand f(x) with 16, b the right one x with 32. (“Non-singleton” means: not of "
+        "size 1.) The channels differ as well, 128 and 64. In the second program a 1x1 "
+        "convolution with stride 2 on the shortcut, a projection, changes both.",
+        "Padding adds no parameter, a projection does. Where a projection stands, the + 1 is not "
+        f"the identity any more: with option B the share of projections is "
+        f"{of_kind['projection']}, that of the other shortcuts {of_kind['identity']}.",
         (
             Snippet(
                 MISMATCH,
                 "The size of tensor a (16) must match the size of tensor b (32) at non-singleton "
                 "dimension 3\n",
             ),
-            Snippet(
-                PROJECTION,
-                "torch.Size([1, 128, 16, 16])\ntorch.Size([1, 128, 16, 16])\n",
-            ),
+            Snippet(PROJECTION, "torch.Size([1, 128, 16, 16])\ntorch.Size([1, 128, 16, 16])\n"),
         ),
-        "analyzer record train.py writes a note below the traceback of such a sum: the block, both "
-        "shapes, and the usual fixes.",
-    )  # fmt: skip
-
-
-def _first_loss(net: str) -> float:
-    return at("others_steps", "loss", net=net, step=0)
-
-
-def _first_ratio(net: str) -> float:
-    return first_over_last("others_layers", net, 0)
+        "There are three ways to mend it. Option A fills x up with channels of zeros; B projects x "
+        "where the shapes differ, and only there; C projects it around every block. Choose one: "
+        "the figure shows the share of the gradient that comes through each block's shortcut "
+        "(step 4). If such a sum fails in a program of yours, analyzer record train.py (the tool "
+        "that made this page) writes a note below the error: the block, both shapes, and these "
+        "ways.",
+        before="Images have the shape (batch, channels, height, width), and these dimensions are "
+        "counted from 0. nn.Conv2d(64, 128, kernel_size=3, stride=2) makes 128 channels out of 64 "
+        "from windows of 3x3 pixels; with stride 2 it takes every second window, so height and "
+        "width are halved.",
+    )
 
 
 def _others() -> Step:
     norm, he, plain_he = "plain, batch norm", "residual, He weights", "plain, He weights"
+    nets = (PLAIN, RESIDUAL, norm, he)
+    loss = {net: number(at("others_steps", "loss", net=net, step=0)) for net in nets}
+    ratio = {net: number(first_over_last("others_layers", net, 0)) for net in nets}
     return Step(
         "others",
         "What shortcuts do not explain",
         "Which of these statements is true?",
         (
-            Choice(
+            wrong(
                 "The gradient of plain networks with batch norm vanishes",
-                False,
                 "At the first step the first layer of this one receives "
-                f"{number(first_over_last('others_layers', norm, 0))} times the last one's "
-                "gradient; without norm "
-                f"{number(first_over_last('others_layers', PLAIN, 0))}.",
+                f"{ratio[norm]} times the last one's gradient; without batch norm "
+                f"{ratio[PLAIN]}.",
             ),
-            Choice(
-                "Shortcuts add parameters to a network",
-                False,
-                "x is added as it is. Only a projection, where shapes differ, has parameters.",
+            wrong(
+                "Every shortcut adds parameters to a network",
+                "x + f(x) adds none; only a projection has some (options B and C of step 9).",
             ),
-            Choice(
+            wrong(
                 "Shortcuts always help",
-                False,
-                "With He's weights and no norm every block about doubles the variance of what it "
-                f"passes on: the first loss is {number(_first_loss(he))}, and the loss ends at "
+                "With He's weights and no batch norm every block about doubles the variance: the "
+                f"first loss is {loss[he]}, and the loss ends at "
                 f"{number(final_loss(he))}; without the shortcuts it ends at "
                 f"{number(final_loss(plain_he))}.",
             ),
-            Choice(
+            right(
                 "A residual network may begin with a larger loss than its plain twin",
-                True,
-                f"Here with {number(_first_loss(RESIDUAL))} against {number(_first_loss(PLAIN))}, "
-                f"and with {number(_first_loss(he))} where He's weights make its stream grow.",
+                f"Here with {loss[RESIDUAL]} against {loss[PLAIN]}, "
+                f"and with {loss[he]} where He's weights make the outputs grow.",
             ),
         ),
-        "Batch norm alone, or He's weights alone, keep the gradient of this plain network from "
-        "vanishing; with He's weights it is the residual one that fails.",
-        "Vanishing gradients are one reason among several. Normalization and initialization "
-        "matter as much, and gradients of early and late layers may only be compared beside the "
-        "norms of what they belong to.",
+        "Without shortcuts, batch norm or He's weights keep the gradient of this network of 32 "
+        "layers from vanishing. With He's weights it is the network with shortcuts that fails.",
+        "A gradient that does not vanish is not enough: with batch norm the first layer receives "
+        f"{ratio[norm]} times the gradient of the last one, and the loss still ends "
+        f"at {number(final_loss(norm))}. Normalization and first weights decide as well: with He's "
+        f"weights the plain network ends at {number(final_loss(plain_he))}, the residual one at "
+        f"{number(final_loss(he))}. And outputs of different shapes have gradients of different "
+        "sizes: between two layers of different kinds a factor of 20 proves nothing (10¹² does). "
+        "Compare layers of one kind, or updates with the weights that they change.",
+        before="Batch norm is a layer that shifts and scales numbers to mean 0 and variance 1 over "
+        "a batch; the variance is the mean square of the distance from the mean. He's weights "
+        "(step 2) give f(x) the variance of x. Then x + f(x) has about twice the variance of x: it "
+        "doubles in each block, and its root, the standard deviation, grows by √2.",
     )

@@ -17,6 +17,7 @@ __all__ = [
     "effective_length",
     "final_loss",
     "first_over_last",
+    "short_part",
     "table",
 ]
 
@@ -86,3 +87,11 @@ def effective_length(step: int) -> float:
     rows = table("paths")
     rows = rows[rows["step"] == step].sort_values("length")
     return float((rows["length"] * rows["gradient_norm"]).sum() / rows["gradient_norm"].sum())
+
+
+def short_part(step: int) -> float:
+    """Return which part of the gradient norms at a step paths through at most 3 branches have."""
+    rows = table("paths")
+    rows = rows[rows["step"] == step]
+    norms = rows["gradient_norm"]
+    return float(norms[rows["length"] <= 3].sum() / norms.sum())

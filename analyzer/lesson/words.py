@@ -2,7 +2,18 @@
 
 from dataclasses import dataclass, field
 
-__all__ = ["BLOCK", "GRADES", "MISMATCH", "PROJECTION", "Choice", "Question", "Snippet", "Step"]
+__all__ = [
+    "BLOCK",
+    "GRADES",
+    "MISMATCH",
+    "PROJECTION",
+    "Choice",
+    "Question",
+    "Snippet",
+    "Step",
+    "right",
+    "wrong",
+]
 
 GRADES = ("easy", "medium", "hard")
 BLOCK = """\
@@ -12,7 +23,7 @@ from torch import nn
 class Block(nn.Module):
     def __init__(self, width):
         super().__init__()
-        self.f = nn.Linear(width, width)
+        self.f = nn.Linear(width, width)  # W·x + b
 
     def forward(self, x):
         return self.f(x) + x
@@ -49,6 +60,16 @@ class Choice:
     why: str
 
 
+def right(text: str, why: str) -> Choice:
+    """Return the right answer to a question."""
+    return Choice(text, True, why)
+
+
+def wrong(text: str, why: str) -> Choice:
+    """Return a wrong answer to a question."""
+    return Choice(text, False, why)
+
+
 @dataclass(frozen=True)
 class Snippet:
     """A program and what it prints."""
@@ -69,7 +90,8 @@ class Step:
         sentence: What the figure shows.
         takeaway: What to keep.
         snippets: Programs to read and to run.
-        more: A further paragraph.
+        more: A paragraph between the programs and the figure.
+        before: What must be known to answer the question.
     """
 
     key: str
@@ -80,6 +102,7 @@ class Step:
     takeaway: str
     snippets: tuple[Snippet, ...] = field(default=())
     more: str = ""
+    before: str = ""
 
 
 @dataclass(frozen=True)

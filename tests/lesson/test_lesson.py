@@ -105,7 +105,10 @@ def test_the_deep_plain_net_is_worse_and_the_residual_one_is_not() -> None:
     assert mean["residual", 32] < 1.1 * mean["plain", 4]
     step = STEPS["degradation"]
     assert number(mean["plain", 32]) in right(step.choices).why
-    assert number(mean["residual", 32]) in step.sentence
+    risen = f"from {number(mean['residual', 4])} to {number(mean['residual', 32])}."
+    assert risen in step.sentence
+    assert f"near {number(math.log(10))}, the loss of guessing" in step.sentence
+    assert abs(mean["plain", 32] - math.log(10)) < 0.05
 
 
 @pytest.mark.parametrize("net", ["plain", "residual"])
@@ -125,6 +128,8 @@ def test_products_are_those_of_the_table(net: str, depth: int, scale: float) -> 
         assert gain == pytest.approx(scale, rel=0.1)
     else:
         assert gain > 0.9  # the + 1 stands for itself, however small the branch
+        if (depth, scale) == (20, 0.7):
+            assert f"{number(first)} times over 20 layers" in STEPS["product"].takeaway
 
 
 def test_splits_are_those_of_the_table_and_add_up() -> None:
@@ -147,6 +152,8 @@ def test_splits_are_those_of_the_table_and_add_up() -> None:
         assert whole == pytest.approx(row.fork_gradient_norm, rel=1e-4)
     shares = rows("splits", step=0)["shortcut_share"]
     assert f"{percent(shares.min())} to {percent(shares.max())}" in STEPS["backward"].takeaway
+    # "Almost at right angles" at the first step.
+    assert rows("splits", step=0)["cosine"].abs().max() < 0.1
 
 
 def test_blocks_add_what_the_table_says() -> None:
@@ -171,6 +178,7 @@ def test_paths_are_counted_and_weighed() -> None:
         assert f"have {percent(sum(norms[:4]) / sum(norms))} of the gradient norms" in state.text
         assert f"{percent(sum(math.comb(14, k) for k in range(4)) / 2**14)} of all" in state.text
         assert number(length) in STEPS["paths"].takeaway
+        assert percent(sum(norms[:4]) / sum(norms)) in STEPS["paths"].takeaway
     assert right(STEPS["paths"].choices).text == f"{2**14:,}"
 
 
@@ -196,7 +204,15 @@ def test_twins_are_those_of_the_table() -> None:
             assert number(norms[0] / norms[-1]) in state.text
             assert number(rows("steps", net=net, step=int(step))["loss"].item()) in state.text
     tail = {net: np.mean(rows("steps", net=net)["loss"][-20:]) for net in ("plain", "residual")}
-    assert number(tail["residual"]) in STEPS["twins"].sentence
+    said = f"{number(tail['plain'])} without and {number(tail['residual'])} with"
+    assert said in STEPS["twins"].sentence
+    assert f"reaches {number(max(rows('steps', net='residual')['loss']))}." in (
+        STEPS["twins"].sentence
+    )
+    norms = rows("layers", net="plain", step=0).sort_values("depth")["output_gradient_norm"]
+    assert f"receives {number(norms.iloc[0] / norms.iloc[-1])} times the" in (
+        right(STEPS["twins"].choices).why
+    )
     assert all(number(tail["plain"]) in choice.why for choice in STEPS["twins"].choices)
     assert abs(tail["plain"] - math.log(10)) < 0.05
 
@@ -209,6 +225,9 @@ def test_landscapes_are_those_of_the_table() -> None:
         assert number(at("landscape", "loss", net=net, alpha=0.0, beta=0.0)) in state.text
         spans.append(number(losses.max() - losses.min()))
     assert all(span in right(STEPS["landscape"].choices).why for span in spans)
+    plain = rows("landscape", net="plain")["loss"]
+    between = f"between {number(plain.min())} and {number(plain.max())} everywhere"
+    assert sum(between in choice.why for choice in STEPS["landscape"].choices) == 2
 
 
 def test_options_add_the_parameters_of_their_projections() -> None:
@@ -219,6 +238,12 @@ def test_options_add_the_parameters_of_their_projections() -> None:
         assert f"{found['num_parameters'].iloc[0]:,} parameters" in state.text
         if added[option]:
             assert f"{added[option]:,} more than option A" in state.text
+        drawn = [block for trace in state.data for block in trace["x"]]
+        assert sorted(drawn) == list(range(1, 10))
+    for kind in ("projection", "identity"):
+        shares = rows("shapes", option="B", shortcut=kind)["shortcut_share"]
+        said = f"{percent(shares.min())} to {percent(shares.max())}"
+        assert said in STEPS["shapes"].takeaway
 
 
 def test_what_shortcuts_do_not_explain_is_so_in_the_table() -> None:
@@ -236,6 +261,13 @@ def test_what_shortcuts_do_not_explain_is_so_in_the_table() -> None:
     assert final["residual, He weights"] > 2 > 1 > final["plain, He weights"]
     assert first["residual"] > first["plain"]
     choices = " ".join(choice.why for choice in STEPS["others"].choices)
+    for value in (
+        ratio["plain, batch norm"],
+        final["plain, batch norm"],
+        final["plain, He weights"],
+        final["residual, He weights"],
+    ):
+        assert number(value) in STEPS["others"].takeaway
     for value in (
         ratio["plain, batch norm"],
         ratio["plain"],

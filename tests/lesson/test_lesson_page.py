@@ -105,9 +105,13 @@ def test_a_figure_is_seen_after_the_prediction(browser: Any, address: str) -> No
     assert seen.is_visible()
     answer = tab.locator("#step-1 .answer")
     assert "wrong" in (answer.get_attribute("class") or "")
+    assert tab.locator("#step-1 .choice.right").inner_text().strip() == "The shallow one"
     assert not tab.locator("#step-2 .seen").is_visible()
     tab.locator("#step-2 .show").click()
     assert tab.locator("#step-2 .plot .main-svg").first.is_visible()
+    # Who does not predict is told as well.
+    assert tab.locator("#step-2 .choice.right").inner_text().strip() == "About 0.000001"
+    assert tab.locator("#step-2 .answer").inner_text().startswith("0.7 to the power of 39")
     tab.close()
 
 
@@ -117,7 +121,7 @@ def test_an_arc_leads_to_its_block(browser: Any, address: str) -> None:
     states = SCENES["backward"]().states
     figure = tab.locator("#step-4 .scene")
     assert figure.locator(".state").inner_text() == states["0|1"].text
-    figure.locator("svg g").nth(4).locator("rect").click()
+    figure.locator("svg g").nth(4).locator(".inside").click(position={"x": 12, "y": 20})
     assert figure.locator(".state").inner_text() == states["0|5"].text
     assert figure.locator("[data-number=fork]").inner_text() == states["0|5"].numbers["fork"]
     assert figure.locator("[data-control=block]").input_value() == "4"
@@ -153,8 +157,8 @@ def test_the_lesson_is_read_by_keyboard_alone(browser: Any, address: str) -> Non
         tab.keyboard.press("Tab")
         if tab.evaluate(f"{focus}.dataset.control") == "depth":
             break
-    tab.keyboard.press("ArrowRight")
-    assert tab.locator("#step-2 .state").inner_text().startswith("The first of 40 layers")
+    tab.keyboard.press("ArrowLeft")
+    assert tab.locator("#step-2 .state").inner_text().startswith("The first of 20 layers")
     tab.close()
 
 

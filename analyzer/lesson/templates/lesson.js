@@ -36,7 +36,7 @@
     const layout = {
       height: 380, autosize: true, paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
       font: {size: 13, color: palette.text}, margin: {l: 64, r: 16, t: 40, b: 52},
-      legend: {orientation: 'h', x: 0, y: 1.02, yanchor: 'bottom'}, hovermode: 'closest',
+      showlegend: true, legend: {orientation: 'h', x: 0, y: 1.02, yanchor: 'bottom'}, hovermode: 'closest',
     };
     for (const key of Object.keys(given)) {
       layout[key] = /^[xy]axis/.test(key) ? {...axis, ...given[key]} : given[key];
@@ -105,6 +105,8 @@
         made('path', {d: `M ${left} 84 C ${left} 0, ${right} 0, ${right} 84`}, group);
         made('rect', {x: middle - 0.3 * room, y: 70, width: 0.6 * room, height: 28, rx: 4}, group);
         made('text', {x: middle, y: 89}, group).textContent = k + 1;
+        // What is inside of the arch belongs to it.
+        made('rect', {x: left, y: 0, width: right - left, height: 98, class: 'inside'}, group);
         group.addEventListener('click', () => choose(figure, k + 1));
       });
     }
@@ -129,12 +131,13 @@
     });
   }
 
+  const isRight = (input) => input.dataset.right === 'yes';
   const answered = (box, place) => {
     const input = all('.choice input', box)[place];
     if (!input) return false;
     input.checked = true;
     all('.choice', box).forEach((label) => label.classList.remove('right', 'wrong'));
-    const kind = input.dataset.right === 'yes' ? 'right' : 'wrong';
+    const kind = isRight(input) ? 'right' : 'wrong';
     input.closest('.choice').classList.add(kind);
     const answer = box.querySelector('.answer');
     answer.className = `answer ${kind}`;
@@ -143,6 +146,13 @@
   };
   const reveal = (step) => {
     step.querySelector('.seen').classList.add('shown');
+    const right = all('.predict input', step).find(isRight);
+    right.closest('.choice').classList.add('right');
+    const answer = step.querySelector('.answer');
+    if (!answer.textContent) {
+      answer.className = 'answer';
+      answer.textContent = right.dataset.why;
+    }
     step.querySelector('.show').hidden = true;
     drawIn(step);
   };
@@ -172,7 +182,7 @@
     const given = places.filter((place) => place !== undefined).length;
     const right = boxes.filter((box, k) => {
       const input = all('.choice input', box)[places[k]];
-      return input && input.dataset.right === 'yes';
+      return input && isRight(input);
     }).length;
     document.getElementById('score').textContent =
       `${right} of ${boxes.length} right, ${boxes.length - given} not answered yet.`;

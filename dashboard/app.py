@@ -31,6 +31,7 @@ from .run_list import run_table
 from .security import protect
 from .server import add_lesson
 from .study_page import study_cards
+from .thumbnail import thumbnail
 
 __all__ = ["Warmer", "create_app"]
 
@@ -369,7 +370,7 @@ def _connect_scripts(app: Dash) -> None:
 
 
 def _connect_downloads(app: Dash, seen: Any) -> None:
-    """Serve ``/csv/<panel>?run=…``."""
+    """Serve ``/csv/<panel>?run=…``, and ``/thumbnail/<panel>?run=…&scheme=…``."""
 
     def download(key: str) -> Response:
         if key not in {panel.key for panel in PANELS}:
@@ -384,7 +385,16 @@ def _connect_downloads(app: Dash, seen: Any) -> None:
         headers = {"Content-Disposition": f'attachment; filename="{key}.csv"'}
         return Response(csv_text(table), mimetype="text/csv", headers=headers)
 
+    def picture(key: str) -> Response:
+        if key not in {panel.key for panel in PANELS}:
+            return _refusal(f"there is no figure {key[:80]!r}")
+        chosen = seen(request.query_string.decode(errors="replace"))
+        found = shown(key, chosen, request.args.get("scheme", "light"))
+        empty: dict[str, Any] = {"data": [], "layout": {}}
+        return Response(thumbnail(found.figure or empty), mimetype="image/svg+xml")
+
     app.server.add_url_rule("/csv/<key>", "csv", download)
+    app.server.add_url_rule("/thumbnail/<key>", "thumbnail", picture)
 
 
 def _refusal(text: str) -> Response:

@@ -12,13 +12,14 @@ from analyzer.analysis.numerals import number
 from analyzer.analysis.verdict import verdict
 from analyzer.analysis.view import run_labels
 from analyzer.errors import AnalyzerError
-from analyzer.figures.catalog import page_of
+from analyzer.figures.catalog import page_of, panel
 from analyzer.storage.run import Run
 
 from .address import Context, query
 from .components import LOOKING, cards, lacking, message, soon
 from .ids import Id
 from .library import shortened
+from .thumbnail import SIZE
 
 __all__ = ["layout", "link_to", "plain_and_residual", "verdict_of"]
 
@@ -115,20 +116,38 @@ def _claim(context: Context, claim: Claim) -> html.Section:
             html.Div(values, className="values"),
             html.P(claim.finding),
             html.P(f"Source: {claim.reference}.", className="against"),
-            html.P(link_to(context, claim, "show me")),
+            html.P(link_to(context, claim, _picture(context, claim)), className="show-me"),
             how,
         ],
         className="card question",
     )
 
 
-def link_to(context: Context, claim: Claim, words: str = "show") -> Any:
+def link_to(context: Context, claim: Claim, words: Any = "show") -> Any:
     """A link to the card of its panel, at the step that it is about."""
-    address = context.address
-    if len(claim.steps) == 1:
-        address = replace(address, step=claim.steps[0])
-    href = f"{page_of(claim.panel).path}{query(address)}#title-{claim.panel}"
-    return dcc.Link(words, href=href)
+    page = page_of(claim.panel)
+    return dcc.Link(words, href=f"{page.path}{_search(context, claim)}#title-{claim.panel}")
+
+
+def _at_step(claim: Claim) -> int | None:
+    """The step of the figure of a claim; None where the figure has none."""
+    return claim.steps[0] if claim.steps and "step" in panel(claim.panel).reads else None
+
+
+def _search(context: Context, claim: Claim) -> str:
+    step = _at_step(claim)
+    return query(context.address if step is None else replace(context.address, step=step))
+
+
+def _picture(context: Context, claim: Claim) -> list[Any]:
+    """The figure of a claim as a small picture, and what a click on it does."""
+    address = f"/thumbnail/{claim.panel}{_search(context, claim)}&scheme="
+    dark = html.Source(srcSet=f"{address}dark", media="(prefers-color-scheme: dark)")
+    width, height = SIZE
+    image = html.Img(src=f"{address}light", alt="", width=width, height=height)
+    step = _at_step(claim)
+    said = f"show me: {panel(claim.panel).title}" + ("" if step is None else f", step {step:,}")
+    return [html.Picture([dark, image]), html.Span(said)]
 
 
 def _text(value: float | None) -> str:

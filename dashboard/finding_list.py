@@ -1,26 +1,29 @@
-"""The page of findings: sorted by severity, each with its numbers and its evidence a click away."""
+"""Findings, the worst first, their evidence a click away: a page, and a list over all runs."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import dash_mantine_components as dmc
 from dash import dcc, html
 
-from analyzer.analysis.finding import named
+from analyzer.analysis.finding import SEVERITIES, named
 from analyzer.analysis.findings import RULES, Finding, findings
+from analyzer.analysis.numerals import counted
 from analyzer.errors import AnalyzerError
 from analyzer.figures.catalog import page_of
 from analyzer.storage.run import Run
 
-from .address import Context, query
+from .address import Address, Context, query
 from .components import LOOKING, message, soon
 from .ids import Id
-from .library import shortened
+from .library import Library, Listed, shortened
 
-__all__ = ["finding_list", "layout"]
+__all__ = ["alerts", "evidence_at", "finding_list", "layout"]
 
 _COLORS = {"severe": "red", "warning": "orange"}
 _MOST_LAYERS = 6
+_MOST_KINDS, _MOST_ALERTS = 12, 5
 
 
 def layout(context: Context) -> list[Any]:
@@ -63,24 +66,60 @@ def _finding(context: Context, one: Finding) -> html.Article:
         "steps": f"{low:,}" if low == high else f"{low:,} to {high:,}",
         "layers": named([shortened(name, 60) for name in one.layers], _MOST_LAYERS),
     }
-    badge = dmc.Badge(
-        one.severity, color=_COLORS.get(one.severity, "gray"), variant="dot", tt="none"
-    )
     terms = [html.Div([html.Dt(term), html.Dd(text)]) for term, text in facts.items() if text]
     return html.Article(
         [
-            html.Div([badge, html.Code(one.code)], className="finding-head"),
+            html.Div([_badge(one.severity), html.Code(one.code)], className="finding-head"),
             html.P(one.sentence, className="sentence"),
             html.Dl(terms),
             html.P([html.Strong("What to do: "), one.remedy]),
-            dcc.Link("show the evidence", href=_evidence(context, one)),
+            dcc.Link("show the evidence", href=evidence_at(context.address, one)),
         ],
         className=f"finding {one.severity}",
     )
 
 
-def _evidence(context: Context, one: Finding) -> str:
-    """The address of the view that shows a finding, at its first step and layer."""
-    shown = replace(context.address, step=one.steps[0], chosen=one.layers[:1])
+def evidence_at(address: Address, one: Finding) -> str:
+    """Return where a finding is seen: the card of its panel, at its first step and layer."""
+    shown = replace(address, step=one.steps[0], chosen=one.layers[:1])
     key = next(rule.panel for rule in RULES if rule.code == one.code)
-    return page_of(key).path + query(shown)
+    return f"{page_of(key).path}{query(shown)}#title-{key}"
+
+
+def alerts(library: Library, runs: Sequence[Listed]) -> list[Any]:
+    """Return what is wrong with any of the listed runs, each kind once, the worst first.
+
+    It is what was found so far: runs are judged one after the other, and notes are no alerts.
+    """
+    kinds: dict[tuple[int, str], list[tuple[str, Finding]]] = {}
+    for run in runs:
+        for one in library.alerts(run.summary.path):
+            if one.severity != "note":
+                place = SEVERITIES.index(one.severity), one.code
+                kinds.setdefault(place, []).append((run.id, one))
+    if not kinds:
+        return []
+    ordered = sorted(kinds, key=lambda kind: (kind[0], -len(kinds[kind]), kind[1]))
+    count = len({name for found in kinds.values() for name, _ in found})
+    head = f"Findings in {count:,} of {len(runs):,} runs"
+    rows = [_alert(*kinds[kind]) for kind in ordered[:_MOST_KINDS]]
+    return [html.Details([html.Summary(head), html.Ul(rows)], open=True, className="card alerts")]
+
+
+def _alert(*found: tuple[str, Finding]) -> html.Li:
+    """One kind of finding: in which runs, with the evidence of each, and what is said of one."""
+    first = found[0][1]
+    shown: list[Any] = []
+    for name, one in found[:_MOST_ALERTS]:
+        link = dcc.Link(shortened(name, 40), href=evidence_at(Address((name,)), one))
+        shown += [", " if shown else "", link]
+    if len(found) > _MOST_ALERTS:
+        shown.append(f" and {len(found) - _MOST_ALERTS:,} more")
+    words = [html.Code(first.code), f" in {counted(len(found), 'run')}: ", *shown, ". "]
+    said = html.Span(shortened(first.sentence, 220), className="said-of-one")
+    return html.Li([_badge(first.severity), html.Span([*words, said])])
+
+
+def _badge(severity: str) -> dmc.Badge:
+    color = _COLORS.get(severity, "gray")
+    return dmc.Badge(severity, color=color, variant="dot", tt="none")

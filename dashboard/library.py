@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from analyzer.analysis.findings import UNJUDGED, health_in_list
+from analyzer.analysis.findings import UNJUDGED, Finding, findings_in_list, health
 from analyzer.analysis.numerals import age_text
 from analyzer.errors import RunNotFoundError
 from analyzer.storage.catalog import RunSummary, refuse_links, resolve_run, runs_in
@@ -149,7 +149,7 @@ class Library:
 
         def work() -> None:
             start = time.perf_counter()
-            self.cache.put("words", path, (mark, _word(path)))
+            self.cache.put("words", path, (mark, *_judged(path)))
             # As long again for whoever waits for a page: a folder may hold hundreds of runs.
             time.sleep(min(time.perf_counter() - start, _LONGEST_REST))
 
@@ -157,18 +157,29 @@ class Library:
             self._judging.put(path, work)
         return None if known is None else str(known[1])
 
+    def alerts(self, path: Path) -> tuple[Finding, ...]:
+        """Return the findings of a run as far as ``word`` has looked for them."""
+        known = self.cache.peek("words", path)
+        return () if known is None else known[2]
+
     def completed(self, listed: Listed) -> Listed:
         """Return a listed run with what its manifest does not say read from its tables."""
         return replace(listed, summary=listed.summary.completed(lambda _: self.open(listed.id)))
 
 
-def _word(path: Path) -> str:
-    """The word of a run; a dash where it is too long to judge here."""
+def _judged(path: Path) -> tuple[str, tuple[Finding, ...]]:
+    """The word of a run, a dash where it is too long to judge here, and its findings.
+
+    Of the layers of each finding only the first is kept.
+    """
     try:
-        return health_in_list(lambda: open_run(path), _MOST_ROWS) or "–"
+        found = findings_in_list(lambda: open_run(path), _MOST_ROWS)
     except Exception:
         # One damaged run must not end the list; its own page says what is wrong.
-        return UNJUDGED
+        return UNJUDGED, ()
+    if found is None:
+        return "–", ()
+    return health(found), tuple(replace(one, layers=one.layers[:1]) for one in found)
 
 
 def shortened(text: str, most: int = 120) -> str:

@@ -15,6 +15,7 @@ from analyzer.vocabulary import GLOSSARY
 
 from .address import Context
 from .components import attributes, message
+from .finding_list import alerts
 from .ids import Id
 from .library import Library, Listed, revision, shortened
 
@@ -76,7 +77,7 @@ def run_table(library: Library, wanted: str = "") -> list[Any]:
     if len(found) > len(rows):
         count += f", the newest {len(rows)} of them here: filter for the others"
     head = html.P(count, className="count", role="status")
-    return [head, *_table(shown, words), *_reasons(shown)]
+    return [head, *alerts(library, found), *_table(shown, words), *_reasons(shown)]
 
 
 def _has(library: Library, run: Listed, words: Sequence[str]) -> bool:

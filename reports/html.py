@@ -27,9 +27,10 @@ from analyzer.texts import escaped
 from analyzer.vocabulary import GLOSSARY
 from analyzer.vocabulary.methods import SOURCES, bibtex
 
-from .paper import static_svg, svg_address
+from .paper import static_svg
 from .run_facts import differing, reproducibility, run_table
 from .story import Figure, Story, claim_rows, lead_of, note_of, title_of
+from .svg import svg_address
 from .tables import heading
 
 __all__ = [

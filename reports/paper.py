@@ -3,15 +3,11 @@
 import io
 import logging
 import re
-import struct
 import warnings
-import zlib
-from base64 import b64decode, b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 
@@ -31,6 +27,7 @@ from .paper_axes import (
 from .paper_marks import draw_annotations, draw_color_bars, draw_legend, draw_shapes
 from .paper_traces import DRAWERS, draw_rug, values_of
 from .story import Story
+from .svg import small_svg
 from .tables import figure_text
 
 __all__ = [
@@ -41,7 +38,6 @@ __all__ = [
     "formats_in",
     "paper_style",
     "static_svg",
-    "svg_address",
     "width_in_inches",
     "write_figures",
 ]
@@ -77,24 +73,6 @@ _LEAST_ROW, _MOST_TRIES = 0.62, 6
 _STATIC_INCHES, _STATIC_MOST_HIGH = 7.2, 5.0
 _STATIC_CELLS = 300
 _DECADE = re.compile(r"\$\\mathdefault\{(-?)(?:([\d.]+)\\times)?10\^\{(-?\d+)\}\}\$")
-# A reader's machine has one of these; the first is the widest, so that words keep their room.
-_FONTS = "DejaVu Sans,Verdana,Arial,sans-serif"
-# What a browser does not need: where the file comes from, names of groups, rotations by nothing.
-_NEEDLESS = (
-    re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<!--.*?-->|<metadata>.*?</metadata>", re.DOTALL),
-    re.compile(r' id="[\w.]+_\d+"'),
-    re.compile(r' transform="rotate\(-?0(?:\.0)? [^)]*\)"'),
-    re.compile(r"font-family: [^;\"]*;? ?"),
-    re.compile(r"(?<=>)\s+(?=<)"),
-)
-_PATH = re.compile(r'(?<= d=")[^"]+')
-_PLACE = re.compile(r'(?<= [xy]=")-?\d+\.\d+')
-_STYLE = re.compile(r'(?<=style=")[^"]+')
-_DIGITS = re.compile(r"(\.\d)\d+")
-# What an address may hold unescaped, except for the ampersand.
-_PLAIN = "!*'();:@=+$,/?-_.~ <>"
-_PICTURE = re.compile(r"base64,([A-Za-z0-9+/=\s]+)")
-_TAG = re.compile(r"<[^>']*>")
 
 
 def width_in_inches(text: str) -> float:
@@ -324,7 +302,7 @@ def static_svg(figure: Any) -> str:
         drawn.set_layout_engine("none")
         canvas: Any = FigureCanvasSVG(drawn)
         canvas.print_svg(buffer, metadata=_METADATA["svg"])
-    return _small(buffer.getvalue().decode())
+    return small_svg(buffer.getvalue().decode())
 
 
 def _write_decades(drawn: Any) -> None:
@@ -347,50 +325,3 @@ def _write_decades(drawn: Any) -> None:
 def _as_text(found: re.Match[str]) -> str:
     sign, factor, exponent = found.groups()
     return f"{sign}{f'{factor}×' if factor else ''}{power(int(exponent))}"
-
-
-def _small(svg: str) -> str:
-    """The same image in a quarter of the letters."""
-    for needless in _NEEDLESS:
-        svg = needless.sub("", svg)
-    svg = _PATH.sub(lambda path: _short_path(path[0]), svg)
-    svg = _PLACE.sub(lambda place: f"{float(place[0]):.1f}", svg)
-    svg = _STYLE.sub(lambda style: style[0].replace(": ", ":").replace("; ", ";"), svg)
-    svg = _PICTURE.sub(lambda found: _fewer_colors(found[1]), svg)
-    return svg.replace("<svg ", f'<svg font-family="{_FONTS}" ', 1).strip()
-
-
-def _fewer_colors(picture: str) -> str:
-    """The same PNG with a table of its colors, where it has at most 256: a quarter of the bytes."""
-    from matplotlib.image import imread
-
-    cells = np.round(255 * imread(io.BytesIO(b64decode(picture)))).astype(np.uint8)
-    depth = cells.shape[-1]
-    colors, places = np.unique(cells.reshape(-1, depth), axis=0, return_inverse=True)
-    if len(colors) > 256 or depth != 4:
-        return f"base64,{''.join(picture.split())}"
-    rows = places.reshape(cells.shape[:2]).astype(np.uint8)
-    size = struct.pack(">IIBBBBB", rows.shape[1], rows.shape[0], 8, 3, 0, 0, 0)
-    parts = {b"IHDR": size, b"PLTE": colors[:, :3].tobytes(), b"tRNS": colors[:, 3].tobytes()}
-    parts |= {
-        b"IDAT": zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows), 9),
-        b"IEND": b"",
-    }
-    made = b"\x89PNG\r\n\x1a\n"
-    for kind, data in parts.items():
-        made += struct.pack(">I", len(data)) + kind + data
-        made += struct.pack(">I", zlib.crc32(kind + data))
-    return f"base64,{b64encode(made).decode()}"
-
-
-def _short_path(path: str) -> str:
-    """Tenths of a point, which is less than a printer shows, and no needless spaces."""
-    path = _DIGITS.sub(r"\1", " ".join(path.split()))
-    return re.sub(r"(?<=\d) (?=[-\d])", ",", re.sub(r" ?([A-Za-z]) ?", r"\1", path))
-
-
-def svg_address(svg: str) -> str:
-    """Return an image as an address within a page, without a letter that HTML must escape."""
-    # Most of it is plain letters, which base64 would make a third longer.
-    turned = _TAG.sub(lambda tag: tag[0].replace('"', "'"), svg)
-    return f"data:image/svg+xml,{quote(turned, safe=_PLAIN)}"

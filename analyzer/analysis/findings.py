@@ -24,8 +24,8 @@ __all__ = [
     "UNJUDGED",
     "Finding",
     "findings",
+    "findings_in_list",
     "health",
-    "health_in_list",
     "rules_table",
     "thresholds_table",
     "thresholds_with",
@@ -103,8 +103,10 @@ def health(found: Sequence[Finding]) -> str:
     return next((f.code for f in found if f.severity != "note"), "healthy")
 
 
-def health_in_list(open_run: Callable[[], Run], most_rows: float = math.inf) -> str | None:
-    """Return the health of one run among many; None where that would take too much.
+def findings_in_list(
+    open_run: Callable[[], Run], most_rows: float = math.inf
+) -> list[Finding] | None:
+    """Return the findings of one run among many; None where that would take too much.
 
     Args:
         open_run: Opens the run, within the limits of a list.
@@ -115,7 +117,7 @@ def health_in_list(open_run: Callable[[], Run], most_rows: float = math.inf) -> 
             run = open_run()
             layers = run.static_rows("layers").num_rows
             is_long = len(run.recorded_steps("layer_stats")) * layers > most_rows
-            return None if is_long else health(findings(run))
+            return None if is_long else findings(run)
     except TooMuchError:
         return None
 

@@ -131,10 +131,11 @@ def condition(run: Run) -> Condition:
     """
     first, loss_step = first_nonfinite(run), run_training(run).nonfinite_step
     if first is not None:
-        text = f"is sick: not finite from step {first.step:,} on, first the {first.what} of "
-        return Condition(run.name, "not finite", f"{run.name} {text}{first.name}", (first.step,))
+        when = f"is sick: NaN or infinite from step {first.step:,} on"
+        text = f"{run.name} {when}, first in the {first.what} of {first.name}"
+        return Condition(run.name, "not finite", text, (first.step,))
     if loss_step is not None:
-        text = f"{run.name} is sick: its loss is not finite from step {loss_step:,} on"
+        text = f"{run.name} is sick: its loss is NaN or infinite from step {loss_step:,} on"
         return Condition(run.name, "not finite", text, (loss_step,))
     history = [one for one in trunk_history(run) if not math.isnan(one.decades_fallen)]
     if not history:
@@ -154,7 +155,6 @@ def _along_trunk(run: Run, history: Sequence[Trunk]) -> Condition | None:
         sick = [one for one in history if amount(one) >= limit]
         if sick:
             size = _range([amount(one) for one in sick])
-            size = size.replace("decades", "decades (powers of ten)")
             said = f"{run.name} is sick: {what} {size} {where}, {_since(sick, history)}"
             return Condition(run.name, kind, said, _ends(sick))
     return None
@@ -166,9 +166,8 @@ def _otherwise(run: Run, history: Sequence[Trunk]) -> Condition:
     kept = f"its gradient {_moved(most)} at most"
     severe = next((one for one in findings(run) if one.severity == "severe"), None)
     if severe is None:
-        word = "keeps its gradient: it" if run.status in ("finished", "running") else "so far: it"
-        text = kept.replace("its gradient", f"{run.name} {word}", 1)
-        return Condition(run.name, "kept", text, _ends(history))
+        word = "is not sick" if run.status in ("finished", "running") else "was not sick so far"
+        return Condition(run.name, "kept", f"{run.name} {word}: {kept}", _ends(history))
     text = f"{run.name} is sick, though {kept}: {severe.sentence.rstrip('.')}"
     return Condition(run.name, "finding", text, severe.steps)
 
@@ -214,14 +213,10 @@ def _since(sick: Sequence[Trunk], history: Sequence[Trunk]) -> str:
 
 
 def _sentence(stand: Sequence[Condition]) -> str:
-    """The sick ones first; that neither is sick where none is."""
-    sick = [one for one in stand if one.is_sick]
-    parts = [*sick, *(one for one in stand if not one.is_sick)]
+    """The sick ones first; what a decade is where the word comes first."""
+    parts = sorted(stand, key=lambda one: not one.is_sick)
     text = ". ".join(one.sentence for one in parts) + "."
-    known = [one for one in stand if one.kind == "kept"]
-    if len(known) == len(stand) > 1:
-        return f"{'Neither' if len(stand) == 2 else 'None'} of them is sick. {text}"
-    return text
+    return text.replace(" decades", " decades (powers of ten)", 1)
 
 
 def _cause(
@@ -327,7 +322,7 @@ def _readings(runs: Sequence[Run], own: Claim | None) -> tuple[Reading, ...]:
         Reading(
             "Carried by the shortcuts",
             share,
-            "of the gradient at a join, its branch carries the rest; median",
+            "of the gradient at a join, its branch the rest; median over joins and steps",
         ),
         Reading("Final loss", loss, over),
     )

@@ -65,13 +65,14 @@ def runs(
 
 def _verdict_of(run: "RunSummary") -> str:
     """``healthy``, or the code of the worst finding; ``not judged`` where it cannot be read."""
-    from analyzer.analysis.findings import UNJUDGED, health_in_list
+    from analyzer.analysis.findings import UNJUDGED, findings_in_list, health
     from analyzer.storage.run import open_run
 
     if run.problem is not None:
         return UNJUDGED
     try:
-        return health_in_list(lambda: open_run(run.path)) or UNJUDGED
+        found = findings_in_list(lambda: open_run(run.path))
+        return UNJUDGED if found is None else health(found)
     except (AnalyzerError, OSError, ValueError, KeyError):
         return UNJUDGED
 

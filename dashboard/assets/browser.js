@@ -355,6 +355,8 @@
     if (wanted && here.hash !== window.location.href) {
       here.hash = window.location.href;
       wanted.scrollIntoView();
+      document.querySelectorAll(".pointed").forEach((one) => one.classList.remove("pointed"));
+      wanted.closest(".card")?.classList.add("pointed");
     }
   }
 

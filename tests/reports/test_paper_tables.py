@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analyzer.reports.paper import write_figures
+from analyzer.reports.paper import WIDTHS, write_figures
 from analyzer.reports.story import Story, story_of
 from analyzer.reports.tables import (
     PaperTable,
@@ -111,19 +111,27 @@ def test_tables_are_written_in_three_forms_and_again_the_same(story: Story, tmp_
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-@pytest.mark.parametrize("kind", ["a pair", "seeds"])
+@pytest.mark.parametrize(
+    ("kind", "venue"), [*(("a pair", venue) for venue in WIDTHS), ("seeds", "icml")]
+)
 def test_a_document_with_every_figure_and_table_compiles_without_a_warning(
-    story: Story, seeds: list[Path], tmp_path: Path, kind: str
+    story: Story, seeds: list[Path], tmp_path: Path, kind: str, venue: str
 ) -> None:
     story = story if kind == "a pair" else story_of(seeds)
-    figures = write_figures(story, tmp_path, width=3.25)
+    width = WIDTHS[venue]
+    figures = write_figures(story, tmp_path, width=width)
     tables = [path for path in write_tables(story, tmp_path) if path.suffix == ".tex"]
+    # Two columns with a quarter of an inch between them, but for NeurIPS; tables have both.
+    columns = 1 if venue == "neurips" else 2
     lines = [
-        r"\documentclass{article}",
+        rf"\documentclass[{'two' if columns == 2 else 'one'}column]{{article}}",
         r"\usepackage[T1]{fontenc}\usepackage{lmodern}",
         r"\usepackage{booktabs,graphicx,longtable}",
+        rf"\columnsep 0.25in \textwidth {columns * width + 0.25 * (columns - 1)}in",
+        r"\oddsidemargin 0in \topmargin -0.5in \textheight 9in",
         r"\begin{document}",
         *(rf"\input{{{path.stem}.tex}}\clearpage" for path in figures),
+        r"\onecolumn",
         *(rf"\input{{{path.name}}}\clearpage" for path in tables),
         r"\end{document}",
     ]

@@ -10,11 +10,10 @@ from typing import Any
 import pyarrow as pa
 from dash import ALL, MATCH, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
 from dash.exceptions import PreventUpdate
-from flask import Response, request
+from flask import request
 
 from analyzer.errors import AnalyzerError
-from analyzer.figures.catalog import PANELS, RUNS, page_at, page_of, panel
-from analyzer.figures.csv_text import csv_text
+from analyzer.figures.catalog import RUNS, page_at, page_of, panel
 from analyzer.storage.schema import STAT_COLUMNS
 
 from . import landing, network
@@ -22,6 +21,7 @@ from .address import Address, Context, context, landed, lead, parse, query
 from .cache import Line
 from .compare import verdict_of
 from .components import lacking, message, number_table
+from .downloads import add_downloads
 from .drawing import recorded, shown, step_choices
 from .finding_list import finding_list
 from .ids import Id, card
@@ -31,7 +31,6 @@ from .run_list import run_table
 from .security import protect
 from .server import add_lesson
 from .study_page import study_cards
-from .thumbnail import thumbnail
 
 __all__ = ["Warmer", "create_app"]
 
@@ -162,7 +161,7 @@ def create_app(
     _connect_live(app, library, seen)
     network.connect(app, seen)
     _connect_scripts(app)
-    _connect_downloads(app, seen)
+    add_downloads(app.server, seen)
     add_lesson(app.server)
     protect(
         app.server,
@@ -367,35 +366,3 @@ def _connect_scripts(app: Dash) -> None:
     script("pick", *picked, is_first=False)
     blocks = (Output(card(Id.CONTROL, "layers"), "value"), Input(Id.BLOCK, "value"))
     script("block", *blocks, is_first=False)
-
-
-def _connect_downloads(app: Dash, seen: Any) -> None:
-    """Serve ``/csv/<panel>?run=…``, and ``/thumbnail/<panel>?run=…&scheme=…``."""
-
-    def download(key: str) -> Response:
-        if key not in {panel.key for panel in PANELS}:
-            return _refusal(f"there is no figure {key[:80]!r}")
-        try:
-            chosen = seen(request.query_string.decode(errors="replace"))
-            if not chosen.runs:
-                return _refusal("no run is named that can be opened; expected ?run=NAME")
-            table = recorded(key, chosen).table()
-        except AnalyzerError as error:
-            return _refusal(str(error))
-        headers = {"Content-Disposition": f'attachment; filename="{key}.csv"'}
-        return Response(csv_text(table), mimetype="text/csv", headers=headers)
-
-    def picture(key: str) -> Response:
-        if key not in {panel.key for panel in PANELS}:
-            return _refusal(f"there is no figure {key[:80]!r}")
-        chosen = seen(request.query_string.decode(errors="replace"))
-        found = shown(key, chosen, request.args.get("scheme", "light"))
-        empty: dict[str, Any] = {"data": [], "layout": {}}
-        return Response(thumbnail(found.figure or empty), mimetype="image/svg+xml")
-
-    app.server.add_url_rule("/csv/<key>", "csv", download)
-    app.server.add_url_rule("/thumbnail/<key>", "thumbnail", picture)
-
-
-def _refusal(text: str) -> Response:
-    return Response(text + "\n", 404, mimetype="text/plain")

@@ -30,7 +30,7 @@ from analyzer.vocabulary.methods import SOURCES, bibtex
 from .paper import static_svg
 from .run_facts import differing, reproducibility, run_table
 from .story import Figure, Story, claim_rows, lead_of, note_of, title_of
-from .svg import svg_address
+from .svg import svg_address, svg_size
 from .tables import heading
 
 __all__ = [
@@ -228,17 +228,11 @@ def _figure(figure: Figure, place: int, terms: list[tuple[str, str]]) -> dict[st
         "terms": terms,
         "height": figure.drawn.layout.height or 450,
         "static": svg_address(image),
-        "static_size": _points(image),
+        "static_size": svg_size(image),
         "table": _table(rows.head(_MOST_ROWS)),
         "num_rows": counted(len(rows), "row"),
         "is_cut": len(rows) > _MOST_ROWS,
     }
-
-
-def _points(svg: str) -> tuple[int, int]:
-    """Width and height of an image, for the space that it takes before it is drawn."""
-    found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
-    return (round(float(found[1])), round(float(found[2]))) if found else (518, 300)
 
 
 def _table(rows: pd.DataFrame) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["small_svg", "svg_address"]
+__all__ = ["small_svg", "svg_address", "svg_size"]
 
 # A reader's machine has one of these; the first is the widest, so that words keep their room.
 _FONTS = "DejaVu Sans,Verdana,Arial,sans-serif"
@@ -201,3 +201,9 @@ def svg_address(svg: str) -> str:
     # Most of it is plain letters, which base64 would make a third longer.
     turned = _TAG.sub(lambda tag: tag[0].replace('"', "'"), svg)
     return f"data:image/svg+xml,{quote(turned, safe=_PLAIN)}"
+
+
+def svg_size(svg: str) -> tuple[int, int]:
+    """Return width and height of an image, for the space that it takes before it is drawn."""
+    found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    return (round(float(found[1])), round(float(found[2]))) if found else (518, 300)

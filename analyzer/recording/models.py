@@ -16,7 +16,7 @@ from analyzer.recording.layers import CallNumbers, Layers, Site
 from analyzer.recording.names import clean_path, in_words, unwrapped
 from analyzer.recording.parameters import Parameters
 from analyzer.recording.part import ParameterRows
-from analyzer.recording.ranks import data_parallel_ranks
+from analyzer.recording.ranks import data_parallel_ranks, gives_zeros
 from analyzer.recording.splits import Splits
 from analyzer.recording.tracing import reason_of, runs_compiled_code
 
@@ -27,6 +27,10 @@ _SCRIPTED = "it is scripted, so its modules are not called"
 _UNCALLED = (
     "not called as modules ({}their `forward` is called directly, or a function uses their "
     "weights), so that only their parameters have rows"
+)
+_UNUSED = (
+    "not called as modules, so that only their parameters have rows (FSDP gives a gradient of zero "
+    "to weights that no pass uses)"
 )
 _PERHAPS = "compiled before the recording began, or "
 _UNREACHED = (
@@ -382,4 +386,6 @@ class _Gaps:
         name = owner or type(unwrapped(model)).__name__
         if was_called:
             return name, _UNREACHED
+        if gives_zeros(model):
+            return name, _UNUSED
         return name, _UNCALLED.format(_PERHAPS if runs_compiled_code() else "")

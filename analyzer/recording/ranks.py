@@ -17,6 +17,7 @@ __all__ = [
     "Piece",
     "data_parallel_ranks",
     "find_parts",
+    "gives_zeros",
     "is_distributed",
     "keeps_gradients",
     "norms_here",
@@ -62,7 +63,9 @@ def data_parallel_ranks(roots: Iterable[weakref.ref[nn.Module]]) -> int | None:
 
 def _averaged_over(module: Any) -> int | None:
     if type(module).__name__ == _FLAT or isinstance(module, DistributedDataParallel):
-        return distributed.get_world_size(module.process_group)
+        # Hybrid sharding: a group holds the parts of one copy, another one the copies of one part.
+        copies = getattr(module, "_inter_node_pg", None)
+        return distributed.get_world_size(module.process_group) * (copies.size() if copies else 1)
     if hasattr(module, "_get_fsdp_state"):
         groups = getattr(module._get_fsdp_state(), "_fsdp_param_groups", ())
         for info in (group.mesh_info for group in groups):
@@ -95,7 +98,7 @@ def pieces(root: nn.Module) -> dict[int, Piece]:
             continue
         flat = handle.flat_param
         if flat._params is None:
-            shape, here = list(flat._unpadded_unsharded_size), flat._local_shard.numel()
+            shape, here = list(flat._unpadded_unsharded_size), math.prod(flat._sharded_size)
             found[id(flat)] = Piece(shape, handle.world_size, here)
             continue
         for parameter, shape, info in zip(
@@ -104,6 +107,11 @@ def pieces(root: nn.Module) -> dict[int, Piece]:
             here = info.numel_in_shard or 0
             found[id(parameter)] = Piece(list(shape), handle.world_size, here)
     return found
+
+
+def gives_zeros(root: nn.Module) -> bool:
+    """Whether parameters that no pass uses get a gradient of zero: FSDP1 cuts it from its own."""
+    return any(type(module).__name__ == _FLAT for module in root.modules())
 
 
 def keeps_gradients(root: nn.Module | None) -> bool:

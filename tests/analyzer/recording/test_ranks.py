@@ -43,10 +43,13 @@ def parallel(kind):
     model, mesh = network(), init_device_mesh("cpu", (W,))
     if kind in ("ddp", "no_sync", "clipped"):
         return nn.parallel.DistributedDataParallel(model)
-    if kind == "fsdp1":
-        from torch.distributed.fsdp import FullyShardedDataParallel
-        return FullyShardedDataParallel(
-            model, device_id=torch.device("cpu"), use_orig_params=True)
+    if kind.startswith("fsdp1"):
+        from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+        options = dict(device_id=torch.device("cpu"), use_orig_params=kind != "fsdp1_flat")
+        if kind == "fsdp1_hybrid":  # two copies, each in two parts
+            mesh = init_device_mesh("cpu", (2, W // 2), mesh_dim_names=("copies", "parts"))
+            options |= dict(device_mesh=mesh, sharding_strategy=ShardingStrategy.HYBRID_SHARD)
+        return FullyShardedDataParallel(model, **options)
     if kind.startswith("fsdp"):
         for module in (model[1], model[3], model):
             fully_shard(module, mesh=mesh)
@@ -161,10 +164,10 @@ KINDS = ("ddp", "no_sync", "clipped", "fsdp", "fsdp_clipped", "fsdp_unsynced", "
 
 
 def torchrun(
-    folder: Path, *command: str, restarts: int = 0, **more: str
+    folder: Path, *command: str, restarts: int = 0, ranks: int = 2, **more: str
 ) -> "subprocess.CompletedProcess[str]":
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    number = ["--nproc-per-node", "2", "--max-restarts", str(restarts)]
+    number = ["--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", **more}
     whole = [*launcher, *number, *command]
     return subprocess.run(whole, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
@@ -175,7 +178,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two ranks have trained in each of the ways, every one in a folder of its own."""
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "train.py").write_text(TRAINING + OF_RANKS)
-    done = torchrun(folder, "train.py", *KINDS)
+    done = torchrun(folder, "train.py", *KINDS, "fsdp1_flat")
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -227,10 +230,26 @@ def test_pooled_numbers_are_those_of_one_process(ranks: Path, alone: Any, kind: 
     assert_same_tables(alone(kind), many)
 
 
+def test_one_flat_parameter_has_the_norms_of_all(ranks: Path, alone: Any) -> None:
+    many, one = analyzer.open_run(ranks / "fsdp1_flat"), alone("fsdp1")
+    assert (many.status, many.manifest["data_parallel_ranks"]) == ("finished", 2)
+    assert many.parameters["num_elements"].tolist() == [one.parameters["num_elements"].sum()]
+    for name in ("loss", "gradient_norm"):
+        np.testing.assert_allclose(many.steps[name], one.steps[name], rtol=1e-5)
+    norms = many.parameter_stats("norm", steps=2)["norm"]
+    truth = np.linalg.norm(one.parameter_stats("norm", steps=2)["norm"])
+    np.testing.assert_allclose(norms, [truth], rtol=1e-5)
+    pooled, single = (
+        run.layer_stats("output_gradient_norm", steps=2).set_index("name")["output_gradient_norm"]
+        for run in (many, one)
+    )
+    np.testing.assert_allclose(pooled[single.index], single, rtol=1e-5)
+
+
 def test_no_collective_is_added_and_no_weight_changes(ranks: Path) -> None:
     for rank in range(2):
         found = json.loads((ranks / f"unrecorded-{rank}.json").read_text())
-        assert sorted(found) == sorted(KINDS)
+        assert sorted(found) == sorted((*KINDS, "fsdp1_flat"))
         for kind, (recorded, plain) in found.items():
             assert recorded == plain, kind
             assert recorded[0] > 0
@@ -258,6 +277,18 @@ def test_one_launch_is_one_run_however_it_is_started(
     many = analyzer.open_run(tmp_path / "runs" / "train-0")
     assert (many.ranks, many.status, many.warnings) == ([0, 1], "finished", [])
     assert_same_tables(alone(kind), many)
+
+
+@pytest.mark.slow
+def test_hybrid_sharding_has_copies_of_parts(tmp_path: Path, alone: Any) -> None:
+    (tmp_path / "train.py").write_text(TRAINING + SCRIPT)
+    options = "--updates-every 1 --splits-every 1"
+    command = ["-m", "analyzer", "record", "train.py", "fsdp1_hybrid"]
+    done = torchrun(tmp_path, *command, ranks=4, ANALYZER_OPTIONS=options)
+    assert done.returncode == 0, done.stderr
+    many = analyzer.open_run(tmp_path / "runs" / "train-0")
+    assert (many.ranks, many.manifest["data_parallel_ranks"]) == ([0, 1, 2, 3], 4)
+    assert_same_tables(alone("fsdp1"), many)
 
 
 @pytest.mark.slow

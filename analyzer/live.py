@@ -61,7 +61,7 @@ def gradient_splits(
     """
     splits = splits_of_model(model, inputs, targets, loss)
     expect_joins(model, len(splits["join"]))
-    return pd.DataFrame(splits)
+    return pd.DataFrame(splits).astype({"join": "int32"})
 
 
 def gradient_correlation(model: nn.Module, inputs: Any) -> pd.DataFrame:
@@ -71,7 +71,8 @@ def gradient_correlation(model: nn.Module, inputs: Any) -> pd.DataFrame:
     1 where all inputs have one direction; near 0 where gradients are shattered.
 
     Args:
-        model: Any eager model, used in the mode it is in.
+        model: Any eager model, in the mode it is in; batch norms that train have the statistics of
+            the batch, as constants, and dropout is then off.
         inputs: A batch; a tuple for several arguments, a dict for keyword arguments.
 
     Returns:

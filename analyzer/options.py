@@ -240,7 +240,7 @@ class RecordOptions:
     rescale: bool = _option(
         False, "Give the branches of the net without shortcuts the original's scale.", COMMAND
     )
-    seeds: int | None = _option(None, "Record N seeds, to DIR-0, DIR-1, ...", COMMAND, "N", _count)
+    seeds: int | None = _option(None, "Record N seeds, each into DIR-<seed>.", COMMAND, "N", _count)
     nproc_per_node: int | None = _option(
         None, "Start the script under torchrun, as N ranks of one run.", COMMAND, "N", _count
     )

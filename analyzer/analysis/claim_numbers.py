@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from analyzer.analysis import probe_numbers
 from analyzer.analysis.per_run import not_recorded
@@ -27,6 +28,7 @@ __all__ = ["MOMENTS", "NUMBERS", "Measured", "relative_gradient"]
 _LONG, _SPACED_STEPS = 20_000, 200
 
 
+Floats = NDArray[np.float64]
 MOMENTS = ("first", "median", "last")
 """When a number along depth is taken: at the first step, over the steps, at the last one."""
 
@@ -88,9 +90,20 @@ def relative_gradient(run: Run) -> Measured:
 
 def _over_steps(values: "pd.Series[float]", query: str) -> Measured:
     """The median over steps, with the quartiles."""
-    low, middle, high = (float(x) for x in values.quantile([0.25, 0.5, 0.75]))
+    low, middle, high = _quartiles(values)
     steps = (int(values.index[0]), int(values.index[-1])) if len(values) else ()
     return Measured(middle, query, tuple(dict.fromkeys(steps)), low, high, "steps", len(values))
+
+
+def _quartiles(values: "pd.Series[float] | Floats") -> tuple[float, float, float]:
+    """The lower quartile, the median and the upper one of what is known."""
+    known = np.asarray(values, np.float64)
+    known = known[~np.isnan(known)]
+    if not len(known):
+        return math.nan, math.nan, math.nan
+    with np.errstate(invalid="ignore"):  # between two infinite values there is none
+        low, high = np.quantile(known, (0.25, 0.75))
+        return float(low), float(np.median(known)), float(high)
 
 
 def _ends(run: Run) -> tuple[int, int]:
@@ -127,7 +140,7 @@ def _shortcut_share(run: Run) -> Measured:
     known = values[~np.isnan(values)]
     if not len(known):
         raise not_recorded("splits were", run, "record it with --splits-every")
-    low, middle, high = (float(x) for x in np.quantile(known, (0.25, 0.5, 0.75)))
+    low, middle, high = _quartiles(known)
     query = 'RUN.splits()["shortcut_share"].median()'
     ends = tuple(dict.fromkeys((int(steps[0]), int(steps[-1]))))
     return Measured(middle, query, ends, low, high, "joins and steps", len(known))
@@ -159,7 +172,7 @@ def _stream(run: Run) -> Measured:
     """Median over joins of ``‖b‖ / ‖s‖``, what a block adds over what it is added to."""
     step, rows = _first_split(run, "branch_output_norm")
     ratios = rows["branch_output_norm"] / rows["shortcut_output_norm"]
-    low, middle, high = (float(x) for x in ratios.quantile([0.25, 0.5, 0.75]))
+    low, middle, high = _quartiles(ratios)
     query = f'RUN.splits(steps={step}).eval("branch_output_norm / shortcut_output_norm").median()'
     return Measured(middle, query, (step,), low, high, "joins", len(ratios))
 

@@ -120,11 +120,13 @@ class History:
         steps: Step numbers, ascending.
         values: Values by column; NaN also where nothing was recorded.
         present: By column, whether a value was recorded: False for a null.
+        has_rows: Whether each id has any row.
     """
 
     steps: NDArray[np.int64]
     values: dict[str, Floats]
     present: dict[str, NDArray[np.bool_]]
+    has_rows: NDArray[np.bool_]
 
 
 HISTORIES = {
@@ -180,6 +182,16 @@ class Evidence:
         """The first and the last recorded step; zeros without one."""
         steps = self.run.recorded_steps()
         return (int(steps[0]), int(steps[-1])) if len(steps) else (0, 0)
+
+    @property
+    def _schedule(self) -> Mapping[str, Any]:
+        """The options of the recording."""
+        return self.run.manifest.get("schedule") or {}
+
+    @property
+    def is_choosy(self) -> bool:
+        """Whether the options of the recording left layers out."""
+        return bool(self._schedule.get("layers") or self._schedule.get("skip_layers"))
 
     @property
     def batch_size(self) -> int | None:
@@ -254,7 +266,7 @@ class Evidence:
     def update_history(self) -> History:
         """What was recorded of parameters, over steps at which updates were measured."""
         recorded = self.run.recorded_steps("parameter_stats")
-        schedule = self.run.manifest.get("schedule") or {}
+        schedule = self._schedule
         every, updates = schedule.get("every") or 1, schedule.get("updates_every") or 1
         steps = self.judged(recorded[(recorded // every) % updates == 0])
         return self._history("updates", steps, self.parameters)
@@ -271,7 +283,7 @@ class Evidence:
         values = {column: np.full(shape, np.nan) for column in columns}
         present = {column: np.zeros(shape, bool) for column in columns}
         if not len(steps) or not len(static):
-            return History(steps, values, present)
+            return History(steps, values, present, np.zeros(len(static), bool))
         rows = self.run.read(HISTORIES[name], columns, steps=steps)
         key = static.columns[0]
         known = static[key].to_numpy(np.int64)
@@ -281,4 +293,4 @@ class Evidence:
         for column in columns:
             present[column][row, place] = is_present(rows.column(column))[found]
             values[column][row, place] = as_floats(rows.column(column))[found]
-        return History(steps, values, present)
+        return History(steps, values, present, np.isin(np.arange(len(static)), place))

@@ -87,6 +87,12 @@ def _has_gradient(evidence: Evidence) -> NDArray[np.bool_]:
     return np.asarray(seen, bool)
 
 
+def _lacks_gradient(evidence: Evidence) -> NDArray[np.bool_]:
+    """Whether each parameter received none; of one that the options left out nothing is known."""
+    lacks = ~_has_gradient(evidence)
+    return lacks & evidence.parameter_history.has_rows if evidence.is_choosy else lacks
+
+
 def _any_gradient(evidence: Evidence) -> bool:
     """Whether any parameter received one: else gradients were not recorded at all."""
     return bool(_has_gradient(evidence).any())
@@ -117,7 +123,7 @@ def _not_held(evidence: Evidence) -> NDArray[np.bool_]:
     """Whether a parameter wants a gradient, and no optimizer holds it, but others of its model."""
     known = evidence.conditions.get("without_optimizer") or ()
     listed = np.isin(evidence.parameters["parameter"].to_numpy(), known)
-    chosen: NDArray[np.bool_] = listed & _has_layer(evidence) & ~_has_gradient(evidence)
+    chosen: NDArray[np.bool_] = listed & _has_layer(evidence) & _lacks_gradient(evidence)
     return chosen
 
 
@@ -128,7 +134,7 @@ def _not_optimized(evidence: Evidence, limits: Limits) -> Seen | None:
 
 def _is_frozen(evidence: Evidence) -> NDArray[np.bool_]:
     untrained = ~_trained(evidence) & _has_layer(evidence)
-    frozen: NDArray[np.bool_] = untrained & ~_has_gradient(evidence) & ~_not_held(evidence)
+    frozen: NDArray[np.bool_] = untrained & _lacks_gradient(evidence) & ~_not_held(evidence)
     return frozen
 
 
@@ -165,14 +171,14 @@ def _is_passed(evidence: Evidence) -> NDArray[np.bool_]:
 def _unused(evidence: Evidence, limits: Limits) -> Seen | None:
     # What a layer hands on depends on all that it uses.
     is_aside = ~_has_layer(evidence) | (_is_passed(evidence) & _any_gradient(evidence))
-    chosen = _trained(evidence) & is_aside & ~_has_gradient(evidence)
+    chosen = _trained(evidence) & is_aside & _lacks_gradient(evidence)
     return _parameters(evidence, chosen, tuple(map(str, evidence.parameters["name"][chosen])))
 
 
 def _detached(evidence: Evidence, limits: Limits) -> Seen | None:
     if not _any_gradient(evidence):
         return None
-    lost = _has_layer(evidence) & ~_is_passed(evidence) & ~_has_gradient(evidence)
+    lost = _has_layer(evidence) & ~_is_passed(evidence) & _lacks_gradient(evidence)
     chosen = _trained(evidence) & lost
     return _parameters(evidence, chosen, evidence.layers_of(chosen))
 

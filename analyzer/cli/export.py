@@ -289,8 +289,10 @@ def name_the_twin(paths: list[Path]) -> None:
     """Say so where the plain twin of a single run is beside it."""
     if len(paths) != 1:
         return
-    name = paths[0].resolve().name
-    twins = [f"{name}-plain"]
+    from analyzer.storage.run_json import read_manifest
+
+    name, told = paths[0].resolve().name, str(read_manifest(paths[0]).get("twin") or "")
+    twins = [Path(told).name or f"{name}-plain"]
     if name.endswith("-residual"):
         twins.append(f"{name.removesuffix('-residual')}-plain")
     for twin in (paths[0].parent / twin for twin in twins):

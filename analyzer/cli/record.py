@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import itertools
 import os
 import re
 import signal
@@ -18,12 +19,11 @@ from analyzer.cli import RunsDir
 from analyzer.cli.script_session import ScriptSession
 from analyzer.cli.session import (
     PACKAGE_ROOT,
-    claimed,
+    beside,
     existing_run,
-    free_folder,
+    new_folder,
     options_from,
     options_text,
-    plain_folder,
     resumed_folder,
 )
 from analyzer.cli.signals import DeadlySignals
@@ -101,8 +101,7 @@ def record(
         raise AnalyzerError(str(error)) from error
     _check_target(options)
     if options.run is not None:
-        runs = [options.run] if options.seeds is None else _seed_folders(options, options.run)
-        for folder in [*runs, *(map(plain_folder, runs) if options.twin else [])]:
+        for folder in itertools.chain(*_folders(options, options.run)):
             _check_run(folder)
     if options.resume is not None:
         if options.target.startswith(ZOO):
@@ -145,32 +144,32 @@ vars(record)["__signature__"] = with_parameters(
 )
 
 
-def _seed_folders(options: RecordOptions, run: Path) -> list[Path]:
-    """The folders of the runs of several seeds."""
-    return [run.with_name(f"{run.name}-{k}") for k in range(options.seeds or 1)]
+def _folders(options: RecordOptions, run: Path) -> tuple[list[Path], list[Path]]:
+    """The folders of the runs that are asked for, one for each seed, and of their twins."""
+    first, count = options.seed or 0, options.seeds
+    ends = [()] if count is None else [(seed,) for seed in range(first, first + count)]
+    twins = [beside(run, "plain", *end) for end in ends if options.twin]
+    return [beside(run, *end) for end in ends], twins
 
 
 def _record_seeds(options: RecordOptions) -> int:
-    """Record once for each seed, each in its own process; return the first exit code that is not 0.
-
-    What the runs print is theirs; at the end the command that compares them is said.
-    """
-    base = options.run or free_folder(options, has_twin=options.twin)
+    """Record once for each seed, in processes; return the first exit code that is not 0."""
+    base = options.run or new_folder(options, lambda run: itertools.chain(*_folders(options, run)))
     if options.run is None:
         with contextlib.suppress(OSError):  # made to keep its name
             base.rmdir()
-    first, codes, folders = options.seed or 0, [], _seed_folders(options, base)
+    first, codes, (folders, twins) = options.seed or 0, [], _folders(options, base)
     for k, folder in enumerate(folders):
         one = replace(options, seeds=None, seed=first + k, run=folder)
-        one = _record_twin(one, folder) if options.twin else one
+        one = _record_twin(one, folder, twins[k]) if twins else one
         codes.append(_run(_command(one)))
     if not options.quiet:
-        for line in _words_on_seeds(folders, is_twin=options.twin):
+        for line in _words_on_seeds(folders, twins):
             print(f"analyzer: {line}", file=sys.stderr)
     return next((code for code in codes if code), 0)
 
 
-def _words_on_seeds(folders: Sequence[Path], *, is_twin: bool) -> list[str]:
+def _words_on_seeds(folders: Sequence[Path], twins: Sequence[Path]) -> list[str]:
     """How to compare the runs; and that they are the same, where the script sets its own seed."""
     from analyzer.storage.run_json import read_manifest
 
@@ -181,9 +180,9 @@ def _words_on_seeds(folders: Sequence[Path], *, is_twin: bool) -> list[str]:
             last.append((manifest.get("first_batch"), manifest.get("last_loss")))
     if len(last) > 1 and len(set(last)) == 1 and last[0][1] is not None:
         lines.append("the runs are the same: the script sets its own seed. Let it take another one")
-    if is_twin:
-        sides = [[plain_folder(folder) for folder in folders], folders]
-        lines.append(f"explain: analyzer explain {' '.join(','.join(map(str, s)) for s in sides)}")
+    if twins:
+        sides = (",".join(map(str, side)) for side in (twins, folders))
+        lines.append(f"explain: analyzer explain {' '.join(sides)}")
     return lines
 
 
@@ -193,8 +192,8 @@ def _record(options: RecordOptions) -> int:
         return _record_seeds(options)
     if not options.twin:
         return _record_alone(options)
-    run = free_folder(options, has_twin=True) if options.run is None else claimed(options.run)
-    return _record_alone(_record_twin(options, run), run)
+    run = new_folder(options, lambda run: _folders(options, run)[1])
+    return _record_alone(_record_twin(options, run, beside(run, "plain")), run)
 
 
 def _record_alone(options: RecordOptions, run: Path | None = None) -> int:
@@ -265,8 +264,8 @@ def record_text(text: str) -> int:
         return 2
 
 
-def _record_twin(options: RecordOptions, run: Path) -> RecordOptions:
-    """Record the twin into the folder beside the run's; return the options of the run itself.
+def _record_twin(options: RecordOptions, run: Path, plain: Path) -> RecordOptions:
+    """Record the twin into its folder, ``plain``; return the options of the run itself.
 
     The twin is the same program without shortcuts, with the same seed, in its own process. What it
     prints goes to stderr, each line after ``analyzer: twin:``, since stdout is the run's alone;
@@ -276,7 +275,6 @@ def _record_twin(options: RecordOptions, run: Path) -> RecordOptions:
 
     from analyzer.cli.terminal import lines_shown
 
-    plain = plain_folder(run)
     seed = 0 if options.seed is None else options.seed
     twin = replace(
         options,

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
@@ -20,12 +20,11 @@ from analyzer.options import ZOO, RecordOptions
 __all__ = [
     "PACKAGE_ROOT",
     "Session",
-    "claimed",
+    "beside",
     "existing_run",
-    "free_folder",
+    "new_folder",
     "options_from",
     "options_text",
-    "plain_folder",
     "resumed_folder",
 ]
 
@@ -50,9 +49,9 @@ def options_from(text: str) -> RecordOptions:
     return RecordOptions(**fields)
 
 
-def plain_folder(run: Path) -> Path:
-    """Return the folder of a run's twin, which lies beside it."""
-    return run.with_name(f"{run.name}-plain")
+def beside(run: Path, *words: object) -> Path:
+    """Return a folder beside a run's that has further words in its name: ``plain``, a seed."""
+    return run.with_name("-".join([run.name, *map(str, words)]))
 
 
 def existing_run(run: Path) -> RunExistsError:
@@ -89,7 +88,7 @@ def _fields(manifest: Path) -> dict[str, Any]:
         return {}
 
 
-def claimed(run: Path) -> Path:
+def _claimed(run: Path) -> Path:
     """Make the folder of a run, so that of two that start at once only one has it.
 
     The ranks of a launch share the folder that the first of them has made.
@@ -116,16 +115,23 @@ def _is_taken_now(run: Path) -> bool:
     return True
 
 
-def free_folder(options: RecordOptions, *, has_twin: bool = False) -> Path:
-    """Make the next free ``<runs>/<target>-<k>``, at once, so that no other process takes it.
+def new_folder(
+    options: RecordOptions, others: Callable[[Path], Iterable[Path]] = lambda run: ()
+) -> Path:
+    """Make the folder of the options, or the next free ``<runs>/<target>-<k>``, at once.
 
     Args:
         options: Those of the recording.
-        has_twin: Whether the folder of the run's twin must be free too.
+        others: Returns the folders that must be free too, such as that of the run's twin.
 
     Returns:
         The folder; a missing one where it cannot be made.
+
+    Raises:
+        RunExistsError: If the folder of the options exists.
     """
+    if options.run is not None:
+        return _claimed(options.run)
     if options.target.startswith(ZOO):
         stem = options.target.removeprefix(ZOO)
     elif options.as_module:
@@ -134,7 +140,7 @@ def free_folder(options: RecordOptions, *, has_twin: bool = False) -> Path:
         stem = Path(options.target).stem or "run"
     for k in itertools.count():
         path = options.runs_dir / f"{stem}-{k}"
-        if has_twin and plain_folder(path).exists():
+        if any(map(os.path.lexists, others(path))):
             continue
         if _is_taken_now(path):
             return path
@@ -182,7 +188,7 @@ class Session:
             if (launch := launch_of_process()) is not None:
                 join(run, launch, resumes=True)
         if run is None:
-            run = free_folder(options) if options.run is None else claimed(options.run)
+            run = new_folder(options)
         self.run = run
         self.folder = Path(os.path.abspath(run))
         """The same, also when the program has gone to another working folder."""

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -120,12 +120,17 @@ def gradient_correlation(model: nn.Module, inputs: Any) -> Correlations:
 
 
 def correlation_of_samples(model: nn.Module, inputs: Any) -> Correlations:
-    """The same, of a model whose samples do not see each other.
+    """The same, of a model whose samples do not see each other but through batch norms that train.
+
+    These have the statistics of the batch, held constant, as in `measure`.
 
     Raises:
-        AnalyzerError: If they do.
+        AnalyzerError: If samples see each other all the same.
     """
     found = gradient_correlation(model, inputs)
+    if found.mixes_samples:
+        with as_it_trains(model, inputs):
+            found = replace(gradient_correlation(model, inputs), mode=found.mode)
     if found.mixes_samples:
         raise mixing_error(unwrapped(model), "the correlation of gradients")
     return found

@@ -272,7 +272,7 @@ def static_frame(table: str, rows: pa.Table) -> "pd.DataFrame":
             cells = rows.column(field.name).to_pylist()
             result[field.name] = pd.Series(cells, dtype=object)
         elif pa.types.is_integer(field.type) and field.nullable:
-            result[field.name] = result[field.name].astype("Int32")
+            result[field.name] = result[field.name].astype(f"Int{field.type.bit_width}")
     return result
 
 

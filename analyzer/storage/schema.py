@@ -89,8 +89,8 @@ _JOINS = (
     ("shortcut", "string", "", "identity, scaled, gated, projection or concat."),
     ("branch_layers", "list<string>", "", "Layers of the branch, in forward order."),
     ("shortcut_layers", "list<string>", "", "Layers of the shortcut, in forward order."),
-    ("branch_parameters", "int64?", "elements", "Parameters of the branch."),
-    ("shortcut_parameters", "int64?", "elements", "Parameters of the shortcut."),
+    ("branch_parameters", "int64", "elements", "Parameters of the branch."),
+    ("shortcut_parameters", "int64", "elements", "Parameters of the shortcut."),
 )
 _EDGES = (
     ("source", "int32", "", "Layer whose output is read; -1 for an input of the network."),

@@ -125,9 +125,19 @@ def test_a_model_that_mixes_samples_is_refused_where_each_counts_by_itself(name)
         ALL[name](Mixing())
 
 
-def test_batch_norm_mixes_samples_in_training_mode_alone():
+def test_batch_norms_that_train_have_the_statistics_of_the_batch():
+    """By hand: the same network with the mean and the variance of the batch as numbers."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
-    with pytest.raises(analyzer.AnalyzerError, match="batch norm in training mode"):
-        analyzer.gradient_correlation(model, X)
-    assert len(analyzer.gradient_correlation(model.eval(), X)) == 3
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
+    x = torch.randn(9, 3)
+    found = analyzer.gradient_correlation(model, x)
+    hidden = model[0](x)
+    mean, var = hidden.mean(0).detach(), hidden.var(0, correction=0).detach()
+    output = model[3](torch.tanh((hidden - mean) / (var + model[1].eps).sqrt()))
+    (rows,) = torch.autograd.grad(output.sum(), hidden)
+    rows = nn.functional.normalize(rows)
+    pairs = [float(rows[i] @ rows[j]) for i in range(9) for j in range(i)]
+    assert found["correlation"][0] == pytest.approx(sum(pairs) / len(pairs), rel=1e-5)
+    assert found.attrs["mode"] == "train" and found.attrs["mixes_samples"] == "false"
+    alone = analyzer.gradient_correlation(model.eval(), x)["correlation"][0]
+    assert abs(alone - found["correlation"][0]) > 1e-3

@@ -209,19 +209,42 @@ def test_a_severe_finding_stops_the_training_while_it_runs(tmp_path: Path) -> No
     assert 20 < len(opened.steps) < 20_000
 
 
+@pytest.mark.parametrize("taken", ["m-6", "m-plain-5"])
+def test_the_folders_of_several_seeds_have_these_in_their_names(tmp_path, taken):
+    (tmp_path / "train.py").write_text(RESIDUAL)
+    (tmp_path / taken).mkdir()
+    done = record(tmp_path, "--twin", "--seeds", "2", "--seed", "5", "--run", "m", "train.py", "0")
+    assert done.returncode == 2 and f"'{taken}' exists" in done.stderr
+    assert [path.name for path in tmp_path.glob("m*")] == [taken]
+
+
 @pytest.mark.slow
 def test_several_seeds_are_recorded_with_their_twins_and_explained(tmp_path):
     (tmp_path / "train.py").write_text(RESIDUAL)
     done = record(tmp_path, "--twin", "--seeds", "2", "--seed", "5", "--run", "m", "train.py", "0")
     assert done.returncode == 0
-    assert {path.name for path in tmp_path.glob("m-*")} == {"m-0", "m-0-plain", "m-1", "m-1-plain"}
-    assert [open_run(tmp_path / f"m-{k}").manifest["seed"] for k in (0, 1)] == [5, 6]
-    assert losses(tmp_path / "m-0") != losses(tmp_path / "m-1")
+    names = {path.name for path in tmp_path.glob("m-*")}
+    assert names == {"m-5", "m-plain-5", "m-6", "m-plain-6"}
+    assert [open_run(tmp_path / f"m-{k}").manifest["seed"] for k in (5, 6)] == [5, 6]
+    assert [open_run(tmp_path / f"m-{k}").manifest["twin"] for k in (5, 6)] == [
+        "m-plain-5",
+        "m-plain-6",
+    ]
+    assert losses(tmp_path / "m-5") != losses(tmp_path / "m-6")
     command = done.stderr.splitlines()[-1].partition("explain: analyzer ")[2].split()
-    assert command == ["explain", "m-0-plain,m-1-plain", "m-0,m-1"]
+    assert command == ["explain", "m-plain-5,m-plain-6", "m-5,m-6"]
     said = json.loads(run(tmp_path, "-m", "analyzer", *command, "--json").stdout)
     assert said["evidence"]["seeds"] == 2
     assert "the runs are the same" not in done.stderr
+
+
+@pytest.mark.slow
+def test_several_seeds_without_a_name_take_the_next_free_one(tmp_path):
+    (tmp_path / "train.py").write_text(RESIDUAL)
+    for _ in range(2):
+        assert record(tmp_path, "--seeds", "2", "train.py", "0").returncode == 0
+    names = {path.name for path in (tmp_path / "runs").iterdir()}
+    assert names == {"train-0-0", "train-0-1", "train-1-0", "train-1-1"}
 
 
 @pytest.mark.slow

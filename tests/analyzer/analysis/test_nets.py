@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import analyzer
 from analyzer.analysis.findings import health
@@ -45,3 +47,19 @@ def test_a_healthy_net_raises_no_alarm(tmp_path: Path, name: str) -> None:
     found = analyzer.open_run(train_net(HEALTHY_NETS[name](), tmp_path / "run")).findings()
     assert [f.sentence for f in found if f.severity != "note"] == []
     assert health(found) == "healthy"
+
+
+@pytest.mark.parametrize("options", [{"layers": "2"}, {"skip_layers": "0"}])
+def test_what_the_options_leave_out_is_not_called_detached(tmp_path: Path, options: dict) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = torch.randn(16, 4), torch.randint(0, 2, (16,))
+    with analyzer.Recorder(model, tmp_path / "run", **options):
+        for _ in range(5):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    run = analyzer.open_run(tmp_path / "run")
+    assert set(run.parameter_stats()["name"]) == {"2.weight", "2.bias"}
+    assert [finding.sentence for finding in run.findings()] == []

@@ -360,6 +360,14 @@ CASES = (
     ),
     Case("a stream", {}, {"stream": 0.1}, {"stream": HOLDS}),
     Case("blocks that overwrite it", {}, {"stream": 3.0}, {"stream": FAILS}),
+    # Of a twin shortcuts are zero, and each block adds infinitely much to them.
+    Case(
+        "a twin",
+        {"residual": True, "skip_scale": 0.0, "stream": math.inf},
+        {"stream": 0.1},
+        {"stream": HOLDS},
+        ("is a twin",),
+    ),
     Case("slow first layer", {"update": 1e-5}, {}, {"first_update": HOLDS}),
     # What else can explain it.
     Case(
@@ -389,7 +397,7 @@ CASES = (
 
 def recorded(folder: Path, case: Case) -> tuple[Run, Run]:
     return (
-        write_side(folder / "plain", residual=False, **case.plain),
+        write_side(folder / "plain", **{"residual": False} | case.plain),
         write_side(folder / "residual", residual=True, **case.residual),
     )
 

@@ -64,8 +64,10 @@ def test_a_training_shows_the_joins_and_splits_that_the_live_model_has(family: F
         assert found[name].tolist() == [getattr(join, name) for join in expected]
     for side in ("branch_layers", "shortcut_layers"):
         assert [list(v) for v in found[side]] == [getattr(join, side) for join in expected]
+    assert {str(found[name].dtype) for name in names[3:]} == {"int64"}
     recorded = run.splits(steps=[0])
     assert recorded["join"].tolist() == list(range(len(expected)))
+    assert recorded["join"].dtype == "int32"
     for column in SPLIT_COLUMNS:
         for mine, live in zip(recorded[column], splits[column], strict=True):
             if mine is None or (isinstance(mine, float) and math.isnan(mine)):

@@ -71,8 +71,7 @@ def gradient_correlation(model: nn.Module, inputs: Any) -> pd.DataFrame:
     1 where all inputs have one direction; near 0 where gradients are shattered.
 
     Args:
-        model: Any eager model, in the mode it is in; batch norms that train have the statistics of
-            the batch, as constants, and dropout is then off.
+        model: Any eager model, in its mode; batch norms that train have the batch's statistics.
         inputs: A batch; a tuple for several arguments, a dict for keyword arguments.
 
     Returns:

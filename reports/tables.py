@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analyzer.analysis.gradient_flow import depth_profile
+from analyzer.analysis.numerals import digits_apart
 from analyzer.figures.csv_text import cell_rows, csv_text, is_numeric
 from analyzer.storage.run import Run
 from analyzer.texts import escaped
@@ -196,7 +197,8 @@ def latex_number(value: float) -> str:
     if value == int(value) and abs(value) < 1e15:
         return f"${int(value):,}$".replace(",", r"\,")
     if 1e-3 <= abs(value) < 1e5:
-        return f"${value:.3g}$" if "e" not in f"{value:.3g}" else f"${value:.0f}$"
+        text = f"{value:.{digits_apart(value, 3)}g}"
+        return f"${text}$" if "e" not in text else f"${value:.0f}$"
     digits, exponent = f"{value:.2e}".split("e")
     return rf"${digits}\times10^{{{int(exponent)}}}$"
 

@@ -11,18 +11,24 @@ from analyzer.analysis.numerals import number, percent
 from analyzer.storage.run_json import losses
 
 __all__ = [
+    "ALIKE_UNITS",
+    "ASCENT",
+    "DEAD",
+    "DROPPED",
     "EVAL_MODE",
+    "EXPLODED",
+    "FLAT",
     "GRADIENTS_KEPT",
     "INPUT_SCALE",
+    "LOSS_INPUT",
     "NOT_JUDGED",
     "SATURATED",
-    "WEIGHTS_DECAYED",
 ]
 
 _LEAST_UPDATES = 3
-_EXPLODED = ("exploding", "explodes_at_first", "cliff", "stream_grows", "update_too_large")
-_FLAT = ("shrinking", "chance_level", "step_too_small", "update_too_small")
-_DEAD = ("dead", "dead_units", "saturated")
+EXPLODED = ("exploding", "explodes_at_first", "cliff", "stream_grows", "update_too_large")
+FLAT = ("shrinking", "chance_level", "step_too_small", "update_too_small")
+DEAD = ("dead", "dead_units", "saturated")
 _STEPS = {"steps": ("loss",)}
 
 
@@ -131,25 +137,89 @@ def _saturated(evidence: Evidence, limits: Limits) -> Seen | None:
     return Seen(max(worst, 0.0), evidence.chosen(chosen), span, words)
 
 
-def _decayed(evidence: Evidence, limits: Limits) -> Seen | None:
-    """Whether weight decay has taken most weights away, in a training that learns nothing."""
+def _loss_input(evidence: Evidence, limits: Limits) -> Seen | None:
+    """Whether a loss takes for scores what are probabilities already, or goes over a wrong axis."""
+    about = evidence.conditions.get("loss") or {}
+    given, taken, axis = about.get("given"), about.get("taken_by"), about.get("axis")
+    words = {}
+    if given and taken:
+        log = taken == "negative log-likelihood"
+        words["what"] = f"{taken} is given the output of a {given}"
+        words["so"] = (
+            "it needs logarithms of probabilities, and rewards the largest, not the likely"
+            if log
+            else "it makes probabilities of it once more, so that scores differ by 1 at most: the "
+            "loss cannot come near to 0, and its gradient is small"
+        )
+        words["remedy"] = (
+            "Use log_softmax, or cross entropy of the scores themselves"
+            if log
+            else f"Leave the {given} away: this loss takes scores of any size"
+        )
+    elif axis is not None:
+        words["what"] = f"its softmax goes over axis {axis}"
+        words["so"] = "that is not the one of the classes, so that samples compete with each other"
+        words["remedy"] = "Let it go over the axis of the classes (dim=1)"
+    else:
+        return None
+    return Seen(evidence.training.final_loss, (), evidence.ends, words)
+
+
+def _ascent(evidence: Evidence, limits: Limits) -> Seen | None:
+    """Whether a training climbs a loss that measures an error."""
+    about, training = evidence.conditions.get("loss") or {}, evidence.training
     optimizers = evidence.run.manifest.get("optimizers") or ()
-    decay = max((float(one.get("weight_decay") or 0) for one in optimizers), default=0.0)
-    history, training = evidence.parameter_history, evidence.training
-    if not decay or len(history.steps) < 2 or not training.final_loss > 0.9 * training.first_loss:
+    is_maximized = bool(optimizers) and all(one.get("maximize") for one in optimizers)
+    sign = about.get("sign")
+    if sign not in (1, -1) or (sign == 1) != is_maximized:
         return None
-    norms = history.values["norm"]
-    is_weight = np.array([len(shape) > 1 for shape in evidence.parameters["shape"]], bool)
-    is_weight &= evidence.parameters["trained"].to_numpy(bool) & (norms[0] > 0)
-    left = np.where(is_weight, norms[-1] / np.where(norms[0] > 0, norms[0], 1.0), np.nan)
-    chosen = left < limits["weights_left"]
-    if not chosen.any() or chosen.sum() < 0.5 * is_weight.sum():
+    risen = sign * (training.final_loss - training.first_loss)
+    if not risen > limits["loss_fall"] * abs(training.first_loss) and evidence.end is None:
         return None
-    words = {"count": str(int(chosen.sum())), "all": str(int(is_weight.sum()))}
-    words |= {"decay": number(decay), "start": number(training.first_loss)}
-    words["end"] = number(training.final_loss)
-    ends = int(history.steps[0]), int(history.steps[-1])
-    return Seen(float(np.median(left[chosen])), evidence.layers_of(chosen), ends, words)
+    words = {
+        "measure": str(about.get("measure")),
+        "why": "the optimizer maximizes it (maximize=True)"
+        if is_maximized
+        else "the loss is minus that",
+        "start": number(training.first_loss),
+        "end": number(training.final_loss),
+        "remedy": "Leave maximize=True away" if is_maximized else "Change the sign of the loss",
+    }
+    return Seen(risen, (), evidence.ends, words)
+
+
+def _alike(evidence: Evidence, limits: Limits) -> Seen | None:
+    """Whether the units of layers start alike, and get equal gradients: they stay one unit."""
+    known = evidence.conditions.get("alike_units") or ()
+    chosen = np.isin(evidence.parameters["parameter"].to_numpy(), known)
+    chosen &= evidence.parameters["layer"].notna().to_numpy(bool)
+    if not chosen.any():
+        return None
+    layers = evidence.layers_of(chosen)
+    start = evidence.ends[0]
+    words = {"count": str(len(layers)), "names": named(layers)}
+    return Seen(float(len(layers)), layers, (start, start), words)
+
+
+def _dropped(evidence: Evidence, limits: Limits) -> Seen | None:
+    """Whether dropout leaves next to nothing, in a training that learns little."""
+    training = evidence.training
+    if training.final_loss < limits["shrinking_loss"] * abs(training.first_loss):
+        return None
+    steps = evidence.layer_history.steps
+    zeros = evidence.layer_history.values["activation_zero_fraction"]
+    is_dropout = evidence.layers["kind"].astype(str).str.contains("Dropout").to_numpy(bool)
+    pieces = [
+        stretch(x >= limits["dropped_share"], steps, limits["sustained_share"]) for x in zeros.T
+    ]
+    chosen = is_dropout & np.array([piece is not None for piece in pieces], bool)
+    if not chosen.any():
+        return None
+    ends = [piece for piece, yes in zip(pieces, chosen, strict=True) if yes and piece is not None]
+    worst = float(np.nanmedian(zeros[:, chosen], axis=0).max())
+    words = {"share": percent(worst), "names": named(evidence.chosen(chosen))}
+    span = min(e[0] for e in ends), max(e[1] for e in ends)
+    return Seen(worst, evidence.chosen(chosen), span, words)
 
 
 NOT_JUDGED = Rule(
@@ -177,7 +247,7 @@ EVAL_MODE = Rule(
     remedy="Call model.train() before the training, and again after each evaluation; nothing to do "
     "if the statistics are frozen on purpose.",
     thresholds=(SUSTAINED_SHARE,),
-    hides=("vanishing", "vanishes_at_first", "diverging", *_EXPLODED, *_FLAT, *_DEAD),
+    hides=("vanishing", "vanishes_at_first", "diverging", *EXPLODED, *FLAT, *DEAD),
     hides_everywhere=True,
 )
 
@@ -197,7 +267,7 @@ GRADIENTS_KEPT = Rule(
             "kept_share", 0.5, "share of updates; half of them is no longer a slip at a boundary"
         ),
     ),
-    hides=("diverging", *_EXPLODED, *_FLAT, *_DEAD),
+    hides=("diverging", *EXPLODED, *FLAT, *DEAD),
     hides_everywhere=True,
     panel="gradient_norm",
 )
@@ -223,7 +293,7 @@ INPUT_SCALE = Rule(
         ),
         Threshold("input_scale_low", 0.01, "largest element of the first input; same reason"),
     ),
-    hides=("diverging", "vanishing", *_EXPLODED, *_FLAT, *_DEAD),
+    hides=("diverging", "vanishing", *EXPLODED, *FLAT, *DEAD),
     hides_everywhere=True,
 )
 
@@ -247,31 +317,80 @@ SATURATED = Rule(
         ),
         SUSTAINED_SHARE,
     ),
-    hides=("vanishing", "vanishes_at_first", *_EXPLODED, *_FLAT),
+    hides=("vanishing", "vanishes_at_first", *EXPLODED, *FLAT),
     hides_everywhere=True,
     panel="activation_profile",
 )
 
 
-WEIGHTS_DECAYED = Rule(
-    code="weights_decayed",
+LOSS_INPUT = Rule(
+    code="loss_input",
+    severity="warning",
+    seen_when="a loss that takes scores is given probabilities, or its softmax goes over an axis "
+    "that is not the one of the classes",
+    value="final loss",
+    reads=_STEPS,
+    look=_loss_input,
+    sentence="The loss is not what it seems: {what}; {so}.",
+    remedy="{remedy}.",
+    hides=("vanishing", "vanishes_at_first", *FLAT),
+    hides_everywhere=True,
+    panel="loss",
+)
+
+
+ASCENT = Rule(
+    code="ascent",
     severity="severe",
-    seen_when="weight decay takes most weights away, and the loss does not fall",
-    value="share of the first norm",
-    reads={"parameters": ("norm",), "steps": ("loss",)},
-    look=_decayed,
-    sentence="Weight decay takes the weights away: at step {last} {count} of {all} have {value} of "
-    "their first norm (median), and the loss does not fall ({start} to {end}).",
-    remedy="Divide the weight decay, {decay}, by 100 or more; gradients that vanish are its "
-    "consequence.",
+    seen_when="a training climbs a loss that measures an error",
+    value="rise of the error",
+    reads=_STEPS,
+    look=_ascent,
+    sentence="The training climbs the {measure}: {why}, and it goes from {start} to {end}.",
+    remedy="{remedy}; nothing to do if the network is to forget.",
+    hides=("diverging", "nonfinite", "vanishing", "vanishes_at_first", *EXPLODED, *FLAT, *DEAD),
+    hides_everywhere=True,
+    panel="loss",
+)
+
+
+ALIKE_UNITS = Rule(
+    code="alike_units",
+    severity="warning",
+    seen_when="all units of a layer have equal weights and equal gradients at the first update",
+    value="layers",
+    reads=_STEPS,
+    look=_alike,
+    sentence="All units of {count} layers are alike ({names}): their weights are equal at step "
+    "{first}, and so are their gradients, so that each layer stays a single unit.",
+    remedy="Initialize these weights at random (He, Xavier), not by a constant.",
+    hides=("vanishing", "vanishes_at_first", *EXPLODED, *FLAT, *DEAD),
+    hides_everywhere=True,
+    panel="loss",
+)
+
+
+DROPPED = Rule(
+    code="dropout_too_high",
+    severity="warning",
+    seen_when="dropout sets nearly everything to zero, sustained, and the loss does not fall by "
+    "half",
+    value="share of zeros",
+    reads={"layers": ("activation_zero_fraction",), "steps": ("loss",)},
+    look=_dropped,
+    sentence="Dropout leaves next to nothing: {share} of the outputs of {names} are zero (steps "
+    "{first} to {last}).",
+    remedy="Lower its probability, to 0.5 or less.",
     thresholds=(
         Threshold(
-            "weights_left",
-            0.1,
-            "norm of a weight over the one at the first step, for half of the weights or more",
+            "dropped_share",
+            0.95,
+            "zeros in the output of a dropout layer; with ReLU before it a probability of 0.5 "
+            "makes 0.75 of them",
         ),
+        SUSTAINED_SHARE,
     ),
-    hides=("vanishing", "vanishes_at_first", *_EXPLODED, *_FLAT, *_DEAD),
+    hides=("diverging", "vanishing", "vanishes_at_first", *EXPLODED, *FLAT, *DEAD),
     hides_everywhere=True,
-    panel="update_ratio",
+    panel="activation_profile",
 )

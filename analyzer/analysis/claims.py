@@ -213,11 +213,12 @@ def _claim(
     spread = _spread(statement, known, values)
     ends = [None if spread is None else spread[side] for side in ("plain", "residual")]
     first, second = known[0]
+    apart = [abs(LIMITS[name].value) for _, name in statement.conditions(first, second)]
     words = {
         "where": second.where,
         "plain_where": first.where,
-        "scale": number(second.scale),
-        "plain_scale": number(first.scale),
+        "scale": number(second.scale, apart),
+        "plain_scale": number(first.scale, apart),
         "count": str(second.count),
         "over": second.over,
         "rescaled": decades_fallen(second.scale),
@@ -227,7 +228,7 @@ def _claim(
     said, briefly = (
         words
         | {
-            side: statement.say(sides[k], ends[k] if is_whole or len(known) > 1 else None)
+            side: statement.say(sides[k], ends[k] if is_whole or len(known) > 1 else None, apart)
             for k, side in enumerate(("plain", "residual"))
         }
         for is_whole in (True, False)

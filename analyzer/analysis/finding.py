@@ -80,6 +80,7 @@ class Seen:
         steps: First and last step of the evidence.
         words: Texts for the places in the sentence of the rule.
         threshold: What the value was compared with, where that is not the rule's first threshold.
+        severity: That of the finding, where it is milder than the rule's.
     """
 
     value: float
@@ -87,6 +88,7 @@ class Seen:
     steps: tuple[int, int]
     words: Mapping[str, str] = field(default_factory=dict)
     threshold: float | None = None
+    severity: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,11 @@ class Rule:
         if threshold is None and self.thresholds:
             threshold = limits[self.thresholds[0].name]
         first, last = seen.steps
-        words = {"value": number(seen.value), "first": first, "last": last, **seen.words}
+        apart = () if threshold is None else (threshold,)
+        words = {"value": number(seen.value, apart), "first": first, "last": last, **seen.words}
         return Finding(
             self.code,
-            self.severity,
+            seen.severity or self.severity,
             seen.layers,
             seen.steps,
             seen.value,

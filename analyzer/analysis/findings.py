@@ -3,7 +3,14 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from analyzer.analysis import cause_rules, depth_rules, layer_rules, loss_rules, ratio_rules
+from analyzer.analysis import (
+    cause_rules,
+    depth_rules,
+    layer_rules,
+    loss_rules,
+    ratio_rules,
+    update_rules,
+)
 from analyzer.analysis.evidence import Evidence
 from analyzer.analysis.finding import (
     SEVERITIES,
@@ -35,7 +42,14 @@ __all__ = [
 RULES: tuple[Rule, ...] = checked_rules(
     [
         rule
-        for module in (depth_rules, layer_rules, cause_rules, loss_rules, ratio_rules)
+        for module in (
+            depth_rules,
+            layer_rules,
+            cause_rules,
+            loss_rules,
+            update_rules,
+            ratio_rules,
+        )
         for rule in vars(module).values()
         if isinstance(rule, Rule)
     ]

@@ -307,7 +307,7 @@ def grid_difference(view: View) -> GridDifference:
     finite = np.abs(values[np.isfinite(values)])
     reach = float(finite.max()) if len(finite) else 1.0
     names = (first.label, second.label)
-    caption = _largest_difference(values, positions, names, is_log)
+    caption = _largest_difference(values, positions, names, steps, is_log)
     reach = max(reach, _LEAST_DECADES / 2 if is_log else 0.1)
     return GridDifference(is_log, names, positions, steps, values, marks, reach, caption)
 
@@ -328,9 +328,13 @@ def _places(column: GridColumn, positions: Floats, steps: NDArray[np.int64]) -> 
 
 
 def _largest_difference(
-    values: Floats, positions: Floats, runs: tuple[RunLabel, RunLabel], is_log: bool
+    values: Floats,
+    positions: Floats,
+    runs: tuple[RunLabel, RunLabel],
+    steps: NDArray[np.int64],
+    is_log: bool,
 ) -> str:
-    """What separates the runs most, over all steps."""
+    """What separates the runs most, in the median over the steps."""
     first, second = (label.text for label in runs)
     known = np.isfinite(values)
     if not known.any():
@@ -339,7 +343,10 @@ def _largest_difference(
         [np.median(r[k]) if k.any() else 0.0 for r, k in zip(values, known, strict=True)]
     )
     at = int(np.abs(middle).argmax())
-    where = f"at relative depth {number(positions[at])} (0 is the first layer)"
+    over = f"step {steps[0]:,}"
+    if len(steps) > 1:
+        over = f"median over steps {steps[0]:,} to {steps[-1]:,}"
+    where = f"at relative depth {number(positions[at])} (0 is the first layer; {over})"
     if is_log:
         factor = times_ten_to(float(middle[at]))
         return f"The runs differ most {where}: {second} has {factor} times the value of {first}."

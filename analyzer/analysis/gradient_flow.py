@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from analyzer.analysis.bands import spaced_places
-from analyzer.analysis.numerals import decades, number
+from analyzer.analysis.numerals import decades_fallen, number
 from analyzer.storage.arrays import as_floats, as_numpy, is_present
 from analyzer.storage.run import Run
 
@@ -24,6 +24,7 @@ __all__ = [
     "MedianGain",
     "Trend",
     "depth_profile",
+    "fall_words",
     "gain",
     "gain_clause",
     "median_gain",
@@ -329,4 +330,9 @@ def gain_clause(fit: Gain) -> str:
         return f"no gain can be fitted ({fit.num_layers} usable layers, {lost} zero or non-finite)"
     fallen = fit.decades_fallen
     factor = f"gain {number(fit.gain)} per layer"
-    return f"{factor}: ‖∂L/∂y‖ {'falls' if fallen > 0 else 'grows'} {decades(fallen)}"
+    return f"{factor}: ‖∂L/∂y‖ {fall_words(fallen)}"
+
+
+def fall_words(fallen: float) -> str:
+    """Return the decades that a gradient falls, told from those at which a trend begins."""
+    return decades_fallen(fallen, None, (_HEALTHY, _UNHEALTHY))

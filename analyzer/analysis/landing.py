@@ -276,7 +276,7 @@ def _remedies(stand: Sequence[Condition], runs: Sequence[Run]) -> list[str]:
 def _moved(fallen: float | None) -> str:
     if fallen is None or math.isnan(fallen):
         return "is not a number"
-    return f"{'falls' if fallen >= 0 else 'grows'} {decades(fallen)}"
+    return f"{'falls' if fallen >= 0 else 'grows'} {decades(fallen, None, [_SICK])}"
 
 
 def _evidence(found: Verdict | None, runs: Sequence[Run]) -> str:

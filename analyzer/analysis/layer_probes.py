@@ -1,6 +1,7 @@
 """What probes measured of blocks and layers: Jacobians, shattering, attribution, any by layer."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.bands import spaced_places
-from analyzer.analysis.numerals import number, percent
+from analyzer.analysis.numerals import counted, number, percent
 from analyzer.analysis.per_run import (
     AlongDepth,
     PerRun,
@@ -22,6 +23,7 @@ from analyzer.analysis.per_run import (
     read_runs,
     shown_range,
 )
+from analyzer.analysis.probe_numbers import hidden_words, sample_conditions
 from analyzer.analysis.view import RunLabel, View, matching, row_set
 from analyzer.storage.run import Run
 from analyzer.vocabulary import quantities_of, quantity
@@ -71,6 +73,7 @@ class JacobianSpectra(RunAtStep):
         values: Median over samples of each singular value, in unit of y / unit of x, ``[values]``;
             NaN where it did not settle.
         lows, highs: Lower and upper quartile over the samples; NaN where not measured.
+        condition: What is said of the condition number of the whole network.
     """
 
     names: tuple[str, ...]
@@ -79,6 +82,7 @@ class JacobianSpectra(RunAtStep):
     values: Floats
     lows: Floats
     highs: Floats
+    condition: str = ""
 
     def sentence(self) -> str:
         """Return what the last spectrum, that of the whole network, spans."""
@@ -89,8 +93,7 @@ class JacobianSpectra(RunAtStep):
             return f"{start} reach up to {number(float(last[0]))}; the smallest did not settle."
         if not (np.isfinite(top) and np.isfinite(bottom)):
             return f"{start} are not all finite."
-        ratio = f", a condition number of {number(top / bottom)}" if bottom > 0 else ""
-        return f"{start} reach from {number(bottom)} to {number(top)}{ratio}."
+        return f"{start} reach from {number(bottom)} to {number(top)}{self.condition}."
 
     def cells(self) -> Mapping[str, Any]:
         """Return one row per block and singular value."""
@@ -130,7 +133,17 @@ def _spectra(view: View, run: Run, label: RunLabel) -> JacobianSpectra:
     orders, values = rows["rank_order"].to_numpy(np.int64), rows["singular_value"].to_numpy(float)
     ends = rows.reindex(columns=["lower_quartile", "upper_quartile"])
     lows, highs = (ends[name].to_numpy(np.float64, na_value=np.nan) for name in ends)
-    return JacobianSpectra(label, step, names, blocks, orders, values, lows, highs)
+    last = values[blocks == len(names) - 1]
+    each = sample_conditions(run, step, names[-1]) if names else None
+    known = np.zeros(0) if each is None else each[~np.isnan(each)]
+    condition, over = float(np.median(known)) if len(known) else math.nan, ""
+    if len(known):
+        over = f" (median of {counted(len(known), 'sample')})"
+    elif len(last) and last.min() > 0:
+        condition = float(last.max() / last.min())
+    words = f"{number(condition)}{hidden_words(run, condition)}{over}"
+    said = "" if math.isnan(condition) else f", a condition number of {words}"
+    return JacobianSpectra(label, step, names, blocks, orders, values, lows, highs, said)
 
 
 @per_run

@@ -144,7 +144,10 @@ def _partly_trained(evidence: Evidence, limits: Limits) -> Seen | None:
 
 
 def _frozen(evidence: Evidence, limits: Limits) -> Seen | None:
-    """Whether a minority is frozen, in layers of a kind that is trained elsewhere."""
+    """Whether a minority is frozen, in layers of a kind that is trained elsewhere.
+
+    Several layers just behind the input are a frozen stem, which is meant.
+    """
     frozen, elements = _is_frozen(evidence), evidence.parameters["num_elements"].to_numpy()
     if not frozen.any() or elements[frozen].sum() >= limits["frozen_share"] * elements.sum():
         return None
@@ -152,6 +155,9 @@ def _frozen(evidence: Evidence, limits: Limits) -> Seen | None:
     owner = evidence.parameters["layer"]
     of = owner.map(kinds)
     trained = _trained(evidence) & ~frozen
+    depths = owner.map(dict(zip(evidence.layers["layer"], evidence.layers["depth"], strict=True)))
+    if owner[frozen].nunique() > 1 and depths[frozen].max() < depths[trained].min():
+        return None
     elsewhere = [
         ((of == kind) & (owner != layer) & trained).any()
         for kind, layer in zip(of, owner, strict=True)

@@ -12,7 +12,7 @@ from analyzer.analysis.finding import Limits, Rule, Seen, Threshold
 from analyzer.analysis.limits import BEYOND_THE_EDGE
 from analyzer.analysis.numerals import number
 from analyzer.analysis.probe_numbers import edge_of_stability
-from analyzer.analysis.ratio_rules import median_update_ratios
+from analyzer.analysis.update_rules import median_update_ratios
 from analyzer.errors import NotRecordedError
 from analyzer.storage.arrays import as_floats
 
@@ -127,8 +127,7 @@ def _summed(evidence: Evidence, limits: Limits) -> Seen | None:
     samples = evidence.batch_size or 0
     if about.get("reduction") != "sum" or samples < 2:
         return None
-    names = [str(one.get("name")) for one in evidence.run.manifest.get("optimizers") or ()]
-    if names and all(any(part in name for part in _ADAPTIVE) for name in names):
+    if _all_adaptive(evidence):
         return None  # their steps do not depend on the scale of the loss
     large = np.nan_to_num(median_update_ratios(evidence)).max(initial=0.0)
     grown = changes(evidence, -1.0)
@@ -170,14 +169,34 @@ def _step_too_small(evidence: Evidence, limits: Limits) -> Seen | None:
     if evidence.has_learned:
         return None  # before this recording, as in a resumed run
     factor = 10.0 ** math.ceil(math.log10(limits["useful_update"] / ratio)) if ratio > 0 else 10.0
+    clipped = _clipped_to(evidence)
+    remedy = f"Raise the learning rate, to about {factor:,.0f} times what it is"
+    because = ""
+    if clipped * factor < 1:
+        remedy = f"Clip at a norm about {factor:,.0f} times as large, or not at all"
+        because = f", since the gradient is clipped to {number(clipped)} of its norm"
     words = {
+        "because": because,
+        "remedy": remedy,
         "ratio": number(ratio),
-        "factor": f"{factor:,.0f}",
         "start": number(training.first_loss),
         "end": number(training.final_loss),
         "steps": f"{training.num_steps:,}",
     }
     return Seen(moved, (), evidence.ends, words)
+
+
+def _clipped_to(evidence: Evidence) -> float:
+    """What clipping leaves of the gradient's norm, median over steps; 1 of an adaptive step."""
+    factors = as_floats(evidence.run.read("steps", "clip_factor").column("clip_factor"))
+    known = factors[np.isfinite(factors)]
+    return float(np.median(known)) if len(known) and not _all_adaptive(evidence) else 1.0
+
+
+def _all_adaptive(evidence: Evidence) -> bool:
+    """Whether no optimizer's steps depend on the scale of the loss."""
+    names = [str(one.get("name")) for one in evidence.run.manifest.get("optimizers") or ()]
+    return bool(names) and all(any(part in name for part in _ADAPTIVE) for name in names)
 
 
 def _is_warming_up(evidence: Evidence) -> bool:
@@ -261,8 +280,8 @@ STEP_TOO_SMALL = Rule(
     reads={"updates": ("gradient_norm", "norm", "update_norm"), "steps": ("loss",)},
     look=_step_too_small,
     sentence="The loss does not fall ({start} to {end}) because the steps are too small: {steps} "
-    "of {ratio} move a weight by {value} of its norm at most.",
-    remedy="Raise the learning rate, to about {factor} times what it is.",
+    "of {ratio} move a weight by {value} of its norm at most{because}.",
+    remedy="{remedy}.",
     thresholds=(
         Threshold(
             "weights_moved",

@@ -91,7 +91,8 @@ class Landscape(RunAtStep):
             return f"{self.where}: no loss on the grid is finite."
         text = (
             f"{self.where}: the loss is {number(self.center)} at the weights and reaches "
-            f"{number(float(finite.max()))} at distance {number(float(np.abs(self.alphas).max()))}"
+            f"{number(float(finite.max()))} within {number(float(np.abs(self.alphas).max()))} of "
+            "them along each direction"
         )
         if not self.evaluated.all():
             share = percent(1 - float(self.evaluated.mean()))

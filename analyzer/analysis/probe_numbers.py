@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from analyzer.analysis.gradient_flow import relative_depth
 from analyzer.analysis.per_run import not_recorded, probe_rows, probe_rows_at
-from analyzer.analysis.training import run_training
-from analyzer.storage.arrays import as_floats
+from analyzer.analysis.training import CLIPPED, clipped_share, run_training
 from analyzer.storage.run import Run
 
 if TYPE_CHECKING:
@@ -23,14 +22,16 @@ __all__ = [
     "counterfactual",
     "edge_of_stability",
     "forward_correlation",
+    "hidden_words",
     "input_correlation",
     "lesion",
     "path_length",
+    "sample_conditions",
 ]
 
 # As analyzer.probes.jacobian names it, which the reading side does not import.
 _NETWORK = "network"
-_MOST_FLOAT32, _CLIPPED = 1e6, 0.1
+_MOST_FLOAT32 = 1e6
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,8 @@ def condition_number(run: Run) -> Measured:
     """
     step, rows = probe_rows_at(run, "jacobian", 0)
     name = _whole(run, rows)
-    noted = json.loads(run.probe_metadata("jacobian").get(step, {}).get("condition_numbers", "{}"))
-    if name not in noted:
+    each = sample_conditions(run, step, name)
+    if each is None:
         values = rows[rows["name"] == name]["singular_value"]
         query = (
             f'RUN.probe("jacobian").pipe(lambda t: t[(t["step"] == {step}) & (t["name"] == '
@@ -145,7 +146,6 @@ def condition_number(run: Run) -> Measured:
         f'__import__("pandas").Series(__import__("json").loads(RUN.probe_metadata("jacobian")'
         f'[{step}]["condition_numbers"])[{name!r}], dtype=float).median()'
     )
-    each = np.array(noted[name], np.float64)
     known = each[~np.isnan(each)]
     if not len(known):
         return Measured(math.nan, query, (step,), over="samples")
@@ -153,10 +153,23 @@ def condition_number(run: Run) -> Measured:
     reach = (high / low) ** (1.57 / len(known) ** 0.5) if low > 0 and high < math.inf else 1.0
     middle = float(np.median(known))
     ends = middle / float(reach), middle * float(reach)
-    # What is smaller than rounding makes of it is not told from zero.
-    is_hidden = run.manifest.get("dtype") != "float64" and middle > _MOST_FLOAT32
-    where = " or more, hidden by rounding in float32," if is_hidden else ""
+    hidden = hidden_words(run, middle)
+    where = f"{hidden}," if hidden else ""
     return Measured(middle, query, (step,), *ends, "samples", len(known), where=where)
+
+
+def sample_conditions(run: Run, step: int, name: str) -> NDArray[np.float64] | None:
+    """Return the condition number of each sample, of a block or the network; None if not noted."""
+    notes = run.probe_metadata("jacobian").get(step, {})
+    noted = json.loads(notes.get("condition_numbers", "{}"))
+    return np.array(noted[name], np.float64) if name in noted else None
+
+
+def hidden_words(run: Run, condition: float) -> str:
+    """Return what to say of a condition number beyond what float32 can tell; empty for others."""
+    # What is smaller than rounding makes of it is not told from zero.
+    is_hidden = run.manifest.get("dtype") != "float64" and condition > _MOST_FLOAT32
+    return " or more, hidden by rounding in float32" if is_hidden else ""
 
 
 def _whole(run: Run, rows: "pd.DataFrame") -> str:
@@ -199,9 +212,7 @@ def edge_of_stability(run: Run) -> Measured:
     the last threshold; the ends are the smallest and the largest ratio.
     """
     rows = probe_rows(run, "sharpness").sort_values("step")
-    factors = as_floats(run.read("steps", "clip_factor").column("clip_factor"))
-    last_third = factors[-max(1, len(factors) // 3) :]
-    if len(factors) and np.mean(last_third < 1) > _CLIPPED:
+    if clipped_share(run) > CLIPPED:
         remedy = "of clipped gradients a step is smaller than the learning rate says"
         raise not_recorded("a threshold of the sharpness was", run, remedy)
     for prefix in ("", "preconditioned_"):

@@ -1,4 +1,4 @@
-"""Rules about ratios: updates to weights, and branch to shortcut at a join."""
+"""Rules about joins: branch to shortcut, by their gradients and by what they write."""
 
 import math
 from dataclasses import replace
@@ -9,95 +9,19 @@ from numpy.typing import NDArray
 from analyzer.analysis.evidence import Evidence
 from analyzer.analysis.finding import SUSTAINED_SHARE, Limits, Rule, Seen, Threshold, named, stretch
 from analyzer.analysis.numerals import number
-from analyzer.storage.arrays import as_floats
 
 __all__ = [
     "CANCELLATION",
     "SILENT_BLOCK",
     "SLEEPING_BRANCH",
     "STREAM_GROWS",
-    "UPDATE_TOO_LARGE",
-    "UPDATE_TOO_SMALL",
-    "median_update_ratios",
     "remaining_share",
 ]
 
 Floats = NDArray[np.float64]
 
-# Warm-up and the end of a decay say nothing about the updates that train.
-_LEAST_RATE = 0.1
 _GROWTH = 3.0
 _LEAST_JOINS = 6
-
-
-def median_update_ratios(evidence: Evidence) -> Floats:
-    """Return the median over steps of ``‖Δθ‖ / ‖θ‖`` of each parameter, ``[parameters]``.
-
-    Steps with a learning rate below a tenth of the largest are left out, and those at which the
-    parameter was zero or received no gradient or one that is exactly zero. NaN where nothing is
-    left, for parameters that are not trained, and for those with fewer than two axes: a bias or a
-    gain that starts at zero moves by any ratio.
-    """
-    history = evidence.update_history
-    norms, moved = history.values["norm"], history.values["update_norm"]
-    counts = (norms > 0) & (history.values["gradient_norm"] > 0) & np.isfinite(moved)
-    counts &= _at_full_rate(evidence, history.steps)[:, None]
-    is_weight = np.array([len(shape) > 1 for shape in evidence.parameters["shape"]], bool)
-    counts &= is_weight & evidence.parameters["trained"].to_numpy(bool)
-    ratios = np.full(len(is_weight), np.nan)
-    for place in np.flatnonzero(counts.any(axis=0)):
-        some = counts[:, place]
-        ratios[place] = np.median(moved[some, place] / norms[some, place])
-    return ratios
-
-
-def _at_full_rate(evidence: Evidence, steps: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether the learning rate of each step is at least a tenth of the largest."""
-    if not len(steps):
-        return np.zeros(0, bool)
-    rows = evidence.run.read("steps", "learning_rate", steps=steps)
-    place = np.searchsorted(steps, rows.column("step").to_numpy())
-    rates = np.full(len(steps), np.nan)
-    rates[place] = as_floats(rows.column("learning_rate"))
-    if not np.isfinite(rates).any():
-        return np.ones(len(steps), bool)
-    # What moved the weights before an optimizer existed, such as their initialization, is no rate.
-    full: NDArray[np.bool_] = rates >= _LEAST_RATE * np.nanmax(rates)
-    return full
-
-
-def _updates(
-    evidence: Evidence, ratios: Floats, chosen: NDArray[np.bool_], worst: float
-) -> Seen | None:
-    """What is seen of the chosen weights; None where there are none."""
-    if not chosen.any():
-        return None
-    weights = tuple(map(str, evidence.parameters["name"][chosen]))
-    steps = evidence.update_history.steps
-    words = {
-        "count": str(int(chosen.sum())),
-        "all": str(int(np.isfinite(ratios).sum())),
-        "names": named(weights),
-    }
-    ends = int(steps[0]), int(steps[-1])
-    return Seen(worst, evidence.layers_of(chosen) or weights, ends, words)
-
-
-def _small_updates(evidence: Evidence, limits: Limits) -> Seen | None:
-    ratios = median_update_ratios(evidence)
-    if evidence.has_learned:
-        return None  # there is little left to move for
-    # A branch with a small scale gets a small gradient, which is its purpose.
-    branches = evidence.layers["layer"].to_numpy()[evidence.has_parameters & ~evidence.trunk]
-    in_branch = evidence.parameters["layer"].isin(branches).to_numpy(bool)
-    chosen = (ratios < limits["update_ratio_low"]) & ~in_branch
-    return _updates(evidence, ratios, chosen, float(ratios[chosen].min(initial=math.inf)))
-
-
-def _large_updates(evidence: Evidence, limits: Limits) -> Seen | None:
-    ratios = median_update_ratios(evidence)
-    chosen = ratios > limits["update_ratio_high"]
-    return _updates(evidence, ratios, chosen, float(ratios[chosen].max(initial=-math.inf)))
 
 
 def remaining_share(shortcut: Floats, branch: Floats, cosine: Floats) -> Floats:
@@ -204,7 +128,12 @@ def _growing_stream(evidence: Evidence, limits: Limits) -> Seen | None:
         ratio = norms / history.values["shortcut_output_norm"]
     largest = np.where(np.isfinite(ratio[inside]), ratio[inside], -math.inf).max(axis=0)
     seen = _at_joins(evidence, [int(largest.argmax())], float(np.median(growths[inside])), piece)
-    return replace(seen, words={**seen.words, "total": number(float(np.median(totals[inside])))})
+    first, final = evidence.training.first_loss, evidence.training.final_loss
+    learns = math.isfinite(first) and final < limits["shrinking_loss"] * abs(first)
+    words = {**seen.words, "total": number(float(np.median(totals[inside])))}
+    words["while"] = f"; the loss falls all the same ({number(first)} to {number(final)})"
+    words["while"] = words["while"] if learns else ""
+    return replace(seen, words=words, severity="note" if learns else "")
 
 
 def _silent(evidence: Evidence, limits: Limits) -> Seen | None:
@@ -228,49 +157,6 @@ def _silent(evidence: Evidence, limits: Limits) -> Seen | None:
     worst = float(ratio[-1, chosen].max())
     return _at_joins(evidence, chosen, worst, (min(end[0] for end in ends), int(steps[-1])))
 
-
-_MEASURED_UPDATES = {"updates": ("gradient_norm", "norm", "update_norm")}
-
-UPDATE_TOO_SMALL = Rule(
-    code="update_too_small",
-    severity="warning",
-    seen_when="weights hardly move although a gradient reaches them",
-    value="‖Δθ‖ / ‖θ‖",
-    reads=_MEASURED_UPDATES,
-    look=_small_updates,
-    sentence="{count} of {all} weights hardly move ({names}): at worst the median update is "
-    "{value} of the weight's norm.",
-    remedy="Raise the learning rate of these weights; look for a second optimizer, a zero learning "
-    "rate, or a loss that is scaled down.",
-    thresholds=(
-        Threshold(
-            "update_ratio_low",
-            1e-6,
-            "median ‖Δθ‖ / ‖θ‖ of a weight; a million steps would then move it by its own size",
-        ),
-    ),
-    panel="update_ratio",
-)
-
-UPDATE_TOO_LARGE = Rule(
-    code="update_too_large",
-    severity="warning",
-    seen_when="a few updates replace the weights",
-    value="‖Δθ‖ / ‖θ‖",
-    reads=_MEASURED_UPDATES,
-    look=_large_updates,
-    sentence="{count} of {all} weights are replaced by their updates ({names}): at worst the "
-    "median update is {value} of the weight's norm.",
-    remedy="Lower the learning rate, warm it up, or clip.",
-    thresholds=(
-        Threshold(
-            "update_ratio_high", 0.1, "median ‖Δθ‖ / ‖θ‖ of a weight; ten steps then replace it"
-        ),
-    ),
-    hides=("dead_units", "shrinking"),
-    hides_everywhere=True,
-    panel="update_ratio",
-)
 
 CANCELLATION = Rule(
     code="cancellation",
@@ -323,12 +209,13 @@ SLEEPING_BRANCH = Rule(
 STREAM_GROWS = Rule(
     code="stream_grows",
     severity="warning",
-    seen_when="the residual stream grows by a factor at each join, sustained",
+    seen_when="the residual stream grows by a factor at each join, sustained; a note where the "
+    "loss falls by half all the same",
     value="growth a join",
-    reads={"splits": ("join_output_norm", "shortcut_output_norm")},
+    reads={"splits": ("join_output_norm", "shortcut_output_norm"), "steps": ("loss",)},
     look=_growing_stream,
     sentence="The residual stream grows by a factor of {value} at each join, {total} times in all, "
-    "most at {names} (steps {first} to {last}).",
+    "most at {names} (steps {first} to {last}){while}.",
     remedy="Normalize inside the branches, scale them down (1/√depth, or from zero), or normalize "
     "the stream: the last blocks drown out all earlier ones.",
     thresholds=(

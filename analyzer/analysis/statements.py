@@ -1,6 +1,6 @@
 """The questions of a verdict: what each is about, when the answer is yes, and by which limits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from analyzer.analysis import limits
@@ -47,7 +47,7 @@ class Statement:
     is_of_residual: bool = False
     is_alone: bool = False
     alone: str = ""
-    say: Callable[[float | None, Spread], str] = with_range
+    say: Callable[[float | None, Spread, Sequence[float]], str] = with_range
 
     @property
     def by_moment(self) -> bool:

@@ -27,9 +27,11 @@ from analyzer.storage.run import Run
 from analyzer.storage.schema import TABLES
 
 __all__ = [
+    "CLIPPED",
     "StepCurve",
     "StepCurves",
     "TrainingSummary",
+    "clipped_share",
     "final_losses",
     "gradient_norm_curves",
     "learning_rate_curves",
@@ -41,6 +43,9 @@ __all__ = [
     "sharpness_curves",
     "training_summary",
 ]
+
+CLIPPED = 0.1
+"""Share of clipped steps above which a threshold of the sharpness is not theirs."""
 
 Floats = NDArray[np.float64]
 _FINAL_SHARE, _MOST_FINAL = 10, 100
@@ -317,6 +322,15 @@ def _gradient_norm_bands(run: Run, smooth: bool) -> tuple[str, Band, Band | None
     return f"{text}, clipped in {share} of {counted(len(steps), 'step')}.", before, received
 
 
+def clipped_share(run: Run) -> float:
+    """Return the share of the last third of the steps whose gradient was clipped; 0 without one.
+
+    Of them a step is smaller than the learning rate says.
+    """
+    factors = as_floats(run.read("steps", "clip_factor").column("clip_factor"))
+    return float(np.mean(factors[-max(1, len(factors) // 3) :] < 1)) if len(factors) else 0.0
+
+
 def _sharpness(_view: View, run: Run, label: RunLabel) -> list[StepCurve]:
     rows = probe_rows(run, "sharpness").sort_values("step")
     prefix = "preconditioned_" if rows["preconditioned_sharpness"].notna().any() else ""
@@ -330,6 +344,9 @@ def _sharpness(_view: View, run: Run, label: RunLabel) -> list[StepCurve]:
     if np.isfinite(limits[-1]):
         share, limit = number(sharp[-1] / limits[-1]), number(limits[-1])
         text += f", {share} times the {limit} from which on a step is unstable"
+        clipped = clipped_share(run)
+        if clipped > CLIPPED:
+            text += f" unless it is clipped, as {percent(clipped)} of the late steps are"
         shown = band(steps, limits, _MOST_POINTS)
         curves = [StepCurve(label, words, "threshold", shown, is_behind=True)]
     return [*curves, StepCurve(label, words, words, band(steps, sharp, _MOST_POINTS), f"{text}.")]

@@ -342,7 +342,8 @@ def _outcome(found: Claims) -> str:
     if loss.status in ("not measured", "undefined") or loss.plain is None or loss.residual is None:
         return ""
     ratio = loss.plain / loss.residual if loss.residual > 0 else math.inf
-    times = f", {number(max(ratio, 1 / ratio))} times" if 0 < ratio < math.inf else ""
+    limit = 10 ** LIMITS["loss"].value
+    times = f", {number(max(ratio, 1 / ratio), [limit])} times" if 0 < ratio < math.inf else ""
     word = {
         "holds": "ends lower with shortcuts",
         "unclear": "does not clearly end lower with shortcuts",

@@ -22,6 +22,7 @@ from analyzer.analysis.gradient_flow import (
     MedianGain,
     Trend,
     depth_profile,
+    fall_words,
     profile_gain,
     run_gain,
     span_decades,
@@ -256,7 +257,6 @@ def _gain_lines(profile: DepthProfile, median: MedianGain, missing: str) -> list
     if not fit.is_defined:
         return [_no_gain(profile)]
     fallen = fit.decades_fallen
-    change = "falls" if fallen >= 0 else "grows"
     used = f"fitted over {counted(fit.num_layers, 'layer')} with parameters"
     if fit.num_zero or fit.num_nonfinite:
         used += (
@@ -264,7 +264,7 @@ def _gain_lines(profile: DepthProfile, median: MedianGain, missing: str) -> list
         )
     lines = [
         f"Gain {number(fit.gain)} per layer going backward (1 is isometry): the output gradient "
-        f"{change} {abs(fallen):.1f} decades from the last layer to the first, "
+        f"{fall_words(fallen)} from the last layer to the first, "
         f"{_VERDICTS[facts.trend]} ({used}).",
         _ends(profile),
     ]

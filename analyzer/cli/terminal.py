@@ -17,6 +17,7 @@ from typing import Any
 from rich.box import ASCII, SIMPLE_HEAD, Box
 from rich.console import Console
 
+from analyzer.analysis.numerals import digits_apart
 from analyzer.errors import AnalyzerError
 from analyzer.texts import escaped
 
@@ -61,7 +62,9 @@ def number(value: float | None, missing: str = "–") -> str:
     """Return three digits, ``NaN``, ``inf`` or, for None, the sign for what was not measured."""
     if value is None:
         return missing
-    return "NaN" if math.isnan(value) else f"{value:.3g}"
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else f"{value}"
+    return f"{value:.{digits_apart(value, 3)}g}"
 
 
 def prints_unicode(encoding: str | None = None) -> bool:

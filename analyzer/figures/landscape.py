@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from analyzer.analysis.network_probes import Landscape, Landscapes, landscapes, trajectories
+from analyzer.analysis.numerals import number
 from analyzer.figures.axes import panes
 from analyzer.figures.marks import color_bar, run_line
 from analyzer.figures.panels import Panel
@@ -123,7 +124,7 @@ def _line_figure(info: Landscapes, theme: Theme) -> go.Figure:
 
 
 def _title(run: Landscape) -> str:
-    center = f", loss {run.center:.3g}" if math.isfinite(run.center) else ""
+    center = f", loss {number(run.center)}" if math.isfinite(run.center) else ""
     return f"{run.label.text}, step {run.step}{center}"
 
 

@@ -166,7 +166,7 @@ def drawn_parts(info: Overview, theme: Theme) -> Iterator[tuple[int, str, Trace]
             yield place, "loss", line
         if np.isfinite(column.guess) and place == 0:
             line = {"color": theme.text, "width": 1, "dash": "dot"}
-            said = f"guessing by the classes' shares: {column.guess:.3g}<extra></extra>"
+            said = f"guessing by the classes' shares: {number(column.guess)}<extra></extra>"
             yield (
                 place,
                 "guess",

@@ -149,13 +149,15 @@ def measure(batch: HeldBatch) -> Measurement:
 
     Lanczos, warm-started from the vectors of the measurement before and the gradient, within 1e-3
     of the largest eigenvalue, at most 24 products with the Hessian (96 where they are cheap).
-    ``gradient_share`` is the part of ‖g‖² in the span of the largest eigenvectors, as many as
-    classes in the batch (at most 20). Where some of these have not settled by then it lies between
-    what the settled ones hold and what all of them hold together with what lies outside of the
-    basis; both ends are in the metadata, and the middle is null where they are further apart than
-    0.1. Dropout is off; batch norms that train normalize by the batch, and their statistics follow
-    the weights. Of a training by small batches the Hessian of one of them is larger than that of
-    the whole loss.
+    ``gradient_share`` is the part of ‖g‖² in the span of the ``num_eigenvectors`` largest
+    eigenvectors, as many as classes in the batch (at most 20). Where some of these have not settled
+    by then it lies between what the settled ones hold and what all of them hold together with what
+    lies outside of the basis; both ends are in the metadata. It is their middle where they are at
+    most 0.1 apart, else that of the settled ones alone, which are then fewer; null without classes.
+
+    Dropout is off; batch norms that train normalize by the batch, and their statistics follow the
+    weights. Of a training by small batches the Hessian of one of them is larger than that of the
+    whole loss.
     """
     rule = batch.rule
     count = 1 if batch.labels is None else min(len(torch.unique(batch.labels)), _MOST_VECTORS)
@@ -165,23 +167,25 @@ def measure(batch: HeldBatch) -> Measurement:
         affordable = min(_BYTES // max(hessian.graph_bytes, 1), _MOST_STEPS)
 
         def is_enough(found: EigenPairs) -> bool:
-            low, high = _share(gradient, found)
+            low, high, _ = _share(gradient, found)
             return len(found.basis) + 4 > affordable or not high - low > _NARROW
 
         count = min(count, hessian.size)
         enough = None if count == 1 else is_enough
         found = _largest(hessian.times, gradient, count, batch, "plain", enough, affordable)
         scaled = _preconditioned(hessian, gradient, batch)
-    low, high = _share(gradient, found)
-    is_known = batch.labels is not None and high - low <= _KNOWN_SHARE
-    share = (low + high) / 2 if is_known else None
+    low, high, settled = _share(gradient, found)
+    share, held = (low + high) / 2, len(found.values)
+    if not high - low <= _KNOWN_SHARE:
+        share, held = low, settled
+    is_known = batch.labels is not None and held > 0
     columns: dict[str, Sequence[Any]] = {
         "sharpness": [found.values[0]],
         "threshold": [None if rule is None else rule.threshold],
         "preconditioned_sharpness": [scaled],
         "preconditioned_threshold": [None if rule is None else rule.scaled_threshold],
-        "gradient_share": [share],
-        "num_eigenvectors": [None if share is None else len(found.values)],
+        "gradient_share": [share if is_known else None],
+        "num_eigenvectors": [held if is_known else None],
     }
     notes = {
         "mode": "train" if batch.model.training else "eval",
@@ -220,8 +224,10 @@ def _largest(
     return found
 
 
-def _share(gradient: Tensor, found: EigenPairs) -> tuple[float, float]:
+def _share(gradient: Tensor, found: EigenPairs) -> tuple[float, float, int]:
     """Between which ends the share of ``‖g‖²`` in the largest eigenvectors lies; NaN for 0/0.
+
+    And how many of them have settled, one after the other from the largest.
 
     What the settled ones hold is a part of it. Of the others the span in the basis holds too much
     as yet: its values are smaller than the eigenvalues, so that more of the gradient lies above.
@@ -229,14 +235,14 @@ def _share(gradient: Tensor, found: EigenPairs) -> tuple[float, float]:
     direction = gradient.double()
     square = float(direction.square().sum())
     if not square or not math.isfinite(found.values[0]):
-        return math.nan, math.nan
+        return math.nan, math.nan, 0
     parts = ((found.vectors.double() @ direction).square() / square).tolist()
     limit = _TOLERANCE * abs(found.values[0])
     settled = next((k for k, e in enumerate(found.errors) if not e <= limit), len(parts))
     if settled == len(parts):
-        return sum(parts), sum(parts)
+        return sum(parts), sum(parts), settled
     inside = float((found.basis.double() @ direction).square().sum()) / square
-    return sum(parts[:settled]), min(1.0, sum(parts) + max(0.0, 1 - inside))
+    return sum(parts[:settled]), min(1.0, sum(parts) + max(0.0, 1 - inside)), settled
 
 
 def _preconditioned(hessian: Hessian, gradient: Tensor, batch: HeldBatch) -> float | None:

@@ -1,7 +1,8 @@
 """Under which conditions a training runs: what explains its numbers and stands in no table.
 
-Inputs and loss of the first step, whether gradients are cleared between updates, and which
-normalization layers are in eval mode. All of it is one field of ``run.json``.
+Inputs and loss of the first step, weights whose units are all alike at the first update, whether
+gradients are cleared between updates, and which normalization layers are in eval mode. All of it is
+one field of ``run.json``.
 """
 
 import math
@@ -22,16 +23,17 @@ from analyzer.joins.calls import keywords_of_call, tensors_in
 from analyzer.joins.modes import UnseenReference
 from analyzer.options import RecordOptions
 from analyzer.recording.fate import version_of
+from analyzer.recording.loss_graph import about_loss, class_entropy, class_targets
 from analyzer.recording.models import Models
 from analyzer.recording.plain import Transfer, UnreadableError, plain
 from analyzer.recording.steps import Guard
 
-__all__ = ["Conditions", "reduction_of"]
+__all__ = ["Conditions"]
 
 _MOST_INPUTS = 4
-_MOST_NODES = 64
-_SAVED_REDUCTIONS = {1: "mean", 2: "sum"}
-_OF_TERMS = ("Add", "Sub", "Neg", "ToCopy", "Squeeze", "Clone", "Alias", "View", "Reshape")
+# Rows that are equal but for rounding. At the first update the gradient may be rounding alone:
+# through a last layer of equal rows it is a sum of p − y over the classes, which is 0.
+_ALIKE, _LOOKS_AT_UNITS = 1e-5, 2
 
 
 class Conditions:
@@ -57,9 +59,10 @@ class Conditions:
         self._loss: dict[str, Any] = {}
         self._numbers: list[tuple[dict[str, Any], str]] = []
         self._waiting: list[Tensor] = []
-        self._transfer: Transfer | None = None
+        self._transfers: list[tuple[list[tuple[dict[str, Any], str]], Transfer]] = []
+        self._units: dict[str, float | None] = {}
         self._kept: dict[int, _Received] = {}
-        self._known: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()
+        self._known: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self._clearing = {"updates": 0, "of": 0}
         self._norms: tuple[int, list[Any]] = (0, [])
         self._eval: dict[str, dict[str, int]] = {}
@@ -100,22 +103,26 @@ class Conditions:
         self._numbers.append((about, name))
         self._waiting.append(value.float())
 
+    def _send(self) -> None:
+        """Start to copy the numbers that wait."""
+        if self._waiting:
+            self._transfers.append((self._numbers, Transfer(self._waiting)))
+            self._numbers, self._waiting = [], []
+
     def _begin_first(self, roots: Sequence[Any]) -> None:
         """The loss of the first step is complete."""
         self._has_begun = True
         tensors = [root for root in roots if isinstance(root, Tensor)]
         rows = next((one["shape"][0] for one in self._inputs if one["shape"]), None)
-        self._loss["reduction"] = reduction_of(tensors, rows)
         try:
-            for node in _terms(tensors):
-                if node.name().startswith("NllLoss") and node._saved_weight is None:
-                    self._await(self._loss, "class_entropy", _class_entropy(node))
-                    self._loss["targets"] = node._saved_target.numel()
-                    break
+            self._loss |= about_loss(tensors, rows)
+            node = class_targets(tensors)
+            if node is not None:
+                self._await(self._loss, "class_entropy", class_entropy(node))
+                self._loss["targets"] = node._saved_target.numel()
         except (RuntimeError, AttributeError):
             pass  # a stand-in of a compiler
-        if self._waiting:
-            self._transfer, self._waiting = Transfer(self._waiting), []
+        self._send()
 
     # --- passes and updates ------------------------------------------------------------------
 
@@ -155,11 +162,42 @@ class Conditions:
     def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not self._concerns(optimizer):
             return
+        if self._known[optimizer] < _LOOKS_AT_UNITS:
+            self._known[optimizer] += self._look_at_units(optimizer)
         received = self._kept.get(id(optimizer))
         if received is not None and not received.num_passes:
             return  # a second update with the same gradients
         self._clearing["of"] += 1
         self._clearing["updates"] += received is not None
+
+    def _look_at_units(self, optimizer: Optimizer) -> bool:
+        """Compare the units of each weight before an update; return whether there is a gradient.
+
+        Where all rows of a weight are equal, and those of its gradient, its units are one, and stay
+        one. The number is by how much of the largest element the rows differ.
+        """
+        number, has_begun = self._models().parameters.number, False
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            has_begun |= parameter.grad is not None
+            is_weight = parameter.dim() > 1 and len(parameter) > 1
+            if not is_weight or parameter.grad is None or number(parameter) is None:
+                continue
+            try:
+                pair = [plain(x).detach() for x in (parameter, parameter.grad)]
+                name = str(number(parameter))
+                if pair[0].is_cpu and not torch.allclose(pair[0][0], pair[0][1], _ALIKE, 0.0):
+                    self._units.pop(name, None)
+                    continue
+                ends = [(x.amax(0), x.amin(0)) for x in pair]
+                apart = [(high - low).amax() for high, low in ends]
+                sizes = [torch.maximum(high.abs(), low.abs()).amax() for high, low in ends]
+                # A weight of zeros has equal rows, a gradient of zeros tells nothing: NaN.
+                spreads = apart[0] / sizes[0].clamp_min(1e-30), apart[1] / sizes[1]
+                self._await(self._units, name, torch.maximum(*spreads))
+            except (UnreadableError, RuntimeError, TypeError):
+                continue
+        self._send()
+        return has_begun
 
     def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self._concerns(optimizer):
@@ -177,7 +215,7 @@ class Conditions:
             held = (p for group in optimizer.param_groups for p in group["params"])
             if not any(number(parameter) is not None for parameter in held):
                 return False
-            self._known[optimizer] = True
+            self._known[optimizer] = 0
             self._kept.pop(id(optimizer), None)  # that of one that is gone
         return True
 
@@ -185,11 +223,11 @@ class Conditions:
 
     def fields(self, *, is_last: bool = False) -> dict[str, Any]:
         """Return what ``run.json`` says, as far as it is known; at last it waits for devices."""
-        if self._transfer is not None and (is_last or self._transfer.is_done()):
-            for (about, name), values in zip(self._numbers, self._transfer.arrays(), strict=True):
+        while self._transfers and (is_last or self._transfers[0][1].is_done()):
+            numbers, transfer = self._transfers.pop(0)
+            for (about, name), values in zip(numbers, transfer.arrays(), strict=True):
                 value = float(values[0])
                 about[name] = value if math.isfinite(value) else None
-            self._transfer = None
         models = self._models()
         conditions = {
             "inputs": [dict(one) for one in self._inputs],
@@ -199,6 +237,11 @@ class Conditions:
                 "looks": self._num_looks,
                 "layers": {name: dict(seen) for name, seen in self._eval.items()},
             },
+            "alike_units": [
+                int(number)
+                for number, apart in self._units.items()
+                if apart is not None and apart <= _ALIKE
+            ],
             "without_optimizer": models.parameters.without_optimizer(),
             "roots": len(models.layers.roots),
         }
@@ -240,58 +283,3 @@ class _Received:
             return
         self.num_passes += 1
         self._mark = self._marked()
-
-
-def _terms(roots: Sequence[Tensor]) -> list[Any]:
-    """The nodes that make the terms of a loss, behind sums and signs."""
-    found: list[Any] = []
-    stack: list[Any] = [root.grad_fn for root in roots]
-    for _ in range(_MOST_NODES):
-        if not stack:
-            return found
-        node = stack.pop()
-        if node is None:
-            continue
-        if node.name().startswith(_OF_TERMS):
-            stack += [following for following, _ in node.next_functions]
-        else:
-            found.append(node)
-    return found
-
-
-def reduction_of(roots: Sequence[Tensor], num_samples: int | None) -> str | None:
-    """Return how a loss comes from the losses of its samples: ``mean`` or ``sum``.
-
-    Args:
-        roots: The loss, or several that are added.
-        num_samples: Samples in the batch, where that is known: a sum over something else, such as
-            the squares of the weights, is none over samples.
-
-    Returns:
-        None where its terms differ, or it cannot be seen, as in a sum that is divided or scaled.
-    """
-    found = set()
-    for node in _terms(roots):
-        name = node.name()
-        saved = _SAVED_REDUCTIONS.get(getattr(node, "_saved_reduction", 0))
-        if saved is not None:
-            found.add(saved)
-        elif name.startswith("Mean"):
-            found.add("mean")
-        elif name.startswith("Sum"):
-            sizes = getattr(node, "_saved_self_sym_sizes", ())
-            if num_samples is None or num_samples in sizes:
-                found.add("sum")
-        elif name != "struct torch::autograd::AccumulateGrad":
-            found.add("other")
-    return found.pop() if len(found) == 1 and found <= {"mean", "sum"} else None
-
-
-def _class_entropy(node: Any) -> Tensor:
-    """``−Σ p ln p`` in nats, of the shares p of the classes among the targets; on their device."""
-    target, classes = node._saved_target.reshape(-1), node._saved_self.shape[1]
-    counted = (target != node._saved_ignore_index).float()
-    counts = torch.zeros(classes, device=target.device)
-    counts.index_add_(0, target.clamp(0, classes - 1), counted)
-    shares = counts / counts.sum()
-    return -(shares * shares.clamp_min(torch.finfo(torch.float32).tiny).log()).sum()

@@ -99,9 +99,10 @@ FIELDS: dict[str, tuple[str, str]] = {
     "first_batch": ("string?", "Digest of the first batch."),
     "conditions": (
         "conditions?",
-        "What explains findings: first `inputs`, reduction of the `loss` and entropy of its "
-        "classes, `gradients_kept` over updates, normalization in `eval_mode`, parameters "
-        "`without_optimizer`, number of `roots`.",
+        "What explains findings: first `inputs`, reduction and measure of the `loss`, what it is "
+        "given, and entropy of its classes, `gradients_kept` over updates, normalization in "
+        "`eval_mode`, parameters `without_optimizer`, weights with `alike_units` at the first "
+        "update, number of `roots`.",
     ),
     "not_recorded": ("list of strings?", "What is not recorded, and why."),
     "storage_error": ("string?", "Why nothing more could be written from some step on."),
@@ -173,6 +174,11 @@ def _is_loss(value: Any) -> bool:
             ("reduction", _is_string),
             ("class_entropy", _is_float),
             ("targets", _is_int),
+            ("measure", _is_string),
+            ("sign", _is_int),
+            ("given", _is_string),
+            ("taken_by", _is_string),
+            ("axis", _is_int),
         )
     )
 
@@ -183,6 +189,7 @@ _CONDITIONS: dict[str, Callable[[Any], bool]] = {
     "gradients_kept": lambda value: _all(value, _is_int),
     "eval_mode": _is_eval_mode,
     "without_optimizer": _are_ints,
+    "alike_units": _are_ints,
     "roots": _is_int,
 }
 

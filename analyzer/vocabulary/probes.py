@@ -326,7 +326,12 @@ PROBES = (
             ("preconditioned_sharpness", "float64", "1 / unit of θ", "λ₁(P⁻¹∇²L), optimizer's P."),
             ("preconditioned_threshold", "float64", "1 / unit of θ", "That of instability."),
             ("gradient_share", "float64", "1", "Part of ‖∇L‖² in the largest eigenvectors."),
-            ("num_eigenvectors", "int32", "", "How many these are: classes, at most 20."),
+            (
+                "num_eigenvectors",
+                "int32",
+                "",
+                "How many these are: classes, at most 20; fewer where not all settled.",
+            ),
         ),
     ),
     Probe(

@@ -219,7 +219,16 @@ def gradient_norm(run: Files) -> list[float]:
 
 def sharpness(run: Files) -> list[float]:
     row = run.probe("sharpness").iloc[-1]
-    return [row["sharpness"], LAST, row["sharpness"] / row["threshold"], row["threshold"]]
+    # Of clipped steps the threshold is another one.
+    late = run.steps("clip_factor").iloc[-20:]
+    clipped = [100 * (late < 1).mean()] if (late < 1).mean() > 0.1 else []
+    return [
+        row["sharpness"],
+        LAST,
+        row["sharpness"] / row["threshold"],
+        row["threshold"],
+        *clipped,
+    ]
 
 
 def logged(run: Files) -> list[float]:
@@ -289,7 +298,7 @@ EACH_RUN: dict[str, Callable[[Files], list[float]]] = {
 def difference(plain: Files, residual: Files) -> list[float]:
     """Where and by how much the runs differ most; here that is the first layer."""
     ratio = residual.norms().iloc[:, 0] / plain.norms().iloc[:, 0]
-    return [0, 0, float(ratio.max())]
+    return [0, 0, 0, LAST, float(ratio.max())]
 
 
 def numbers_in(caption: str, names: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """Trainings whose state is known by construction: sick ones with their cure, and healthy ones."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -323,6 +324,88 @@ def explodes(cured: bool) -> Training:
     return Training(Deep(20, gain=2.0 if cured else 8.0), lr=1e-2 if cured else 1e-9, steps=60)
 
 
+def squashed(cured: bool) -> Training:
+    """A softmax at the end of a network whose loss takes scores."""
+    model = mlp()
+    return Training(model if cured else model.append(nn.Softmax(dim=1)), lr=0.02)
+
+
+def squashed_bits(cured: bool) -> Training:
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        output = output[:, 0] if cured else output[:, 0].sigmoid()
+        return F.binary_cross_entropy_with_logits(output, (target > 4).float())
+
+    return Training(mlp(), loss=loss)
+
+
+def without_logarithm(cured: bool) -> Training:
+    last = F.log_softmax if cured else F.softmax
+    return Training(mlp(), loss=lambda o, t: F.nll_loss(last(o, 1), t))
+
+
+def softmax_over_the_batch(cured: bool) -> Training:
+    axis = 1 if cured else 0
+    return Training(mlp(), loss=lambda o, t: F.nll_loss(F.log_softmax(o, axis), t))
+
+
+def maximized(cured: bool) -> Training:
+    return Training(mlp(), settings={} if cured else {"maximize": True})
+
+
+def minus(cured: bool) -> Training:
+    sign = 1 if cured else -1
+    return Training(mlp(), loss=lambda o, t: sign * F.cross_entropy(o, t), steps=60, lr=0.02)
+
+
+def constant_weights(cured: bool) -> Training:
+    model = mlp()
+    with torch.no_grad():
+        for part in [] if cured else model[::2]:
+            part.weight.fill_(0.02)
+            part.bias.zero_()
+    return Training(model)
+
+
+def no_learning_rate(cured: bool) -> Training:
+    return Training(mlp(), lr=0.05 if cured else 0.0)
+
+
+def schedule_of_an_epoch(cured: bool) -> Training:
+    """A learning rate that reaches 0 after a third of the steps."""
+    last = 120 if cured else 40
+    return Training(mlp(), rate=lambda step: 0.05 * max(0.0, 1 - step / last))
+
+
+def optimizer_of_a_copy(cured: bool) -> Training:
+    model = mlp()
+    return Training(model, params=(model if cured else copy.deepcopy(model)).parameters())
+
+
+def clipped(cured: bool) -> Training:
+    model = mlp()
+
+    def loop(path: Path) -> None:
+        x, y = mixture()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        generator = torch.Generator().manual_seed(0)
+        with analyzer.Recorder(model, path, updates_every=5):
+            for _ in range(120):
+                some = torch.randint(0, len(x), (64,), generator=generator)
+                optimizer.zero_grad()
+                F.cross_entropy(model(x[some]), y[some]).backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0 if cured else 1e-6)
+                optimizer.step()
+
+    return Training(model, loop=loop)
+
+
+def dropped(cured: bool) -> Training:
+    model = mlp()
+    parts = [(one, nn.Dropout(0.1 if cured else 0.99)) for one in model[:-1]]
+    flat = [part for pair in parts for part in (pair if isinstance(pair[0], nn.ReLU) else pair[:1])]
+    return Training(nn.Sequential(*flat, model[-1]))
+
+
 SICK_NETS: dict[str, tuple[str, Callable[[bool], Training]]] = {
     "dead units under a low bias": ("dead", dead),
     "tanh with large weights": ("saturated", saturated),
@@ -349,6 +432,18 @@ SICK_NETS: dict[str, tuple[str, Callable[[bool], Training]]] = {
     "a learning rate of 20": ("diverging", diverges),
     "a deep net with a learning rate of 3": ("diverging", diverges_deep),
     "a weight decay of 1": ("weights_decayed", decayed),
+    "a softmax before cross entropy": ("loss_input", squashed),
+    "a sigmoid before a loss of scores": ("loss_input", squashed_bits),
+    "probabilities without a logarithm": ("loss_input", without_logarithm),
+    "a softmax over the batch": ("loss_input", softmax_over_the_batch),
+    "an optimizer that maximizes": ("ascent", maximized),
+    "a loss with a minus": ("ascent", minus),
+    "constant weights": ("alike_units", constant_weights),
+    "a learning rate of 0": ("weights_fixed", no_learning_rate),
+    "a schedule that ends at a third": ("weights_fixed", schedule_of_an_epoch),
+    "an optimizer of a copy": ("weights_fixed", optimizer_of_a_copy),
+    "gradients clipped at 1e-6": ("step_too_small", clipped),
+    "a dropout of 0.99": ("dropout_too_high", dropped),
     "20 layers that are initialized too small": ("vanishing", vanishes),
     "20 layers that are initialized too large": ("exploding", explodes),
 }
@@ -665,6 +760,78 @@ def goes_on() -> Training:
     return Training(model, lr=1e-4, settings={})
 
 
+def frozen_stem() -> Training:
+    """The first two layers of a network that has learned something else stay as they are."""
+    model = mlp(depth=5)
+    model[:4].requires_grad_(False)
+    return Training(model)
+
+
+class _Tied(nn.Module):
+    """One matrix reads signs and scores them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.token, self.block = nn.Embedding(16, 32), _TransformerBlock(32)
+        self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 16, bias=False)
+        nn.init.normal_(self.token.weight, 0, 0.1)
+        self.head.weight = self.token.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.norm(self.block(self.token(x))))
+        return scores
+
+
+def policy_gradient() -> Training:
+    """REINFORCE on a bandit with noisy rewards: the loss is noise about zero and never falls."""
+    model = mlp()
+    generator = torch.Generator().manual_seed(3)
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        logs = F.log_softmax(model(x), 1)
+        chosen = torch.multinomial(logs.exp().detach(), 1, generator=generator)[:, 0]
+        reward = (chosen == y).float() + 0.5 * torch.randn(len(y), generator=generator)
+        gained = logs.gather(1, chosen[:, None])[:, 0] * (reward - reward.mean())
+        return -gained.mean()
+
+    return Training(model, step=step, steps=150)
+
+
+def contrastive() -> Training:
+    """Two noisy views of each input; the label of each is its own place in the batch."""
+    model = mlp()
+    generator = torch.Generator().manual_seed(4)
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        views = [x + 0.3 * torch.randn(x.shape, generator=generator) for _ in range(2)]
+        one, other = (F.normalize(model(view), dim=1) for view in views)
+        return F.cross_entropy(one @ other.T / 0.2, torch.arange(len(x)))
+
+    return Training(model, step=step, optimizer=torch.optim.Adam, settings={}, lr=2e-3)
+
+
+def constant_target() -> Training:
+    """A regression whose target is one number."""
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(output[:, 0], torch.full((len(output),), 0.7))
+
+    return Training(mlp(), loss=loss, lr=0.01, steps=200)
+
+
+def quick_statistics() -> Training:
+    """Running statistics that are those of the last batch alone; the training does not use them."""
+    return Training(Deep(8, norm=lambda width: nn.BatchNorm1d(width, momentum=1.0)))
+
+
+def zero_head() -> Training:
+    """A last layer that starts at zero, and a schedule that ends at it."""
+    model = Deep(6, shortcuts=True, norm=nn.LayerNorm)
+    nn.init.zeros_(model.head.weight)
+    return Training(model, rate=lambda step: 0.05 * (1 - step / 119))
+
+
 HEALTHY_NETS: dict[str, Callable[[], Training]] = {
     "ResNet": resnet,
     "GPT": lambda: of_sequences(_Gpt()),
@@ -685,6 +852,16 @@ HEALTHY_NETS: dict[str, Callable[[], Training]] = {
         _Vit(), data=images, optimizer=torch.optim.Adam, settings={}, lr=1e-3, steps=60
     ),
     "a resumed training": goes_on,
+    "a frozen stem": frozen_stem,
+    "tied weights": lambda: of_sequences(_Tied()),
+    "policy gradient": policy_gradient,
+    "contrastive": contrastive,
+    "a constant target": constant_target,
+    "running statistics of one batch": quick_statistics,
+    "a head that starts at zero": zero_head,
+    "a residual net without normalization": lambda: Training(
+        Deep(20, shortcuts=True, gain=1.8), optimizer=torch.optim.Adam, settings={}, lr=1e-3
+    ),
     "a summed loss with a small rate": lambda: Training(
         mlp(), lr=5e-4, loss=lambda o, t: F.cross_entropy(o, t, reduction="sum")
     ),

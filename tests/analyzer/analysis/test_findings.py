@@ -54,8 +54,10 @@ def wide_run(path: Path, losses: list[float], norms: list[list[float]]) -> Path:
     return write_run(path, losses, norms, layers=layers)
 
 
-def add_step(writer: RunWriter, step: int, block: Block, *, skipped: bool) -> None:
-    columns = {"step": step, "loss": 1.0, "skipped": skipped, "time": TIME}
+def add_step(
+    writer: RunWriter, step: int, block: Block, *, skipped: bool, loss: float = 1.0
+) -> None:
+    columns = {"step": step, "loss": loss, "skipped": skipped, "time": TIME}
     record = StepRecord(columns, [block])
     writer.add(lambda: record)
 
@@ -255,7 +257,13 @@ def test_only_a_branch_that_never_wakes_up_is_found(
     assert codes(split_run(tmp_path / "run", branch)) == expected
 
 
-def stream_run(path: Path, stream: Any, written: Any, elements: Sequence[int] = ()) -> Path:
+def stream_run(
+    path: Path,
+    stream: Any,
+    written: Any,
+    elements: Sequence[int] = (),
+    losses: Sequence[float] = (),
+) -> Path:
     """A run whose joins have these norms ‖s‖ and ‖b‖ at each step, ``[steps, joins]``."""
     stream, written = np.atleast_2d(stream), np.atleast_2d(written)
     count = stream.shape[1]
@@ -272,7 +280,8 @@ def stream_run(path: Path, stream: Any, written: Any, elements: Sequence[int] = 
         ones = np.ones(count)
         values = np.column_stack([*[ones] * 4, 0 * ones, ones, s, b, np.hypot(s, b), 0 * ones])
         block = Block("splits", np.arange(count, dtype=np.int32), values, None)
-        add_step(writer, step, block, skipped=False)
+        loss = losses[step] if losses else 1.0
+        add_step(writer, step, block, skipped=False, loss=loss)
     writer.close("finished")
     return path
 
@@ -302,6 +311,22 @@ def test_a_stream_that_grows_by_a_factor_is_found(
     if is_found:
         assert found[0].value == pytest.approx(2**0.5)
         assert found[0].threshold == 1.25
+
+
+def test_a_stream_that_grows_in_a_net_that_learns_is_a_note(tmp_path: Path) -> None:
+    """Without normalization the variance of the stream doubles at each block (De and Smith 2020).
+
+    A net may learn all the same: then nothing is wrong with it.
+    """
+    rows = [np.tile(2 ** (DEPTH / 2), (4, 1))] * 2
+    for losses, severity in (([2.3, 2.3, 2.2, 2.3], "warning"), ([2.3, 1.5, 0.9, 0.5], "note")):
+        run = open_run(stream_run(tmp_path / severity, *rows, losses=losses))
+        (finding,) = findings(run)
+        assert (finding.code, finding.severity) == ("stream_grows", severity)
+        assert health([finding]) == ("healthy" if severity == "note" else "stream_grows")
+        assert ("the loss falls all the same (2.30 to 0.5)" in finding.sentence) == (
+            severity == "note"
+        )
 
 
 @pytest.mark.parametrize(

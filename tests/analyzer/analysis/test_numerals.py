@@ -4,6 +4,7 @@ import pytest
 
 from analyzer.analysis.numerals import (
     counted,
+    decades,
     decades_fallen,
     decades_grown,
     number,
@@ -34,6 +35,38 @@ from analyzer.analysis.numerals import (
 )
 def test_numbers_have_three_digits(value: float, text: str) -> None:
     assert number(value) == text
+
+
+@pytest.mark.parametrize("value", [0.996, 0.9996, 0.99996, -0.9999, 0.99513, 0.9999949])
+def test_what_is_less_than_one_never_becomes_one(value: float) -> None:
+    text = number(value).replace("−", "-")
+    assert abs(float(text)) < 1
+    assert float(text) == pytest.approx(value, rel=5e-4)
+    share = float(percent(value).removesuffix(" %").replace("−", "-"))
+    assert abs(share) < 100 and share == pytest.approx(100 * value, rel=5e-3)
+
+
+def test_a_number_that_differs_from_one_by_rounding_is_one() -> None:
+    assert number(1 - 1e-9) == "1.00"
+    assert percent(1 - 1e-9) == "100 %"
+    assert percent(1.0) == "100 %"
+
+
+@pytest.mark.parametrize("limit", [0.1, 0.25, 0.9, 1.4, 2.5, 10.0, 1e-6, 12_345.0])
+@pytest.mark.parametrize("ratio", [0.9, 0.999, 0.9997, 0.99998, 1.00003, 1.0004, 1.002, 1.1])
+def test_a_number_stays_on_its_side_of_what_it_is_compared_with(limit: float, ratio: float) -> None:
+    for text in (number(limit * ratio, [limit]), decades(limit * ratio, None, [limit])):
+        digits, _, exponent = text.removesuffix(" decades").removesuffix(" decade").partition("·10")
+        power = int(exponent.translate(str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")) or 0)
+        written = float(digits.replace(",", "")) * 10.0**power
+        assert (written - limit) * (ratio - 1) > 0, text
+        assert written == pytest.approx(limit * ratio, rel=0.06)
+
+
+def test_small_decades_are_written_like_other_small_numbers() -> None:
+    assert decades(2e-5) == "2·10⁻⁵ decades"
+    assert decades(0.9996) == "0.9996 decades"
+    assert decades(1.0) == "1 decade"
 
 
 def test_powers_are_written_as_powers() -> None:

@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy, one_hot
 
 import analyzer
+from analyzer.analysis.numerals import number
 from analyzer.analysis.training import sharpness_curves
 from analyzer.analysis.view import View
 from analyzer.figures import training as figures
@@ -197,7 +198,11 @@ def test_a_share_that_is_not_known_lies_between_its_ends(monkeypatch):
     found = measure(HeldBatch(model, x, y, cross_entropy, labels=y))
     low, high = json.loads(found.metadata["gradient_share_ends"])
     assert low <= share <= high and high - low > 0.1
-    assert found.columns["gradient_share"] == [None] == found.columns["num_eigenvectors"]
+    # What the settled ones alone hold is known, and is said of them.
+    (held,), (known,) = found.columns["num_eigenvectors"], found.columns["gradient_share"]
+    assert 1 <= held < 10
+    of_these = float((vectors[:, -held:].T @ gradient).square().sum() / gradient.square().sum())
+    assert known == low == pytest.approx(of_these, abs=0.02)
     assert found.metadata["num_products"] == "12"
 
 
@@ -207,6 +212,10 @@ def test_of_a_resnet_on_digits_it_takes_as_many_products_as_a_second_pays_for():
     found = measure(HeldBatch(zoo_for("resnet20", data, seed=0), x, y, cross_entropy, labels=y))
     assert 12 <= int(found.metadata["num_products"]) <= 20
     assert float(found.metadata["error"]) <= 1e-3 * found.columns["sharpness"][0]
+    # At the initialization not all ten have settled by then: it is said of how many it is.
+    (held,), (share,) = found.columns["num_eigenvectors"], found.columns["gradient_share"]
+    low, high = json.loads(found.metadata["gradient_share_ends"])
+    assert 1 <= held <= 10 and low - 1e-9 <= share <= high + 1e-9
 
 
 @pytest.mark.parametrize(
@@ -250,7 +259,8 @@ def test_full_batch_descent_rises_to_the_edge_of_stability_and_the_figure_shows_
     late = rows["sharpness"].iloc[-4:]
     assert late.mean() == pytest.approx(20, rel=0.08) and late.max() > 19.5
     info = sharpness_curves(View([run]))
-    assert info.caption.endswith("1.00 times the 20 from which on a step is unstable.")
+    share = number(rows["sharpness"].iloc[-1] / 20)
+    assert info.caption.endswith(f"{share} times the 20 from which on a step is unstable.")
     drawn = figures.SHARPNESS.drawing(info, LIGHT)
     (found,) = [one for one in run.findings() if one.code == "edge_of_stability"]
     # The last third of fifteen probes, since the sharpness swings about its threshold.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 import analyzer
-from analyzer.recording.conditions import reduction_of
+from analyzer.recording.loss_graph import about_loss, reduction_of
 
 
 def net() -> nn.Sequential:
@@ -116,6 +116,32 @@ def test_gradients_that_an_optimizer_takes_within_the_pass_are_cleared(tmp_path:
     assert noted["gradients_kept"] == {"updates": 0, "of": 6}
 
 
+@pytest.mark.parametrize("device_like", [torch.float32, torch.float64])
+def test_weights_whose_units_are_one_are_named(tmp_path: Path, device_like: torch.dtype) -> None:
+    """Equal rows alone are nothing: a head of zeros, and a layer before a random one, learn."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(4)), nn.Linear(6, 3)).to(device_like)
+    with torch.no_grad():
+        for part in (model[0], model[2], model[3], model[4]):
+            part.weight.fill_(0.1)
+            part.bias.zero_()
+        model[4].weight.zero_()
+        model[4].weight[0] = 0.3  # its units get gradients of their own
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def train(x: Tensor, y: Tensor) -> None:
+        for _ in range(2):
+            optimizer.zero_grad()
+            cross_entropy(model(x.to(device_like)), y).backward()
+            optimizer.step()
+
+    run = tmp_path / "run"
+    noted = conditions(run, model, train)
+    names = analyzer.open_run(run).parameters["name"]
+    # Rows of 2 and 3 are equal, and what follows each reads its units alike; 1 is random.
+    assert list(names[noted["alike_units"]]) == ["2.weight", "3.weight"]
+
+
 @pytest.mark.parametrize("mode", ["train", "eval", "frozen"])
 def test_norms_that_run_in_eval_mode_are_named(tmp_path: Path, mode: str) -> None:
     model = net().train(mode == "train")
@@ -187,3 +213,75 @@ def test_a_pattern_that_chooses_no_layer_is_said_at_the_first_step(tmp_path: Pat
     assert len(said) == 1 and "--layers 'layer9': none of the 4 layers is chosen" in said[0]
     assert at[1] > 0, "said while it runs"
     assert said[0] in analyzer.open_run(tmp_path / "run").manifest["not_recorded"]
+
+
+def scores(*shape: int) -> Tensor:
+    return nn.Linear(5, shape[-1])(torch.randn(*shape[:-1], 5))
+
+
+LABELS = torch.tensor([0, 1, 2, 1])
+F = nn.functional
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (lambda: cross_entropy(scores(4, 3), LABELS), {}),
+        (lambda: cross_entropy(scores(4, 3).softmax(1), LABELS), {"given": "softmax"}),
+        (
+            lambda: cross_entropy(scores(2, 2, 3).softmax(2).flatten(0, 1), LABELS),
+            {"given": "softmax"},
+        ),
+        (lambda: cross_entropy(scores(4, 3).sigmoid(), LABELS), {"given": "sigmoid"}),
+        (
+            lambda: cross_entropy(scores(4, 3).softmax(1), torch.full((4, 3), 1 / 3)),
+            {"given": "softmax"},
+        ),
+        (lambda: cross_entropy(scores(4, 3).log_softmax(1), LABELS), {}),
+        (lambda: F.nll_loss(scores(4, 3).softmax(1), LABELS), {"given": "softmax"}),
+        (lambda: F.nll_loss(scores(4, 3).log_softmax(1), LABELS), {}),
+        (lambda: F.nll_loss(scores(4, 3).log_softmax(0), LABELS), {"axis": 0}),
+        (lambda: F.nll_loss(scores(4, 3).softmax(0).log(), LABELS), {"axis": 0}),
+        (lambda: F.nll_loss(scores(2, 2, 3).log_softmax(2).flatten(0, 1), LABELS), {}),
+        (lambda: F.nll_loss(scores(2, 2, 3).log_softmax(1).flatten(0, 1), LABELS), {}),
+        (
+            lambda: F.binary_cross_entropy_with_logits(scores(4, 1).sigmoid(), torch.ones(4, 1)),
+            {"given": "sigmoid"},
+        ),
+        (lambda: F.binary_cross_entropy(scores(4, 1).sigmoid(), torch.ones(4, 1)), {}),
+        (lambda: mse_loss(scores(4, 3).softmax(1), torch.ones(4, 3)), {}),
+        # The weights of attention are no scores of a loss.
+        (lambda: cross_entropy(scores(4, 4).softmax(1) @ scores(4, 3), LABELS), {}),
+        (
+            lambda: F.kl_div(scores(4, 3).log_softmax(1), torch.ones(4, 3), reduction="batchmean"),
+            {},
+        ),
+    ],
+)
+def test_a_loss_that_is_given_probabilities_for_scores_is_seen(
+    loss: Callable[[], Tensor], expected: dict[str, Any]
+) -> None:
+    found = about_loss([loss()], 4)
+    assert {key: found[key] for key in ("given", "axis") if key in found} == expected
+
+
+@pytest.mark.parametrize(
+    ("loss", "sign"),
+    [
+        (lambda: cross_entropy(scores(4, 3), LABELS), 1),
+        (lambda: -cross_entropy(scores(4, 3), LABELS), -1),
+        (lambda: -0.5 * cross_entropy(scores(4, 3), LABELS), -1),
+        (lambda: cross_entropy(scores(4, 3), LABELS) / 4, 1),
+        (lambda: 0 - mse_loss(scores(4, 3), torch.ones(4, 3)), None),
+        (lambda: mse_loss(scores(4, 3), torch.ones(4, 3)) + scores(4, 3).square().mean(), 1),
+        # A domain classifier is to be fooled while the classes are learned.
+        (lambda: cross_entropy(scores(4, 3), LABELS) - cross_entropy(scores(4, 3), LABELS), None),
+        (lambda: scores(4, 3).mean() - cross_entropy(scores(4, 3), LABELS), -1),
+        # A generator of a GAN maximizes its judge's error.
+        (lambda: -F.binary_cross_entropy(scores(4, 1).sigmoid(), torch.zeros(4, 1)), None),
+    ],
+)
+def test_the_sign_of_a_loss_that_measures_an_error(
+    loss: Callable[[], Tensor], sign: int | None
+) -> None:
+    assert about_loss([loss()], 4).get("sign") == sign

@@ -54,7 +54,7 @@ def test_show_says_gain_loss_joins_and_every_layer(
     assert text.startswith("mine · finished · 3 steps in 1.5 s · recorder 0.15 s (10.0%)\ncpu\n")
     assert "warning: weights are not saved" in text
     assert "Gain 0.1 per layer going backward" in text
-    assert "falls 7.0 decades from the" in text
+    assert "falls 7 decades from the" in text
     assert "Measured: 1 at layers.7, 1e-07 at layers.0; the first over the last is 1e-07." in text
     assert "2 → 0.5, best 0.5 at step 2." in text
     assert "Joins: 1 (1 identity)." in text

@@ -3,6 +3,8 @@
 Nothing of the model changes: weights, buffers, modes, ``.grad``, hooks and the random state stay.
 ``inputs`` are one argument, a tuple of several, or a dict of keywords. What is no model, lacks
 arguments, mixes samples where each counts by itself, or has no join, is refused: AnalyzerError.
+Splits, lesions, counterfactuals and curvature are of a batch's mean loss, the Jacobian is of all
+its outputs: no sample counts by itself there, and a model that mixes them is measured as it is.
 """
 
 import json
@@ -156,8 +158,8 @@ def path_spectrum(
             "share": spectrum.shares or [math.nan] * len(spectrum.lengths),
         }
     )
-    length = spectrum.effective_path_length
-    frame.attrs |= {"effective_path_length": length, **spectrum.streams.notes()}
+    frame.attrs["effective_path_length"] = spectrum.effective_path_length
+    frame.attrs |= spectrum.streams.notes()
     return frame
 
 
@@ -221,8 +223,7 @@ def hessian_spectrum(
         ``attrs["density"]``: the whole spectrum as weighted points, in JSON.
 
     Raises:
-        ValueError: If a count is not positive, there is no batch, no parameter, or the loss is not
-            one number.
+        ValueError: If there is no batch or parameter, a count is not positive, the loss no number.
         AnalyzerError: If an operation has no second derivative.
 
     Reference:
@@ -262,9 +263,9 @@ def loss_surface(
         **options: ``mode="fast"`` evaluates as few points as ``tolerance=0.005`` (of the range of
             the loss) needs and interpolates the others; what is narrower than ``"largest_gap"`` of
             ``attrs`` may be missed. ``batch_norm="recompute"`` re-estimates running statistics at
-            every point. ``weight_decay`` adds ``λ/2 ‖θ‖²``. ``resume`` names
-            a file from which an interrupted call resumes. ``seconds`` limits the time.
-            ``on_progress`` gets points done and in all.
+            every point. ``weight_decay`` adds ``λ/2 ‖θ‖²``. ``resume`` names a file from which an
+            interrupted call resumes. ``seconds`` limits the time; ``on_progress`` gets points done
+            and in all.
 
     Returns:
         One row a point, α outer and β inner: ``alpha``, ``beta`` (0 along a line), ``loss``, and in
@@ -304,9 +305,8 @@ def lesion_study(
     Returns:
         One row a join, in forward order: ``join``, ``loss``, ``loss_change``, ``accuracy`` (null
         without classes), ``shortcut_loss``, ``shortcut_loss_change``, ``shortcut_accuracy``.
-        ``attrs``: ``loss`` and ``accuracy`` of the whole network, and
-        ``permutations``: for each two neighboring blocks of one shape the ``blocks``, and the
-        ``loss``, ``loss_change``, ``accuracy`` with the two swapped.
+        ``attrs``: ``loss``, ``accuracy`` of the whole network; ``permutations``: two neighboring
+        ``blocks`` of one shape, and ``loss``, ``loss_change``, ``accuracy`` with the two swapped.
 
     Raises:
         AnalyzerError: If a join cannot be intercepted; it is named.
@@ -381,9 +381,9 @@ def layer_attribution(
 
     Returns:
         One row a layer, in call order: ``layer``, ``name``, ``method``, ``attribution`` (summed
-        over the layer's elements, mean over the samples; NaN where refused) and ``share`` (of the
-        sum over all layers). In ``attrs``, as text: ``target``, ``convergence_delta`` per layer,
-        ``refused`` with the reasons, ``joins`` with the parts through shortcut and branch.
+        over the layer's elements, mean over samples; NaN where refused), ``share`` of the sum over
+        layers. In ``attrs``, as text: ``target``, ``convergence_delta`` per layer, ``refused`` with
+        reasons, ``joins`` with the parts through shortcut and branch.
 
     Raises:
         ValueError: If method, steps or target do not fit.

@@ -1,7 +1,9 @@
-"""Time to find the joins of a 110-layer network, to locate them again, and to split gradients.
+"""Time to find the joins of a 110-layer network, to locate them again, and to record them.
 
-Splits are timed inside one recorded training: steps that are split against the others, in turn. A
-tenth of the difference is what the default interval adds to a step.
+Splits and the residual stream are timed together inside one recorded training: the steps that have
+rows in ``splits`` (the gradients taken apart, and the norms and cosine of what the forward pass
+adds) against the others, in turn. A tenth of the difference is what the default interval adds to a
+step, for both.
 """
 
 import statistics
@@ -39,7 +41,7 @@ def residual_mlp50() -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def added_by_splits(make: Callable[..., tuple[nn.Module, Tensor, Tensor]], steps: int) -> str:
-    """The share of a step that splits at the default interval add."""
+    """The share of a step that splits and stream together add at the default interval."""
     torch.manual_seed(0)
     model, x, y = make()
     split, others = [], []
@@ -78,7 +80,7 @@ def main() -> None:
         ("ResNet-20", overhead.resnet20),
         ("GPT", overhead.gpt6),
     ):
-        print(f"splits, {name:9s} {added_by_splits(make, 400)}", flush=True)
+        print(f"splits and stream, {name:9s} {added_by_splits(make, 400)}", flush=True)
     model = zoo("resnet110-b", in_channels=3, num_classes=10, image_size=32)
     x = torch.randn(2, 3, 32, 32)
     plain = milliseconds(lambda: model(x), 5)

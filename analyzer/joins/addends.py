@@ -162,7 +162,7 @@ class Addends(ForwardTrace):
         self._needed: dict[Line, bool | None] = {}
 
     def begin(self) -> None:
-        """The forward pass of a model begins."""
+        """A forward pass begins."""
         self._passes.append((sequence_number(), self.tick))
         super().begin()
 
@@ -294,7 +294,9 @@ class Addends(ForwardTrace):
         others = [number for number in range(len(call.places)) if number not in branch]
         if kind == "cat":  # what else is there, a condition, is on neither side
             others = _numbers_of(call, others_in)
-        if not branch or not others:
+        # A multiple of the shortcut may be added later, too.
+        is_part = kind == "add" and any(o and o.number > call.number for o, _ in others_in)
+        if is_part or not branch or not others:
             return None
         for entered, _ in entries:
             if entered and entered is not call:
@@ -343,8 +345,7 @@ def _operands(
 ) -> tuple[list[_Operand], tuple[int, ...]]:
     """Return the operands of a call as they are added; none where they are not of one size.
 
-    Of a call that multiplies before it adds, the first operand is there, and then the slots of the
-    others.
+    Of a call that multiplies before it adds: its first operand, and the slots of the others.
     """
     given = Operands(name, args, kwargs)
     values, word, kind = [*map(_there, given.values)], name.strip("_"), FUNCTION_KINDS[name]

@@ -71,10 +71,11 @@ class _Tracer(ForwardTrace):
             self.traced.append(_Traced(token, *span, self.tick, untracked_slots, _is_recomputed()))
         return result
 
-    def _note(self, name: str, arguments: list[Tensor], made: list[Tensor], start: int) -> None:
+    def note(self, name: str, arguments: list[Tensor], made: list[Tensor], start: int) -> None:
+        """Note it as `ForwardTrace` does."""
         if self._writes_out:  # what is written to is not read
             arguments = [tensor for tensor in arguments if not any(tensor is m for m in made)]
-        super()._note(name, arguments, made, start)
+        super().note(name, arguments, made, start)
 
     def _is_data(self, value: Any) -> bool:
         flow = self.untracked(value) if isinstance(value, Tensor) else None

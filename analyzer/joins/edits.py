@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import sys
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from analyzer.joins.operations import OPERANDS, Operands
 from analyzer.joins.search import Join
-from analyzer.joins.trace import FunctionMode
+from analyzer.joins.trace import FunctionMode, TensorNotes
 
 __all__ = [
     "Edit",
@@ -236,7 +235,7 @@ class Tokens:
     """
 
     def __init__(self) -> None:
-        self._tokens: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._tokens: TensorNotes[int] = TensorNotes()
         self._num_sources = 0
         self._times: Counter[int] = Counter()
 
@@ -265,7 +264,7 @@ class Tokens:
     def note(self, result: Any, token: int) -> None:
         """Give the tensors in a result the token of the call that made them."""
         if isinstance(result, Tensor):
-            self._tokens[id(result)] = (weakref.ref(result), token)
+            self._tokens[result] = token
         elif isinstance(result, tuple | list):
             for number, item in enumerate(result):
                 self.note(item, hash((token, number)))
@@ -284,12 +283,11 @@ class Tokens:
 
     def of_tensor(self, tensor: Tensor) -> int:
         """Return the token of a tensor."""
-        entry = self._tokens.get(id(tensor))
-        if entry is not None and entry[0]() is tensor:
-            return entry[1]
+        known = self._tokens.get(tensor)
+        if known is not None:
+            return known
         self._num_sources += 1
-        token = hash(("source", self._num_sources))
-        self._tokens[id(tensor)] = (weakref.ref(tensor), token)
+        token = self._tokens[tensor] = hash(("source", self._num_sources))
         return token
 
 

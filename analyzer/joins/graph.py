@@ -102,13 +102,15 @@ class Dataflow:
     def __init__(self, walk: Walk, log: CallLog) -> None:
         # The traced function calls by the sequence numbers of their nodes.
         self._notes = {n: call for call in log.trace.calls for n in range(call.start, call.end)}
-        leaves: list[Node] = []
+        leaves: list[tuple[Node, Any]] = []
         items: list[Item] = [(f.sequence, 0, f.tick, f, None) for f in self._untracked(log)]
+        variables = iter(walk.variables)
         for place, (node, edges) in enumerate(zip(walk.nodes, walk.edges, strict=True)):
-            if type(node).__name__ == "AccumulateGrad":
-                leaves.append(node)
-            else:
+            variable = None if edges else next(variables)
+            if variable is None:
                 items.append((node._sequence_nr(), 1, place, node, edges))
+            else:
+                leaves.append((node, variable))
         items.sort(key=itemgetter(0, 1, 2))
         try:
             self._build(leaves, items)
@@ -116,7 +118,7 @@ class Dataflow:
             # A view that was changed in place gets its node, and number, after its readers.
             self._build(leaves, _children_first(items))
 
-    def _build(self, leaves: Iterable[Node], items: Iterable[Item]) -> None:
+    def _build(self, leaves: Iterable[tuple[Node, Any]], items: Iterable[Item]) -> None:
         self.vertices: list[Any] = []
         self.kinds: list[str] = []
         self.sequences: list[int] = []
@@ -127,8 +129,7 @@ class Dataflow:
         self._shapes: dict[tuple[int, int], tuple[int, ...]] = {}
         self.place: dict[Any, int] = {}
         self._weights: dict[Node, tuple[nn.Parameter, ...]] = {}
-        for leaf in leaves:
-            variable = leaf.variable  # type: ignore[attr-defined]
+        for leaf, variable in leaves:
             if is_parameter(variable):
                 self._weights[leaf] = (variable,)
             else:

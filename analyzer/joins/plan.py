@@ -13,6 +13,7 @@ from torch.autograd.graph import Node
 from analyzer.joins.calls import CallLog
 from analyzer.joins.graph import Dataflow, Part, Walk
 from analyzer.joins.modes import UnseenReference, without_collections
+from analyzer.joins.operations import NODE_KINDS
 from analyzer.joins.search import Join, joins_of_model
 from analyzer.joins.sides import JoinVertices
 from analyzer.joins.sums import Edge
@@ -23,6 +24,7 @@ __all__ = [
     "OPAQUE",
     "JoinPlan",
     "JoinSite",
+    "adds_unseen",
     "hiding_reason",
     "joins_in_graph",
     "what_is_hidden",
@@ -238,6 +240,15 @@ def _hidden_parts(walk: Walk, log: CallLog) -> list[tuple[str, str]]:
             if call is not None:
                 found[log.root_name(call), hiding_reason(type(node).__name__)] = None
     return list(found)
+
+
+def adds_unseen(walk: Walk) -> bool:
+    """Whether a graph adds or joins something that autograd does not see: data or a constant."""
+    kinds = ("add", "cat", "stack")
+    return any(
+        NODE_KINDS.get(type(node).__name__) in kinds and any(child is None for child, _ in edges)
+        for node, edges in zip(walk.nodes, walk.edges, strict=True)
+    )
 
 
 def hiding_reason(function: str) -> str:

@@ -1,4 +1,7 @@
-"""Recurrences over time inside of one call: no join, or there were one a time step."""
+"""Sums that look like joins and are none: steps of a recurrence, scores of attention, gates.
+
+A recurrence over time inside of one call would have a join for each of its steps.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,15 @@ from collections.abc import Iterable
 from math import prod
 from typing import Any
 
-from analyzer.joins.graph import Dataflow, Scopes
+from analyzer.joins.graph import MAJOR, Dataflow, Scopes
 from analyzer.joins.sides import JoinVertices, Sides
-from analyzer.joins.sums import Sum
+from analyzer.joins.sums import Sum, is_data_product
 
 __all__ = ["STEP", "Recurrences"]
 
+_SCORE = "it adds scores of attention"
+_GATE = "it adds two projections for a gate"
+_BOUNDED = tuple(f"{name}Backward0" for name in ("Sigmoid", "Tanh", "Hardsigmoid", "Hardtanh"))
 STEP = "it adds in each step of a recurrence over time"
 _MOST_ELEMENTS = 100
 Slice = tuple[Any, ...]
@@ -39,8 +45,8 @@ class Recurrences(Sides):
         """
         if not self._has_slices:
             return False
-        own, parts = self._elements_under(read for term in made.terms for read in term.reads)
-        own |= self._slices_read({at for term in made.terms for at, _ in term.entries})
+        own, parts, others = self._elements_under(r for term in made.terms for r in term.reads)
+        own |= self._elements_read({at for term in made.terms for at, _ in term.entries})
         self._slices_of[vertex] = own
         call = self.scopes.innermost(vertex)
         parts = [part for part in parts if self.scopes.innermost(part) == call]
@@ -53,16 +59,25 @@ class Recurrences(Sides):
                 known.setdefault(whole, set()).add(key)
         if not steps or steps == [vertex]:
             return False
+        if any(self.reaches(other, part) for other in others for part in parts):
+            # A gate of a branch may be an element of what a condition gives to all blocks.
+            return False
         for part in parts:
             if self.found.pop(part, None) is not None:
                 self.passed_over[part] = STEP
         self.steps.update((vertex, *parts))
         return True
 
-    def _elements_under(self, reads: Iterable[int]) -> tuple[set[tuple[int, Slice]], list[int]]:
-        """Return the slices that are read element by element, and what joins several tensors."""
+    def _elements_under(
+        self, reads: Iterable[int]
+    ) -> tuple[set[tuple[int, Slice]], list[int], list[int]]:
+        """Return the slices that are read element by element, what joins several tensors, the rest.
+
+        The rest is made neither of elements nor element by element, as by a layer.
+        """
         slices: set[tuple[int, Slice]] = set()
         parts: list[int] = []
+        others: list[int] = []
         stack = list(reads)
         seen = set(stack)
         while stack and len(seen) < _MOST_ELEMENTS:
@@ -73,13 +88,15 @@ class Recurrences(Sides):
                 if vertex not in self._slices_of:
                     self._slices_of[vertex] = set()
                     own = self._elements_under(self.reads[vertex])[0]
-                    self._slices_of[vertex] = own | self._slices_read((vertex,))
+                    self._slices_of[vertex] = own | self._elements_read((vertex,))
             elif kind in ("add", "product", "element", "negative", "view"):
-                slices |= self._slices_read((vertex,))
+                slices |= self._elements_read((vertex,))
                 new = [read for read in self.reads[vertex] if read not in seen]
                 seen.update(new)
                 stack += new
-        return slices, parts
+            elif kind != "select":
+                others.append(vertex)
+        return slices, parts, others
 
     def is_step(self, later: JoinVertices) -> bool:
         """Whether a join is a step of a recurrence over time inside of one call; note it.
@@ -126,12 +143,17 @@ class Recurrences(Sides):
                         found.add((whole, self._slice(read, number)))
         return found
 
+    def _elements_read(self, vertices: Iterable[int]) -> set[tuple[int, Slice]]:
+        """Return the slices that some vertices read, but for groups of features (``chunk``)."""
+        return {s for s in self._slices_read(vertices) if not str(s[1][0]).startswith("Split")}
+
     def _slice(self, vertex: int, number: int) -> Slice:
         """Return what tells a slice from others of the same tensor."""
         node = self.flow.vertices[vertex]
         names = ("_saved_dim", "_saved_index", "_saved_start", "_saved_end")
         place = tuple(getattr(node, name, None) for name in names)
-        return (*place, number) if place[0] is not None else (vertex, number)
+        place = (type(node).__name__, *place, number)
+        return place if place[1] is not None else (place[0], vertex, number)
 
     def _reads_more(self, earlier: JoinVertices, later: JoinVertices) -> bool:
         if later.fork < earlier.join:
@@ -143,3 +165,61 @@ class Recurrences(Sides):
         """Return the data that the branch of a join reads besides the fork."""
         region = vertices.branch_region & vertices.between
         return {r for v in region for r in self.reads[v]} - region - {vertices.fork}
+
+    def drop_scores(self) -> None:
+        """Pass over sums of scores: products of data that are added on their way to a softmax."""
+        flow = self.flow
+        stack: list[int] = []
+        for vertex, maker in enumerate(flow.vertices):
+            if type(maker).__name__ in ("SoftmaxBackward0", "SafeSoftmaxBackward0"):
+                stack += self.reads[vertex]
+        seen = set(stack)
+        while stack:
+            vertex = stack.pop()
+            if flow.kinds[vertex] in ("product", "add", "negative", "view", "expand", "select") or (
+                type(flow.vertices[vertex]).__name__.startswith("MaskedFill")
+            ):
+                reads = [read for read in self.reads[vertex] if read not in seen]
+                seen.update(reads)
+                stack += reads
+        for vertex in [vertex for vertex in self.found if vertex in seen]:
+            terms = self.sums[vertex].terms if vertex in self.sums else []
+            reads = [read for term in terms for read in term.reads]
+            if any(self._is_score(read) for read in reads):
+                del self.found[vertex]
+                self.passed_over[vertex] = _SCORE
+
+    def _is_score(self, vertex: int) -> bool:
+        kinds = ("product", "negative", "view", "expand", "select", "add")
+        while not is_data_product(self.flow, vertex):
+            if self.flow.kinds[vertex] not in kinds or not self.reads[vertex]:
+                return False
+            vertex = max(self.reads[vertex])
+        return True
+
+    def drop_gates(self) -> None:
+        """Pass over sums within a block that gate it, as in a GRU: ``σ(W a + U x) · y``."""
+        gated = [one for one in self.found.values() if one.kind == "gated"]
+        projected = [v for v, one in self.found.items() if one.shortcut_elements >= MAJOR]
+        inner = {v for one in gated for v in self.found if v in one.branch_region}
+        for vertex in {*inner, *projected}:
+            is_inside = any(vertex in one.branch_region for one in self.found.values())
+            if is_inside and self._gates_alone(vertex):
+                del self.found[vertex]
+                self.passed_over[vertex] = _GATE
+
+    def _gates_alone(self, vertex: int) -> bool:
+        """Whether all that is made of a vertex is bounded, and then multiplies other data."""
+        stack, gates = [(vertex, False)], False
+        while stack:
+            made, is_bounded = stack.pop()
+            for reader, _, _ in self.edges_to[made]:
+                kind, name = self.flow.kinds[reader], type(self.flow.vertices[reader]).__name__
+                is_passed = name in _BOUNDED or kind in ("view", "add", "negative", "product")
+                if is_passed and len(self.reads[reader]) == 1:
+                    stack.append((reader, is_bounded or name in _BOUNDED))
+                elif is_bounded and kind == "product":
+                    gates = True
+                else:
+                    return False
+        return gates

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from analyzer.joins.calls import CallLog
 from analyzer.joins.graph import MAJOR, Dataflow, Scopes
 from analyzer.joins.recurrences import STEP, Recurrences
 from analyzer.joins.sides import NOWHERE, JoinVertices
-from analyzer.joins.sums import Sum, Term, is_data_product, merged, sum_at, unscaled
+from analyzer.joins.sums import Edge, Sum, Term, merged, sum_at, unscaled
 
 __all__ = ["FoundJoins", "Join", "joins_of_model", "numbered"]
 
 # Looks at vertices in one graph, about a second's worth.
 _MOST_LOOKS = 3_000_000
 _BROADCAST = "it adds what is repeated over its activations (as an embedding of time or class)"
-_SCORE = "it adds scores of attention"
+_STACKED = "it stacks a shortcut and a branch, and what adds the two is not known"
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,9 @@ class _Search(Recurrences):
                 self._look_at_sum(vertex)
         for vertices in list(self.found.values()):
             self._drop_parallel_sums(vertices)
-        self._drop_scores()
+        self.drop_scores()
+        self.drop_gates()
+        self._note_stacks()
         return list(self.found.values())
 
     def named(self, log: CallLog) -> list[tuple[str, str]]:
@@ -150,7 +153,7 @@ class _Search(Recurrences):
             self.passed_over[vertex] = _BROADCAST
         if len(made.terms) < 2:
             return
-        made = self._with_partial_sums(vertex, made)
+        made = self._with_partial_sums(vertex, self._multiplied_out(vertex, made))
         vertices = self._addition(vertex, made)
         if self.adds_next_elements(vertex, made):
             if vertices is not None:
@@ -172,6 +175,35 @@ class _Search(Recurrences):
             for one in made.broadcast
             for term in made.terms
         )
+
+    def _multiplied_out(self, vertex: int, made: Sum) -> Sum:
+        """Return ``x + t · (h − x)``, an interpolation, as the sum of x and h that it is."""
+        for term in made.terms:
+            rest = [other for other in made.terms if other is not term]
+            bases = {other.base for other in rest}
+            for partial, gates in self._factors(term.reads[0]) if len(term.reads) == 1 else ():
+                inner = self.sums[partial]
+                is_alone = self.is_partial(partial, vertex) and not inner.shared
+                if is_alone and any(other.base in bases for other in inner.terms):
+                    gates |= inner.gates | made.gates
+                    inside = (*made.inner, partial, *inner.inner)
+                    return Sum(merged(rest + inner.terms), True, gates, inside, made.shared)
+        return made
+
+    def _factors(self, start: int) -> Iterator[tuple[int, dict[Edge, int]]]:
+        """Yield the sums that a product multiplies, with the edges to its other factors."""
+        stack: list[tuple[int, dict[Edge, int]]] = [(start, {})]
+        while stack:
+            vertex, gates = stack.pop()
+            edges = self.flow.reads[vertex]
+            if self.flow.kinds[vertex] != "product" or self.flow.num_readers[vertex] > 1:
+                continue
+            for edge in edges:
+                other = {(vertex, at, n): read for at, read, n in edges if at != edge[0]}
+                if edge[1] in self.sums:
+                    yield edge[1], gates | other
+                else:
+                    stack.append((edge[1], gates | other))
 
     def _with_partial_sums(self, vertex: int, made: Sum) -> Sum:
         """Return a sum with the operands of its partial sums, which nothing else reads.
@@ -296,6 +328,9 @@ class _Search(Recurrences):
                 other not in branches and self.common(other[1], fork) != NOWHERE for other in others
             ):
                 continue
+            streams = [self.found.get(self.unviewed(read)) for _, read in branches]
+            if any(stream is not None and stream.fork < fork for stream in streams):
+                continue  # two streams side by side, as of a reversible block
             terms = [Term(read, (read,), ((join, slot),)) for slot, read in (shortcut, *branches)]
             vertices = self.vertices(join, fork, terms[:1], terms[1:], None)
             if vertices is not None and not self.reads_apart(vertices):
@@ -326,33 +361,12 @@ class _Search(Recurrences):
         """Whether a vertex at most scales, shifts or normalizes each feature."""
         return all(parameter.dim() <= 1 for parameter in self.flow.parameters[vertex])
 
-    def _drop_scores(self) -> None:
-        """Pass over sums of scores: products of data that are added on their way to a softmax."""
-        flow = self.flow
-        stack: list[int] = []
-        for vertex, maker in enumerate(flow.vertices):
-            if type(maker).__name__ in ("SoftmaxBackward0", "SafeSoftmaxBackward0"):
-                stack += self.reads[vertex]
-        seen = set(stack)
-        while stack:
-            vertex = stack.pop()
-            if flow.kinds[vertex] in ("product", "add", "negative", "view", "expand", "select") or (
-                type(flow.vertices[vertex]).__name__.startswith("MaskedFill")
-            ):
-                reads = [read for read in self.reads[vertex] if read not in seen]
-                seen.update(reads)
-                stack += reads
-        for vertex in [vertex for vertex in self.found if vertex in seen]:
-            terms = self.sums[vertex].terms if vertex in self.sums else []
-            reads = [read for term in terms for read in term.reads]
-            if any(self._is_score(read) for read in reads):
-                del self.found[vertex]
-                self.passed_over[vertex] = _SCORE
-
-    def _is_score(self, vertex: int) -> bool:
-        kinds = ("product", "negative", "view", "expand", "select", "add")
-        while not is_data_product(self.flow, vertex):
-            if self.flow.kinds[vertex] not in kinds or not self.reads[vertex]:
-                return False
-            vertex = max(self.reads[vertex])
-        return True
+    def _note_stacks(self) -> None:
+        """Name the stacks of a shortcut and its branch that no sum over them was found for."""
+        stacks = [vertex for vertex, kind in enumerate(self.flow.kinds) if kind == "stack"]
+        summed = {inner for made in self.sums.values() for inner in made.inner} if stacks else ()
+        joined = [{term.base for term in self.sums[v].terms} for v in self.found if v in self.sums]
+        for vertex in stacks:
+            is_known = vertex in summed or {*self.reads[vertex]} in joined
+            if not is_known and self.scopes.may_join(vertex) and self._concatenation(vertex):
+                self.passed_over[vertex] = _STACKED

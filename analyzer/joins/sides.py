@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from analyzer.joins.graph import MAJOR, Dataflow, Scopes
-from analyzer.joins.sums import Edge, Sum, Term, is_data_product, mixing_gates, unscaled
+from analyzer.joins.sums import Edge, Sum, Term, is_data_product, is_spread, mixing_gates, unscaled
 
 __all__ = ["NOWHERE", "JoinVertices", "Sides"]
 
@@ -70,6 +70,7 @@ class Sides:
     Attributes:
         found: The joins that were found so far, by their vertex.
         sums: The operands of each sum that was looked at, by its vertex.
+        edges_to: Per vertex the edges that read it.
         steps: Vertices of recurrences over time: no shortcut passes them.
         num_looks: How many vertices were looked at, as a measure of time.
     """
@@ -78,29 +79,27 @@ class Sides:
         self.flow = flow
         self.scopes = scopes
         self.num_looks = 0
-        self.reads = [
-            tuple({read for _, read, _ in reads}) if len(reads) > 1 else tuple(r[1] for r in reads)
-            for reads in flow.reads
-        ]
-        self._edges_to: list[list[Edge]] = [[] for _ in flow.reads]
-        # Tensors into a part of which a value was written.
-        self._written: dict[int, int] = {}
-        for vertex, edges in enumerate(flow.reads):
-            for slot, read, number in edges:
-                self._edges_to[read].append((vertex, slot, number))
-            is_written = type(flow.vertices[vertex]).__name__ == "CopySlices"
-            if is_written and edges[0][0] == 0 and flow.kinds[vertex] == "other":
-                self._written[vertex] = edges[0][1]
         self.sums: dict[int, Sum] = {}
         self.found: dict[int, JoinVertices] = {}
         self.steps: set[int] = set()
+        self.reads: list[tuple[int, ...]] = []
+        self.edges_to: list[list[Edge]] = [[] for _ in flow.reads]
+        # Tensors into a part of which a value was written.
+        self._written: dict[int, int] = {}
         # For each vertex the nearest one that all its paths to any source pass.
         self.dominator: list[int] = []
-        for reads in self.reads:
-            nearest = reads[0] if reads else NOWHERE
-            for other in reads[1:]:
+        for vertex, edges in enumerate(flow.reads):
+            for slot, read, number in edges:
+                self.edges_to[read].append((vertex, slot, number))
+            own = (edges[0][1],) if len(edges) == 1 else tuple({read for _, read, _ in edges})
+            nearest = own[0] if own else NOWHERE
+            for other in own[1:]:
                 nearest = self.common(nearest, other)
+            self.reads.append(own)
             self.dominator.append(nearest)
+            is_base = flow.kinds[vertex] == "other" and edges and edges[0][0] == 0
+            if is_base and type(flow.vertices[vertex]).__name__ == "CopySlices":
+                self._written[vertex] = edges[0][1]
 
     def common(self, one: int, other: int) -> int:
         """Return the nearest vertex that all paths of two vertices to any source pass."""
@@ -225,6 +224,8 @@ class Sides:
             return None
         gates: dict[Edge, int] = {}
         for vertex in path:
+            if is_spread(self.flow, vertex, path | {fork}):
+                return None
             if is_data_product(self.flow, vertex):
                 mixing = mixing_gates(self.flow, vertex, join, heavier[0].reads[0])
                 if not mixing:
@@ -298,15 +299,14 @@ class Sides:
         if gates:
             return "gated"
         is_scaled = made.is_scaled or cost[lightest] > 0
-        kinds = self.flow.kinds
-        is_scaled |= any(kinds[v] in ("product", "negative") for v in path)
+        is_scaled |= any(self.flow.kinds[v] in ("product", "negative") for v in path)
         return "scaled" if is_scaled else "identity"
 
     def _edges_of(
         self, region: set[int], entries: Iterable[tuple[int, int]], fork: int
     ) -> tuple[Edge, ...]:
         """Return the reads of the fork by a region and by the sum itself."""
-        edges = self._edges_to[fork]
+        edges = self.edges_to[fork]
         found = [edge for edge in edges if edge[0] in region]
         entries = [entry for entry in entries if entry[0] not in region]
         return tuple(found + [edge for edge in edges if entries and edge[:2] in entries])

@@ -6,6 +6,7 @@ which axis was stacked is followed through the views between.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import dropwhile
 from math import prod
@@ -21,6 +22,7 @@ __all__ = [
     "Term",
     "base_of",
     "is_data_product",
+    "is_spread",
     "merged",
     "mixing_gates",
     "sum_at",
@@ -132,6 +134,13 @@ def is_data_product(flow: Dataflow, vertex: int) -> bool:
     return flow.kinds[read] == "product" and len(flow.reads[read]) > 1
 
 
+def is_spread(flow: Dataflow, vertex: int, path: Collection[int]) -> bool:
+    """Whether a vertex repeats what it reads of a path, to multiply it by data (outer product)."""
+    sizes = [prod(flow.shape(read, n)) for _, read, n in flow.reads[vertex] if read in path]
+    is_product = flow.kinds[vertex] == "product" and len(flow.reads[vertex]) > 1
+    return is_product and bool(sizes) and max(sizes) < prod(flow.shape(vertex))
+
+
 def mixing_gates(flow: Dataflow, vertex: int, join: int, written: int) -> dict[Edge, int]:
     """Return the edge to the matrix where a vertex mixes the streams of hyper-connections by data.
 
@@ -212,23 +221,28 @@ def _unstacked(flow: Dataflow, vertex: int) -> Sum | None:
     return found
 
 
+_ELEMENTS = ("SelectBackward0", "UnbindBackward0", "SliceBackward0")
+
+
 def _place_in_stack(flow: Dataflow, vertex: int, number: int) -> int | None:
     """Return which operand of a stack an element of it is; None where it is none."""
     node: Any = flow.vertices[vertex]
     name = type(node).__name__
-    if name not in ("SelectBackward0", "UnbindBackward0") or not flow.reads[vertex]:
+    if name not in _ELEMENTS or not flow.reads[vertex]:
         return None
-    (_, stack, _) = flow.reads[vertex][0]
+    stack = flow.reads[vertex][0][1]
     below: Any = flow.vertices[stack]
     if type(below).__name__ != "StackBackward0":
         return None
     num_operands, num_axes = len(below.next_functions), len(flow.shape(stack))
-    is_along = (_signed(node._saved_dim) - _signed(below._saved_dim)) % num_axes == 0
     is_unbound = name == "UnbindBackward0"
     most, most_below = (num_operands, 1) if is_unbound else (1, num_operands)
     is_shared = flow.num_readers[vertex] > most or flow.num_readers[stack] > most_below
-    if is_shared or not is_along:
+    if is_shared or (_signed(node._saved_dim) - _signed(below._saved_dim)) % num_axes:
         return None
+    if name == "SliceBackward0":
+        places = range(num_operands)[_signed(node._saved_start) : _signed(node._saved_end)]
+        return places[0] if len(places) == 1 else None
     return number if is_unbound else _signed(node._saved_index) % num_operands
 
 
@@ -247,10 +261,9 @@ def _own_size(flow: Dataflow, vertex: int, number: int) -> int:
 
 def _stacked(flow: Dataflow, vertex: int) -> Sum | None:
     """Return the operands of a sum over an axis that was stacked."""
-    node: Any = flow.vertices[vertex]
-    if isinstance(node, Untracked):
+    if isinstance(flow.vertices[vertex], Untracked):
         return None
-    name = type(node).__name__
+    name = type(flow.vertices[vertex]).__name__
     for slot, read, number in flow.reads[vertex]:
         axis = _axis_summed(flow, vertex, name, slot)
         if axis is None:

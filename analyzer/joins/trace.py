@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,16 @@ from analyzer.joins.operations import FUNCTION_KINDS, function_name
 __all__ = [
     "ForwardTrace",
     "FunctionMode",
+    "TensorNotes",
     "TracedCall",
     "Untracked",
     "is_parameter",
     "made_by",
     "sequence_number",
 ]
+
+
+N = TypeVar("N")
 
 
 def sequence_number() -> int:
@@ -97,6 +101,25 @@ def made_by(func: Callable[..., Any], args: tuple[Any, ...], result: Any) -> lis
     return [args[0]] if func is Tensor.__setitem__ else _tensor_arguments((result,))
 
 
+class TensorNotes(Generic[N]):
+    """What is known of tensors while they live: afterwards another one may have their ``id``."""
+
+    def __init__(self) -> None:
+        self._notes: dict[int, tuple[weakref.ref[Tensor], N]] = {}
+
+    def __setitem__(self, tensor: Tensor, note: N) -> None:
+        self._notes[id(tensor)] = (weakref.ref(tensor), note)
+
+    def get(self, tensor: Tensor) -> N | None:
+        """Return what is known of a tensor."""
+        entry = self._notes.get(id(tensor))
+        return entry[1] if entry is not None and entry[0]() is tensor else None
+
+    def clear(self) -> None:
+        """Hold nothing any more."""
+        self._notes.clear()
+
+
 class FunctionMode(TorchFunctionMode):
     """Sees each torch function that is called under it."""
 
@@ -136,7 +159,7 @@ class ForwardTrace(FunctionMode):
         self.tick = 0
         self._without_grad = without_grad
         self.calls: list[TracedCall] = []
-        self._untracked: dict[int, tuple[weakref.ref[Tensor], Untracked]] = {}
+        self._untracked: TensorNotes[Untracked] = TensorNotes()
         self._has_inputs = False
 
     def call(
@@ -147,7 +170,7 @@ class ForwardTrace(FunctionMode):
         result = func(*args, **kwargs)
         made = made_by(func, args, result)
         if made:
-            self._note(name, _tensor_arguments((*args, *kwargs.values())), made, start)
+            self.note(name, _tensor_arguments((*args, *kwargs.values())), made, start)
         return result
 
     def begin(self) -> None:
@@ -176,9 +199,8 @@ class ForwardTrace(FunctionMode):
 
         What a custom function returns was made without gradient, and has one afterwards.
         """
-        entry = self._untracked.get(id(tensor))
-        is_it = entry is not None and entry[0]() is tensor and not tensor.requires_grad
-        return entry[1] if entry is not None and is_it else None
+        made = self._untracked.get(tensor)
+        return None if made is None or tensor.requires_grad else made
 
     def _remember(
         self,
@@ -200,7 +222,7 @@ class ForwardTrace(FunctionMode):
             tick=self.tick,
             shape=tuple(tensor.shape),
         )
-        self._untracked[id(tensor)] = (weakref.ref(tensor), made)
+        self._untracked[tensor] = made
         return made
 
     def _operand(self, tensor: Tensor) -> Untracked | None:
@@ -211,7 +233,8 @@ class ForwardTrace(FunctionMode):
         is_input = not (isinstance(tensor, nn.Parameter) or tensor.requires_grad)
         return self._remember(tensor) if is_input else None
 
-    def _note(self, name: str, arguments: list[Tensor], made: list[Tensor], start: int) -> None:
+    def note(self, name: str, arguments: list[Tensor], made: list[Tensor], start: int) -> None:
+        """Note what a function made from what; `start` is the number of its first node."""
         self.tick += 1
         # While the functions of a mode run it is off; the tensors' own fields are read plainly.
         with torch._C.DisableTorchFunction():

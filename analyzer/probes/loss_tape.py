@@ -2,6 +2,8 @@
 
 A *tape* holds the operations from the output of the model to the root of the backward pass. It is
 played again on another output with everything else constant; parameters count as they are then.
+It is noted below the functions that `analyzer.joins.trace` follows: what autocast, scripts and
+custom functions do inside of them is part of what is played again bit for bit.
 """
 
 from __future__ import annotations

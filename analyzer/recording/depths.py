@@ -5,11 +5,9 @@ from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
 from torch.autograd.graph import Node
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_iter
-from torch.utils.weak import WeakIdKeyDictionary
 
-from analyzer.joins.modes import leave_mode, runs_compiled
+from analyzer.joins.modes import runs_compiled
+from analyzer.joins.trace import ForwardTrace, TensorNotes
 from analyzer.recording.ranks import find_parts, is_distributed, num_parts
 
 __all__ = ["ForwardDepth", "PassDepths", "find_depths"]
@@ -104,12 +102,12 @@ class PassDepths:
         """Follow the tensors of a forward pass of which a part has no graph."""
         if not runs_compiled():
             self._mode = ForwardDepth()
-            self._mode.__enter__()  # type: ignore[no-untyped-call]
+            self._mode.begin()
 
     def stop_following(self) -> None:
         """That forward pass has ended."""
         if self._mode is not None:
-            leave_mode(self._mode)
+            self._mode.end()
             self._mode = None
 
     def pass_layer(self, output: Tensor) -> int:
@@ -144,32 +142,24 @@ class PassDepths:
         self._roots, self._inner = (), {}
 
 
-class ForwardDepth(TorchFunctionMode):
-    """Follows tensors forward through one forward pass, where there is no graph to read.
+class ForwardDepth(ForwardTrace):
+    """Follows the depth of tensors through one forward pass, where there is no graph to read.
 
     A tensor has the largest depth among the tensors that it was computed from; the output of a
     layer has one more.
     """
 
-    looks_on = True
-
     def __init__(self) -> None:
         super().__init__()
-        self._depths: Any = WeakIdKeyDictionary()
+        self._depths: TensorNotes[int] = TensorNotes()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor | tuple | list):
-            inputs = (x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor))
-            depth = max((self._depths.get(x, 0) for x in inputs), default=0)
-            if depth:
-                for output in tree_iter(result):
-                    if isinstance(output, Tensor):
-                        self._depths[output] = depth
-        return result
+    def note(self, name: str, arguments: list[Tensor], made: list[Tensor], start: int) -> None:
+        """Note the depth of what a function made."""
+        depth = max([self._depths.get(tensor) or 0 for tensor in arguments], default=0)
+        for tensor in made if depth else ():
+            self._depths[tensor] = depth
 
     def pass_layer(self, output: Tensor) -> int:
         """A layer returned this tensor: return its depth, and note it."""
-        depth: int = self._depths.get(output, 0) + 1
-        self._depths[output] = depth
+        depth = self._depths[output] = (self._depths.get(output) or 0) + 1
         return depth

@@ -17,7 +17,7 @@ from analyzer.joins.addends import Addends
 from analyzer.joins.backward import SplitHooks
 from analyzer.joins.graph import Walk
 from analyzer.joins.modes import is_transformed, runs_compiled, without_collections
-from analyzer.joins.plan import JoinPlan, JoinSite, joins_in_graph, what_is_hidden
+from analyzer.joins.plan import JoinPlan, JoinSite, adds_unseen, joins_in_graph, what_is_hidden
 from analyzer.joins.products import JoinGradients
 from analyzer.joins.search import Join
 from analyzer.options import RecordOptions
@@ -173,7 +173,7 @@ class Splits:
 
     def _wants_trace(self, step: int) -> bool:
         """Whether forks that autograd does not see may be other ones than before."""
-        may_differ = self._varies and self._needs_trace and self._schedule.records(step)
+        may_differ = self._varies and self._schedule.records(step)
         return may_differ and (self._has_untraced or self._is_due(step))
 
     def _is_due(self, step: int) -> bool:
@@ -327,6 +327,7 @@ class Splits:
             return None
         self.tables_changed |= has_changed
         self._varies |= bool(self._plans)
+        self._needs_trace |= not log.is_traced and adds_unseen(walk)
         if log.is_traced or not self._needs_trace:
             self._plans = [(plan, numbers), *self._plans][:_MOST_PLANS]
         for module, reason in plan.unseen:
@@ -342,8 +343,7 @@ class Splits:
     def _spelled(self, path: str) -> str:
         """The path of a module in its model; the class name for the model itself."""
         root, _, inner = path.partition(".")
-        models = {token(number): ref() for number, ref in self._roots}
-        model = models.get(root)
+        model = {token(number): ref() for number, ref in self._roots}.get(root)
         return inner or (path if model is None else type(unwrapped(model)).__name__)
 
     def _note_roots(self, log: LiveLog) -> None:

@@ -141,3 +141,57 @@ def test_batch_norms_that_train_have_the_statistics_of_the_batch():
     assert found.attrs["mode"] == "train" and found.attrs["mixes_samples"] == "false"
     alone = analyzer.gradient_correlation(model.eval(), x)["correlation"][0]
     assert abs(alone - found["correlation"][0]) > 1e-3
+
+
+class Normalized(nn.Module):
+    """Batch norm in a branch: in training mode it mixes the samples; `branch` is it by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.last = nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return x + self.last(self.norm(x))
+
+    def branch(self, h, like=None):
+        mean, variance = h.mean(0), h.var(0, correction=0)
+        if like is not None:  # constants
+            mean, variance = like.mean(0).detach(), like.var(0, correction=0).detach()
+        return self.last((h - mean) / (variance + self.norm.eps).sqrt())
+
+
+def test_what_is_of_a_whole_batch_is_exact_for_a_model_that_mixes_its_samples():
+    """Splits and counterfactuals, with the batch's statistics; the Jacobian of a whole batch."""
+    torch.manual_seed(0)
+    model, x = Normalized().double(), X.double()
+
+    def loss(output, _):
+        return output.sin().mean()
+
+    fork = model.stem(x)
+    s, b = fork.clone(), fork.clone()
+    gradients = torch.autograd.grad(loss(s + model.branch(b), None), (s, b))
+    splits = analyzer.gradient_splits(model, x, None, loss)
+    columns = ["shortcut_gradient_norm", "branch_gradient_norm"]
+    truth = [gradient.norm().item() for gradient in gradients]
+    assert splits.loc[0, columns].tolist() == pytest.approx(truth, rel=1e-12)
+
+    found = analyzer.counterfactual(model, x, None, loss)
+    for alpha in (1.0, 0.0):
+        output = alpha * fork + model.branch(fork, fork)
+        (gradient,) = torch.autograd.grad(loss(output, None), fork, retain_graph=True)
+        rows = found[(found["skip_scale"] == alpha) & ~found["rescaled"]]
+        norm = rows.set_index("name")["output_gradient_norm"]["stem"]
+        assert norm == pytest.approx(gradient.norm().item(), rel=1e-12)
+
+    mixing = Mixing().double()
+
+    def attended(h):
+        return h + torch.softmax(mixing.query(h) @ h.T, -1) @ mixing.value(h)
+
+    dense = torch.autograd.functional.jacobian(lambda v: attended(mixing.stem(v)), x)
+    expected = torch.linalg.svdvals(dense.reshape(24, 18))
+    spectrum = analyzer.jacobian_spectrum(mixing, x)
+    values = spectrum[spectrum["name"] == "network"]["singular_value"]
+    assert values.tolist() == pytest.approx(expected.tolist(), rel=1e-9)

@@ -84,6 +84,8 @@ WAYS: dict[str, Way] = {
     "index_add_": lambda x, b: x.clone().index_add_(0, ROWS, b),
     "addmv": lambda x, b: torch.addmv(x.flatten(), torch.eye(128), b.flatten()).view(16, 8),
     "into zeros": lambda x, b: torch.zeros(16, 8).add_(x).add_(b),
+    "diff": lambda x, b: torch.diff(torch.stack([-x, b]), dim=0)[0],
+    "slices": lambda x, b: (lambda s: s[:1] + s[1:])(torch.stack([x, b]))[0],
     "dispatcher": lambda x, b: torch.ops.aten.add.Tensor(x, b),
 }
 
@@ -337,3 +339,62 @@ def alone(model: Attending, x: Tensor) -> Tensor:
         seen.append(branch(h))
         h = torch.stack([one @ q for one in seen], 1).softmax(1)[:, -1:] * seen[-1]
     return model.head(h)
+
+
+# One Highway layer: ``t · h + (1 − t) · x``.
+GATED: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "two products": lambda x, h, t: t * h + (1 - t) * x,
+    "lerp": torch.lerp,
+    "interpolation": lambda x, h, t: x + t * (h - x),
+    "turned": lambda x, h, t: (h - x) * t + x,
+    "subtracted": lambda x, h, t: x - t * (x - h),
+    "from the branch": lambda x, h, t: h + (1 - t) * (x - h),
+}
+
+
+class Highway(nn.Module):
+    def __init__(self, way: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.way, self.value, self.gate = way, nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.way(x, self.value(x).relu(), torch.sigmoid(self.gate(x)))
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_a_gate_between_shortcut_and_branch_is_one_join_however_it_is_written(name: str) -> None:
+    def highway(name: str) -> nn.Sequential:
+        torch.manual_seed(1)
+        layers = [Highway(GATED[name]) for _ in range(2)]
+        return nn.Sequential(nn.Linear(8, 8), *layers, nn.Linear(8, 3)).double()
+
+    model, first, (x, y), loss = (
+        highway(name),
+        highway("two products"),
+        batch(),
+        functional.cross_entropy,
+    )
+    x = x.double()
+    joins = analyzer.find_joins(model, x)
+    assert [(join.name, join.shortcut) for join in joins] == [("1", "gated"), ("2", "gated")]
+    assert [sorted(join.branch_layers) for join in joins] == [
+        [f"{n}.gate", f"{n}.value"] for n in (1, 2)
+    ]
+    columns = [f"{side}_gradient_norm" for side in ("join", "shortcut", "branch", "fork")]
+    splits, truth = (analyzer.gradient_splits(m, x, y, loss) for m in (model, first))
+    for column in (*columns, "cosine", "shortcut_share"):
+        assert splits[column].tolist() == pytest.approx(truth[column].tolist(), rel=1e-10)
+    measured = splits["output_cosine"].notna()  # by hand in no other way than in the first one
+    assert splits["output_cosine"][measured].tolist() == pytest.approx(
+        truth["output_cosine"][measured].tolist(), rel=1e-10
+    )
+    shares, true = (analyzer.path_spectrum(m, x, y, loss)["share"] for m in (model, first))
+    assert shares.tolist() == pytest.approx(true.tolist(), abs=1e-10)
+    with analyzer.skip_scale(model, 0.0):
+        without = model(x)
+    h = model[0](x)
+    for layer in model[1:3]:
+        h = torch.sigmoid(layer.gate(h)) * layer.value(h).relu()
+    assert torch.allclose(without, model[3](h), rtol=1e-12)
+    lesions, true = (analyzer.lesion_study(m, x, y, loss)["loss"] for m in (model, first))
+    assert lesions.tolist() == pytest.approx(true.tolist(), rel=1e-10)

@@ -169,6 +169,99 @@ class WaveNet(nn.Module):
         return F.relu(skips)
 
 
+class Conditioned(nn.Module):
+    """Blocks of a diffusion transformer: all gates are slices of what one condition gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.condition, self.norm = nn.Linear(8, 8), nn.Linear(8, 8), nn.LayerNorm(8)
+        self.gates = nn.ModuleList(nn.Linear(8, 48) for _ in range(2))
+        self.mixers = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+        self.mlps = nn.ModuleList(mlp(8, 16) for _ in range(2))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        x, c = self.stem(x), F.silu(self.condition(c))
+        for gates, mixer, inner in zip(self.gates, self.mixers, self.mlps, strict=True):
+            s1, k1, g1, s2, k2, g2 = gates(c)[:, None].chunk(6, -1)
+            x = shortcut(x) + g1 * mixer(self.norm(x) * (1 + k1) + s1)
+            x = shortcut(x) + g2 * inner(self.norm(x) * (1 + k2) + s2)
+        return x
+
+
+class GatedUnit(nn.Module):
+    """The gate of a gated transformer: a GRU whose state is the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.other = nn.Linear(8, 24, bias=False), nn.Linear(8, 16)
+        self.last = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        own, other = self.own(y).chunk(3, -1), self.other(x).chunk(2, -1)
+        reset, update = (torch.sigmoid(a + b) for a, b in zip(own, other, strict=False))
+        new = torch.tanh(own[2] + self.last(reset * x))
+        return (1 - update) * shortcut(x) + update * new
+
+
+class GatedBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.inner = nn.LayerNorm(8), nn.ModuleList(mlp(8, 16) for _ in range(2))
+        self.gates = nn.ModuleList(GatedUnit() for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for gate, inner in zip(self.gates, self.inner, strict=True):
+            x = gate(x, inner(self.norm(x)).relu())
+        return x
+
+
+class Reversible(nn.Module):
+    """Two streams side by side, each with a shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = mlp(4, 8), mlp(4, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        a = shortcut(a) + self.first(b)
+        return torch.cat([a, shortcut(b) + self.second(a)], -1)
+
+
+class Scan(nn.Module):
+    """A state space layer, step by step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project, self.decay = nn.Linear(8, 16), nn.Parameter(torch.rand(8, 4))
+        self.skip = nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        step, write, read = self.project(x).split([8, 4, 4], -1)
+        state, made = torch.zeros(len(x), 8, 4), []
+        for t in range(x.shape[1]):
+            new = (step[:, t] * x[:, t])[:, :, None] * write[:, t, None]
+            state = torch.exp(-step[:, t, :, None] * self.decay) * state + new
+            made.append((state * read[:, t, None]).sum(-1))
+        return torch.stack(made, 1) + x * self.skip
+
+
+class GatedRecurrence(nn.Module):
+    """A recurrence whose gates read the element alone (minGRU)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.value = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, made = torch.zeros(len(x), 8), []
+        for t in range(x.shape[1]):
+            gate = torch.sigmoid(self.gate(x[:, t]))
+            state = (1 - gate) * state + gate * self.value(x[:, t])
+            made.append(state)
+        return torch.stack(made, 1)
+
+
 @dataclass(frozen=True)
 class Network:
     """How it is built, its inputs at each length, its joins, and why it has so many."""
@@ -191,6 +284,10 @@ def tokens(length: int) -> tuple[Tensor, ...]:
 
 def behind_stem(*blocks: nn.Module, width: int = 8) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, width, 1), *blocks)
+
+
+def behind_layer(*blocks: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 8), *blocks)
 
 
 NETWORKS = {
@@ -229,6 +326,37 @@ NETWORKS = {
         2,
         "a sum of parallel branches is one join, however many there are",
         has_twin=False,  # without a norm its shortcut is one of the branches
+    ),
+    "diffusion transformer": Network(
+        Conditioned,
+        lambda length: (*tokens(length), torch.randn(2, 8)),
+        4,
+        "a block adds two branches, each behind a gate of the condition",
+        (1, 3),
+    ),
+    "gated transformer": Network(
+        lambda: behind_layer(GatedBlock(), GatedBlock()),
+        tokens,
+        4,
+        "a gate is one join; what it adds inside of itself gates alone",
+        (1, 3),
+    ),
+    "reversible": Network(
+        lambda: behind_layer(Reversible(), Reversible()),
+        tokens,
+        4,
+        "two streams, a sum each; side by side they are no join",
+        (3,),
+    ),
+    "scan": Network(
+        lambda: Stream(Scan(), Scan()),
+        tokens,
+        2,
+        "steps over time are none, also one alone",
+        (1, 4),
+    ),
+    "minGRU": Network(
+        lambda: Stream(GatedRecurrence(), GatedRecurrence()), tokens, 2, "likewise", (1, 4)
     ),
     "WaveNet": Network(
         WaveNet,

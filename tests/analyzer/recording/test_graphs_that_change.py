@@ -313,3 +313,27 @@ def test_joins_are_found_at_the_step_at_which_they_first_appear(tmp_path):
     assert run.joins["name"].tolist() == ["1", "2", "3"]
     first = run.splits().groupby("join")["step"].min()
     assert first.to_dict() == {0: 1, 1: 2, 2: 4}
+
+
+def at_the_input(before: Before) -> Iterator[nn.Module]:
+    """The fork of the first block that runs is the model's input: autograd does not see it."""
+    model = nn.Sequential(Block(mlp()), Block(mlp()), nn.Linear(6, 2))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    yield model
+    for switches in ((), (0,), (0,), (0, 1), (1,), (0, 1)):
+        for place, block in enumerate(model[:2]):
+            block.is_on = place in switches
+        update(optimizer, model(torch.randn(5, 6)).square().mean(), before)
+
+
+@pytest.mark.parametrize("splits_every", [1, 10])
+def test_joins_at_the_input_are_found_one_step_after_the_first_change(tmp_path, splits_every):
+    """What autograd does not see a trace has to follow, and nothing had changed before step 1."""
+    run, true = recorded_and_true(at_the_input, tmp_path / "run", splits_every=splits_every)
+    assert run.joins["name"].tolist() == ["0", "1"]
+    rows = run.splits()
+    steps = range(2, 6) if splits_every == 1 else (2,)
+    for step in steps:
+        found = sorted(rows.loc[rows["step"] == step, "join_gradient_norm"])
+        expected = sorted(row["join_gradient_norm"] for row in true[step])
+        assert found == pytest.approx(expected, rel=1e-12), step

@@ -7,21 +7,26 @@ from urllib.parse import parse_qsl, urlencode
 from flask import Flask, redirect, request
 from werkzeug.wrappers import Response
 
-from analyzer.analysis.view import AGGREGATES, View
+from analyzer.analysis.view import AGGREGATES, MOST_SMOOTH, SCALES, TIMES, View
 from analyzer.errors import AnalyzerError
 from analyzer.figures.catalog import PAGES, page_of
+from analyzer.figures.panels import MANY_RUNS
 from analyzer.storage.run import Run
 
 from .library import Library
 
 __all__ = ["MOST_RUNS", "Address", "Context", "context", "landed", "lead", "parse", "query"]
 
-MOST_RUNS = 3
+MOST_RUNS = MANY_RUNS
 _MOST_CHARACTERS = 8_000
-_MOST_NAMED = 12
+_MOST_NAMED = 32
 _MOST_LAYERS = 24
 _WORD = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _DIGITS = re.compile(r"[0-9]{1,15}")
+# What the browser does by itself: the order of a list, and where figures are zoomed to.
+_KEPT = ("sort", *(f"zoom-{axis}" for axis in (*TIMES, "depth", "relative")))
+_SHORT = 80
+_MOST_SMOOTH = round(100 * MOST_SMOOTH)
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,13 @@ class Address:
         step: The chosen step; None for the last.
         quantity: Column to draw; empty for the page's own.
         layers: Regular expression for layer names; empty for all.
-        chosen: Layers whose series are drawn.
+        smooth: Strength of smoothing in percent.
+        chosen: Layers whose series are drawn, as they were clicked.
+        pinned: Layers whose series are drawn in any case.
+        group: Argument by which runs are drawn together; empty for each by itself.
+        find: Words by which runs are listed.
+        columns: Arguments and logged numbers that the list shows; empty for those that differ.
+        run_of: Id of the run whose network is shown; empty for the first.
         opened: Modules of the network that are shown open, whatever fits.
         closed: Those that are shown closed.
     """
@@ -44,10 +55,19 @@ class Address:
     layers: str = ""
     aggregate: str = "median"
     relative: bool = False
-    smooth: bool = False
+    smooth: int = 0
+    over: str = TIMES[0]
+    log_x: bool = False
+    scale: str = SCALES[0]
+    group: str = ""
     chosen: tuple[str, ...] = ()
+    pinned: tuple[str, ...] = ()
     opened: tuple[str, ...] = ()
     closed: tuple[str, ...] = ()
+    find: str = ""
+    columns: tuple[str, ...] = ()
+    run_of: str = ""
+    kept: tuple[tuple[str, str], ...] = ()
 
 
 def parse(search: str | None, step: int | None = None) -> Address:
@@ -58,6 +78,7 @@ def parse(search: str | None, step: int | None = None) -> Address:
     pairs = parse_qsl((search or "")[:_MOST_CHARACTERS].removeprefix("?"), max_num_fields=None)
     last = dict(pairs)
     shown, number = last.get("bins", ""), last.get("step", "")
+    over, scale, smooth = (last.get(name, "") for name in ("x", "y", "smooth"))
     return Address(
         runs=tuple(dict.fromkeys(v for k, v in pairs if k == "run"))[:_MOST_NAMED],
         step=int(number) if _DIGITS.fullmatch(number) else step,
@@ -65,10 +86,19 @@ def parse(search: str | None, step: int | None = None) -> Address:
         layers=last.get("layers", ""),
         aggregate=shown if shown in AGGREGATES else AGGREGATES[0],
         relative=last.get("relative") == "1",
-        smooth=last.get("smooth") == "1",
+        smooth=min(int(smooth), _MOST_SMOOTH) if _DIGITS.fullmatch(smooth) else 0,
+        over=over if over in TIMES else TIMES[0],
+        log_x=last.get("logx") == "1",
+        scale=scale if scale in SCALES else SCALES[0],
+        group=last.get("group", ""),
         chosen=_named(pairs, "layer"),
+        pinned=_named(pairs, "pin"),
         opened=_named(pairs, "open"),
         closed=_named(pairs, "close"),
+        find=last.get("find", ""),
+        columns=_named(pairs, "column"),
+        run_of=last.get("of", ""),
+        kept=tuple((name, last[name][:_SHORT]) for name in _KEPT if last.get(name)),
     )
 
 
@@ -114,22 +144,50 @@ def query(address: Address) -> str:
         "layers": address.layers,
         "bins": "" if address.aggregate == AGGREGATES[0] else address.aggregate,
         "relative": "1" if address.relative else "",
-        "smooth": "1" if address.smooth else "",
+        "smooth": str(address.smooth or ""),
+        "x": "" if address.over == TIMES[0] else address.over,
+        "logx": "1" if address.log_x else "",
+        "y": "" if address.scale == SCALES[0] else address.scale,
+        "group": address.group,
+        "find": address.find,
+        "of": address.run_of,
     }
     pairs += [(name, value) for name, value in given.items() if value]
-    several = {"layer": address.chosen, "open": address.opened, "close": address.closed}
+    several = {
+        "layer": address.chosen,
+        "pin": address.pinned,
+        "open": address.opened,
+        "close": address.closed,
+        "column": address.columns,
+    }
     pairs += [(name, value) for name, values in several.items() for value in values]
+    pairs += address.kept
     return "?" + urlencode(pairs) if pairs else ""
 
 
 @dataclass(frozen=True)
 class Context:
-    """An address and what it leads to: opened runs in its order, and a sentence for each other."""
+    """An address and what it leads to: opened runs in its order, and a sentence for each other.
+
+    The ``ids`` are those of the opened runs.
+    """
 
     library: Library
     address: Address
     runs: tuple[Run, ...]
     problems: tuple[str, ...]
+    ids: tuple[str, ...] = ()
+
+    @property
+    def single(self) -> Run:
+        """The run that is shown where only one can be: the one that was chosen, else the first."""
+        return self.runs[self.ids.index(self.single_id)]
+
+    @property
+    def single_id(self) -> str:
+        """Its id."""
+        wanted = self.address.run_of
+        return wanted if wanted in self.ids else self.ids[0]
 
     @property
     def layer_names(self) -> list[str]:
@@ -146,21 +204,25 @@ class Context:
             quantity=address.quantity or "output_gradient_norm",
             layers=layers or address.layers or None,
             aggregate=address.aggregate,
-            smooth=address.smooth,
+            smooth=address.smooth / 100,
             relative=address.relative,
+            over=address.over,
+            log_x=address.log_x,
+            scale=address.scale,
+            group=address.group,
         )
 
 
 def context(library: Library, address: Address) -> Context:
     """Open the runs of an address; a run that cannot be opened becomes a sentence."""
-    runs: list[Run] = []
+    runs: dict[str, Run] = {}
     problems: list[str] = []
     for run_id in address.runs:
         try:
             if len(runs) == MOST_RUNS:
-                problems.append(f"Only the first {MOST_RUNS} runs are shown side by side.")
+                problems.append(f"Only the first {MOST_RUNS} runs are shown.")
                 break
-            runs.append(library.open(run_id))
+            runs[run_id] = library.open(run_id)
         except (AnalyzerError, OSError) as error:
             problems.append(str(error))
-    return Context(library, address, tuple(runs), tuple(problems))
+    return Context(library, address, tuple(runs.values()), tuple(problems), tuple(runs))

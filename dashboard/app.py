@@ -16,7 +16,7 @@ from analyzer.errors import AnalyzerError
 from analyzer.figures.catalog import RUNS, page_at, page_of, panel
 from analyzer.storage.schema import STAT_COLUMNS
 
-from . import landing, network
+from . import landing, network, notes, run_list
 from .address import Address, Context, context, landed, lead, parse, query
 from .cache import Line
 from .compare import verdict_of
@@ -27,7 +27,6 @@ from .finding_list import finding_list
 from .ids import Id, card
 from .layout import navigation, page_content, shell
 from .library import Library, pulse, shortened
-from .run_list import run_table
 from .security import protect
 from .server import add_lesson
 from .study_page import study_cards
@@ -125,8 +124,9 @@ def create_app(
     port: int | None = None,
     token: str | None = None,
     frame_ancestors: str = "'none'",
+    edit: bool = False,
 ) -> Dash:
-    """Return an application over recorded runs; it reads them and changes nothing.
+    """Return an application over recorded runs; it reads them and changes nothing else than notes.
 
     Args:
         runs: A folder of runs, a run, or several of either.
@@ -134,8 +134,9 @@ def create_app(
         port: The port at which it is asked for; None for any.
         token: Secret of the first request, for a server that others can reach.
         frame_ancestors: CSP sources that may show it in a frame.
+        edit: Whether its pages may write tags and notes of runs, the file ``notes.json`` of each.
     """
-    library = Library([runs] if isinstance(runs, str | Path) else list(runs))
+    library = Library([runs] if isinstance(runs, str | Path) else list(runs), may_write=edit)
     app = Dash(
         __name__,
         title="Gradient flow",
@@ -160,6 +161,9 @@ def create_app(
     _connect_cards(app, seen, warmer)
     _connect_live(app, library, seen)
     network.connect(app, seen)
+    run_list.connect(app, library)
+    if edit:
+        notes.connect(app, library)
     _connect_scripts(app)
     add_downloads(app.server, seen)
     add_lesson(app.server)
@@ -300,15 +304,6 @@ def _connect_live(app: Dash, library: Library, seen: Any) -> None:
         beat = pulse(library, () if path == _LIST else parse(search).runs)
         fresh = no_update if beat.mark == mark else beat.mark
         return fresh, beat.text, {"over": beat.is_over}
-
-    @app.callback(
-        Output(Id.RUN_LIST, "children"),
-        Input(Id.RUN_FILTER, "value"),
-        Input(Id.REVISION, "data"),
-        prevent_initial_call=True,
-    )
-    def list_runs(wanted: str | None, _mark: str | None) -> Any:
-        return run_table(library, wanted or "")
 
     asked = (Input(Id.SCHEME, "data"), Input(Id.REVISION, "data"), State(Id.SEARCH, "data"))
 

@@ -8,7 +8,7 @@ from dash import dcc, html
 
 from analyzer.analysis.claims import Claim
 from analyzer.analysis.comparability import Difference
-from analyzer.analysis.numerals import number
+from analyzer.analysis.numerals import counted, number
 from analyzer.analysis.verdict import verdict
 from analyzer.analysis.view import run_labels
 from analyzer.errors import AnalyzerError
@@ -16,12 +16,13 @@ from analyzer.figures.catalog import page_of, panel
 from analyzer.storage.run import Run
 
 from .address import Context, query
-from .components import LOOKING, cards, lacking, message, soon
+from .components import LOOKING, lacking, message, soon
+from .controls import cards
 from .ids import Id
 from .library import shortened
 from .thumbnail import SIZE
 
-__all__ = ["layout", "link_to", "plain_and_residual", "verdict_of"]
+__all__ = ["about", "layout", "link_to", "plain_and_residual", "verdict_of"]
 
 
 def layout(context: Context) -> list[Any]:
@@ -47,6 +48,14 @@ def plain_and_residual(runs: tuple[Run, ...]) -> tuple[Run, Run] | None:
     return (plain[0], residual[0]) if plain and residual else None
 
 
+def about(context: Context, pair: tuple[Run, Run]) -> str:
+    """Return which two of the chosen runs a verdict is about."""
+    plain, residual = (shortened(run.name, 60) for run in pair)
+    others = len(context.runs) - 2
+    left = f"; {counted(others, 'further run')} chosen, not judged here" if others else ""
+    return f"About {plain} (without shortcuts) and {residual} (with shortcuts){left}."
+
+
 def verdict_of(context: Context) -> tuple[list[Any], list[Any]] | None:
     """Return the sentence of the verdict on a pair and its claims; None while it is looked for."""
     pair = plain_and_residual(context.runs)
@@ -61,7 +70,11 @@ def verdict_of(context: Context) -> tuple[list[Any], list[Any]] | None:
         return [message(str(error), title="No verdict", bad=True)], []
     if found is None:
         return None
-    words: list[Any] = [html.H2("Verdict"), html.P(found.sentence, className="sentence")]
+    words: list[Any] = [
+        html.H2("Verdict"),
+        html.P(about(context, pair), className="count"),
+        html.P(found.sentence, className="sentence"),
+    ]
     if found.note:
         words.append(html.P(found.note, className="lead"))
     shown = [_differing(found.differences), html.Section(words, className="card wide")]

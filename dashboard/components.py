@@ -1,8 +1,7 @@
-"""What pages are made of: cards, controls, messages, tables, and terms with their meaning."""
+"""What pages are made of: cards, messages, tables, and terms with their meaning."""
 
 import math
 import re
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -10,15 +9,14 @@ from typing import Any
 import dash_mantine_components as dmc
 from dash import dcc, html
 
-from analyzer.analysis.view import AGGREGATES
 from analyzer.errors import AnalyzerError
-from analyzer.figures.panels import Page, Panel
+from analyzer.figures.panels import Panel
 from analyzer.storage.run import Run
 from analyzer.storage.run_json import losses
 from analyzer.storage.schema import STAT_COLUMNS
-from analyzer.vocabulary import GLOSSARY, quantity
+from analyzer.vocabulary import GLOSSARY
 
-from .address import Address, Context
+from .address import Context
 from .ids import Id, card
 from .library import shortened
 
@@ -26,9 +24,6 @@ __all__ = [
     "GRAPH_CONFIG",
     "LOOKING",
     "attributes",
-    "blocks",
-    "cards",
-    "controls",
     "explained",
     "lacking",
     "message",
@@ -42,7 +37,7 @@ __all__ = [
 LOOKING = "Reading the runs; what they show appears here by itself."
 _MILLISECONDS = 400
 _MOST_ROWS, _MOST_CHARACTERS = 60, 80
-_MOST_BLOCKS, _MOST_PARTS = 200, 24
+_MOST_PARTS = 24
 _FORMATS = (("csv", "CSV"), ("svg", "SVG"), ("png", "PNG"))
 # Cards have buttons of their own for pictures, and nothing can be selected.
 _NO_BUTTONS = ("toImage", "lasso2d", "select2d")
@@ -167,14 +162,6 @@ def explained(text: str) -> list[Any]:
     return [*parts, text[at:]]
 
 
-def cards(context: Context, page: Page) -> list[Any]:
-    """Return the controls and cards of a page."""
-    names = context.layer_names if "layers" in page.controls else []
-    steps = [step_control()] if page.has_steps else []
-    shown = html.Div([panel_card(panel) for panel in page.shown], className="cards")
-    return [controls(context.address, names, *page.controls), *steps, shown]
-
-
 def step_control() -> html.Div:
     """Return the place of the slider of steps; a script of the page puts it there.
 
@@ -245,96 +232,3 @@ def _buttons(key: str, title: str) -> dmc.Group:
         gap=4,
         className="saves",
     )
-
-
-def controls(address: Address, names: Sequence[str], *shown: str) -> html.Div:
-    """Return the ``shown`` ones of ``CONTROLS``; the block picker chooses from layer names."""
-    made = {
-        "quantity": lambda: _quantity(address),
-        "layers": lambda: _layers(address, names),
-        "aggregate": lambda: _choice("bins", "Each bin shows", address.aggregate, AGGREGATES),
-        "smooth": lambda: _switch("smooth", "Series", address.smooth, "raw", "smoothed"),
-        "relative": lambda: _switch(
-            "relative", "Values", address.relative, "absolute", "relative to last layer"
-        ),
-    }
-    return html.Div(
-        [made[name]() for name in shown],
-        className="controls",
-        role="group",
-        **attributes(aria_label="what is shown"),
-    )
-
-
-def blocks(names: Sequence[str]) -> list[str]:
-    """Return the blocks of layer names: what stands before each dot, in order, without repeats."""
-    found: dict[str, None] = {}
-    for name in names:
-        parts = name.split("#")[0].split(".")
-        for end in range(1, len(parts)):
-            found.setdefault(".".join(parts[:end]), None)
-    return list(found)[:_MOST_BLOCKS]
-
-
-def _quantity(address: Address) -> dmc.Select:
-    groups = (("layers", "layer_stats"), ("parameters", "parameter_stats"))
-    return dmc.Select(
-        id=card(Id.CONTROL, "quantity"),
-        label="Quantity",
-        value=address.quantity or "output_gradient_norm",
-        data=[
-            {
-                "group": group,
-                "items": [
-                    {"value": column, "label": quantity(column).label}
-                    for column in STAT_COLUMNS[table]
-                ],
-            }
-            for group, table in groups
-        ],
-        allowDeselect=False,
-        searchable=True,
-        w=280,
-    )
-
-
-def _layers(address: Address, names: Sequence[str]) -> dmc.Group:
-    """The pattern, and the blocks that write one into it."""
-    pattern = dmc.TextInput(
-        id=card(Id.CONTROL, "layers"),
-        label="Layers (regular expression)",
-        value=address.layers,
-        placeholder="all with parameters",
-        debounce=400,
-        spellCheck=False,
-        autoComplete="off",
-        w=240,
-    )
-    picker = dmc.Select(
-        id=Id.BLOCK,
-        label="Block",
-        data=blocks(names),
-        placeholder="whole network",
-        clearable=True,
-        clearButtonProps={"aria-label": "whole network"},
-        searchable=True,
-        w=180,
-    )
-    return dmc.Group([pattern, picker], gap="sm", align="end")
-
-
-def _choice(name: str, label: str, value: str, options: Sequence[Any]) -> html.Div:
-    picked = dmc.SegmentedControl(
-        id=card(Id.CONTROL, name),
-        value=value,
-        data=list(options),
-        size="xs",
-        **attributes(aria_label=label),
-    )
-    return html.Div([html.Span(label, className="label"), picked])
-
-
-def _switch(name: str, label: str, value: bool, off: str, on: str) -> html.Div:
-    """Two words of which one holds."""
-    options = [{"value": "", "label": off}, {"value": "1", "label": on}]
-    return _choice(name, label, "1" if value else "", options)

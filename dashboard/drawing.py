@@ -1,6 +1,7 @@
 """Draws the card of a panel: figure and sentence, or why there is none; on a phone panes stack."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from analyzer.figures.catalog import page_at, page_of, panel
 from analyzer.figures.marks import with_rugs
 from analyzer.figures.overview_frames import overview_frames
 from analyzer.figures.theme import LIGHT, THEMES
+from analyzer.storage.schema import STAT_COLUMNS
 from analyzer.vocabulary.probes import PROBE_NAMES
 
 from .address import Context
@@ -31,7 +33,7 @@ __all__ = [
 ]
 
 _MOST_STEPS = 500
-_MOST_PATTERN = 100
+_MOST_PATTERN = 1_000
 _HEIGHT = 380
 
 _Span = tuple[float, float]
@@ -67,9 +69,12 @@ def view_for(key: str, context: Context) -> View:
     address = context.address
     matching(address.layers, ())
     shown = panel(key)
-    whole = context.view(layers=_pattern_of(address.chosen) if shown.follows_click else None)
+    followed = (*address.pinned, *address.chosen) if shown.follows_click else ()
+    of_parameters = address.quantity in STAT_COLUMNS["parameter_stats"]
+    whole = context.view(layers=_pattern_of(dict.fromkeys(followed), of_parameters))
     # A panel is drawn again only for what it reads.
-    return View(whole.runs, **{name: getattr(whole, name) for name in shown.reads})
+    runs = whole.runs[: shown.most_runs]
+    return View(runs, **{name: getattr(whole, name) for name in shown.reads})
 
 
 def recorded(key: str, context: Context) -> Any:
@@ -90,7 +95,7 @@ def shown(key: str, context: Context, scheme: str, *, narrow: bool = False) -> S
     ``light`` or ``dark``; where ``narrow``, panes stand one above the other.
     """
     try:
-        name = (key, scheme, narrow, view_for(key, context))
+        name = (key, scheme, narrow, view_for(key, context), len(context.runs))
         found: Shown = context.library.cache.get(
             "figures", name, lambda: drawn(key, context, scheme, narrow=narrow)
         )
@@ -116,17 +121,24 @@ def drawn(key: str, context: Context, scheme: str, *, narrow: bool) -> Shown:
         figure = stacked(shown.draw(record, theme)) if narrow else shown.made(record, theme)
     # Arrays become base64 here, once; plotly would make lists of them in a dict.
     sent = figure.to_dict()
-    return Shown(sent, sent["layout"].get("height", _HEIGHT), str(record.caption))
+    said = str(record.caption)
+    if (count := len(context.runs)) > shown.most_runs:
+        said += f" These are the first {shown.most_runs} of {count} chosen runs."
+    return Shown(sent, sent["layout"].get("height", _HEIGHT), said)
 
 
-def _pattern_of(names: tuple[str, ...]) -> str | None:
-    """A pattern of exactly these names, as many as a pattern may be long; None without names."""
+def _pattern_of(names: Iterable[str], of_parameters: bool) -> str | None:
+    """A pattern of exactly these names, as many as a pattern may be long; None without names.
+
+    Where rows are parameters, it finds those of layers of these names, too.
+    """
     kept: list[str] = []
     for name in map(re.escape, names):
-        if len("|".join([*kept, name])) > _MOST_PATTERN - 6:
+        if len("|".join([*kept, name])) > _MOST_PATTERN - 20:
             break
         kept.append(name)
-    return f"^(?:{'|'.join(kept)})$" if kept else None
+    last = r"(?:\.[^.]+)?" if of_parameters else ""
+    return f"^(?:{'|'.join(kept)}){last}$" if kept else None
 
 
 def step_choices(context: Context, path: str) -> dict[str, Any] | None:

@@ -24,7 +24,6 @@ class Id(StrEnum):
     HELP = "help"
     HELP_OPEN = "help-open"
     RUN_LIST = "run-list"
-    RUN_FILTER = "run-filter"
     COMPARE = "compare-marked"
     STEPS = "steps"
     STEP_SLIDER = "step-slider"
@@ -56,6 +55,11 @@ class Id(StrEnum):
     TABLE = "table"
     TABLE_OPEN = "table-open"
     NAV_LINK = "nav-link"
+    NOTES = "notes"
+    NOTES_SAVE = "notes-save"
+    NOTES_SAVED = "notes-saved"
+    NOTES_TAGS = "notes-tags"
+    NOTES_TEXT = "notes-text"
 
 
 def card(part: Id, key: str) -> dict[str, str]:

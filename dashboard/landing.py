@@ -13,7 +13,7 @@ from analyzer.figures.catalog import RUNS, page_of
 from analyzer.figures.theme import DARK, LIGHT
 
 from .address import Context, query
-from .compare import link_to
+from .compare import about, link_to, plain_and_residual
 from .components import LOOKING, attributes, lacking, message, panel_card, soon, step_control
 from .ids import Id
 from .library import shortened
@@ -44,16 +44,20 @@ def layout(context: Context) -> list[Any]:
 
 def answer_of(context: Context) -> tuple[list[Any], list[Any], list[Any]] | None:
     """Return sentence, numbers and questions of the runs; None while they are looked for."""
-    runs = context.runs
-    if not runs:
+    if not context.runs:
         return [], [], []
+    pair = plain_and_residual(context.runs)
+    runs = context.runs if len(context.runs) < 3 else pair or context.runs[:3]
     try:
         found = context.library.answer("landing", runs, lambda: landing(runs))
     except (AnalyzerError, OSError, ValueError, KeyError) as error:
         return [message(str(error), title="No verdict", bad=True)], [], []
     if found is None:
         return None
-    return _said(context, found), _readings(found), _questions(context, found)
+    said = _said(context, found)
+    if pair is not None and len(context.runs) > 2:
+        said.insert(0, html.P(about(context, pair), className="count"))
+    return said, _readings(found), _questions(context, found)
 
 
 def _said(context: Context, found: Landing) -> list[Any]:

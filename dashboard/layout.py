@@ -11,9 +11,10 @@ from analyzer.figures.catalog import PAGES, RUNS, page_of
 from analyzer.figures.panels import Page
 from analyzer.vocabulary import GLOSSARY
 
-from . import compare, finding_list, landing, network, run_list, study_page
-from .address import Context
-from .components import attributes, cards, explained, message, states
+from . import compare, finding_list, landing, network, notes, run_list, study_page
+from .address import MOST_RUNS, Context
+from .components import attributes, explained, message, states
+from .controls import cards
 from .ids import Id, card
 from .library import pulse
 from .server import LESSON
@@ -82,7 +83,7 @@ def _head() -> dmc.AppShellHeader:
         data=[],
         value=[],
         placeholder="choose runs",
-        maxValues=3,
+        maxValues=MOST_RUNS,
         searchable=True,
         hidePickedOptions=True,
         className="run-picker",
@@ -164,7 +165,7 @@ def page_content(page: Page | None, path: str, context: Context) -> list[Any]:
         link = dcc.Link("Go to the page of runs", href=RUNS.path)
         return [*head, *problems, message(text), html.P(link)]
     content = _LAYOUTS[page.key](context) if page.has_layout else cards(context, page)
-    return [*head, *problems, *content]
+    return [*head, *problems, *notes.header(context), *content]
 
 
 def _unknown(path: str) -> str:

@@ -27,7 +27,7 @@ from .cache import Cache, Line
 __all__ = ["Library", "Listed", "Pulse", "pulse", "revision", "shortened"]
 
 # A figure is less than half a MB.
-_SIZES = {"runs": 8, "records": 8, "figures": 24, "answers": 16, "words": 10_000}
+_SIZES = {"runs": 32, "records": 8, "figures": 24, "answers": 16, "words": 10_000}
 # Longer runs take seconds to judge; their findings are one click away.
 _MOST_ROWS = 2_000_000
 _LONGEST_REST = 0.5
@@ -47,13 +47,15 @@ class Library:
     Args:
         sources: Folders: each holds runs, or is one. A name may also be a run of
             ``$ANALYZER_RUNS``, or ``latest``. A folder that is not there yet is watched for.
+        may_write: Whether tags and notes of runs may be changed.
 
     Attributes:
         cache: The last opened runs, records behind figures, figures as a browser is sent them,
             answers about runs, and the word for each run as far as it was looked for.
     """
 
-    def __init__(self, sources: Sequence[str | Path]) -> None:
+    def __init__(self, sources: Sequence[str | Path], *, may_write: bool = False) -> None:
+        self.may_write = may_write
         self.sources = [_existing(source) for source in sources]
         self.cache = Cache(**_SIZES)
         self._answering, self._judging = Line("answers"), Line("words")

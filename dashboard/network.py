@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from dash import Dash, Input, Output, dcc, html
@@ -15,7 +16,8 @@ from analyzer.figures.theme import LIGHT, THEMES, Theme, log_ticks
 from analyzer.vocabulary import quantity
 
 from .address import Context
-from .components import attributes, controls, lacking, message, step_control
+from .components import attributes, lacking, message, step_control
+from .controls import controls
 from .ids import Id
 from .library import shortened
 
@@ -45,7 +47,6 @@ def layout(context: Context) -> list[Any]:
     """Return the page: what is colored, the step, the network, and its nodes as a table."""
     if dash_cytoscape is None:
         return [message(_MISSING)]
-    names = context.layer_names
     frame = {"className": "network", "role": "img", **attributes(aria_label="the network")}
     region = {"role": "region", "tabIndex": 0, **attributes(aria_label="network, to be scrolled")}
     scrolled = {"className": "network-frame", **region}
@@ -78,7 +79,7 @@ def layout(context: Context) -> list[Any]:
         className="card wide",
         **attributes(data_graph="network", aria_label="network"),
     )
-    shown = controls(context.address, names, "quantity", "layers")
+    shown = controls(context, "single", "quantity", "layers")
     return [shown, step_control(), dcc.Store(id=Id.NETWORK), figure]
 
 
@@ -109,24 +110,22 @@ def connect(app: Dash, seen: Callable[..., Context]) -> None:
         except AnalyzerError as error:
             return None, "", lacking(str(error)), None, None
         theme = THEMES.get(scheme, LIGHT)
-        note = None
-        if len(chosen.runs) > 1:
-            note = html.P("The first of the chosen runs is shown.", className="count")
         drawn = _drawn(view, theme, marked, narrow=bool(narrow))
-        return drawn, view.caption, note, _legend(view, theme), _table(view)
+        return drawn, view.caption, None, _legend(view, theme), _table(view)
 
 
 def _view(context: Context) -> NetworkView:
-    run, address = context.runs[0], context.address
+    run, address = context.single, context.address
     whole = context.library.cache.get("records", ("network", run), lambda: network(run))
-    return network_view(whole, context.view(), address.opened, address.closed)
+    asked = replace(context.view(), runs=(run,))
+    return network_view(whole, asked, address.opened, address.closed)
 
 
 def _marked(context: Context, view: NetworkView) -> set[str]:
     """The keys of what holds nothing but layers that the pattern of the address asks for."""
     if not context.address.layers:
         return set()
-    rows = context.runs[0].static_rows("layers")
+    rows = context.single.static_rows("layers")
     ids, names = rows.column("layer").to_pylist(), rows.column("name").to_pylist()
     found = {
         i for i, keep in zip(ids, matching(context.address.layers, names), strict=True) if keep

@@ -11,7 +11,7 @@ from flask import Flask, Request, Response, redirect, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
-__all__ = ["LOOPBACK", "MOST_BYTES", "is_loopback", "protect"]
+__all__ = ["LOOPBACK", "MOST_BYTES", "is_loopback", "is_same_origin", "protect"]
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 """Host names that only a browser on this machine can mean."""
@@ -133,12 +133,14 @@ def _is_foreign(asked: Request, allowed: frozenset[str] | None, port: int | None
         match[1].lower() not in allowed or (port is not None and int(match[2] or 80) != port)
     ):
         return True
-    origin = asked.headers.get("Origin")
-    return (
-        asked.method not in ("GET", "HEAD")
-        and origin is not None
-        and (origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()))
-    )
+    is_written = asked.method not in ("GET", "HEAD")
+    return is_written and "Origin" in asked.headers and not is_same_origin(asked)
+
+
+def is_same_origin(asked: Request) -> bool:
+    """Whether a browser says that a page of this very server asks."""
+    host, origin = (asked.headers.get(name, "").lower() for name in ("Host", "Origin"))
+    return bool(host) and origin in (f"http://{host}", f"https://{host}")
 
 
 def _admit(asked: Request, token: str) -> BaseResponse | None:

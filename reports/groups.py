@@ -275,7 +275,7 @@ def _row(group: Group) -> SeedRow:
         profile = depth_profile(run, int(steps[-1]) if len(steps) else 0)
         fits.append(profile_gain(profile))
         losses.append(run_training(run).final_loss)
-        curves.append(loss_band(run, _MOST_BINS, False))
+        curves.append(loss_band(run, _MOST_BINS, 0.0))
         depths = profile.depths[profile.has_parameters]
         norms.append(profile.norms[profile.has_parameters])
     # Seeds of one program have the same layers and steps; else the last stands for all.

@@ -11,7 +11,6 @@ from analyzer.storage.bin_reader import Series
 __all__ = ["Band", "band", "grouped", "series_band", "smoothed", "spaced_places"]
 
 Floats = NDArray[np.float64]
-_SMOOTHING = 0.9
 # Of larger groups a sort is as quick.
 _MOST_SWAPPED = 16
 
@@ -27,6 +26,7 @@ class Band:
         num_nonfinite: Values of the bin that are NaN or infinite.
         width: Recorded steps per bin; at 1 the three are the recorded value.
         smooth: The middle smoothed; None where that was not asked for.
+        x: Where each bin stands along an axis of epochs or of time; None for one of steps.
     """
 
     steps: NDArray[np.int64]
@@ -36,11 +36,13 @@ class Band:
     num_nonfinite: NDArray[np.int64]
     width: int
     smooth: Floats | None = None
+    x: Floats | None = None
 
     def cells(self, middle: str) -> dict[str, Any]:
         """Return one row per bin as cells by column; ``middle`` names the column of the middle."""
         return {
             "step": self.steps,
+            **({} if self.x is None else {"x": self.x}),
             "min": self.low,
             middle: self.middle,
             "max": self.high,
@@ -53,7 +55,7 @@ def spaced_places(count: int, most: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
 
 
-def smoothed(values: ArrayLike, keep: float = _SMOOTHING) -> Floats:
+def smoothed(values: ArrayLike, keep: float) -> Floats:
     """Return an exponential moving average, divided by the sum of its weights, ``[points]``.
 
     ``s_t = Σ_i keep^(t−i) x_i / Σ_i keep^(t−i)``, so that a constant stays that constant from the
@@ -143,10 +145,10 @@ def _chosen(cells: Floats, places: NDArray[np.int64]) -> Floats:
     return chosen
 
 
-def band(steps: ArrayLike, values: ArrayLike, most: int, *, smooth: bool = False) -> Band:
+def band(steps: ArrayLike, values: ArrayLike, most: int, *, smooth: float = 0.0) -> Band:
     """Return recorded values, ``[steps]``, in at most ``most`` bins with their medians.
 
-    Values that are NaN or infinite are counted.
+    Values that are NaN or infinite are counted. ``smooth`` is the strength, 0 for none.
     """
     numbers, x = np.asarray(steps, np.int64), np.asarray(values, np.float64)
     size = max(1, -(-len(x) // max(1, most)))
@@ -157,11 +159,11 @@ def band(steps: ArrayLike, values: ArrayLike, most: int, *, smooth: bool = False
         low, middle, high = (_picked(cells, how) for how in ("min", "median", "max"))
     firsts = np.arange(0, len(x), size)
     bad = np.add.reduceat(~np.isfinite(x), firsts).astype(np.int64) if len(x) else firsts
-    line = smoothed(middle) if smooth else None
+    line = smoothed(middle, smooth) if smooth else None
     return Band(numbers[::size], low, middle, high, bad, size, line)
 
 
-def series_band(series: Series, *, smooth: bool = False) -> Band:
+def series_band(series: Series, *, smooth: float = 0.0) -> Band:
     """Return a series of the overview as a band; its middle is the mean of each bin."""
     return Band(
         series.steps,
@@ -170,5 +172,5 @@ def series_band(series: Series, *, smooth: bool = False) -> Band:
         series.max,
         series.num_nonfinite,
         series.width,
-        smoothed(series.mean) if smooth else None,
+        smoothed(series.mean, smooth) if smooth else None,
     )

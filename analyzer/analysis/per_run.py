@@ -40,6 +40,7 @@ T = TypeVar("T")
 R = TypeVar("R", bound="RunRecord")
 Floats = NDArray[np.float64]
 _MOST_REMEMBERED = 8
+_MOST_SAID = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,10 +115,12 @@ class PerRun(Generic[R]):
     @property
     def caption(self) -> str:
         """The findings with their numbers, and which runs lack the data."""
-        sentences = [run.sentence() for run in self.runs]
+        sentences = [text for run in self.runs if (text := run.sentence())]
+        if more := len(sentences) - _MOST_SAID:
+            sentences[_MOST_SAID:] = [f"{more} more are drawn."] if more > 0 else []
         if self.missing:
             sentences.append(f"Not recorded in {', '.join(self.missing)}.")
-        return " ".join(filter(None, sentences))
+        return " ".join(sentences)
 
     def table(self) -> "pd.DataFrame":
         """Return the data behind the figure; its first column names the run."""
@@ -126,12 +129,17 @@ class PerRun(Generic[R]):
 
 @dataclass(frozen=True, eq=False)
 class InOneRange(PerRun[R]):
-    """Records of runs on one axis, or in one range of colors: of logarithms where ``is_log``."""
+    """Records of runs on one axis, or in one range of colors: of logarithms where ``is_log``.
+
+    Lines run ``over`` steps, epochs or time, on a logarithmic axis where ``is_log_x``.
+    """
 
     label: str
     is_log: bool
     low: float
     high: float
+    over: str = "step"
+    is_log_x: bool = False
 
 
 def read_runs(

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.bands import Band, grouped, series_band, smoothed, spaced_places
+from analyzer.analysis.clock import on_axis
 from analyzer.analysis.gradient_flow import (
     ROUTE,
     depth_profile,
@@ -15,6 +16,7 @@ from analyzer.analysis.gradient_flow import (
     profile_gain,
     relative_depth,
 )
+from analyzer.analysis.groups import grouped_profiles
 from analyzer.analysis.numerals import number, percent
 from analyzer.analysis.per_run import (
     AlongDepth,
@@ -57,7 +59,7 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
-_MOST_LAYERS, _MOST_POINTS = 5, 500
+_MOST_LAYERS, _MOST_PINNED, _MOST_POINTS = 5, 8, 500
 _CHANNEL_FIRST = ("Conv1d", "BatchNorm", "GroupNorm", "InstanceNorm", "LocalResponseNorm")
 
 
@@ -79,7 +81,9 @@ def profile_curves(view: View) -> ProfileCurves:
     runs, missing = read_runs(view, _curve)
     row = quantity(view.quantity)
     label = f"{row.label} / that of the deepest" if view.relative else row.label
-    return ProfileCurves(runs, missing, row.key, label, row.scale == "log", False)
+    if view.group:
+        runs = grouped_profiles(view, runs)
+    return ProfileCurves(runs, missing, row.key, label, view.is_log(row.scale == "log"), False)
 
 
 def profile_overlay(view: View) -> ProfileCurves:
@@ -183,7 +187,7 @@ def dead_unit_profiles(view: View, run: Run, label: RunLabel) -> AlongDepth:
 
 @dataclass(frozen=True, eq=False)
 class RunSeries(RunRecord):
-    """A quantity of at most five layers of one run over the steps, by depth, with min–max bands."""
+    """A quantity of at most eight layers of one run over the steps, by depth, with its bands."""
 
     quantity: str
     names: tuple[str, ...]
@@ -219,23 +223,23 @@ def layer_series(view: View) -> LayerSeries:
     """Read the series of the layers that the view picks, or of five from the first to the last."""
     runs, missing = read_runs(view, _series)
     row = quantity(view.quantity)
-    is_log = row.scale == "log"
+    is_log = view.is_log(row.scale == "log")
     edges = (edge for run in runs for band in run.bands for edge in (band.low, band.high))
-    return LayerSeries(runs, missing, row.label, is_log, *shown_range(edges, is_log=is_log))
+    low, high = shown_range(edges, is_log=is_log)
+    return LayerSeries(runs, missing, row.label, is_log, low, high, view.over, view.log_x)
 
 
 def _series(view: View, run: Run, label: RunLabel) -> RunSeries:
     rows = row_set(run, view.quantity, view.layers)
     if not len(rows.ids):
         raise not_recorded("layers were", run, "wait for the first step, or record it again")
-    chosen = spaced_places(len(rows.ids), _MOST_LAYERS)
-    bands = tuple(
-        series_band(
-            run.series(view.quantity, int(rows.ids[k]), _MOST_POINTS, table=rows.table),
-            smooth=view.smooth,
-        )
-        for k in chosen
+    # Layers that were asked for by name are all shown, as long as they can be told apart.
+    most = _MOST_PINNED if view.layers and len(rows.ids) <= _MOST_PINNED else _MOST_LAYERS
+    chosen = spaced_places(len(rows.ids), most)
+    series = (
+        run.series(view.quantity, int(rows.ids[k]), _MOST_POINTS, table=rows.table) for k in chosen
     )
+    bands = tuple(on_axis(run, view.over, series_band(s, smooth=view.smooth)) for s in series)
     if not any(len(band.steps) for band in bands):
         raise not_recorded(f"{view.quantity} was", run, "record with `--columns all`")
     names = tuple(rows.names[k] for k in chosen)
@@ -382,5 +386,5 @@ def stream_series(view: View, run: Run, label: RunLabel) -> StreamCurves:
     last = after[:, int(np.argmax(arcs.ends))]
     middle = grouped(written, count, "median")[:, 0]
     return StreamCurves(
-        label, steps, low, high, last, middle, smoothed(last) if view.smooth else None
+        label, steps, low, high, last, middle, smoothed(last, view.smooth) if view.smooth else None
     )

@@ -277,6 +277,6 @@ def split_series(view: View, run: Run, label: RunLabel) -> SplitCurves:
     low, median, high = (grouped(shares, count, how)[:, 0] for how in ("min", "median", "max"))
     few = count <= _MOST_LINES
     names = arcs.names if few else ()
-    smooth = smoothed(median) if view.smooth else None
+    smooth = smoothed(median, view.smooth) if view.smooth else None
     lines = shares if few else shares[:, :0]
     return SplitCurves(label, steps, median, low, high, names, lines, smooth)

@@ -1,19 +1,18 @@
 """How a training went: losses, learning rate, gradient norm, noise scale and time."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
 from analyzer.analysis.bands import Band, band, series_band
+from analyzer.analysis.clock import on_axis
+from analyzer.analysis.groups import StepCurve, StepCurves, grouped_curves
 from analyzer.analysis.numerals import counted, number, percent
 from analyzer.analysis.per_run import (
-    InOneRange,
-    RunRecord,
     not_recorded,
     probe_rows,
     read_runs,
@@ -24,12 +23,10 @@ from analyzer.analysis.view import RunLabel, View
 from analyzer.errors import NotRecordedError
 from analyzer.storage.arrays import as_floats, is_number
 from analyzer.storage.run import Run
-from analyzer.storage.schema import TABLES
+from analyzer.storage.schema import is_logged
 
 __all__ = [
     "CLIPPED",
-    "StepCurve",
-    "StepCurves",
     "TrainingSummary",
     "clipped_share",
     "final_losses",
@@ -148,7 +145,7 @@ def run_training(run: Run) -> TrainingSummary:
 
 
 @remembered("steps")
-def loss_band(run: Run, most: int, smooth: bool) -> Band:
+def loss_band(run: Run, most: int, smooth: float) -> Band:
     """Return the loss over the steps that have one, in at most ``most`` bins.
 
     Its middle is the median of each bin; in a run of more than 200,000 steps the mean, since then
@@ -160,32 +157,6 @@ def loss_band(run: Run, most: int, smooth: bool) -> Band:
     known = rows.column("loss").is_valid().to_numpy()
     steps, losses = rows.column("step").to_numpy()[known], rows.column("loss").to_numpy()[known]
     return band(steps, losses, most, smooth=smooth)
-
-
-@dataclass(frozen=True, eq=False)
-class StepCurve(RunRecord):
-    """One number of one run over its steps.
-
-    ``name`` tells it from other curves of the run, of which one may stand behind another.
-    """
-
-    quantity: str
-    name: str
-    band: Band
-    text: str = ""
-    is_behind: bool = False
-
-    def sentence(self) -> str:
-        """Return the finding about this run with its number; empty for a curve behind another."""
-        return self.text
-
-    def cells(self) -> Mapping[str, Any]:
-        """Return one row per bin of steps."""
-        return {"quantity": self.name or self.quantity, **self.band.cells("median")}
-
-
-StepCurves = InOneRange[StepCurve]
-"""One kind of number over the steps of all runs, a run may have several curves."""
 
 
 def loss_curves(view: View) -> StepCurves:
@@ -242,10 +213,18 @@ def _curves(
     *,
     is_log: bool,
 ) -> StepCurves:
-    found, missing = read_runs(view, read)
+    def placed(view: View, run: Run, label: RunLabel) -> list[StepCurve]:
+        curves = read(view, run, label)
+        return [replace(one, band=on_axis(run, view.over, one.band)) for one in curves]
+
+    found, missing = read_runs(view, placed)
     curves = tuple(curve for of_run in found for curve in of_run)
+    if view.group:
+        curves = grouped_curves(view, curves)
+    is_log = view.is_log(is_log)
     edges = (edge for curve in curves for edge in (curve.band.low, curve.band.high))
-    return StepCurves(curves, missing, label, is_log, *shown_range(edges, is_log=is_log))
+    low, high = shown_range(edges, is_log=is_log)
+    return StepCurves(curves, missing, label, is_log, low, high, view.over, view.log_x)
 
 
 def _column(run: Run, name: str) -> tuple[NDArray[np.int64], Floats]:
@@ -305,7 +284,7 @@ def _gradient_norm(view: View, run: Run, label: RunLabel) -> list[StepCurve]:
 
 
 @remembered("steps")
-def _gradient_norm_bands(run: Run, smooth: bool) -> tuple[str, Band, Band | None]:
+def _gradient_norm_bands(run: Run, smooth: float) -> tuple[str, Band, Band | None]:
     """The sentence about the norm, the norm, and what is left of it where any is clipped."""
     steps, norms = _column(run, "gradient_norm")
     rows = run.read("steps", ["gradient_norm", "clip_factor"])
@@ -368,14 +347,12 @@ def _logged(view: View, run: Run, label: RunLabel) -> list[StepCurve]:
 
 
 @remembered("steps")
-def _logged_bands(run: Run, smooth: bool) -> tuple[dict[str, Band], int]:
+def _logged_bands(run: Run, smooth: float) -> tuple[dict[str, Band], int]:
     """The first numbers that were logged, by name, and how many more there are."""
-    known = {*TABLES["steps"].names, "global_step"}
     names = [
         name
         for name in run.read("steps", steps=[]).column_names
-        if name not in known
-        and not name.startswith("learning_rate_")
+        if is_logged(name)
         and is_number(run.read("steps", name).schema.field(name).type)
         and _is_measured(run, name)
     ]

@@ -17,6 +17,9 @@ from analyzer.storage.schema import STAT_COLUMNS
 
 __all__ = [
     "AGGREGATES",
+    "MOST_SMOOTH",
+    "SCALES",
+    "TIMES",
     "RowSet",
     "RunLabel",
     "View",
@@ -25,12 +28,17 @@ __all__ = [
     "nearest_step",
     "row_set",
     "run_labels",
+    "run_styles",
     "stage_borders",
 ]
 
 AGGREGATES = ("median", "mean", "min", "max")
-_MOST_PATTERN = 200
-_MOST_STAGES = 6
+TIMES = ("step", "epoch", "time")
+SCALES = ("usual", "linear", "log")
+MOST_SMOOTH = 0.99
+_MOST_PATTERN = 1_000
+_MOST_SHOWN, _MOST_STAGES = 200, 6
+_MOST_OF_A_KIND = 6
 
 
 @dataclass(frozen=True)
@@ -38,14 +46,19 @@ class View:
     """What to show.
 
     Args:
-        runs: One to three opened runs, in the order of their columns.
+        runs: Opened runs, in the order of their columns; as many as the panel can show.
         step: A step; each run shows the recorded step nearest to it. None for the last one.
         quantity: Column of ``layer_stats`` or ``parameter_stats``.
         layers: Regular expression that a layer name must contain; None for the layers with
             parameters, or all where a figure is about units or where none has parameters.
         aggregate: What a bin of several steps shows: ``median``, ``mean``, ``min`` or ``max``.
-        smooth: Whether series are smoothed; the raw ones stay behind.
+        smooth: Strength of smoothing, as ``keep`` of `bands.smoothed`; 0 for none. Raw series
+            stay behind.
         relative: Whether values are divided by that of the deepest layer.
+        over: What lines run over: ``step``, ``epoch`` or ``time``.
+        log_x: Whether that axis is logarithmic.
+        scale: Whether values are on the ``usual`` axis of a figure, a ``linear`` one, or a ``log``.
+        group: By what runs are drawn together, one of `groups.group_choices`; empty for none.
     """
 
     runs: tuple[Run, ...]
@@ -53,21 +66,30 @@ class View:
     quantity: str = "output_gradient_norm"
     layers: str | None = None
     aggregate: str = "median"
-    smooth: bool = False
+    smooth: float = 0.0
     relative: bool = False
+    over: str = TIMES[0]
+    log_x: bool = False
+    scale: str = SCALES[0]
+    group: str = ""
 
     def __post_init__(self) -> None:
-        if self.aggregate not in AGGREGATES:
-            raise ValueError(
-                f"aggregate is {self.aggregate!r}; expected one of {', '.join(AGGREGATES)}"
-            )
+        for name, known in (("aggregate", AGGREGATES), ("over", TIMES), ("scale", SCALES)):
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}")
+        if not 0.0 <= self.smooth <= MOST_SMOOTH:
+            raise ValueError(f"smooth is {self.smooth!r}; expected 0 to {MOST_SMOOTH}")
+
+    def is_log(self, usual: bool) -> bool:
+        """Whether an axis of values that is or is not logarithmic as a rule is so here."""
+        return usual if self.scale == SCALES[0] else self.scale == "log"
 
 
 @dataclass(frozen=True)
 class RunLabel:
     """How a run is named (numbered where two have one name) and told from the others.
 
-    ``style`` is a place in the palette: even for runs with shortcuts, odd for those without.
+    ``style`` is a place in the palette, as `run_styles` says.
     """
 
     text: str
@@ -110,16 +132,28 @@ def has_shortcuts(run: Run) -> bool:
     return bool((shares != 0).any())
 
 
+def run_styles(shortcuts: Sequence[bool]) -> list[int]:
+    """Return the place in the palette of each run, or group of runs, by whether it has shortcuts.
+
+    Even ones for those with shortcuts, odd ones for those without; where there are more than six
+    of one kind and none of the other, every place.
+    """
+    if len(shortcuts) > _MOST_OF_A_KIND and len(set(shortcuts)) == 1:
+        return list(range(len(shortcuts)))
+    taken = [0, 0]
+    found = []
+    for has in shortcuts:
+        found.append(2 * taken[has] + (0 if has else 1))
+        taken[has] += 1
+    return found
+
+
 def run_labels(runs: Sequence[Run]) -> tuple[RunLabel, ...]:
     """Return the labels of runs, in their order; the styles are the same in whatever order."""
     names = [run.name for run in runs]
     shortcuts = [has_shortcuts(run) for run in runs]
-    taken = {True: 0, False: 0}
-    styles: dict[int, int] = {}
-    for place in sorted(range(len(runs)), key=lambda place: names[place]):
-        has = shortcuts[place]
-        styles[place] = 2 * taken[has] + (0 if has else 1)
-        taken[has] += 1
+    order = sorted(range(len(runs)), key=lambda place: names[place])
+    styles = dict(zip(order, run_styles([shortcuts[place] for place in order]), strict=True))
     return tuple(
         RunLabel(
             f"{name} ({again + 1})" if (again := names[:place].count(name)) else name,
@@ -150,7 +184,7 @@ def matching(pattern: str, names: Sequence[str]) -> NDArray[np.bool_]:
     knows no back references and no look-around. A pattern that is too long or not a regular
     expression is an AnalyzerError.
     """
-    shown = pattern[:_MOST_PATTERN]
+    shown = pattern[:_MOST_SHOWN]
     if len(pattern) > _MOST_PATTERN:
         raise AnalyzerError(
             f"layers is {shown!r}… with {len(pattern)} characters; expected at most "

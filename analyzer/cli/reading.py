@@ -321,10 +321,15 @@ def dashboard(
     no_browser: Annotated[
         bool, typer.Option("--no-browser", help="Print the address and open nothing.")
     ] = False,
+    edit: Annotated[
+        bool,
+        typer.Option("--edit", help="Let its pages write notes.json: tags and notes."),
+    ] = False,
 ) -> None:
     """Open the dashboard: where the gradient goes, live while a run is recorded.
 
-    It reads run folders and changes nothing. Over SSH it prints the command that forwards the port.
+    It reads run folders and changes nothing but, with --edit, tags and notes. Over SSH it prints
+    the command that forwards the port.
 
     \b
     Example:
@@ -341,7 +346,7 @@ def dashboard(
     place = take_port(host, port)
     token = new_token(host)
     chosen = folders or [os.environ.get("ANALYZER_RUNS") or "runs"]
-    app = create_app(chosen, port=place.port, token=token)
+    app = create_app(chosen, port=place.port, token=token, edit=edit)
     server = serve(app.server, place)
     warm_up()
     address = place.url(token)

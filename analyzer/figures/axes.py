@@ -17,10 +17,12 @@ from analyzer.figures.theme import Theme, decade_step, labeled, log_ticks, told_
 __all__ = [
     "DEPTH",
     "STEP",
+    "along_axis",
     "depth_ticks",
     "hover_names",
     "layout_name",
     "log_range",
+    "many_entries",
     "name_ticks",
     "pane_axes",
     "pane_layout",
@@ -37,6 +39,7 @@ _MOST_NAMES, _MOST_NAME = 22, 28
 _MOST_STAGE, _MOST_JOIN = 18, 16
 _MOST_COLUMNS = 40
 _MOST_LEVEL = 6
+_MOST_ABOVE = 3
 # Pixels of a figure that panes share, and of half a letter.
 _WIDTH, _HALF_LETTER, _GAP = 1000, 4.2, 6
 
@@ -103,6 +106,30 @@ def _blank_panes(count: int, theme: Theme, height: int, gap: float) -> go.Figure
     figure.update_annotations(font={"size": 14, "color": theme.text})
     figure.update_layout(legend={"x": 0, "y": -0.2, "yanchor": "top"}, margin={"b": 84})
     return figure
+
+
+def along_axis(over: str, *, is_log: bool) -> dict[str, Any]:
+    """Return the axis that lines run over: ``step``, ``epoch`` or ``time``.
+
+    Plotly leaves out what has no place on a logarithmic one: step 0.
+    """
+    text = {"step": "step", "epoch": "epoch", "time": "seconds of training"}[over]
+    look = {"type": "log", "exponentformat": "power", "tickfont": {"size": 11}}
+    axis = STEP if over == "step" else {"hoverformat": ".4g"}
+    named = f"{text}, logarithmic" if is_log else text
+    return axis | {"title": {"text": named, "standoff": 4}} | (look if is_log else {})
+
+
+def many_entries(count: int, height: int) -> dict[str, Any]:
+    """Return what a layout of this height needs for a legend of many entries: room below the plot.
+
+    More than three would grow from above into a plot that has half the width of a page.
+    """
+    if count <= _MOST_ABOVE:
+        return {}
+    room = 24 * -(-count // _MOST_ABOVE)
+    place = {"yref": "container", "y": 0.0, "yanchor": "bottom"}
+    return {"height": height + room, "margin": {"t": 16, "b": 56 + room}, "legend": place}
 
 
 def log_range(low: float, high: float, pad: float = 0.06) -> list[float]:

@@ -226,8 +226,9 @@ def band_traces(
     """
     shade = color or theme.style(label.style).color
     traces = []
-    if band.width > 1 and len(band.steps):
-        area = filled(band.steps, band.low, band.high, shade, 0.18)
+    xs = band.steps if band.x is None else band.x
+    if band.width > 1 and len(xs):
+        area = filled(xs, placed(band.low, is_log), placed(band.high, is_log), shade, 0.18)
         traces.append(area | {"showlegend": False} | more)
     line = {"line": {"color": shade, "dash": theme.style(label.style).dash, "width": 2}}
     named = {
@@ -235,18 +236,21 @@ def band_traces(
         "hovertemplate": "step %{x}: %{y:.4g}",
         "showlegend": True,
     }
+    if band.x is not None:
+        named |= {"customdata": band.steps, "hovertemplate": "step %{customdata}: %{y:.4g}"}
     if band.smooth is not None:
         raw = {"line": {"color": translucent(shade, 0.35), "width": 1}, "showlegend": False}
-        traces.append(scatter({"x": band.steps, "y": band.middle, "mode": "lines"}, raw, more))
+        behind = placed(band.middle, is_log)
+        traces.append(scatter({"x": xs, "y": behind, "mode": "lines"}, raw, more))
     drawn = placed(band.middle if band.smooth is None else band.smooth, is_log)
-    mode = {"x": band.steps, "y": drawn, "mode": "lines" if len(drawn) > 1 else "markers"}
+    mode = {"x": xs, "y": drawn, "mode": "lines" if len(drawn) > 1 else "markers"}
     traces.append(scatter(mode, line, named, more))
     zero = (band.middle <= 0) & is_log
     bad = (band.num_nonfinite > 0) | zero
     if bad.any():
         names = [f"step {step:,}" for step in band.steps[bad]]
         lost = np.where(zero & (band.num_nonfinite == 0), 0.0, np.nan)[bad]
-        marks = edge_marks(band.steps[bad], lost, theme, is_log=is_log, names=names)
+        marks = edge_marks(xs[bad], lost, theme, is_log=is_log, names=names)
         traces.append(marks | {key: more[key] for key in more if "axis" in key})
     return traces
 

@@ -13,13 +13,19 @@ from analyzer.figures.sketch import Sketch
 from analyzer.figures.theme import Theme
 from analyzer.vocabulary.methods import Method
 
-__all__ = ["CONTROLS", "READABLE", "Page", "Panel", "checked"]
+__all__ = ["CONTROLS", "MANY_RUNS", "READABLE", "Page", "Panel", "checked"]
 
 READABLE = tuple(field.name for field in fields(View) if field.name != "runs")
 """What of a view a panel may read."""
 
-CONTROLS = ("quantity", "layers", "aggregate", "smooth", "relative")
+CONTROLS = (
+    *("quantity", "layers", "aggregate", "relative"),
+    *("over", "log_x", "scale", "smooth", "group"),
+)
 """What of a view a page can have a control for, in the order of the controls."""
+
+MANY_RUNS = 24
+"""How many runs are told apart as lines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,7 @@ class Panel:
         has_controls: Whether its page has a control for each of them that is in ``CONTROLS``.
         follows_click: Whether it shows the layers that were clicked in a heatmap.
         method: How a paper describes it; None where that of its probe says it.
+        most_runs: How many runs it can show; those after them are left out.
         height: Pixels that are kept free on a page until the figure is there.
         is_wide: Whether its card takes the whole width of a page.
 
@@ -58,6 +65,7 @@ class Panel:
     has_controls: bool = False
     follows_click: bool = False
     method: Method | None = None
+    most_runs: int = 3
     height: int = 380
     is_wide: bool = True
 

@@ -26,8 +26,10 @@ from analyzer.analysis.profiles import (
 from analyzer.figures.axes import (
     DEPTH,
     STEP,
+    along_axis,
     depth_ticks,
     layout_name,
+    many_entries,
     pane_axes,
     pane_layout,
     panes,
@@ -42,10 +44,11 @@ from analyzer.figures.marks import (
     grid_traces,
     mark_legend,
     mark_planes,
+    placed,
     run_line,
     step_range,
 )
-from analyzer.figures.panels import Panel
+from analyzer.figures.panels import MANY_RUNS, Panel
 from analyzer.figures.sketch import Layout, Sketch, Trace, axes_of, merged
 from analyzer.figures.theme import Theme, labeled
 from analyzer.vocabulary.methods import Method
@@ -101,7 +104,7 @@ def _legend_below(entries: list[Trace], room: int) -> Layout:
 
 def _profile_sketch(info: ProfileCurves, theme: Theme) -> Sketch:
     """Draw the profiles of all runs over depth."""
-    every = (curve.values[info.quantity] for curve in info.runs)
+    every = (curve.values[name] for curve in info.runs for name in curve.values)
     low, high = shown_range(every, is_log=info.is_log)
     if math.isnan(low):
         # Where nothing has a place, the rugs of NaN and of zero still need a plot.
@@ -109,14 +112,18 @@ def _profile_sketch(info: ProfileCurves, theme: Theme) -> Sketch:
     axis = value_axis(
         info.label, is_log=info.is_log, low=low, high=high, least_decades=_LEAST_DECADES
     )
-    traces = [
-        trace
-        for curve in info.runs
-        for trace in depth_lines(curve, info.quantity, theme, is_log=info.is_log)
-    ]
+    traces: list[Trace] = []
+    for curve in info.runs:
+        if "min" in curve.values:
+            least, most = (placed(curve.values[name], info.is_log) for name in ("min", "max"))
+            color = theme.style(curve.label.style).color
+            area = filled(curve.positions, least, most, color, 0.18, showlegend=False)
+            traces.append(area)
+        traces += depth_lines(curve, info.quantity, theme, is_log=info.is_log)
     relative = {"title": {"text": "relative depth: first layer → last layer", "standoff": 6}}
     axes = {"xaxis": relative if info.is_relative_depth else DEPTH, "yaxis": axis}
-    return Sketch(traces, merged(theme.layout(400), axes | {"showlegend": True}))
+    more = {"showlegend": True} | many_entries(len(info.runs), 400)
+    return Sketch(traces, merged(theme.layout(400), axes | more))
 
 
 def _series_sketch(info: LayerSeries, theme: Theme) -> Sketch:
@@ -126,7 +133,7 @@ def _series_sketch(info: LayerSeries, theme: Theme) -> Sketch:
         info.label, is_log=info.is_log, low=info.low, high=info.high, least_decades=_LEAST_DECADES
     )
     title = {"title": axis.pop("title")}
-    layout = axes_of(layout, "x", STEP)
+    layout = axes_of(layout, "x", along_axis(info.over, is_log=info.is_log_x))
     layout = merged(axes_of(layout, "y", axis), {"yaxis": title, "margin": {"b": 170}})
     traces: list[Trace] = []
     for place, run in enumerate(info.runs, start=1):
@@ -255,7 +262,8 @@ PROFILE = _by_layer(
     ),
     info=profile_curves,
     drawing=_profile_sketch,
-    reads=("step", "quantity", "layers", "relative"),
+    reads=("step", "quantity", "layers", "relative", "scale", "group"),
+    most_runs=MANY_RUNS,
 )
 SERIES = _by_layer(
     key="layer_series",
@@ -265,7 +273,7 @@ SERIES = _by_layer(
     "bin.",
     info=layer_series,
     drawing=_series_sketch,
-    reads=("quantity", "layers", "smooth"),
+    reads=("quantity", "layers", "smooth", "over", "log_x", "scale"),
     follows_click=True,
 )
 UPDATES = Panel(
@@ -292,7 +300,8 @@ OVERLAY = _by_layer(
     "part is where the runs differ.",
     info=profile_overlay,
     drawing=_profile_sketch,
-    reads=("step", "quantity", "layers", "relative"),
+    reads=("step", "quantity", "layers", "relative", "scale", "group"),
+    most_runs=MANY_RUNS,
 )
 DIFFERENCE = _by_layer(
     key="heatmap_difference",

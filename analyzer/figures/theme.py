@@ -29,9 +29,17 @@ __all__ = [
 
 # Okabe and Ito (2008), told apart by color-blind readers; lighter on dark for contrast. Even
 # places are runs with shortcuts, odd ones runs without; in print, dash and marker tell them apart.
-_LIGHT_RUNS = ("#0072B2", "#D55E00", "#009E73", "#B07400", "#8F4F9F", "#A3123A")
-_DARK_RUNS = ("#5DB7F0", "#FF8A3D", "#3CCBA0", "#F0B93A", "#D79BE3", "#FF7D9C")
+# The later half is for many runs; where they go around, a dash tells them apart on screen too.
+_LIGHT_RUNS = (
+    *("#0072B2", "#D55E00", "#009E73", "#B07400", "#8F4F9F", "#A3123A"),
+    *("#3346A8", "#7A4A1E", "#4D7C0F", "#C0504D", "#00727A", "#6B6B00"),
+)
+_DARK_RUNS = (
+    *("#5DB7F0", "#FF8A3D", "#3CCBA0", "#F0B93A", "#D79BE3", "#FF7D9C"),
+    *("#9DA9FF", "#C79A6B", "#A6D36A", "#FF9E9B", "#5FD3DC", "#CFCB4E"),
+)
 _DASHES = ("dash", "solid", "dashdot", "dot", "longdash", "solid")
+_AROUND = ("solid", "dash", "dot", "dashdot")
 _MARKERS = ("square", "circle", "diamond", "triangle-up", "pentagon", "x")
 _FONT = "Inter, 'Segoe UI', 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 _MOST_LABEL = 64
@@ -81,8 +89,10 @@ class Theme:
         """Return the style of one place of the palette; places go around."""
         wrapped = place % len(self.runs)
         if not self.has_dashes:
-            return RunStyle(self.runs[wrapped], "solid", "circle")
-        return RunStyle(self.runs[wrapped], _DASHES[wrapped], _MARKERS[wrapped])
+            dash = _AROUND[place // len(self.runs) % len(_AROUND)]
+            return RunStyle(self.runs[wrapped], dash, "circle")
+        look = wrapped % len(_DASHES)
+        return RunStyle(self.runs[wrapped], _DASHES[look], _MARKERS[look])
 
     def between(self, first: int, second: int) -> list[list[float | str]]:
         """Return the color scale of what a second run has more than a first: each in its color."""

@@ -6,10 +6,9 @@ from functools import partial
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from analyzer.analysis.groups import StepCurve, StepCurves
 from analyzer.analysis.per_run import shown_range
 from analyzer.analysis.training import (
-    StepCurve,
-    StepCurves,
     gradient_norm_curves,
     learning_rate_curves,
     logged_curves,
@@ -17,9 +16,9 @@ from analyzer.analysis.training import (
     noise_curves,
     sharpness_curves,
 )
-from analyzer.figures.axes import STEP, value_axis
+from analyzer.figures.axes import along_axis, many_entries, value_axis
 from analyzer.figures.marks import band_traces, translucent
-from analyzer.figures.panels import Panel
+from analyzer.figures.panels import MANY_RUNS, Panel
 from analyzer.figures.sketch import Trace
 from analyzer.figures.theme import Theme, labeled
 
@@ -30,17 +29,17 @@ def _step_curve_figure(info: StepCurves, theme: Theme) -> go.Figure:
     """Draw one number over the steps of all runs; what stands behind is faint."""
     figure = theme.figure(height=380)
     for curve in info.runs:
-        figure.add_traces(_traces(curve, theme))
-    figure.update_xaxes(**STEP)
+        figure.add_traces(_traces(curve, theme, is_log=info.is_log))
+    figure.update_xaxes(**along_axis(info.over, is_log=info.is_log_x))
     figure.update_yaxes(**value_axis(info.label, is_log=info.is_log, low=info.low, high=info.high))
-    figure.update_layout(showlegend=True)
+    figure.update_layout(showlegend=True, **many_entries(len(info.runs), 380))
     return figure
 
 
-def _traces(curve: StepCurve, theme: Theme) -> list[Trace]:
+def _traces(curve: StepCurve, theme: Theme, *, is_log: bool) -> list[Trace]:
     run = labeled(curve.label.text)
     name = f"{run}, {curve.name}" if curve.name else run
-    traces = band_traces(curve.band, curve.label, theme, name=name)
+    traces = band_traces(curve.band, curve.label, theme, name=name, is_log=is_log)
     if len(curve.band.steps) <= 40:
         style = theme.style(curve.label.style)
         marker = {"symbol": style.marker, "color": style.color, "size": 7}
@@ -73,21 +72,29 @@ def _logged_figure(info: StepCurves, theme: Theme) -> go.Figure:
         where = {"row": place // 2 + 1, "col": place % 2 + 1}
         curves = [curve for curve in info.runs if curve.name == name]
         edges = (edge for curve in curves for edge in (curve.band.low, curve.band.high))
-        low, high = shown_range(edges, is_log=False)
+        low, high = shown_range(edges, is_log=info.is_log)
         for curve in curves:
-            for trace in _traces(replace(curve, name=""), theme):
+            for trace in _traces(replace(curve, name=""), theme, is_log=info.is_log):
                 if trace.get("showlegend") is not False:
                     trace["showlegend"] = curve.label.text not in named
                     named.add(curve.label.text)
                 figure.add_trace(trace, **where)
-        figure.update_xaxes(**STEP, **where)
-        figure.update_yaxes(**value_axis("", is_log=False, low=low, high=high), **where)
+        figure.update_xaxes(**along_axis(info.over, is_log=info.is_log_x), **where)
+        figure.update_yaxes(**value_axis("", is_log=info.is_log, low=low, high=high), **where)
     legend = {"x": 0, "y": -0.26 / rows, "yanchor": "top"}
     figure.update_layout(showlegend=True, legend=legend, margin={"b": 84})
     return figure
 
 
-_over_steps = partial(Panel, drawing=_step_curve_figure, is_wide=False)
+_AXES = ("over", "log_x", "scale", "group")
+_over_steps = partial(
+    Panel,
+    drawing=_step_curve_figure,
+    is_wide=False,
+    reads=_AXES,
+    has_controls=True,
+    most_runs=MANY_RUNS,
+)
 LOSS = _over_steps(
     key="loss",
     title="Loss",
@@ -95,8 +102,7 @@ LOSS = _over_steps(
     "of a bin, crosses are NaN or infinite.",
     needs=("loss",),
     info=loss_curves,
-    reads=("smooth",),
-    has_controls=True,
+    reads=("smooth", *_AXES),
 )
 SHARPNESS = _over_steps(
     key="sharpness",
@@ -122,8 +128,7 @@ GRADIENT_NORM = _over_steps(
     "Lines that part are steps that were clipped.",
     needs=("gradient_norm",),
     info=gradient_norm_curves,
-    reads=("smooth",),
-    has_controls=True,
+    reads=("smooth", *_AXES),
 )
 NOISE_SCALE = _over_steps(
     key="noise_scale",
@@ -141,7 +146,8 @@ LOGGED = Panel(
     needs=("logged",),
     info=logged_curves,
     drawing=_logged_figure,
-    reads=("smooth",),
+    reads=("smooth", *_AXES),
     has_controls=True,
+    most_runs=MANY_RUNS,
     height=340,
 )

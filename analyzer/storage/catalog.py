@@ -1,5 +1,6 @@
 """Finds runs and reads what they say of themselves: names, folders, and ``run.json``."""
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from analyzer.errors import (
 )
 from analyzer.launch import RANKS, create_once
 from analyzer.storage.limits import LIMITS, LISTED, stricter
+from analyzer.storage.notes import NO_NOTES, Notes, read_notes
 from analyzer.storage.parts import Part, listing, replace_file
 from analyzer.storage.run_json import age_seconds, losses, read_manifest, status_of
 from analyzer.storage.selection import nearest
@@ -37,6 +39,7 @@ __all__ = [
 # What a list shows of a manifest; the rest of it is not worth keeping.
 _MOST_TOLD = 1_000
 _SHOWN = ("status", "heartbeat", "created", "steps", "num_layers", "num_joins", "last_loss")
+_MOST_LOGGED = 32
 # What tells which runs belong together.
 _TOLD = ("argv", "seed", "twin", "twin_of", "skip_scale")
 
@@ -56,6 +59,8 @@ class RunSummary:
         incomplete: What it lacks of what was recorded, in sentences.
         told: Of its manifest what tells which runs belong together: ``argv``, ``seed``, names of
             its ``twin`` and of the run ``twin_of`` it is, ``skip_scale``.
+        logged: Last value of each number that its training logged.
+        notes: What the owner of its folder says of it.
     """
 
     name: str
@@ -70,6 +75,8 @@ class RunSummary:
     problem: str | None = None
     incomplete: tuple[str, ...] = ()
     told: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    logged: Mapping[str, float] = field(default_factory=dict, compare=False)
+    notes: Notes = NO_NOTES
 
     def completed(self, open_run: Callable[[Path], Any]) -> "RunSummary":
         """Return the summary with what its manifest does not say read from the tables.
@@ -141,6 +148,8 @@ def _summary(path: Path) -> RunSummary:
         age=age,
         incomplete=manifest["incomplete"],
         told={name: manifest[name] for name in _TOLD},
+        logged=manifest["logged"],
+        notes=read_notes(path),
     )
 
 
@@ -152,7 +161,10 @@ def _shown(
     """What a list shows of a manifest, which is read again when its file is another."""
     manifest = read_manifest(path)
     shown = {name: manifest.get(name) for name in (*_SHOWN, *_TOLD)}
-    return shown | {"incomplete": tuple(losses(manifest))}
+    logged = (manifest.get("last_logged") or {}).items()
+    some = {str(name)[:_MOST_TOLD]: float(x) for name, x in logged if x is not None}
+    named = dict(itertools.islice(some.items(), _MOST_LOGGED))
+    return shown | {"incomplete": tuple(losses(manifest)), "logged": named}
 
 
 def _steps(path: Path, manifest: Mapping[str, Any]) -> int | None:

@@ -146,9 +146,7 @@ class RunFolder:
             if len(block.ids):
                 self._blocks[block.table].append((step, block))
                 self._num_bytes += block.num_bytes
-        fields = self._manifest.fields
-        fields["steps"] = max(step + 1, fields.get("steps") or 0)
-        fields["last_loss"] = plain(record.step.get("loss"))
+        self._manifest.note_step(record.step)
 
     def write_static(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write the table of layers, parameters or joins over the one before."""

@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 
 from analyzer.errors import RunExistsError, SchemaError
 from analyzer.launch import Rank
+from analyzer.storage.arrays import plain
 from analyzer.storage.catalog import claim_folder, make_folder, write_manifest
 from analyzer.storage.parts import replace_file
 from analyzer.storage.run_json import read_manifest, status_of
-from analyzer.storage.schema import SCHEMA_VERSION
+from analyzer.storage.schema import SCHEMA_VERSION, is_logged
 
 __all__ = ["LiveManifest"]
 
@@ -23,6 +24,7 @@ _HEARTBEAT_SECONDS = 5.0
 _UNFINISHED_SECONDS = 60.0
 # Kept on disk for the last words: a full disk then still takes a `run.json` and its successor.
 _RESERVE_BYTES = 64 * 2**10
+_MOST_LOGGED = 32
 
 
 class _Hold:
@@ -179,6 +181,15 @@ class LiveManifest:
                 if time() - hidden.stat().st_mtime > _UNFINISHED_SECONDS:
                     hidden.unlink(missing_ok=True)
         write_manifest(path, self.fields)
+
+    def note_step(self, row: Mapping[str, Any]) -> None:
+        """Keep what a list of runs shows of a step: its number, loss, and what was logged."""
+        self.fields["steps"] = max(int(row["step"]) + 1, self.fields.get("steps") or 0)
+        self.fields["last_loss"] = plain(row.get("loss"))
+        for name in filter(is_logged, row):
+            value, known = plain(row[name]), self.fields.setdefault("last_logged", {})
+            if type(value) in (int, float) and (name in known or len(known) < _MOST_LOGGED):
+                known[name] = float(value)
 
     def touch(self) -> None:
         """Let the next beat be due at once."""

@@ -1,14 +1,41 @@
-"""Finds the newest pair of runs in a list: one program with its shortcuts, and without them."""
+"""What tells which runs belong together: arguments, and the newest pair of runs in a list."""
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from analyzer.storage.catalog import RunSummary
 
-__all__ = ["newest_pair"]
+__all__ = ["arguments", "newest_pair"]
 
 # What a name or a built-in network says of its role; without it both of a pair are called alike.
 _ROLES = re.compile(r"[-_]?(plain|residual|resnet|no[-_]?(?:skips?|shortcuts?)|skips?)", re.I)
+
+
+def arguments(told: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the command line gave to a program, by name: ``--lr 0.1``, ``--lr=0.1``.
+
+    A name without a value is ``yes``. With them the seed and the scale of the shortcuts, which the
+    recorder may have set.
+
+    Args:
+        told: A manifest, or what a list of runs keeps of it.
+    """
+    given = told.get("argv")
+    words = [str(word) for word in given] if isinstance(given, list) else []
+    found: dict[str, str] = {}
+    for place, word in enumerate(words):
+        if not word.startswith("--") or word == "--":
+            continue
+        name, is_whole, value = word[2:].partition("=")
+        after = words[place + 1] if place + 1 < len(words) else "--"
+        if not is_whole:
+            value = "yes" if after.startswith("--") else after
+        found[name] = value
+    for name in ("seed", "skip_scale"):
+        if told.get(name) is not None:
+            found.setdefault(name.replace("_", "-"), str(told[name]))
+    return found
 
 
 def newest_pair(runs: Mapping[str, RunSummary]) -> tuple[str, str] | None:

@@ -58,6 +58,7 @@ FIELDS: dict[str, tuple[str, str]] = {
     "name": ("string?", "Name of its folder when it began."),
     "steps": ("int", "Steps that were recorded; where some were lost, those on disk."),
     "last_loss": ("float?", "Loss of the last recorded step."),
+    "last_logged": ("object of floats?", "Last value of each number that was logged, of 32 names."),
     "attempt": ("int?", "How often the training was begun before; nothing for the first time."),
     "world_size": ("int?", "Processes of the launch; nothing for one that was started alone."),
     "attempts": (
@@ -211,6 +212,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
         isinstance(value, list) and all(isinstance(one, dict) for one in value)
     ),
     "object": lambda value: isinstance(value, dict),
+    "object of floats": lambda value: _all(value, _is_float),
     "object of strings": lambda value: _all(value, _is_string),
     "object of ints": lambda value: _all(value, _is_int),
     "object of objects of ints": lambda value: _all(value, lambda one: _all(one, _is_int)),

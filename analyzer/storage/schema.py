@@ -16,6 +16,7 @@ __all__ = [
     "STAT_COLUMNS",
     "STEP_TABLES",
     "TABLES",
+    "is_logged",
     "key_column",
 ]
 
@@ -133,6 +134,17 @@ TABLES: dict[str, pa.Schema] = {
 PROBES: dict[str, pa.Schema] = {
     probe.name: _schema(*_quantities(probe.table)) for probe in PROBE_ROWS
 }
+
+
+_NOT_LOGGED = frozenset((*TABLES["steps"].names, SHARE, "global_step"))
+
+
+def is_logged(column: str) -> bool:
+    """Whether a column of ``steps`` is one that the training logged itself.
+
+    ``epoch``, ``global_step`` and the learning rates of further groups are none.
+    """
+    return column not in _NOT_LOGGED and not column.startswith("learning_rate_")
 
 
 def key_column(table: str) -> str | None:

@@ -2,7 +2,10 @@
 /* What the browser does by itself: the URL, the step, the keyboard, saving, hover across figures. */
 (function () {
   const NO = () => window.dash_clientside.no_update;
-  const DEFAULTS = { quantity: "output_gradient_norm", bins: "median" };
+  const DEFAULTS = {
+    quantity: "output_gradient_norm", bins: "median", smooth: "0", x: "step", y: "usual",
+  };
+  const MOST_RUNS = 24;
   const here = {
     over: false, block: null, steps: [], label: "step", step: null, marked: new Set(), opened: false, typed: "",
   };
@@ -43,15 +46,23 @@
       const found = params();
       const quantity = found.get("quantity") || DEFAULTS.quantity;
       ids.forEach((id, at) => {
-        const value = values[at] == null ? "" : String(values[at]);
-        if (value === "" || value === DEFAULTS[id.key]) found.delete(id.key);
-        else found.set(id.key, value);
+        found.delete(id.key);
+        [values[at] ?? ""].flat().map(String).forEach((value) => {
+          const usual = id.key === "of" ? found.get("run") : DEFAULTS[id.key];
+          if (value !== "" && value !== usual) found.append(id.key, value);
+        });
       });
       // The chosen layers belong to the table of the quantity.
       if ((found.get("quantity") || DEFAULTS.quantity) !== quantity) found.delete("layer");
       if (query(found) !== window.location.search) replace(found);
       const search = withoutStep();
-      return sameQuery(search, current) ? NO() : search;
+      if (sameQuery(search, current)) return NO();
+      // A slider says something new every frame: figures follow when it rests.
+      const told = window.dash_clientside.callback_context.triggered;
+      if (!told.some((one) => one.prop_id.includes('"smooth"'))) return search;
+      window.clearTimeout(here.asking);
+      here.asking = window.setTimeout(() => set("search", { data: withoutStep() }), 120);
+      return NO();
     },
     pick(runs) {
       const found = params();
@@ -59,6 +70,7 @@
       const known = new Set(found.getAll("run"));
       // A name that cannot be opened is not in the field, and must not vanish from the address.
       if ((runs || []).length === 0 && known.size && !here.picked) return NO();
+      [...found.keys()].filter((key) => key.startsWith("zoom-")).forEach((key) => found.delete(key));
       found.delete("run");
       found.delete("layer");
       (runs || []).forEach((run) => found.append("run", run));
@@ -259,20 +271,22 @@
     if (!compare) return;
     compare.disabled = here.marked.size < 2;
     compare.textContent =
-      here.marked.size < 2 ? "Compare marked runs" : `Compare ${here.marked.size} marked runs`;
+      here.marked.size < 2 ? "Compare marked runs"
+        : `${here.marked.size > 3 ? "Overlay" : "Compare"} ${here.marked.size} marked runs`;
   }
 
   function mark(run) {
     if (here.marked.has(run)) here.marked.delete(run);
-    else if (here.marked.size < 3) here.marked.add(run);
+    else if (here.marked.size < MOST_RUNS) here.marked.add(run);
     paintMarks();
   }
 
   function compareMarked() {
     const found = new URLSearchParams();
     here.marked.forEach((run) => found.append("run", run));
+    const page = here.marked.size > 3 ? "/training" : "/compare";
     here.marked.clear();
-    go("/compare" + query(found));
+    go(page + query(found));
   }
 
   /* Clicks and keys. */
@@ -326,7 +340,7 @@
   }
 
   function focusFilter() {
-    const field = byId("run-filter") || document.querySelector('input[id*="layers"]');
+    const field = document.querySelector('input[id*="\"find\""], input[id*="\"layers\""]');
     if (field) field.focus();
   }
 

@@ -59,6 +59,9 @@
     if (!point || !point.xaxis) return null;
     const full = graph._fullLayout;
     if (isStep(full, point.xaxis)) return Number(point.x);
+    // Lines over epochs or time say the step of each point.
+    const title = String((point.xaxis.title && point.xaxis.title.text) || "");
+    if (/^(epoch|seconds of training)/.test(title) && point.customdata != null) return Number(point.customdata);
     return isStep(full, point.yaxis) ? Number(point.y) : null;
   }
 
@@ -76,7 +79,8 @@
   /** Keep Dash from copying a zoom into the figure that it holds: plotly then takes the zoom for
       what the server wanted, and drops it when the next rows arrive. */
   shared.unsync = function (graph) {
-    ["plotly_relayout", "plotly_restyle"].forEach((name) => graph.removeAllListeners(name));
+    graph.removeAllListeners("plotly_restyle");
+    shared.watchZoom(graph);
   };
   document.addEventListener("pointerdown", (event) => {
     const graph = event.target.closest && event.target.closest(".js-plotly-plot");
@@ -125,8 +129,11 @@
     graph.on("plotly_afterplot", () => {
       markStep(graph, shared.shownStep(), "chosen");
       shared.drawn(graph, true);
+      shared.followZoom(graph);
     });
     markStep(graph, shared.shownStep(), "chosen");
+    shared.unsync(graph);
+    shared.followZoom(graph);
     drag(graph);
   };
 

@@ -1,7 +1,6 @@
 "use strict";
 /* The table of runs: hundreds of rows made here take hundredths of a second, as components seconds. */
 (function () {
-  const NUMBERS = new Set(["steps", "layers", "joins", "last loss", "age"]);
   const scripts = window.dash_clientside.gradientflow, shared = window.gradientflow;
 
   /** An element with words, which are never read as markup. */
@@ -12,8 +11,11 @@
     return made;
   }
 
-  function cell(column, text) {
-    return make("td", text, NUMBERS.has(column) ? { class: "number" } : {});
+  const WORDS = new Set(["tags", "notes"]);
+
+  function cell(column, numbers, text) {
+    const kind = numbers.has(column) ? "number" : WORDS.has(column) ? "words" : "";
+    return make("td", text, kind ? { class: kind } : {});
   }
 
   function mark(row) {
@@ -31,11 +33,11 @@
     return made;
   }
 
-  function line(columns, row) {
+  function line(columns, numbers, row) {
     const made = make("tr", null, { class: "is-" + row.status });
     const status = make("td");
     status.append(make("span", row.status, { class: "status" }));
-    const rest = row.cells.map((text, at) => cell(columns[at + 3], text));
+    const rest = row.cells.map((text, at) => cell(columns[at + 3], numbers, text));
     const verdict = rest[columns.indexOf("verdict") - 3];
     verdict.replaceChildren(make("span", verdict.textContent, { class: "verdict", "data-word": verdict.textContent }));
     made.append(mark(row), name(row), status, ...rest);
@@ -81,15 +83,16 @@
   function table(data) {
     const made = make("table", null, { class: "runs" });
     const heads = make("tr");
+    const numbers = new Set(data.numbers);
     data.columns.forEach((column) => {
-      const attributes = NUMBERS.has(column) ? { class: "number" } : {};
+      const attributes = numbers.has(column) ? { class: "number" } : {};
       if (data.meanings[column]) attributes.title = data.meanings[column];
       heads.append(head(column, data, attributes));
     });
     const top = make("thead");
     top.append(heads);
     const body = make("tbody");
-    body.append(...sorted(data).map((row) => line(data.columns, row)));
+    body.append(...sorted(data).map((row) => line(data.columns, numbers, row)));
     made.append(make("caption", "recorded runs, the newest first", { class: "unseen" }), top, body);
     return made;
   }

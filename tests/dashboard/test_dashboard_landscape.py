@@ -72,8 +72,8 @@ def test_smoothed_series_have_their_raw_line_behind(visit: Open, look: dict[str,
     shown = opened(visit, "/training?run=residual", look)
     lines = "document.querySelector('[data-panel=loss] .js-plotly-plot')._fullData.length"
     before = shown.page.evaluate(lines)
-    shown.page.get_by_text("smoothed").click()
-    shown.page.wait_for_url("**smooth=1")
+    shown.page.get_by_role("slider", name="smoothing in percent").press("End")
+    shown.page.wait_for_url("**smooth=99")
     shown.until(f"{lines} === {before + 1}")
     shown.assert_clean()
 

@@ -1,6 +1,7 @@
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from analyzer.analysis.numerals import age_text
 from analyzer.dashboard.address import Address, context, parse, query
 from analyzer.dashboard.cache import Cache
-from analyzer.dashboard.components import blocks, explained, lacking
+from analyzer.dashboard.components import explained, lacking
+from analyzer.dashboard.controls import blocks
 from analyzer.dashboard.drawing import shown
 from analyzer.dashboard.layout import page_content
 from analyzer.dashboard.library import Library, pulse
@@ -23,8 +25,30 @@ from tests.support.runs import write_run
 
 def test_an_address_survives_its_own_query_string() -> None:
     address = Address(
-        ("a b", "ü&="), 12, "gradient_norm", r"^layer1\.", "max", True, True, ("fc", "x#1")
+        runs=("a b", "ü&="),
+        step=12,
+        quantity="gradient_norm",
+        layers=r"^layer1\.",
+        aggregate="max",
+        relative=True,
+        smooth=99,
+        over="epoch",
+        log_x=True,
+        scale="log",
+        group="all but the seed",
+        chosen=("fc", "x#1"),
+        pinned=("a&b",),
+        opened=("layer1",),
+        closed=("layer2", "layer3"),
+        find="lr 0.1",
+        columns=("lr", "last accuracy"),
+        run_of="ü&=",
+        kept=(("sort", "-lr"), ("zoom-epoch", "1,2")),
     )
+    usual = Address()
+    assert [
+        f.name for f in fields(Address) if getattr(address, f.name) == getattr(usual, f.name)
+    ] == []
     assert parse(query(address)) == address
     assert query(Address()) == ""
     assert query(Address(runs=("mine",), step=0)) == "?run=mine&step=0"
@@ -32,7 +56,10 @@ def test_an_address_survives_its_own_query_string() -> None:
 
 @pytest.mark.parametrize(
     "search",
-    ["?step=-1", "?step=1e3", "?step=٣", "?quantity=A;B", "?bins=sum", "?relative=yes", "?%zz"],
+    [
+        *("?step=-1", "?step=1e3", "?step=٣", "?quantity=A;B", "?bins=sum", "?relative=yes"),
+        *("?x=days", "?y=cubic", "?logx=yes", "?smooth=-3", "?smooth=0.5", "?zoom-width=1", "?%zz"),
+    ],
 )
 def test_what_is_malformed_in_an_address_is_not_given(search: str) -> None:
     assert parse(search) == Address()
@@ -41,7 +68,7 @@ def test_what_is_malformed_in_an_address_is_not_given(search: str) -> None:
 def test_an_address_keeps_a_bounded_number_of_runs_and_layers() -> None:
     search = "&".join(f"run={k}&layer={k}" for k in range(500))
     address = parse(search)
-    assert len(address.runs) == 12 and len(address.chosen) == 24
+    assert len(address.runs) == 32 and len(address.chosen) == 24
 
 
 def test_runs_of_two_folders_with_one_name_have_two_ids(tmp_path: Path) -> None:

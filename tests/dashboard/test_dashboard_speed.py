@@ -181,7 +181,7 @@ def test_a_panel_is_drawn_again_only_for_what_it_reads(runs_dir: Path) -> None:
     def record(key: str, search: str) -> Any:
         return drawing.recorded(key, context(library, parse(f"?run=plain&run=residual{search}")))
 
-    assert record("gradient_heatmap", "") is record("gradient_heatmap", "&step=1&smooth=1")
+    assert record("gradient_heatmap", "") is record("gradient_heatmap", "&step=1&smooth=90")
     assert record("gradient_heatmap", "") is not record("gradient_heatmap", "&bins=max")
     assert record("layer_series", "") is not record("layer_series", "&layer=stem")
     assert record("depth_profile", "") is record("depth_profile", "&layer=stem")

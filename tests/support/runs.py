@@ -39,11 +39,15 @@ def write_run(
     layers: Sequence[dict[str, Any]] | None = None,
     joins: Sequence[dict[str, Any]] = (),
     edges: Sequence[dict[str, int]] = (),
+    more: Sequence[dict[str, Any]] = (),
     status: str | None = "finished",
     error: str | None = None,
     **manifest: Any,
 ) -> Path:
-    """Write a run whose layers have these output gradient norms, ``[steps][layers]``."""
+    """Write a run whose layers have these output gradient norms, ``[steps][layers]``.
+
+    ``more`` are further cells of the rows of its steps, such as what was logged.
+    """
     writer = RunWriter(path, manifest)
     count = len(norms[0]) if norms else 0
     writer.write_layers(layers or [layer_row(i, f"layers.{i}") for i in range(count)])
@@ -52,6 +56,7 @@ def write_run(
     writer.write_edges(edges)
     for step, (loss, row) in enumerate(zip(losses, norms, strict=True)):
         columns = {"step": step, "loss": loss, "seconds": 0.5, "skipped": False, "time": TIME}
+        columns |= more[step] if step < len(more) else {}
         record = StepRecord(columns, [_layer_stats(row)] if row else [])
         writer.add(lambda record=record: record)
     writer.close(status or "running", error=error)

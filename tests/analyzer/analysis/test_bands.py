@@ -6,7 +6,7 @@ from analyzer.analysis.bands import band, grouped, smoothed
 
 
 def test_smoothing_a_constant_leaves_it_constant() -> None:
-    assert smoothed([3.0] * 7).tolist() == pytest.approx([3.0] * 7)
+    assert smoothed([3.0] * 7, 0.9).tolist() == pytest.approx([3.0] * 7)
 
 
 def test_smoothing_skips_nan_and_keeps_it() -> None:

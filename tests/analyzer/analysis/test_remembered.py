@@ -58,9 +58,9 @@ def test_the_loss_of_a_long_run_is_that_of_its_overview(
 ) -> None:
     losses = [4.0 - step / 1000 for step in range(4000)]
     run = open_run(write_run(tmp_path / "run", losses, [[1.0]] * 4000))
-    exact = loss_band(run, 100, False)
+    exact = loss_band(run, 100, 0.0)
     monkeypatch.setattr("analyzer.analysis.training._LONG", 1000)
-    from_bins = loss_band(open_run(run.path), 100, True)
+    from_bins = loss_band(open_run(run.path), 100, 0.9)
     assert from_bins.smooth is not None and len(from_bins.steps) <= 100
     for shown in (exact, from_bins):
         assert (shown.high[0], shown.low[-1]) == (4.0, pytest.approx(0.001))

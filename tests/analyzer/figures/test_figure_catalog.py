@@ -49,7 +49,7 @@ def words(figure: Any) -> str:
 @EACH
 @pytest.mark.parametrize("theme", THEMES.values(), ids=THEMES)
 def test_every_panel_draws_a_full_pair(panel: Panel, theme: Any, pair: tuple[Run, ...]) -> None:
-    info = panel.info(View(pair, step=30, smooth=True))
+    info = panel.info(View(pair, step=30, smooth=0.9))
     figure = panel.draw(info, theme)
     assert len(figure.data) and figure.layout.height
     assert figure.layout.font.color == theme.text
@@ -117,7 +117,7 @@ def test_a_browser_is_sent_the_figure_that_plotly_has_checked(
         return
     for runs in (pair, (*pair, odd[0]), (odd[0], odd[1])):
         for theme in THEMES.values():
-            info = panel.info(View(runs, smooth=True))
+            info = panel.info(View(runs, smooth=0.9))
             checked, plain = panel.draw(info, theme).to_dict(), panel.made(info, theme).to_dict()
             sent = [json.loads(to_json_plotly(figure)) for figure in (checked, plain)]
             assert sent[0] == sent[1]
@@ -209,8 +209,12 @@ CHANGES: dict[str, Any] = {
     "quantity": "activation_norm",
     "layers": "layer",
     "aggregate": "max",
-    "smooth": True,
+    "smooth": 0.9,
     "relative": True,
+    "over": "time",
+    "log_x": True,
+    "scale": "log",
+    "group": "all but the seed",
 }
 
 

@@ -190,7 +190,7 @@ def _says(box: Box, value: float, view: NetworkView) -> str:
         return f"join {view.network.joins[box.key][0]}: its shortcuts carry {percent(share)}"
     if not box.layers:
         return "the input of the network"
-    return f"{box.key}: {quantity(view.quantity).label} {number(value)}"
+    return f"{shortened(box.key, 200)}: {quantity(view.quantity).label} {number(value)}"
 
 
 def _pattern(box: Box) -> str:

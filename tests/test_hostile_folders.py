@@ -4,13 +4,15 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 
+from analyzer.analysis.network import network
+from analyzer.analysis.network_view import network_view
 from analyzer.cli import main
 from analyzer.dashboard.address import context, parse
 from analyzer.dashboard.app import create_app
@@ -18,7 +20,9 @@ from analyzer.dashboard.drawing import recorded, shown, step_choices
 from analyzer.dashboard.finding_list import finding_list
 from analyzer.dashboard.library import Library
 from analyzer.dashboard.run_list import run_table
-from analyzer.errors import AnalyzerError
+from analyzer.dashboard.server import LESSON
+from analyzer.dashboard.study_page import study_cards
+from analyzer.errors import AnalyzerError, NotRecordedError
 from analyzer.figures.catalog import PAGES, PANELS
 from analyzer.figures.csv_text import csv_text
 from analyzer.storage.run_json import FIELDS, read_manifest
@@ -30,7 +34,7 @@ from tests.support.runs import write_run
 SAMPLE = {
     *("folder_not_utf8", "folder_lines", "names_not_utf8", "names_formula", "manifest_types"),
     *("manifest_surrogates", "manifest_pipe", "table_nulls", "steps_span", "columns_logged"),
-    "probe_types",
+    *("probe_types", "names_deep", "names_of_ours", "edges_cyclic"),
 }
 EACH = [pytest.param(n, marks=() if n in SAMPLE else pytest.mark.slow) for n in ATTACKS]
 _FORBIDDEN = {
@@ -102,6 +106,9 @@ def _commands(run: str, good: str, joined: str, out: Path) -> list[list[str]]:
         ["compare", good, run],
         ["explain", good, run],
         ["explain", run, joined],
+        ["diverge", good, run],
+        ["diverge", run, run],
+        ["study", "--study", run, "--dry-run"],
         ["export", run, "-o", str(out / "csv")],
         ["export", run, "-o", str(out / "events"), "--format", "tensorboard"],
         ["probe", run, "paths"],
@@ -164,6 +171,10 @@ def _everything(library: Library, run_id: str) -> Iterator[object]:
         return
     yield step_choices(seen, "/")
     yield finding_list(seen)
+    yield study_cards(seen, "light")
+    with suppress(NotRecordedError):
+        whole = network(seen.runs[0])
+        yield network_view(whole, seen.view(), whole.boxes, ())
     for panel in PANELS:
         yield shown(panel.key, seen, "light", narrow=False)
         try:
@@ -201,8 +212,14 @@ def _visited(browser: Any, folder: Path, paths: list[str]) -> None:
     with serving(folder) as address:
         for path in paths:
             visit = Visit(opened.new_page(), address)
-            visit.go(path)
-            visit.settle()
+            if path == LESSON:
+                visit.page.goto(address + path)
+                visit.page.wait_for_selector("html[data-ready]")
+            else:
+                visit.go(path)
+                visit.settle()
+            if path.startswith("/network"):
+                visit.until("document.querySelector('#network-caption, #content .message')")
             assert not visit.page.evaluate("() => window.hacked")
             visit.assert_clean()
             visit.page.close()
@@ -223,14 +240,13 @@ def test_a_browser_on_every_page_of_a_hostile_run_runs_nothing(
     browser,
     tmp_path: Path,
 ) -> None:
-    write_attack(tmp_path, name)
-    (listed,) = Library([tmp_path]).listing()
+    run = write_attack(tmp_path, name)
+    write_run(tmp_path / "good", [1.0] * 3, [[1.0, 2.0]] * 3)
+    (listed,) = [one for one in Library([tmp_path]).listing() if one.summary.path == run]
     is_read = listed.summary.problem is None
-    _visited(
-        browser,
-        tmp_path,
-        ["/", "/runs", *(f"{page.path}{_query(listed.id)}" for page in PAGES if is_read)],
-    )
+    pages = [f"{page.path}{_query(listed.id)}" for page in PAGES if is_read]
+    both = "/compare?" + urlencode([("run", "good"), ("run", listed.id)])
+    _visited(browser, tmp_path, ["/", "/runs", LESSON, *pages, *([both] if is_read else [])])
 
 
 @pytest.mark.parametrize("field", FIELDS)

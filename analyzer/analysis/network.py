@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["Box", "Network", "network"]
 
 _MOST_SHOWN, _MOST_CHILDREN = 60, 32
+# What a folder of anybody's may ask for: modules within modules, rows, and looks at joins.
+_MOST_NESTED, _MOST_ROWS, _MOST_LOOKS = 64, 100_000, 3_000_000
 _INPUT = "input"
 
 
@@ -63,8 +65,14 @@ class Network:
         rows = run.static_rows("layers").select(["layer", "name", "module", "kind"]).to_pylist()
         self.boxes: dict[str, Box] = {}
         self.top: list[Box] = []
-        self._leaf: dict[int, str] = {-1: _INPUT}
         inner = {path for row in rows for path in _around(row["module"])}
+        taken = inner | {row["name"] for row in rows}
+        self._input, self._plus, self._looks = _INPUT, "+", _MOST_LOOKS
+        while self._input in taken:  # a layer of that name
+            self._input += "'"
+        while any(name.startswith(self._plus) for name in taken):
+            self._plus += "+"
+        self._leaf: dict[int, str] = {-1: self._input}
         for row in rows:
             self._add_layer(row, row["module"] in inner)
         pairs = run.static_rows(EDGES)
@@ -81,9 +89,9 @@ class Network:
         for box in [*self.boxes.values()]:
             self._group(box.children, box)
         self._group(self.top, None)
-        if any(source == _INPUT for source, _ in self.edges):
-            self.boxes[_INPUT] = Box(_INPUT, _INPUT, "input", order=-1.0)
-            self.top.insert(0, self.boxes[_INPUT])
+        if any(source == self._input for source, _ in self.edges):
+            self.boxes[self._input] = Box(self._input, _INPUT, "input", order=-1.0)
+            self.top.insert(0, self.boxes[self._input])
 
     def _add_layer(self, row: Mapping[str, Any], has_inner: bool) -> None:
         around = [*_around(row["module"]), *([row["module"]] if has_inner else [])]
@@ -102,6 +110,8 @@ class Network:
         self._leaf[row["layer"]] = self._put(layer).key
 
     def _put(self, box: Box) -> Box:
+        while box.key in self.boxes:  # two layers of one name, in a folder of anybody's
+            box.key += f"'{len(self.boxes)}"
         self.boxes[box.key] = box
         (box.parent.children if box.parent else self.top).append(box)
         return box
@@ -113,7 +123,11 @@ class Network:
         reads: dict[int, set[int | str]],
     ) -> Iterable[tuple[str, str]]:
         """Put the boxes of joins between what reads their two sides and these sides."""
-        joins = [_Sides.of(row, by_name, reads) for row in rows]
+        readers: dict[int | str, set[int]] = {}
+        for target, sources in reads.items():
+            for source in sources:
+                readers.setdefault(source, set()).add(target)
+        joins = [_Sides.of(row, place, by_name, reads, readers) for place, row in enumerate(rows)]
         by_branch: dict[int | str, list[_Sides]] = {}
         for join in reversed(joins):
             for layer in join.branch if join else ():
@@ -128,11 +142,12 @@ class Network:
                     for join in by_branch.get(source, ())
                     if join.number < before and join.both <= sources
                 }
-                if not candidates:
+                self._looks -= sum(1 + len(by_branch.get(source, ())) for source in sources)
+                if not candidates or self._looks < 0:
                     return sources
                 before = max(candidates)
                 used[before] = candidates[before]
-                sources = (sources - candidates[before].both) | {f"+{before}"}
+                sources = (sources - candidates[before].both) | {f"{self._plus}{before}"}
 
         targets: dict[int | str, set[int | str]] = {
             target: absorbed(sources, len(joins)) for target, sources in reads.items()
@@ -143,7 +158,7 @@ class Network:
             known = set(used)
             shortcut = absorbed(set(join.shortcut), join.number)
             waiting = sorted({*waiting, *(set(used) - known)}, reverse=True)
-            targets[f"+{join.number}"] = set(join.branch) | shortcut
+            targets[f"{self._plus}{join.number}"] = set(join.branch) | shortcut
             self._add_join(join, rows[join.number], by_name, shortcut)
         for target, sources in targets.items():
             for source in sources:
@@ -163,7 +178,7 @@ class Network:
         parent = parent if parent is not None and parent.kind == "module" else None
         sign = "+" if row["operation"] == "add" else "‖"
         last = max((by_name[name] for name in row["branch_layers"] if name in by_name), default=0)
-        box = Box(f"+{join.number}", sign, "join", parent, order=last + 0.5)
+        box = Box(f"{self._plus}{join.number}", sign, "join", parent, order=last + 0.5)
         self._put(box)
         self.joins[box.key] = (row["join"], frozenset(map(self._key, shortcut)))
 
@@ -177,6 +192,7 @@ class Network:
                 some = children[at : at + size]
                 ends = f"{some[0].label} … {some[-1].label}"
                 key = f"{parent.key if parent else ''}[{some[0].key} … {some[-1].key}]"
+                key += "'" * (key in self.boxes)
                 layers = [layer for box in some for layer in box.layers]
                 group = Box(key, ends, "group", parent, layers, some, some[0].order)
                 for box in some:
@@ -242,28 +258,30 @@ class _Sides:
     def of(
         cls,
         row: Mapping[str, Any],
+        number: int,
         by_name: Mapping[str, int],
         reads: Mapping[int, set[int | str]],
+        readers: Mapping[int | str, set[int]],
     ) -> "_Sides | None":
-        """Return the sides of a join; None where the edges do not show them."""
+        """Return the sides of the join in a row; None where the edges do not show them."""
         sides: list[set[int | str]] = [
             {by_name[name] for name in row[column] if name in by_name}
             for column in ("branch_layers", "shortcut_layers")
         ]
         branch, shortcut = sides
         inside = branch | shortcut
-        outside = [s for target, s in reads.items() if target not in inside]
-        ends = [side & set().union(*outside) for side in sides] if outside else [set(), set()]
+        # What is read by something outside of it.
+        ends = [{one for one in side if readers.get(one, set()) - inside} for side in sides]
         fork = {one for layer in branch for one in reads.get(int(layer), ())} - inside
         other = ends[1] or fork
         if not ends[0] or not other:
             return None
-        return cls(int(row["join"]), frozenset(ends[0]), frozenset(other))
+        return cls(number, frozenset(ends[0]), frozenset(other))
 
 
 def _around(module: str) -> list[str]:
     """The paths of the modules around one, the outermost first."""
-    parts = module.split(".")
+    parts = module.split(".", _MOST_NESTED)
     return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
@@ -271,8 +289,14 @@ def network(run: Run) -> Network:
     """Return the modules of a run and the data flow between its layers.
 
     Raises:
-        NotRecordedError: If no layer was recorded.
+        NotRecordedError: If no layer was recorded, or there is too much to be drawn.
     """
+    count = sum(run.static_rows(table).num_rows for table in ("layers", EDGES, "joins"))
+    if count > _MOST_ROWS:
+        raise NotRecordedError(
+            f"run '{run.name}' has {count:,} layers, edges and joins, of which a network is not "
+            f"drawn: expected {_MOST_ROWS:,} at most. Record some layers alone (--layers)"
+        )
     if not run.static_rows("layers").num_rows:
         raise NotRecordedError(
             f"no layer was recorded in run '{run.name}'; a layer is there once a backward pass ran"

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from analyzer.analysis.claims import STATUSES
 from analyzer.analysis.numerals import counted, number
-from analyzer.analysis.study import ROLES, column_of
+from analyzer.analysis.statements import STATEMENTS
+from analyzer.analysis.study import OWN_COLUMNS, ROLES, column_of
 from analyzer.analysis.view import View
 from analyzer.errors import NotRecordedError
-from analyzer.storage.study import Study, study_of
+from analyzer.storage.study import STATES, Study, study_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
+_NO_NUMBERS = ("point", "status", "problem", "has_shortcuts")
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +100,44 @@ def _summary(view: View) -> "tuple[Study, pd.DataFrame]":
     if not view.runs:
         raise ValueError("a view has 0 runs; expected at least one. Choose a run to show")
     study = study_of(view.runs[0])
-    rows = study.summary()
+    rows = _of_types(study, study.summary())
     return study, rows[rows["status"] == "finished"].reset_index(drop=True)
 
 
+def _of_types(study: Study, rows: "pd.DataFrame") -> "pd.DataFrame":
+    """A summary whose columns have their types, others null: the folder may come from anybody."""
+    import pandas as pd
+
+    keys = [one.key for one in STATEMENTS if f"claim_{one.key}" in rows]
+    texts = ["status", *(f"{kind}_{key}" for key in keys for kind in ("claim", "seeds"))]
+    numbers = [name for name in OWN_COLUMNS if name not in _NO_NUMBERS]
+    numbers += [f"{side}_{key}" for key in keys for side in ("plain", "residual")]
+    empty = pd.Series([None] * len(rows), rows.index, dtype=object)
+    kept: dict[str, Any] = {}
+    for name in texts:
+        kept[name] = rows.get(name, empty).map(lambda cell: cell if _is_word(cell) else None)
+    for name in numbers:
+        found = rows.get(name, empty)
+        is_number = pd.api.types.is_numeric_dtype(found)
+        kept[name] = found if is_number else pd.Series(np.nan, rows.index)
+    found = rows.get("has_shortcuts", empty)
+    kept["has_shortcuts"] = found.map(lambda cell: isinstance(cell, bool | np.bool_) and cell)
+    # What tells points from each other stands in the plan, which was checked.
+    by_name = {point.name: point.arguments for point in study.points}
+    arguments = [by_name.get(str(name), {}) for name in rows.get("point", empty)]
+    for axis in study.axes:
+        kept[column_of(axis)] = pd.Series([some.get(axis) for some in arguments], rows.index)
+    return pd.DataFrame(kept, index=rows.index)
+
+
+def _is_word(cell: Any) -> bool:
+    return isinstance(cell, str) and (cell in STATES or cell in STATUSES)
+
+
 def _depth_column(rows: "pd.DataFrame") -> str:
-    return "depth" if "depth" in rows and rows["depth"].notna().any() else "layers_deep"
+    # A depth may also be a text: an argument of a script.
+    is_known = "depth" in rows and rows["depth"].dtype.kind in "iuf" and rows["depth"].notna().any()
+    return "depth" if is_known else "layers_deep"
 
 
 def _curves(study: Study, rows: "pd.DataFrame", column: str) -> tuple[DepthCurve, ...]:

@@ -23,11 +23,12 @@ def print_result(done: "Study") -> int:
     screen = console()
     points = done.points
     failed = [point for point in points if point.status == "failed"]
+    waiting = sum(point.status not in ("finished", "failed") for point in points)
     rows = done.summary()
-    screen.print(
-        f"{len(points)} points, {len(points) - len(failed)} finished, {len(failed)} failed",
-        soft_wrap=True,
-    )
+    counts = f"{len(points) - len(failed) - waiting} finished, {len(failed)} failed"
+    if waiting:  # a study of a file whose folder has points that the command did not name
+        counts += f", {waiting} not run: this command names them not"
+    screen.print(f"{len(points)} points, {counts}", soft_wrap=True)
     names = [*done.axes, "final_loss", "error_rate", "gain", "path_length"]
     _print_table(rows, [name for name in names if name in rows], screen, number)
     for point in failed:
@@ -64,7 +65,8 @@ def _print_table(rows: Any, names: list[str], screen: Any, number: Any) -> None:
     groups = rows.groupby(keys, sort=False, dropna=False) if keys else [((), rows)]
     table = Table(box=table_box(), pad_edge=False, show_edge=False)
     for name in (*keys, "points", *numbers):
-        table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
+        title = Text(printable(name.replace("_", " "), 24))
+        table.add_column(title, justify="right", no_wrap=True)
     for place, (key, part) in enumerate(groups):
         if place == _MOST_LISTED:
             break

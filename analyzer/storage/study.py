@@ -12,6 +12,7 @@ happened to the processes that once ran it.
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ __all__ = [
     "is_study",
     "open_study",
     "read_json",
+    "refuse_linked",
     "shown_points",
     "study_of",
     "write_json",
@@ -48,7 +50,9 @@ PLAN, SUMMARY = "plan.json", "summary.parquet"
 PLAN_VERSION = 1
 STATES = ("finished", "failed", "running", "waiting")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,119}")
-_MOST_POINTS, _MOST_TEXT = 100_000, 2_000
+_MOST_POINTS, _MOST_TEXT, _MOST_INT = 100_000, 2_000, 2**63 - 1
+# Folders of a study, and of what they hold links would be followed when it is run or read.
+_FOLDERS = ("runs", "points", "logs", "failed", "locks")
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,24 @@ def is_study(folder: str | Path) -> bool:
         return (Path(folder) / PLAN).is_file()
     except (OSError, ValueError):  # too long, or with a NUL
         return False
+
+
+def refuse_linked(folder: Path) -> None:
+    """Refuse a study that holds a link: what is written through one lands outside of it.
+
+    Raises:
+        SchemaError: If it, or one of its folders, holds one.
+    """
+    for place in (folder, *(folder / name for name in _FOLDERS)):
+        found = place if place != folder and place.is_symlink() else None
+        if found is None and place.is_dir():
+            with os.scandir(place) as entries:
+                found = next((Path(e.path) for e in entries if e.is_symlink()), None)
+        if found is not None:
+            raise SchemaError(
+                f"study '{folder}' holds a link, {str(found.relative_to(folder))!r}; expected "
+                "files of its own. Replace the link by what it leads to."
+            )
 
 
 def study_of(run: Run) -> "Study":
@@ -185,14 +207,19 @@ class Study:
 
     @property
     def points(self) -> tuple[StudyPoint, ...]:
-        """Every point as it stands now, in the order of the plan."""
+        """Every point as it stands now, in the order of the plan.
+
+        Raises:
+            SchemaError: If the study holds a link.
+        """
+        refuse_linked(self.path)
         return tuple(
             StudyPoint(
                 one["name"],
                 one["arguments"],
                 one["record"],
                 self.path / "runs" / one["name"],
-                read_json(self.path / "points" / f"{one['name']}.json"),
+                _ending(self.path / "points" / f"{one['name']}.json"),
             )
             for one in self._plan["points"]
         )
@@ -202,7 +229,9 @@ class Study:
 
         Raises:
             RunNotFoundError: If there is no such point, or it has no run.
+            SchemaError: If the study holds a link, or the run cannot be read.
         """
+        refuse_linked(self.path)
         names = [one["name"] for one in self._plan["points"]]
         if name not in names:
             raise RunNotFoundError(
@@ -241,8 +270,9 @@ def _checked_plan(folder: Path) -> dict[str, Any]:
         version == PLAN_VERSION
         and isinstance(plan.get("target"), str)
         and _is_axes(plan.get("axes"))
+        and _is_text(plan["target"])
         and isinstance(points, list)
-        and len(points) <= _MOST_POINTS
+        and 1 <= len(points) <= _MOST_POINTS
         and all(map(_is_point, points))
         and len({one["name"] for one in points}) == len(points)
     )
@@ -256,15 +286,25 @@ def _checked_plan(folder: Path) -> dict[str, Any]:
 
 def _is_axes(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(some, list) and all(map(_is_scalar, some)) for some in value.values()
+        _is_text(name) and isinstance(some, list) and all(map(_is_scalar, some))
+        for name, some in value.items()
     )
 
 
 def _is_scalar(value: Any) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
-    is_short = not isinstance(value, str) or len(value) <= _MOST_TEXT
-    return isinstance(value, bool | int | str | None) and is_short
+    if isinstance(value, str):
+        return _is_text(value)
+    return value is None or (isinstance(value, int) and abs(value) <= _MOST_INT)
+
+
+def _is_text(value: str) -> bool:
+    """Whether a text can be kept in a table: not too long, without halves of letters."""
+    try:
+        return len(value) <= _MOST_TEXT and bool(value.encode() or True)
+    except UnicodeEncodeError:
+        return False
 
 
 def _is_point(one: Any) -> bool:
@@ -273,9 +313,24 @@ def _is_point(one: Any) -> bool:
         and isinstance(one.get("name"), str)
         and _NAME.fullmatch(one["name"]) is not None
         and isinstance(one.get("arguments"), dict)
+        and all(map(_is_text, one["arguments"]))
         and all(map(_is_scalar, one["arguments"].values()))
         and isinstance(one.get("record"), dict)
     )
+
+
+def _ending(path: Path) -> dict[str, Any]:
+    """How a point has ended, without what is of another type."""
+    found = read_json(path)
+    texts = {k: found[k] for k in ("status", "error") if isinstance(found.get(k), str)}
+    numbers = {
+        k: found[k]
+        for k in ("seconds", "bytes", "exit_code", "deaths")
+        if isinstance(found.get(k), int | float) and _is_scalar(found[k])
+    }
+    if "error" in texts and not _is_text(texts["error"]):
+        texts["error"] = texts["error"].encode(errors="replace").decode()[:_MOST_TEXT]
+    return texts | numbers
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -3,16 +3,18 @@
 import hashlib
 import itertools
 import json
+import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from analyzer.cli.session import options_from, options_text
 from analyzer.errors import AnalyzerError
-from analyzer.options import ZOO, RecordOptions
-from analyzer.storage.study import PLAN_VERSION, StudyPoint
+from analyzer.options import MODEL_FILE, RECORDER, ZOO, RecordOptions, options_of
+from analyzer.storage.limits import LIMITS
+from analyzer.storage.study import PLAN_VERSION, Study, StudyPoint
 
 __all__ = [
     "AXES",
@@ -23,6 +25,7 @@ __all__ = [
     "merged",
     "options_of_point",
     "product",
+    "refuse_foreign",
     "values",
 ]
 
@@ -39,6 +42,15 @@ _NORMS = {
     "simple": {"batch": "batchnorm", "none": ""},
 }
 _LONGEST_NAME = 100
+# Of each element of an input, in the samples that are drawn.
+_SAMPLE_BYTES = 8_000
+# Others would begin, continue or write something beside the run of the point.
+_OF_A_POINT = {"target", "args", "point", "quiet", "seed", "lr"} | {
+    one.name
+    for scope in (RECORDER, MODEL_FILE)
+    for one in options_of(scope)
+    if one.name not in ("resume", "first_step")
+}
 
 
 @dataclass(frozen=True)
@@ -110,17 +122,39 @@ def options_of_point(point: StudyPoint) -> RecordOptions:
     Raises:
         AnalyzerError: If they are not options.
     """
-    known = {one.name for one in fields(RecordOptions)}
     usual = json.loads(options_text(RecordOptions()))
     try:
-        if unknown := set(point.record) - known:
-            raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
+        if unknown := set(point.record) - _OF_A_POINT:
+            raise ValueError(f"not those of a point: {', '.join(sorted(unknown))}")
         return options_from(json.dumps({**usual, **point.record}))
     except (TypeError, ValueError) as error:
         raise AnalyzerError(
             f"point {point.name!r} of the plan has options that cannot be read ({error}); expected "
             "those of `analyzer record`. Plan the study again, in another folder."
         ) from error
+
+
+def refuse_foreign(study: Study, point: StudyPoint) -> None:
+    """Refuse a point that only the folder names, and that would run its code or fill the memory.
+
+    Raises:
+        AnalyzerError: If it is of no built-in network, or of one that is too large.
+    """
+    options = options_of_point(point)
+    if not options.target.startswith(ZOO):
+        raise AnalyzerError(
+            f"study '{study.path.name}' runs {options.target or study.target}; a study of a file "
+            "is continued by the command that began it, which names the file. Give --model or "
+            "--script."
+        )
+    kind, _, argument = options.data.partition(":")
+    numbers = [int(one) for one in re.findall("[0-9]{1,9}", options.target)]
+    weights = numbers[0] * numbers[-1] ** 2 if len(numbers) > 1 else 0
+    LIMITS.check("unpacked_mib", 4 * weights / 2**20, f"the weights of {options.target} take")
+    if kind == "synthetic":
+        sizes = [int(one) for one in re.findall("[0-9]{1,9}", argument)]
+        size = _SAMPLE_BYTES * math.prod(sizes) / 2**20
+        LIMITS.check("total_mib", size, f"the data {options.data} take")
 
 
 def product(

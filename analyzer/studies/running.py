@@ -5,10 +5,12 @@ import fcntl
 import json
 import math
 import os
+import re
 import select
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -30,9 +32,10 @@ from analyzer.storage.study import (
     StudyPoint,
     is_study,
     open_study,
+    refuse_linked,
     write_json,
 )
-from analyzer.studies.plan import Plan, merged, options_of_point
+from analyzer.studies.plan import Plan, merged, options_of_point, refuse_foreign
 
 __all__ = ["Ended", "Runner", "Workers", "held", "processors", "run_study"]
 
@@ -139,10 +142,16 @@ def held(folder: Path, patience: float = _PATIENCE_SECONDS) -> Iterator[int]:
 
     Raises:
         AnalyzerError: If another process holds it.
+        SchemaError: If the folder holds a link.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    refuse_linked(folder)
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
+        if not stat.S_ISREG(os.fstat(lock).st_mode):
+            raise AnalyzerError(
+                f"'{folder / 'lock'}' is no file; expected the lock of a study. Take it away."
+            )
         until = time.monotonic() + patience
         while not _locked(lock):
             holder = os.pread(lock, 200, 0).decode(errors="replace").strip()
@@ -172,7 +181,7 @@ def _locked(lock: int) -> bool:
 def _lives(holder: str) -> bool:
     """Whether the process that wrote its name into a lock is there, as far as can be known."""
     words = holder.split()
-    if len(words) != 4 or not words[1].isdigit():
+    if len(words) != 4 or not re.fullmatch("[0-9]{1,9}", words[1]):
         return False
     if words[3] != socket.gethostname():
         return True
@@ -209,22 +218,24 @@ def run_study(
         on_change: Called with the study and the names of the points that run, after each change.
 
     Returns:
-        The study, every point finished or failed.
+        The study, every point finished or failed; of a file only the points of the plan: others
+        stay as they are, since a folder may come from anybody.
 
     Raises:
         AnalyzerError: If another process runs it, or the plan contradicts the folder.
-        SchemaError: If the folder's plan cannot be read.
+        SchemaError: If the folder's plan cannot be read, or it holds a link.
     """
     folder = Path(os.path.abspath(folder))
     with held(folder) as lock:
         study = _planned(plan, folder)
-        for point in study.points:
+        points = _asked(plan, study)
+        for point in points:
             _prepare(study, point, retry=retry)
-        number = workers or max(1, min(processors(), len(study.points)))
+        number = workers or max(1, min(processors(), len(points)))
         made = runner or (lambda file: Workers(number, threads or _threads(number), file))
         running = made(lock)
         try:
-            _run_all(study, running, on_change)
+            _run_all(study, {point.name for point in points}, running, on_change)
         finally:
             running.close()
         write_table(folder / SUMMARY, summary_table(study))
@@ -260,15 +271,18 @@ def _planned(plan: Plan | None, folder: Path) -> Study:
                 mine += [value for value in some if value not in mine]
         if known is None or here["points"] != _plain_points(known):
             write_json(folder / PLAN, here)
-    elif known is not None:
-        # A folder may come from anybody: no code that it names is run.
-        for point in known.points:
-            if not str(point.record.get("target", "")).startswith(ZOO):
-                raise AnalyzerError(
-                    f"study '{folder.name}' runs {known.target}; a study of a file is continued by "
-                    "the command that began it, which names the file. Give --model or --script."
-                )
     return open_study(folder)
+
+
+def _asked(plan: Plan | None, study: Study) -> list[StudyPoint]:
+    """The points to be run; a folder may come from anybody, and no code that it names is run."""
+    named = {point.name for point in plan.points} if plan is not None else set()
+    if plan is not None and not plan.target.startswith(ZOO):
+        return [point for point in study.points if point.name in named]
+    for point in study.points:
+        if point.name not in named:
+            refuse_foreign(study, point)
+    return list(study.points)
 
 
 def _plain_points(study: Study) -> list[dict[str, Any]]:
@@ -294,12 +308,15 @@ def _prepare(study: Study, point: StudyPoint, *, retry: bool) -> None:
 
 
 def _run_all(
-    study: Study, runner: Runner, on_change: Callable[[Study, Sequence[str]], object]
+    study: Study,
+    names: set[str],
+    runner: Runner,
+    on_change: Callable[[Study, Sequence[str]], object],
 ) -> None:
     """Run points until each has ended; one whose process was killed is run again."""
     (study.path / "logs").mkdir(exist_ok=True)
     (study.path / "runs").mkdir(exist_ok=True)
-    waiting = [point for point in study.points if point.status not in ("finished", "failed")]
+    waiting = [p for p in study.points if p.name in names and p.status in ("running", "waiting")]
     points = {point.name: point for point in waiting}
     begun: dict[str, float] = {}
     deaths: dict[str, int] = {}

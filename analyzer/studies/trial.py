@@ -1,5 +1,6 @@
 """What a study would take: from what it has run already, or from short trials of its networks."""
 
+import math
 import subprocess
 import sys
 import tempfile
@@ -13,8 +14,8 @@ from analyzer.cli.record import PROGRAM
 from analyzer.cli.session import PACKAGE_ROOT, options_text
 from analyzer.errors import AnalyzerError
 from analyzer.storage.run import Run, open_run
-from analyzer.storage.study import StudyPoint, is_study, open_study
-from analyzer.studies.plan import Plan, Point
+from analyzer.storage.study import Study, is_study, open_study
+from analyzer.studies.plan import Plan, Point, options_of_point, refuse_foreign
 from analyzer.studies.running import processors
 
 __all__ = ["Estimate", "estimate", "joins_of"]
@@ -46,13 +47,13 @@ def estimate(plan: Plan | None, folder: Path, workers: int | None) -> Estimate:
     Raises:
         AnalyzerError: If a trial fails, with the last that it printed.
     """
-    known: tuple[StudyPoint, ...] = open_study(folder).points if is_study(folder) else ()
+    known = open_study(folder).points if is_study(folder) else ()
     states = {point.name: point.status for point in known}
     names = [point.name for point in plan.points] if plan else list(states)
     points = tuple((name, states.get(name, "waiting")) for name in dict.fromkeys([*states, *names]))
     left = [name for name, status in points if status not in ("finished", "failed")]
     at_once = workers or max(1, min(processors(), len(points)))
-    ended = [p for p in known if p.status == "finished" and p.ending.get("seconds")]
+    ended = [p for p in known if p.status == "finished" and {"seconds", "bytes"} <= set(p.ending)]
     begin = f"{len(points)} points, {len(left)} to run"
     if not left:
         return Estimate(points, 0.0, 0.0, f"{begin}.")
@@ -61,8 +62,8 @@ def estimate(plan: Plan | None, folder: Path, workers: int | None) -> Estimate:
         seconds, size = costs.mean(axis=0) * len(left)
         source = f"the mean of {len(ended)} points that were run before"
     else:
-        assert plan is not None
-        chosen = [point for point in plan.points if point.name in left]
+        named = plan.points if plan is not None else _points_of(open_study(folder))
+        chosen = [point for point in named if point.name in left]
         found = _by_trials(chosen)
         if isinstance(found, str):
             return Estimate(points, None, None, f"{begin}; {found}")
@@ -71,6 +72,14 @@ def estimate(plan: Plan | None, folder: Path, workers: int | None) -> Estimate:
     cost = f"about {_time(wall)} and {size / 2**20:,.0f} MiB, by {source}"
     text = f"{begin}, {at_once} at a time: {cost}."
     return Estimate(points, wall, size, text)
+
+
+def _points_of(study: Study) -> Sequence[Point]:
+    """The points that a folder names: of built-in networks, or they are refused."""
+    points = study.points
+    for point in points:
+        refuse_foreign(study, point)
+    return [Point(point.name, point.arguments, options_of_point(point)) for point in points]
 
 
 def _time(seconds: float) -> str:
@@ -108,7 +117,7 @@ def _by_trials(points: Sequence[Point]) -> tuple[float, float, str] | str:
 
 def _size(point: Point) -> float:
     numbers = [point.arguments.get(name) or 1 for name in ("depth", "width")]
-    return float(numbers[0]) * float(numbers[1])
+    return math.prod(float(one) for one in numbers if isinstance(one, int | float))
 
 
 def _trial_cost(point: Point) -> tuple[float, float, int | None]:

@@ -11,7 +11,7 @@ from analyzer.dashboard.app import create_app
 from analyzer.dashboard.ids import Id
 from analyzer.dashboard.library import Library
 from analyzer.dashboard.security import MOST_BYTES, is_loopback
-from analyzer.dashboard.server import new_token
+from analyzer.dashboard.server import LESSON, new_token
 from analyzer.storage import bin_writer
 from tests.dashboard.conftest import serving
 from tests.support.runs import write_run
@@ -128,6 +128,27 @@ def test_a_page_of_another_site_gets_nothing(tmp_path: Path, client: FlaskClient
     notebook = create_app(tmp_path, frame_ancestors="http://localhost:*").server.test_client()
     assert notebook.get("/", headers=LOCAL | framed).status_code == 200
     assert notebook.get("/_dash-layout", headers=LOCAL | foreign).status_code == 403
+
+
+def test_the_lesson_is_guarded_as_every_page_is(client: FlaskClient) -> None:
+    for refused in ({"Host": "evil.example"}, LOCAL | {"Sec-Fetch-Site": "cross-site"}):
+        assert client.get(LESSON, headers=refused).status_code == 403
+    answer = client.get(LESSON, headers=LOCAL)
+    policy = answer.headers["Content-Security-Policy"]
+    assert answer.status_code == 200 and answer.headers["X-Frame-Options"] == "DENY"
+    assert policy.startswith("default-src 'none'") and "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy.partition("script-src")[2].partition(";")[0]
+
+
+@pytest.mark.parametrize(
+    "path", ["//evil.example/overview", "/overview//evil.example", "/\\evil.example", "/overview"]
+)
+def test_a_former_path_leads_to_no_other_site(client: FlaskClient, path: str) -> None:
+    for query in ("run=//evil.example", "run=x%0d%0aSet-Cookie:a=b", "token=//evil.example"):
+        asked = {"PATH_INFO": path, "QUERY_STRING": query}
+        answer = client.get("/", headers=LOCAL, environ_overrides=asked)
+        place = answer.headers.get("Location", "/?")
+        assert place.startswith("/?") and "Set-Cookie" not in answer.headers
 
 
 MALFORMED: list[Any] = [

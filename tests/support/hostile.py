@@ -393,6 +393,70 @@ def checkpoint_pickled(run: Path) -> None:
         (run / "checkpoints" / name).write_bytes(pickle)
 
 
+# --- the network ------------------------------------------------------------------------------
+
+
+@_attack
+def names_deep(run: Path) -> None:
+    """Modules within modules, 30,000 deep."""
+    names = [".".join(f"a{k}" for k in range(12_000)), "b" + ".b" * 30_000, "c"]
+    columns = {"name": pa.array(names), "module": pa.array(names)}
+    _write(run / "layers.parquet", **columns)
+
+
+@_attack
+def names_of_ours(run: Path) -> None:
+    """Names that parts of the page of a network have, dots alone, and one name twice."""
+    names = ["input", "+0", "input"]
+    _write(
+        run / "layers.parquet", name=pa.array(names), module=pa.array(["..", "[+0 … input]", ""])
+    )
+    _write_edges(run, [-1, 0, 1], [0, 1, 2])
+
+
+@_attack
+def edges_cyclic(run: Path) -> None:
+    """Edges in circles, to themselves, from and to layers that are not there."""
+    _write_edges(run, [0, 1, 2, 2, -1, 7, 2**31 - 1, -9], [1, 2, 0, 2, -1, 0, 1, 2])
+    rows = [
+        {"join": 7, "name": "a", "operation": "add", "shortcut": "identity"}
+        | {
+            "branch_layers": [f"layers.{k}", f"layers.{k}", "nosuch"],
+            "shortcut_layers": ["layers.2"],
+        }
+        for k in range(3)
+    ]
+    schema = pq.read_schema(run / "joins.parquet").remove_metadata()
+    pq.write_table(pa.Table.from_pylist(rows, schema), run / "joins.parquet")
+
+
+@_attack
+def edges_types(run: Path) -> None:
+    pq.write_table(pa.table({"source": ["<b>"], "target": [[1]]}), run / "edges.parquet")
+
+
+@_attack
+def edges_many(run: Path) -> None:
+    """Every layer reads every other one, and each pair is a join."""
+    count = 220
+    layers = [layer_row(k, f"layers.{k}") for k in range(count)]
+    join = {"name": "a", "operation": "add", "shortcut": "identity"}
+    joins = [
+        {"join": k, **join, "branch_layers": [f"layers.{k % count}"], "shortcut_layers": []}
+        | {"shortcut_layers": [f"layers.{(7 * k + 1) % count}"]}
+        for k in range(20_000)
+    ]
+    shutil.rmtree(run)
+    write_run(run, [1.0], [[1.0] * count], layers=layers, joins=joins)
+    ends = [(source, target) for target in range(count) for source in range(count)]
+    _write_edges(run, *zip(*ends, strict=True))
+
+
+def _write_edges(run: Path, sources: Any, targets: Any) -> None:
+    ends = {"source": pa.array(sources, pa.int32()), "target": pa.array(targets, pa.int32())}
+    pq.write_table(pa.table(ends), run / "edges.parquet")
+
+
 # --- probes, ranks, how many ------------------------------------------------------------------
 
 

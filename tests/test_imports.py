@@ -169,13 +169,30 @@ def test_every_part_of_the_project_stands_in_the_table() -> None:
     assert parts - top <= set(MAY_IMPORT)
 
 
-@pytest.mark.parametrize("name", MUST_NOT_LOAD)
+# These import torch, which takes seconds: they are imported one after the other by one interpreter.
+WITH_TORCH = [name for name, without in MUST_NOT_LOAD.items() if "torch" not in without]
+
+
+def imports(name: str) -> str:
+    """Return the code that imports a part of the project."""
+    # Each integration needs a library of its own.
+    alone = name in ("analyzer", "analyzer.integrations")
+    return "\n".join(f"import {module}" for module in ([name] if alone else modules(name)))
+
+
+@pytest.mark.parametrize("name", [name for name in MUST_NOT_LOAD if name not in WITH_TORCH])
 def test_importing_a_part_loads_nothing_that_it_must_not(name: str) -> None:
-    names = ["analyzer"] if name == "analyzer" else modules(name)
-    code = "\n".join(f"import {module}" for module in names)
-    if name == "analyzer.integrations":  # each needs a library of its own
-        code = f"import {name}"
-    assert loaded(code, *MUST_NOT_LOAD[name]) == set()
+    assert loaded(imports(name), *MUST_NOT_LOAD[name]) == set()
+
+
+def test_importing_a_part_that_needs_torch_loads_nothing_else_that_it_must_not() -> None:
+    assert [len(MUST_NOT_LOAD[name]) for name in WITH_TORCH] == [3, 3, 3, 2, 2, 2, 2]
+    code = "import sys\n" + "\n".join(
+        f"{imports(name)}\nfound = {MUST_NOT_LOAD[name]!r} & set(sys.modules)\n"
+        f"assert not found, ({name!r}, found)"
+        for name in WITH_TORCH  # those that may load least come first
+    )
+    assert loaded(code) == set()
 
 
 def test_the_parser_of_every_command_loads_nothing_heavy() -> None:
@@ -197,10 +214,17 @@ def test_a_recording_loads_nothing_heavy_before_the_script_runs(tmp_path: Path) 
     assert done.stdout == "set()\n"
 
 
-@pytest.mark.parametrize("name", analyzer.__all__)
-def test_every_public_name_can_be_imported(name: str) -> None:
-    code = f"import analyzer, sys; assert {name!r} in dir(analyzer); analyzer.{name}"
-    done = run(ROOT, "-c", f"{code}; print('dash' in sys.modules)")
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(analyzer.__all__, id="in order"),
+        pytest.param(analyzer.__all__[::-1], id="in reverse"),
+        *(pytest.param([name], id=name, marks=pytest.mark.slow) for name in analyzer.__all__),
+    ],
+)
+def test_every_public_name_can_be_imported(names: list[str]) -> None:
+    asked = "; ".join(f"assert {name!r} in dir(analyzer); analyzer.{name}" for name in names)
+    done = run(ROOT, "-c", f"import analyzer, sys; {asked}; print('dash' in sys.modules)")
     assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
 
 

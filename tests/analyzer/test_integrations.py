@@ -1,8 +1,6 @@
 """What the callbacks share; `tests/integrations` has them with the libraries themselves."""
 
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ from torch import nn
 
 from analyzer.integrations import CallbackRecording, library
 from analyzer.storage.run import open_run
+from tests.support import commands
 
 
 def step(model: nn.Module) -> None:
@@ -79,7 +78,7 @@ def test_a_program_that_fails_ends_its_recording(tmp_path: Path) -> None:
         f"CallbackRecording({str(tmp_path / 'run')!r}, None, {{}}).begin(nn.Linear(1, 1))\n"
         "raise ValueError('no more data')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = commands.run(tmp_path, "-c", code)
     assert done.returncode == 1
     run = open_run(tmp_path / "run")
     assert (run.status, run.manifest["error"]) == ("failed", "ValueError: no more data")

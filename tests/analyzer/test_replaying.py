@@ -91,7 +91,7 @@ def without_probes(run):
     ("target", "replay"),
     [
         (["train.py", "--lr", "0.1"], ["--replay", "--yes"]),
-        (["--steps", "4", "model.py"], ["--replay", "--yes"]),
+        pytest.param(["--steps", "4", "model.py"], ["--replay", "--yes"], marks=pytest.mark.slow),
         pytest.param(["--steps", "4", "zoo:mlp4-residual"], [], marks=pytest.mark.slow),
     ],
     ids=["script", "model file", "zoo"],

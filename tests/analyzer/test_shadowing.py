@@ -28,7 +28,7 @@ LOUD = 'NAME = "the user\'s"\nif __name__ != "dashboard":\n    raise SystemExit(
 PACKAGES = {"package": True, "namespace": False}
 
 
-@pytest.fixture(params=PACKAGES)
+@pytest.fixture(params=["package", pytest.param("namespace", marks=pytest.mark.slow)])
 def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """A working folder with a ``dashboard.py`` and a folder ``reports`` of the user's own."""
     (tmp_path / "dashboard.py").write_text(LOUD)

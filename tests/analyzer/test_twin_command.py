@@ -163,7 +163,9 @@ def test_a_severe_finding_fails_a_recording_that_asks_for_it(tmp_path):
     assert record(tmp_path, "--fail-on", "severe", "--steps", "3", "zoo:simple2").returncode == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_signal_while_the_twin_is_recorded_ends_both(tmp_path, number):
     (tmp_path / "train.py").write_text(
         RESIDUAL.replace("range(12)", "range(10**9)").replace(

@@ -10,7 +10,7 @@ from analyzer.analysis.landing import landing
 from analyzer.dashboard.layout import POLL_MILLISECONDS
 from analyzer.storage.run import open_run
 from tests.dashboard.conftest import Visit, serving
-from tests.dashboard.test_dashboard_pages import PAIR, violations
+from tests.dashboard.test_dashboard_pages import PAIR, often, violations
 from tests.support.full_run import write_full_pair
 from tests.support.runs import write_run
 
@@ -59,7 +59,9 @@ def test_it_says_what_the_analysis_says_with_three_numbers_of_each_run(
     shown.assert_clean()
 
 
-@pytest.mark.parametrize("query", [PAIR, "?run=residual", "?run=plain", "?run=diverged"])
+@pytest.mark.parametrize(
+    "query", often(PAIR, "?run=diverged", slow=("?run=residual", "?run=plain"))
+)
 def test_all_of_it_is_on_the_first_screen_of_a_laptop(visit: Open, query: str) -> None:
     shown = visit(viewport={"width": 1440, "height": 900})
     page = answered(shown, "/" + query)
@@ -74,11 +76,13 @@ def test_all_of_it_is_on_the_first_screen_of_a_laptop(visit: Open, query: str) -
 @pytest.mark.parametrize(
     ("width", "scheme"),
     [
-        (1440, "dark"),
         (390, "light"),
         *(
             pytest.param(*pair, marks=pytest.mark.slow)
-            for pair in ((1440, "light"), (1024, "light"), (1024, "dark"), (390, "dark"))
+            for pair in (
+                *((1440, "light"), (1440, "dark"), (1024, "light"), (1024, "dark")),
+                (390, "dark"),
+            )
         ),
     ],
 )
@@ -148,7 +152,7 @@ def test_a_folder_whose_run_cannot_be_read_is_not_asked_for_again_and_again(
         shown.assert_clean()
 
 
-@pytest.mark.parametrize("run", ["empty", "corrupt", "single"])
+@pytest.mark.parametrize("run", often("empty", "single", slow=("corrupt",)))
 def test_a_run_that_holds_little_is_answered_too(visit: Open, run: str) -> None:
     shown = visit()
     page = shown.go(f"/?run={run}")

@@ -7,9 +7,15 @@ from tests.dashboard.conftest import Visit
 
 PAIR = "?run=plain&run=residual"
 Open = Callable[..., Visit]
-LOOKS: list[dict[str, Any]] = [
-    {},
-    {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"},
+DESKTOP: dict[str, Any] = {}
+PHONE = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}
+ON_PHONE = [
+    pytest.param(PHONE, id="phone dark"),
+    pytest.param(DESKTOP, id="desktop light", marks=pytest.mark.slow),
+]
+ON_DESKTOP = [
+    pytest.param(DESKTOP, id="desktop light"),
+    pytest.param(PHONE, id="phone dark", marks=pytest.mark.slow),
 ]
 
 
@@ -26,8 +32,15 @@ def caption(key: str) -> str:
     return f"document.querySelector('[data-panel={key}] .caption').textContent"
 
 
-@pytest.mark.parametrize("look", LOOKS, ids=["desktop light", "phone dark"])
-@pytest.mark.parametrize("path", ["/landscape", "/surface"])
+@pytest.mark.parametrize(
+    ("path", "look"),
+    [
+        pytest.param("/landscape", DESKTOP, id="landscape, desktop light"),
+        pytest.param("/surface", PHONE, id="surface, phone dark"),
+        pytest.param("/landscape", PHONE, id="landscape, phone dark", marks=pytest.mark.slow),
+        pytest.param("/surface", DESKTOP, id="surface, desktop light", marks=pytest.mark.slow),
+    ],
+)
 def test_the_slider_of_a_landscape_has_a_place_for_each_checkpoint(
     visit: Open, path: str, look: dict[str, Any]
 ) -> None:
@@ -44,7 +57,7 @@ def test_the_slider_of_a_landscape_has_a_place_for_each_checkpoint(
     shown.assert_clean()
 
 
-@pytest.mark.parametrize("look", LOOKS, ids=["desktop light", "phone dark"])
+@pytest.mark.parametrize("look", ON_PHONE)
 def test_the_path_of_the_training_is_drawn_over_the_contours(
     visit: Open, look: dict[str, Any]
 ) -> None:
@@ -56,7 +69,7 @@ def test_the_path_of_the_training_is_drawn_over_the_contours(
     shown.assert_clean()
 
 
-@pytest.mark.parametrize("look", LOOKS, ids=["desktop light", "phone dark"])
+@pytest.mark.parametrize("look", ON_DESKTOP)
 def test_two_runs_are_compared_on_heatmaps_in_one_color_range(
     visit: Open, look: dict[str, Any]
 ) -> None:
@@ -67,7 +80,7 @@ def test_two_runs_are_compared_on_heatmaps_in_one_color_range(
     shown.assert_clean()
 
 
-@pytest.mark.parametrize("look", LOOKS, ids=["desktop light", "phone dark"])
+@pytest.mark.parametrize("look", ON_PHONE)
 def test_smoothed_series_have_their_raw_line_behind(visit: Open, look: dict[str, Any]) -> None:
     shown = opened(visit, "/training?run=residual", look)
     lines = "document.querySelector('[data-panel=loss] .js-plotly-plot')._fullData.length"
@@ -79,7 +92,7 @@ def test_smoothed_series_have_their_raw_line_behind(visit: Open, look: dict[str,
 
 
 def test_the_head_and_its_buttons_fit_on_a_phone(visit: Open) -> None:
-    shown = opened(visit, "/training" + PAIR, LOOKS[1])
+    shown = opened(visit, "/training" + PAIR, PHONE)
     right = """[...document.querySelectorAll('.head > *')]
         .map((one) => one.getBoundingClientRect().right)"""
     assert max(shown.page.evaluate(right)) <= 390

@@ -23,7 +23,13 @@ def violations(page: Any) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("path", PATHS)
+# Each page is opened by tests/dashboard/test_dashboard_saving.py; these have every kind of card.
+_OFTEN = ("/", "/runs", "/network", "/training", "/study")
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, marks=() if p in _OFTEN else pytest.mark.slow) for p in PATHS]
+)
 def test_every_page_works_in_light_and_dark_on_desktop_and_phone(visit: Open, path: str) -> None:
     shown = visit()
     page = shown.go(path + PAIR)
@@ -146,12 +152,12 @@ def test_on_a_phone_the_pages_are_behind_a_button(visit: Open) -> None:
         ("/flow", "No run is chosen"),
         ("/?run=nosuch", "no run 'nosuch'"),
         ("/nosuch", "There is no page '/nosuch'"),
-        ("/?run=empty", "not recorded"),
+        pytest.param("/?run=empty", "not recorded", marks=pytest.mark.slow),
         ("/?run=newer", "schema version 99"),
         ("/landscape?run=single", "analyzer probe single landscape"),
         ("/flow?run=plain&layers=(", "regular expression"),
-        ("/flow?run=plain&layers=zzz", "none of"),
         ("/flow?run=plain&layers=(a%2B)%2B%24", "layers"),
+        pytest.param("/flow?run=plain&layers=zzz", "none of", marks=pytest.mark.slow),
     ],
 )
 def test_what_is_not_there_is_said_with_what_to_do(visit: Open, path: str, words: str) -> None:
@@ -167,7 +173,12 @@ def test_runs_that_cannot_be_read_are_listed_with_the_reason(visit: Open) -> Non
     assert "torn" in text and "newer" in text and "cannot be read" in text
 
 
-@pytest.mark.parametrize("path", ["/", "/flow", "/training", "/findings"])
+def often(*paths: str, slow: tuple[str, ...]) -> list[Any]:
+    """Paths, of which some are left to `make test-all`."""
+    return [*paths, *(pytest.param(path, marks=pytest.mark.slow) for path in slow)]
+
+
+@pytest.mark.parametrize("path", often("/", "/flow", slow=("/training", "/findings")))
 def test_a_run_with_a_corrupt_table_is_shown_as_far_as_it_goes(visit: Open, path: str) -> None:
     shown = visit()
     shown.go(path + "?run=corrupt")
@@ -175,7 +186,7 @@ def test_a_run_with_a_corrupt_table_is_shown_as_far_as_it_goes(visit: Open, path
     shown.assert_clean()
 
 
-@pytest.mark.parametrize("path", ["/runs", "/", "/flow", "/activations", "/findings"])
+@pytest.mark.parametrize("path", often("/runs", "/flow", slow=("/", "/activations", "/findings")))
 def test_hostile_names_are_text(visit: Open, path: str) -> None:
     from urllib.parse import quote
 

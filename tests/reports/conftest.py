@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from analyzer.reports.html import report_html
+from analyzer.reports.paper import static_svg
 from analyzer.reports.story import Story, story_of
 from analyzer.storage.run import Run, open_run
 from tests.support.full_run import write_full_pair, write_network_run
@@ -32,6 +33,25 @@ def story(folders: tuple[Path, Path]) -> Story:
 def page(story: Story) -> str:
     """The report of the pair."""
     return report_html(story)
+
+
+@pytest.fixture(scope="session")
+def static_figures(story: Story) -> dict[str, str]:
+    """Its figures as SVG, by their keys."""
+    return {figure.key: static_svg(figure.drawn) for figure in story.figures}
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run whose report takes a second."""
+    folder = tmp_path_factory.mktemp("small") / "small"
+    return write_network_run(folder, has_shortcuts=True, blocks=3, steps=4, probes=False)
+
+
+@pytest.fixture(scope="session")
+def small(small_folder: Path) -> Story:
+    """What a report tells of it."""
+    return story_of([small_folder])
 
 
 @pytest.fixture(scope="session")

@@ -122,7 +122,12 @@ def test_the_page_is_valid_html(page: str) -> None:
     assert parser.errors == []
 
 
-def test_two_builds_are_the_same_bytes(folders: tuple[Path, Path], page: str) -> None:
+def test_two_builds_are_the_same_bytes(small_folder: Path, small: Story) -> None:
+    assert report_html(story_of([small_folder])) == report_html(small)
+
+
+@pytest.mark.slow
+def test_two_builds_of_all_figures_are_too(folders: tuple[Path, Path], page: str) -> None:
     assert report_html(story_of(folders)) == page
 
 
@@ -212,23 +217,23 @@ def test_unusual_runs_have_a_report(tmp_path: Path, kind: str) -> None:
         assert "NaN" in text
 
 
-def test_a_template_folder_replaces_wording_and_logo(story: Story, tmp_path: Path) -> None:
+def test_a_template_folder_replaces_wording_and_logo(small: Story, tmp_path: Path) -> None:
     (tmp_path / "introduction.html.j2").write_text("<p>The lab of {{ num_runs }} runs.</p>")
     (tmp_path / "logo.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
-    page = report_html(story, template=tmp_path)
-    assert "The lab of 2 runs." in page and "This report shows how" not in page
+    page = report_html(small, template=tmp_path)
+    assert "The lab of 1 runs." in page and "This report shows how" not in page
     logo = base64.b64encode((tmp_path / "logo.svg").read_bytes()).decode()
     assert f'src="data:image/svg+xml;base64,{logo}"' in page
 
 
-def test_a_template_that_is_wrong_is_refused(story: Story, tmp_path: Path) -> None:
+def test_a_template_that_is_wrong_is_refused(small: Story, tmp_path: Path) -> None:
     with pytest.raises(
         AnalyzerError, match=r"'.*nosuch' is not a directory; expected one with files"
     ):
-        report_html(story, template=tmp_path / "nosuch")
+        report_html(small, template=tmp_path / "nosuch")
     (tmp_path / "introduction.html.j2").write_text("{{ nosuch }}")
     with pytest.raises(AnalyzerError, match="UndefinedError: 'nosuch' is undefined"):
-        write_report(story, tmp_path / "r.html", template=tmp_path)
+        write_report(small, tmp_path / "r.html", template=tmp_path)
 
 
 def test_the_appendix_names_what_a_repetition_needs(page: str) -> None:

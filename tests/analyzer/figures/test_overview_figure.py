@@ -1,6 +1,7 @@
 import base64
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -147,10 +148,9 @@ def test_frames_of_a_broken_run_are_json_with_marks(tmp_path: Path) -> None:
 
 
 def test_figure_and_frames_of_two_deep_runs_fit_a_reply(tmp_path: Path) -> None:
-    paths = [
-        write_network_run(tmp_path / name, has_shortcuts=True, blocks=500, steps=400, probes=False)
-        for name in ("a", "b")
-    ]
+    first = tmp_path / "a"
+    write_network_run(first, has_shortcuts=True, blocks=500, steps=400, probes=False)
+    paths = [first, shutil.copytree(first, tmp_path / "b")]
     info = overview(View(tuple(map(open_run, paths))))
     assert len(panel("overview").draw(info, LIGHT).to_json()) < 400_000
     assert len(json.dumps(overview_frames(info))) < 200_000

@@ -2,10 +2,7 @@
 
 import math
 import operator
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -18,6 +15,7 @@ from analyzer.joins.addends import Addends, JoinOutputs, statistics_of
 from analyzer.joins.find import output_nodes, watched_forward
 from analyzer.joins.plan import joins_in_graph
 from analyzer.joins.trace import sequence_number
+from tests.support import commands
 
 COLUMNS = ["shortcut_output_norm", "branch_output_norm", "join_output_norm", "output_cosine"]
 WIDTH = 6
@@ -269,13 +267,7 @@ def test_joins_in_a_frozen_part_have_them_at_each_split(num_micro_batches, tmp_p
 def test_a_function_that_is_compiled_is_not_compiled_once_more_for_it(tmp_path) -> None:
     # In a process of its own: what was compiled elsewhere would be counted, too.
     (tmp_path / "program.py").write_text(COMPILES)
-    done = subprocess.run(
-        [sys.executable, "program.py"],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(Path(__file__).parents[3]), "PATH": "", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    done = commands.run(tmp_path, "program.py")
     assert done.stdout.splitlines() == ["1 1 1", "[]", "True", "1"], done.stderr
 
 

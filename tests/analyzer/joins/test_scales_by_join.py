@@ -1,7 +1,5 @@
 """Shortcuts scaled one by one: by the name of a join, the path of a stage, a regular expression."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import analyzer
 from analyzer.cli.record import record
 from analyzer.joins.edits import joins_named
 from analyzer.options import RecordOptions
+from tests.support.commands import run
 
 NAMES = ["layer1.0", "layer1.1", "layer10.0", "layer2.0#0", "layer2.0#1", "Net"]
 
@@ -169,15 +168,9 @@ for step in range(2):
 )
 def test_the_command_takes_scales_by_join(tmp_path: Path, text: str, code: int) -> None:
     (tmp_path / "train.py").write_text(SCRIPT)
-    root = Path(__file__).parents[3]
+    environment = {"PYTHONPATH": str(Path(__file__).parents[3]), "PATH": "", "OMP_NUM_THREADS": "1"}
     words = ["--run", "run", "--skip-scale", text, "train.py"]
-    done = subprocess.run(
-        [sys.executable, "-m", "analyzer", "record", *words],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(root), "PATH": "", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    done = run(tmp_path, "-m", "analyzer", "record", *words, env=environment)
     assert (done.returncode, done.stdout) == (code, "" if code else "0\n1\n"), done.stderr
     if code:
         (line,) = [one for one in done.stderr.splitlines() if "expected" in one]

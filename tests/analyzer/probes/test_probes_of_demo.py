@@ -25,7 +25,7 @@ def final_weights(run: Path, steps: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("depth", "steps", "every"),
-    [(4, 4, 2), pytest.param(28, 400, 50, marks=pytest.mark.slow)],
+    [(4, 4, 4), pytest.param(28, 400, 50, marks=pytest.mark.slow)],
     ids=["short", "whole"],
 )
 def test_a_series_of_probes_leaves_the_final_weights_of_the_demo_bit_identical(

@@ -1,8 +1,6 @@
 """Programs that use autograd in unusual ways: same weights, and a record that is right."""
 
 import copy
-import subprocess
-import sys
 import warnings
 import weakref
 from contextlib import suppress
@@ -17,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import analyzer
 from analyzer.storage.run import open_run
+from tests.support.commands import run
 from tests.support.plain import Plain, compare
 from tests.support.plain import recorded as recorded_twice
 
@@ -330,10 +329,9 @@ print(average(torch.ones(1, 4)).item(), len(pickle.dumps(model)), len(model[0]._
 
 def test_a_model_is_copied_and_saved_as_without_the_recorder(tmp_path):
     (tmp_path / "copies.py").write_text(COPIES)
-    plain = subprocess.run([sys.executable, "copies.py"], cwd=tmp_path, capture_output=True)
+    plain = run(tmp_path, "copies.py")
     weights = (tmp_path / "model.pt").read_bytes()
-    command = [sys.executable, "-m", "analyzer", "record", "--quiet", "copies.py"]
-    recorded = subprocess.run(command, cwd=tmp_path, capture_output=True)
+    recorded = run(tmp_path, "-m", "analyzer", "record", "--quiet", "copies.py")
     assert recorded.returncode == 0, recorded.stderr
     assert recorded.stdout == plain.stdout
     assert recorded.stderr == plain.stderr

@@ -205,7 +205,10 @@ def one_thread():
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=pytest.mark.slow if k in ("subwrap", "leaf") else ()) for k in KINDS],
+)
 def test_layers_inside_of_compiled_code_have_the_values_of_eager_code(tmp_path, kind, backend):
     agrees_with_eager(Net, kind, backend, tmp_path)
 
@@ -222,18 +225,27 @@ def test_so_has_each_kind_with_inductor(tmp_path, kind):
     agrees_with_eager(Net, kind, "inductor", tmp_path)
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("build", [Awkward, Checkpointed, Broken])
+@pytest.mark.parametrize(
+    ("build", "backend"),
+    [
+        (Awkward, "aot_eager"),
+        (Checkpointed, "eager"),
+        (Broken, "eager"),
+        pytest.param(Awkward, "eager", marks=pytest.mark.slow),
+        pytest.param(Checkpointed, "aot_eager", marks=pytest.mark.slow),
+        pytest.param(Broken, "aot_eager", marks=pytest.mark.slow),
+    ],
+)
 def test_layers_that_are_not_like_others(tmp_path, build, backend):
     agrees_with_eager(build, "whole", backend, tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["sub", "subwrap"])
+@pytest.mark.parametrize("kind", ["sub", pytest.param("subwrap", marks=pytest.mark.slow)])
 def test_compiled_blocks_that_are_computed_again(tmp_path, kind):
     agrees_with_eager(CheckpointedBlocks, kind, "aot_eager", tmp_path)
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", [pytest.param("eager", marks=pytest.mark.slow), "aot_eager"])
 def test_a_transform_in_a_compiled_function_goes_on_as_it_was(tmp_path, backend):
     def train(folder: Path | None) -> list[Tensor]:
         torch._dynamo.reset()

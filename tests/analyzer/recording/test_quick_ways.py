@@ -2,8 +2,6 @@
 
 import gc
 import math
-import subprocess
-import sys
 import weakref
 
 import numpy as np
@@ -16,6 +14,7 @@ from analyzer.recording import statistics
 from analyzer.recording.hooks import Capture
 from analyzer.recording.statistics import HAS_QUICK_WAYS
 from analyzer.storage.run import open_run
+from tests.support import commands
 
 needs_compiler = pytest.mark.skipif(not HAS_QUICK_WAYS, reason="built without a compiler")
 
@@ -42,8 +41,8 @@ with analyzer.Recorder(model, sys.argv[1], updates_every=1):
 @needs_compiler
 def test_a_run_without_the_compiled_part_has_the_same_numbers(tmp_path):
     for name in ("compiled", "plain"):
-        command = [sys.executable, "-c", TRAINING, str(tmp_path / name), name]
-        subprocess.run(command, check=True)
+        done = commands.run(tmp_path, "-c", TRAINING, str(tmp_path / name), name)
+        assert done.returncode == 0, done.stderr
     compiled, plain = open_run(tmp_path / "compiled"), open_run(tmp_path / "plain")
     for a, b in (
         (compiled.layer_stats(), plain.layer_stats()),

@@ -2,8 +2,6 @@
 
 import copy
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from analyzer.joins.calls import tensors_in
 from analyzer.joins.products import SPLIT_COLUMNS, JoinGradients, statistics_of_products
 from analyzer.recording.split_rows import pooled_splits
 from analyzer.storage.schema import STAT_COLUMNS
+from tests.support.commands import command
 from tests.support.families import FAMILIES, BasicBlock, Family
 
 
@@ -272,11 +271,7 @@ for step in range(3):
 
 def test_joins_of_a_script_are_found_though_inputs_are_keywords_and_forks(tmp_path):
     (tmp_path / "two.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "analyzer", "record", "--run", "run", "--splits-every", "1"]
-    done = subprocess.run(
-        [*command, "two.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+    command(tmp_path, "record", "--run", "run", "--splits-every", "1", "two.py")
     run = analyzer.open_run(Path(tmp_path / "run"))
     assert run.joins["name"].tolist() == ["student", "critic"]
     assert [list(names) for names in run.joins["branch_layers"]] == [
@@ -308,7 +303,5 @@ def test_pooled_splits_of_opposed_micro_batches_do_not_cancel():
 
 def test_models_that_take_turns_are_all_found_at_the_default_interval(tmp_path):
     (tmp_path / "two.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "analyzer", "record", "--run", "run", "two.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    command(tmp_path, "record", "--run", "run", "two.py")
     assert analyzer.open_run(tmp_path / "run").joins["name"].tolist() == ["student", "critic"]

@@ -5,8 +5,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from analyzer.recording.recorder import Recorder
 from analyzer.recording.resuming import NotResumableError
 from analyzer.storage.run import Run, open_run
 from analyzer.storage.schema import EDGES, SCHEMA_VERSION, STATIC_TABLES, STEP_TABLES
+from tests.support import commands
 from tests.support.commands import command
 
 # What no two recordings share.
@@ -366,7 +365,7 @@ def test_a_run_that_is_being_recorded_is_refused(tmp_path: Path) -> None:
             f"try: Recorder(None, resume={str(tmp_path / 'a')!r}).start()\n"
             "except Exception as error: print(error)"
         )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        done = commands.run(tmp_path, "-c", code)
         assert "is still being recorded" in done.stdout, done.stderr
         training.run(4)
     assert open_run(tmp_path / "a").steps["step"].tolist() == [0, 1, 2, 3]

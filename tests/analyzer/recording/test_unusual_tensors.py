@@ -2,8 +2,6 @@
 
 import copy
 import math
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -16,6 +14,7 @@ from analyzer.recording.invocation import Invocation
 from analyzer.recording.plain import UnreadableError, plain
 from analyzer.recording.statistics import HAS_QUICK_WAYS, activation_row, gradient_row
 from analyzer.storage.run import open_run
+from tests.support import commands
 
 
 class Named(torch.Tensor):
@@ -226,8 +225,7 @@ with analyzer.Recorder(model, "run", updates_every=1):
 
 def test_a_distributed_tensor_has_the_numbers_of_this_ranks_part(tmp_path):
     (tmp_path / "train.py").write_text(DISTRIBUTED)
-    words = [sys.executable, "train.py", str(tmp_path / "rendezvous")]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = commands.run(tmp_path, "train.py", str(tmp_path / "rendezvous"), timeout=120)
     assert done.returncode == 0, done.stderr
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)), torch.randn(4, 8)

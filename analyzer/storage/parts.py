@@ -142,6 +142,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     hidden = path.parent / f".{os.getpid()}-{next(_serial)}.tmp"
     try:
+        hidden.unlink(missing_ok=True)  # a link that a folder brought would be written through
         write(hidden)
         os.replace(hidden, path)
     except BaseException:

@@ -1,3 +1,4 @@
+import os
 import random
 from pathlib import Path
 
@@ -91,6 +92,19 @@ def test_a_file_is_seen_only_when_it_is_whole(tmp_path: Path) -> None:
 def rows_of(folder: Path) -> list[int]:
     tables = [pa.parquet.read_table(folder / p.name) for p in current_parts(folder)]
     return [x for table in tables for x in table.column("step").to_pylist()]
+
+
+def test_a_link_that_waits_where_a_file_is_written_is_not_written_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "_serial", iter([7]))
+    mine, folder = tmp_path / "mine", tmp_path / "run"
+    mine.write_text("mine")
+    folder.mkdir()
+    (folder / f".{os.getpid()}-7.tmp").symlink_to(mine)
+    replace_file(folder / "notes.json", lambda hidden: hidden.write_text("{}"))
+    assert mine.read_text() == "mine" and (folder / "notes.json").read_text() == "{}"
+    assert not (folder / "notes.json").is_symlink()
 
 
 def test_merging_keeps_every_row_in_order_at_every_moment(tmp_path: Path) -> None:

@@ -72,6 +72,6 @@ def _card(panel: Any, run: Run, scheme: str) -> html.Section:
     graph = dcc.Graph(
         figure=figure, config=GRAPH_CONFIG, style={"height": f"{figure.layout.height}px"}
     )
-    numbers: list[Any] = [html.Summary("numbers"), number_table(info.table())]
+    numbers: list[Any] = [html.Summary("numbers"), *number_table(info.table())]
     shown: list[Any] = [*head, graph, html.P(info.caption), html.Details(numbers)]
     return html.Section(shown, className="card wide")

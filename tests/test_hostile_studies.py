@@ -35,7 +35,19 @@ def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("subprocess.Popen", refused)
 
 
-@pytest.fixture(params=STUDIES)
+# Of each kind one; the others take longer.
+_OFTEN = ("link_runs", "link_of_a_finished_run", "link_lock", "program_among_networks", "module")
+_OFTEN += (
+    "network_of_terabytes",
+    "plan_markup",
+    "endings_of_other_types",
+    "summary_of_other_types",
+)
+
+
+@pytest.fixture(
+    params=[pytest.param(n, marks=() if n in _OFTEN else pytest.mark.slow) for n in STUDIES]
+)
 def study(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return write_study(tmp_path / "s", tmp_path / "outside", request.param)
 
@@ -80,7 +92,8 @@ def test_of_a_study_of_a_file_only_the_points_are_run_that_the_command_names(
     runner = Noting()
     study = run_study(named, tmp_path / "s", runner=lambda _: runner)
     assert runner.started == [point.name for point in named.points]
-    assert [point.status for point in study.points] == ["failed", "waiting"]
+    states = {point.arguments["lr"]: point.status for point in study.points}
+    assert states == {0.1: "failed", 0.2: "waiting"}
 
 
 class Noting:

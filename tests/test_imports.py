@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,12 @@ def sources(package: str) -> list[Path]:
     return [file for file in files if file.exists()]
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    """Return what a file consists of."""
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def dotted(path: Path) -> str:
     """Return the name of the module in a file."""
     parts = path.relative_to(ROOT).with_suffix("").parts
@@ -110,7 +117,7 @@ def modules(package: str) -> list[str]:
 
 def project_imports(path: Path) -> Iterator[str]:
     """Yield the modules of this project that a file imports anywhere, typing included."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.ImportFrom):
             # Only the two folders at the top do, which are checked under their own names.
             is_inside = path.relative_to(ROOT).parts[0] in FOLDERS.values()
@@ -240,7 +247,7 @@ def test_every_dependency_that_is_imported_is_declared() -> None:
         line.replace("-", "_").partition(">")[0] for line in project["dependencies"] + extras
     } | {"sklearn"}
     for path in [p for part in ("analyzer", *FOLDERS) for p in sources(part)]:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             is_absolute = isinstance(node, ast.ImportFrom) and not node.level
             names += [node.module or ""] if is_absolute else []
@@ -253,7 +260,7 @@ def _imported(*folders: str) -> set[str]:
     """The packages at the top that the Python files of some folders import."""
     found = set()
     for path in [p for folder in folders for p in (ROOT / folder).rglob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:
                 names.append(node.module or "")

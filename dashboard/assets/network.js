@@ -52,13 +52,14 @@
       window.setTimeout(() => shared.set("network-place", { children: graph }), 0);
     }
     place().parentElement.setAttribute("aria-label", data.label);
-    window.setTimeout(wire, 50);
+    // At once, before its page may be gone.
+    window.setTimeout(wire, 0);
   }
 
   function wire() {
     const cy = core();
     if (!cy) {
-      if (place()) window.setTimeout(wire, 50);
+      if (place()) window.setTimeout(wire, 5);
       return;
     }
     if (cy === wired) return;

@@ -29,7 +29,7 @@ def write_study(folder: Path, outside: Path, name: str | None = None) -> Path:
     plan = product("zoo:mlp", depth=[4, 6], shortcuts=["on", "off"], seed=[0])
     write_json(folder / PLAN, plan.as_json())
     for point in plan.points:
-        write_run(folder / "runs" / point.name, [1.0, 0.5], [[1.0, 2.0, 3.0]] * 2)
+        write_run(folder / "runs" / point.name, [1.0, 0.5, 0.3, 0.2], [[1.0, 2.0, 3.0]] * 4)
         said = {"status": "finished", "exit_code": 0, "error": None, "deaths": 0}
         write_json(folder / "points" / f"{point.name}.json", said | {"seconds": 1.0, "bytes": 9})
     (folder / "logs").mkdir()

@@ -350,13 +350,13 @@ def test_values_of_a_manifest_are_counted_before_they_are_made(tmp_path: Path, m
     monkeypatch.setattr(LIMITS, "manifest_mib", 1)
     run = write_run(tmp_path / "run", [1.0], [[1.0]])
     text = (run / "run.json").read_text().rstrip()[:-1]
-    (run / "run.json").write_text(f'{text}, "damaged": [{"[]," * 80_000}[]]}}')
-    with pytest.raises(SchemaError, match=r"what it lists takes [25] MiB.*set manifest_mib"):
+    (run / "run.json").write_text(f'{text}, "damaged": [{"[]," * 160_000}[]]}}')
+    with pytest.raises(SchemaError, match=r"what it lists takes 2 MiB.*set manifest_mib"):
         open_run(run)
     (run / "run.json").write_text(text + "}")
     (run / "ranks").mkdir()
     for rank in range(4):
-        elements = dict.fromkeys(map(str, range(60_000)), 1)
+        elements = dict.fromkeys(map(str, range(100_000)), 1)
         (run / "ranks" / f"a0.r{rank}.json").write_text(json.dumps({"elements": elements}))
     with pytest.raises(AnalyzerError, match="what its ranks list takes"):
         open_run(run)

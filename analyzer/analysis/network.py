@@ -124,9 +124,9 @@ class Network:
     ) -> Iterable[tuple[str, str]]:
         """Put the boxes of joins between what reads their two sides and these sides."""
         readers: dict[int | str, set[int]] = {}
-        for target, sources in reads.items():
-            for source in sources:
-                readers.setdefault(source, set()).add(target)
+        for reader, some in reads.items():
+            for one in some:
+                readers.setdefault(one, set()).add(reader)
         joins = [_Sides.of(row, place, by_name, reads, readers) for place, row in enumerate(rows)]
         by_branch: dict[int | str, list[_Sides]] = {}
         for join in reversed(joins):

@@ -19,7 +19,11 @@ def _purpose() -> Question:
         "easy",
         "What is the purpose of a shortcut around a block?",
         (
-            wrong("It makes the network smaller", "A shortcut that adds x removes no layer."),
+            wrong(
+                "It makes the network smaller, so that it has fewer weights to learn and less to "
+                "compute in each step",
+                "A shortcut that adds x removes no layer.",
+            ),
             right(
                 "The block only has to learn what to add to its input, and the gradient has a way "
                 "past the block",
@@ -99,10 +103,13 @@ def _overfitting() -> Question:
     low, high = mean.index.min(), mean.index.max()
     return Question(
         "easy",
-        f"A plain network of {low} layers ends at a training loss of {number(mean[low])}, "
-        f"one of {high} at {number(mean[high])}. Is this overfitting?",
+        f"A plain network of {low} layers ends at a training loss of {number(mean[low])}, one of "
+        f"{high} at {number(mean[high])}. Is this overfitting?",
         (
-            wrong("Yes: the deep one has too many weights", "Then its training loss were lower."),
+            wrong(
+                "Yes: the deep one has enough weights to learn its training data by heart",
+                "Then its training loss would be lower.",
+            ),
             right(
                 "No: the training loss itself is higher, so optimization fails",
                 "Overfitting means a low loss on the training data and a high one on others.",
@@ -119,7 +126,10 @@ def _cause() -> Question:
         "A residual block fails with: The size of tensor a (64) must match the size of tensor b "
         "(128) at non-singleton dimension 1. What is the cause?",
         (
-            wrong("The batch has the wrong size", "The batch is dimension 0."),
+            wrong(
+                "The two sides of the sum are of batches of 64 and 128 images",
+                "The batch is dimension 0.",
+            ),
             right(
                 "The two sides of the sum have 64 and 128 channels",
                 "Dimension 1 of (batch, channels, height, width) are the channels.",
@@ -144,8 +154,8 @@ def _projection() -> Question:
     )
     return Question(
         "medium",
-        "x has the shape (batch, 64, 32, 32); the branch ends with 128 channels at stride 2. Which "
-        "shortcut fits?",
+        "x has the shape (batch, 64, 32, 32); the branch ends with 128 channels at stride 2. "
+        "Which shortcut fits?",
         (
             wrong("nn.Identity()", "It changes neither the channels nor the size."),
             wrong("nn.Conv2d(64, 128, kernel_size=1)", "The image would stay 32x32."),
@@ -208,16 +218,19 @@ def _profile() -> Question:
     norms = rows["output_gradient_norm"].tolist()
     return Question(
         "medium",
-        "A profile (the gradient of each layer by depth, step 7) shows an output gradient of "
-        f"{number(norms[-1])} at the last layer and "
-        f"{number(norms[0])} at the first one. What do you read from it?",
+        "A profile (the gradient of each layer by depth, step 7) shows ‖∂L/∂y‖ of "
+        f"{number(norms[-1])} at the last layer and {number(norms[0])} at the first one. What do "
+        "you read from it?",
         (
             right(
                 "The gradient vanishes on its way back: the first layers will hardly change",
                 f"It loses a factor of {number(norms[-1] / norms[0])} on its way.",
             ),
             wrong("The gradient explodes", "Going back, from the last layer on, it falls."),
-            wrong("The network has converged", "Then the gradient were small at every layer."),
+            wrong(
+                "The network has converged: where the loss is lowest, gradients are zero, as here",
+                "Then the gradient would be small at every layer.",
+            ),
             wrong("The first layers need a smaller learning rate", "They hardly move as it is."),
         ),
         figure=("twins", "0"),
@@ -239,7 +252,8 @@ def _split() -> Question:
             wrong(f"The branch has learned {share}", "A split is about one gradient."),
             right(
                 f"{share} of the gradient at the block's input came through the + x",
-                "It is the projection of the shortcut's part on the sum of both parts.",
+                "The length of the shortcut's part along the sum of both, divided by that of the "
+                "sum.",
             ),
         ),
         figure=("backward", "0|1"),
@@ -270,11 +284,11 @@ def _spectrum() -> Question:
     return Question(
         "hard",
         f"A path spectrum (step 5) over {blocks} blocks has an effective length of "
-        f"{number(mean)}, while the "
-        f"mean length of all paths is {blocks / 2:g}. What do you read from it?",
+        f"{number(mean)}, while the mean length of all paths is {blocks / 2:g}. What do you read "
+        "from it?",
         (
             wrong(
-                "The network uses only its last blocks",
+                "The network uses only its last blocks, and the others could be removed from it",
                 "Which blocks does not matter: a path counts how many branches it crosses.",
             ),
             right(
@@ -293,7 +307,10 @@ def _verdict() -> Question:
         "A residual run learns, its plain twin does not. They also differ in the learning rate: "
         "0.1 and 0.001. Which verdict does this pair deserve?",
         (
-            wrong("Shortcuts help", "The learning rate explains it just as well."),
+            wrong(
+                "Shortcuts help, because the pair is equal in everything else that could matter",
+                "The learning rate explains it just as well.",
+            ),
             wrong("Shortcuts do not help", "Nothing shows that either: two things differ at once."),
             right(
                 "None about shortcuts: repeat it with equal learning rates, or cut the shortcuts "
@@ -329,7 +346,10 @@ def _beyond() -> Question:
                 "The branch's part points against the sum, and its share is −40 %",
                 "Parts that cancel each other are larger than their sum.",
             ),
-            wrong("The gradient explodes", "A share says nothing about the size of the sum."),
+            wrong(
+                "The gradient explodes: more of it leaves the block than has come in",
+                "A share says nothing about the size of the sum.",
+            ),
         ),
         proof=Snippet(
             "import numpy as np\n\nshortcut, branch = np.array([1.4, 0.0]), np.array([-0.4, 0.0])\n"
@@ -344,7 +364,7 @@ def _compared() -> Question:
     rows = rows[(rows["net"] == RESIDUAL) & (rows["step"] == 0)].sort_values("depth")
     return Question(
         "hard",
-        "In a residual network the output gradient of the last linear layer is "
+        "In a residual network ‖∂L/∂y‖ of the last linear layer is "
         f"{number(rows['output_gradient_norm'].iloc[-1])} and that of the first convolution "
         f"{number(rows['output_gradient_norm'].iloc[0])}. May you conclude that the first layer "
         "learns more slowly?",
@@ -354,28 +374,18 @@ def _compared() -> Question:
                 "No: outputs of different shapes and sizes have gradients of different sizes",
                 "Compare layers of one kind, or updates with the norms of the weights they change.",
             ),
-            wrong("No: it learns faster", "That does not follow either."),
+            wrong(
+                "No: it learns faster, because small gradients belong to weights that are nearly "
+                "right",
+                "That does not follow either.",
+            ),
         ),
         figure=("twins", "0"),
     )
 
 
 _QUESTIONS: tuple[Callable[[], Question], ...] = (
-    _purpose,
-    _operator,
-    _zero_weights,
-    _parameters,
-    _overfitting,
-    _cause,
-    _projection,
-    _code,
-    _count_paths,
-    _profile,
-    _split,
-    _halves,
-    _spectrum,
-    _verdict,
-    _doubling,
-    _beyond,
-    _compared,
+    *(_purpose, _operator, _zero_weights, _parameters, _overfitting, _cause),
+    *(_projection, _code, _count_paths, _profile, _split, _halves),
+    *(_spectrum, _verdict, _doubling, _beyond, _compared),
 )

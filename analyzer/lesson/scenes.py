@@ -23,7 +23,7 @@ from analyzer.lesson.tables import CHAINS, NETS, PLAIN, RESIDUAL, SOURCE, at, ta
 
 __all__ = ["SCENES"]
 
-DEPTH = "depth (each layer, ReLU and sum counted)"
+DEPTH = "depth (layers, ReLUs, sums)"
 
 
 def _degradation() -> Scene:
@@ -34,8 +34,9 @@ def _degradation() -> Scene:
     def traces(net: str) -> tuple[Trace, ...]:
         points = rows[rows["net"] == net]
         one = {"mode": "markers", "showlegend": False, "opacity": 0.6}
+        said = f"{net}, mean of {seeds} starts"
         return (
-            line(depths, [mean[net, d] for d in depths], f"{net}, mean of starts", f"@{net}"),
+            line(depths, [mean[net, d] for d in depths], said, f"@{net}"),
             line(points["depth"], points["final_loss"], f"{net}, one start", f"@{net}", **one),
         )
 
@@ -226,7 +227,7 @@ def _counterfactual() -> Scene:
             found = rows[(rows["step"] == step) & (rows["skip_scale"] == scale)]
             norms = found.groupby("depth")["output_gradient_norm"].max()
             is_chosen = scale == chosen
-            look = {"opacity": 1.0 if is_chosen else 0.25}
+            look = {"opacity": 1.0 if is_chosen else 0.45}
             name = f"shortcuts times {scale:g}"
             drawn.append(line(norms.index, norms.tolist(), name, colors[scale], **look))
             if is_chosen:
@@ -284,10 +285,10 @@ def _twins() -> Scene:
 
 def _landscape() -> Scene:
     rows = table("landscape")
-    levels = {net: rows[rows["net"] == net] for net in NETS}
     low, high = rows["loss"].min(), rows["loss"].clip(upper=10).max()
     states = {}
-    for net, found in levels.items():
+    for net in NETS:
+        found = rows[rows["net"] == net]
         grid = found.pivot(index="beta", columns="alpha", values="loss")
         drawn: Trace = {
             "type": "contour",
@@ -302,8 +303,8 @@ def _landscape() -> Scene:
             "colorbar": {"title": {"text": "loss"}},
         }
         center = at("landscape", "loss", net=net, alpha=0.0, beta=0.0)
-        weights = line([0], [0], "the trained weights", "@text", mode="markers")
-        weights["marker"] |= {"symbol": "x", "size": 12}
+        cross = {"symbol": "x", "size": 12, "color": "@text"}
+        weights = line([0], [0], "the trained weights", "@text", mode="markers", marker=cross)
         states[net] = State(
             (drawn, weights),
             f"{net.capitalize()}: the loss is {number(center)} at the trained weights, and between "
@@ -314,7 +315,7 @@ def _landscape() -> Scene:
         "Training loss in a plane through the trained weights",
         (control("net", "network", NETS, is_slider=False),),
         states,
-        axes("first random direction", "second random direction"),
+        axes("multiple of the first direction", "multiple of the second direction"),
         SOURCE + " The plane is spanned by two random directions, scaled filter by filter as in "
         "Li et al. (2018).",
     )
@@ -337,8 +338,7 @@ def _shapes() -> Scene:
             )
             for name, kind in found.groupby("shortcut")
         )
-        total = int(found["num_parameters"].iloc[0])
-        added = total - int(least)
+        added = (total := int(found["num_parameters"].iloc[0])) - int(least)
         counts = found["shortcut"].value_counts()
         states[str(option)] = State(
             drawn,
@@ -365,7 +365,7 @@ def _others() -> Scene:
     for chosen in nets:
         drawn = []
         for net in nets:
-            look = {"opacity": 1.0 if net == chosen else 0.25}
+            look = {"opacity": 1.0 if net == chosen else 0.45}
             found = rows[rows["net"] == net].sort_values("depth")
             color = colors[net]
             drawn.append(line(found["depth"], found["output_gradient_norm"], net, color, **look))
@@ -382,9 +382,9 @@ def _others() -> Scene:
         )
     low, high = _decades(rows["output_gradient_norm"])
     layout = axes(DEPTH, "‖∂L/∂y‖ at the first step", log=True, low=low, high=high)
-    layout = beside_loss(layout, {"type": "log"})
+    layout = beside_loss(layout, {"type": "log", "dtick": 2, "exponentformat": "power"})
     return Scene(
-        "Gradient by depth at the first step and loss of four networks of equal size",
+        "Gradient by depth at the first step and loss of five networks of equal size",
         (control("net", "network", nets, is_slider=False),),
         states,
         layout,

@@ -23,18 +23,8 @@ __all__ = ["steps"]
 
 def steps() -> tuple[Step, ...]:
     """Return the ten steps in their order."""
-    return (
-        _degradation(),
-        _product(),
-        _forward(),
-        _backward(),
-        _paths(),
-        _counterfactual(),
-        _twins(),
-        _landscape(),
-        _shapes(),
-        _others(),
-    )
+    first = (_degradation(), _product(), _forward(), _backward(), _paths())
+    return (*first, _counterfactual(), _twins(), _landscape(), _shapes(), _others())
 
 
 def _degradation() -> Step:
@@ -47,8 +37,8 @@ def _degradation() -> Step:
     return Step(
         "degradation",
         "Stack more layers",
-        f"Two networks without shortcuts differ only in depth: {shallow} and {deep} layers. "
-        "Which one reaches the lower training loss?",
+        f"Two networks without shortcuts differ only in depth: {shallow} and {deep} layers. Which "
+        "one reaches the lower training loss?",
         (
             wrong(
                 "The deeper one: it can compute all that the shallow one can",
@@ -61,11 +51,12 @@ def _degradation() -> Step:
                 f"The deep one stays at {high}; the shallow one comes down to {low}.",
             ),
         ),
-        f"With {deep} layers the plain network stays near {chance}, the loss of guessing among ten "
-        f"digits (ln 10). With shortcuts the loss rises too, but only from {least} to {most}.",
-        "A deep plain network fails on its own training data, so this is not overfitting (a low "
-        "loss on the training data and a high one on other data): it is a failure of optimization, "
-        "which He et al. (2015) call degradation.",
+        f"With {deep} layers the plain network stays near {chance}, the loss of guessing among "
+        f"ten digits (ln 10). With shortcuts the loss rises too, but only from {least} with "
+        f"{shallow} layers to {most}.",
+        "This deep plain network fails on its own training data (step 10 has one that does not), "
+        "so this is not overfitting (a low loss on the training data and a high one on other "
+        "data): it is a failure of optimization, which He et al. (2015) call degradation.",
     )
 
 
@@ -75,8 +66,8 @@ def _product() -> Step:
     return Step(
         "product",
         "The gradient is a product of many factors",
-        "From layer 40 back to layer 1 the gradient takes 39 steps, and each multiplies it by 0.7. "
-        "What part of the last layer's gradient arrives at the first layer?",
+        "From layer 40 back to layer 1 the gradient takes 39 steps, and each multiplies it by "
+        "0.7. What part of the last layer's gradient arrives at the first layer?",
         (
             wrong("About 0.7", f"That is one step. 39 of them give {exact}."),
             wrong(
@@ -85,13 +76,14 @@ def _product() -> Step:
             ),
             right("About 0.000001", f"0.7 to the power of 39 is {exact}."),
         ),
-        "On its way back the gradient is multiplied once in each layer. Set depth and scale of the "
-        "weights: without shortcuts the measured gradient follows the power of the scale. Scale 1 "
-        "means He's weights: random first weights of such a size that a layer with a ReLU hands on "
-        "as much as it receives (Kaiming He et al. 2015). The vertical axis is logarithmic: equal "
+        "On its way back the gradient is multiplied once in each layer, by the layer's "
+        "derivative, that is by its weights W. Set depth and scale of the weights: without "
+        "shortcuts the measured gradient follows the power of the scale. Scale 1 means He's "
+        "weights: random first weights of such a size that a layer with a ReLU hands on as much "
+        "as it receives (He et al. 2015, rectifiers). The vertical axis is logarithmic: equal "
         "distances are equal factors.",
         "If the factor of a layer is below 1, the gradient vanishes with depth; above 1 it "
-        "explodes. A shortcut adds the incoming gradient itself (step 4), so that it does not "
+        "explodes. A shortcut adds the incoming gradient itself (step 4), so that it need not "
         f"shrink; it can still explode: {explodes} times over 20 layers with shortcuts at scale "
         "0.7.",
     )
@@ -112,22 +104,22 @@ def _forward() -> Step:
         ),
         "A block does not compute its output from nothing: it adds to its input. From here on the "
         "figures show two networks of 28 convolutions, in 14 blocks of two, with and without "
-        "shortcuts, which learn to tell digits of 8x8 pixels. At the first step (step 0) a block "
-        f"adds between {percent(ratio.min())} and {percent(ratio.max())} of the norm of what it "
-        "passes on.",
-        "Copying the input is what a residual block does when its weights are zero. A plain block "
-        "would have to learn it.",
+        "shortcuts, which learn to tell digits of 8x8 pixels. At the first step of training (step "
+        f"0) a block adds between {percent(ratio.min())} and {percent(ratio.max())} of the norm "
+        "of what it passes on.",
+        "Copying the input is what a residual block does when all its weights and biases are "
+        "zero. A plain block would have to learn it.",
         (
             Snippet(
-                BLOCK + "\nblock = Block(3)\nprint(len(list(block.parameters())))"
-                "  # the weights and the bias of f, none for + x\n"
-                "for parameter in block.parameters():\n    nn.init.zeros_(parameter)\n"
-                "print(block(torch.tensor([1.0, 2.0, 3.0])).tolist())\n",
-                "2\n[1.0, 2.0, 3.0]\n",
+                BLOCK + "\nblock = Block(3)\n"
+                "for p in block.parameters():\n    print(p.shape)  # W and b of f\n"
+                "    nn.init.zeros_(p)\n"
+                "x = torch.tensor([1.0, 2.0, 3.0])\nprint(block(x).tolist())\n",
+                "torch.Size([3, 3])\ntorch.Size([3])\n[1.0, 2.0, 3.0]\n",
             ),
         ),
         before="A residual block adds its input x to what its own layers f make of it: "
-        "out = f(x) + x. In the program below f is one linear layer: W·x + b with the weights W "
+        "out = f(x) + x. In the simplest case f is one linear layer: W·x + b with the weights W "
         "and the bias b, which training changes.",
     )
 
@@ -144,16 +136,14 @@ def _backward() -> Step:
             wrong("1", "That is the shortcut alone. The branch w·x adds w."),
             right("1.5", "w + 1: x reaches out by two ways, and derivatives add."),
         ),
-        "Of vectors, the derivatives of f form a table, its Jacobian J. When g = ∂L/∂out comes "
-        "back, x receives g through the shortcut and Jᵀg through the branch. Choose a block, with "
-        "the control or by a click in the figure: both parts are measured, exactly. They are "
-        "vectors, here almost at right angles (cosine near 0), so the norm of their sum is less "
-        "than the sum of their norms. The share of a part is its length along the sum, divided by "
-        "the length of the sum: both shares add up to 100 %, and one is negative where it points "
-        "against the sum (the other one is then above 100 %).",
-        "out = f(x) + x gives ∂L/∂x = Jᵀg + g: the + 1 of the derivative is the g that passes "
-        f"through the shortcut unchanged. Its share is {percent(first.min())} to "
-        f"{percent(first.max())} at the first step.",
+        "If x is a vector, f has many derivatives, one for each pair of an output and an input: "
+        "the table J, its Jacobian. Let g = ∂L/∂out come back from above. Through the shortcut x "
+        "receives g times 1, through the branch g multiplied by this table, written Jᵀg (for one "
+        "number: w·g). Choose a block, with the control or by a click in the figure: both parts "
+        "are measured, exactly.",
+        "out = f(x) + x gives ∂L/∂x = g + Jᵀg. The + 1 of the derivative, times g, is g: it "
+        f"passes the shortcut unchanged. Its share of the sum is {percent(first.min())} to "
+        f"{percent(first.max())} at the first step of training.",
         (
             Snippet(
                 "import torch\n\nx = torch.tensor(3.0, requires_grad=True)\nw = torch.tensor(0.5)\n"
@@ -161,6 +151,11 @@ def _backward() -> Step:
                 "1.5\n",
             ),
         ),
+        more="Both parts are vectors, here almost at right angles (cosine near 0), so the norm of "
+        "their sum is less than the sum of their norms. The share of a part is its length along "
+        "the sum, divided by the length of the sum. Both shares add up to 100 %. If a part points "
+        "against the sum, its share is negative: of 1.4 and −0.4 on one line the sum is 1, and "
+        "the shares are 140 % and −40 %.",
     )
 
 
@@ -179,14 +174,17 @@ def _paths() -> Step:
             wrong(f"{2 * blocks}", "The two ways of a block combine with those of all."),
             right(f"{total:,}", f"2 to the power of {blocks}: two ways in every block."),
         ),
-        "Most paths cross about half of the branches. Short ones carry more gradient, for every "
-        "branch on the way multiplies it by a small Jacobian. Here all paths are summed exactly, "
-        "by length; none is sampled.",
-        "A residual network is a sum over paths of all lengths, and the long ones vanish, as in a "
-        "plain network (Veit et al. 2016). Before training, paths through at most 3 branches have "
-        f"{early} of the gradient norms, after 200 steps {late}. The effective length, which is "
-        "the mean number of branches weighted with the gradient norm, rises from "
-        f"{number(effective_length(0))} to {number(effective_length(200))}.",
+        "Most paths cross about half of the branches: of 3 blocks, 1 path crosses no branch, 3 "
+        "one, 3 two and 1 all three. Short ones carry more gradient, for every branch on the way "
+        "multiplies it by a small J. The figure has, for each length, how many paths there are "
+        "and the norm of the gradient that they carry together, as shares of all. All paths are "
+        "summed exactly; none is sampled.",
+        "A residual network is a sum over paths of all lengths (Veit et al. 2016). Before "
+        "training the long ones carry almost nothing: paths through at most 3 branches have "
+        f"{early} of the gradient norms. After 200 steps the branches have grown, and these have "
+        f"only {late}. The effective length, which is the mean number of branches weighted with "
+        f"the gradient norm, rises from {number(effective_length(0))} to "
+        f"{number(effective_length(200))}.",
     )
 
 
@@ -222,8 +220,8 @@ def _counterfactual() -> Step:
         ),
         "Nothing differs between the curves but the factor at the shortcuts, so the difference is "
         "their effect and that of nothing else: no other weights, no other training.",
-        "Changing one thing alone shows its effect: that is an intervention, and it shows a cause. "
-        "Two networks that were trained apart may differ for other reasons as well.",
+        "Changing one thing alone shows its effect: that is an intervention, and it shows a "
+        "cause. Two networks that were trained apart may differ for other reasons as well.",
     )
 
 
@@ -234,7 +232,8 @@ def _twins() -> Step:
     }
     chance = math.log(10)
     arrives = number(first_over_last("layers", PLAIN, 0))
-    largest = rows[rows["net"] == RESIDUAL]["loss"].max()
+    residual = rows[rows["net"] == RESIDUAL].set_index("step")["loss"]
+    largest, peak = residual.max(), residual.idxmax()
     return Step(
         "twins",
         "The plain twin, trained beside it",
@@ -257,10 +256,12 @@ def _twins() -> Step:
         ),
         "Move the step: both gradient curves and the mark in the losses follow. Over the last 20 "
         f"steps the loss is {number(tail[PLAIN])} without and {number(tail[RESIDUAL])} with "
-        f"shortcuts, on average; single batches differ, one of them reaches {number(largest)}.",
-        "A step changes weights by the learning rate times their gradient. Where the gradient has "
-        "vanished, the layers near the input hardly change, and all later layers work with what "
-        "these untrained ones hand on.",
+        f"shortcuts, on average. On the way single batches jump: one reaches {number(largest)} at "
+        f"step {peak}.",
+        "A step changes weights by the learning rate times their gradient, which is the gradient "
+        "of the layer's output times its input (chain rule): both vanish together. Where the "
+        "gradient has vanished, the layers near the input hardly change, and all later layers "
+        "work with what these untrained ones hand on.",
     )
 
 
@@ -277,8 +278,9 @@ def _landscape() -> Step:
         (
             wrong(
                 "It goes up and down wildly",
-                "Li et al. (2018) saw that in deep plain networks with batch norm (step 10). This "
-                f"one has no batch norm and has not learned: its loss is {between} everywhere.",
+                "Li et al. (2018) saw that in deep plain networks with batch norm, a layer of "
+                f"step 10. This one has no batch norm and has not learned: its loss is {between} "
+                "everywhere.",
             ),
             right(
                 "Hardly at all",
@@ -291,19 +293,16 @@ def _landscape() -> Step:
                 "everywhere.",
             ),
         ),
-        "Each point of the plane is the trained weights plus so much of the one direction and so "
-        "much of the other; the trained weights themselves stand at (0, 0). The plain network lies "
-        f"on a plateau: in this plane its loss changes by {number(span[PLAIN])}. The residual "
-        "network has reached a valley.",
+        "Each point of the plane is the trained weights plus a multiple of each of two random "
+        "directions; the trained weights themselves stand at (0, 0). The plain network lies on a "
+        f"plateau: in this plane its loss changes by {number(span[PLAIN])}. The residual network "
+        "has reached a valley.",
         "A landscape shows one plane of a space with thousands of dimensions. It illustrates; it "
         "proves little.",
     )
 
 
 def _shapes() -> Step:
-    rows = table("shapes")
-    shares = rows[rows["option"] == "B"].groupby("shortcut")["shortcut_share"]
-    of_kind = {kind: f"{percent(of.min())} to {percent(of.max())}" for kind, of in shares}
     return Step(
         "shapes",
         "When the shapes differ",
@@ -323,9 +322,8 @@ def _shapes() -> Step:
         "the left operand f(x) with 16, b the right one x with 32. (“Non-singleton” means: not of "
         "size 1.) The channels differ as well, 128 and 64. In the second program a 1x1 "
         "convolution with stride 2 on the shortcut, a projection, changes both.",
-        "Padding adds no parameter, a projection does. Where a projection stands, the + 1 is not "
-        f"the identity any more: with option B the share of projections is "
-        f"{of_kind['projection']}, that of the other shortcuts {of_kind['identity']}.",
+        "Zeros add no parameter, a projection does. And where a projection stands, g does not "
+        "pass the shortcut unchanged: it is multiplied by the weights of the projection.",
         (
             Snippet(
                 MISMATCH,
@@ -334,16 +332,18 @@ def _shapes() -> Step:
             ),
             Snippet(PROJECTION, "torch.Size([1, 128, 16, 16])\ntorch.Size([1, 128, 16, 16])\n"),
         ),
-        "There are three ways to mend it. Option A fills x up with channels of zeros; B projects x "
-        "where the shapes differ, and only there; C projects it around every block. Choose one: "
-        "the figure shows the share of the gradient that comes through each block's shortcut "
-        "(step 4). If such a sum fails in a program of yours, analyzer record train.py (the tool "
-        "that made this page) writes a note below the error: the block, both shapes, and these "
-        "ways.",
+        "There are three ways to mend it. Option A takes every second pixel of x and fills it up "
+        "with channels of zeros; B projects x where the shapes differ, and only there; C projects "
+        "it around every block. The figure shows another network, of 20 layers in 9 blocks, with "
+        "each of them: which share of the gradient comes through the shortcut of each block (step "
+        "4). Its branches have batch norm (step 10) and carry more than those of step 4. If such "
+        "a sum fails in a program of yours, analyzer record train.py (the tool that made this "
+        "page) writes a note below the error: the block, both shapes, and these ways.",
         before="Images have the shape (batch, channels, height, width), and these dimensions are "
-        "counted from 0. nn.Conv2d(64, 128, kernel_size=3, stride=2) makes 128 channels out of 64 "
-        "from windows of 3x3 pixels; with stride 2 it takes every second window, so height and "
-        "width are halved.",
+        "counted from 0. nn.Conv2d(64, 128, kernel_size=3, stride=2, padding=1) makes 128 "
+        "channels out of 64 from windows of 3x3 pixels. With stride 2 it takes every second "
+        "window, so that height and width are halved; padding=1 puts a rim of zeros around the "
+        "image.",
     )
 
 
@@ -359,9 +359,8 @@ def _others() -> Step:
         (
             wrong(
                 "The gradient of plain networks with batch norm vanishes",
-                "At the first step the first layer of this one receives "
-                f"{ratio[norm]} times the last one's gradient; without batch norm "
-                f"{ratio[PLAIN]}.",
+                f"At the first step the first layer of this one receives {ratio[norm]} times the "
+                f"last one's gradient; without batch norm {ratio[PLAIN]}.",
             ),
             wrong(
                 "Every shortcut adds parameters to a network",
@@ -370,27 +369,27 @@ def _others() -> Step:
             wrong(
                 "Shortcuts always help",
                 "With He's weights and no batch norm every block about doubles the variance: the "
-                f"first loss is {loss[he]}, and the loss ends at "
-                f"{number(final_loss(he))}; without the shortcuts it ends at "
-                f"{number(final_loss(plain_he))}.",
+                f"first loss is {loss[he]}, and the loss ends at {number(final_loss(he))}; "
+                f"without the shortcuts it ends at {number(final_loss(plain_he))}.",
             ),
             right(
                 "A residual network may begin with a larger loss than its plain twin",
-                f"Here with {loss[RESIDUAL]} against {loss[PLAIN]}, "
-                f"and with {loss[he]} where He's weights make the outputs grow.",
+                f"Here with {loss[RESIDUAL]} against {loss[PLAIN]}, and with {loss[he]} where "
+                "He's weights make the outputs grow.",
             ),
         ),
         "Without shortcuts, batch norm or He's weights keep the gradient of this network of 32 "
         "layers from vanishing. With He's weights it is the network with shortcuts that fails.",
-        "A gradient that does not vanish is not enough: with batch norm the first layer receives "
-        f"{ratio[norm]} times the gradient of the last one, and the loss still ends "
-        f"at {number(final_loss(norm))}. Normalization and first weights decide as well: with He's "
-        f"weights the plain network ends at {number(final_loss(plain_he))}, the residual one at "
+        "Shortcuts are one of several things that decide. With batch norm the gradient of this "
+        f"plain network explodes instead: the first layer receives {ratio[norm]} times that of "
+        f"the last one, and the loss ends at {number(final_loss(norm))}. With He's weights the "
+        f"plain network ends at {number(final_loss(plain_he))}, the residual one at "
         f"{number(final_loss(he))}. And outputs of different shapes have gradients of different "
         "sizes: between two layers of different kinds a factor of 20 proves nothing (10¹² does). "
-        "Compare layers of one kind, or updates with the weights that they change.",
+        "Compare layers of one kind, or the update of each layer with the size of its weights.",
         before="Batch norm is a layer that shifts and scales numbers to mean 0 and variance 1 over "
         "a batch; the variance is the mean square of the distance from the mean. He's weights "
-        "(step 2) give f(x) the variance of x. Then x + f(x) has about twice the variance of x: it "
-        "doubles in each block, and its root, the standard deviation, grows by √2.",
+        "(step 2) give f(x) the variance of x. Then x + f(x) has about twice the variance of x, "
+        "in each block; the root of the variance, the standard deviation, grows by a factor of "
+        "about √2.",
     )

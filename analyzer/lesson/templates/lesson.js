@@ -112,7 +112,8 @@
     }
     [...svg.children].forEach((group, k) => {
       group.setAttribute('class', k + 1 === chosen ? 'chosen' : 'other');
-      const width = Math.max(1, 7 * Math.min(1.2, Math.abs(shares[k])));
+      // Most shares lie between a third and all: these differ to the eye.
+      const width = 1 + 7 * Math.min(1, Math.max(0, (Math.abs(shares[k]) - 0.3) / 0.7));
       group.firstChild.setAttribute('stroke-width', width);
     });
   };
@@ -174,7 +175,11 @@
   }
   const everything = document.getElementById('show-all');
   everything.hidden = false;
-  everything.addEventListener('click', () => all('.step').forEach(reveal));
+  everything.addEventListener('click', () => {
+    all('.step').forEach(reveal);
+    everything.disabled = true;
+    everything.textContent = 'Every figure and answer is shown below';
+  });
 
   const boxes = all('.question');
   const score = () => {
@@ -226,6 +231,8 @@
     document.body.classList.add('takeaways-only');
     window.print();
   });
+  // On paper nobody can predict first.
+  window.addEventListener('beforeprint', () => all('.step').forEach(reveal));
   window.addEventListener('afterprint', () => document.body.classList.remove('takeaways-only'));
   dark.addEventListener('change', () => drawIn(document));
   let width = window.innerWidth;

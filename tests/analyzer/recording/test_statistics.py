@@ -109,7 +109,7 @@ def _activations():
         yield pytest.param(*case, marks=pytest.mark.slow if is_long else ())
 
 
-@pytest.mark.parametrize(("implementation", "shape", "dtype", "shift"), _activations())
+@pytest.mark.parametrize(("implementation", "shape", "dtype", "shift"), list(_activations()))
 def test_activation_statistics_are_those_of_the_definition(implementation, shape, dtype, shift):
     torch.manual_seed(0)
     x = torch.randn(shape)

@@ -212,9 +212,10 @@ def _mechanisms(found: Claims, interventions: str) -> list[str]:
     text = f"{_HEADLINES[first.key]}: {first.short} ({first.when}{_moments(found, first.key)})."
     listed = "; ".join(f"{one.short} ({one.when}{_moments(found, one.key)})" for one in others)
     beside = f"Also seen, by their effect: {listed}." if others else ""
-    is_of_norms = first.key in ("vanishing", "exploding")
-    if not is_of_norms and not any(one.key in ("vanishing", "exploding") for one in others):
-        beside = f"{beside} {_norms(found)}".lstrip()
+    norms = "" if {one.key for one in holding} & {"vanishing", "exploding"} else _norms(found)
+    if norms and _is_unhealthy(found) and first.key != "cliff":
+        return [norms, interventions, text, beside]
+    beside = f"{beside} {norms}".strip()
     if found["counterfactual"].status == "holds" and first.key not in _FIRST:
         return [interventions, text, beside]
     is_shown = found["counterfactual"].status == "holds"
@@ -251,12 +252,24 @@ def _norms(found: Claims) -> str:
             return f"Gradients {verb} in both: {one.short} ({one.when}{_moments(found, key)})."
     key = max(worst, key=lambda name: worst[name])
     one = found[key]
-    word = "Norms do not tell the two apart" if not worst[key] else "One of the two loses its norms"
+    word = "Norms do not tell the two apart"
+    if worst[key]:
+        side = "plain" if (one.plain or 0.0) >= _UNHEALTHY else "residual"
+        loses = f"The {side} net loses its norms"
+        word = loses if key == "vanishing" else f"Gradients explode in the {side} net"
     if one.status == "unclear":
         word = "Whether norms tell the two apart is unclear"
     elif key == "vanishing" and not worst[key]:
         word = "Not vanishing"
     return f"{word}: {one.short} ({one.when}{_moments(found, key)})."
+
+
+def _is_unhealthy(found: Claims) -> bool:
+    """Whether one of the two, or both, loses its norms or explodes."""
+    sides = [
+        x for key in ("vanishing", "exploding") for x in (found[key].plain, found[key].residual)
+    ]
+    return any(x is not None and x >= _UNHEALTHY for x in sides)
 
 
 _UNHEALTHY = LIMITS["unhealthy"].value

@@ -123,7 +123,23 @@ CASES = (
     Case("3.43 against 2.99", *norms(3.43, 2.99), {"vanishing": FAILS}, never=("separate",)),
     Case("near the limit", *norms(2.6, 0.0), {"vanishing": UNCLEAR}, ("Unclear: vanishing",)),
     Case("below it", *norms(2.0, 0.0), {"vanishing": FAILS}, ("Not vanishing",)),
-    Case("residual vanishes", *norms(0.0, 6.0), {"vanishing": FAILS}, ("loses its norms",)),
+    Case(
+        "residual vanishes", *norms(0.0, 6.0), {"vanishing": FAILS}, ("The residual net loses its",)
+    ),
+    Case(
+        "residual vanishes, and has other merits",
+        {"probes": shattering(0.00135)},
+        {"decades": 6.0, "probes": shattering(0.0451) | counterfactual(6.0, 12.0, 6.0)},
+        {"vanishing": FAILS, "shattering": HOLDS, "counterfactual": HOLDS},
+        ("The residual net loses its norms: without shortcuts the gradient falls 0 decades",),
+    ),
+    Case(
+        "the last digit of a limit",
+        {"decades": 2.4996},
+        {"share": [1.0, 1.0, 0.9898, 1.0], "probes": shattering(0.9996)},
+        {"vanishing": UNCLEAR, "identity_start": FAILS},
+        ("falls 2.4996 decades",),
+    ),
     Case("exploding", *norms(-6.0, 0.0), {"exploding": HOLDS}, ("Exploding",), ("healthy",)),
     Case("exploding residual", *norms(0.0, -6.0), {"exploding": HOLDS, "vanishing": FAILS}),
     Case("exploding in both", *norms(-6.0, -6.1), {"exploding": FAILS}, ("explode in both",)),
@@ -428,6 +444,20 @@ def test_the_pairs_are_more_than_forty_and_ask_every_question() -> None:
     assert len(CASES) >= 40
     assert len({case.name for case in CASES}) == len(CASES)
     assert len(asked) >= 16
+
+
+def test_a_residual_net_that_loses_its_norms_is_said_first(tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.name == "residual vanishes, and has other merits")
+    assert verdict(*recorded(tmp_path, case)).headline.startswith(
+        "The residual net loses its norms"
+    )
+
+
+def test_a_number_that_fails_is_not_written_as_the_limit(tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.name == "the last digit of a limit")
+    claim = next(c for c in verdict(*recorded(tmp_path, case)).claims if c.key == "identity_start")
+    assert "carry 0.9898 of the gradient" in claim.text
+    assert "yes from 0.99 on" in claim.text
 
 
 def test_the_other_order_is_put_right_and_said(tmp_path: Path) -> None:

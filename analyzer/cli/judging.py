@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from analyzer.cli import AsJson, RunName, RunsDir
-from analyzer.errors import AnalyzerError, RunNotFoundError
+from analyzer.errors import AnalyzerError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -371,13 +371,11 @@ def _opened_pairs(plain: str, residual: str, runs_dir: Path) -> "tuple[list[Run]
 
 
 def _opened(names: str, runs_dir: Path) -> "list[Run]":
-    """The runs of one side; a folder whose name holds a comma is one run."""
-    try:
-        return [_open(names, runs_dir)]
-    except RunNotFoundError:
-        if "," not in names:
-            raise
-    return [_open(name, runs_dir) for name in names.split(",") if name]
+    """The runs of one side."""
+    from analyzer.storage.catalog import resolve_runs
+    from analyzer.storage.run import open_run
+
+    return [open_run(path) for path in resolve_runs(names, runs_dir)]
 
 
 def _open(name: str, runs_dir: Path) -> "Run":

@@ -232,14 +232,14 @@ def report(
         analyzer report --lesson -o lesson.html
     """  # noqa: D301 -- click reads the control character
     from analyzer.cli.export import name_the_twin, write_the_lesson
-    from analyzer.storage.catalog import resolve_run
-    from analyzer.storage.study import is_study, open_study, shown_points
+    from analyzer.storage.catalog import resolve_runs
+    from analyzer.storage.study import open_study, shown_points, study_named
 
     if lesson:
         return write_the_lesson(output, runs or [])
     if not runs:
         raise AnalyzerError("no RUN was named; expected one or more, latest, or --lesson.")
-    studies = [run for run in runs if is_study(run)]
+    studies = [*filter(None, (study_named(run, runs_dir) for run in runs))]
     if studies and len(runs) > 1:
         raise AnalyzerError(
             f"'{studies[0]}' is a study and {len(runs)} folders are given; expected it alone. "
@@ -248,7 +248,7 @@ def report(
     if studies:
         paths = shown_points(open_study(studies[0]))
     else:
-        paths = [resolve_run(run, runs_dir) for run in runs]
+        paths = [path for run in runs for path in resolve_runs(run, runs_dir)]
     if output is not None and output.is_dir():
         raise AnalyzerError(
             f"-o '{output}' is a folder; expected a file to write. Try -o {output / 'report.html'}."
@@ -272,7 +272,7 @@ def report(
             f"--layout is {layout!r}; expected {', '.join(LAYOUTS)}, together with --figures DIR. "
             "Leave it out to show one run of each program."
         )
-    shown = Path(studies[0]) if studies else paths[0]
+    shown = studies[0] if studies else paths[0]
     name = "anonymous" if anonymous else shown_name(shown.resolve())
     option, target = ("-o", output) if output else ("the report", Path(f"{name}-report.html"))
     places = ((option, target, False), ("--figures", figures, True), ("--tables", tables, True))

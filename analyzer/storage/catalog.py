@@ -32,6 +32,7 @@ __all__ = [
     "make_folder",
     "refuse_links",
     "resolve_run",
+    "resolve_runs",
     "runs_in",
     "write_manifest",
 ]
@@ -214,6 +215,20 @@ def resolve_run(name: str | Path, runs_dir: str | Path | None = None) -> Path:
         f"no run '{name}': neither that folder nor '{folder / name}' holds a run.json; "
         f"{_hint(str(name), [run.name for run in known], folder)}"
     )
+
+
+def resolve_runs(names: str, runs_dir: str | Path | None = None) -> list[Path]:
+    """Return the folders of a run, or of several whose names are joined by commas.
+
+    Raises:
+        RunNotFoundError: As `resolve_run`.
+    """
+    try:
+        return [resolve_run(names, runs_dir)]  # the name of one may hold a comma
+    except RunNotFoundError:
+        if "," not in names:
+            raise
+    return [resolve_run(name, runs_dir) for name in names.split(",") if name]
 
 
 def refuse_links(run: Path, most: int | None = None) -> None:

@@ -42,6 +42,7 @@ __all__ = [
     "read_json",
     "refuse_linked",
     "shown_points",
+    "study_named",
     "study_of",
     "write_json",
 ]
@@ -127,6 +128,11 @@ def refuse_linked(folder: Path) -> None:
                 f"study '{folder}' holds a link, {str(found.relative_to(folder))!r}; expected "
                 "files of its own. Replace the link by what it leads to."
             )
+
+
+def study_named(name: str | Path, runs_dir: str | Path) -> Path | None:
+    """Return the folder of a study: that folder, else a name under ``runs_dir``; None for none."""
+    return next(filter(is_study, (Path(name), Path(runs_dir) / name)), None)
 
 
 def study_of(run: Run) -> "Study":

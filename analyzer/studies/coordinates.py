@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import runpy
@@ -190,7 +191,7 @@ def coordinate_check(
     width.
 
     Args:
-        build_model: ``build_model(width, depth)``, or ``build_model(width)`` for depth None.
+        build_model: Takes ``width`` and, unless it is None, ``depth``: by name, else in this order.
         widths: At least 3, rising; each twice the one before is usual.
         depths: The check is made at each of them.
         data: Pairs (input, target); the first is the one that is measured.
@@ -217,13 +218,12 @@ def coordinate_check(
         raise AnalyzerError("the coordinate check has no data; expected pairs (input, target).")
     found: list[Growth] = []
     for depth in depths:
-        arguments = () if depth is None else (depth,)
         curves: dict[_Key, dict[int, list[tuple[float, float]]]] = {}
         shapes: dict[int, dict[str, tuple[int, int]]] = {}
         rule = ""
         for width, seed in itertools.product(widths, range(seeds)):
             with private_random_state(seed):
-                model = build_model(width, *arguments)
+                model = _built(build_model, width, depth)
             stepper = _stepper(model, build_optimizer, learning_rate)
             rule = type(stepper).__name__
             values, shapes[width] = _sizes(model, stepper, pairs, loss, steps)
@@ -238,6 +238,12 @@ def coordinate_check(
             role = roles[layer]
             found.append(_growth(layer, role, quantity, step, depth, slopes, wanted.get(role)))
     return CoordinateCheck(parametrization, tuple(widths), steps, seeds, tuple(found))
+
+
+def _built(build_model: Callable[..., nn.Module], width: int, depth: int | None) -> nn.Module:
+    given = {"width": width} if depth is None else {"width": width, "depth": depth}
+    is_named = given.keys() <= inspect.signature(build_model).parameters.keys()
+    return build_model(**given) if is_named else build_model(*given.values())
 
 
 def check_file(

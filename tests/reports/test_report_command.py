@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,19 @@ def test_a_report_of_a_pair_with_its_figures_and_tables(runs_dir: Path, capsys: 
     assert Path("f/depth_profile.csv").is_file()
     assert "Verdict" in Path("out/r.html").read_text()
     assert {path.stem for path in Path("t").iterdir()} == {"runs", "layers-1", "layers-2", "claims"}
+
+
+def test_several_seeds_may_be_joined_by_commas_and_a_twin_is_found_by_its_seed(
+    runs_dir: Path, tmp_path: Path, capsys: Output
+) -> None:
+    for name in ("net-plain", "net"):
+        shutil.copytree(runs_dir / name, tmp_path / "runs" / f"{name}-5")
+    manifest = tmp_path / "runs" / "net-5" / "run.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"twin": "net-plain-5"}))
+    assert main(["report", "net-plain-5,net-5", "-o", "both.html"]) == 0
+    assert "<title>Gradient flow of net-plain-5 and net-5</title>" in Path("both.html").read_text()
+    assert main(["report", "net-5", "-o", "one.html"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("runs/net-plain-5 runs/net-5")
 
 
 def test_an_anonymous_report_has_no_name_in_its_name(runs_dir: Path) -> None:

@@ -423,6 +423,8 @@ def edges_cyclic(run: Path) -> None:
         | {
             "branch_layers": [f"layers.{k}", f"layers.{k}", "nosuch"],
             "shortcut_layers": ["layers.2"],
+            "branch_parameters": 1,
+            "shortcut_parameters": 0,
         }
         for k in range(3)
     ]

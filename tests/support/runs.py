@@ -52,7 +52,8 @@ def write_run(
     count = len(norms[0]) if norms else 0
     writer.write_layers(layers or [layer_row(i, f"layers.{i}") for i in range(count)])
     writer.write_parameters([])
-    writer.write_joins(joins)
+    counts = {"branch_parameters": 1, "shortcut_parameters": 0}
+    writer.write_joins([counts | dict(join) for join in joins])
     writer.write_edges(edges)
     for step, (loss, row) in enumerate(zip(losses, norms, strict=True)):
         columns = {"step": step, "loss": loss, "seconds": 0.5, "skipped": False, "time": TIME}

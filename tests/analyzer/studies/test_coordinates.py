@@ -180,7 +180,7 @@ def test_the_command_names_the_layer(tmp_path: Path, capsys: pytest.CaptureFixtu
     file = tmp_path / "model.py"
     file.write_text(
         "from torch import nn\n"
-        "def build_model(width, depth=2):\n"
+        "def build_model(depth=2, width=8):\n"
         "    net = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(),\n"
         "        nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))\n"
         "    nn.init.normal_(net[3].weight, std=0.1)\n"

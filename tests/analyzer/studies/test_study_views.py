@@ -131,5 +131,5 @@ def test_a_report_of_a_study_begins_with_it(study: Study, tmp_path: Path, capsys
     assert [figure.key for figure in story.sections[0].figures] == keys
     names = [path.name for path in shown_points(study)]
     assert names == [f"depth20-{how}-seed{k}" for how in ("on", "off") for k in SEEDS]
-    assert main(["report", str(study.path), "x"]) == 2
+    assert main(["report", study.path.name, "x", "--runs-dir", str(study.path.parent)]) == 2
     assert "expected it alone" in capsys.readouterr().err

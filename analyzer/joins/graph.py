@@ -97,6 +97,7 @@ class Dataflow:
         elements: Their elements: once for factors, `MAJOR` times for weights.
         num_readers: Per vertex how many reads of it there are.
         place: Vertex numbers by node or `Untracked`.
+        has_stack, unseen: Whether anything is stacked; the vertices that autograd does not see.
     """
 
     def __init__(self, walk: Walk, log: CallLog) -> None:
@@ -140,16 +141,18 @@ class Dataflow:
                 self._append(vertex, sequence, vertex.kind, reads, vertex.parameters)
             else:
                 self._add_node(vertex, edges, sequence)
+        self.has_stack = "stack" in self.kinds
+        self.unseen = {v for v, made in enumerate(self.vertices) if isinstance(made, Untracked)}
 
     def shape(self, vertex: int, number: int = 0) -> tuple[int, ...]:
         """Return the shape of an output of a vertex."""
         known = self._shapes.get((vertex, number))
         if known is None:
-            maker = self.vertices[vertex]
-            made: Any = maker.node if isinstance(maker, Part) else maker
-            if isinstance(made, Node):
-                variable = getattr(made, "variable", None)
-                made = made._input_metadata[number] if variable is None else variable
+            made: Any = self.vertices[vertex]
+            made = made.node if type(made) is Part else made
+            if type(made) is not Untracked:
+                is_leaf = self.kinds[vertex] == "input"
+                made = made.variable if is_leaf else made._input_metadata[number]
             known = self._shapes[vertex, number] = tuple(made.shape)
         return known
 
@@ -300,12 +303,10 @@ class Scopes:
         the join is inside of one of torch's own leaf modules (the cell of an LSTM).
         """
         number = self.innermost(join)
-        if number < 0:
-            return None
-        if _is_leaf_of_torch(self.log.calls[number]):
+        if number < 0 or _is_leaf_of_torch(self.log.calls[number]):
             return None
         makers, numbers = self.flow.vertices, self.flow.sequences
-        unseen = {vertex for vertex in between if isinstance(makers[vertex], Untracked)}
+        unseen = self.flow.unseen.intersection(between)
         tick = min([makers[vertex].tick for vertex in unseen], default=sys.maxsize)
         first = min([numbers[v] for v in between if v not in unseen], default=sys.maxsize)
         while number >= 0:
@@ -330,12 +331,12 @@ class Scopes:
 
     def parameters(self, vertices: Iterable[int], owner: ModuleCall) -> int:
         """Return the elements of the different parameters that vertices inside of a call read."""
-        found: dict[nn.Parameter, None] = {}
+        found: dict[int, int] = {}  # by their ``id``: a tensor's hash is slow
         for vertex in vertices:
             read = self.flow.parameters[vertex]
             if read and self._is_after_start(owner, vertex):
-                found.update(dict.fromkeys(read))
-        return sum(parameter.numel() for parameter in found)
+                found.update([(id(parameter), parameter.numel()) for parameter in read])
+        return sum(found.values())
 
     def _made_by(self, call: ModuleCall) -> list[int]:
         """Return the vertices of a layer's outputs.
@@ -343,11 +344,11 @@ class Scopes:
         Where a view of the output was changed in place, autograd has replaced its node: what the
         layer computed before that view stands for it.
         """
-        places = [
-            self._by_sequence.get(maker) if isinstance(maker, int) else self.flow.place.get(maker)
-            for maker in call.outputs
-        ]
-        made = [vertex for vertex in places if vertex is not None]
+        made: list[int] = []
+        for maker in call.outputs:
+            places: Any = self._by_sequence if type(maker) is int else self.flow.place
+            if maker in places:
+                made.append(places[maker])
         if made or call.start == call.end:
             return made
         before = bisect_right(self._numbered, (call.end, -1)) - 1
@@ -396,5 +397,4 @@ class Scopes:
 
 
 def _is_leaf_of_torch(call: ModuleCall) -> bool:
-    module = call.module
-    return type(module).__module__.startswith("torch.nn.") and not module._modules
+    return type(call.module).__module__.startswith("torch.nn.") and not call.module._modules

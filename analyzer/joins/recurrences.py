@@ -34,7 +34,8 @@ class Recurrences(Sides):
         super().__init__(flow, scopes)
         self.passed_over: dict[int, str] = {}
         self._has_slices = "select" in flow.kinds
-        self._last: dict[tuple[int, frozenset[int]], JoinVertices] = {}
+        # By the call that made them the first join, and the last one by the parameters it reads.
+        self._last: dict[int, tuple[JoinVertices, dict[frozenset[int], JoinVertices]]] = {}
         self._slices_of: dict[int, set[tuple[int, Slice]]] = {}
 
     def adds_next_elements(self, vertex: int, made: Sum) -> bool:
@@ -104,13 +105,13 @@ class Recurrences(Sides):
         Such steps follow one another in a call, with the same parameters, and each one reads data
         that the one before does not: its element of the sequence.
         """
-        weights = frozenset(
-            id(parameter)
-            for vertex in later.branch_region | later.between
-            for parameter in self.flow.parameters[vertex]
-        )
-        key = self.scopes.innermost(later.join), weights
-        earlier, self._last[key] = self._last.get(key), later
+        first, known = self._last.setdefault(self.scopes.innermost(later.join), (later, {}))
+        if first is later:
+            return False
+        if not known:
+            known[self._weights(first)] = first
+        weights = self._weights(later)
+        earlier, known[weights] = known.get(weights), later
         if earlier is None or not self._follows(earlier, later):
             return False
         if not (self._reads_next_slice(earlier, later) or self._reads_more(earlier, later)):
@@ -119,6 +120,10 @@ class Recurrences(Sides):
             self.found.pop(vertices.join, None)
             self.passed_over[vertices.join] = STEP
         return True
+
+    def _weights(self, one: JoinVertices) -> frozenset[int]:
+        read = self.flow.parameters
+        return frozenset([id(p) for v in one.branch_region | one.between for p in read[v]])
 
     def _follows(self, earlier: JoinVertices, later: JoinVertices) -> bool:
         if later.fork < earlier.join:

@@ -122,8 +122,10 @@ class _Search(Recurrences):
                     self._note(self._concatenation(vertex), vertex)
             elif kind in ("add", "sum", "matmul", "select"):
                 self._look_at_sum(vertex)
+        sums = {vertex for vertex, one in self.found.items() if one.shortcut_elements}
         for vertices in list(self.found.values()):
-            self._drop_parallel_sums(vertices)
+            if not sums.isdisjoint(vertices.branch_region):
+                self._drop_parallel_sums(vertices)
         self.drop_scores()
         self.drop_gates()
         self._note_stacks()
@@ -179,9 +181,11 @@ class _Search(Recurrences):
     def _multiplied_out(self, vertex: int, made: Sum) -> Sum:
         """Return ``x + t · (h − x)``, an interpolation, as the sum of x and h that it is."""
         for term in made.terms:
+            if self.flow.kinds[term.reads[0]] != "product" or len(term.reads) > 1:
+                continue
             rest = [other for other in made.terms if other is not term]
             bases = {other.base for other in rest}
-            for partial, gates in self._factors(term.reads[0]) if len(term.reads) == 1 else ():
+            for partial, gates in self._factors(term.reads[0]):
                 inner = self.sums[partial]
                 is_alone = self.is_partial(partial, vertex) and not inner.shared
                 if is_alone and any(other.base in bases for other in inner.terms):

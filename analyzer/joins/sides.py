@@ -207,8 +207,8 @@ class Sides:
         branch_region = self.region(ends, fork)
         partial = [read for read in (*starts, *ends) if self.is_partial(read, join)]
         own_region = self.region(starts, fork)
-        scaled = [unscaled(self.flow, read)[1] for read in (*starts, *ends)]
-        without = {(edge[0], read) for gated in scaled for edge, read in gated.items()}
+        scaled = {read: unscaled(self.flow, read)[1] for read in (*starts, *ends)}
+        without = {(edge[0], read) for gated in scaled.values() for edge, read in gated.items()}
         cost = self.costs(own_region | branch_region, fork, partial, without)
         lightest = min((read for read in starts if read in cost), key=cost.__getitem__, default=-1)
         if lightest < 0:
@@ -235,8 +235,8 @@ class Sides:
             return None
         gates |= self._gates(path, fork)
         for read in starts if len(shortcuts) > 1 else ():
-            gates |= unscaled(self.flow, read)[1]
-        own_gates = unscaled(self.flow, heavier[0].reads[0])[1]
+            gates |= scaled[read]
+        own_gates = scaled[heavier[0].reads[0]]
         if made is not None:
             gates |= made.gates
         if gates:
@@ -244,7 +244,7 @@ class Sides:
             without = {(vertex, read) for (vertex, _, _), read in gates.items()}
             own_region = self.region(starts, fork, without)
         entries = [tuple(e for term in side for e in term.entries) for side in (shortcuts, heavier)]
-        shared, above = own_region & branch_region & cost.keys(), {join}
+        shared, above = {v for v in own_region & branch_region if v in cost}, {join}
         first, second = entries
         if made is not None and made.shared:
             # Of a stack that gates read, too, only what comes from the sum is the shortcut's.
@@ -273,7 +273,7 @@ class Sides:
             gate_edges=tuple(
                 e for e, r in (gates | own_gates).items() if r in cost or self.reaches(r, fork)
             ),
-            between=((own_region | branch_region) & cost.keys()) - {join},
+            between={v for v in own_region | branch_region if v in cost and v != join},
             shared=tuple(sorted(shared, reverse=True)),
             shared_edges=self._reads_of(shared, own_region, 0, first)
             + self._reads_of(shared, branch_region - above, 1, second),

@@ -75,9 +75,8 @@ class Sum:
 def sum_at(flow: Dataflow, vertex: int) -> Sum | None:
     """Return the operands that a vertex adds, None where it does not add two."""
     kind = flow.kinds[vertex]
-    if kind == "add":
-        is_sum = len(flow.reads[vertex]) > 1
-        found = (_unstacked(flow, vertex) or _added(flow, vertex)) if is_sum else None
+    if kind == "add" and len(flow.reads[vertex]) > 1:
+        found = (flow.has_stack and _unstacked(flow, vertex)) or _added(flow, vertex)
     else:
         found = _stacked(flow, vertex) if kind in ("sum", "matmul", "select") else None
     if found is None:

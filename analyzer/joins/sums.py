@@ -74,11 +74,11 @@ class Sum:
 
 def sum_at(flow: Dataflow, vertex: int) -> Sum | None:
     """Return the operands that a vertex adds, None where it does not add two."""
-    kind = flow.kinds[vertex]
+    kind, found = flow.kinds[vertex], None
     if kind == "add" and len(flow.reads[vertex]) > 1:
-        found = (flow.has_stack and _unstacked(flow, vertex)) or _added(flow, vertex)
-    else:
-        found = _stacked(flow, vertex) if kind in ("sum", "matmul", "select") else None
+        found = (_unstacked(flow, vertex) if flow.has_stack else None) or _added(flow, vertex)
+    elif kind in ("sum", "matmul", "select"):
+        found = _stacked(flow, vertex)
     if found is None:
         return None
     found.terms = merged(found.terms)

@@ -34,6 +34,7 @@ __all__ = [
     "newest_attempt",
     "rank_in",
     "restarts",
+    "url_of",
 ]
 
 RANKS = "ranks"
@@ -43,6 +44,18 @@ _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 _LOCAL = ("", "localhost", "127.0.0.1", "::1", "0.0.0.0")
 _PATIENCE_SECONDS, _POLL_SECONDS = 10.0, 0.005
 _SHARED_NAMES = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "MASTER_ADDR", "MASTER_PORT")
+
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)
+
+
+def url_of(path: Any) -> str | None:
+    """Return the URL in a text, or in a path that was made of one; None for a path of a folder."""
+    match = _URL.fullmatch(os.fspath(path)) if isinstance(path, str | Path) else None
+    if match is None:
+        return None
+    # A path has one slash where the URL had two.
+    slashes = ":///" if match[1] in ("file", "local") else "://"
+    return f"{match[1]}{slashes}{match[2].rstrip('/')}"
 
 
 @dataclass(frozen=True)

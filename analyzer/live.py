@@ -263,9 +263,9 @@ def loss_surface(
         **options: ``mode="fast"`` evaluates as few points as ``tolerance=0.005`` (of the range of
             the loss) needs and interpolates the others; what is narrower than ``"largest_gap"`` of
             ``attrs`` may be missed. ``batch_norm="recompute"`` re-estimates running statistics at
-            every point. ``weight_decay`` adds ``λ/2 ‖θ‖²``. ``resume`` names a file from which an
-            interrupted call resumes. ``seconds`` limits the time; ``on_progress`` gets points done
-            and in all.
+            every point. ``weight_decay`` adds ``λ/2 ‖θ‖²``. ``resume`` names
+            a file of the points that are done: for an interrupted call, and for several processes
+            at once. ``seconds`` limits the time. ``on_progress`` gets points done and in all.
 
     Returns:
         One row a point, α outer and β inner: ``alpha``, ``beta`` (0 along a line), ``loss``, and in

@@ -18,6 +18,7 @@ from analyzer.errors import RunNotFoundError
 from analyzer.storage.catalog import RunSummary, refuse_links, resolve_run, runs_in
 from analyzer.storage.limits import LIMITS
 from analyzer.storage.pairs import newest_pair
+from analyzer.storage.remote import keep_fresh, local
 from analyzer.storage.run import Run, open_run
 from analyzer.storage.study import is_study
 from analyzer.texts import escaped
@@ -45,7 +46,7 @@ class Library:
     """Folders of runs, and single runs, under ids that are looked up and never joined to a path.
 
     Args:
-        sources: Folders: each holds runs, or is one. A name may also be a run of
+        sources: Folders or URLs: each holds runs, or is one. A name may also be a run of
             ``$ANALYZER_RUNS``, or ``latest``. A folder that is not there yet is watched for.
         may_write: Whether tags and notes of runs may be changed.
 
@@ -57,6 +58,7 @@ class Library:
     def __init__(self, sources: Sequence[str | Path], *, may_write: bool = False) -> None:
         self.may_write = may_write
         self.sources = [_existing(source) for source in sources]
+        keep_fresh(sources)
         self.cache = Cache(**_SIZES)
         self._answering, self._judging = Line("answers"), Line("words")
 
@@ -211,7 +213,7 @@ def _changed(path: str) -> int:
 
 
 def _existing(source: str | Path) -> Path:
-    path = Path(source)
+    path = local(source, may_be_empty=True)
     if is_study(path):
         return path / "runs"
     if path.is_dir():

@@ -6,12 +6,16 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from analyzer.cli import RunName, RunsDir
+from analyzer.launch import launch_of_process
 from analyzer.vocabulary.probes import PROBE_NAMES, PROBES, ProbeOption
+
+if TYPE_CHECKING:
+    from analyzer.replaying import ProbeOrder
 
 __all__ = ["probe"]
 
@@ -37,6 +41,15 @@ def probe(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Overwrite existing results.")
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray", metavar="auto|ADDRESS", help="Let a Ray cluster help with landscapes."
+        ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, metavar="N", help="With --ray: tasks that help.")
+    ] = 1,
     runs_dir: RunsDir = Path("runs"),
     **given: Any,
 ) -> None:
@@ -52,10 +65,11 @@ def probe(
         analyzer probe latest paths landscape --step last
         analyzer probe latest landscape --plane trajectory --mode exact --grid 31
         analyzer probe mine jacobian --step all --replay --yes -- --lr 0.1
+        torchrun --nproc-per-node 2 -m analyzer probe mine landscape --mode exact
+        analyzer probe mine landscape --mode exact --ray auto --workers 3
     """
-    from analyzer.errors import AnalyzerError
     from analyzer.storage.catalog import resolve_run
-    from analyzer.storage.run import open_run
+    from analyzer.storage.remote import sent_back
 
     probes = [name for name in names if name in PROBE_NAMES]
     args = names[len(probes) :]
@@ -64,11 +78,35 @@ def probe(
 
         probe_named(next((name for name in names if name not in PROBE_NAMES), ""))
     from analyzer.replaying import ProbeOrder
-    from analyzer.replaying.programs import command_of, probe_run, replay_script
 
     options = {name: value for name, value in given.items() if value is not None}
-    order = ProbeOrder(tuple(probes), step, options, overwrite)
-    opened = open_run(resolve_run(run, runs_dir))
+    launch = launch_of_process()
+    helps = launch is not None and launch.rank > 0
+    order = ProbeOrder(tuple(probes), step, options, overwrite, helps)
+    with sent_back(run) as copy:
+        path = copy or resolve_run(run, runs_dir)
+        _measure(path, order, args, (ray, workers), replay=replay, yes=yes, in_place=in_place)
+    if not helps:
+        _say(f"see it with: analyzer show {path if copy is None else run}")
+
+
+def _measure(
+    path: Path,
+    order: "ProbeOrder",
+    args: list[str],
+    ray: tuple[str | None, int],
+    *,
+    replay: bool,
+    yes: bool,
+    in_place: bool,
+) -> None:
+    """Build or start the program of a run again, and measure."""
+    from analyzer.errors import AnalyzerError
+    from analyzer.replaying import Together, ranks_together
+    from analyzer.replaying.programs import command_of, probe_run, replay_script
+    from analyzer.storage.run import open_run
+
+    opened = open_run(path)
     kind = opened.manifest.get("kind")
     if kind in _PROGRAMS:
         if not replay:
@@ -81,12 +119,22 @@ def probe(
         raise AnalyzerError(
             f"run '{opened.name}' is of no program that can be started again; leave --replay out"
         )
+    is_shared = ray[0] is not None or launch_of_process() is not None
+    if kind == "script" and is_shared:
+        raise AnalyzerError(
+            f"run '{opened.name}' is of a script, which one process alone can start again; "
+            "expected a run of a built-in network or a model file with --ray and torchrun"
+        )
     if kind == "script":
         replay_script(opened, order, args, in_place=in_place, say=_say)
-    else:
-        with _progress() as progress:
-            probe_run(opened, order, _say, progress)
-    _say(f"see it with: analyzer show {opened.path}")
+        return
+    with contextlib.ExitStack() as stack:
+        together: Together = ranks_together
+        if ray[0] is not None:
+            from analyzer.studies.ray_cluster import landscape_helpers
+
+            together = stack.enter_context(landscape_helpers(ray[0], order, ray[1]))
+        probe_run(opened, order, _say, stack.enter_context(_progress()), together)
 
 
 _PROGRAMS = {"script": "training script", "model file": "model file"}

@@ -5,7 +5,6 @@ import inspect
 import itertools
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -16,20 +15,18 @@ from typing import IO, Annotated, Any
 import typer
 
 from analyzer.cli import RunsDir
+from analyzer.cli.processes import command_of, interpreter_flags, record_at_url, run_process
 from analyzer.cli.script_session import ScriptSession
 from analyzer.cli.session import (
-    PACKAGE_ROOT,
     beside,
     existing_run,
     new_folder,
     options_from,
-    options_text,
     resumed_folder,
 )
-from analyzer.cli.signals import DeadlySignals
 from analyzer.ending import Ending
 from analyzer.errors import AnalyzerError, ScriptError
-from analyzer.launch import launch_of_process
+from analyzer.launch import launch_of_process, url_of
 from analyzer.options import (
     MODEL_FILE,
     ZOO,
@@ -40,20 +37,9 @@ from analyzer.options import (
     with_parameters,
 )
 
-__all__ = ["PROGRAM", "parameter_of", "record", "record_text"]
+__all__ = ["parameter_of", "record", "record_text"]
 
 _LAST_LINES = 12
-_PATIENCE_SECONDS = 5.0
-# The package's own folder takes the place that Python gives to the working folder: a file of the
-# user's must not stand for a module of ours. What runs the script puts the script's folder there.
-PROGRAM = """
-import sys
-sys.path[: not sys.flags.safe_path] = [sys.argv[1]]
-from analyzer.cli.record import record_text
-sys.exit(record_text(sys.argv[2]))
-"""
-# A private function of the standard library, which multiprocessing uses too.
-_interpreter_flags: Callable[[], list[str]] = vars(subprocess)["_args_from_interpreter_flags"]
 
 
 def record(
@@ -110,7 +96,8 @@ def record(
                 "a checkpoint of its own. The built-in loop keeps none: record it again."
             )
         resumed_folder(options)
-    return lambda: _record(options)
+    is_at_url = url_of(options.run or options.runs_dir) is not None
+    return lambda: record_at_url(options) if is_at_url else _record(options)
 
 
 def parameter_of(field: "Field[Any]") -> inspect.Parameter:
@@ -162,7 +149,7 @@ def _record_seeds(options: RecordOptions) -> int:
     for k, folder in enumerate(folders):
         one = replace(options, seeds=None, seed=first + k, run=folder)
         one = _record_twin(one, folder, twins[k]) if twins else one
-        codes.append(_run(_command(one)))
+        codes.append(run_process(command_of(one)))
     if not options.quiet:
         for line in _words_on_seeds(folders, twins):
             print(f"analyzer: {line}", file=sys.stderr)
@@ -251,14 +238,16 @@ def _record_ranks(options: RecordOptions, run: Path | None) -> int:
             run.rmdir()
     launcher = ["-m", "torch.distributed.run", "--standalone", "--no-python"]
     number = ["--nproc-per-node", str(options.nproc_per_node)]
-    program = _command(replace(options, run=run or options.run, nproc_per_node=None), "-u")
-    return _run([sys.executable, *_interpreter_flags(), *launcher, *number, *program])
+    program = command_of(replace(options, run=run or options.run, nproc_per_node=None), "-u")
+    return run_process([sys.executable, *interpreter_flags(), *launcher, *number, *program])
 
 
 def record_text(text: str) -> int:
     """Record by the options in a text of `options_text`: all that a process of ours does."""
+    options = options_from(text)
+    is_several = options.twin or options.seeds is not None
     try:
-        return _record_alone(options_from(text))
+        return (_record if is_several else _record_alone)(options)
     except AnalyzerError as error:
         print(f"analyzer: {error}", file=sys.stderr)
         return 2
@@ -289,7 +278,7 @@ def _record_twin(options: RecordOptions, run: Path, plain: Path) -> RecordOption
     with tempfile.TemporaryFile() as stderr:
         streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": stderr}
         with lines_shown("analyzer: twin: ", options.quiet) as streams["stdout"]:
-            code = _run(_command(twin), lambda: _stop_twin(run, stderr), **streams)
+            code = run_process(command_of(twin), lambda: _stop_twin(run, stderr), **streams)
         words = _words(code, stderr)
     return replace(
         options,
@@ -302,12 +291,6 @@ def _record_twin(options: RecordOptions, run: Path, plain: Path) -> RecordOption
     )
 
 
-def _command(options: RecordOptions, *flags: str) -> list[str]:
-    """The command line of a process that records by these options."""
-    program = ["-c", PROGRAM, PACKAGE_ROOT, options_text(options)]
-    return [sys.executable, *_interpreter_flags(), *flags, *program]
-
-
 def _stop_twin(run: Path, stderr: IO[bytes]) -> None:
     """Leave no empty folder of the run itself; repeat what the twin said of what is on disk."""
     with contextlib.suppress(OSError):
@@ -315,46 +298,6 @@ def _stop_twin(run: Path, stderr: IO[bytes]) -> None:
     for line in _lines(stderr):
         if line.startswith("analyzer: recorded"):
             print(line, file=sys.stderr, flush=True)
-
-
-def _run(
-    command: Sequence[str], at_signal: Callable[[], object] = lambda: None, **streams: Any
-) -> int:
-    """Run a process to its end; a signal that ends this one ends both."""
-    process = subprocess.Popen(command, **streams)
-
-    def end(number: int, _: object) -> None:
-        _end_with(process.pid, number)
-        at_signal()
-
-    signals = DeadlySignals(end)
-    signals.watch()
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        _end(process)
-        at_signal()
-        # As Python ends at an interrupt that nobody catches: a shell loop around it stops too.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
-        raise
-    finally:
-        signals.stop()
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Wait for a process that got the interrupt too; else send it one."""
-    try:
-        process.wait(_PATIENCE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
-        process.wait()
-
-
-def _end_with(process: int, number: int) -> None:
-    """Send a signal on, and wait; not through `subprocess`, which is waiting already."""
-    os.kill(process, number)
-    os.waitpid(process, 0)
 
 
 def _words(code: int, stderr: IO[bytes]) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ __all__ = [
     "options_from",
     "options_text",
     "resumed_folder",
+    "stem_of",
 ]
 
 _SECONDS_BETWEEN_LOOKS = 5.0
@@ -115,6 +116,14 @@ def _is_taken_now(run: Path) -> bool:
     return True
 
 
+def stem_of(options: RecordOptions) -> str:
+    """Return how the names of the runs of a target begin."""
+    name = options.target
+    if name.startswith(ZOO):
+        return name.removeprefix(ZOO)
+    return name.rpartition(".")[2] if options.as_module else Path(name).stem or "run"
+
+
 def new_folder(
     options: RecordOptions, others: Callable[[Path], Iterable[Path]] = lambda run: ()
 ) -> Path:
@@ -132,17 +141,10 @@ def new_folder(
     """
     if options.run is not None:
         return _claimed(options.run)
-    if options.target.startswith(ZOO):
-        stem = options.target.removeprefix(ZOO)
-    elif options.as_module:
-        stem = options.target.rpartition(".")[2]
-    else:
-        stem = Path(options.target).stem or "run"
+    stem = stem_of(options)
     for k in itertools.count():
         path = options.runs_dir / f"{stem}-{k}"
-        if any(map(os.path.lexists, others(path))):
-            continue
-        if _is_taken_now(path):
+        if not any(map(os.path.lexists, others(path))) and _is_taken_now(path):
             return path
     raise AssertionError
 

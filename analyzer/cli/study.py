@@ -1,6 +1,7 @@
 """``analyzer study``: many recorded runs by one plan."""
 
 import inspect
+import itertools
 import os
 import sys
 import time
@@ -14,6 +15,7 @@ import typer
 from analyzer.cli import RunsDir
 from analyzer.cli.record import parameter_of
 from analyzer.errors import AnalyzerError
+from analyzer.launch import url_of
 from analyzer.options import (
     MODEL_FILE,
     RECORDER,
@@ -197,10 +199,14 @@ vars(study)["__signature__"] = with_parameters(
 
 
 def _free(runs_dir: Path) -> Path:
-    k = 0
-    while (runs_dir / f"study-{k}").exists():
-        k += 1
-    return runs_dir / f"study-{k}"
+    from analyzer.storage.remote import local
+
+    places = (runs_dir / f"study-{k}" for k in itertools.count())
+    return next(one for one in places if not _holds_something(local(one, may_be_empty=True)))
+
+
+def _holds_something(folder: Path) -> bool:
+    return folder.exists() and any(folder.iterdir())
 
 
 def _planned(
@@ -298,7 +304,7 @@ def _run(
     if address is not None:
         from analyzer.studies.ray_cluster import RayCluster
 
-        cluster = RayCluster(address, cpus=cpus, gpus=gpus)
+        cluster = RayCluster(address, cpus=cpus, gpus=gpus, url=url_of(folder))
         runner = lambda _: cluster  # noqa: E731
     with _progress(quiet) as on_change:
         return run_study(

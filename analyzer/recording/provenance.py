@@ -4,6 +4,7 @@ A training that continues a run begins at the step whose weights, or whose loss,
 """
 
 import inspect
+import itertools
 import os
 import platform
 import random
@@ -21,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from analyzer.errors import RunExistsError
-from analyzer.launch import Rank, join, launch_of_process
+from analyzer.launch import Rank, join, launch_of_process, url_of
 from analyzer.options import RECORDER, RecordOptions, options_of, with_parameters
 from analyzer.recording.models import Models
 from analyzer.recording.names import unwrapped
@@ -31,6 +32,7 @@ from analyzer.recording.scaling import scale_of
 from analyzer.storage.arrays import as_floats, as_numpy, is_present
 from analyzer.storage.catalog import refuse_links, resolve_run
 from analyzer.storage.run import Run
+from analyzer.storage.uploading import begun_at
 
 __all__ = [
     "RANDOM_STATES",
@@ -155,15 +157,20 @@ def run_folder(
         if (launch := launch_of_process()) is not None:
             join(path, launch, resumes=True)  # nothing new where it has done so
         return path
+    is_fixed = exist == "raise" or (exist is None and "ipykernel" not in sys.modules)
     if run is None:
         stem = "run" if model is None else type(unwrapped(model)).__name__.lower()
         runs = Path(os.environ.get("ANALYZER_RUNS", "runs"))
+        if (url := url_of(runs)) is not None:
+            return begun_at(f"{url}/{stem}-{k}" for k in range(sys.maxsize))
         return next(path for k in range(sys.maxsize) if _is_free(path := runs / f"{stem}-{k}"))
+    if (url := url_of(run)) is not None:
+        others = (f"{url}-{k}" for k in range(1, 1 if is_fixed else sys.maxsize))
+        return begun_at(itertools.chain([url], others))
     path = Path(run)
     if exist == "use" or _is_free(path):
         return path
-    in_notebook = "ipykernel" in sys.modules
-    if exist == "raise" or (exist is None and not in_notebook):
+    if is_fixed:
         raise RunExistsError(
             f"run folder '{path}' exists; a run is never overwritten: "
             'choose another folder, or pass exist="new"'

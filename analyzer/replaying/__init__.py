@@ -1,10 +1,12 @@
 """Probes on the checkpoints of a finished run: what is measured, and on which weights."""
 
+import contextlib
 import functools
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,9 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from analyzer.errors import AnalyzerError, NotRecordedError
+from analyzer.launch import launch_of_process
 from analyzer.probes import HeldBatch, Measurement, probe_named, same_draws
+from analyzer.probes.landscape.ledger import PartialSurfaceError
 from analyzer.probes.landscape.planes import LandscapeRequest, drawn
-from analyzer.probes.landscape.points import PartialSurfaceError
 from analyzer.probes.sharpness import UpdateRule, rule_of
 from analyzer.recording.names import RootModel, root_prefixes
 from analyzer.recording.probing import Held, measured, said_of
@@ -32,8 +35,10 @@ __all__ = [
     "ProbeOrder",
     "Progress",
     "Say",
+    "Together",
     "checkpoints_of",
     "measure_all",
+    "ranks_together",
     "sentences",
     "state_of",
 ]
@@ -41,7 +46,8 @@ __all__ = [
 Say: TypeAlias = Callable[[str], None]
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Receives what is being done, how much of it is done, and how much there is at most."""
-_PROGRESS_SECONDS = 10.0
+Together: TypeAlias = Callable[[Run, int], AbstractContextManager[None]]
+_PROGRESS_SECONDS, _PATIENCE_SECONDS = 10.0, 60.0
 _CHECKPOINT = re.compile(r"step-(\d{12,18})\.safetensors")
 
 
@@ -50,13 +56,15 @@ class ProbeOrder:
     """What is to be measured, on which checkpoints (a step, ``last`` or ``all``).
 
     ``options`` are values of the options in the probes' rows, by name; what is missing has its
-    default. Existing tables are replaced where it `overwrites`.
+    default. Existing tables are replaced where it `overwrites`. Who `helps` evaluates points of
+    landscapes that another process writes, and nothing else.
     """
 
     names: tuple[str, ...]
     which: str = "last"
     options: Mapping[str, Any] = field(default_factory=dict)
     overwrites: bool = False
+    helps: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -98,11 +106,31 @@ def sentences(say: Say) -> Progress:
     return progress
 
 
-def measure_all(run: Run, held: Held, order: ProbeOrder, say: Say, progress: Progress) -> None:
+@contextlib.contextmanager
+def ranks_together(run: Run, step: int) -> Iterator[None]:
+    """Let the ranks of a launch begin and end a landscape together; one process is on its own."""
+    if launch_of_process() is None:
+        yield
+        return
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
+    torch.distributed.barrier()
+    yield
+    torch.distributed.barrier()
+
+
+def measure_all(
+    run: Run,
+    held: Held,
+    order: ProbeOrder,
+    say: Say,
+    progress: Progress,
+    together: Together = ranks_together,
+) -> None:
     """Measure the probes on each of the checkpoints and write their tables.
 
     The weights of the held model are replaced. One probe that is refused keeps none of the others
-    from being measured.
+    from being measured. ``together`` holds while a landscape is evaluated, maybe by others, too.
 
     Raises:
         AnalyzerError: If a checkpoint does not fit, or, after the others, if a probe cannot be
@@ -117,11 +145,16 @@ def measure_all(run: Run, held: Held, order: ProbeOrder, say: Say, progress: Pro
             if place.exists() and not order.overwrites:
                 say(f"{name} of step {step} exists and is kept (--overwrite replaces it)")
                 continue
+            if order.helps and name != "landscape":
+                continue
             place.parent.mkdir(parents=True, exist_ok=True)
             try:
-                measurement = _measured(run, held, order, name, step, say, progress)
+                with together(run, step) if name == "landscape" else contextlib.nullcontext():
+                    measurement = _measured(run, held, order, name, step, say, progress)
             except Exception as error:
                 refusals.setdefault((name, said_of(error, held)), []).append(step)
+                continue
+            if order.helps:
                 continue
             columns = _with_layers(run, measurement)
             table = probe_table(name, columns, measurement.metadata)
@@ -147,7 +180,7 @@ def _measured(
     request, model = order.landscape, held.call.model
     needed = checkpoints_of(run, "all") if request.plane != "random" else {}
     checkpoints = {at: state_of(model, file) for at, file in needed.items()}
-    if points.exists():
+    if points.exists() and not order.helps:
         say(f"landscape of step {step}: resuming with the points that are done")
 
     def draws(batch: HeldBatch) -> Measurement:
@@ -161,12 +194,21 @@ def _measured(
                 on_progress=functools.partial(progress, f"landscape of step {step}"),
             )
 
-    try:
-        return measured(name, held, draws)
-    except PartialSurfaceError:
-        say(f"landscape of step {step}: the points that are done are of another one; starting over")
-        points.unlink()
-        return measured(name, held, draws)
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return measured(name, held, draws)
+        except PartialSurfaceError:
+            if order.helps and time.monotonic() < until:  # who writes the landscape starts over
+                time.sleep(_PROGRESS_SECONDS / 100)
+                continue
+            if order.helps or not points.exists():
+                raise
+            say(
+                f"landscape of step {step}: the points that are done are of another one; starting "
+                "over"
+            )
+            points.unlink()
 
 
 def _recorded_rule(run: Run, step: int) -> UpdateRule | None:

@@ -23,7 +23,16 @@ from analyzer.networks.data import batches, dataset
 from analyzer.networks.loop import model_of, seed_everything
 from analyzer.networks.zoo import least_elements, zoo_for
 from analyzer.recording.probing import Call, Held
-from analyzer.replaying import ProbeOrder, Progress, Say, checkpoints_of, measure_all, sentences
+from analyzer.replaying import (
+    ProbeOrder,
+    Progress,
+    Say,
+    Together,
+    checkpoints_of,
+    measure_all,
+    ranks_together,
+    sentences,
+)
 from analyzer.script import run_program
 from analyzer.storage.limits import LIMITS
 from analyzer.storage.run import Run
@@ -39,7 +48,11 @@ T = TypeVar("T")
 
 
 def probe_run(
-    run: Run, order: ProbeOrder, say: Say = lambda _: None, progress: Progress | None = None
+    run: Run,
+    order: ProbeOrder,
+    say: Say = lambda _: None,
+    progress: Progress | None = None,
+    together: Together = ranks_together,
 ) -> None:
     """Measure probes on the checkpoints of a run of a zoo network or a model file.
 
@@ -48,7 +61,7 @@ def probe_run(
             reason.
     """
     checkpoints_of(run, order.which)  # refused before the model is built
-    measure_all(run, rebuilt(run), order, say, progress or sentences(say))
+    measure_all(run, rebuilt(run), order, say, progress or sentences(say), together)
 
 
 def command_of(run: Run, args: Sequence[str]) -> list[str]:

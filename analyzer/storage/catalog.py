@@ -18,10 +18,11 @@ from analyzer.errors import (
     TooLargeError,
     TooMuchError,
 )
-from analyzer.launch import RANKS, create_once
+from analyzer.launch import RANKS, create_once, url_of
 from analyzer.storage.limits import LIMITS, LISTED, stricter
 from analyzer.storage.notes import NO_NOTES, Notes, read_notes
 from analyzer.storage.parts import Part, listing, replace_file
+from analyzer.storage.remote import local
 from analyzer.storage.run_json import age_seconds, losses, read_manifest, status_of
 from analyzer.storage.selection import nearest
 from analyzer.texts import escaped, shown_name
@@ -187,13 +188,16 @@ def resolve_run(name: str | Path, runs_dir: str | Path | None = None) -> Path:
     """Return the folder of a run.
 
     Args:
-        name: A folder; else a name under ``runs_dir``; else ``latest``, the run begun last.
+        name: A folder or a URL; else a name under ``runs_dir``; else ``latest``, the run begun
+            last.
         runs_dir: Folder of runs; None for ``$ANALYZER_RUNS``, else ``runs``.
 
     Raises:
         RunNotFoundError: With what was looked for, where, and the nearest names.
     """
-    folder = Path(runs_dir or os.environ.get("ANALYZER_RUNS") or "runs")
+    if url_of(name) is not None:
+        return local(name)
+    folder = local(runs_dir or os.environ.get("ANALYZER_RUNS") or "runs")
     for path in (Path(name), folder / name):
         if str(name) and _is_run(path):
             return path

@@ -22,6 +22,7 @@ from analyzer.storage.reading import (
     probe_notes,
     probe_rows,
 )
+from analyzer.storage.remote import refreshed
 from analyzer.storage.run_json import read_manifest, run_path, status_of
 from analyzer.storage.selection import StepsLike, check_count, nearest, one_of
 from analyzer.storage.static_table import static_tables
@@ -112,6 +113,7 @@ class Run:
         Raises:
             RunNotFoundError: If the folder is gone.
         """
+        refreshed(self.path)
         self.manifest = read_manifest(self.path)
         for static in self._static.values():
             static.refresh()

@@ -17,6 +17,7 @@ from analyzer.launch import RANKS
 from analyzer.options import RECORDER, expected_path, options_of
 from analyzer.storage.limits import LIMITS
 from analyzer.storage.parts import listing
+from analyzer.storage.remote import local
 from analyzer.storage.schema import READABLE_VERSIONS, SCHEMA_VERSION
 
 __all__ = [
@@ -236,10 +237,10 @@ def _of_types(path: Path, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_path(path: str | Path) -> Path:
-    """Return the path of a run as one; refuse what is none."""
+    """Return the path of a run as one, of a URL that of its copy; refuse what is none."""
     if (expected := expected_path(path)) is not None:
         raise RunNotFoundError(f"no run at {path!r}; expected {expected}")
-    return Path(path)
+    return local(path)
 
 
 def read_manifest(folder: Path, *, with_ranks: bool = True) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from analyzer.errors import AnalyzerError, NotRecordedError, RunNotFoundError, S
 from analyzer.storage.arrays import frame
 from analyzer.storage.limits import LIMITS
 from analyzer.storage.parts import READ_FAILURES, reason_of, replace_file
+from analyzer.storage.remote import local
 from analyzer.storage.run import Run, open_run
 from analyzer.storage.run_json import read_manifest, status_of
 from analyzer.storage.sealed import open_file
@@ -95,19 +96,19 @@ class StudyPoint:
 
 
 def open_study(folder: str | Path) -> "Study":
-    """Open a study, complete or not.
+    """Open a study, complete or not, in a folder or at a URL.
 
     Raises:
         RunNotFoundError: If the folder holds no plan.
         SchemaError: If the plan is damaged or of a newer version.
     """
-    return Study(Path(folder))
+    return Study(local(folder))
 
 
 def is_study(folder: str | Path) -> bool:
-    """Return whether a folder holds a plan."""
+    """Return whether a folder, or a URL, holds a plan."""
     try:
-        return (Path(folder) / PLAN).is_file()
+        return (local(folder, may_be_empty=True) / PLAN).is_file()
     except (OSError, ValueError):  # too long, or with a NUL
         return False
 

@@ -14,6 +14,7 @@ from analyzer.launch import Rank, rank_in
 from analyzer.storage.folder import RunFolder
 from analyzer.storage.parts import reason_of, replace_file, write_table
 from analyzer.storage.rows import Block, StepRecord, probe_table
+from analyzer.storage.uploading import ended_in
 
 __all__ = ["Block", "RunWriter", "StepRecord"]
 
@@ -199,7 +200,9 @@ class RunWriter:
                 pulse, since = found, now
             elif now - since > limit:
                 self._fail(f"the disk did not answer for {now - since:.0f} s")
-                return
+                break
+        if (problem := ended_in(self.path)) is not None:
+            self._warn(problem)
 
     def withdraw(self) -> None:
         """End an attempt that added no step: the run is left as it was before."""

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from analyzer.analysis.study import summary_table
 from analyzer.cli.session import PACKAGE_ROOT, options_text
 from analyzer.errors import AnalyzerError
+from analyzer.launch import url_of
 from analyzer.options import ZOO
 from analyzer.storage.parts import write_table
 from analyzer.storage.run_json import read_manifest, status_of
@@ -35,6 +36,7 @@ from analyzer.storage.study import (
     refuse_linked,
     write_json,
 )
+from analyzer.storage.uploading import Upload
 from analyzer.studies.plan import Plan, merged, options_of_point, refuse_foreign
 
 __all__ = ["Ended", "Runner", "Workers", "held", "processors", "run_study"]
@@ -209,7 +211,7 @@ def run_study(
     Args:
         plan: The points; those that the folder has stay as they are, others are added to it. None
             for those of the folder, which then are of built-in networks.
-        folder: The study; made where it is not there.
+        folder: The study, or its URL; made where it is not there.
         workers: Points that are run at a time; None for one for each processor.
         threads: Threads of each; None for the processors divided among them.
         retry: Whether points that failed are run again; their runs are kept in ``failed/``.
@@ -225,8 +227,7 @@ def run_study(
         AnalyzerError: If another process runs it, or the plan contradicts the folder.
         SchemaError: If the folder's plan cannot be read, or it holds a link.
     """
-    folder = Path(os.path.abspath(folder))
-    with held(folder) as lock:
+    with _here(folder) as folder, held(folder) as lock:
         study = _planned(plan, folder)
         points = _asked(plan, study)
         for point in points:
@@ -240,6 +241,22 @@ def run_study(
             running.close()
         write_table(folder / SUMMARY, summary_table(study))
         return study
+
+
+@contextlib.contextmanager
+def _here(folder: Path) -> Iterator[Path]:
+    """The folder of a study; of one at a URL its copy, which is copied there while it is run."""
+    url = url_of(folder)
+    if url is None:
+        yield Path(os.path.abspath(folder))
+        return
+    upload = Upload(url, continues=True)
+    upload.start()
+    try:
+        yield upload.folder
+    finally:
+        if (problem := upload.close()) is not None:
+            print(f"analyzer: {problem}", file=sys.stderr)
 
 
 def processors() -> int:

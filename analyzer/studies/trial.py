@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analyzer.cli.record import PROGRAM
+from analyzer.cli.processes import PROGRAM
 from analyzer.cli.session import PACKAGE_ROOT, options_text
 from analyzer.errors import AnalyzerError
 from analyzer.storage.run import Run, open_run

@@ -14,7 +14,8 @@ import signal
 import sys
 from typing import Any
 
-from analyzer.cli.record import PROGRAM, record_text
+from analyzer.cli.processes import PROGRAM
+from analyzer.cli.record import record_text
 
 __all__ = ["die_with_parent", "serve"]
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from analyzer.joins.model_state import preserve_state, unwrapped
 from analyzer.probes.batch import held, num_samples
 from analyzer.probes.landscape.directions import cosine
+from analyzer.probes.landscape.ledger import Ledger, fingerprint
 from analyzer.probes.landscape.methods import (
     BATCH_NORM,
     Loss,
@@ -23,14 +24,7 @@ from analyzer.probes.landscape.methods import (
     evaluating,
     method_named,
 )
-from analyzer.probes.landscape.points import (
-    Estimate,
-    Floats,
-    Ledger,
-    Places,
-    estimated_surface,
-    fingerprint,
-)
+from analyzer.probes.landscape.points import Estimate, Floats, Places, estimated_surface
 from analyzer.probes.landscape.weights import aligned, moves_of, named_weights, squared_norm
 
 __all__ = [
@@ -233,23 +227,22 @@ def _filled(
     """Evaluate all points, or those that the tolerance needs."""
     points = [(float(a), float(b)) for a in axes[0] for b in axes[1]]
     share = 1.0 if tolerance is None else _USUAL_SHARE
-    ledger.method_name = ledger.method_name or chosen(work, points, share)
-    method = method_named(work, ledger.method_name)
-
-    def evaluate(places: Places) -> Floats:
-        return ledger.evaluate(method, places)
-
     try:
+        name = ledger.begin(lambda: chosen(work, points, share))
+        method = method_named(work, name)
+
+        def evaluate(places: Places) -> Floats:
+            return ledger.evaluate(method, places)
+
         if tolerance is not None:
-            estimate = estimated_surface(axes, evaluate, tolerance, ledger.is_late)
-            return estimate, ledger.method_name
+            return estimated_surface(axes, evaluate, tolerance, ledger.is_late), name
         evaluate([(i, j) for i in range(len(axes[0])) for j in range(len(axes[1]))])
     finally:
-        ledger.save()
+        ledger.close()
     whole = bool(ledger.done.all())
     error = 0.0 if whole else float("nan")
     estimate = Estimate(ledger.values.copy(), ledger.done.copy(), error, whole, "none")
-    return estimate, ledger.method_name
+    return estimate, name
 
 
 def plane_curvatures(losses: Floats, alphas: Floats, betas: Floats) -> tuple[Floats, Floats]:

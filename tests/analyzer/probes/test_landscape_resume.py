@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import analyzer
-from analyzer.probes.landscape import points, surface
+from analyzer.probes.landscape import ledger, surface
 
 AXIS = np.linspace(-1, 1, 13)
 
@@ -41,8 +41,7 @@ def problem() -> tuple[nn.Module, list, object]:
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
-def test_stopped_ten_times_a_surface_ends_with_the_same_values(mode, tmp_path, monkeypatch):
-    monkeypatch.setattr(points, "_SAVE_EVERY", 0.0)
+def test_stopped_ten_times_a_surface_ends_with_the_same_values(mode, tmp_path):
     model, batches, planes = problem()
     undisturbed = surface(
         model, batches, Loss(10**9), planes, AXIS, np.linspace(0, 1, 20), mode=mode
@@ -97,10 +96,10 @@ def test_a_fingerprint_sees_every_bit_and_name():
     x = torch.tensor([1.0, 2.0])
     nearly = torch.nextafter(x, x + 1)
     marks = [
-        points.fingerprint([part]) for part in (x, nearly, x.double(), {"a": x}, {"b": x}, [x, 1])
+        ledger.fingerprint([part]) for part in (x, nearly, x.double(), {"a": x}, {"b": x}, [x, 1])
     ]
     assert len(set(marks)) == 6
-    assert points.fingerprint([{"a": x.clone()}]) == marks[3]
+    assert ledger.fingerprint([{"a": x.clone()}]) == marks[3]
 
 
 def evaluate_slowly(started, resume: str, result: Path) -> None:

@@ -1,0 +1,168 @@
+"""Bytes, files and seconds of runs of many layers, of many ranks and of many steps.
+
+    python benchmarks/scale.py [--layers 1000,10000] [--ranks 64,1000] [--steps 100000,1000000]
+
+Layers: a real training of a chain of linear layers of width 8, recorded and not, in turn. Ranks:
+each writes its part files as a process of a launch does, one after the other. Steps: the writer
+alone. docs/scale.md has the table, with what follows for other sizes.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import analyzer
+from analyzer.storage.run import open_run
+from analyzer.storage.schema import STAT_COLUMNS
+from analyzer.storage.writer import Block, RunWriter, StepRecord
+from benchmarks.storage import COLUMN, write
+
+_MIB = 2**20
+
+
+def on_disk(folder: Path) -> tuple[int, int]:
+    """Return how many files there are, and their bytes."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return len(files), sum(path.stat().st_size for path in files)
+
+
+def seconds_of(question: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    question()
+    return time.perf_counter() - start
+
+
+def told(what: str, **values: str) -> None:
+    print(f"{what:24}" + "  ".join(f"{name} {value}" for name, value in values.items()))
+
+
+def questions(path: Path) -> dict[str, str]:
+    """What a first look at a run takes, in a run that was not opened before."""
+    start = time.perf_counter()
+    run = open_run(path)
+    last = int(run.recorded_steps()[-1])
+    opened = time.perf_counter() - start
+    profile = seconds_of(lambda: run.profile(COLUMN, last, table="layer_stats"))
+    heatmap = seconds_of(lambda: run.heatmap(COLUMN, 500))
+    return {
+        "open": f"{opened:.2f} s",
+        "profile": f"{profile:.2f} s",
+        "heatmap": f"{heatmap:.2f} s",
+    }
+
+
+def chain(layers: int) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*(nn.Linear(8, 8) for _ in range(layers)))
+
+
+def trained(layers: int, steps: int, folder: Path | None) -> tuple[float, float]:
+    """Train; return the median step and the recorder's share of it, in seconds."""
+    model, inputs = chain(layers), torch.randn(16, 8)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    times = []
+    kept = nullcontext() if folder is None else analyzer.Recorder(model, folder)
+    with kept as recorder:
+        for _ in range(steps):
+            start = time.perf_counter()
+            optimizer.zero_grad()
+            model(inputs).square().mean().backward()
+            optimizer.step()
+            times.append(time.perf_counter() - start)
+    own = 0.0 if recorder is None else recorder.overhead_seconds / steps
+    return statistics.median(times), own
+
+
+def many_layers(layers: int, folder: Path, steps: int = 20) -> None:
+    path = folder / f"layers-{layers}"
+    plain, _ = trained(layers, steps, None)
+    recorded, own = trained(layers, steps, path)
+    files, size = on_disk(path)
+    checkpoints = on_disk(path / "checkpoints")[1]
+    told(
+        f"{layers:,} layers",
+        step=f"{1e3 * plain:.0f} ms, recorded {1e3 * recorded:.0f} ms (own {1e3 * own:.0f} ms)",
+        disk=f"{(size - checkpoints) / steps / layers:.0f} B a layer and step in {files} files",
+        **questions(path),
+    )
+
+
+def many_ranks(ranks: int, folder: Path, layers: int = 60, steps: int = 50) -> None:
+    path = folder / f"ranks-{ranks}"
+    random = np.random.default_rng(0)
+    rows = np.exp(0.1 * random.normal(size=(layers, len(STAT_COLUMNS["layer_stats"]))))
+    ids = np.arange(layers, dtype=np.int32)
+    start = time.perf_counter()
+    for rank in range(ranks):
+        writer = RunWriter(path, {"world_size": ranks, "data_parallel_ranks": ranks}, rank=rank)
+        if rank == 0:
+            writer.write_layers(
+                [
+                    {"layer": i, "name": f"layer{i}", "module": f"layer{i}", "call": 0}
+                    | {"kind": "Linear", "depth": i, "num_parameters": 9, "output_shape": [8, 8]}
+                    | {"join": None, "role": None}
+                    for i in range(layers)
+                ]
+            )
+        for step in range(steps):
+            columns = {"step": step, "loss": 1.0, "seconds": 0.01, "skipped": False}
+            record = StepRecord(columns, [Block("layer_stats", ids, rows)])
+            writer.add(lambda record=record: record)
+        writer.close("finished")
+    seconds = time.perf_counter() - start
+    files, size = on_disk(path)
+    told(
+        f"{ranks:,} ranks",
+        written=f"{seconds / ranks * 1e3:.0f} ms a rank",
+        disk=f"{size / ranks / 1024:.0f} KiB a rank in {files / ranks:.1f} files",
+        **questions(path),
+    )
+
+
+def many_steps(steps: int, folder: Path, layers: int = 10) -> None:
+    path = folder / f"steps-{steps}"
+    start = time.perf_counter()
+    write(path, layers, steps)
+    seconds = time.perf_counter() - start
+    files, size = on_disk(path)
+    told(
+        f"{steps:,} steps",
+        written=f"{steps / seconds:,.0f} steps/s",
+        disk=f"{size / steps / layers:.0f} B a layer and step, {size / _MIB:,.0f} MiB in {files}",
+        **questions(path),
+    )
+
+
+def numbers(text: str) -> Sequence[int]:
+    return [int(word) for word in text.split(",") if word]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, usual in (("layers", "1000,10000"), ("ranks", "64,1000"), ("steps", "10000,100000")):
+        parser.add_argument(f"--{name}", default=usual)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, measure in (
+            ("layers", many_layers),
+            ("ranks", many_ranks),
+            ("steps", many_steps),
+        ):
+            for count in numbers(getattr(options, name)):
+                measure(count, Path(folder))
+
+
+if __name__ == "__main__":
+    main()

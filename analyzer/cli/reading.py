@@ -336,19 +336,14 @@ def dashboard(
     Example:
         analyzer dashboard
         analyzer dashboard runs/mine-plain runs/mine --port 8051
-        analyzer dashboard s3://bucket/runs
     """  # noqa: D301 -- click reads the control character
     _keep_memory_low()
     from analyzer.dashboard.app import create_app
     from analyzer.dashboard.security import is_loopback
     from analyzer.dashboard.server import new_token, serve, ssh_line, take_port, warm_up
-    from analyzer.launch import url_of
     from analyzer.storage.catalog import resolve_run
 
-    folders = [
-        name if os.path.isdir(name) or url_of(name) else str(resolve_run(name))
-        for name in sources or ()
-    ]
+    folders = [name if os.path.isdir(name) else str(resolve_run(name)) for name in sources or ()]
     place = take_port(host, port)
     token = new_token(host)
     chosen = folders or [os.environ.get("ANALYZER_RUNS") or "runs"]

@@ -32,8 +32,7 @@ __all__ = [
 
 CRASHED_AFTER_SECONDS = 30.0
 _STATUSES = ("running", "finished", "failed", "interrupted")
-_MOST_NESTED = 16
-_MOST_NAMED, _MOST_LETTERS = 3, 300
+_MOST_NESTED, _MOST_NAMED, _MOST_LETTERS = 16, 3, 300
 # The files of all ranks together have as many times the limit of one.
 _MOST_RANK_FILES = 16
 # What a value takes at least, as ours are some letters long: a file of 4 MB has no more of them

@@ -87,7 +87,7 @@ def refreshed(folder: Path) -> None:
 
 
 def keep_fresh(paths: Iterable[str | Path]) -> None:
-    """Copy what changes at URLs, named by themselves or by their copies, while this process lives."""
+    """Copy what changes at URLs, given as such or by their copies, while this process lives."""
     named = [(one, url_of(one)) for one in paths]
     folders = [Path(one) if url is None else Mirror(url).folder for one, url in named]
     folders = [folder for folder in folders if folder in _fresh]

@@ -121,6 +121,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("good")
     join = {"join": 0, "name": "j", "operation": "add", "shortcut": "identity"}
     join |= {"branch_layers": ["layers.0"], "shortcut_layers": []}
+    join |= {"branch_parameters": 20, "shortcut_parameters": 0}
     runs = [
         write_run(folder / name, [1.0, 0.5, 0.3, 0.2], [[1.0, 2.0, 3.0]] * 4, joins=joins)
         for name, joins in (("good", []), ("joined", [join]))

@@ -72,7 +72,15 @@ def run(folder: Path, *command: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("failure", FAILURES.values(), ids=list(FAILURES))
+@pytest.mark.parametrize(
+    "failure",
+    [
+        pytest.param(
+            code, id=name, marks=pytest.mark.slow if name in ("arguments", "own-hook") else ()
+        )
+        for name, code in FAILURES.items()
+    ],
+)
 def test_a_failing_forward_reads_as_under_python_while_hooks_record(
     tmp_path: Path, failure: str
 ) -> None:

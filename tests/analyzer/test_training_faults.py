@@ -5,7 +5,8 @@ import pytest
 
 from tests.analyzer.training_faults import KINDS, Trainings, survive
 
-SAMPLE = ("SIGKILL", "SIGTERM", "EIO once", "ENOSPC", "hung", "removed live", "swapped live")
+SAMPLE = ("SIGKILL", "ENOSPC", "hung", "removed live", "flipped later")
+LEFT = ("SIGTERM", "EIO once", "swapped live")
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +16,9 @@ def trainings() -> Iterator[Trainings]:
     found.close()
 
 
-@pytest.mark.parametrize("kind", [*SAMPLE, "flipped later"])
+@pytest.mark.parametrize(
+    "kind", [*SAMPLE, *(pytest.param(kind, marks=pytest.mark.slow) for kind in LEFT)]
+)
 def test_a_training_survives_a_fault(trainings: Trainings, tmp_path: Path, kind: str) -> None:
     survive(trainings, tmp_path / "a", kind, seed=0)
 

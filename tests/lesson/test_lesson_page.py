@@ -57,7 +57,10 @@ def opened(browser: Any, address: str, width: int, scheme: str) -> tuple[Any, li
     return tab, told
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark")])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [(390, "dark"), pytest.param(1440, "light", marks=pytest.mark.slow)],
+)
 def test_every_control_draws_its_figure(
     browser: Any, address: str, width: int, scheme: str
 ) -> None:
@@ -85,7 +88,10 @@ def test_controls_answer_within_a_tenth_of_a_second(browser: Any, address: str) 
     tab.close()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1440, "dark"), (390, "light")])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [(1440, "dark"), pytest.param(390, "light", marks=pytest.mark.slow)],
+)
 def test_axe_finds_nothing(browser: Any, address: str, width: int, scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     tab, _ = opened(browser, address, width, scheme)

@@ -234,7 +234,7 @@ def test_at_every_width_no_words_overlap_or_leave_the_page_and_rows_can_be_read(
         assert_legible(figure, venue)
 
 
-@pytest.mark.parametrize("venue", ["acl", "neurips"])
+@pytest.mark.parametrize("venue", ["acl", pytest.param("neurips", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("key", ["overview", "gradient_heatmap", "update_ratio", "shattering"])
 def test_words_of_the_densest_figures_fit_the_narrowest_and_the_widest_page(
     story: Story, key: str, venue: str

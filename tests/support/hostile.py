@@ -420,6 +420,7 @@ def edges_cyclic(run: Path) -> None:
     _write_edges(run, [0, 1, 2, 2, -1, 7, 2**31 - 1, -9], [1, 2, 0, 2, -1, 0, 1, 2])
     rows = [
         {"join": 7, "name": "a", "operation": "add", "shortcut": "identity"}
+        | {"branch_parameters": 20, "shortcut_parameters": 20}
         | {
             "branch_layers": [f"layers.{k}", f"layers.{k}", "nosuch"],
             "shortcut_layers": ["layers.2"],
@@ -443,6 +444,7 @@ def edges_many(run: Path) -> None:
     count = 220
     layers = [layer_row(k, f"layers.{k}") for k in range(count)]
     join = {"name": "a", "operation": "add", "shortcut": "identity"}
+    join |= {"branch_parameters": 20, "shortcut_parameters": 20}
     joins = [
         {"join": k, **join, "branch_layers": [f"layers.{k % count}"], "shortcut_layers": []}
         | {"shortcut_layers": [f"layers.{(7 * k + 1) % count}"]}

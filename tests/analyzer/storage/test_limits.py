@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[3]
 
 def _slow(bomb: str) -> tuple[Any, ...]:
     """Those that take seconds to make are left to `make test-all`."""
-    return (pytest.mark.slow,) if bomb in ("rows", "ranks", "text", "uncounted") else ()
+    return (pytest.mark.slow,) if bomb in ("rows", "ranks", "text", "uncounted", "parts") else ()
 
 
 PART = "000000000000-000000000003.r0.a0.p0-0.parquet"
@@ -110,7 +110,7 @@ def test_rows_that_fill_the_memory_are_left_out_with_the_limit(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("names", "reason"),
     [
-        (["x" * 100_000_000], "text_mib"),
+        pytest.param(["x" * 100_000_000], "text_mib", marks=pytest.mark.slow),
         (["x" * 100_000], "name_length"),
         ([f"{'x' * 60_000}"] * 2_000, "text_mib"),
     ],

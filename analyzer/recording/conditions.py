@@ -184,6 +184,8 @@ class Conditions:
                 continue
             try:
                 pair = [plain(x).detach() for x in (parameter, parameter.grad)]
+                if len(pair[0]) < 2:
+                    continue  # this rank holds one row of it, or none
                 name = str(number(parameter))
                 if pair[0].is_cpu and not torch.allclose(pair[0][0], pair[0][1], _ALIKE, 0.0):
                     self._units.pop(name, None)

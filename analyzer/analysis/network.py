@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Box", "Network", "network"]
 
-_MOST_SHOWN, _MOST_CHILDREN = 60, 32
+_MOST_SHOWN, _MOST_CHILDREN = 72, 32
 # What a folder of anybody's may ask for: modules within modules, rows, and looks at joins.
 _MOST_NESTED, _MOST_ROWS, _MOST_LOOKS = 64, 100_000, 3_000_000
 _INPUT = "input"

@@ -8,12 +8,13 @@ from analyzer.storage.catalog import RunSummary
 
 __all__ = ["arguments", "newest_pair"]
 
+_FLAG, _KEY = re.compile(r"--?[A-Za-z]"), re.compile(r"[+~]{0,2}[A-Za-z_][\w./-]*")
 # What a name or a built-in network says of its role; without it both of a pair are called alike.
 _ROLES = re.compile(r"[-_]?(plain|residual|resnet|no[-_]?(?:skips?|shortcuts?)|skips?)", re.I)
 
 
 def arguments(told: Mapping[str, Any]) -> dict[str, str]:
-    """Return what the command line gave to a program, by name: ``--lr 0.1``, ``--lr=0.1``.
+    """Return what the command line gave to a program, by name: ``--lr 0.1``, ``-b 8``, ``lr=0.1``.
 
     A name without a value is ``yes``. With them the seed and the scale of the shortcuts, which the
     recorder may have set.
@@ -24,14 +25,18 @@ def arguments(told: Mapping[str, Any]) -> dict[str, str]:
     given = told.get("argv")
     words = [str(word) for word in given] if isinstance(given, list) else []
     found: dict[str, str] = {}
-    for place, word in enumerate(words):
-        if not word.startswith("--") or word == "--":
-            continue
-        name, is_whole, value = word[2:].partition("=")
-        after = words[place + 1] if place + 1 < len(words) else "--"
-        if not is_whole:
-            value = "yes" if after.startswith("--") else after
-        found[name] = value
+    waiting = ""  # the name whose value comes next
+    for word in words:
+        name, is_whole, value = word.lstrip("-").partition("=")
+        if _FLAG.match(word):
+            found[name] = value if is_whole else "yes"
+            waiting = "" if is_whole else name
+        elif word == "--":
+            waiting = ""
+        elif waiting:
+            found[waiting], waiting = word, ""
+        elif is_whole and _KEY.fullmatch(name):
+            found[name] = value
     for name in ("seed", "skip_scale"):
         if told.get(name) is not None:
             found.setdefault(name.replace("_", "-"), str(told[name]))

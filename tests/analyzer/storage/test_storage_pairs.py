@@ -1,8 +1,10 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from analyzer.storage.catalog import RunSummary
-from analyzer.storage.pairs import newest_pair
+from analyzer.storage.pairs import arguments, newest_pair
 
 
 def listed(*runs: RunSummary) -> dict[str, RunSummary]:
@@ -63,3 +65,23 @@ def test_runs_that_are_alike_are_no_pair() -> None:
 def test_damaged_words_about_a_run_do_no_harm() -> None:
     odd = summary("a", 2, argv="train.py", twin=["b"], twin_of={"c": 1}, skip_scale="0")
     assert newest_pair(listed(odd, summary("b", 0, argv=None))) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--lr 0.1 --depth=20 --fast", {"lr": "0.1", "depth": "20", "fast": "yes"}),
+        ("--fast --lr -0.1", {"fast": "yes", "lr": "-0.1"}),
+        ("-b 8 -v", {"b": "8", "v": "yes"}),
+        ("model.depth=20 +data=digits", {"model.depth": "20", "+data": "digits"}),
+        ("--name a=b -- -x", {"name": "a=b", "x": "yes"}),
+        ("fit config.yaml 5 -3 =x", {}),
+    ],
+)
+def test_arguments_have_the_names_that_the_command_line_gave(
+    words: str, expected: dict[str, str]
+) -> None:
+    assert arguments({"argv": ["train.py", *words.split()]}) == expected
+    told = {"argv": ["train.py", "--seed", "3"], "seed": 5, "skip_scale": 0.0}
+    assert arguments(told) == {"seed": "3", "skip-scale": "0.0"}
+    assert arguments({"argv": None}) == arguments({"argv": 7}) == {}

@@ -6,7 +6,7 @@ import dash_mantine_components as dmc
 from dash import MATCH, Dash, Input, Output, State, html
 from flask import abort, request
 
-from analyzer.errors import AnalyzerError
+from analyzer.errors import AnalyzerError, RunNotFoundError
 from analyzer.storage.notes import Notes, read_notes, write_notes
 from analyzer.texts import escaped
 
@@ -53,7 +53,10 @@ def connect(app: Dash, library: Library) -> None:
         # A request without an Origin is no browser's; none of them may write.
         if not is_same_origin(request):
             abort(403)
-        run = library.find(str(place["key"]))
+        try:
+            run = library.find(str(place["key"]))
+        except RunNotFoundError:
+            abort(404)
         said = _said(run.id, read_notes(run.summary.path))
         if not clicks:
             return "", said

@@ -90,7 +90,7 @@ def test_any_other_request_writes_nothing(folder: Path, how: dict[str, Any]) -> 
 def test_no_name_leads_out_of_the_listing(folder: Path, run: str) -> None:
     write_run(folder.parent / "good", [1.0], [[1.0]])
     client = create_app(folder, edit=True).server.test_client()
-    assert save(client, run, ["x"], "").status_code >= 400
+    assert save(client, run, ["x"], "").status_code == 404
     assert [*folder.parent.rglob("notes.json")] == []
 
 

@@ -170,7 +170,7 @@ def interact(page: Page, url: str, replies: Replies, times: int = 100) -> None:
     page.goto(url)
     page.wait_for_selector("h1")
     replies.settle(page, 1.0)
-    choices = ("&bins=max", "&quantity=activation_norm", "&relative=1", "&smooth=1", "&bins=mean")
+    choices = ("&bins=max", "&quantity=activation_norm", "&relative=1", "&smooth=90", "&bins=mean")
     for k in range(times):
         if k % 10 == 9:
             more = choices[k // 10 % len(choices)]

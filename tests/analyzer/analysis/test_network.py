@@ -94,7 +94,7 @@ def test_a_thousand_layers_fit_and_every_one_can_be_reached(
     while box.parent is not None:
         box = box.parent
         around.append(box.key)
-        assert len(box.children) <= 24
+        assert len(box.children) <= 32
     reached = network_view(whole, View((run,)), around, ())
     assert names[777 % len(names)] in {box.key for box in reached.boxes}
 

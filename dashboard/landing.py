@@ -1,12 +1,12 @@
 """The first page: which net is sick, where, since when, and how far to trust it; its picture."""
 
+from dataclasses import replace
 from typing import Any
 
 from dash import dcc, html
 
 from analyzer.analysis.claims import Claim
 from analyzer.analysis.landing import Landing, landing
-from analyzer.analysis.numerals import number
 from analyzer.analysis.view import run_labels
 from analyzer.errors import AnalyzerError
 from analyzer.figures.catalog import RUNS, page_of
@@ -65,24 +65,33 @@ def _said(context: Context, found: Landing) -> list[Any]:
 
     The rest of the verdict is a click away.
     """
-    strength = "firm" if found.is_firm else "weak"
-    evidence: list[Any] = [html.Strong(f"Evidence: {strength}"), f" ({found.evidence})"]
-    if not found.is_firm:
-        evidence.append(". Firmer: " if found.actions else "")
+    evidence: list[Any] = ["How sure? "]
+    for what, word, why in found.evidence:
+        evidence += [f"{what[0].upper()}{what[1:]}: ", html.Strong(word), f" ({why}). "]
+    firmer: list[Any] = ["Firmer: "] if found.actions else []
     for k, (words, command) in enumerate(found.actions):
         copy = attributes(data_copy=command, aria_label=f"copy {command}")
         button = html.Button(
             "copy the command", className="plain-button copy", title=command, **copy
         )
-        evidence += ["; " if k else "", words, button]
+        firmer += ["; " if k else "", words, button]
     more = []
     if found.found is not None:
         parts = [html.P(part) for part in (*found.found.parts, found.found.note) if part]
         more.append(html.Details([html.Summary("the whole verdict"), *parts]))
+        if len(context.runs) > 1:
+            href = page_of("profile_overlay").path + query(context.address)
+            more.append(dcc.Link(f"all {len(found.found.claims)} questions", href=href))
+    cause: list[Any] = [shortened(found.cause, 700)]
+    if found.look is not None and found.look != context.address.step:
+        href = page_of("overview").path + query(replace(context.address, step=found.look))
+        cause += [" ", dcc.Link(f"show step {found.look:,}", href=href)]
     return [
         html.P(shortened(found.sentence, 700), className="headline"),
-        html.P(shortened(found.cause, 700), className="cause"),
-        html.Div([html.P(evidence, className="evidence"), *more], className="trust"),
+        html.P(cause, className="cause"),
+        html.Div(
+            [html.P(evidence, className="evidence"), html.P(firmer), *more], className="trust"
+        ),
     ]
 
 
@@ -113,17 +122,8 @@ def _questions(context: Context, found: Landing) -> list[Any]:
     """Further questions with their answers, each with a link to its figure; ways to the rest."""
     made = [_question(context, claim) for claim in found.questions]
     search = query(context.address)
-    links = [
-        dcc.Link(
-            f"all {len(found.found.claims)} questions",
-            href=page_of("profile_overlay").path + search,
-        )
-        if found.found is not None and len(context.runs) > 1
-        else None,
-        dcc.Link("findings", href="/findings" + search),
-        dcc.Link("all runs", href=RUNS.path),
-    ]
-    ways = html.P([x for link in links if link for x in (link, " ")], className="ways")
+    links = [dcc.Link("findings", href="/findings" + search), dcc.Link("all runs", href=RUNS.path)]
+    ways = html.P([x for link in links for x in (link, " ")], className="ways")
     return [*made, ways]
 
 
@@ -134,7 +134,8 @@ def _question(context: Context, claim: Claim) -> html.Section:
         return html.Section(
             [head, lacking(claim.text.partition("? ")[2])], className="card question"
         )
-    sides = [("without", claim.plain), ("with", claim.residual)]
-    numbers = ", ".join(f"{side} {number(x)}" for side, x in sides if x is not None)
-    foot = html.P([f"{numbers} ({claim.when}); {claim.compared} ", link_to(context, claim)])
+    said = claim.finding[:1].upper() + claim.finding[1:]
+    if claim.status == "undefined":
+        said = f"The number is not finite ({claim.when})."
+    foot = html.P([f"{said} ", link_to(context, claim)])
     return html.Section([head, foot], className="card question")

@@ -22,7 +22,7 @@ from analyzer.errors import NotRecordedError
 from analyzer.storage.arrays import as_floats
 from analyzer.storage.run import Run
 
-__all__ = ["MOMENTS", "NUMBERS", "Measured", "relative_gradient"]
+__all__ = ["MOMENTS", "NUMBERS", "Measured", "relative_gradient", "shortcut_share"]
 
 # All rows of a longer run take seconds to read; evenly spaced steps of it a tenth of that.
 _LONG, _SPACED_STEPS = 20_000, 200
@@ -68,15 +68,16 @@ def _gain(run: Run) -> Measured:
     return replace(found, scale=float(np.ptp(depths)) if len(depths) else 0.0)
 
 
-def relative_gradient(run: Run) -> Measured:
+def relative_gradient(run: Run, before: int | None = None) -> Measured:
     """``‖∂L/∂y_first‖ / ‖∂L/∂output‖``, median over steps: a larger output does not change it.
 
-    Of a long run at evenly spaced steps.
+    Of a long run at evenly spaced steps; with ``before`` only at steps before that one.
     """
     first, last = _ends(run)
     recorded = run.layer_steps()
+    recorded = recorded if before is None else recorded[recorded < before]
     stride = len(recorded) // _SPACED_STEPS if len(recorded) > _LONG else 1
-    some = recorded[::stride] if stride > 1 else None
+    some = recorded[::stride] if stride > 1 or before is not None else None
     spaced = f", steps=RUN.layer_steps()[::{stride}]" if stride > 1 else ""
     query = (
         f'RUN.layer_stats("output_gradient_norm", layers=[{first}, {last}]{spaced})'
@@ -133,9 +134,11 @@ def _reached(run: Run) -> list[int]:
     return [*grid.ids[finite].tolist(), *more]
 
 
-def _shortcut_share(run: Run) -> Measured:
-    """Median share of the shortcuts over joins and steps."""
-    steps, shares = run.recorded_steps("splits"), run.read("splits", "shortcut_share")
+def shortcut_share(run: Run, before: int | None = None) -> Measured:
+    """Median share of the shortcuts over joins and steps, or steps ``before`` one."""
+    steps = run.recorded_steps("splits")
+    steps = steps if before is None else steps[steps < before]
+    shares = run.read("splits", "shortcut_share", steps=None if before is None else steps)
     values = as_floats(shares.column("shortcut_share"))
     known = values[~np.isnan(values)]
     if not len(known):
@@ -227,7 +230,7 @@ NUMBERS: dict[str, Callable[[Run], Measured]] = {
     "gain": _gain,
     "relative_gradient": relative_gradient,
     "counterfactual": probe_numbers.counterfactual,
-    "shortcut_share": _shortcut_share,
+    "shortcut_share": shortcut_share,
     "identity_start": _identity_start,
     "stream": _stream,
     "path_length": probe_numbers.path_length,

@@ -330,7 +330,9 @@ def _status(
         )
     if max(points) <= -needed and max(highs) <= 0:
         return "fails", ""
-    return "unclear", f" {statement.settle}."
+    is_near = max(map(abs, points)) < needed
+    why = "Too near to the limit" if is_near else "The spread reaches across the limit"
+    return "unclear", f" {why}. {statement.settle}."
 
 
 def _explains(one: Difference, statement: Statement, pairs: Sequence[Pair]) -> bool:

@@ -1,18 +1,17 @@
 """What a reader is told first: which net is sick, where, since when, and how far to trust it."""
 
 import math
-import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from analyzer.analysis.claim_numbers import NUMBERS, Measured
+from analyzer.analysis.claim_numbers import relative_gradient, shortcut_share
 from analyzer.analysis.claims import Claim
-from analyzer.analysis.evidence import first_nonfinite
+from analyzer.analysis.evidence import Evidence
 from analyzer.analysis.findings import findings
 from analyzer.analysis.limits import LIMITS
-from analyzer.analysis.numerals import counted, decades, number, percent, times_ten_to
+from analyzer.analysis.numerals import counted, decades, number, percent
 from analyzer.analysis.overview import class_entropy
-from analyzer.analysis.per_run import probe_command
+from analyzer.analysis.per_run import probe_command, record_command
 from analyzer.analysis.training import run_training
 from analyzer.analysis.trunk import Trunk, trunk_history
 from analyzer.analysis.verdict import Verdict, verdict, verdict_on
@@ -24,10 +23,10 @@ __all__ = ["Condition", "Landing", "Reading", "condition", "landing"]
 
 _SICK = LIMITS["unhealthy"].value
 _CLIFF = LIMITS["cliff"].value
-_FEW_SEEDS, _ENOUGH_SEEDS = 1, 3
-# Of the questions of a verdict, what is told in the sentence and the numbers already.
-_TOLD = ("gain", "relative_gradient", "shortcut_share", "training_loss", "depth")
-_MOST_QUESTIONS = 4
+# Of the questions of a verdict, what is told in the sentences and the numbers already.
+_TOLD = ("vanishing", "exploding", "depth", "gain", "relative_gradient", "counterfactual")
+_TOLD += ("shortcut_share", "training_loss")
+_MOST_QUESTIONS = 3
 
 
 @dataclass(frozen=True)
@@ -39,17 +38,24 @@ class Condition:
             one), ``kept`` or ``not judged``.
         sentence: Which run, what, where and since when.
         steps: First and last step that show it; empty where none was looked at.
+        looked: How many steps were looked at.
     """
 
     run: str
     kind: str
     sentence: str
     steps: tuple[int, ...] = ()
+    looked: int = 0
 
     @property
     def is_sick(self) -> bool:
         """Whether something is wrong with it."""
         return self.kind not in ("kept", "not judged")
+
+    @property
+    def broke(self) -> int | None:
+        """The first step that is not finite; None where all of them are."""
+        return self.steps[0] if self.kind == "not finite" else None
 
 
 @dataclass(frozen=True)
@@ -73,8 +79,8 @@ class Landing:
     Args:
         sentence: Which is sick, where and since when.
         cause: What is known of the cause.
-        evidence: On what it rests.
-        is_firm: Whether it rests on three seeds or more.
+        evidence: What each statement rests on: what it is, how sure it is, and why.
+        look: The step to look at first, before the first that is not finite; None for the last.
         questions: Further claims of the verdict, the most telling first.
         actions: What would make it firmer: words and a command, the cheapest first.
     """
@@ -82,8 +88,8 @@ class Landing:
     sentence: str
     conditions: tuple[Condition, ...]
     cause: str
-    evidence: str
-    is_firm: bool
+    evidence: tuple[tuple[str, str, str], ...]
+    look: int | None
     readings: tuple[Reading, ...]
     questions: tuple[Claim, ...]
     actions: tuple[tuple[str, str], ...]
@@ -93,8 +99,7 @@ class Landing:
 def landing(runs: Sequence[Run]) -> Landing:
     """Say of one to three runs what a reader is to know first.
 
-    Of a run without shortcuts and one with them it is their verdict in a sentence, of a single
-    residual run what its shortcuts do; of others how each stands.
+    Of a plain and a residual run their verdict, of a residual one what its shortcuts do.
     """
     with_them = [run for run in runs if has_shortcuts(run)]
     without = [run for run in runs if run not in with_them]
@@ -107,15 +112,14 @@ def landing(runs: Sequence[Run]) -> Landing:
     shown = pair or tuple(runs)
     stand = tuple(condition(run) for run in shown)
     by_key = {} if found is None else {claim.key: claim for claim in found.claims}
-    own = by_key.get("counterfactual") if pair is None and by_key else None
-    is_own = own is not None and own.plain is not None
+    broke = [one.broke for one in stand if one.broke]
     return Landing(
         sentence=_sentence(stand),
         conditions=stand,
         cause=_cause(found, pair, by_key, stand, shown),
-        evidence=_evidence(found, shown),
-        is_firm=found is not None and found.num_seeds >= _ENOUGH_SEEDS,
-        readings=_readings(shown, own if is_own else None),
+        evidence=_evidence(found, by_key.get("counterfactual"), stand, shown),
+        look=min(broke) - 1 if broke else None,
+        readings=_readings(shown, stand),
         questions=_questions(found),
         actions=_actions(shown, by_key, has_pair=pair is not None),
         found=found,
@@ -129,59 +133,66 @@ def condition(run: Run) -> Condition:
     2.5 decades or more from the last layer to the first (the fit of `Trunk`), then two decades that
     are lost at one layer; then what else is severe.
     """
-    first, loss_step = first_nonfinite(run), run_training(run).nonfinite_step
-    if first is not None:
-        when = f"is sick: NaN or infinite from step {first.step:,} on"
-        text = f"{run.name} {when}, first in the {first.what} of {first.name}"
-        return Condition(run.name, "not finite", text, (first.step,))
-    if loss_step is not None:
-        text = f"{run.name} is sick: its loss is NaN or infinite from step {loss_step:,} on"
-        return Condition(run.name, "not finite", text, (loss_step,))
+    broken = _broken(run)
+    if broken is not None:
+        return broken
     history = [one for one in trunk_history(run) if not math.isnan(one.decades_fallen)]
     if not history:
         text = f"{run.name} is not judged: it holds no gradient of a layer"
         return Condition(run.name, "not judged", text)
-    return _along_trunk(run, history) or _otherwise(run, history)
+    found = _along_trunk(run, history) or _otherwise(run, history)
+    return replace(found, sentence=found.sentence + _no_better(run), looked=len(history))
+
+
+def _broken(run: Run) -> Condition | None:
+    """What is not finite, in the order in which it is computed: layers, loss, gradients."""
+    first, loss_step = Evidence(run, ()).nonfinite, run_training(run).nonfinite_step
+    known = [one for one in (first and first.step, loss_step) if one is not None]
+    if not known:
+        return None
+    step, parts = min(known), []
+    if loss_step == step:
+        parts.append("the loss")
+    if first is not None and first.step == step:
+        part = f"the {first.what} of {first.name}"
+        parts = [part] if first.what == "activation" else [*parts, part]
+    where = ", then in ".join(parts)
+    text = f"{run.name} is sick: NaN or infinite from step {step:,} on, first in {where}"
+    return Condition(run.name, "not finite", text, (step,))
+
+
+def _no_better(run: Run) -> str:
+    """That the loss ends where answering with the shares of the classes alone would."""
+    is_idle = run_training(run).final_loss >= class_entropy(run)
+    return "; it ends no better than guessing" if is_idle else ""
 
 
 def _along_trunk(run: Run, history: Sequence[Trunk]) -> Condition | None:
     """What is sick along depth; None where nothing is."""
     first, last = history[0].ends
     for kind, what, where, amount, limit in (
-        ("vanishing", "its gradient falls", f"from {last} to {first}", _fallen, _SICK),
-        ("exploding", "its gradient grows", f"from {last} back to {first}", _grown, _SICK),
-        ("cliff", "its gradient loses", f"at {_worst(history).drop_layer}", _cliff, _CLIFF),
+        ("vanishing", "falls", f"from {last} to {first}", "decades_fallen", _SICK),
+        ("exploding", "grows", f"from {last} back to {first}", "decades_grown", _SICK),
+        ("cliff", "loses", f"at {_worst(history).drop_layer}", "cliff", _CLIFF),
     ):
-        sick = [one for one in history if amount(one) >= limit]
+        sick = [one for one in history if getattr(one, amount) >= limit]
         if sick:
-            size = _range([amount(one) for one in sick])
-            said = f"{run.name} is sick: {what} {size} {where}, {_since(sick, history)}"
+            how = f"{what} {_range([getattr(one, amount) for one in sick])} {where}"
+            said = f"{run.name} is sick: its gradient {how}, {_since(sick, history)}"
             return Condition(run.name, kind, said, _ends(sick))
     return None
 
 
 def _otherwise(run: Run, history: Sequence[Trunk]) -> Condition:
     """What else is severe; else that the gradient keeps its size, with its number."""
-    most = max((one.decades_fallen for one in history), key=abs)
-    kept = f"its gradient {_moved(most)} at most"
+    most = max(history, key=lambda one: abs(one.decades_fallen))
+    kept = f"its gradient {_moved(most.decades_fallen)} at most (step {most.step:,})"
     severe = next((one for one in findings(run) if one.severity == "severe"), None)
     if severe is None:
         word = "is not sick" if run.status in ("finished", "running") else "was not sick so far"
         return Condition(run.name, "kept", f"{run.name} {word}: {kept}", _ends(history))
     text = f"{run.name} is sick, though {kept}: {severe.sentence.rstrip('.')}"
     return Condition(run.name, "finding", text, severe.steps)
-
-
-def _fallen(one: Trunk) -> float:
-    return one.decades_fallen
-
-
-def _grown(one: Trunk) -> float:
-    return one.decades_grown
-
-
-def _cliff(one: Trunk) -> float:
-    return one.cliff
 
 
 def _worst(history: Sequence[Trunk]) -> Trunk:
@@ -204,12 +215,12 @@ def _since(sick: Sequence[Trunk], history: Sequence[Trunk]) -> str:
     if len(history) == 1:
         return f"at step {first:,}, the only one"
     if len(sick) == len(history):
-        return f"since step {first:,} (all {len(history)} steps looked at, to {last:,})"
+        return f"since step {first:,}"
     if last == history[-1].step and len(sick) == sum(one.step >= first for one in history):
         return f"since step {first:,}"
     if first == history[0].step and len(sick) == sum(one.step <= last for one in history):
         return f"at first, until step {last:,}" if last > first else f"at step {first:,} only"
-    return f"at {len(sick)} of {len(history)} steps looked at, from {first:,} to {last:,}"
+    return f"at {len(sick)} of {len(history)} checked steps, from {first:,} to {last:,}"
 
 
 def _sentence(stand: Sequence[Condition]) -> str:
@@ -228,7 +239,8 @@ def _cause(
 ) -> str:
     """What is known of the cause: what else differs, what an intervention shows."""
     if found is None:
-        said = "It has no shortcuts: the same net with them would show what they change."
+        said = "It has no shortcuts."
+        said += " To see whether that is the cause, train it with them." * stand[0].is_sick
         if len(runs) > 1:
             alike = "have" if has_shortcuts(runs[0]) else "lack"
             said = f"All of them {alike} shortcuts: what shortcuts do is not compared here."
@@ -241,6 +253,7 @@ def _cause(
     name = pair[1].name if pair else runs[0].name
     if own.status in ("holds", "fails", "unclear"):
         left, right = (_moved(x) for x in (own.plain, own.residual))
+        right = right.removeprefix(f"{left.partition(' ')[0]} ")
         is_along = {one.kind for one in stand} & {"vanishing", "exploding", "cliff"}
         word = "What the shortcuts do"
         if pair and is_along:
@@ -251,15 +264,19 @@ def _cause(
             }[own.status]
         parts.append(
             f"{word}: at the same weights (step {own.steps[0]:,}) the gradient of {name} {left} "
-            f"without its shortcuts, {right} with them."
+            f"end to end without its shortcuts, {right.removesuffix(' decades')} with them."
         )
+        if word == "Cause shown":
+            parts.append("What to do: keep them.")
     elif pair and pair[0].manifest.get("skip_scale") is not None and not others:
         parts.append("Cause shown: the two differ in their shortcuts alone (a twin).")
     elif pair and any(one.is_sick for one in stand):
         parts.append("Cause not tested: nothing was switched off.")
     elif not pair:
         parts.append("What its shortcuts do was not measured.")
-    return " ".join([*parts, *_remedies(stand, runs)])
+    # Of a run that broke, what to do is more urgent.
+    todo = _remedies(stand, runs)
+    return " ".join([*todo, *parts] if any(one.broke for one in stand) else [*parts, *todo])
 
 
 def _remedies(stand: Sequence[Condition], runs: Sequence[Run]) -> list[str]:
@@ -279,63 +296,68 @@ def _moved(fallen: float | None) -> str:
     return f"{'falls' if fallen >= 0 else 'grows'} {decades(fallen, None, [_SICK])}"
 
 
-def _evidence(found: Verdict | None, runs: Sequence[Run]) -> str:
-    """Seeds, steps, and what probes saw."""
+def _evidence(
+    found: Verdict | None, own: Claim | None, stand: Sequence[Condition], runs: Sequence[Run]
+) -> tuple[tuple[str, str, str], ...]:
+    """How sure the diagnosis is, the cause, and that other seeds do the same."""
     steps = min((len(run.recorded_steps()) for run in runs), default=0)
-    seeds = found.num_seeds if found else 1
-    said = [counted(seeds, "seed"), counted(steps, "step")]
-    if found is not None and found.evidence["samples"]:
-        said.append(f"probes on 1 batch of {found.evidence['samples']:,}")
-    said.append(f"sick from {_SICK:g} decades on")
-    return " · ".join(said)
+    looked = min((one.looked for one in stand if one.looked), default=0)
+    rule = f"sick: a fit along depth of {_SICK:g} decades or more"
+    made = []
+    if any(one.broke is not None for one in stand):
+        made.append(("NaN or infinity", "certain", "counted at each recorded step"))
+    if looked:
+        made.append(("diagnosis", "measured", f"{looked} of {counted(steps, 'step')}; {rule}"))
+    if found is not None and own is not None and own.status in ("holds", "fails", "unclear"):
+        word = {"holds": "shown", "fails": "ruled out", "unclear": "unclear"}[own.status]
+        is_cause = len(runs) > 1 and any(one.is_sick for one in stand)
+        said = ("cause", word) if is_cause else ("effect of shortcuts", "measured")
+        made.append((*said, f"1 batch of {found.evidence['samples']:,} samples"))
+    return (*made, ("other seeds", "not known", "1 seed"))
 
 
-def _readings(runs: Sequence[Run], own: Claim | None) -> tuple[Reading, ...]:
-    """The three numbers; ``own`` is what the shortcuts of a single run do."""
+def _readings(runs: Sequence[Run], stand: Sequence[Condition]) -> tuple[Reading, ...]:
+    """The three numbers, each over all steps; of a run that broke, over those before."""
     both = [run_training(run) for run in runs]
     guess = next((e for e in map(class_entropy, runs) if not math.isnan(e)), math.nan)
     counts = {one.num_final for one in both if one.num_losses}
     over = f"mean of the last {counts.pop()} steps" if len(counts) == 1 else "mean at the end"
     if not math.isnan(guess):
-        over += f"; guessing gives {number(guess)}"
+        over += f"; guessing by the classes’ shares gives {number(guess)}"
     labels = [label.text for label in run_labels(runs)]
+    broke = [one.broke for one in stand]
+    before = next((f", before it broke (step {step:,})" for step in broke if step), "")
     first, share, loss = (
-        tuple((name, run, _text(run, key, say)) for name, run in zip(labels, runs, strict=True))
-        for key, say in (
-            ("fallen_median", lambda fallen: times_ten_to(-fallen)),
-            ("shortcut_share", percent),
-            ("training_loss", number),
-        )
+        tuple(map(_reading, [key] * len(runs), labels, runs, broke))
+        for key in ("first", "share", "loss")
     )
-    against = "1 is as much as at the last layer; fit along depth, median over steps"
-    if own is not None:
-        first = tuple(
-            (name, runs[0], times_ten_to(-x))
-            for name, x in (("without shortcuts", own.plain), (labels[0], own.residual))
-            if x is not None
-        )
-        against = (
-            f"1 is as much as at the last; fit along depth, same weights, step {own.steps[0]:,}"
-        )
     return (
-        Reading("Gradient that arrives at the first layer", first, against),
+        Reading(
+            "Gradient at the first layer",
+            first,
+            f"1 is as much as at the last layer, end to end; median of all steps{before}",
+        ),
         Reading(
             "Carried by the shortcuts",
             share,
-            "of the gradient at a join, its branch the rest; median over joins and steps",
+            "of the gradient where a shortcut and its block meet; median of all joins and "
+            f"steps{before}",
         ),
         Reading("Final loss", loss, over),
     )
 
 
-def _text(run: Run, key: str, say: Callable[[float], str]) -> str:
-    if key == "shortcut_share" and not has_shortcuts(run):
-        return "no shortcuts"
+def _reading(key: str, label: str, run: Run, broke: int | None) -> tuple[str, Run, str]:
     try:
-        found: Measured = NUMBERS[key](run)
+        if key == "loss":
+            training = run_training(run)
+            return label, run, number(training.final_loss) if training.num_losses else "no loss"
+        if key == "first":
+            return label, run, number(relative_gradient(run, broke).value)
+        is_there = has_shortcuts(run)
+        return label, run, percent(shortcut_share(run, broke).value) if is_there else "no shortcuts"
     except NotRecordedError:
-        return "not recorded"
-    return say(found.value)
+        return label, run, "not recorded"
 
 
 def _questions(found: Verdict | None) -> tuple[Claim, ...]:
@@ -343,8 +365,7 @@ def _questions(found: Verdict | None) -> tuple[Claim, ...]:
     if found is None:
         return ()
     order = {"holds": 0, "undefined": 1, "unclear": 2, "not measured": 3, "fails": 4}
-    moments = tuple(f"{kind}_" for kind in ("vanishing", "exploding", "depth"))
-    kept = [one for one in found.claims if one.key not in _TOLD and not one.key.startswith(moments)]
+    kept = [one for one in found.claims if not one.key.startswith(_TOLD)]
     # The order of the statements stays among those of one answer.
     return tuple(sorted(kept, key=lambda one: order[one.status])[:_MOST_QUESTIONS])
 
@@ -358,29 +379,18 @@ def _actions(
     own = by_key.get("counterfactual")
     if residual is not None and own is not None and own.status == "not measured":
         made.append(("test the shortcuts themselves", probe_command(residual, "counterfactual")))
-    program = _program(residual or runs[0])
     seconds = [run.manifest.get("seconds") for run in runs]
     known = [float(x) for x in seconds if isinstance(x, int | float) and x > 0]
-    if program and residual is not None:
-        pairs = 2 * sum(known) / len(known) if known else math.nan
-        for is_shown, words, option, count in (
-            (not has_pair, "record its twin", "", 1),
-            (has_pair, "three seeds", "--seeds 3 ", 3),
-        ):
-            if is_shown:
-                about = f", about {_time(count * pairs)}" if known else ""
-                made.append((f"{words}{about}", f"analyzer record --twin {option}{program}"))
+    words, option, count = "repeat it with another seed", "--seed 1", 1
+    if has_pair:
+        words, option, count = "three seeds of both", "--twin --seeds 3", 6
+    elif residual is not None:
+        words, option, count = "train the same net without shortcuts too", "--twin", 2
+    command = record_command(residual or runs[0], option)
+    if command:
+        about = f", about {_time(count * sum(known) / len(known))}" if known else ""
+        made.append((f"{words}{about}", command))
     return tuple(made)
-
-
-def _program(run: Run) -> str:
-    """The program of a run as a command line; empty where its manifest does not hold all of it."""
-    words = run.manifest.get("argv")
-    if not isinstance(words, list) or any("<path:" in str(word) for word in words):
-        return ""
-    loop = run.manifest.get("loop")
-    steps = loop.get("steps") if isinstance(loop, dict) else None
-    return shlex.join([*(["--steps", str(steps)] if steps else []), *map(str, words)])
 
 
 def _time(seconds: float) -> str:

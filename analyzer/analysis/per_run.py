@@ -31,6 +31,7 @@ __all__ = [
     "probe_rows_at",
     "profile_values",
     "read_runs",
+    "record_command",
     "recorded_step",
     "remembered",
     "shown_range",
@@ -232,6 +233,20 @@ def probe_command(run: Run, name: str) -> str:
     # A network of the zoo is built again; for another one its program is started, which is asked.
     is_built = str(run.manifest.get("target", "")).startswith("zoo:")
     return command if is_built else f"{command} --replay"
+
+
+def record_command(run: Run, options: str) -> str:
+    """Return the command that records the program of a run once more, with other options.
+
+    Empty where the manifest does not hold all of its command line.
+    """
+    words = run.manifest.get("argv")
+    if not isinstance(words, list) or any("<path:" in str(word) for word in words):
+        return ""
+    loop = run.manifest.get("loop")
+    steps = loop.get("steps") if isinstance(loop, dict) else None
+    program = [*(["--steps", str(steps)] if steps else []), *map(str, words)]
+    return f"analyzer record {options} {shlex.join(program)}"
 
 
 def probe_rows(run: Run, name: str) -> "pd.DataFrame":

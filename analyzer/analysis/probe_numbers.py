@@ -213,8 +213,8 @@ def edge_of_stability(run: Run) -> Measured:
     """
     rows = probe_rows(run, "sharpness").sort_values("step")
     if clipped_share(run) > CLIPPED:
-        remedy = "of clipped gradients a step is smaller than the learning rate says"
-        raise not_recorded("a threshold of the sharpness was", run, remedy)
+        remedy = "its gradients are clipped, so its steps are smaller than the learning rate says"
+        raise not_recorded("the sharpness that a step bears was", run, remedy)
     for prefix in ("", "preconditioned_"):
         name, limit = f"{prefix}sharpness", f"{prefix}threshold"
         if not {name, limit} <= set(rows):
@@ -234,7 +234,7 @@ def edge_of_stability(run: Run) -> Measured:
         value = float(late.median())
         return Measured(value, query, steps, low, high, "probes", len(late), scale)
     raise not_recorded(
-        "a threshold of the sharpness was", run, "of SGD, Adam, AdamW and RMSprop one is known"
+        "the sharpness that a step bears was", run, "of SGD, Adam, AdamW and RMSprop one is known"
     )
 
 

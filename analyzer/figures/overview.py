@@ -30,7 +30,7 @@ __all__ = ["OVERVIEW", "drawn_parts", "overview_sketch", "rows_of"]
 
 # Heights in pixels, from top to bottom, of each row by how many runs there are, and of what stands
 # over it: its words, and the axis of the row before.
-_NETWORK, _PROFILE, _LOSS = 42, 152, 76
+_NETWORK, _PROFILE, _LOSS = 42, 140, 76
 _GRIDS = {1: 150, 2: 78, 3: 56}
 _WORDS, _AXIS, _FOOT = 21, 40, 44
 # Of a narrow page: a further line of words, and the color bar below all.
@@ -79,15 +79,6 @@ def overview_sketch(info: Overview, theme: Theme, *, is_narrow: bool = False) ->
                 "cmax": info.high,
                 "colorbar": color,
             },
-            "legend": {
-                "orientation": "h",
-                "x": 1.0,
-                "xanchor": "right",
-                "y": 1.0,
-                "yanchor": "bottom",
-                "itemsizing": "trace",
-                "font": {"size": 11},
-            },
             "margin": {
                 "l": 54 if is_narrow else 62,
                 "r": 16 if is_narrow else 84,
@@ -97,9 +88,6 @@ def overview_sketch(info: Overview, theme: Theme, *, is_narrow: bool = False) ->
         },
     )
     layout["height"] = height + _BAR * is_narrow
-    if is_narrow:
-        # Above the color bar, where no words are.
-        layout["legend"] |= {"yref": "container", "y": (_BAR - 4) / layout["height"]}
     axes = _axes(info, rows, domains, theme)
     return Sketch([trace for _, _, trace in drawn_parts(info, theme)], layout | axes)
 
@@ -154,7 +142,6 @@ def drawn_parts(info: Overview, theme: Theme) -> Iterator[tuple[int, str, Trace]
         if len(column.without):
             yield place, "without", _without(column, theme) | middle
         yield place, "profile", _profile(column, theme, middle)
-        # The legend of the cells below says it already.
         marks = edge_marks(at, column.profile, theme, is_log=True, names=names, **middle)
         yield place, "marks", marks | {"showlegend": False}
         on = _axis_names(rows, ("grid", place)) | {"coloraxis": "coloraxis"}
@@ -163,7 +150,7 @@ def drawn_parts(info: Overview, theme: Theme) -> Iterator[tuple[int, str, Trace]
         yield place, "handle", _handle(column, info, theme) | _axis_names(rows, ("grid", place))
         unnamed: Trace = _axis_names(rows, ("loss", -1)) | {"showlegend": False}
         for line in band_traces(column.loss, column.label, theme, **unnamed):
-            yield place, "loss", line
+            yield place, "loss", line | unnamed
         if np.isfinite(column.guess) and place == 0:
             line = {"color": theme.text, "width": 1, "dash": "dot"}
             said = f"guessing by the classes' shares: {number(column.guess)}<extra></extra>"
@@ -173,8 +160,6 @@ def drawn_parts(info: Overview, theme: Theme) -> Iterator[tuple[int, str, Trace]
                 scatter(unnamed, x=last, y=[column.guess] * 2, mode="lines", line=line)
                 | {"hovertemplate": said},
             )
-    for entry in mark_legend([column.grid.marks for column in info.runs], theme, is_log=True):
-        yield 0, "legend", entry
 
 
 def _handle(column: OverviewColumn, info: Overview, theme: Theme) -> Trace:
@@ -238,22 +223,40 @@ def _words(info: Overview, theme: Theme) -> Iterator[list[str]]:
     when = "at step " + " and ".join(f"{step:,}" for step in steps)
     for kind, run in rows_of(info):
         if kind == "network":
-            share = info.runs[run].arcs.median_share
-            carry = "thin carry little of the gradient, thick all"
-            known = [f"({percent(share)} {when}, median)"] if np.isfinite(share) else []
-            yield [f"<b>shortcuts</b> of {names[run]}:", carry, *known]
+            arcs = info.runs[run].arcs
+            share = f"median {percent(arcs.median_share)} of the gradient {when};"
+            if not np.isfinite(arcs.median_share):
+                share = f"share of the gradient not known {when};"
+            scale = ["thin 0 to 20 %, thick 80 % or more"]
+            if set(arcs.shortcuts) - {"identity"}:
+                scale = [f"{scale[0]};", "dotted: not an identity"]
+            yield [f"<b>shortcuts</b> of {names[run]}:", share, *scale]
         elif kind == "profile":
-            lines = [f"— {name}" for name in names]
-            lines += [
-                f"┈ {_in_color(column, theme, 'without its shortcuts')}"
-                for column in info.runs
-                if len(column.without)
-            ]
-            yield [f"<b>gradient</b> at each layer’s output {when}:", *lines]
+            yield [f"<b>gradient</b> at each layer’s output {when}:", *_lines(info, theme)]
         elif kind == "grid":
-            yield [f"{names[run]}: <b>every step</b>" + ("" if run else " (drag the line)")]
+            kinds = mark_legend([info.runs[run].grid.marks], theme, is_log=True)
+            squares = [
+                f'<span style="color:{one["marker"]["color"]}">■</span> {one["name"]}'
+                for one in kinds
+            ]
+            said = f"{names[run]}: <b>every step</b>" + ("" if run else " (drag the line)")
+            yield [said, *squares]
         else:
             yield ["<b>loss</b>:", *_outcomes(info, names)]
+
+
+def _lines(info: Overview, theme: Theme) -> Iterator[str]:
+    """What the lines of the profile are, in their colors."""
+    for column in info.runs:
+        is_known = np.isfinite(column.profile).any()
+        name = f"— <b>{labeled(column.label.text, _MOST_NAME)}</b>"
+        yield _in_color(column, theme, name) + ("" if is_known else " (NaN or infinite)")
+    for column in info.runs:
+        if len(column.without):
+            is_final = column.without_step >= column.grid.steps[-1] + column.grid.width
+            when = "final weights" if is_final else f"weights of step {column.without_step:,}"
+            said = "" if column.without_step == column.step else f" ({when})"
+            yield _in_color(column, theme, f"┈ without its shortcuts{said}")
 
 
 def _notes(

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from analyzer.analysis.landing import condition, landing
+from analyzer.analysis.numerals import number
 from analyzer.storage.run import open_run
 from tests.support.full_run import write_full_pair
 from tests.support.pairs import LAYERS, write_side
@@ -18,9 +19,9 @@ def test_a_net_whose_gradient_falls_at_every_step_is_sick_since_the_first(tmp_pa
     found = condition(run)
     assert (found.kind, found.steps, found.is_sick) == ("vanishing", (0, 3), True)
     assert found.sentence == (
-        "net is sick: its gradient falls 5 decades from head to stem, since step 0 "
-        "(all 4 steps looked at, to 3)"
+        "net is sick: its gradient falls 5 decades from head to stem, since step 0"
     )
+    assert found.looked == 4
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ def test_a_net_whose_gradient_falls_at_every_step_is_sick_since_the_first(tmp_pa
             "falls 4 to 5 decades from head to stem, at first, until step 1",
         ),
         ([5.0, 0.0, 0.0, 0.0], "falls 5 decades from head to stem, at step 0 only"),
-        ([0.0, 5.0, 0.0, 3.0], "at 2 of 4 steps looked at, from 1 to 3"),
+        ([0.0, 5.0, 0.0, 3.0], "at 2 of 4 checked steps, from 1 to 3"),
         ([-4.0] * 4, "grows 4 decades from head back to stem, since step 0"),
     ],
 )
@@ -48,7 +49,7 @@ def test_since_when_is_said_as_it_was_measured(
 def test_just_below_the_limit_nothing_is_sick(tmp_path: Path) -> None:
     found = condition(write_side(tmp_path / "net", residual=False, decades=2.4))
     assert found.kind == "kept"
-    assert found.sentence == "net is not sick: its gradient falls 2.4 decades at most"
+    assert found.sentence == "net is not sick: its gradient falls 2.4 decades at most (step 0)"
     assert "sick" in sentence(tmp_path / "more", decades=2.6)
 
 
@@ -65,10 +66,15 @@ def test_the_first_value_that_is_not_finite_comes_before_all_else(tmp_path: Path
     )
 
     found = condition(open_run(run))
-    assert (
-        found.sentence
-        == "broken is sick: NaN or infinite from step 2 on, first in the output gradient of l1"
+    assert found.sentence == (
+        "broken is sick: NaN or infinite from step 2 on, first in the loss, then in the output "
+        "gradient of l1"
     )
+    said = landing((open_run(run),))
+    assert said.look == 1 and said.evidence[0][:2] == ("NaN or infinity", "certain")
+    # What is said to be of the steps before is of them: the gradient is 1e-9 times that of l1.
+    (first, *_), against = said.readings[0].values, said.readings[0].against
+    assert first[2] == "1·10⁻⁹" and against.endswith("before it broke (step 2)")
 
 
 def test_a_run_without_gradients_is_not_judged(tmp_path: Path) -> None:
@@ -85,7 +91,14 @@ def test_of_a_pair_the_sick_one_comes_first_with_three_numbers_of_each(tmp_path:
     assert "residual is not sick: its gradient" in found.sentence
     assert found.sentence.count("powers of ten") == 1
     assert found.cause == "Cause not tested: nothing was switched off."
-    assert not found.is_firm and found.evidence.startswith("1 seed · 4 steps")
+    assert found.evidence == (
+        (
+            "diagnosis",
+            "measured",
+            "4 of 4 steps; sick: a fit along depth of 2.5 decades or more",
+        ),
+        ("other seeds", "not known", "1 seed"),
+    )
     first, share, loss = found.readings
     shown = [(name, text) for name, _, text in first.values]
     assert shown == [("plain", "1·10⁻⁶"), ("residual", "1")]
@@ -102,7 +115,23 @@ def test_the_cause_is_shown_where_the_shortcuts_were_taken_out(tmp_path: Path) -
     single = landing((residual,))
     assert single.cause.startswith("What the shortcuts do: at the same weights")
     values = {name: text for name, _, text in single.readings[0].values}
-    assert set(values) == {"without shortcuts", "residual"}
+    assert set(values) == {"residual"}
+    table = residual.layer_stats("output_gradient_norm").pivot(
+        index="step", columns="layer", values="output_gradient_norm"
+    )
+    ends = table.iloc[:, 0] / table.iloc[:, -1]
+    both = {name: text for name, _, text in found.readings[0].values}
+    assert values["residual"] == both["residual"] == number(float(ends.median()))
+    assert found.evidence[1][:2] == ("cause", "shown")
+    assert single.evidence[1][:2] == ("effect of shortcuts", "measured")
+
+
+def test_a_net_that_ends_no_better_than_guessing_is_said_to(tmp_path: Path) -> None:
+    guess = {"conditions": {"loss": {"class_entropy": 2.0}}}
+    rows = [[1.0, 1.0]] * 4
+    for name, loss, is_said in (("idle", 2.0, True), ("busy", 1.99, False)):
+        run = open_run(write_run(tmp_path / name, [loss] * 4, rows, **guess))
+        assert condition(run).sentence.endswith("no better than guessing") == is_said
 
 
 def test_what_else_differs_is_said_before_the_cause(tmp_path: Path) -> None:

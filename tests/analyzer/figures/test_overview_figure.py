@@ -49,10 +49,12 @@ def test_all_rows_but_the_loss_share_one_axis_of_depth_and_both_profiles_one_plo
 def test_each_row_says_what_it_shows_with_its_numbers(info: Overview) -> None:
     texts = [note.text for note in panel("overview").draw(info, LIGHT).layout.annotations]
     words = [re.sub(r"<[^>]+>", "", text) for text in texts]
-    share = f"{100 * info.runs[1].arcs.median_share:.0f} % at step 30, median"
-    assert words[0].startswith("shortcuts of residual:") and share in words[0]
+    share = f"median {100 * info.runs[1].arcs.median_share:.0f} % of the gradient at step 30;"
+    assert words[0].startswith(f"shortcuts of residual: {share} thin 0 to 20 %")
+    assert words[0].endswith("dotted: not an identity")
     assert words[1].startswith("gradient at each layer’s output at step 30: — plain — residual")
-    assert "┈ without its shortcuts" in words[1]
+    probed = info.runs[1].without_step
+    assert words[1].endswith(f"┈ without its shortcuts (weights of step {probed})")
     assert words[2:4] == ["plain: every step (drag the line)", "residual: every step"]
     assert words[4].startswith("loss: plain 2.30 residual ")
 
@@ -93,7 +95,11 @@ def test_cells_that_are_not_finite_are_marked_in_a_color_of_their_own(tmp_path: 
     heat = [trace for trace in figure.data if trace.type == "heatmap"]
     assert np.isfinite(heat[1].z).any(axis=1).tolist() == [False] * 3 + [True] * 3
     assert heat[1].colorscale[0][1] == LIGHT.mark
-    assert "NaN or infinite" in [trace.name for trace in figure.data if trace.showlegend]
+    texts = [re.sub(r"<[^>]+>", "", note.text) for note in figure.layout.annotations]
+    assert "nan: every step (drag the line) ■ NaN or infinite" in texts
+    assert any("at step 5: — nan (NaN or infinite)" in text for text in texts)
+    lines = [trace for trace in figure.data if trace.type == "scatter"]
+    assert {trace.showlegend for trace in lines} == {False}
 
 
 def test_frames_hold_the_profile_of_every_step(pair: tuple[Run, ...], info: Overview) -> None:

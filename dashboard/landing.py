@@ -75,7 +75,7 @@ def _said(context: Context, found: Landing) -> list[Any]:
             "copy the command", className="plain-button copy", title=command, **copy
         )
         firmer += ["; " if k else "", words, button]
-    more = []
+    more: list[Any] = []
     if found.found is not None:
         parts = [html.P(part) for part in (*found.found.parts, found.found.note) if part]
         more.append(html.Details([html.Summary("the whole verdict"), *parts]))

@@ -24,8 +24,10 @@ __all__ = ["Condition", "Landing", "Reading", "condition", "landing"]
 _SICK = LIMITS["unhealthy"].value
 _CLIFF = LIMITS["cliff"].value
 # Of the questions of a verdict, what is told in the sentences and the numbers already.
-_TOLD = ("vanishing", "exploding", "depth", "gain", "relative_gradient", "counterfactual")
-_TOLD += ("shortcut_share", "training_loss")
+_TOLD = (
+    *("vanishing", "exploding", "depth", "gain", "relative_gradient", "counterfactual"),
+    *("shortcut_share", "training_loss"),
+)
 _MOST_QUESTIONS = 3
 
 
@@ -147,7 +149,7 @@ def condition(run: Run) -> Condition:
 def _broken(run: Run) -> Condition | None:
     """What is not finite, in the order in which it is computed: layers, loss, gradients."""
     first, loss_step = Evidence(run, ()).nonfinite, run_training(run).nonfinite_step
-    known = [one for one in (first and first.step, loss_step) if one is not None]
+    known = [one.step for one in [first] if one] + [one for one in [loss_step] if one is not None]
     if not known:
         return None
     step, parts = min(known), []

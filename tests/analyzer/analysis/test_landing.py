@@ -77,6 +77,13 @@ def test_the_first_value_that_is_not_finite_comes_before_all_else(tmp_path: Path
     assert first[2] == "1·10⁻⁹" and against.endswith("before it broke (step 2)")
 
 
+def test_an_overflow_in_a_step_that_a_scaler_skipped_is_no_sickness(tmp_path: Path) -> None:
+    rows = [[float("inf")] * 2, [1.0, 1.0], [1.0, 1.0]]
+    for skipped, kind in ((True, "kept"), (False, "not finite")):
+        run = write_run(tmp_path / kind, [1.0] * 3, rows, more=[{"skipped": skipped}])
+        assert condition(open_run(run)).kind == kind
+
+
 def test_a_run_without_gradients_is_not_judged(tmp_path: Path) -> None:
 
     found = condition(open_run(write_run(tmp_path / "bare", [1.0], [[]])))

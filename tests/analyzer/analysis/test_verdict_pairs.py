@@ -521,6 +521,7 @@ def test_an_unclear_answer_says_what_settles_it_and_how_long_that_takes(tmp_path
     claim = next(c for c in verdict(plain, residual).claims if c.key == "vanishing")
     assert "analyzer record --twin --seeds 3" in claim.text
     assert "Three seeds of both take about 18 s." in claim.text
+    assert "). Too near to the limit. Three seeds would settle it" in claim.text
     assert "2.5 decades" in claim.text
 
 

@@ -106,6 +106,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/verdict_null.py
 	$(BIN)/python benchmarks/load.py
+	$(BIN)/python benchmarks/scale.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -542,3 +542,17 @@ def test_numbers_of_any_kind_are_logged_once_a_run_is_open_and_never_after(tmp_p
     assert (steps["accuracy"].tolist(), steps["count"].tolist()) == ([0.5], [3])
     with pytest.raises(AnalyzerError, match="closed"):
         recorder.log(accuracy=1.0)
+
+
+@pytest.mark.parametrize("a", [0.8, 1.25])
+def test_the_gain_of_a_trained_chain_of_scalars_is_its_factor(tmp_path, a):
+    """The check of the definitions: fifty layers ``y = a·x``."""
+    model = nn.Sequential(*[nn.Linear(1, 1, bias=False) for _ in range(50)]).double()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(a)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-30)
+    with analyzer.Recorder(model, tmp_path / "run"):
+        model(torch.ones(4, 1, dtype=torch.float64)).mean().backward()
+        optimizer.step()
+    assert analyzer.open_run(tmp_path / "run").gain().gain == pytest.approx(a, rel=1e-12)

@@ -322,8 +322,10 @@ def screen_figure(figure: Figure) -> dict[str, Any]:
 
     ``light`` is the figure on white; ``dark`` are places in it, each with its value on a dark page.
     """
-    light = json.loads(figure.draw(figure.info, LIGHT).to_json())
-    dark = json.loads(figure.draw(figure.info, DARK).to_json())
+    from plotly.io.json import to_json_plotly
+
+    drawn = (figure.draw(figure.info, theme).to_dict() for theme in (LIGHT, DARK))
+    light, dark = (json.loads(to_json_plotly(one)) for one in drawn)
     differing = list(what_differs(light, dark))
     for trace in light["data"]:
         if trace["type"] == "heatmap" and _are_powers(trace):

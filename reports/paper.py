@@ -4,7 +4,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -213,11 +213,13 @@ def drawn_figure(
     width: float = 3.25,
     most_vectors: int = _MOST_VECTORS,
     most_high: float = _MOST_HIGH,
+    finish: Callable[[Any], None] | None = None,
 ) -> Any:
     """Return the matplotlib figure of a plotly figure, ``width`` inches wide, in the style set.
 
     Heatmaps and surfaces of more cells than ``most_vectors`` become an image within the file; it is
-    at most ``most_high`` inches high where its rows do not need more.
+    at most ``most_high`` inches high where its rows do not need more. What ``finish`` changes of it
+    is laid out with the rest.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -232,6 +234,8 @@ def drawn_figure(
     draw_annotations(figure, made)
     draw_color_bars(figure, made, drawn)
     draw_legend(figure, made)
+    if finish is not None:
+        finish(canvas)
     _fit(canvas, list(made.flat.values()) + list(made.scenes.values()))
     return canvas
 
@@ -249,6 +253,7 @@ def _fit(canvas: Any, plots: list[Any]) -> None:
             return
         rows = len({round(place.y0, 2) for place in places})
         canvas.set_size_inches(width, height + rows * short + 2 * over)
+    canvas.get_layout_engine().execute(canvas)
 
 
 def _height(figure: Any, width: float, most: float) -> float:
@@ -295,10 +300,9 @@ def static_svg(figure: Any) -> str:
 
     buffer = io.BytesIO()
     with paper_style(_SCREEN):
-        drawn = drawn_figure(figure, _STATIC_INCHES, _STATIC_CELLS, _STATIC_MOST_HIGH)
-        _write_decades(drawn)
-        # The same as `savefig`, which would draw everything a second time to lay it out.
-        drawn.get_layout_engine().execute(drawn)
+        sizes = (_STATIC_INCHES, _STATIC_CELLS, _STATIC_MOST_HIGH)
+        drawn = drawn_figure(figure, *sizes, finish=_write_decades)
+        # The same as `savefig`, which would lay everything out once more, and draw it for that.
         drawn.set_layout_engine("none")
         canvas: Any = FigureCanvasSVG(drawn)
         canvas.print_svg(buffer, metadata=_METADATA["svg"])

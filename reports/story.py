@@ -14,6 +14,7 @@ from analyzer.analysis.numerals import counted, number, with_range
 from analyzer.analysis.verdict import verdict
 from analyzer.analysis.view import View, has_shortcuts
 from analyzer.errors import AnalyzerError
+from analyzer.figures.sketch import Sketch
 from analyzer.figures.theme import PRINT, Theme
 from analyzer.storage.run import Run, open_run
 from analyzer.vocabulary.methods import Method
@@ -54,14 +55,15 @@ class Figure:
     caption: str
     how_to_read: str
     info: Any
-    draw: Callable[[Any, Theme], go.Figure]
+    draw: Callable[[Any, Theme], go.Figure | Sketch]
     methods: tuple[Method, ...] = ()
     draw_print: Callable[[Any, Theme], go.Figure] | None = None
 
     @cached_property
     def drawn(self) -> go.Figure:
         """The figure for print, its runs told apart by dashes and markers too."""
-        return (self.draw_print or self.draw)(self.info, PRINT)
+        made = (self.draw_print or self.draw)(self.info, PRINT)
+        return made.figure() if isinstance(made, Sketch) else made
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -205,7 +207,7 @@ def _figure(panel: Any, view: View) -> Figure | Missing:
     methods = tuple(method for method in (panel.method, *of_probes) if method)
     of_its_own = overview_rows if panel.key == "overview" else None
     words = (panel.key, panel.title, info.caption, panel.how_to_read)
-    return Figure(*words, info, panel.draw, methods, of_its_own)
+    return Figure(*words, info, panel.made, methods, of_its_own)
 
 
 def _seeds(groups: list[Group]) -> Figure:

@@ -2,10 +2,9 @@
 
 import gzip
 import hashlib
-import json
 import re
-from base64 import b64decode, b64encode
-from collections.abc import Iterator, Mapping
+from base64 import b64encode
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
@@ -19,14 +18,14 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader, StrictUndefined,
 import analyzer
 from analyzer.analysis.numerals import counted, number
 from analyzer.errors import AnalyzerError
-from analyzer.figures.csv_text import cell_rows, csv_cells
-from analyzer.figures.theme import DARK, LIGHT
+from analyzer.figures.csv_text import cell_rows
 from analyzer.storage.run import Run
 from analyzer.storage.run_json import losses
 from analyzer.texts import escaped
 from analyzer.vocabulary import GLOSSARY
 from analyzer.vocabulary.methods import SOURCES, bibtex
 
+from .packing import packed_figures, packed_tables, screen_figure
 from .paper import static_svg
 from .run_facts import differing, reproducibility, run_table
 from .story import Figure, Story, claim_rows, lead_of, note_of, title_of
@@ -36,22 +35,14 @@ from .tables import heading
 __all__ = [
     "BUNDLE",
     "content_policy",
-    "packed",
-    "packed_figures",
-    "packed_tables",
     "plotly_bundle",
     "report_html",
-    "screen_figure",
-    "what_differs",
     "write_report",
 ]
 
 TEMPLATES = Path(__file__).parent / "templates"
 BUNDLE = Path(__file__).parent / "bundle"
-Place = list[str | int]
 _MOST_ROWS = 30
-_DIGITS = 7
-_TOLERANCE = 1e-6
 _SYMBOLS = {
     "‖∂L/∂y‖": "The L2 norm of the gradient of the loss L with respect to the output y of a layer.",
     "‖Δθ‖": "The L2 norm of what one update adds to a parameter θ.",
@@ -253,111 +244,6 @@ def _cell(value: Any) -> dict[str, Any]:
     if isinstance(value, float | np.floating):
         return {"text": number(float(value)), "is_number": True}
     return {"text": str(value), "is_number": False}
-
-
-def packed(values: Any) -> str:
-    """Return JSON values as text of a page: gzip in base64; equal values give equal text."""
-    text = json.dumps(values, separators=(",", ":")).encode()
-    # With a time in its head the same values would be another file every second.
-    return b64encode(gzip.compress(text, compresslevel=9, mtime=0)).decode()
-
-
-def packed_figures(figures: Mapping[str, Any]) -> str:
-    """Return figures, by name and with arrays as plotly writes them, as text of a page.
-
-    It is ``packed`` of ``{"figures": …, "arrays": …}``, which ``report.js`` reads. Where an array
-    stood there is its place in ``arrays``: base64 of all first bytes, then all second bytes, and
-    so on. Numbers of eight bytes are rounded to four where that changes none by more than a
-    millionth of itself.
-    """
-    places: dict[str, int] = {}
-    shared = _with_places(figures, places)
-    return packed({"figures": shared, "arrays": list(places)})
-
-
-def _with_places(value: Any, places: dict[str, int]) -> Any:
-    """A value whose arrays are places in a list of all."""
-    if isinstance(value, list):
-        return [_with_places(item, places) for item in value]
-    if not isinstance(value, Mapping):
-        return value
-    if not {"bdata", "dtype"} <= value.keys():
-        return {key: _with_places(item, places) for key, item in value.items()}
-    array = _narrowed(np.frombuffer(b64decode(value["bdata"]), value["dtype"]))
-    # The first bytes of neighbors are alike, the last ones are noise: apart they compress better.
-    planes = np.ascontiguousarray(array.view(np.uint8).reshape(-1, array.itemsize).T)
-    place = places.setdefault(b64encode(planes.tobytes()).decode(), len(places))
-    return {**value, "dtype": array.dtype.str.lstrip("<|"), "bdata": place}
-
-
-def _narrowed(array: Any) -> Any:
-    """The numbers in four bytes each where that is as good on a screen."""
-    if array.dtype != np.float64:
-        return array
-    with np.errstate(over="ignore", under="ignore"):
-        narrow = array.astype(np.float32)
-    return narrow if np.allclose(narrow, array, _TOLERANCE, 0, equal_nan=True) else array
-
-
-def packed_tables(tables: Mapping[str, pd.DataFrame]) -> str:
-    """Return tables, by the name of their figure, as text of a page.
-
-    It is ``packed`` of ``{"columns": …, "tables": …}``, from which ``report.js`` makes CSV files:
-    cells that differ once, in CSV with seven digits, and for each table the names of its columns
-    with the places of their cells.
-    """
-    places: dict[tuple[str, ...], int] = {}
-    held = {
-        key: [
-            [name, places.setdefault(tuple(cells), len(places))]
-            for name, *cells in csv_cells(rows, _DIGITS)
-        ]
-        for key, rows in tables.items()
-    }
-    return packed({"columns": list(places), "tables": held})
-
-
-def screen_figure(figure: Figure) -> dict[str, Any]:
-    """Return a figure as JSON values.
-
-    ``light`` is the figure on white; ``dark`` are places in it, each with its value on a dark page.
-    """
-    from plotly.io.json import to_json_plotly
-
-    drawn = (figure.draw(figure.info, theme).to_dict() for theme in (LIGHT, DARK))
-    light, dark = (json.loads(to_json_plotly(one)) for one in drawn)
-    differing = list(what_differs(light, dark))
-    for trace in light["data"]:
-        if trace["type"] == "heatmap" and _are_powers(trace):
-            # Numbers behind colors: the page raises ten to the logarithms that it has.
-            trace["customdata"] = "powers"
-    return {"light": light, "dark": differing}
-
-
-def _are_powers(trace: Mapping[str, Any]) -> bool:
-    """Whether the numbers of the cells of a heatmap are ten to the values of their colors."""
-    pair: list[Any] = [trace.get("customdata"), trace.get("z")]
-    if not all(isinstance(one, Mapping) and "bdata" in one for one in pair):
-        return False
-    plain, logs = (np.frombuffer(b64decode(one["bdata"]), one["dtype"]) for one in pair)
-    # What a color cannot show has a mark and words of its own.
-    known = np.isfinite(logs)
-    if len(plain) != len(logs) or not known.any():
-        return False
-    with np.errstate(over="ignore"):
-        return np.allclose(10.0 ** logs[known].astype(np.float64), plain[known], 1e-4, 0)
-
-
-def what_differs(light: Any, dark: Any, *place: str | int) -> Iterator[tuple[Place, Any]]:
-    """Yield the places at which two JSON values differ, each with the value of the second."""
-    if isinstance(light, dict) and isinstance(dark, dict) and light.keys() == dark.keys():
-        for key in light:
-            yield from what_differs(light[key], dark[key], *place, key)
-    elif isinstance(light, list) and isinstance(dark, list) and len(light) == len(dark):
-        for index, pair in enumerate(zip(light, dark, strict=True)):
-            yield from what_differs(*pair, *place, index)
-    elif light != dark:
-        yield list(place), dark
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,8 @@ _SCREEN: dict[str, Any] = {
 
 _PIXELS_WIDE = 900
 _MOST_VECTORS = 10_000
-_MOST_HIGH = 9.0
+# A page of text is nine inches high, and the caption stands on it, too.
+_MOST_HIGH = 7.2
 _LEAST_ROW, _MOST_TRIES = 0.62, 6
 
 # A static figure is as wide as a page prints it, and leaves room for its words below.

@@ -14,6 +14,7 @@ from analyzer.analysis.numerals import counted, number, with_range
 from analyzer.analysis.verdict import verdict
 from analyzer.analysis.view import View, has_shortcuts
 from analyzer.errors import AnalyzerError
+from analyzer.figures.narrow import stacked
 from analyzer.figures.sketch import Sketch
 from analyzer.figures.theme import PRINT, Theme
 from analyzer.storage.run import Run, open_run
@@ -58,6 +59,7 @@ class Figure:
     draw: Callable[[Any, Theme], go.Figure | Sketch]
     methods: tuple[Method, ...] = ()
     draw_print: Callable[[Any, Theme], go.Figure] | None = None
+    draw_narrow: Callable[[Any, Theme, Any], Any] = lambda _info, _theme, wide: stacked(wide)
 
     @cached_property
     def drawn(self) -> go.Figure:
@@ -207,7 +209,7 @@ def _figure(panel: Any, view: View) -> Figure | Missing:
     methods = tuple(method for method in (panel.method, *of_probes) if method)
     of_its_own = overview_rows if panel.key == "overview" else None
     words = (panel.key, panel.title, info.caption, panel.how_to_read)
-    return Figure(*words, info, panel.made, methods, of_its_own)
+    return Figure(*words, info, panel.made, methods, of_its_own, panel.narrowed)
 
 
 def _seeds(groups: list[Group]) -> Figure:

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from analyzer.analysis.view import View
 from analyzer.figures.marks import with_rugs
+from analyzer.figures.narrow import stacked
 from analyzer.figures.sketch import Sketch
 from analyzer.figures.theme import Theme
 from analyzer.vocabulary.methods import Method
@@ -84,6 +85,15 @@ class Panel:
     def made(self, info: Any, theme: Theme) -> go.Figure | Sketch:
         """Draw a record as a browser is sent it, the rugs of its plots at their edges."""
         return with_rugs(self.drawing(info, theme))
+
+    def narrowed(self, info: Any, theme: Theme, wide: Any = None) -> dict[str, Any]:
+        """Draw a record as a narrow browser is sent it, as plain data.
+
+        ``wide`` is what a wide one is sent, where that was made already.
+        """
+        if self.narrow is not None:
+            return with_rugs(self.narrow(info, theme)).to_dict()
+        return stacked(self.made(info, theme).to_dict() if wide is None else wide)
 
     def draw(self, info: Any, theme: Theme) -> go.Figure:
         """Draw a record; plotly checks each property."""

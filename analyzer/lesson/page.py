@@ -13,7 +13,8 @@ from analyzer.lesson.scene import Scene
 from analyzer.lesson.scenes import SCENES
 from analyzer.lesson.steps import steps
 from analyzer.lesson.words import GRADES, Question
-from analyzer.reports.html import content_policy, packed, plotly_bundle
+from analyzer.reports.html import content_policy, plotly_bundle
+from analyzer.reports.packing import packed
 
 __all__ = ["lesson_html", "write_lesson"]
 

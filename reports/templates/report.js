@@ -40,9 +40,11 @@
   };
 
   const dark = window.matchMedia('(prefers-color-scheme: dark)');
+  const narrow = window.matchMedia('(max-width: 40em)');
   const themed = (name) => {
     const figure = withArrays(figures[name].light);
-    for (const [path, value] of dark.matches ? figures[name].dark : []) {
+    const looks = [dark.matches && 'dark', narrow.matches && 'narrow', dark.matches && narrow.matches && 'both'];
+    for (const [path, value] of looks.filter(Boolean).flatMap((look) => figures[name][look])) {
       const last = path[path.length - 1];
       path.slice(0, -1).reduce((inner, key) => inner[key], figure)[last] = withArrays(value);
     }
@@ -77,9 +79,11 @@
   const [first, ...others] = document.querySelectorAll('figure');
   if (first) await draw(first.querySelector('.plot'));
   others.forEach((figure) => observer.observe(figure));
-  dark.addEventListener('change', () => {
-    document.querySelectorAll('.drawn .plot').forEach((plot) => draw(plot));
-  });
+  for (const look of [dark, narrow]) {
+    look.addEventListener('change', () => {
+      document.querySelectorAll('.drawn .plot').forEach((plot) => draw(plot));
+    });
+  }
 
   let data = null;
   const csvOf = async (name) => {

@@ -6,7 +6,11 @@ import plotly.graph_objects as go
 import pytest
 from plotly.subplots import make_subplots
 
-from analyzer.dashboard.drawing import stacked
+from analyzer.figures import narrow
+
+
+def stacked(figure: go.Figure) -> go.Figure:
+    return go.Figure(narrow.stacked(figure.to_dict()))
 
 
 def panes(count: int) -> go.Figure:
@@ -50,14 +54,16 @@ def test_a_stacked_figure_is_taller_by_its_panes() -> None:
 def test_the_color_bar_lies_above_the_panes_and_the_legend_below_them() -> None:
     figure = panes(2)
     figure.update_layout(coloraxis={"colorscale": "Cividis"}, legend={"x": 0, "y": -0.2})
-    bar, legend = (stacked(figure).layout.coloraxis.colorbar, figure.layout.legend)
+    figure = stacked(figure)
+    bar, legend = figure.layout.coloraxis.colorbar, figure.layout.legend
     assert (bar.orientation, bar.yref, bar.yanchor) == ("h", "container", "top")
     assert figure.layout.margin.t == 50 + 64
     assert (legend.yref, legend.y, legend.yanchor) == (None, -0.2, None)
     figure = panes(2)
     figure.update_traces(name="a run", showlegend=True)
     figure.update_layout(legend={"x": 0, "y": -0.2, "orientation": "h"})
-    legend = stacked(figure).layout.legend
+    figure = stacked(figure)
+    legend = figure.layout.legend
     assert (legend.yref, legend.y, legend.yanchor) == ("container", 0, "bottom")
     assert figure.layout.margin.b == 56 + 24
 
@@ -67,7 +73,7 @@ def test_legends_of_panes_become_one_with_a_group_a_pane() -> None:
     figure.update_layout(legend={"y": -0.2}, legend2={"y": -0.2})
     for name, trace in zip(("legend", "legend2"), figure.data, strict=True):
         trace.update(name="layer", showlegend=True, legend=name)
-    stacked(figure)
+    figure = stacked(figure)
     assert [trace.legend for trace in figure.data] == ["legend", "legend"]
     titles = [trace.legendgrouptitle.text for trace in figure.data]
     assert titles == ["pane 0", "pane 1"]
@@ -78,7 +84,7 @@ def test_two_scenes_share_the_height_though_a_theme_gave_them_axes() -> None:
     figure = make_subplots(1, 2, specs=specs)
     figure.layout.xaxis.showgrid = figure.layout.yaxis.showgrid = True
     figure.update_layout(height=500)
-    stacked(figure)
+    figure = stacked(figure)
     low, high = figure.layout.scene.domain.y
     assert high - low > 0.45 and figure.layout.scene.domain.x == (0, 1)
 

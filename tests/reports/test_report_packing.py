@@ -13,7 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from analyzer.reports.html import packed, packed_figures, packed_tables, screen_figure
+from analyzer.reports.packing import packed, packed_figures, packed_tables, screen_figure
 from analyzer.reports.paper import static_svg
 from analyzer.reports.story import Story
 from analyzer.reports.svg import small_svg, svg_address

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 
 from analyzer.errors import AnalyzerError
 from analyzer.figures.sketch import Sketch
 from analyzer.figures.theme import DARK, LIGHT
-from analyzer.reports.html import report_html, screen_figure, what_differs, write_report
+from analyzer.reports.html import report_html, write_report
+from analyzer.reports.packing import put, screen_figure, what_differs
 from analyzer.reports.story import Story, story_of
 from tests.support.full_run import write_empty_run, write_network_run
 from tests.support.runs import layer_row, write_run
@@ -152,19 +154,31 @@ def checked(made: Any) -> Any:
     return json.loads((made.figure() if isinstance(made, Sketch) else made).to_json())
 
 
-def test_a_dark_page_draws_what_the_dark_theme_draws(story: Story) -> None:
+def test_dark_and_narrow_pages_draw_what_the_dashboard_draws_there(story: Story) -> None:
     for figure in story.figures:
         made = screen_figure(figure)
-        drawn = made["light"]
-        for path, value in made["dark"]:
-            inner = drawn
-            for key in path[:-1]:
-                inner = inner[key]
-            inner[path[-1]] = value
-        dark, light = (checked(figure.draw(figure.info, theme)) for theme in (DARK, LIGHT))
-        restore_powers(drawn, dark)
-        assert drawn == dark
-        assert drawn != light
+        looks = {name: put(made["light"], made[name]) for name in ("dark", "narrow")}
+        looks["both"] = put(put(looks["dark"], made["narrow"]), made["both"])
+        for name, drawn in looks.items():
+            theme = LIGHT if name == "narrow" else DARK
+            wide = figure.draw(figure.info, theme)
+            expected = checked(wide)
+            if name != "dark":
+                laid_out = figure.draw_narrow(figure.info, theme, wide.to_dict())
+                expected = json.loads(go.Figure(laid_out).to_json())
+            restore_powers(drawn, expected)
+            assert drawn == expected, (figure.key, name)
+        assert made["dark"]
+
+
+def test_on_a_phone_no_figure_has_panes_side_by_side(story: Story) -> None:
+    for figure in story.figures:
+        made = screen_figure(figure)
+        layout = put(made["light"], made["narrow"])["layout"]
+        axes = [layout[name] for name in layout if name.startswith("xaxis")]
+        assert all(axis.get("domain", [0, 1]) == [0, 1] for axis in axes), figure.key
+        bar = layout.get("coloraxis", {}).get("colorbar")
+        assert bar is None or bar["orientation"] == "h", figure.key
 
 
 def test_what_differs_names_the_innermost_place() -> None:

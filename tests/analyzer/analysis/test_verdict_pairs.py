@@ -457,7 +457,7 @@ def test_a_number_that_fails_is_not_written_as_the_limit(tmp_path: Path) -> None
     case = next(case for case in CASES if case.name == "the last digit of a limit")
     claim = next(c for c in verdict(*recorded(tmp_path, case)).claims if c.key == "identity_start")
     assert "carry 0.9898 of the gradient" in claim.text
-    assert "yes from 0.99 on" in claim.text
+    assert "yes if it is 0.99 or more" in claim.text
 
 
 def test_the_other_order_is_put_right_and_said(tmp_path: Path) -> None:

@@ -84,7 +84,9 @@ class GridColumn(RunRecord):
             return f"{self.label.text}: {row.label} is nowhere finite."
         reach = number(float(finite.max() - finite.min()))
         span = f"{reach} decades" if row.scale == "log" else reach
-        return f"{self.label.text}: {row.label} spans {span} over layers and steps{self._broken()}."
+        text = f"{self.label.text}: {row.label} spans {span} over layers and steps"
+        text += f" (in bins of {self.width:,} steps)" if self.width > 1 else ""
+        return f"{text}{self._broken()}."
 
     def _broken(self) -> str:
         """The first bin with a value that is not finite, as a clause; empty without one."""
@@ -346,6 +348,8 @@ def _largest_difference(
     over = f"step {steps[0]:,}"
     if len(steps) > 1:
         over = f"median over steps {steps[0]:,} to {steps[-1]:,}"
+        wide = int(steps[1] - steps[0])
+        over += f", in bins of {wide:,}" if wide > 1 else ""
     where = f"at relative depth {number(positions[at])} (0 is the first layer; {over})"
     if is_log:
         factor = times_ten_to(float(middle[at]))

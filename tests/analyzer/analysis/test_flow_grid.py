@@ -3,8 +3,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analyzer.analysis.flow_grid import NONFINITE, ZERO, flow_grid, grid_difference, update_grid
-from analyzer.analysis.view import View
+from analyzer.analysis.flow_grid import (
+    NONFINITE,
+    ZERO,
+    GridColumn,
+    flow_grid,
+    grid_difference,
+    update_grid,
+)
+from analyzer.analysis.view import RunLabel, View
 from analyzer.errors import NotRecordedError
 from analyzer.storage.run import Run, open_run
 from tests.support.full_run import write_empty_run, write_full_pair, write_network_run
@@ -120,3 +127,19 @@ def test_a_run_without_steps_says_what_is_missing(tmp_path: Path) -> None:
         NotRecordedError, match="output_gradient_norm was not recorded in run 'none'"
     ):
         flow_grid(view)
+
+
+def test_a_caption_of_bins_says_how_many_steps_they_are_of() -> None:
+    one = {"ids": np.arange(2, dtype=np.int32), "names": ("a", "b"), "positions": np.arange(2.0)}
+    values = np.array([[1e-3, 1.0], [1.0, 1.0]])
+    cells = {"values": values, "marks": np.zeros((2, 2), np.uint8)}
+    for width, words in ((1, "and steps."), (2, "and steps (in bins of 2 steps).")):
+        column = GridColumn(
+            RunLabel("run", False, 0),
+            "output_gradient_norm",
+            steps=np.array([0, width]),
+            width=width,
+            **one,
+            **cells,
+        )
+        assert column.sentence().endswith(f"spans 3 decades over layers {words}")

@@ -275,12 +275,14 @@ STATEMENTS = (
         "the sharpness is {plain} times what a step bears without shortcuts, {residual} times with "
         "them",
         limits.edge,
-        "yes if it is 0.9 times or more in one of the two, over two probes or more; the Hessian is "
-        "that of the held batch, in a training by small batches larger than that of the whole loss",
+        "yes if it is 0.9 times or more in one of the two, at each of two late probes or more; the "
+        "Hessian is that of the held batch, in a training by small batches larger than that of the "
+        "whole loss",
         "Cohen et al. 2021; 2022 for Adam",
         "sharpness",
         "probe `sharpness`, last third of its steps",
         settle="More probes would settle it: analyzer record --probe sharpness:20",
+        uses_spread=True,
         alone="the sharpness is {residual} times the {scale} from which on a step is unstable",
     ),
     Statement(

@@ -45,6 +45,7 @@ class Limits:
 
     Attributes:
         columns: Columns of it.
+        copied_mib: What is copied of a URL at a time.
         files: Files of one folder.
         footer_mib: Size of its description.
         manifest_mib: Size of ``run.json``.
@@ -56,6 +57,7 @@ class Limits:
     """
 
     columns: int = 10_000
+    copied_mib: int = 16_384
     files: int = 20_000
     footer_mib: int = 16
     manifest_mib: int = 4

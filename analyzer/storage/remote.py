@@ -132,6 +132,12 @@ def _file_system(url: str) -> tuple[Any, str]:
         ) from error
 
 
+def _check(limit: str, found: float, what: str) -> None:
+    from analyzer.storage.limits import LIMITS  # Arrow, which what only copies does not need
+
+    LIMITS.check(limit, found, what)
+
+
 def _is_ours(name: str) -> bool:
     """Whether a file belongs to runs: none is hidden, and no name leads elsewhere."""
     parts = name.split("/")
@@ -196,9 +202,7 @@ class Mirror:
             ) from error
         cut = len(self._parent) + 1
         files = {path[cut:]: info for path, info in found.items() if not info.get("islink")}
-        from analyzer.storage.limits import LIMITS  # Arrow, which what only copies does not need
-
-        LIMITS.check("files", len(files) / _MOST_FILES, f"a hundredth of '{self.url}' has files:")
+        _check("files", len(files) / _MOST_FILES, f"a hundredth of '{self.url}' has files:")
         return {name: _mark(info) for name, info in files.items() if _is_ours(name)}
 
     def pull(self, *, with_checkpoints: bool = False) -> Path:
@@ -226,6 +230,8 @@ class Mirror:
                 for name, mark in wanted.items()
                 if known.get(name) != mark or not (self.base / name).is_file()
             ]
+            size = sum(int(wanted[name][0] or 0) for name in changed) / 2**20
+            _check("copied_mib", size, f"what is to be copied of '{self.url}' has")
             try:
                 self._all(changed, self._fetch)
             except FileNotFoundError:  # merged with others meanwhile

@@ -18,6 +18,7 @@ import analyzer
 from analyzer.errors import AnalyzerError, RunExistsError, RunNotFoundError
 from analyzer.launch import url_of
 from analyzer.storage.catalog import resolve_run, runs_in
+from analyzer.storage.limits import LIMITS
 from analyzer.storage.remote import Mirror, local
 from analyzer.storage.uploading import Upload, ended_in
 from tests.support.commands import start
@@ -138,6 +139,16 @@ def test_names_at_a_url_that_lead_elsewhere_are_left_alone(url, tmp_path):
     found[f"{base}/mine/link"] = {"size": 1, "mtime": 1.0, "islink": True}
     mirror._fs = type("", (), {"find": lambda *a, **k: found, "invalidate_cache": lambda _: None})()
     assert list(mirror.listing()) == ["mine/run.json"]
+
+
+def test_more_than_the_limit_is_not_copied(url, tmp_path, copies, monkeypatch):
+    record(tmp_path / "bucket/runs/mine", steps=1)
+    monkeypatch.setattr(LIMITS, "copied_mib", 0.001)
+    with pytest.raises(AnalyzerError, match=r"what is to be copied of .* at most 0\.001; if you"):
+        analyzer.open_run(url)
+    assert not list(copies.rglob("*.parquet"))
+    monkeypatch.setattr(LIMITS, "copied_mib", 1)
+    assert analyzer.open_run(url).steps["step"].tolist() == [0]
 
 
 def test_what_is_not_there_or_not_installed_is_said(url, monkeypatch):

@@ -268,8 +268,8 @@ def _cause(
             f"{word}: at the same weights (step {own.steps[0]:,}) the gradient of {name} {left} "
             f"end to end without its shortcuts, {right.removesuffix(' decades')} with them."
         )
-        if word == "Cause shown":
-            parts.append("What to do: keep them.")
+        if pair and word == "Cause shown":
+            parts.append(f"What to do: give {pair[0].name} shortcuts, as {name} has.")
     elif pair and pair[0].manifest.get("skip_scale") is not None and not others:
         parts.append("Cause shown: the two differ in their shortcuts alone (a twin).")
     elif pair and any(one.is_sick for one in stand):

@@ -140,7 +140,7 @@ def diverge(
         analyzer diverge runs/before runs/after --json
     """  # noqa: D301 -- click reads the control character
     from analyzer.analysis.divergence import first_divergence
-    from analyzer.cli.terminal import console, json_text
+    from analyzer.cli.terminal import console, json_text, printable
 
     names = [name for name in (left, right, repeat) if name is not None]
     runs = [_open(name, runs_dir) for name in names]
@@ -148,7 +148,7 @@ def diverge(
     if json:
         typer.echo(json_text(found.as_json()))
     else:
-        console().print(found.sentence, soft_wrap=True)
+        console().print(printable(found.sentence, _LONGEST_FINDING), soft_wrap=True)
 
 
 def explain(

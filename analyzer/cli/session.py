@@ -52,7 +52,7 @@ def options_from(text: str) -> RecordOptions:
 
 def beside(run: Path, *words: object) -> Path:
     """Return a folder beside a run's that has further words in its name: ``plain``, a seed."""
-    return run.with_name("-".join([run.name, *map(str, words)]))
+    return run.with_name("-".join([run.name, *map(str, words)])) if words and run.name else run
 
 
 def existing_run(run: Path) -> RunExistsError:

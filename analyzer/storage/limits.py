@@ -7,6 +7,7 @@ read.
 """
 
 import math
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -199,11 +200,12 @@ class _Checked(pq.ParquetFile):  # type: ignore[misc]
     """Looks at the headers of the pages before it reads them, and at texts before it repeats them.
 
     Each text is read once, as a dictionary, and written out only where that is not too long.
+    Threads take turns: Arrow's reader of a file is not made for several at once.
     """
 
     def __init__(self, source: Any, size: int, **options: Any) -> None:
         super().__init__(source, **options)
-        self._pages, self._size = source, size
+        self._pages, self._size, self._turn = source, size, threading.RLock()
         self._seen: set[tuple[int, int]] = set()
         self._paths = [self.schema.column(place).path for place in range(len(self.schema))]
         # Arrow does not put lists of dictionaries together.
@@ -221,16 +223,18 @@ class _Checked(pq.ParquetFile):  # type: ignore[misc]
     def read(self, columns: Any = None, **options: Any) -> pa.Table:
         if self._has_lists:
             return self.read_row_groups(range(self.num_row_groups), columns, **options)
-        self._look(range(self.num_row_groups), columns)
-        (whole,) = self._spelled_out([super().read(columns, **options)])
+        with self._turn:
+            self._look(range(self.num_row_groups), columns)
+            (whole,) = self._spelled_out([super().read(columns, **options)])
         return whole
 
     def read_row_groups(self, row_groups: Any, columns: Any = None, **options: Any) -> pa.Table:
-        self._look(row_groups, columns)
         groups = list(row_groups)
         sets = [[group] for group in groups] if self._has_lists and groups else [groups]
         read = super().read_row_groups
-        return pa.concat_tables(self._spelled_out(read(s, columns, **options) for s in sets))
+        with self._turn:
+            self._look(groups, columns)
+            return pa.concat_tables(self._spelled_out(read(s, columns, **options) for s in sets))
 
     def read_row_group(self, i: int, columns: Any = None, **options: Any) -> pa.Table:
         return self.read_row_groups([i], columns, **options)
@@ -239,10 +243,16 @@ class _Checked(pq.ParquetFile):  # type: ignore[misc]
         self, batch_size: int = 65536, row_groups: Any = None, columns: Any = None, **options: Any
     ) -> Iterator[pa.RecordBatch]:
         groups = range(self.num_row_groups) if row_groups is None else row_groups
-        self._look(groups, columns)
+        with self._turn:
+            self._look(groups, columns)
         sets = [[group] for group in groups] if self._has_lists else [list(groups)]
         for some in sets:
-            for batch in super().iter_batches(batch_size, some, columns, **options):
+            batches = super().iter_batches(batch_size, some, columns, **options)
+            while True:
+                with self._turn:
+                    batch = next(batches, None)
+                if batch is None:
+                    break
                 (rows,) = self._spelled_out([pa.Table.from_batches([batch])])
                 yield from rows.to_batches() or [batch]
 

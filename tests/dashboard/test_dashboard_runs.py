@@ -106,7 +106,9 @@ def test_five_thousand_runs_are_listed_in_two_seconds(tmp_path: Path) -> None:
         first = time.process_time() - began
     assert "5,001 runs" in shown[0].children
     assert first < 2
-    began = time.process_time()
-    library.listing()
+    with undisturbed():
+        began = time.process_time()
+        library.listing()
+        second = time.process_time() - began
     # Nothing has changed: no manifest is read again.
-    assert time.process_time() - began < max(0.6, 0.6 * first)
+    assert second < max(0.6, 0.6 * first)

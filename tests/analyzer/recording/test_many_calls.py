@@ -109,9 +109,10 @@ def test_a_graph_that_is_too_large_to_be_searched_is_named(
 ) -> None:
     monkeypatch.setattr(search, "_MOST_LOOKS", 500)
     run, _ = recorded(tmp_path / "run", train(60, Gated))
-    (said,) = run.manifest["not_recorded"]
+    said, gate = run.manifest["not_recorded"]
     assert said.startswith("joins of Unrolled: its graph of ")
     assert said.endswith(" operations is too large to be searched to its end")
+    assert gate == "no join in cell: it adds two projections for a gate"
 
 
 def test_a_recorded_training_rarely_lets_garbage_be_collected(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ IMAGES = Path(__file__).parent / "images"
 PAIR = "?run=demo-0-plain&run=demo-0-residual"
 # Name, page, whether dark, width and height.
 PICTURES = (
-    ("runs", "/runs", False, 1280, 420),
+    ("runs", "/runs", False, 1280, 660),
     ("overview", "/" + PAIR, False, 1440, 900),
     ("overview-dark", "/" + PAIR, True, 1440, 900),
     ("flow", "/flow" + PAIR, False, 1600, 1180),

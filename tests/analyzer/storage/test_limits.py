@@ -5,6 +5,8 @@ import json
 import struct
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -360,3 +362,28 @@ def test_values_of_a_manifest_are_counted_before_they_are_made(tmp_path: Path, m
         (run / "ranks" / f"a0.r{rank}.json").write_text(json.dumps({"elements": elements}))
     with pytest.raises(AnalyzerError, match="what its ranks list takes"):
         open_run(run)
+
+
+def test_threads_take_turns_at_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrow's reader of a file crashes now and then where two threads are in it."""
+    inside, most = [], []
+    of_arrow = pq.ParquetFile.read_row_groups
+
+    def watched(*args: Any, **options: Any) -> pa.Table:
+        inside.append(None)
+        most.append(len(inside))
+        time.sleep(0.002)
+        rows = of_arrow(*args, **options)
+        inside.pop()
+        return rows
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", watched)
+    table = pa.table({"step": list(range(100)), "name": [f"layer {k % 7}" for k in range(100)]})
+    file = opened(table, row_group_size=10)
+    with ThreadPoolExecutor(4) as pool:
+        read = list(pool.map(lambda k: file.read_row_groups([k % 10, 0], ["name"]), range(20)))
+    assert max(most) == 1
+    names = table.column("name").to_pylist()
+    for k, rows in enumerate(read):
+        start = 10 * (k % 10)
+        assert rows.column("name").to_pylist() == names[start : start + 10] + names[:10]

@@ -137,6 +137,8 @@ def test_axes_smoothing_and_zoom_stand_in_the_address(
     there.until("() => location.search.includes('smooth=99')")
     axis = "document.querySelector('[data-panel=loss] .js-plotly-plot')._fullLayout"
     there.until(f"() => {axis}.xaxis.title.text === 'epoch' && {axis}.yaxis.type === 'log'")
+    logged = axis.replace("loss", "logged")  # each figure is drawn by an answer of its own
+    there.until(f"() => {logged}.xaxis.title.text === 'epoch' && {logged}.yaxis.type === 'log'")
     there.settle()
     low, high = ranges(there)["logged"]
     # A reader draws a frame around a part of one figure; the others follow.

@@ -188,7 +188,7 @@ def test_limits_are_set_in_the_project(tmp_path, monkeypatch, capsys) -> None:
     write_run(tmp_path / "runs" / "run", [1.0], [[1.0]], layers=[layer_row(0, "x" * 300)])
     project = tmp_path / "pyproject.toml"
     for text, reason in (
-        ("nosuch = 5", "expected a whole number for columns, files, footer_mib"),
+        ("nosuch = 5", "expected a whole number for columns, copied_mib, files, footer_mib"),
         ("name_length = 0", "name_length = 0; expected a whole number"),
         ('name_length = "a"', "name_length = 'a'; expected"),
     ):

@@ -77,7 +77,7 @@ def layout(context: Context) -> list[Any]:
 
 
 def connect(app: Dash, library: Library) -> None:
-    """Fill the list anew for another filter, for other columns, and when a run has changed."""
+    """Fill the list again for another filter, for other columns, and when a run has changed."""
 
     @app.callback(
         Output(Id.RUN_LIST, "children"),

@@ -96,7 +96,7 @@ def _large_updates(evidence: Evidence, limits: Limits) -> Seen | None:
 
 
 def _fixed(evidence: Evidence, limits: Limits) -> Seen | None:
-    """Whether no weight changes, to the last bit of its norm, though gradients arrive."""
+    """Whether the norm of every weight stays exactly equal, though gradients arrive."""
     history, run = evidence.parameter_history, evidence.run
     if len(history.steps) < 2 or not run.manifest.get("optimizers"):
         return None

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from analyzer.analysis.numerals import number, percent
-from analyzer.lesson.tables import PLAIN, RESIDUAL, table
+from analyzer.lesson.tables import PLAIN, RESIDUAL, effective_length, table
 from analyzer.lesson.words import BLOCK, MISMATCH, Question, Snippet, right, wrong
 
 __all__ = ["questions"]
@@ -277,15 +277,12 @@ def _halves() -> Question:
 
 def _spectrum() -> Question:
     rows = table("paths")
-    rows = rows[rows["step"] == 0].sort_values("length")
     blocks = int(rows["length"].max())
-    norms = rows["gradient_norm"]
-    mean = (rows["length"] * norms).sum() / norms.sum()
     return Question(
         "hard",
         f"A path spectrum (step 5) over {blocks} blocks has an effective length of "
-        f"{number(mean)}, while the mean length of all paths is {blocks / 2:g}. What do you read "
-        "from it?",
+        f"{number(effective_length(0))}, while the mean length of all paths is {blocks / 2:g}. "
+        "What do you read from it?",
         (
             wrong(
                 "The network uses only its last blocks, and the others could be removed from it",

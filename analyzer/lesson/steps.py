@@ -332,7 +332,7 @@ def _shapes() -> Step:
             ),
             Snippet(PROJECTION, "torch.Size([1, 128, 16, 16])\ntorch.Size([1, 128, 16, 16])\n"),
         ),
-        "There are three ways to mend it. Option A takes every second pixel of x and fills it up "
+        "There are three ways to repair it. Option A takes every second pixel of x and fills it up "
         "with channels of zeros; B projects x where the shapes differ, and only there; C projects "
         "it around every block. The figure shows another network, of 20 layers in 9 blocks, with "
         "each of them: which share of the gradient comes through the shortcut of each block (step "

@@ -26,9 +26,6 @@ __all__ = [
 ]
 
 
-_FLAT = "FullyShardedDataParallel"
-
-
 def is_distributed(x: Tensor) -> bool:
     """Whether a tensor is a ``DTensor``."""
     return hasattr(type(x), "device_mesh")
@@ -61,8 +58,13 @@ def data_parallel_ranks(roots: Iterable[weakref.ref[nn.Module]]) -> int | None:
     return None if first is None else distributed.get_world_size() // first.device_mesh.size()
 
 
+def _is_flattened(module: nn.Module) -> bool:
+    """Whether FSDP1 wraps a module; told by its name, so that nothing is imported for it."""
+    return type(module).__name__ == "FullyShardedDataParallel"
+
+
 def _averaged_over(module: Any) -> int | None:
-    if type(module).__name__ == _FLAT or isinstance(module, DistributedDataParallel):
+    if _is_flattened(module) or isinstance(module, DistributedDataParallel):
         # Hybrid sharding: a group holds the parts of one copy, another one the copies of one part.
         copies = getattr(module, "_inter_node_pg", None)
         return distributed.get_world_size(module.process_group) * (copies.size() if copies else 1)
@@ -94,7 +96,7 @@ def pieces(root: nn.Module) -> dict[int, Piece]:
     found = {}
     for module in root.modules():
         handle = getattr(module, "_handle", None)
-        if type(module).__name__ != _FLAT or handle is None or not handle.uses_sharded_strategy:
+        if not _is_flattened(module) or handle is None or not handle.uses_sharded_strategy:
             continue
         flat = handle.flat_param
         if flat._params is None:
@@ -111,7 +113,7 @@ def pieces(root: nn.Module) -> dict[int, Piece]:
 
 def gives_zeros(root: nn.Module) -> bool:
     """Whether parameters that no pass uses get a gradient of zero: FSDP1 cuts it from its own."""
-    return any(type(module).__name__ == _FLAT for module in root.modules())
+    return any(map(_is_flattened, root.modules()))
 
 
 def keeps_gradients(root: nn.Module | None) -> bool:

@@ -34,7 +34,7 @@ _ONLY_HERE = ("lock", "locks")
 
 
 def local(path: str | Path, *, with_checkpoints: bool = False, may_be_empty: bool = False) -> Path:
-    """Return the folder of a run, a study or of runs; of one at a URL its copy, made anew.
+    """Return the folder of a run, a study or of runs; of one at a URL its copy, brought up to date.
 
     Args:
         path: A folder or a URL.

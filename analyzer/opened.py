@@ -19,6 +19,7 @@ from analyzer.storage.selection import StepsLike
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.table import Table
 
     from analyzer.analysis.findings import Finding
     from analyzer.analysis.gradient_flow import MedianGain
@@ -58,6 +59,16 @@ class Run(storage.Run):
         facts = {"run": self.name, **self._facts()}
         rows = (f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in facts.items())
         return f"<table>{''.join(rows)}</table>"
+
+    def __rich__(self) -> "Table":
+        """Return what a terminal with colors shows of it: the same."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(padding=(0, 2))
+        for fact in {"run": self.name, **self._facts()}.items():
+            table.add_row(*map(Text, fact))
+        return table
 
     def _facts(self) -> dict[str, str]:
         """What a run is in a few words, from its manifest and its static tables."""

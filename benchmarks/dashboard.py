@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
-from storage import write
+from storage import write, write_long
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 PAIR = "?run=plain&run=residual"
@@ -230,7 +230,7 @@ def pair(folder: Path, steps: int, layers: int) -> None:
     """Write a plain and a residual run, unless they are there."""
     for name, decades in (("plain", 9.0), ("residual", 0.5)):
         if not (folder / name).exists():
-            write(folder / name, layers, steps, decades, shortcuts=name == "residual")
+            write_long(folder / name, layers, steps, decades, shortcuts=name == "residual")
 
 
 def main() -> None:

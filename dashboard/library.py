@@ -20,12 +20,12 @@ from analyzer.storage.limits import LIMITS
 from analyzer.storage.pairs import newest_pair
 from analyzer.storage.remote import keep_fresh, local
 from analyzer.storage.run import Run, open_run
-from analyzer.storage.study import is_study
+from analyzer.storage.study import is_study, study_named
 from analyzer.texts import escaped
 
 from .cache import Cache, Line
 
-__all__ = ["Library", "Listed", "Pulse", "pulse", "revision", "shortened"]
+__all__ = ["Library", "Listed", "Pulse", "pulse", "revision", "shortened", "source_named"]
 
 # A figure is less than half a MB.
 _SIZES = {"runs": 32, "records": 8, "figures": 24, "answers": 16, "words": 10_000}
@@ -210,6 +210,17 @@ def _changed(path: str) -> int:
         return os.stat(path).st_mtime_ns
     except OSError:
         return 0
+
+
+def source_named(name: str) -> Path:
+    """Return a folder of runs, a study or a run; one that is not there is looked up among the runs.
+
+    Raises:
+        RunNotFoundError: If nothing has that name.
+    """
+    if os.path.isdir(name):
+        return Path(name)
+    return study_named(name, os.environ.get("ANALYZER_RUNS") or "runs") or resolve_run(name)
 
 
 def _existing(source: str | Path) -> Path:

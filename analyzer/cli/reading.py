@@ -304,7 +304,7 @@ def dashboard(
         list[str] | None,
         typer.Argument(
             metavar="[DIR|RUN...]",
-            help="Folders of runs, or runs. Default: $ANALYZER_RUNS or runs.",
+            help="Folders of runs, runs, or a study. Default: $ANALYZER_RUNS or runs.",
         ),
     ] = None,
     host: Annotated[
@@ -339,11 +339,11 @@ def dashboard(
     """  # noqa: D301 -- click reads the control character
     _keep_memory_low()
     from analyzer.dashboard.app import create_app
+    from analyzer.dashboard.library import source_named
     from analyzer.dashboard.security import is_loopback
     from analyzer.dashboard.server import new_token, serve, ssh_line, take_port, warm_up
-    from analyzer.storage.catalog import resolve_run
 
-    folders = [name if os.path.isdir(name) else str(resolve_run(name)) for name in sources or ()]
+    folders = [source_named(name) for name in sources or ()]
     place = take_port(host, port)
     token = new_token(host)
     chosen = folders or [os.environ.get("ANALYZER_RUNS") or "runs"]

@@ -120,6 +120,9 @@ class ScriptSession(Session):
             self.last_words.extend([] if note is None else [note])
         if self._cannot_record:
             return
+        if ending.exit_code != 0 and getattr(self._scaling, "names_no_join", False):
+            self.discard()
+            return
         # The end of a program by the recorder itself is a SystemExit of another class.
         is_error = ending.exit_code != 0 and type(ending.exception) not in _OWN_ENDS
         if not (is_error or self.trained or self.has_called):
@@ -138,8 +141,12 @@ class ScriptSession(Session):
             self.recorder.close(status, error, **self._about_children())
             self.signals.stop()
         if isinstance(ending.exception, StopTraining):
+            from analyzer.analysis.numerals import counted
+
             why = "as asked" if self.options.fail_on is None else "by --fail-on or --stop-after"
-            self.last_words.append(f"stopped after {ending.exception.steps} steps, {why}")
+            self.last_words.append(
+                f"stopped after {counted(ending.exception.steps, 'step')}, {why}"
+            )
         self.last_words.extend([] if ranks is not None else self.result(status))
         if ending.exit_code == 0 and self.is_severe():
             ending.exit_code = 1

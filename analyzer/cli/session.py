@@ -285,6 +285,7 @@ class Session:
         sentences = [] if recorder.training.failure is None else [recorder.training.failure]
         if not self.rank.leads():  # that one says it
             return sentences
+        from analyzer.analysis.numerals import counted
         from analyzer.storage.run_json import losses
 
         counts, (found, manifest), place = recorder.counts, self._on_disk(), ""
@@ -294,21 +295,20 @@ class Session:
             counts = counts | {"steps": max(0, counts["steps"] - resumed.first)}
             place = f"attempt {resumed.attempt} from step {resumed.first}, "
         lost = counts["steps"] - found
-        if lost > 0 or recorder.storage_failure:
-            about = {"steps": found, "storage_error": recorder.storage_failure}
-            manifest = {**manifest, **about, "lost_steps": lost}
+        if (failure := recorder.storage_failure) or lost > 0:
+            manifest = {**manifest, "steps": found, "storage_error": failure, "lost_steps": lost}
         sentences += losses(manifest)
-        steps = f"{found} of {counts['steps']}" if lost > 0 else f"{found}"
+        steps = f"{found} of {counts['steps']} steps" if lost > 0 else counted(found, "step")
+        sizes = ", ".join(counted(counts[f"{one}s"], one) for one in ("layer", "parameter"))
         share = recorder.overhead_seconds / max(recorder.seconds, 1e-9)
         size = sum(f.stat().st_size for f in self.folder.rglob("*") if f.is_file()) / 2**20
-        ended = manifest.get("status", "no run.json")
-        if ended != status:
+        if (ended := manifest.get("status", "no run.json")) != status:
             status = f"{status}, run.json says {ended}"
         return [
             *sentences,
-            f"recorded {steps} steps, {counts['layers']} layers, {counts['parameters']} parameters "
-            f"into {self.run} ({place}{status}, {recorder.seconds:.1f} s, {share:.0%} of it "
-            f"recording, {size:.1f} MiB); see it with: analyzer show {self.run}",
+            f"recorded {steps}, {sizes} into {self.run} ({place}{status}, "
+            f"{recorder.seconds:.1f} s, {share:.0%} of it recording, {size:.1f} MiB); see it with: "
+            f"analyzer show {self.run}",
         ]
 
     def _on_disk(self) -> tuple[int, dict[str, Any]]:

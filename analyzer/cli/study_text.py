@@ -42,7 +42,9 @@ def print_result(done: "Study") -> int:
             listed = printable(", ".join(odd["point"]), 300)
             text = f"planned without shortcuts, and gradients flow through some: {listed}"
             screen.print(text, soft_wrap=True)
-    where = str(done.path)
+    here = Path.cwd()
+    is_below = done.path.is_relative_to(here) and done.path != here
+    where = str(done.path.relative_to(here) if is_below else done.path)
     if failed:
         screen.print(f"Run them again: analyzer study --study {where} --retry", soft_wrap=True)
     screen.print(

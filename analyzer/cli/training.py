@@ -158,6 +158,10 @@ class _LoopSession(Session):
         self.start_scaling(model, ends_program=False)
         try:
             yield
+        except AnalyzerError:
+            if self._scaling.names_no_join and self.options.point is None:
+                self.remove_run()
+            raise
         finally:
             self.stop_scaling()
 

@@ -44,6 +44,9 @@ class SkipScaling:
             an ordinary error; else it raises AnalyzerError in the model's call.
         on_problem: Called with a sentence about what could not be rescaled, and with the reason
             before the program is ended.
+
+    Attributes:
+        names_no_join: Whether it refused since a name of ``alpha`` is that of no join.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class SkipScaling:
         ends_program: bool = False,
         on_problem: Callable[[str], None] = lambda sentence: None,
     ) -> None:
+        self.names_no_join = False
         self._on_problem = on_problem
         self._ends_program = ends_program
         self._watcher: Any = _FirstBackward(self._begin_backward)
@@ -83,6 +87,7 @@ class SkipScaling:
             raise self._refuse(AnalyzerError(sentence))
 
     def _refuse(self, error: AnalyzerError) -> BaseException:
+        self.names_no_join = self._interception.edit.unmatched() is not None
         if not self._ends_program:
             return error
         self._on_problem(str(error))

@@ -24,7 +24,8 @@ from analyzer.storage.reading import (
 )
 from analyzer.storage.remote import refreshed
 from analyzer.storage.run_json import read_manifest, run_path, status_of
-from analyzer.storage.selection import StepsLike, check_count, nearest, one_of
+from analyzer.storage.schema import PROBES
+from analyzer.storage.selection import StepsLike, check_count, one_of
 from analyzer.storage.static_table import static_tables
 from analyzer.texts import shown_name
 
@@ -388,9 +389,12 @@ class Run:
         return probe_notes(self._probe_folder(name))
 
     def _probe_folder(self, name: str) -> Path:
-        if name not in self.probes:
+        if name not in (measured := self.probes):
+            seen, one, it = f"'{str(name)[:80]}' is no probe", "NAME", f"one: {', '.join(PROBES)}"
+            if name in [*PROBES]:
+                seen, one, it = f"probe '{name}' was not measured", name, "it"
             raise NotRecordedError(
-                f"probe {name!r} was not recorded in run '{self.name}'; "
-                f"{nearest(name, self.probes)}. Record with --probe {name}"
+                f"{seen}: run '{self.name}' has {', '.join(measured) or 'none'}, and "
+                f"`analyzer probe {self.name} {one}` measures {it}"
             )
         return self.path / "probes" / name

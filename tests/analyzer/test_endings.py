@@ -60,7 +60,7 @@ class Block(nn.Module):
 print(Block()(torch.ones(1, 3, 5, 5))[0, 0, 0, 0].item())
 """
     own = same(tmp_path, source)
-    assert "recorded 1 steps, 2 layers, 2 parameters" in own
+    assert "recorded 1 step, 2 layers, 2 parameters" in own
     (found,) = runs_of(tmp_path).values()
     assert found.status == "finished" and found.steps["num_backward"].tolist() == [0]
     assert found.layers["name"].tolist() == ["conv", "relu"]
@@ -339,7 +339,7 @@ def test_a_signal_ends_the_built_in_loop_and_both_of_two_twins(
     # The twin is recorded first: of the run itself there is nothing yet, and no empty folder.
     assert (tmp_path / "it").exists() == (kind != "twin")
     if kind != "twin":
-        assert f"recorded {len(found.steps)} steps" in error
+        assert f"recorded {len(found.steps):,} steps" in error
 
 
 # --- ends that run nothing -------------------------------------------------------------------
@@ -370,7 +370,7 @@ def test_a_script_that_leaves_at_once_is_recorded_whole(
     (found,) = runs_of(tmp_path).values()
     steps = 7 if "train(3)" in end else 4
     assert found.status == status and len(found.steps) == steps
-    assert f"recorded {steps} steps" in own
+    assert f"recorded {steps:,} steps" in own
     assert ("put another program in its place" in own) == ("execvp" in end)
 
 

@@ -1,8 +1,11 @@
+import re
 import sys
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from rich.console import Console
 
 import analyzer
 from analyzer.errors import AnalyzerError
@@ -80,9 +83,27 @@ def test_a_run_says_what_it_is(tmp_path: Path) -> None:
     for text in ("'residual'", "finished", "60 steps", "8 joins", "lesion"):
         assert text in repr(run)
     assert "<th>steps</th><td>60 steps</td>" in run._repr_html_()
+    screen = Console(width=60, record=True, file=StringIO())
+    screen.print(run)
+    assert re.search(r"^steps +60 steps *$", screen.export_text(), re.M)
     hostile = tmp_path / "a<b>"
     write_run(hostile, [1.0], [[1.0]], status="failed", error="<script>")
     assert "<script>" not in analyzer.open_run(hostile)._repr_html_()
+
+
+def test_a_probe_that_is_not_there_is_told_with_those_that_are_and_its_command(
+    tmp_path: Path,
+) -> None:
+    run = opened(tmp_path / "mine")
+    known = r"'nosuch' is no probe: run 'mine' has none, .*NAME` measures one: paths.*landscape"
+    with pytest.raises(analyzer.NotRecordedError, match=known):
+        run.probe("nosuch")
+    full = analyzer.open_run(write_full_pair(tmp_path)[0])
+    measured = (
+        r"probe 'lesion' was not measured: run 'plain' has .*jacobian.* `analyzer probe plain"
+    )
+    with pytest.raises(analyzer.NotRecordedError, match=measured + " lesion` measures it"):
+        full.probe("lesion")
 
 
 def test_the_package_lists_its_public_names_alone() -> None:

@@ -132,6 +132,17 @@ def test_options_that_do_not_fit_are_refused(tmp_path, capsys, monkeypatch, word
     assert expected in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("target", [["train.py", "0"], ["--steps", "2", "zoo:simple4"]])
+def test_a_scale_of_a_join_that_there_is_not_leaves_no_run(tmp_path, target):
+    (tmp_path / "train.py").write_text(RESIDUAL)
+    done = record(tmp_path, "--skip-scale", "nope=0", *target)
+    assert (done.returncode, done.stdout) == (2, "")
+    names = "1, 2" if "train.py" in target else "blocks.0, blocks.1"
+    said = "analyzer: 'nope' stands for no join whose shortcut could be scaled; expected the name,"
+    assert done.stderr == f"{said} a path or a pattern of {names}\n"
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
 def test_options_reach_the_twins_process_as_they_are():
     options = RecordOptions(
         "a b.py", ("--x", "ä\udc80"), run=Path("r"), probe=("paths:3",), layers="^f", lr=0.1
@@ -182,7 +193,7 @@ def test_a_signal_while_the_twin_is_recorded_ends_both(tmp_path, number):
     assert process.returncode == -number
     twin = open_run(tmp_path / "mine-plain")
     assert twin.manifest["status"] == "interrupted"
-    assert f"recorded {len(twin.steps)} steps" in said
+    assert f"recorded {len(twin.steps):,} steps" in said
     assert "mine-plain (interrupted" in said
     assert len(said.splitlines()) == 1
     assert not (tmp_path / "mine").exists()

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from analyzer.cli import main
+from analyzer.dashboard.library import Library, source_named
+from analyzer.errors import RunNotFoundError
+from tests.support.hostile_studies import write_study
 from tests.support.runs import write_run
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +85,22 @@ def test_a_run_that_is_not_there_is_exit_code_2(
     monkeypatch.chdir(tmp_path)
     assert main(["dashboard", "nosuch", "--no-browser"]) == 2
     assert "no run 'nosuch'" in capsys.readouterr().err
+
+
+def test_a_study_and_a_run_are_found_by_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ANALYZER_RUNS", raising=False)
+    write_study(Path("runs", "mine"), Path("outside"))
+    write_run(Path("runs", "a"), [1.0], [[1.0]])
+    assert source_named("mine") == Path("runs", "mine")
+    assert source_named("a") == Path("runs", "a") == source_named("latest")
+    assert source_named("outside") == Path("outside")
+    with pytest.raises(RunNotFoundError, match="no run 'nosuch'"):
+        source_named("nosuch")
+    points = {run.id for run in Library([source_named("mine")]).listing()}
+    assert points == {f"depth{d}-{s}-seed0" for d in (4, 6) for s in ("on", "off")}
 
 
 def test_a_notebook_shows_the_run_in_a_frame(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from analyzer.cli import main
+from analyzer.cli.study_text import print_result
 from analyzer.errors import AnalyzerError, SchemaError
 from analyzer.networks.zoo import zoo
 from analyzer.options import RecordOptions
@@ -19,6 +20,7 @@ from analyzer.storage.study import open_study, write_json
 from analyzer.studies.plan import Plan, Point, grid_axis, product
 from analyzer.studies.running import Ended, held, run_study
 from tests.support.commands import command, run, start
+from tests.support.hostile_studies import write_study
 
 # It waits for a file before the point that it names, and writes down what begins and what ends.
 MODEL = """
@@ -238,6 +240,17 @@ def test_points_have_names_of_their_own_whatever_their_values():
     assert len(set(names)) == 3 and all("/" not in name for name in names)
     assert plan.points[0].record.args == ("--x", "--path", "a/b")
     assert plan.points[0].arguments == {"path": "a/b", "seed": 0}
+
+
+def test_a_study_below_the_working_folder_is_named_from_there(tmp_path, capsys, monkeypatch):
+    folder = write_study(tmp_path / "here" / "runs" / "s", tmp_path / "outside")
+    monkeypatch.chdir(tmp_path / "here")
+    assert print_result(open_study(folder)) == 0
+    end = "Look closer: analyzer report {0}; analyzer dashboard {0}\n"
+    assert capsys.readouterr().out.endswith(end.format("runs/s"))
+    monkeypatch.chdir(tmp_path / "outside")
+    assert print_result(open_study(folder)) == 0
+    assert capsys.readouterr().out.endswith(end.format(folder))
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,34 @@
 """What a URL asks for, none of it believed, and the runs that it leads to."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, urlencode
 
 from flask import Flask, redirect, request
 from werkzeug.wrappers import Response
 
+from analyzer.analysis.evidence import last_finite_step
 from analyzer.analysis.view import AGGREGATES, MOST_SMOOTH, SCALES, TIMES, View
 from analyzer.errors import AnalyzerError
-from analyzer.figures.catalog import PAGES, page_of
+from analyzer.figures.catalog import PAGES, page_at, page_of
 from analyzer.figures.panels import MANY_RUNS
 from analyzer.storage.run import Run
 
 from .library import Library
 
-__all__ = ["MOST_RUNS", "Address", "Context", "context", "landed", "lead", "parse", "query"]
+__all__ = [
+    "MOST_RUNS",
+    "Address",
+    "Context",
+    "context",
+    "landed",
+    "lead",
+    "opened",
+    "opening",
+    "parse",
+    "query",
+]
 
 MOST_RUNS = MANY_RUNS
 _MOST_CHARACTERS = 8_000
@@ -113,6 +126,25 @@ def landed(library: Library, path: str, search: str | None) -> Address:
     if address.runs or path != page_of("overview").path:
         return address
     return replace(address, runs=library.newest())
+
+
+def opened(library: Library, path: str, search: str | None) -> "Context":
+    """Open what an address asks for; a page with steps opens where its runs were finite last."""
+    seen = context(library, landed(library, path, search))
+    page = page_at(path)
+    if seen.address.step is not None or page is None or not page.has_steps:
+        return seen
+    return replace(seen, address=replace(seen.address, step=opening(seen)))
+
+
+def opening(context: "Context") -> int | None:
+    """Return the step at which pages open: the last one before a run broke; None for the last."""
+    found: list[int | None] = []
+    for run in context.runs:
+        # Whoever draws a damaged run says what is wrong with it.
+        with suppress(AnalyzerError, OSError, ValueError):
+            found.append(last_finite_step(run))
+    return min((step for step in found if step is not None), default=None)
 
 
 def lead(server: Flask, library: Library) -> None:

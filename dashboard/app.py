@@ -17,7 +17,7 @@ from analyzer.figures.catalog import RUNS, page_at, page_of, panel
 from analyzer.storage.schema import STAT_COLUMNS
 
 from . import landing, network, notes, run_list
-from .address import Address, Context, context, landed, lead, parse, query
+from .address import Address, Context, context, lead, opened, parse, query
 from .cache import Line
 from .compare import verdict_of
 from .components import lacking, message, number_table
@@ -79,7 +79,7 @@ class Warmer:
             if path == _LIST:
                 self._draw_newest()
             else:
-                self._draw(path, context(self._library, landed(self._library, path, search)))
+                self._draw(path, opened(self._library, path, search))
 
     def _draw_newest(self) -> None:
         time.sleep(_LIST_SECONDS)
@@ -203,8 +203,8 @@ def _connect_pages(app: Dash, library: Library, warmer: Warmer) -> None:
     def route(path: str | None, search: str | None) -> tuple[Any, ...]:
         path = path or "/"
         warmer.ask(path, search or "")
-        address = landed(library, path, search)
-        chosen = context(library, address)
+        chosen = opened(library, path, search)
+        address = chosen.address
         page = page_at(path)
         content = page_content(page, path, chosen)
         beat = pulse(library, address.runs)

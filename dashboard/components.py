@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -147,16 +148,23 @@ _TERM = re.compile(
 )
 
 
-def explained(text: str) -> list[Any]:
-    """Return a text whose terms of the glossary say what they mean, each where it comes first."""
+def explained(text: str, names: Mapping[str, str] | None = None) -> list[Any]:
+    """Return a text whose terms of the glossary say what they mean, each where it comes first.
+
+    So do ``names``, as they are written.
+    """
     parts: list[Any] = []
     at, said = 0, set()
-    for found in _TERM.finditer(text):
-        word = found[0].lower()
-        term = word if word in GLOSSARY else word.removesuffix("s")
-        if term in GLOSSARY and term not in said:
+    known, pattern = GLOSSARY | dict(names or {}), _TERM
+    if names:
+        own = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+        pattern = re.compile(rf"(?<![\w.])(?:{own})(?![\w.]*\w)|{_TERM.pattern}", re.IGNORECASE)
+    for found in pattern.finditer(text):
+        word = found[0] if found[0] in known else found[0].lower()
+        term = word if word in known else word.removesuffix("s")
+        if term in known and term not in said:
             said.add(term)
-            mark = html.Abbr(found[0], title=GLOSSARY[term], className="term")
+            mark = html.Abbr(found[0], title=known[term], className="term")
             parts += [text[at : found.start()], mark]
             at = found.end()
     return [*parts, text[at:]]

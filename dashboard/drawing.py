@@ -16,7 +16,7 @@ from analyzer.figures.theme import LIGHT, THEMES
 from analyzer.storage.schema import STAT_COLUMNS
 from analyzer.vocabulary.probes import PROBE_NAMES
 
-from .address import Context
+from .address import Context, opening
 
 __all__ = [
     "Shown",
@@ -129,7 +129,8 @@ def step_choices(context: Context, path: str) -> dict[str, Any] | None:
 
     Returns:
         ``steps`` (of a landscape those at which it was taken), what they are called (``label``),
-        the chosen one ``step``, and ``overview`` where there is one; None without runs.
+        the one at which the page ``opens`` where it is not the last, and ``overview`` where there
+        is one; None without runs.
     """
     if not context.runs:
         return None
@@ -145,7 +146,7 @@ def _choices(context: Context, path: str) -> dict[str, Any]:
     return {
         "steps": shown_steps(context) if probe is None else _probe_steps(context, probe),
         "label": "step" if probe is None else "checkpoint at step",
-        "step": context.address.step,
+        "opens": opening(context),
         "overview": _overview(context) if path == page_of("overview").path else None,
     }
 

@@ -7,6 +7,7 @@ from dash import dcc, html
 
 from analyzer.analysis.claims import Claim
 from analyzer.analysis.landing import Landing, landing
+from analyzer.analysis.trunk import trunk_history
 from analyzer.analysis.view import run_labels
 from analyzer.errors import AnalyzerError
 from analyzer.figures.catalog import RUNS, page_of
@@ -14,7 +15,16 @@ from analyzer.figures.theme import DARK, LIGHT
 
 from .address import Context, query
 from .compare import about, link_to, plain_and_residual
-from .components import LOOKING, attributes, lacking, message, panel_card, soon, step_control
+from .components import (
+    LOOKING,
+    attributes,
+    explained,
+    lacking,
+    message,
+    panel_card,
+    soon,
+    step_control,
+)
 from .ids import Id
 from .library import shortened
 
@@ -82,17 +92,26 @@ def _said(context: Context, found: Landing) -> list[Any]:
         if len(context.runs) > 1:
             href = page_of("profile_overlay").path + query(context.address)
             more.append(dcc.Link(f"all {len(found.found.claims)} questions", href=href))
-    cause: list[Any] = [shortened(found.cause, 700)]
-    if found.look is not None and found.look != context.address.step:
+    cause: list[Any] = explained(shortened(found.cause, 700))
+    if found.look is not None:
         href = page_of("overview").path + query(replace(context.address, step=found.look))
-        cause += [" ", dcc.Link(f"show step {found.look:,}", href=href)]
+        cause += [" ", dcc.Link(f"show step {found.look:,}, the last before it broke", href=href)]
     return [
-        html.P(shortened(found.sentence, 700), className="headline"),
+        html.P(explained(shortened(found.sentence, 700), _ends(context)), className="headline"),
         html.P(cause, className="cause"),
         html.Div(
             [html.P(evidence, className="evidence"), html.P(firmer), *more], className="trust"
         ),
     ]
+
+
+def _ends(context: Context) -> dict[str, str]:
+    """What the layers are between which a gradient is said to fall or to grow."""
+    found = {}
+    for run in context.runs:
+        first, last = next((one.ends for one in trunk_history(run)), ("", ""))
+        found |= {first: "The first layer with parameters.", last: "The last one."}
+    return {name: text for name, text in found.items() if name}
 
 
 def _readings(found: Landing) -> list[Any]:
@@ -111,7 +130,7 @@ def _readings(found: Landing) -> list[Any]:
             named = html.Span([dot, shortened(name, _MOST_NAME)], className="of")
             values.append(html.Div([shown, named]))
         head = html.H2(reading.title)
-        foot = html.P(reading.against, className="against")
+        foot = html.P(explained(reading.against), className="against")
         cards.append(
             html.Section([head, html.Div(values, className="values"), foot], className="card")
         )
@@ -129,13 +148,19 @@ def _questions(context: Context, found: Landing) -> list[Any]:
 
 def _question(context: Context, claim: Claim) -> html.Section:
     badge = html.Span(claim.answer, className=f"badge is-{claim.status.replace(' ', '-')}")
-    head = html.Div([html.H2(claim.question), badge], className="question-head")
+    head = html.Div([html.H2(explained(claim.question)), badge], className="question-head")
     if claim.status == "not measured":
         return html.Section(
             [head, lacking(claim.text.partition("? ")[2])], className="card question"
         )
-    said = claim.finding[:1].upper() + claim.finding[1:]
+    said, short = claim.finding, claim.short
     if claim.status == "undefined":
-        said = f"The number is not finite ({claim.when})."
-    foot = html.P([f"{said} ", link_to(context, claim)])
-    return html.Section([head, foot], className="card question")
+        said = short = f"the number is not finite ({claim.when})"
+    # In full one click away: three of them fit on the screen of a laptop.
+    why = html.Details([html.Summary(_first_upper(short)), html.P(_first_upper(said))])
+    said_of = html.Div([why, link_to(context, claim)], className="why")
+    return html.Section([head, said_of], className="card question")
+
+
+def _first_upper(text: str) -> str:
+    return text[:1].upper() + text[1:]

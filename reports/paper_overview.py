@@ -81,8 +81,9 @@ def overview_rows(info: Overview, theme: Theme) -> Any:
     axes["x"] = depth | words | stage_ticks((shown or info.runs[0]).stages, info.depth, 2)
     axes["x2"] = STEP | {"anchor": names[-1], "range": step_range([c.grid for c in info.runs])}
     entries = mark_legend([column.grid.marks for column in info.runs], theme, is_log=True)
-    bar = color_bar("‖∂L/∂y‖₂", info.low, info.high, is_log=True)
-    colors = {"colorscale": theme.colorscale, "cmin": info.low, "cmax": info.high, "colorbar": bar}
+    ends = {"cmin": info.lowest_color, "cmax": info.high}
+    bar = color_bar("‖∂L/∂y‖₂", info.lowest_color, info.high, is_log=True)
+    colors = ends | {"colorscale": theme.colorscale, "colorbar": bar}
     more: Layout = {"annotations": notes, "coloraxis": colors}
     more |= {layout_name("y" if name == "y1" else name): axis for name, axis in axes.items()}
     for trace in traces:

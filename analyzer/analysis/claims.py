@@ -98,9 +98,11 @@ class Claim:
 def measured(run: Run) -> dict[str, Measured | str]:
     """Measure what every claim needs of one run; a text where it was not recorded."""
     found: dict[str, Measured | str] = {}
+    recorded = run.recorded_steps()
+    end = int(recorded[-1]) + 1 if len(recorded) else -1
     for key, measure in NUMBERS.items():
         try:
-            found[key] = measure(run)
+            found[key] = replace(measure(run), final=end)
         except NotRecordedError as error:
             found[key] = str(error)
     return found
@@ -299,13 +301,10 @@ def _rate(key: str, one: Measured) -> str:
 
 def _when(pairs: Sequence[Pair]) -> str:
     """The steps in words, and how many seeds."""
-    each = [one.steps for one in pairs[0] if one.steps]
-    steps = list(dict.fromkeys(step for some in each for step in some))
-    if not steps:
-        where = "no step"
-    elif all(len(some) == 1 for some in each):
-        where = f"step {' and '.join(map(str, steps))}"
-    else:
+    steps = [step for one in pairs[0] for step in one.steps]
+    words = dict.fromkeys(word for one in pairs[0] for word in one.moments)
+    where = " and ".join(words).replace(" and step ", " and ") or "no step"
+    if any(len(one.steps) > 1 for one in pairs[0]):
         where = f"steps {min(steps)} to {max(steps)}"
     return f"{where}, {counted(len(pairs), 'seed')}" if len(pairs) > 1 else where
 

@@ -13,11 +13,21 @@ from numpy.typing import NDArray
 
 from analyzer.analysis.bands import spaced_places
 from analyzer.analysis.gradient_flow import Gain, gain
+from analyzer.analysis.per_run import remembered
 from analyzer.analysis.training import run_training
 from analyzer.storage.arrays import as_floats, is_present
 from analyzer.storage.run import Run
 
-__all__ = ["HISTORIES", "Evidence", "History", "NonFinite", "became_nan", "first_nonfinite"]
+__all__ = [
+    "HISTORIES",
+    "Evidence",
+    "History",
+    "NonFinite",
+    "became_nan",
+    "broke_first",
+    "first_nonfinite",
+    "last_finite_step",
+]
 
 _MOST_STEPS = 40
 _NONFINITE_COUNTS = ("activation_num_nonfinite", "output_gradient_num_nonfinite")
@@ -60,6 +70,25 @@ def first_nonfinite(run: Run, ignored: NDArray[np.int64] | None = None) -> NonFi
         if len(bad):
             return _earliest(run, rows, activation, gradient, bad)
     return None
+
+
+@remembered("layer_stats")
+def broke_first(run: Run) -> NonFinite | None:
+    """Return the first NaN or infinite tensor of a layer, steps that were skipped left out."""
+    return Evidence(run, ()).nonfinite
+
+
+@remembered("layer_stats")
+def last_finite_step(run: Run) -> int | None:
+    """Return the last recorded step before the first that is not finite: what to look at.
+
+    None where all are finite, and where none was recorded before.
+    """
+    first, loss = broke_first(run), run_training(run).nonfinite_step
+    end = min([*([first.step] if first else []), *([] if loss is None else [loss])], default=None)
+    before = run.layer_steps()
+    before = before[:0] if end is None else before[before < end]
+    return int(before[-1]) if len(before) else None
 
 
 def _suspects(run: Run) -> Iterator[tuple[int, int]]:

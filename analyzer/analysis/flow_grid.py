@@ -1,6 +1,7 @@
 """A quantity of all layers over all steps, small enough for a screen, one range for all runs."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -208,18 +209,27 @@ def _summed(counts: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     return total
 
 
-def value_range(columns: tuple[GridColumn, ...], is_log: bool) -> tuple[float, float]:
+def value_range(
+    columns: tuple[GridColumn, ...], is_log: bool, more: Sequence[Floats] = ()
+) -> tuple[float, float]:
     """Return the smallest and the largest value of all runs, logarithms where ``is_log``.
 
-    At least 6 decades or a tenth apart, so that the colors of a healthy net stay close to each
-    other; from 0 to 1 where nothing is finite.
+    Of ``more`` values too.
+
+    Logarithms end at whole decades, at least 6 below the top, so that the colors of a healthy net
+    stay close to each other, and are the same beside another run; other values are at least a tenth
+    apart. From 0 to 1 where nothing is finite.
     """
-    cells = np.concatenate([(c.log10 if is_log else c.values).ravel() for c in columns])
+    values = np.concatenate([*(column.values.ravel() for column in columns), *more])
+    cells = np.log10(values[values > 0]) if is_log else values
     finite = cells[np.isfinite(cells)]
     if not len(finite):
         return 0.0, 1.0
     low, high = float(finite.min()), float(finite.max())
-    short = max(0.0, (_LEAST_DECADES if is_log else 0.1) - (high - low))
+    if is_log:
+        top = math.ceil(high)
+        return float(min(math.floor(low), top - _LEAST_DECADES)), float(top)
+    short = max(0.0, 0.1 - (high - low))
     return low - short / 2, high + short / 2
 
 

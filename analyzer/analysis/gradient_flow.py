@@ -148,6 +148,9 @@ class Gain:
         num_layers: Layers that the fit used.
         num_zero: Layers left out because their gradient is exactly zero.
         num_nonfinite: Layers left out because their gradient is NaN or infinite.
+        depths: First and last depth of all layers given; NaN without one.
+        log10_last: Decimal logarithm of the fitted norm at the last depth: the line runs through
+            the median of what it leaves.
     """
 
     gain: float
@@ -155,6 +158,13 @@ class Gain:
     num_layers: int
     num_zero: int = 0
     num_nonfinite: int = 0
+    depths: tuple[float, float] = (math.nan, math.nan)
+    log10_last: float = math.nan
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Decimal logarithms of the fitted norms at the first and the last depth."""
+        return self.log10_last + self.log10_total, self.log10_last
 
     @property
     def decades_fallen(self) -> float:
@@ -245,14 +255,20 @@ def gain(depths: ArrayLike, norms: ArrayLike) -> Gain:
         )
     finite = np.isfinite(y)
     used = finite & (y > 0)
-    slope = _theil_sen_slope(x[used], np.log(y[used]))
-    reach = float(x.max() - x.min()) if len(x) else 0.0
+    logs = np.log(y[used])
+    slope = _theil_sen_slope(x[used], logs)
+    ends = (float(x.min()), float(x.max())) if len(x) else (math.nan, math.nan)
+    reach = ends[1] - ends[0] if len(x) else 0.0
+    has_line = not math.isnan(slope)
+    last = float(np.median(logs - slope * (x[used] - ends[1]))) if has_line else math.nan
     return Gain(
         gain=_exp(-slope),
         log10_total=-slope * reach / math.log(10),
         num_layers=int(used.sum()),
         num_zero=int((finite & (y == 0)).sum()),
         num_nonfinite=int((~finite).sum()),
+        depths=ends,
+        log10_last=last / math.log(10),
     )
 
 

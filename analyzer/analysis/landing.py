@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from analyzer.analysis.claim_numbers import relative_gradient, shortcut_share
 from analyzer.analysis.claims import Claim
-from analyzer.analysis.evidence import Evidence
+from analyzer.analysis.evidence import broke_first, last_finite_step
 from analyzer.analysis.findings import findings
 from analyzer.analysis.limits import LIMITS
 from analyzer.analysis.numerals import counted, decades, number, percent
@@ -82,7 +82,7 @@ class Landing:
         sentence: Which is sick, where and since when.
         cause: What is known of the cause.
         evidence: What each statement rests on: what it is, how sure it is, and why.
-        look: The step to look at first, before the first that is not finite; None for the last.
+        look: The step to look at first, the last that is finite of a run that broke; else None.
         questions: Further claims of the verdict, the most telling first.
         actions: What would make it firmer: words and a command, the cheapest first.
     """
@@ -114,13 +114,13 @@ def landing(runs: Sequence[Run]) -> Landing:
     shown = pair or tuple(runs)
     stand = tuple(condition(run) for run in shown)
     by_key = {} if found is None else {claim.key: claim for claim in found.claims}
-    broke = [one.broke for one in stand if one.broke]
+    look = [step for run in shown if (step := last_finite_step(run)) is not None]
     return Landing(
         sentence=_sentence(stand),
         conditions=stand,
         cause=_cause(found, pair, by_key, stand, shown),
         evidence=_evidence(found, by_key.get("counterfactual"), stand, shown),
-        look=min(broke) - 1 if broke else None,
+        look=min(look, default=None),
         readings=_readings(shown, stand),
         questions=_questions(found),
         actions=_actions(shown, by_key, has_pair=pair is not None),
@@ -148,7 +148,7 @@ def condition(run: Run) -> Condition:
 
 def _broken(run: Run) -> Condition | None:
     """What is not finite, in the order in which it is computed: layers, loss, gradients."""
-    first, loss_step = Evidence(run, ()).nonfinite, run_training(run).nonfinite_step
+    first, loss_step = broke_first(run), run_training(run).nonfinite_step
     known = [one.step for one in [first] if one] + [one for one in [loss_step] if one is not None]
     if not known:
         return None
@@ -276,7 +276,6 @@ def _cause(
         parts.append("Cause not tested: nothing was switched off.")
     elif not pair:
         parts.append("What its shortcuts do was not measured.")
-    # Of a run that broke, what to do is more urgent.
     todo = _remedies(stand, runs)
     return " ".join([*todo, *parts] if any(one.broke for one in stand) else [*parts, *todo])
 
@@ -309,7 +308,8 @@ def _evidence(
     if any(one.broke is not None for one in stand):
         made.append(("NaN or infinity", "certain", "counted at each recorded step"))
     if looked:
-        made.append(("diagnosis", "measured", f"{looked} of {counted(steps, 'step')}; {rule}"))
+        said = f"{looked} checked of {counted(steps, 'recorded step')}; {rule}"
+        made.append(("diagnosis", "measured", said))
     if found is not None and own is not None and own.status in ("holds", "fails", "unclear"):
         word = {"holds": "shown", "fails": "ruled out", "unclear": "unclear"}[own.status]
         is_cause = len(runs) > 1 and any(one.is_sick for one in stand)

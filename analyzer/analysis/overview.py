@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.bands import Band, grouped
-from analyzer.analysis.flow_grid import GridColumn, grid_column, value_range
+from analyzer.analysis.evidence import NonFinite, broke_first
+from analyzer.analysis.flow_grid import NONFINITE, GridColumn, grid_column, value_range
 from analyzer.analysis.gradient_flow import Gain, depth_profile, gain_clause, profile_gain
 from analyzer.analysis.numerals import counted, number, percent
 from analyzer.analysis.per_run import (
@@ -24,16 +25,29 @@ from analyzer.analysis.per_run import (
 from analyzer.analysis.profiles import over_deepest
 from analyzer.analysis.shortcuts import JoinArcs, join_arcs, share_grid
 from analyzer.analysis.training import TrainingSummary, loss_band, run_training
+from analyzer.analysis.trunk import trunk, trunk_steps
 from analyzer.analysis.view import RunLabel, View, stage_borders
 from analyzer.errors import NotRecordedError
+from analyzer.storage.arrays import as_floats
 from analyzer.storage.run import Run
 
-__all__ = ["Overview", "OverviewColumn", "class_entropy", "overview", "step_gains"]
+__all__ = [
+    "Overview",
+    "OverviewColumn",
+    "class_entropy",
+    "loss_spike",
+    "overview",
+    "step_gains",
+]
 
 Floats = NDArray[np.float64]
 _CELLS = 21_000
 _MOST_POINTS = 500
 _MOST_PAIRS = 2000
+# Of colors.
+_DECADES = 15.0
+# Bins of the loss that a spike is compared with.
+_BEFORE = 10
 # Arcs that stay apart on the width of a screen.
 _ARCS_ACROSS, _FEWEST_ARCS = 112, 6
 
@@ -56,6 +70,11 @@ class OverviewColumn(RunAtStep):
         without_step: The step of that.
         guess: Loss of answering with the shares of the classes alone, where the classes
             were seen; else NaN.
+        fit: Ends of the line that is fitted along the trunk at the step, what a diagnosis names:
+            depths, then norms; empty where the trunk cannot be judged there.
+        broke: What is not finite first; None where all layers are.
+        broke_at: Depth of its layer.
+        spike: Step and height of the loss where it rises most and comes back; None without one.
     """
 
     grid: GridColumn
@@ -72,11 +91,20 @@ class OverviewColumn(RunAtStep):
     without: Floats
     without_step: int
     guess: float
+    fit: tuple[tuple[float, float], ...]
+    broke: NonFinite | None
+    broke_at: float
+    spike: tuple[int, float] | None
 
     @property
     def outcome(self) -> str:
         """What the loss came to, without its name: ``2.30`` or ``NaN from step 31 on``."""
-        return self.title.removeprefix("loss ").partition(" after ")[0]
+        said = self.title.removeprefix("loss ").partition(" after ")[0]
+        if self.spike is None:
+            return said
+        step, height = self.spike
+        about = "about " * (self.loss.width > 1)
+        return f"{said} (spike: {number(height)} at {about}step {step:,})"
 
     def sentence(self) -> str:
         """Return the outcome, and what the profile shows at the step."""
@@ -106,11 +134,22 @@ class Overview(PerRun[OverviewColumn]):
     depth: tuple[float, float]
     loss_range: tuple[float, float]
 
+    @property
+    def lowest_color(self) -> float:
+        """The logarithm of the norm that has the lowest color.
+
+        So far below the highest that a run has the same colors by itself and beside one that
+        vanishes; a fall of 2.5 decades is still seen.
+        """
+        return min(self.low, self.high - _DECADES)
+
 
 def overview(view: View) -> Overview:
     """Read the overview; its quantity is the output gradient norm whatever the view says."""
     found, missing = read_runs(replace(view, quantity="output_gradient_norm"), _column)
-    low, high = value_range(tuple(column.grid for column in found), is_log=True)
+    # With what the shortcuts are to be compared with, so that a net has the same colors by itself.
+    grids, taken = zip(*((column.grid, column.without) for column in found), strict=True)
+    low, high = value_range(grids, is_log=True, more=taken)
     places = np.concatenate([column.grid.positions for column in found])
     columns = tuple(_with_legible_arcs(column, places, len(found)) for column in found)
     edges = (edge for column in columns for edge in (column.loss.low, column.loss.high))
@@ -136,6 +175,9 @@ def _with_legible_arcs(column: OverviewColumn, places: Floats, count: int) -> Ov
 def _column(view: View, run: Run, label: RunLabel) -> OverviewColumn:
     step = recorded_step(run, view.step)
     grid = grid_column(view, run, label, most_cells=_CELLS)
+    loss = loss_band(run, _MOST_POINTS, view.smooth)
+    broke = broke_first(run) if (grid.marks == NONFINITE).any() else None
+    depths = as_floats(run.static_rows("layers").column("depth"))
     fit = profile_gain(depth_profile(run, step))
     arcs = join_arcs(run, step)
     share_steps, shares = share_grid(run, arcs)
@@ -154,13 +196,46 @@ def _column(view: View, run: Run, label: RunLabel) -> OverviewColumn:
         share_steps=share_steps,
         shares=shares,
         stages=stage_borders(grid.names, grid.positions),
-        loss=loss_band(run, _MOST_POINTS, view.smooth),
+        loss=loss,
         title=_outcome(training),
         note=_note(fit, arcs),
         without=over_deepest(without) if view.relative and len(without) else without,
         without_step=without_step,
         guess=class_entropy(run),
+        fit=() if view.relative else _trunk_line(run, step),
+        broke=broke,
+        broke_at=math.nan if broke is None else float(depths[broke.layer]),
+        spike=loss_spike(loss),
     )
+
+
+def _trunk_line(run: Run, step: int) -> tuple[tuple[float, float], ...]:
+    """The fit along the trunk at a step, as depths and norms; empty where there is none."""
+    if step not in trunk_steps(run) or not (line := trunk(run, step).gain).is_defined:
+        return ()
+    low, high = line.ends
+    return line.depths, (10.0**low, 10.0**high)
+
+
+def loss_spike(loss: Band) -> tuple[int, float] | None:
+    """Return step and height of the largest rise of a loss that comes back; None without one.
+
+    Against the median of ten bins before. It must be half as much again, a fifth of the whole
+    range of the medians, and eight times what losses differ from those medians as a rule.
+    """
+    known = np.flatnonzero(np.isfinite(loss.high) & np.isfinite(loss.middle))
+    if len(known) < 2 * _BEFORE:
+        return None
+    high, middle = loss.high[known], loss.middle[known]
+    before = np.median(np.lib.stride_tricks.sliding_window_view(middle, _BEFORE), axis=1)[:-1]
+    rises = high[_BEFORE:] - before
+    at = int(rises.argmax())
+    least = max(0.5 * abs(before[at]), 0.2 * np.ptp(before), 8 * float(np.median(np.abs(rises))))
+    after = middle[_BEFORE + at + 1 :]
+    if rises[at] < least or not len(after) or after.min() > before[at] + rises[at] / 2:
+        return None
+    place = known[_BEFORE + at]
+    return int(loss.steps[place]), float(loss.high[place])
 
 
 def _without_shortcuts(run: Run, step: int | None, ids: NDArray[np.int32]) -> tuple[int, Floats]:

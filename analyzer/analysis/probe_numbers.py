@@ -47,6 +47,7 @@ class Measured:
         scale: What it is compared with, where that is a number of the run too.
         other: The same number of the network without its shortcuts, by a probe of this run.
         where: The layer or join that it is about.
+        final: The step that stands for the final weights, one after the last; None not known.
     """
 
     value: float
@@ -59,6 +60,15 @@ class Measured:
     scale: float = 1.0
     other: float | None = None
     where: str = ""
+    final: int | None = None
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """Each step in words."""
+        said = (
+            f"step {step}" if step != self.final else "the final weights" for step in self.steps
+        )
+        return tuple(said)
 
 
 def path_length(run: Run) -> Measured:

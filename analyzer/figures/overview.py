@@ -30,8 +30,8 @@ __all__ = ["OVERVIEW", "drawn_parts", "overview_sketch", "rows_of"]
 
 # Heights in pixels, from top to bottom, of each row by how many runs there are, and of what stands
 # over it: its words, and the axis of the row before.
-_NETWORK, _PROFILE, _LOSS = 42, 140, 76
-_GRIDS = {1: 150, 2: 78, 3: 56}
+_NETWORK, _PROFILE, _LOSS = 42, 132, 70
+_GRIDS = {1: 150, 2: 74, 3: 54}
 _WORDS, _AXIS, _FOOT = 21, 40, 44
 # Of a narrow page: a further line of words, and the color bar below all.
 _LINE, _BAR = 16, 56
@@ -57,7 +57,7 @@ def overview_sketch(info: Overview, theme: Theme, *, is_narrow: bool = False) ->
     if is_narrow:
         bar = {"orientation": "h", "x": 0.5, "xanchor": "center", "len": 0.8, "thickness": 10}
         bar |= {"y": 0, "yref": "container", "yanchor": "bottom"}
-    color = color_bar("‖∂L/∂y‖₂", info.low, info.high, is_log=True, **bar)
+    color = color_bar("‖∂L/∂y‖₂", info.lowest_color, info.high, is_log=True, **bar)
     color["title"] |= {"side": "top" if is_narrow else "right"}
     layout = merged(
         theme.layout(height),
@@ -75,7 +75,7 @@ def overview_sketch(info: Overview, theme: Theme, *, is_narrow: bool = False) ->
             ),
             "coloraxis": {
                 "colorscale": theme.colorscale,
-                "cmin": info.low,
+                "cmin": info.lowest_color,
                 "cmax": info.high,
                 "colorbar": color,
             },
@@ -139,14 +139,18 @@ def drawn_parts(info: Overview, theme: Theme) -> Iterator[tuple[int, str, Trace]
             for arc in arc_traces(column.arcs, theme, highest, top, in_legend=False):
                 yield place, "arcs", arc
             yield place, "dots", layer_dots(at, column.grid.names, color, theme) | top
-        if len(column.without):
-            yield place, "without", _without(column, theme) | middle
+        for part, line in _behind(column, theme):
+            yield place, part, line | middle
         yield place, "profile", _profile(column, theme, middle)
         marks = edge_marks(at, column.profile, theme, is_log=True, names=names, **middle)
         yield place, "marks", marks | {"showlegend": False}
         on = _axis_names(rows, ("grid", place)) | {"coloraxis": "coloraxis"}
         for trace in grid_traces(column.grid, theme, is_log=True, axes=on):
             yield place, "grid", trace
+        if column.broke is not None:
+            for row in (("profile", -1), ("grid", place)):
+                where = _axis_names(rows, row)
+                yield place, "broke", _broke(column, info, row[0] == "grid", theme) | where
         yield place, "handle", _handle(column, info, theme) | _axis_names(rows, ("grid", place))
         unnamed: Trace = _axis_names(rows, ("loss", -1)) | {"showlegend": False}
         for line in band_traces(column.loss, column.label, theme, **unnamed):
@@ -160,6 +164,20 @@ def drawn_parts(info: Overview, theme: Theme) -> Iterator[tuple[int, str, Trace]
                 scatter(unnamed, x=last, y=[column.guess] * 2, mode="lines", line=line)
                 | {"hovertemplate": said},
             )
+
+
+def _broke(column: OverviewColumn, info: Overview, is_grid: bool, theme: Theme) -> Trace:
+    """Where the run was not finite first: a ring in its heatmap, a line in the profile."""
+    first = column.broke
+    assert first is not None  # asked before
+    said = f"first NaN or infinite: {first.what} of {labeled(first.name)}, step {first.step:,}"
+    look = {"symbol": "circle-open", "size": 13, "color": theme.text, "line": {"width": 2}}
+    ends = [10.0**end for end in log_range(info.low, info.high)]
+    place: Trace = {"x": [column.broke_at] * 2, "y": ends, "mode": "lines"}
+    if is_grid:
+        place = {"x": [column.broke_at], "y": [first.step], "mode": "markers", "marker": look}
+    line = {"color": theme.mark, "width": 1.5, "dash": "dashdot"}
+    return scatter(place, line=line, hovertemplate=f"{said}<extra></extra>", showlegend=False)
 
 
 def _handle(column: OverviewColumn, info: Overview, theme: Theme) -> Trace:
@@ -200,20 +218,21 @@ def _profile(column: OverviewColumn, theme: Theme, axes: dict[str, str]) -> Trac
     )
 
 
-def _without(column: OverviewColumn, theme: Theme) -> Trace:
-    """The gradient of the same weights with every shortcut taken out."""
-    color = theme.style(column.label.style).color
-    said = f"{labeled(column.label.text)} without its shortcuts, step {column.without_step:,}"
-    return scatter(
-        x=column.grid.positions,
-        y=placed(column.without, True),
-        mode="lines",
-        line={"color": color, "width": 1.75, "dash": "dot"},
-        text=[labeled(name) for name in column.grid.names],
-        hovertemplate="%{text}: %{y:.3e}",
-        name=said,
-        showlegend=False,
-    )
+def _behind(column: OverviewColumn, theme: Theme) -> Iterator[tuple[str, Trace]]:
+    """The gradient of the same weights with every shortcut taken out; the line that is fitted."""
+    color, name = theme.style(column.label.style).color, labeled(column.label.text)
+    more = {"mode": "lines", "showlegend": False}
+    if len(column.without):
+        words = {"text": [labeled(one) for one in column.grid.names]}
+        words |= {"hovertemplate": "%{text}: %{y:.3e}"}
+        words |= {"name": f"{name} without its shortcuts, step {column.without_step:,}"}
+        place = {"x": column.grid.positions, "y": placed(column.without, True)}
+        line = {"color": color, "width": 1.75, "dash": "dot"}
+        yield "without", scatter(place, words, more, line=line)
+    if column.fit:
+        words = {"name": f"{name}: fit along depth", "hovertemplate": "%{y:.3e}"}
+        place = {"x": list(column.fit[0]), "y": list(column.fit[1])}
+        yield "fit", scatter(place, words, more, line={"color": color, "width": 1, "dash": "dash"})
 
 
 def _words(info: Overview, theme: Theme) -> Iterator[list[str]]:
@@ -239,10 +258,18 @@ def _words(info: Overview, theme: Theme) -> Iterator[list[str]]:
                 f'<span style="color:{one["marker"]["color"]}">■</span> {one["name"]}'
                 for one in kinds
             ]
-            said = f"{names[run]}: <b>every step</b>" + ("" if run else " (drag the line)")
-            yield [said, *squares]
+            said = f"{names[run]}: <b>all recorded steps</b>" + ("" if run else " (drag the line)")
+            yield [said, *squares, *_first_broken(info.runs[run])]
         else:
             yield ["<b>loss</b>:", *_outcomes(info, names)]
+
+
+def _first_broken(column: OverviewColumn) -> list[str]:
+    """Which layer the ring marks, and when."""
+    if column.broke is None:
+        return []
+    name = labeled(column.broke.name, _MOST_NAME)
+    return [f"○ first in <b>{name}</b>, step {column.broke.step:,}"]
 
 
 def _lines(info: Overview, theme: Theme) -> Iterator[str]:
@@ -257,6 +284,8 @@ def _lines(info: Overview, theme: Theme) -> Iterator[str]:
             when = "final weights" if is_final else f"weights of step {column.without_step:,}"
             said = "" if column.without_step == column.step else f" ({when})"
             yield _in_color(column, theme, f"┈ without its shortcuts{said}")
+    if any(column.fit for column in info.runs):
+        yield "╌ fit"
 
 
 def _notes(
@@ -295,18 +324,11 @@ def _outcomes(info: Overview, names: Sequence[str]) -> Iterator[str]:
         yield f"(guessing: {number(info.runs[0].guess)}, dotted)"
 
 
-def _norms(info: Overview) -> tuple[float, float]:
-    """Logarithms of the smallest and the largest norm that a profile can show."""
-    taken = np.concatenate([column.without for column in info.runs])
-    known = np.log10(taken[np.isfinite(taken) & (taken > 0)])
-    return float(min([info.low, *known])), float(max([info.high, *known]))
-
-
 def _axes(
     info: Overview, rows: Sequence[Row], domains: Sequence[tuple[float, float]], theme: Theme
 ) -> Layout:
     """All axes by their names in the layout."""
-    low, high = log_range(*_norms(info))
+    low, high = log_range(info.low, info.high)
     lowest, highest = info.loss_range
     room = 0.05 * (highest - lowest or 1.0)
     # Matched axes that find their own range find a wrong one over heatmaps (plotly.js 4.1).
@@ -360,8 +382,9 @@ OVERVIEW = Panel(
     title="Overview",
     how_to_read="Depth runs along x in every row but the last, so go straight down from a shortcut "
     "to what it does: an arc for each shortcut, the gradient along depth at the chosen step "
-    "(dotted: at the same weights, with the shortcuts taken out), the same at every step, and the "
-    "loss.",
+    "(dotted: at the same weights, with the shortcuts taken out; thin and dashed: the fit along "
+    "depth, over layers outside of branches and the sums at joins), the same at all recorded "
+    "steps, and the loss. A ring marks the layer that was not finite first.",
     method=Method(
         title="Depth",
         text="Number of layers on the longest path from the input of the network; parallel "

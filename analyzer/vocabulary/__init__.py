@@ -20,6 +20,8 @@ GLOSSARY = {
     "output to input, fitted over all layers: 1 preserves it, 0.5 halves it.",
     "join": "A place where a shortcut and a residual branch that start from the same tensor, the "
     "fork, meet again, by a sum or a concatenation.",
+    "residual stream": "What a residual network hands on from block to block; at each join a block "
+    "adds to it.",
     "split": "The gradient that arrives at a fork, separated exactly into what came through the "
     "shortcut and what came through the branch.",
     "shortcut share": "The part of the gradient at a fork that came through the shortcut; above "

@@ -7,7 +7,7 @@
   };
   const MOST_RUNS = 24;
   const here = {
-    over: false, block: null, steps: [], label: "step", step: null, marked: new Set(), opened: false, typed: "",
+    over: false, block: null, steps: [], label: "step", opens: null, step: null, marked: new Set(), opened: false, typed: "",
   };
   const byId = (id) => document.getElementById(id);
   const set = (id, props) => window.dash_clientside.set_props(id, props);
@@ -82,6 +82,7 @@
     steps(data, step) {
       here.steps = (data && data.steps) || [];
       here.label = (data && data.label) || "step";
+      here.opens = data ? data.opens ?? null : null;
       window.gradientflow.overview = (data && data.overview) || null;
       buildSlider();
       if (step != null) showStep(step);
@@ -135,7 +136,7 @@
       range.addEventListener("input", () => showStep(here.steps[Number(range.value)]));
       range.addEventListener("change", commitStep);
       byId("step-last").addEventListener("click", () => {
-        showStep(null);
+        showStep(lastStep());
         commitStep();
       });
     }
@@ -156,13 +157,18 @@
     return best;
   }
 
+  /** What stands for the last step: nothing, unless the page opens at another one. */
+  function lastStep() {
+    return here.opens == null ? null : here.steps[here.steps.length - 1];
+  }
+
   function drawSlider() {
     const range = byId("step-range");
     if (!range) return;
     const at = here.step == null ? here.steps.length - 1 : nearest(here.steps, here.step);
     range.value = String(at);
     const step = here.steps[at];
-    const text = step == null ? "–" : step.toLocaleString("en") + (here.step == null ? " (last)" : "");
+    const text = step == null ? "–" : step.toLocaleString("en") + (at === here.steps.length - 1 ? " (last)" : "");
     byId("step-output").textContent = text;
     range.setAttribute("aria-valuetext", "step " + text);
   }
@@ -201,7 +207,7 @@
     if (here.steps.length < 2) return;
     const at = here.step == null ? here.steps.length - 1 : nearest(here.steps, here.step);
     const next = Math.min(here.steps.length - 1, Math.max(0, at + by));
-    showStep(next === here.steps.length - 1 ? null : here.steps[next]);
+    showStep(next === here.steps.length - 1 ? lastStep() : here.steps[next]);
     window.clearTimeout(here.timer);
     here.timer = window.setTimeout(commitStep, 250);
   }

@@ -57,6 +57,17 @@ def test_it_says_what_the_analysis_says_with_three_numbers_of_each_run(
     assert questions == [claim.question for claim in found.questions]
     badges = page.locator(".question .badge").all_text_contents()
     assert badges == [claim.answer for claim in found.questions]
+    said = [one.lower() for one in page.locator(".question summary").all_text_contents()]
+    assert said == [one.short.lower() for one in found.questions if one.short]
+    # The ends of the trunk, and terms, say what they are.
+    meaning = page.evaluate(
+        "[...document.querySelectorAll('.headline abbr')].map((one) => [one.textContent, one.title])"
+    )
+    assert dict(meaning) | {"decades": ""} == {
+        "head": "The last one.",
+        "stem": "The first layer with parameters.",
+        "decades": "",
+    }
     shown.assert_clean()
 
 
@@ -69,6 +80,9 @@ def test_all_of_it_is_on_the_first_screen_of_a_laptop(visit: Open, query: str) -
     for place in (".headline", ".cause", ".evidence", "#readings", ".picture .js-plotly-plot"):
         box = page.locator(place).bounding_box()
         assert box["y"] >= 56 and box["y"] + box["height"] <= 900, place
+    if query == PAIR:
+        box = page.locator(".question").last.bounding_box()
+        assert page.locator(".question").count() == 3 and box["y"] + box["height"] <= 900
     assert page.locator("#step-slider").count() == 1
     assert page.evaluate("document.documentElement.scrollWidth") <= 1440
     shown.assert_clean()
@@ -114,14 +128,23 @@ def test_of_a_single_run_it_says_what_its_shortcuts_do(visit: Open) -> None:
 
 
 def test_of_a_run_that_is_not_finite_it_says_since_when_and_where(visit: Open) -> None:
-    page = answered(visit(), "/?run=diverged")
+    shown = visit()
+    page = answered(shown, "/?run=diverged")
     sentence = page.locator(".headline").text_content()
     since, _, where = sentence.partition(", ")
     assert since == "diverged is sick: NaN or infinite from step 30 on"
     assert where == "first in the loss, then in the output gradient of head."
     assert "What to do: " in page.locator(".cause").text_content()
+    # It opens at the last step that is finite, on every page; the last one is a click away.
+    page.wait_for_url("**/?run=diverged&step=29")
+    shown.until("document.querySelector('#step-output').textContent === '29'")
+    page.locator("#step-last").click()
+    page.wait_for_url("**/?run=diverged&step=59")
+    assert page.locator("#step-output").text_content() == "59 (last)"
     page.get_by_role("link", name="show step 29").click()
     page.wait_for_url("**/?run=diverged&step=29")
+    page.goto(f"{shown.address}/flow?run=diverged")
+    page.wait_for_url("**/flow?run=diverged&step=29")
 
 
 def test_an_empty_folder_is_one_sentence_and_the_first_run_appears_by_itself(

@@ -131,3 +131,10 @@ def test_relative_depth_runs_from_0_to_1() -> None:
     assert relative_depth([2, 4, 6]).tolist() == [0.0, 0.5, 1.0]
     assert relative_depth([5, 5]).tolist() == [0.0, 0.0]
     assert relative_depth([]).tolist() == []
+
+
+def test_the_line_of_a_fit_runs_through_norms_that_fall_evenly() -> None:
+    fit = gain([0, 1, 2, 4], [1e-8, 1e-6, 1e-4, 1.0])
+    assert fit.depths == (0, 4)
+    assert fit.ends == pytest.approx((-8, 0))
+    assert math.isnan(gain([1], [1.0]).ends[0])

@@ -1,11 +1,16 @@
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from analyzer.analysis.claims import judged, measured
+from analyzer.analysis.evidence import last_finite_step
 from analyzer.analysis.landing import condition, landing
 from analyzer.analysis.numerals import number
+from analyzer.analysis.probe_numbers import Measured
 from analyzer.storage.run import open_run
-from tests.support.full_run import write_full_pair
+from tests.support.full_run import write_full_pair, write_network_run
 from tests.support.pairs import LAYERS, write_side
 from tests.support.runs import layer_row, write_run
 
@@ -102,7 +107,7 @@ def test_of_a_pair_the_sick_one_comes_first_with_three_numbers_of_each(tmp_path:
         (
             "diagnosis",
             "measured",
-            "4 of 4 steps; sick: a fit along depth of 2.5 decades or more",
+            "4 checked of 4 recorded steps; sick: a fit along depth of 2.5 decades or more",
         ),
         ("other seeds", "not known", "1 seed"),
     )
@@ -154,3 +159,30 @@ def test_two_of_a_kind_get_no_verdict_but_each_its_state(tmp_path: Path) -> None
     assert found.found is None and found.questions == ()
     assert [f"{name} is not sick" in found.sentence for name in "ab"] == [True, True]
     assert "what shortcuts do is not compared here" in found.cause
+
+
+def test_it_is_looked_at_where_it_was_finite_last(tmp_path: Path) -> None:
+    losses = [1.0, 1.0, 1.0, math.nan]
+    run = open_run(write_run(tmp_path / "net", losses, [[1.0, 1.0]] * 4))
+    assert last_finite_step(run) == landing([run]).look == 2
+    whole = open_run(write_run(tmp_path / "whole", [1.0] * 4, [[1.0, 1.0]] * 4))
+    assert last_finite_step(whole) is landing([whole]).look is None
+    at_once = open_run(write_run(tmp_path / "once", [math.nan] * 2, [[1.0, 1.0]] * 2))
+    assert last_finite_step(at_once) is None
+
+
+def test_a_probe_of_the_final_weights_is_said_so(tmp_path: Path) -> None:
+    said = [Measured(1.0, "RUN", steps, final=60).moments for steps in ((0,), (60,), (0, 60))]
+    assert said == [("step 0",), ("the final weights",), ("step 0", "the final weights")]
+    plain, residual = (
+        open_run(write_network_run(tmp_path / name, has_shortcuts=name == "residual"))
+        for name in ("plain", "residual")
+    )
+    numbers = measured(residual)
+    length = numbers["path_length"]
+    assert isinstance(length, Measured) and length.final == len(residual.steps)
+    numbers["path_length"] = replace(length, steps=(60,))
+    by_key = {one.key: one for one in judged([measured(plain)], [numbers])}
+    assert by_key["path_length"].when == "the final weights"
+    assert "(the final weights; " in by_key["path_length"].text
+    assert by_key["stream"].when == "step 0"

@@ -3,12 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analyzer.analysis.bands import band
 from analyzer.analysis.gradient_flow import depth_profile, profile_gain
-from analyzer.analysis.overview import Overview, overview
+from analyzer.analysis.overview import Overview, loss_spike, overview
 from analyzer.analysis.view import View, stage_borders
 from analyzer.errors import NotRecordedError
 from analyzer.storage.run import Run, open_run
 from tests.support.full_run import share_of, write_empty_run, write_full_pair, write_network_run
+from tests.support.runs import write_run
 
 
 @pytest.fixture
@@ -86,6 +88,33 @@ def test_a_loss_that_breaks_is_the_outcome(tmp_path: Path) -> None:
     assert column.title == "loss not finite from step 5 on"
     assert column.note.startswith("no gain can be fitted")
     assert column.loss.num_nonfinite.sum() == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "spike"),
+    [
+        ({}, None),
+        ({40: 3.0}, (40, 3.0)),
+        ({40: 3.0, 41: 2.5}, (40, 3.0)),
+        # What stays up has not come back, and a small bump is noise.
+        (dict.fromkeys(range(40, 60), 3.0), None),
+        ({40: 1.1}, None),
+        ({40: float("nan")}, None),
+    ],
+)
+def test_a_loss_that_rises_and_comes_back_is_a_spike(
+    change: dict[int, float], spike: tuple[int, float] | None
+) -> None:
+    losses = np.linspace(2.0, 0.2, 60)
+    losses[list(change)] = list(change.values())
+    assert loss_spike(band(range(60), losses, 500)) == spike
+
+
+def test_the_outcome_names_the_spike(tmp_path: Path) -> None:
+    losses = [1.0] * 40
+    losses[25] = 5.0
+    run = open_run(write_run(tmp_path / "net", losses, [[1.0, 1.0]] * 40))
+    assert overview(View((run,))).runs[0].outcome == "1 (spike: 5 at step 25)"
 
 
 def test_stages_begin_where_the_first_part_of_the_names_changes() -> None:

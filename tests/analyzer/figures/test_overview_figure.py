@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from analyzer.analysis.overview import Overview, overview
+from analyzer.analysis.trunk import trunk
 from analyzer.analysis.view import View
 from analyzer.figures.catalog import panel
 from analyzer.figures.overview import overview_sketch
@@ -54,8 +55,9 @@ def test_each_row_says_what_it_shows_with_its_numbers(info: Overview) -> None:
     assert words[0].endswith("dotted: not an identity")
     assert words[1].startswith("gradient at each layer’s output at step 30: — plain — residual")
     probed = info.runs[1].without_step
-    assert words[1].endswith(f"┈ without its shortcuts (weights of step {probed})")
-    assert words[2:4] == ["plain: every step (drag the line)", "residual: every step"]
+    assert words[1].endswith(f"┈ without its shortcuts (weights of step {probed}) ╌ fit")
+    kept = ["plain: all recorded steps (drag the line)", "residual: all recorded steps"]
+    assert words[2:4] == kept
     assert words[4].startswith("loss: plain 2.30 residual ")
 
 
@@ -96,10 +98,44 @@ def test_cells_that_are_not_finite_are_marked_in_a_color_of_their_own(tmp_path: 
     assert np.isfinite(heat[1].z).any(axis=1).tolist() == [False] * 3 + [True] * 3
     assert heat[1].colorscale[0][1] == LIGHT.mark
     texts = [re.sub(r"<[^>]+>", "", note.text) for note in figure.layout.annotations]
-    assert "nan: every step (drag the line) ■ NaN or infinite" in texts
+    assert (
+        "nan: all recorded steps (drag the line) ■ NaN or infinite ○ first in head, step 3" in texts
+    )
     assert any("at step 5: — nan (NaN or infinite)" in text for text in texts)
     lines = [trace for trace in figure.data if trace.type == "scatter"]
     assert {trace.showlegend for trace in lines} == {False}
+
+
+def test_the_layer_that_broke_first_is_marked_at_its_depth_and_step(tmp_path: Path) -> None:
+    path = write_network_run(tmp_path / "nan", has_shortcuts=True, steps=6, nan_from=3)
+    run = open_run(path)
+    figure = panel("overview").draw(overview(View((run,))), LIGHT)
+    said = "first NaN or infinite: output gradient of head, step 3<extra></extra>"
+    line, ring = (one for one in figure.data if one.hovertemplate == said)
+    depth = float(run.layers.set_index("name").loc["head", "depth"])
+    assert (list(ring.x), list(ring.y), ring.yaxis) == ([depth], [3], "y3")
+    assert (list(line.x), line.yaxis) == ([depth] * 2, "y2")
+
+
+def test_the_fit_falls_as_far_as_the_diagnosis_says(pair: tuple[Run, ...]) -> None:
+    figure = panel("overview").draw(overview(View(pair, step=30)), LIGHT)
+    lines = [one for one in figure.data if (one.name or "").endswith("fit along depth")]
+    for run, line in zip(pair, lines, strict=True):
+        low, high = np.log10(line.y)
+        assert high - low == pytest.approx(trunk(run, 30).decades_fallen)
+        assert (line.line.dash, line.line.width) == ("dash", 1)
+    # No trunk without a split.
+    unsplit = sorted(set(pair[1].layer_steps()) - set(pair[1].recorded_steps("splits")))[0]
+    assert overview(View((pair[1],), step=int(unsplit))).runs[0].fit == ()
+
+
+def test_a_run_has_the_same_colors_by_itself_as_beside_another(pair: tuple[Run, ...]) -> None:
+    both, alone = (
+        panel("overview").draw(overview(View(runs)), LIGHT).layout.coloraxis
+        for runs in (pair, pair[1:])
+    )
+    assert (both.cmin, both.cmax) == (alone.cmin, alone.cmax)
+    assert both.cmax - both.cmin >= 6
 
 
 def test_frames_hold_the_profile_of_every_step(pair: tuple[Run, ...], info: Overview) -> None:

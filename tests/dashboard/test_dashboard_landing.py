@@ -60,9 +60,8 @@ def test_it_says_what_the_analysis_says_with_three_numbers_of_each_run(
     said = [one.lower() for one in page.locator(".question summary").all_text_contents()]
     assert said == [one.short.lower() for one in found.questions if one.short]
     # The ends of the trunk, and terms, say what they are.
-    meaning = page.evaluate(
-        "[...document.querySelectorAll('.headline abbr')].map((one) => [one.textContent, one.title])"
-    )
+    marks = "[...document.querySelectorAll('.headline abbr')]"
+    meaning = page.evaluate(f"{marks}.map((one) => [one.textContent, one.title])")
     assert dict(meaning) | {"decades": ""} == {
         "head": "The last one.",
         "stem": "The first layer with parameters.",

@@ -107,7 +107,7 @@ def _said(context: Context, found: Landing) -> list[Any]:
 
 def _ends(context: Context) -> dict[str, str]:
     """What the layers are between which a gradient is said to fall or to grow."""
-    found = {}
+    found: dict[str, str] = {}
     for run in context.runs:
         first, last = next((one.ends for one in trunk_history(run)), ("", ""))
         found |= {first: "The first layer with parameters.", last: "The last one."}

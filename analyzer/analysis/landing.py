@@ -308,8 +308,8 @@ def _evidence(
     if any(one.broke is not None for one in stand):
         made.append(("NaN or infinity", "certain", "counted at each recorded step"))
     if looked:
-        said = f"{looked} checked of {counted(steps, 'recorded step')}; {rule}"
-        made.append(("diagnosis", "measured", said))
+        checked = f"{looked} checked of {counted(steps, 'recorded step')}; {rule}"
+        made.append(("diagnosis", "measured", checked))
     if found is not None and own is not None and own.status in ("holds", "fails", "unclear"):
         word = {"holds": "shown", "fails": "ruled out", "unclear": "unclear"}[own.status]
         is_cause = len(runs) > 1 and any(one.is_sick for one in stand)

@@ -148,9 +148,9 @@ def drawn_parts(info: Overview, theme: Theme) -> Iterator[tuple[int, str, Trace]
         for trace in grid_traces(column.grid, theme, is_log=True, axes=on):
             yield place, "grid", trace
         if column.broke is not None:
-            for row in (("profile", -1), ("grid", place)):
-                where = _axis_names(rows, row)
-                yield place, "broke", _broke(column, info, row[0] == "grid", theme) | where
+            across, ring = _broke(column, info, theme)
+            yield place, "broke", across | middle
+            yield place, "broke", ring | _axis_names(rows, ("grid", place))
         yield place, "handle", _handle(column, info, theme) | _axis_names(rows, ("grid", place))
         unnamed: Trace = _axis_names(rows, ("loss", -1)) | {"showlegend": False}
         for line in band_traces(column.loss, column.label, theme, **unnamed):
@@ -166,18 +166,18 @@ def drawn_parts(info: Overview, theme: Theme) -> Iterator[tuple[int, str, Trace]
             )
 
 
-def _broke(column: OverviewColumn, info: Overview, is_grid: bool, theme: Theme) -> Trace:
-    """Where the run was not finite first: a ring in its heatmap, a line in the profile."""
+def _broke(column: OverviewColumn, info: Overview, theme: Theme) -> tuple[Trace, Trace]:
+    """Where the run was not finite first: a line across the profile, a ring in its heatmap."""
     first = column.broke
     assert first is not None  # asked before
     said = f"first NaN or infinite: {first.what} of {labeled(first.name)}, step {first.step:,}"
-    look = {"symbol": "circle-open", "size": 13, "color": theme.text, "line": {"width": 2}}
+    more: Trace = {"hovertemplate": f"{said}<extra></extra>", "showlegend": False}
     ends = [10.0**end for end in log_range(info.low, info.high)]
-    place: Trace = {"x": [column.broke_at] * 2, "y": ends, "mode": "lines"}
-    if is_grid:
-        place = {"x": [column.broke_at], "y": [first.step], "mode": "markers", "marker": look}
-    line = {"color": theme.mark, "width": 1.5, "dash": "dashdot"}
-    return scatter(place, line=line, hovertemplate=f"{said}<extra></extra>", showlegend=False)
+    across: Trace = {"x": [column.broke_at] * 2, "y": ends, "mode": "lines"}
+    across["line"] = {"color": theme.mark, "width": 1.5, "dash": "dashdot"}
+    ring: Trace = {"x": [column.broke_at], "y": [first.step], "mode": "markers"}
+    look = {"symbol": "circle-open", "size": 13, "color": theme.text, "line": {"width": 2}}
+    return scatter(across, more), scatter(ring, more, marker=look)
 
 
 def _handle(column: OverviewColumn, info: Overview, theme: Theme) -> Trace:
@@ -221,18 +221,17 @@ def _profile(column: OverviewColumn, theme: Theme, axes: dict[str, str]) -> Trac
 def _behind(column: OverviewColumn, theme: Theme) -> Iterator[tuple[str, Trace]]:
     """The gradient of the same weights with every shortcut taken out; the line that is fitted."""
     color, name = theme.style(column.label.style).color, labeled(column.label.text)
-    more = {"mode": "lines", "showlegend": False}
+    more: Trace = {"mode": "lines", "showlegend": False}
     if len(column.without):
+        more["name"] = f"{name} without its shortcuts, step {column.without_step:,}"
         words = {"text": [labeled(one) for one in column.grid.names]}
-        words |= {"hovertemplate": "%{text}: %{y:.3e}"}
-        words |= {"name": f"{name} without its shortcuts, step {column.without_step:,}"}
-        place = {"x": column.grid.positions, "y": placed(column.without, True)}
+        place: Trace = {"x": column.grid.positions, "y": placed(column.without, True)}
         line = {"color": color, "width": 1.75, "dash": "dot"}
-        yield "without", scatter(place, words, more, line=line)
+        yield "without", scatter(place, words, more, line=line, hovertemplate="%{text}: %{y:.3e}")
     if column.fit:
-        words = {"name": f"{name}: fit along depth", "hovertemplate": "%{y:.3e}"}
         place = {"x": list(column.fit[0]), "y": list(column.fit[1])}
-        yield "fit", scatter(place, words, more, line={"color": color, "width": 1, "dash": "dash"})
+        more |= {"name": f"{name}: fit along depth", "hovertemplate": "%{y:.3e}"}
+        yield "fit", scatter(place, more, line={"color": color, "width": 1, "dash": "dash"})
 
 
 def _words(info: Overview, theme: Theme) -> Iterator[list[str]]:

@@ -1,9 +1,10 @@
 """Times the dashboard in headless Chromium over long and wide runs, beside its targets.
 
-    python benchmarks/dashboard.py [--runs 5000x60 1600000x60] [--keep FOLDER] [--chromium PATH]
+    python benchmarks/dashboard.py [--runs 5000x60 1600000x60] [--lists 500] [--keep FOLDER]
 
-Each size is steps x layers; a plain and a residual run of it are shown together. ``1600000x60``
-takes 2 GB of disk and a quarter of an hour to write: ``--keep`` uses again what was written there.
+Each size is steps x layers; a plain and a residual run of it are shown together; each list is a
+folder of so many runs. ``1600000x60`` takes 6 GB of disk and ten minutes of a processor to write:
+``--keep`` uses again what was written there.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
-from storage import write, write_long
+from storage import write_long
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 PAIR = "?run=plain&run=residual"
@@ -198,14 +199,18 @@ def _report_replies(what: str, replies: list[tuple[float, int, str]]) -> None:
     report(f"  largest reply ({largest[2]})", largest[1] / 1000, "KB", 400)
 
 
-def list_of_500(browser: Any, folder: Path) -> None:
-    """Print how long a folder of 500 runs takes to be listed, and its first page to answer."""
-    if not (folder / "many").exists():
-        write(folder / "one", 10, 20, 3.0)
-        for k in range(500):
-            shutil.copytree(folder / "one", folder / "many" / f"run-{k}")
-        write(folder / "many" / "run-0-residual", 10, 20, 0.5, shortcuts=True)
-    with served(folder / "many") as (address, _):
+def list_of(browser: Any, folder: Path, count: int) -> None:
+    """Print how long so many runs, half of them residual, take to be listed and judged.
+
+    Also how long the first page takes, which has the verdict of the newest pair.
+    """
+    many = folder / f"many-{count}"
+    if not many.exists():
+        pair(folder, 20, 10)
+        for k in range(count):
+            kind = ("plain", "residual")[k % 2]
+            shutil.copytree(folder / kind, many / f"run-{k // 2}-{kind}")
+    with served(many) as (address, _):
         page = browser.new_context().new_page()
         start = time.perf_counter()
         page.goto(address)
@@ -218,8 +223,10 @@ def list_of_500(browser: Any, folder: Path) -> None:
         page.wait_for_selector("h1")
         start = time.perf_counter()
         page.get_by_role("link", name="Runs", exact=True).click()
-        until(page, "() => document.querySelectorAll('table.runs tbody tr').length === 500")
-        report("list of 500 runs", time.perf_counter() - start, "s", 1)
+        # A longer list shows its newest runs.
+        rows = f"document.querySelectorAll('table.runs tbody tr').length === {min(count, 500)}"
+        until(page, f"() => {rows}")
+        report(f"list of {count:,} runs", time.perf_counter() - start, "s", 2)
         # The list asks again every 1.5 s, for ever.
         page.wait_for_timeout(5000)
         _report_replies("the list and its next updates", replies.all)
@@ -237,6 +244,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     sizes = ["5000x60", "100000x60", "1600000x60", "5000x1000"]
     parser.add_argument("--runs", nargs="*", default=sizes)
+    parser.add_argument("--lists", nargs="*", type=int, default=[500, 5000])
     parser.add_argument("--keep", type=Path, help="folder in which the runs stay")
     parser.add_argument("--chromium", default=shutil.which("chromium"))
     options = parser.parse_args()
@@ -249,8 +257,9 @@ def main() -> None:
             busy = os.getloadavg()[0]
             print(f"{steps:,} steps x {layers:,} layers, two runs (load {busy:.1f})", flush=True)
             measure(browser, folder / size)
-        print("500 runs")
-        list_of_500(browser, folder / "list")
+        for count in options.lists:
+            print(f"{count:,} runs")
+            list_of(browser, folder / "list", count)
         browser.close()
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +33,9 @@ _SIZES = {"runs": 32, "records": 8, "figures": 24, "answers": 16, "words": 10_00
 # Longer runs take seconds to judge; their findings are one click away.
 _MOST_ROWS = 2_000_000
 _LONGEST_REST = 0.5
+# A listing that took so many seconds of this processor is used for some times as long: each answer
+# of a page asks for it.
+_SHORT, _RESTS = 0.1, 5.0
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,23 @@ class Library:
         keep_fresh(sources)
         self.cache = Cache(**_SIZES)
         self._answering, self._judging = Line("answers"), Line("words")
+        self._last: tuple[float, list[Listed]] = (-math.inf, [])
 
     def listing(self) -> list[Listed]:
-        """Return the runs that there are now, the newest first, ids unique."""
+        """Return the runs that there are now, the newest first, ids unique.
+
+        Where there are thousands, as they were when last looked at, which is a second ago or two.
+        """
+        until, listed = self._last
+        if time.monotonic() >= until:
+            began = time.thread_time()
+            listed = self._listed()
+            taken = time.thread_time() - began
+            rest = _RESTS * taken if taken > _SHORT else 0.0
+            self._last = time.monotonic() + rest, listed
+        return listed
+
+    def _listed(self) -> list[Listed]:
         found: dict[Path, RunSummary] = {}
         for source in self.sources:
             for summary in _runs_of(source):

@@ -54,22 +54,34 @@ def newest_pair(runs: Mapping[str, RunSummary]) -> tuple[str, str] | None:
     Args:
         runs: Runs by their keys, the newest first.
     """
-    program = {key: _program(run) for key, run in runs.items()}
     shortcuts = {key: _has_shortcuts(run) for key, run in runs.items()}
+    # Of thousands of runs each would be looked at beside each: partners are looked up instead.
+    program = {key: _program(run) for key, run in runs.items()}
+    alike: dict[object, list[str]] = {}
     for key, run in runs.items():
-        has = shortcuts[key]
+        for word in {(program[key],), *_own_names(run)}:
+            alike.setdefault((word, shortcuts[key]), []).append(key)
+    for key, run in runs.items():
+        if (has := shortcuts[key]) is None:
+            continue
+        words = {(program[key],), *_own_names(run)}
+        found = {name for word in words for name in alike.get((word, not has), ())}
         others = [
-            (_likeness(run, other), name)
-            for name, other in runs.items()
-            if has is not None
-            and shortcuts[name] is (not has)
-            and (program[name] == program[key] or _are_twins(run, other))
+            name
+            for name in (runs if found else ())
+            if name in found and (program[name] == program[key] or _are_twins(run, runs[name]))
         ]
         if others:
             # Of equal ones max takes the first, the newest.
-            _, partner = max(others, key=lambda one: one[0])
+            partner = max(others, key=lambda name: _likeness(run, runs[name]))
             return (partner, key) if has else (key, partner)
     return None
+
+
+def _own_names(run: RunSummary) -> set[str]:
+    """The names of a run and of its twin."""
+    names = (run.name, run.told.get("twin"), run.told.get("twin_of"))
+    return {name for name in names if isinstance(name, str)}
 
 
 def _has_shortcuts(run: RunSummary) -> bool | None:

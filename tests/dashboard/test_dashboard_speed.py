@@ -61,6 +61,22 @@ def test_a_short_answer_is_there_at_once(run: Run) -> None:
     assert library.answer("verdict", (run,), lambda: 8, patience=10) == 8
 
 
+def test_a_long_listing_is_used_for_a_second_and_a_short_one_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "a", [1.0], [[1.0]])
+    library, spent, clock = Library([tmp_path]), itertools.count(), itertools.count()
+    assert [run.id for run in library.listing()] == ["a"]
+    write_run(tmp_path / "b", [1.0], [[1.0]])
+    # Looking takes a second of the processor from now on, and each question comes a second later.
+    monkeypatch.setattr(time, "thread_time", lambda: float(next(spent)))
+    monkeypatch.setattr(time, "monotonic", lambda: 1e9 + next(clock))
+    assert len(library.listing()) == 2
+    write_run(tmp_path / "c", [1.0], [[1.0]])
+    found = [len(library.listing()) for _ in range(8)]
+    assert found == [2] * 4 + [3] * 4
+
+
 def test_what_goes_wrong_is_raised_where_it_was_asked(run: Run) -> None:
     def find() -> None:
         raise AnalyzerError("no such layer")

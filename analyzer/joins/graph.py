@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
@@ -33,6 +34,7 @@ MAJOR = 1 << 40
 """By how much an element of a weight counts more than one of a mere factor."""
 # A factor makes no features of its own; a bias or a bound adds nothing to what it is applied to.
 _WEIGHTS = {"add": 0, "product": 1, "element": 0}
+_NONE: dict[int, int] = {}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -70,11 +72,12 @@ class Walk:
         The parameters belong to it: two blocks of one kind have graphs of one shape. They stand in
         it by their address, as types do: a garbage collection traverses nothing of it.
         """
-        place: dict[Any, int] = self.place
+        place: dict[Any, int] = {**self.place, None: -1}
+        edges = list(chain.from_iterable(self.edges))
         flat = [id(type(node)) for node in self.nodes]
-        flat += [len(edges) for edges in self.edges]
-        flat += [place.get(child, -1) for edges in self.edges for child, _ in edges]
-        flat += [number for edges in self.edges for _, number in edges]
+        flat += map(len, self.edges)
+        flat += [place[child] for child, _ in edges]
+        flat += [number for _, number in edges]
         # An input differs from graph to graph.
         flat += [id(read) if is_parameter(read) else 0 for read in self.variables]
         return array("q", flat).tobytes()
@@ -94,11 +97,18 @@ class Dataflow:
         reads: Per vertex its data reads: (input slot, vertex read, output number of that vertex);
             the slot is -1 where autograd has no edge.
         parameters: Per vertex the parameters that it reads directly.
+        sizes: The number of elements of each of those, by its ``id``: a tensor's hash is slow.
         elements: Their elements: once for factors, `MAJOR` times for weights.
         num_readers: Per vertex how many reads of it there are.
         place: Vertex numbers by node or `Untracked`.
         has_stack, unseen: Whether anything is stacked; the vertices that autograd does not see.
     """
+
+    vertices: tuple[Any, ...]
+    sequences: tuple[int, ...]
+    kinds: tuple[str, ...]
+    reads: tuple[tuple[Read, ...], ...]
+    parameters: tuple[tuple[nn.Parameter, ...], ...]
 
     def __init__(self, walk: Walk, log: CallLog) -> None:
         # The traced function calls by the sequence numbers of their nodes.
@@ -120,13 +130,7 @@ class Dataflow:
             self._build(leaves, _children_first(items))
 
     def _build(self, leaves: Iterable[tuple[Node, Any]], items: Iterable[Item]) -> None:
-        self.vertices: list[Any] = []
-        self.kinds: list[str] = []
-        self.sequences: list[int] = []
-        self.reads: list[tuple[Read, ...]] = []
-        self.parameters: list[tuple[nn.Parameter, ...]] = []
-        self.elements: list[int] = []
-        self.num_readers: list[int] = []
+        self._rows: list[tuple[Any, int, str, tuple[Read, ...], tuple[nn.Parameter, ...]]] = []
         self._shapes: dict[tuple[int, int], tuple[int, ...]] = {}
         self.place: dict[Any, int] = {}
         self._weights: dict[Node, tuple[nn.Parameter, ...]] = {}
@@ -141,6 +145,16 @@ class Dataflow:
                 self._append(vertex, sequence, vertex.kind, reads, vertex.parameters)
             else:
                 self._add_node(vertex, edges, sequence)
+        columns: Any = zip(*self._rows, strict=True) if self._rows else [()] * 5
+        self.vertices, self.sequences, self.kinds, self.reads, self.parameters = columns
+        self.sizes = [{id(p): p.numel() for p in own} if own else _NONE for own in self.parameters]
+        self.elements = [
+            sum(sizes.values()) * _WEIGHTS.get(kind, MAJOR) if sizes else 0
+            for sizes, kind in zip(self.sizes, self.kinds, strict=True)
+        ]
+        self.num_readers = [0] * len(self._rows)
+        for _, read, _ in chain.from_iterable(self.reads):
+            self.num_readers[read] += 1
         self.has_stack = "stack" in self.kinds
         self.unseen = {v for v, made in enumerate(self.vertices) if isinstance(made, Untracked)}
 
@@ -177,17 +191,8 @@ class Dataflow:
         reads: tuple[Read, ...],
         parameters: tuple[nn.Parameter, ...],
     ) -> None:
-        self.place[vertex] = len(self.vertices)
-        self.vertices.append(vertex)
-        self.sequences.append(sequence)
-        self.kinds.append(kind)
-        self.reads.append(reads)
-        self.parameters.append(parameters)
-        elements = sum([p.numel() for p in parameters]) if parameters else 0
-        self.elements.append(elements and elements * _WEIGHTS.get(kind, MAJOR))
-        self.num_readers.append(0)
-        for _, read, _ in reads:
-            self.num_readers[read] += 1
+        self.place[vertex] = len(self._rows)
+        self._rows.append((vertex, sequence, kind, reads, parameters))
 
     def _add_node(self, node: Node, edges: tuple[Edge, ...], sequence: int) -> None:
         reads: list[Read] = []
@@ -305,9 +310,8 @@ class Scopes:
         number = self.innermost(join)
         if number < 0 or _is_leaf_of_torch(self.log.calls[number]):
             return None
-        makers, numbers = self.flow.vertices, self.flow.sequences
-        unseen = self.flow.unseen.intersection(between)
-        tick = min([makers[vertex].tick for vertex in unseen], default=sys.maxsize)
+        numbers, unseen = self.flow.sequences, self.flow.unseen.intersection(between)
+        tick = min([self.flow.vertices[v].tick for v in unseen], default=sys.maxsize)
         first = min([numbers[v] for v in between if v not in unseen], default=sys.maxsize)
         while number >= 0:
             call = self.log.calls[number]
@@ -318,12 +322,11 @@ class Scopes:
 
     def layers(self, vertices: Iterable[int], owner: ModuleCall, join: int) -> list[str]:
         """Return the names of the layers that made vertices inside of a call, in call order."""
-        made = self._layers
+        made, calls = self._layers, self.log.calls
         numbers = {number for vertex in vertices if vertex in made for number in made[vertex]}
-        calls = [self.log.calls[number] for number in sorted(numbers)]
         return [
             call.layer or ""
-            for call in calls
+            for call in map(calls.__getitem__, sorted(numbers))
             if call.start >= owner.start
             and call.tick >= owner.tick
             and not self._contains(call, join)
@@ -331,11 +334,11 @@ class Scopes:
 
     def parameters(self, vertices: Iterable[int], owner: ModuleCall) -> int:
         """Return the elements of the different parameters that vertices inside of a call read."""
-        found: dict[int, int] = {}  # by their ``id``: a tensor's hash is slow
+        found: dict[int, int] = {}
         for vertex in vertices:
-            read = self.flow.parameters[vertex]
-            if read and self._is_after_start(owner, vertex):
-                found.update([(id(parameter), parameter.numel()) for parameter in read])
+            sizes = self.flow.sizes[vertex]
+            if sizes and self._is_after_start(owner, vertex):
+                found.update(sizes)
         return sum(found.values())
 
     def _made_by(self, call: ModuleCall) -> list[int]:
@@ -365,17 +368,16 @@ class Scopes:
         """Sequence number and vertex of every autograd node that carries data."""
         return sorted(
             (self.flow.sequences[vertex], vertex)
-            for vertex, maker in enumerate(self.flow.vertices)
-            if not isinstance(maker, Untracked)
+            for vertex in range(len(self.flow.vertices))
+            if vertex not in self.flow.unseen
         )
 
     def innermost(self, vertex: int) -> int:
         """Return the number of the innermost call that made a vertex, -1 where none did."""
         if vertex in self._innermost:
             return self._innermost[vertex]
-        maker = self.flow.vertices[vertex]
-        if isinstance(maker, Untracked):
-            number = bisect_right(self._ticks, maker.tick - 1) - 1
+        if vertex in self.flow.unseen:
+            number = bisect_right(self._ticks, self.flow.vertices[vertex].tick - 1) - 1
         else:
             number = bisect_right(self._starts, self.flow.sequences[vertex]) - 1
         while number >= 0 and not self._contains(self.log.calls[number], vertex):
@@ -384,15 +386,13 @@ class Scopes:
         return number
 
     def _contains(self, call: ModuleCall, vertex: int) -> bool:
-        maker = self.flow.vertices[vertex]
-        if isinstance(maker, Untracked):
-            return call.tick < maker.tick <= call.tock
+        if vertex in self.flow.unseen:
+            return bool(call.tick < self.flow.vertices[vertex].tick <= call.tock)
         return call.start <= self.flow.sequences[vertex] < call.end
 
     def _is_after_start(self, call: ModuleCall, vertex: int) -> bool:
-        maker = self.flow.vertices[vertex]
-        if isinstance(maker, Untracked):
-            return call.tick < maker.tick
+        if vertex in self.flow.unseen:
+            return bool(call.tick < self.flow.vertices[vertex].tick)
         return call.start <= self.flow.sequences[vertex]
 
 

@@ -134,14 +134,16 @@ their order."""
 
 
 _WRITES = ("IndexPutBackward0", "PutBackward0")
+_SCATTERS = "ScatterReduceBackward0"
+_MAY_WRITE = frozenset((*_WRITES, _SCATTERS))
 
 
 def kind_of_node(name: str, node: Any) -> str:
     """Return the kind of an autograd node; of those that may write or add, what it does."""
-    if name in _WRITES and not node._saved_accumulate:
-        return "other"
-    if name == "ScatterReduceBackward0" and node._saved_reduce != "sum":
-        return "other"
+    if name in _MAY_WRITE:
+        adds = node._saved_reduce == "sum" if name == _SCATTERS else node._saved_accumulate
+        if not adds:
+            return "other"
     return NODE_KINDS.get(name, "other")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Generic, TypeVar
 
 from torch import nn
@@ -14,10 +15,7 @@ from analyzer.joins.calls import CallLog
 from analyzer.joins.graph import Dataflow, Part, Walk
 from analyzer.joins.modes import UnseenReference, without_collections
 from analyzer.joins.operations import NODE_KINDS
-from analyzer.joins.search import Join, joins_of_model
-from analyzer.joins.sides import JoinVertices
-from analyzer.joins.sums import Edge
-from analyzer.joins.trace import Untracked
+from analyzer.joins.search import FoundJoins, Join, joins_of_model
 
 __all__ = [
     "HIDDEN",
@@ -159,9 +157,7 @@ def joins_in_graph(roots: Iterable[Node] | Walk, log: CallLog) -> JoinPlan:
     flow = Dataflow(walk, log)
     found = joins_of_model(flow, log)
     first = log.calls[0].tick if log.calls else 0
-    made = [maker.node if isinstance(maker, Part) else maker for maker in flow.vertices]
-    numbers = [walk.place.get(maker) for maker in made]
-    places = [_place(numbers, flow, first, join, vertices) for join, vertices in found.joins]
+    places = _places(walk, flow, first, found)
     unseen = _hidden_parts(walk, log)
     if not found.is_whole:
         reason = (
@@ -169,9 +165,9 @@ def joins_in_graph(roots: Iterable[Node] | Walk, log: CallLog) -> JoinPlan:
         )
         unseen += [(log.root_name(log.calls[0]), reason)]
     types = map(type, walk.nodes)
-    read = flow.parameters
+    sizes = flow.sizes
     weights = [
-        {id(p): p.numel() for vertex in vertices.branch_region for p in read[vertex]}
+        dict(chain.from_iterable(sizes[vertex].items() for vertex in vertices.branch_region))
         for _, vertices in found.joins
     ]
     return JoinPlan(
@@ -186,45 +182,45 @@ def joins_in_graph(roots: Iterable[Node] | Walk, log: CallLog) -> JoinPlan:
     )
 
 
-def _place(
-    numbers: list[int | None], flow: Dataflow, first: int, join: Join, vertices: JoinVertices
-) -> _Site[int]:
+def _places(walk: Walk, flow: Dataflow, first: int, found: FoundJoins) -> list[_Site[int]]:
+    """Return where the joins are in the walk of their graph; `first` is the first call's tick."""
+    made: list[Any] = [maker.node if isinstance(maker, Part) else maker for maker in flow.vertices]
+    numbers = [walk.place.get(maker) for maker in made]
+
     def seen(edges: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
         if not edges:
             return ()
-        found = [(numbers[edge[0]], *edge[1:]) for edge in edges if edge[1] >= 0]
-        return tuple([edge for edge in found if edge[0] is not None])
-
-    def all_seen(edges: tuple[Edge, ...]) -> tuple[Edge, ...] | None:
-        found = seen(edges)
-        return found if len(found) == len(edges) else None
+        places = [(numbers[edge[0]], *edge[1:]) for edge in edges if edge[1] >= 0]
+        return tuple([edge for edge in places if edge[0] is not None])
 
     def ticks(edges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-        makers = ((flow.vertices[vertex], slot) for vertex, slot in edges)
-        return tuple(
-            (made.tick - first, slot) for made, slot in makers if isinstance(made, Untracked)
-        )
+        unseen = [(v, slot) for v, slot in edges if v in flow.unseen] if flow.unseen else ()
+        return tuple([(made[vertex].tick - first, slot) for vertex, slot in unseen])
 
-    fork, made = numbers[vertices.fork], flow.vertices[vertices.join]
-    shared = [numbers[vertex] for vertex in vertices.shared]
-    is_seen = fork is not None and vertices.is_apart and None not in shared
-    shortcut = all_seen(vertices.shortcut_edges) if is_seen else None
-    branch = all_seen(vertices.branch_edges) if is_seen else None
-    return _Site(
-        join=join,
-        node=numbers[vertices.join],
-        fork=fork,
-        branch_entries=seen(vertices.branch_entries),
-        shortcut_entries=seen(vertices.shortcut_entries),
-        shortcut_edges=shortcut,
-        branch_edges=branch,
-        gate_edges=seen(vertices.gate_edges),
-        shared=tuple(number for number in shared if number is not None),
-        shared_edges=seen([(v, slot, side) for side, v, slot in vertices.shared_edges]),
-        tick=made.tick - first if isinstance(made, Untracked) else -1,
-        branch_ticks=ticks(vertices.branch_entries),
-        shortcut_ticks=ticks(vertices.shortcut_entries),
-    )
+    places = []
+    for join, at in found.joins:
+        fork, shared = numbers[at.fork], [numbers[vertex] for vertex in at.shared]
+        is_apart = fork is not None and at.is_apart and None not in shared
+        shortcut, branch = seen(at.shortcut_edges), seen(at.branch_edges)
+        has_shortcut = is_apart and len(shortcut) == len(at.shortcut_edges)
+        has_branch = is_apart and len(branch) == len(at.branch_edges)
+        place = _Site(
+            join=join,
+            node=numbers[at.join],
+            fork=fork,
+            branch_entries=seen(at.branch_entries),
+            shortcut_entries=seen(at.shortcut_entries),
+            shortcut_edges=shortcut if has_shortcut else None,
+            branch_edges=branch if has_branch else None,
+            gate_edges=seen(at.gate_edges),
+            shared=tuple([number for number in shared if number is not None]),
+            shared_edges=seen([(v, slot, side) for side, v, slot in at.shared_edges]),
+            tick=made[at.join].tick - first if at.join in flow.unseen else -1,
+            branch_ticks=ticks(at.branch_entries),
+            shortcut_ticks=ticks(at.shortcut_entries),
+        )
+        places.append(place)
+    return places
 
 
 def _nodes(walk: Walk, edges: tuple[tuple[int, ...], ...] | None) -> Any:

@@ -210,15 +210,14 @@ class Sides:
         scaled = {read: unscaled(self.flow, read)[1] for read in (*starts, *ends)}
         without = {(edge[0], read) for gated in scaled.values() for edge, read in gated.items()}
         cost = self.costs(own_region | branch_region, fork, partial, without)
-        lightest = min((read for read in starts if read in cost), key=cost.__getitem__, default=-1)
+        lightest = min([read for read in starts if read in cost], key=cost.__getitem__, default=-1)
         if lightest < 0:
             return None
-
-        def is_branch(term: Term) -> bool:
+        heavier = []
+        for term in branches:
             costs = [cost[read] for read in term.reads if read in cost]
-            return bool(costs) and _is_heavier(min(costs), cost[lightest])
-
-        heavier = [term for term in branches if is_branch(term)]
+            if costs and _is_heavier(min(costs), cost[lightest]):
+                heavier.append(term)
         path = self._lightest_path(lightest, fork, cost, without)
         if not heavier or not path.isdisjoint(self.steps):
             return None
@@ -243,8 +242,8 @@ class Sides:
             branch_region |= self.region(gates.values(), fork)
             without = {(vertex, read) for (vertex, _, _), read in gates.items()}
             own_region = self.region(starts, fork, without)
-        entries = [tuple(e for term in side for e in term.entries) for side in (shortcuts, heavier)]
-        shared, above = {v for v in own_region & branch_region if v in cost}, {join}
+        entries = [tuple([e for t in side for e in t.entries]) for side in (shortcuts, heavier)]
+        shared, above = own_region & branch_region & cost.keys(), {join}
         first, second = entries
         if made is not None and made.shared:
             # Of a stack that gates read, too, only what comes from the sum is the shortcut's.
@@ -252,11 +251,9 @@ class Sides:
             above |= {*made.inner} - shared
             first, second = (tuple(e for e in side if e[0] not in shared) for side in entries)
             first += self._entries_of(above, made.shared)
-        sides = [self._edges_of(own_region - shared, first, fork)]
-        sides.append(self._edges_of(branch_region - shared, second, fork))
-        sides[1] += tuple(
-            (v, slot, n) for (v, slot, n), read in gates.items() if read == fork and v not in shared
-        )
+        shortcut_edges = self._edges_of(own_region - shared, first, fork)
+        branch_edges = self._edges_of(branch_region - shared, second, fork)
+        branch_edges += [e for e, r in gates.items() if r == fork and e[0] not in shared]
         return JoinVertices(
             join=join,
             fork=fork,
@@ -264,19 +261,21 @@ class Sides:
             num_operands=len(shortcuts) + len(branches),
             shortcut_entries=entries[0],
             branch_entries=entries[1],
-            branch_reads=tuple(read for term in heavier for read in term.reads),
+            branch_reads=tuple([read for term in heavier for read in term.reads]),
             shortcut_elements=cost[lightest],
             shortcut_path=path,
             branch_region=branch_region - path,
-            shortcut_edges=sides[0],
-            branch_edges=sides[1],
+            shortcut_edges=tuple(shortcut_edges),
+            branch_edges=tuple(branch_edges),
             gate_edges=tuple(
-                e for e, r in (gates | own_gates).items() if r in cost or self.reaches(r, fork)
+                [e for e, r in (gates | own_gates).items() if r in cost or self.reaches(r, fork)]
             ),
-            between={v for v in own_region | branch_region if v in cost and v != join},
+            between=cost.keys() - {fork},
             shared=tuple(sorted(shared, reverse=True)),
             shared_edges=self._reads_of(shared, own_region, 0, first)
-            + self._reads_of(shared, branch_region - above, 1, second),
+            + self._reads_of(shared, branch_region - above, 1, second)
+            if shared
+            else (),
             is_apart=made is None
             or not made.shared
             or len(self._entries_of(branch_region | above, made.shared))
@@ -299,24 +298,23 @@ class Sides:
         if gates:
             return "gated"
         is_scaled = made.is_scaled or cost[lightest] > 0
-        is_scaled |= any(self.flow.kinds[v] in ("product", "negative") for v in path)
+        is_scaled |= any([self.flow.kinds[v] in ("product", "negative") for v in path])
         return "scaled" if is_scaled else "identity"
 
     def _edges_of(
-        self, region: set[int], entries: Iterable[tuple[int, int]], fork: int
-    ) -> tuple[Edge, ...]:
+        self, region: set[int], entries: Collection[tuple[int, int]], fork: int
+    ) -> list[Edge]:
         """Return the reads of the fork by a region and by the sum itself."""
         edges = self.edges_to[fork]
         found = [edge for edge in edges if edge[0] in region]
-        entries = [entry for entry in entries if entry[0] not in region]
-        return tuple(found + [edge for edge in edges if entries and edge[:2] in entries])
+        if len(found) < len(edges):
+            found += [edge for edge in edges if edge[0] not in region and edge[:2] in entries]
+        return found
 
     def _reads_of(
         self, shared: set[int], region: set[int], side: int, entries: Iterable[tuple[int, int]]
     ) -> tuple[Edge, ...]:
         """Return the edges by which one side reads what both pass: (side, reader, its slot)."""
-        if not shared:
-            return ()
         readers = {(v, slot) for v in region - shared for slot, _, _ in self.flow.reads[v]}
         readers.update(entries)
         return tuple(
@@ -365,9 +363,10 @@ class Sides:
 
         Such a function may also normalize, by a mean or a norm. A mere multiple is a branch.
         """
-        if any(cost.get(read, 0) >= MAJOR for term in branches for read in term.reads):
+        reads = [read for term in branches for read in term.reads]
+        if any([cost.get(read, 0) >= MAJOR for read in reads]):
             return False
-        region = self.region((r for term in branches for r in term.reads), fork)
+        region = self.region(reads, fork)
         kinds = {self.flow.kinds[vertex] for vertex in region}
         return not kinds.isdisjoint(("element", "sum")) and kinds <= {
             "element", "product", "add", "negative", "view", "expand", "input", "sum"

@@ -6,6 +6,7 @@ has none, which an earlier version wrote. Under ``place`` the metadata name the 
 the run: ``steps/000000000000-000000000199.r0.a0.p0-0.parquet``.
 """
 
+import stat
 import struct
 import zlib
 from collections.abc import Sequence
@@ -83,6 +84,8 @@ def opened(path: Path, **options: Any) -> tuple[pq.ParquetFile, str | None]:
     Raises:
         OSError, ValueError, pyarrow.ArrowException: If it is damaged.
     """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is a folder, a pipe or a device")  # a pipe would never open
     source = pa.OSFile(str(path), "rb")
     start, footer = _footer(source)
     end = start - _SEAL.size

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analyzer.errors import RunExistsError
-from analyzer.storage import bin_writer, folder, manifest, parts, writer
+from analyzer.storage import bin_writer, folder, manifest, parts, sealed, writer
 from analyzer.storage.run import open_run
 from analyzer.storage.schema import STAT_COLUMNS
 from analyzer.storage.writer import Block, RunWriter
@@ -481,3 +481,15 @@ def test_a_static_table_that_is_gone_is_named(tmp_path: Path) -> None:
     found = open_run(tmp_path / "a")
     assert len(found.parameters) == len(found.layers) == 0
     assert found.warnings == ["parameters.parquet is missing"]
+
+
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "summary.parquet"
+    os.mkfifo(pipe)
+    # Ends the wait, should there be one: what opens a pipe waits for who writes.
+    writer = threading.Timer(5, lambda: pipe.write_bytes(b""))
+    writer.daemon = True
+    writer.start()
+    with pytest.raises(ValueError, match="a pipe"):
+        sealed.open_file(pipe)
+    writer.cancel()

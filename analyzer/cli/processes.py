@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from analyzer.cli.session import PACKAGE_ROOT, options_text, stem_of
 from analyzer.cli.signals import DeadlySignals
@@ -16,7 +16,17 @@ from analyzer.errors import AnalyzerError, RunExistsError
 from analyzer.launch import launch_of_process, url_of
 from analyzer.options import RecordOptions
 
-__all__ = ["PROGRAM", "command_of", "interpreter_flags", "record_at_url", "run_process"]
+if TYPE_CHECKING:
+    from analyzer.storage.uploading import Upload
+
+__all__ = [
+    "PROGRAM",
+    "command_of",
+    "interpreter_flags",
+    "record_at_url",
+    "resumed_url",
+    "run_process",
+]
 
 _PATIENCE_SECONDS = 5.0
 # The package's own folder takes the place that Python gives to the working folder: a file of the
@@ -83,25 +93,40 @@ def record_at_url(options: RecordOptions) -> int:
 
     Raises:
         RunExistsError: If something is at the URL.
+        RunNotFoundError: If there is no run to resume.
         AnalyzerError: If it cannot be read, or each rank of a launch would do so.
     """
-    from analyzer.storage.uploading import Upload
+    from analyzer.storage.uploading import Upload, resumed_at
 
+    if (resumed := resumed_url(options)) is not None:
+        upload = resumed_at(resumed)
+        return _recorded(upload, replace(options, resume=str(upload.folder)))
     if launch_of_process() is not None:
         raise AnalyzerError(
             f"{url_of(options.run or options.runs_dir)} is given to each rank of a launch; "
             "expected it once. Start them with: analyzer record --nproc-per-node N --run URL"
         )
-    upload = None
     for k in itertools.count():
         url = url_of(options.run or options.runs_dir / f"{stem_of(options)}-{k}")
         assert url is not None  # the caller has looked
         with contextlib.suppress(*([] if options.run else [RunExistsError])):
             upload = Upload(url)
             break
-    assert upload is not None
-    kept = upload.start()
-    code = run_process(command_of(replace(options, run=upload.folder)), pass_fds=[kept])
+    return _recorded(upload, replace(options, run=upload.folder))
+
+
+def resumed_url(options: RecordOptions) -> str | None:
+    """Return the URL of the run that is to be resumed; None for a folder, or for none."""
+    if options.resume is None or os.path.isdir(options.resume):
+        return None
+    runs = url_of(options.runs_dir)
+    return url_of(options.resume) or (None if runs is None else f"{runs}/{options.resume}")
+
+
+def _recorded(upload: "Upload", options: RecordOptions) -> int:
+    """Record in another process into the folder that an upload copies."""
+    kept, url = upload.start(), upload.mirror.url
+    code = run_process(command_of(options), pass_fds=[kept])
     problem = upload.close()
     if problem is not None or not options.quiet:
         seen = f"it is at {url}; see it with: analyzer show {url}"

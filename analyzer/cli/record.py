@@ -15,7 +15,13 @@ from typing import IO, Annotated, Any
 import typer
 
 from analyzer.cli import RunsDir
-from analyzer.cli.processes import command_of, interpreter_flags, record_at_url, run_process
+from analyzer.cli.processes import (
+    command_of,
+    interpreter_flags,
+    record_at_url,
+    resumed_url,
+    run_process,
+)
 from analyzer.cli.script_session import ScriptSession
 from analyzer.cli.session import (
     beside,
@@ -95,9 +101,10 @@ def record(
                 f"--resume {options.resume} is given with {options.target}; expected a script with "
                 "a checkpoint of its own. The built-in loop keeps none: record it again."
             )
-        resumed_folder(options)
-    is_at_url = url_of(options.run or options.runs_dir) is not None
-    return lambda: record_at_url(options) if is_at_url else _record(options)
+        if resumed_url(options) is None:
+            resumed_folder(options)
+    asked = resumed_url(options) if options.resume else url_of(options.run or options.runs_dir)
+    return lambda: _record(options) if asked is None else record_at_url(options)
 
 
 def parameter_of(field: "Field[Any]") -> inspect.Parameter:

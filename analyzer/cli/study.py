@@ -171,15 +171,15 @@ def study(
         "initializations": initializations,
     }
     probes = tuple(given.pop("probe") or (() if no_probes else PROBES))
-    try:
-        options = RecordOptions(probe=probes, **given)
-    except OptionError as error:
-        raise AnalyzerError(error.on_command_line) from error
     folder = study_ if study_ is not None else _free(runs_dir)
     plan = None
     is_asked = any(x is not None for x in (*lists.values(), model, script, shortcuts)) or grid
-    if is_asked or not is_study(folder):
-        plan = _planned(model, script, lists, shortcuts, seeds, grid or [], args or [], options)
+    try:
+        options = RecordOptions(probe=probes, **given)
+        if is_asked or not is_study(folder):
+            plan = _planned(model, script, lists, shortcuts, seeds, grid or [], args or [], options)
+    except OptionError as error:
+        raise AnalyzerError(error.on_command_line) from error
     if dry_run:
         _print_dry_run(plan, folder, workers)
         return 0
@@ -220,7 +220,8 @@ def _planned(
     options: RecordOptions,
 ) -> "Plan":
     """The plan that the options of the command ask for."""
-    from analyzer.studies.plan import grid_axis, product, values
+    from analyzer.cli.study_text import grid_axis, values
+    from analyzer.studies.plan import plain_name, product
 
     if model is not None and script is not None:
         raise AnalyzerError(
@@ -248,7 +249,13 @@ def _planned(
         name.removesuffix("s"): values(text, f"--{name}", _LISTS[name])
         for name, text in asked.items()
     }
-    more = dict(grid_axis(text, is_script=script is not None) for text in grid)
+    pairs = [grid_axis(text, is_script=script is not None) for text in grid]
+    more = dict(pairs)
+    if len(set(map(plain_name, more))) < len(pairs):
+        raise AnalyzerError(
+            f"--grid names an argument twice in {', '.join(map(repr, grid))}; expected all of its "
+            'values at once, as in "--lr 0.1,0.01"'
+        )
     numbers = values(seeds, "--seeds", int)
     if min(numbers) < ("," not in seeds):
         raise AnalyzerError(
@@ -258,7 +265,7 @@ def _planned(
     given = shortcuts if shortcuts is not None else usual
     made: dict[str, Any] = {
         **axes,
-        "seed": list(range(numbers[0])) if "," not in seeds else numbers,
+        "seed": range(numbers[0]) if "," not in seeds else numbers,
         "grid": more,
         "options": options,
         "args": args,
@@ -275,7 +282,7 @@ def _planned(
 
 def _one_join_at_a_time(whole: "Plan", joins_of: Any, made: dict[str, Any]) -> "Plan":
     """The plan of the whole networks, and of each with one of its joins removed."""
-    from analyzer.studies.plan import Plan, product
+    from analyzer.studies.plan import Plan, plain_name, product
 
     names: dict[str, list[str]] = {}
     points: list[Any] = []
@@ -285,10 +292,10 @@ def _one_join_at_a_time(whole: "Plan", joins_of: Any, made: dict[str, Any]) -> "
         if key not in names:
             names[key] = joins_of(point)
         one = {k: [point.arguments[k]] for k in made if k in point.arguments and k != "seed"}
-        single = {**made, **one, "seed": [point.arguments["seed"]]}
-        single["grid"] = {
-            k: [point.arguments[k.lstrip("-").replace("-", "_")]] for k in made["grid"]
-        }
+        single = {**made, **one}
+        single["grid"] = {k: [point.arguments[plain_name(k)]] for k in made["grid"]}
+        if "seed" not in map(plain_name, made["grid"]):
+            single["seed"] = [point.arguments["seed"]]
         removed = [f"without {name}" for name in names[key]]
         points += product(whole.target, shortcuts=("on", *removed), **single).points
     return Plan(whole.target, tuple(points), whole.is_script)

@@ -1,6 +1,9 @@
-"""What `analyzer study` prints: progress, the result, and the points of a dry run."""
+"""What `analyzer study` reads of its options, and what it prints."""
 
+import contextlib
 import os
+import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +14,59 @@ from analyzer.errors import AnalyzerError
 if TYPE_CHECKING:
     from analyzer.storage.study import Study
 
-__all__ = ["print_coordinate_check", "print_result"]
+__all__ = ["grid_axis", "print_coordinate_check", "print_result", "values"]
 
 _MOST_LISTED = 40
+# No integer of a table is.
+_TOO_LARGE = 2**63
+
+
+def grid_axis(text: str, *, is_script: bool) -> tuple[str, list[Any]]:
+    """Return an argument and its values from ``--lr 0.1,0.01``, ``lr=0.1,0.01`` or ``lr 0.1,0.01``.
+
+    Raises:
+        AnalyzerError: If it is neither, or names no value.
+    """
+    found = re.fullmatch(r"\s*(-{0,2}[A-Za-z_][\w-]*)(?:\s*=\s*|\s+)(.+?)\s*", text)
+    if found is None:
+        raise AnalyzerError(
+            f"--grid {shlex.quote(text)} is no argument with values; expected as in "
+            '--grid "--lr 0.1,0.01"'
+        )
+    name = found[1]
+    if is_script and not name.startswith("-"):
+        name = f"--{name}"
+    return name if is_script else plain_name(name), values(found[2], "--grid")
+
+
+def values(text: str, option: str, kind: type = str) -> list[Any]:
+    """Return the values in a list with commas, of one type or as what they read like.
+
+    Raises:
+        AnalyzerError: If one is not of the type, or there is none.
+    """
+    words = [word.strip() for word in text.split(",")]
+    try:
+        if not all(words):
+            raise ValueError("an empty value")
+        found = [_read(word) if kind is str else kind(word) for word in words]
+        if not all(isinstance(one, str) or abs(one) < _TOO_LARGE for one in found):
+            raise ValueError("one is not finite, or too large")
+        return found
+    except ValueError as error:
+        name = {int: "whole numbers", float: "numbers"}.get(kind, "values")
+        raise AnalyzerError(
+            f"{option} is {text!r} ({error}); expected {name} with commas between them"
+        ) from error
+
+
+def _read(word: str) -> Any:
+    """A number where it reads like one that a plan can hold; else the text."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            if abs(found := kind(word)) < _TOO_LARGE:
+                return found
+    return word
 
 
 def print_result(done: "Study") -> int:
@@ -96,7 +149,6 @@ def print_coordinate_check(
 ) -> int:
     """Print how each layer grows with width, and the layer to look at."""
     from analyzer.studies.coordinates import check_file
-    from analyzer.studies.plan import values
 
     if model is None or not os.path.isfile(model):
         raise AnalyzerError(

@@ -32,7 +32,7 @@ from analyzer.recording.scaling import scale_of
 from analyzer.storage.arrays import as_floats, as_numpy, is_present
 from analyzer.storage.catalog import refuse_links, resolve_run
 from analyzer.storage.run import Run
-from analyzer.storage.uploading import begun_at
+from analyzer.storage.uploading import begun_at, continued_at
 
 __all__ = [
     "RANDOM_STATES",
@@ -152,7 +152,8 @@ def run_folder(
         RunNotFoundError: If there is no run to resume.
     """
     if resume is not None:
-        path = resolve_run(resume)
+        url = url_of(resume)
+        path = resolve_run(resume) if url is None else continued_at(url)
         refuse_links(path)
         if (launch := launch_of_process()) is not None:
             join(path, launch, resumes=True)  # nothing new where it has done so

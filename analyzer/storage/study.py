@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "MOST_POINTS",
     "PLAN",
     "PLAN_VERSION",
     "STATES",
@@ -52,7 +53,9 @@ PLAN, SUMMARY = "plan.json", "summary.parquet"
 PLAN_VERSION = 1
 STATES = ("finished", "failed", "running", "waiting")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,119}")
-_MOST_POINTS, _MOST_TEXT, _MOST_INT = 100_000, 2_000, 2**63 - 1
+MOST_POINTS = 100_000
+"""How many points a study can have."""
+_MOST_TEXT, _MOST_INT = 2_000, 2**63 - 1
 # Folders of a study, and of what they hold links would be followed when it is run or read.
 _FOLDERS = ("runs", "points", "logs", "failed", "locks")
 
@@ -279,7 +282,7 @@ def _checked_plan(folder: Path) -> dict[str, Any]:
         and _is_axes(plan.get("axes"))
         and _is_text(plan["target"])
         and isinstance(points, list)
-        and 1 <= len(points) <= _MOST_POINTS
+        and 1 <= len(points) <= MOST_POINTS
         and all(map(_is_point, points))
         and len({one["name"] for one in points}) == len(points)
     )

@@ -12,13 +12,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from analyzer.errors import RunExistsError
+from analyzer.errors import AnalyzerError, RunExistsError, RunNotFoundError
 from analyzer.launch import launch_of_process
 from analyzer.storage.remote import Mirror, lock
 
-__all__ = ["Upload", "begun_at", "ended_in", "keep_uploading"]
+__all__ = ["Upload", "begun_at", "continued_at", "ended_in", "keep_uploading", "resumed_at"]
 
 _SECONDS, _PAUSE_SECONDS, _TRIES = 2.0, 1.0, 5
+_PATIENCE_SECONDS, _POLL_SECONDS = 30.0, 0.1
 _PROGRAM = """
 import sys
 sys.path[: not sys.flags.safe_path] = [sys.argv[1]]
@@ -61,16 +62,19 @@ class Upload:
     Args:
         url: Where to.
         continues: Whether what is there already is gone on with; else there may be nothing.
+        with_checkpoints: Whether checkpoints are among what is gone on with.
 
     Attributes:
         folder: Where it is to be written here.
 
     Raises:
-        RunExistsError: If something is there.
+        RunExistsError: If something is there, or another process of this machine writes there.
         AnalyzerError: If the URL cannot be read.
     """
 
-    def __init__(self, url: str, *, continues: bool = False) -> None:
+    def __init__(
+        self, url: str, *, continues: bool = False, with_checkpoints: bool = True
+    ) -> None:
         # The ranks of a launch share a copy that nothing was in before.
         launch = launch_of_process()
         self._of = "" if launch is None else launch.key
@@ -79,7 +83,7 @@ class Upload:
         self._process: subprocess.Popen[bytes] | None = None
         self._was_there: dict[str, tuple[int, int]] = {}
         if continues:
-            self.mirror.pull(with_checkpoints=True)
+            self._pull(with_checkpoints=with_checkpoints)
             self._was_there = self.mirror.files()
         elif launch is None:
             if self.mirror.pending().exists() or self.mirror.listing():
@@ -88,6 +92,17 @@ class Upload:
                     "never overwrites. Choose another."
                 )
             shutil.rmtree(self.mirror.base, ignore_errors=True)
+
+    def _pull(self, *, with_checkpoints: bool) -> None:
+        """Bring the copy up to date, once whoever wrote there from this machine has ended."""
+        until = time.monotonic() + _PATIENCE_SECONDS
+        while self.mirror.pull(with_checkpoints=with_checkpoints) and self.mirror.pending().exists():
+            if time.monotonic() > until:
+                raise RunExistsError(
+                    f"what was written for '{self.mirror.url}' on this machine is not there yet: "
+                    "its process still runs, or the URL cannot be written to. Wait for its end"
+                )
+            time.sleep(_POLL_SECONDS)
 
     def start(self) -> int:
         """Begin to copy; return a file that, kept open, says that there is more to come."""
@@ -143,6 +158,33 @@ def begun_at(urls: Iterable[str]) -> Path:
         _begun[os.getpid(), upload.folder] = upload
         return upload.folder
     raise taken or RunExistsError("no URL was given; expected one")
+
+
+def resumed_at(url: str) -> Upload:
+    """Return what copies a run that goes on to its URL; not begun yet.
+
+    Raises:
+        RunNotFoundError: If there is no run.
+        RunExistsError: If another process of this machine records it.
+        AnalyzerError: If it cannot be read, or each rank of a launch would copy it.
+    """
+    if launch_of_process() is not None:
+        raise AnalyzerError(
+            f"{url} is to be resumed by each rank of a launch; expected it once. Start them with: "
+            f"analyzer record --nproc-per-node N --resume {url}"
+        )
+    upload = Upload(url, continues=True, with_checkpoints=False)
+    if not (upload.folder / "run.json").is_file():
+        raise RunNotFoundError(f"no run to resume at '{url}': there is no run.json in it")
+    return upload
+
+
+def continued_at(url: str) -> Path:
+    """Begin to copy a run that goes on to its URL; return the folder to write to."""
+    upload = resumed_at(url)
+    upload.start()
+    _begun[os.getpid(), upload.folder] = upload
+    return upload.folder
 
 
 def ended_in(folder: Path) -> str | None:

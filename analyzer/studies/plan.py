@@ -5,7 +5,6 @@ import itertools
 import json
 import math
 import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,19 +13,18 @@ from analyzer.cli.session import options_from, options_text
 from analyzer.errors import AnalyzerError
 from analyzer.options import MODEL_FILE, RECORDER, ZOO, RecordOptions, options_of
 from analyzer.storage.limits import LIMITS
-from analyzer.storage.study import PLAN_VERSION, Study, StudyPoint
+from analyzer.storage.study import MOST_POINTS, PLAN_VERSION, Study, StudyPoint
 
 __all__ = [
     "AXES",
     "PROBES",
     "Plan",
     "Point",
-    "grid_axis",
     "merged",
     "options_of_point",
+    "plain_name",
     "product",
     "refuse_foreign",
-    "values",
 ]
 
 AXES = ("depth", "shortcuts", "norm", "initialization", "width", "seed", "lr")
@@ -190,10 +188,11 @@ def product(
         is_script: Whether the target is a script.
 
     Returns:
-        The plan, seeds innermost: a study that is stopped early has whole pairs.
+        The plan, seeds innermost: a study that is stopped early has whole pairs. Where ``grid``
+        varies the script's own seed, that is the seed of a point.
 
     Raises:
-        AnalyzerError: If there is no network of such arguments.
+        AnalyzerError: If there is no network of such arguments, or there are too many points.
     """
     given = {
         "depth": depth,
@@ -205,6 +204,14 @@ def product(
         **(grid or {}),
         "seed": seed,
     }
+    if "seed" in map(plain_name, grid or {}):
+        if list(seed) != [0]:
+            raise AnalyzerError("seeds are given twice, by --seeds and by --grid; leave one out")
+        del given["seed"]
+    if (count := math.prod(max(len(some), 1) for some in given.values())) > MOST_POINTS:
+        raise AnalyzerError(
+            f"the plan has {count:,} points; expected at most {MOST_POINTS:,}. Leave values out"
+        )
     axes = {name: list(dict.fromkeys(some)) for name, some in given.items() if len(some)}
     base = options or RecordOptions(probe=PROBES)
     made = []
@@ -221,12 +228,13 @@ def _point(
     grid: Mapping[str, Any],
     args: Sequence[str],
 ) -> Point:
-    plain_names = {_plain(name): value for name, value in arguments.items()}
+    plain_names = {plain_name(name): value for name, value in arguments.items()}
     scale = _scale(arguments.get("shortcuts", "on"))
+    seed = plain_names.get("seed", base.seed)
     changes: dict[str, Any] = {
         "quiet": True,
         "point": plain_names,
-        "seed": arguments.get("seed", base.seed),
+        "seed": seed if isinstance(seed, int) else base.seed,
         "lr": arguments.get("lr", base.lr),
     }
     if target.startswith(ZOO):
@@ -240,7 +248,7 @@ def _point(
     return Point(_name(plain_names), plain_names, replace(base, **changes))
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """An option of a script as the name of an argument."""
     return name.lstrip("-").replace("-", "_")
 
@@ -326,51 +334,6 @@ def _name(arguments: Mapping[str, Any]) -> str:
     if is_exact and len(whole) <= _LONGEST_NAME:
         return whole
     return f"{whole[:_LONGEST_NAME]}-{hashlib.sha256(exact.encode()).hexdigest()[:6]}"
-
-
-def grid_axis(text: str, *, is_script: bool) -> tuple[str, list[Any]]:
-    """Return an argument and its values from ``--lr 0.1,0.01``, ``lr=0.1,0.01`` or ``lr 0.1,0.01``.
-
-    Raises:
-        AnalyzerError: If it is neither, or names no value.
-    """
-    found = re.fullmatch(r"\s*(-{0,2}[A-Za-z_][\w-]*)(?:\s*=\s*|\s+)(.+?)\s*", text)
-    if found is None:
-        raise AnalyzerError(
-            f"--grid {shlex.quote(text)} is no argument with values; expected as in "
-            '--grid "--lr 0.1,0.01"'
-        )
-    name = found[1]
-    if is_script and not name.startswith("-"):
-        name = f"--{name}"
-    return name if is_script else _plain(name), values(found[2], "--grid")
-
-
-def values(text: str, option: str, kind: type = str) -> list[Any]:
-    """Return the values in a list with commas, of one type or as what they read like.
-
-    Raises:
-        AnalyzerError: If one is not of the type, or there is none.
-    """
-    words = [word.strip() for word in text.split(",")]
-    try:
-        if not all(words):
-            raise ValueError("an empty value")
-        return [_read(word) if kind is str else kind(word) for word in words]
-    except ValueError as error:
-        name = {int: "whole numbers", float: "numbers"}.get(kind, "values")
-        raise AnalyzerError(
-            f"{option} is {text!r} ({error}); expected {name} with commas between them"
-        ) from error
-
-
-def _read(word: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(word)
-        except ValueError:
-            continue
-    return word
 
 
 def merged(known: Iterable[StudyPoint], plan: Plan) -> list[StudyPoint]:

@@ -15,11 +15,13 @@ import torch
 from torch import nn
 
 import analyzer
+from analyzer.cli.processes import resumed_url
 from analyzer.errors import AnalyzerError, RunExistsError, RunNotFoundError
 from analyzer.launch import url_of
+from analyzer.options import RecordOptions
 from analyzer.storage.catalog import resolve_run, runs_in
 from analyzer.storage.limits import LIMITS
-from analyzer.storage.remote import Mirror, local
+from analyzer.storage.remote import Mirror, local, lock
 from analyzer.storage.uploading import Upload, ended_in
 from tests.support.commands import start
 
@@ -52,9 +54,12 @@ def url(tmp_path) -> str:
 
 def record(place, steps: int = 5) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    train(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), steps, run=place)
+
+
+def train(model: nn.Module, steps: int, **recorded: str) -> None:
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    with analyzer.Recorder(model, place):
+    with analyzer.Recorder(model, **recorded):
         for _ in range(steps):
             model(torch.randn(3, 4)).square().mean().backward()
             optimizer.step()
@@ -214,3 +219,43 @@ def test_a_study_is_gone_on_with_elsewhere(tmp_path, monkeypatch):
     (upload.folder / "runs/a/run.json").unlink()
     assert upload.close() is None
     assert sorted(files(tmp_path / "bucket/study")) == ["plan.json", "runs/b/run.json"]
+
+
+def test_a_run_is_resumed_on_another_machine(tmp_path, url, monkeypatch):
+    model = nn.Linear(4, 2)
+    train(model, 4, run=url)
+    there = tmp_path / "bucket/runs/mine"
+    before = {path.name for path in (there / "checkpoints").iterdir()}
+    monkeypatch.setenv("ANALYZER_CACHE", str(tmp_path / "another machine"))
+    train(model, 3, resume=url)
+    run = analyzer.open_run(url)
+    assert run.steps["step"].tolist() == list(range(7))
+    assert [one["first_step"] for one in run.manifest["attempts"]] == [0, 4]
+    assert run.status == "finished"
+    assert {path.name for path in (there / "checkpoints").iterdir()} > before
+    with pytest.raises(RunNotFoundError, match=r"no run to resume at 'file://.*/mine-none'"):
+        analyzer.Recorder(model, resume=f"{url}-none")
+    # As long as a process of this machine writes there, no other one does.
+    pending = Mirror(url).pending()
+    pending.write_text("{}")
+    monkeypatch.setattr("analyzer.storage.uploading._PATIENCE_SECONDS", 0.1)
+    with pending.open("rb") as file:
+        lock(file, is_alone=False)
+        with pytest.raises(RunExistsError, match="its process still runs"):
+            analyzer.Recorder(model, resume=url)
+
+
+@pytest.mark.parametrize(
+    ("resume", "runs_dir", "found"),
+    [
+        ("s3://bucket/mine", "runs", "s3://bucket/mine"),
+        ("mine", "s3://bucket/runs", "s3://bucket/runs/mine"),
+        ("mine", "runs", None),
+        ("bucket", "s3://bucket/runs", None),  # a folder that is here
+        (None, "s3://bucket/runs", None),
+    ],
+)
+def test_which_run_at_a_url_is_resumed(resume, runs_dir, found, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = RecordOptions(target="t.py", resume=resume, runs_dir=Path(runs_dir))
+    assert resumed_url(options) == found

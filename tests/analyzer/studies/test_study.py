@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from analyzer.cli import main
-from analyzer.cli.study_text import print_result
+from analyzer.cli.study_text import grid_axis, print_result
 from analyzer.errors import AnalyzerError, SchemaError
 from analyzer.networks.zoo import zoo
 from analyzer.options import RecordOptions
 from analyzer.storage.study import open_study, write_json
-from analyzer.studies.plan import Plan, Point, grid_axis, product
+from analyzer.studies.plan import Plan, Point, product
 from analyzer.studies.running import Ended, held, run_study
 from tests.support.commands import command, run, start
 from tests.support.hostile_studies import write_study
@@ -269,6 +269,11 @@ def test_a_study_below_the_working_folder_is_named_from_there(tmp_path, capsys, 
         (["--script", __file__, "--grid", "lr"], "is no argument with values"),
         (["--depths", "8", "--grid", "--lr 1"], "expected it with --script"),
         (["--depths", "8", "--steps", "0"], "--steps is 0"),
+        (["--depths", "8", "--lrs", "nan"], "--lrs is 'nan' (one is not finite, or too large)"),
+        (["--depths", "8", "--lrs", "-1"], "--lr is -1.0; expected a finite number"),
+        (["--depths", "8", "--seeds", "1000000000"], "the plan has 2,000,000,000 points"),
+        (["--script", __file__, "--grid", "--a-b 1", "--grid", "a_b 2"], "argument twice"),
+        (["--script", __file__, "--grid", "--seed 1,2", "--seeds", "3"], "seeds are given twice"),
         (["--depths", "8", "--ray", "auto"], "pip install 'gradient-flow-analyzer[ray]'"),
     ],
 )
@@ -287,6 +292,22 @@ def test_an_argument_that_varies_is_written_in_several_ways():
     for text in ("--lr 0.1,0.01", "lr=0.1,0.01", " lr 0.1, 0.01"):
         assert grid_axis(text, is_script=True) == axis
     assert grid_axis("--two-words 1,a", is_script=False) == ("two_words", [1, "a"])
+
+
+def test_values_that_no_plan_can_hold_as_numbers_stay_texts():
+    _, found = grid_axis(f"--clip inf,nan,1e400,{10**30},1e3", is_script=True)
+    assert found == ["inf", "nan", "1e400", str(10**30), 1000.0]
+    plan = product("train.py", grid={"--clip": found}, is_script=True)
+    assert plan.points[0].record.args == ("--clip", "inf")
+
+
+def test_a_seed_that_a_script_takes_is_that_of_the_point():
+    plan = product("train.py", grid={"--seed": [3, 4]}, is_script=True)
+    assert [point.name for point in plan.points] == ["seed3", "seed4"]
+    assert [(p.record.seed, p.record.args) for p in plan.points] == [
+        (3, ("--seed", "3")),
+        (4, ("--seed", "4")),
+    ]
 
 
 @pytest.mark.parametrize(

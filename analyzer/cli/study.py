@@ -3,10 +3,7 @@
 import inspect
 import itertools
 import os
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,13 +26,11 @@ from analyzer.options import (
 if TYPE_CHECKING:
     from analyzer.storage.study import Study
     from analyzer.studies.plan import Plan
-    from analyzer.studies.trial import Estimate
 
 __all__ = ["study"]
 
 # What the axes say, and what a study has to itself.
 _NOT_OF_A_STUDY = ("skip_scale", "resume", "first_step", "lr")
-_MOST_LISTED = 40
 _LISTS = {"depths": int, "widths": int, "lrs": float, "norms": str, "initializations": str}
 
 
@@ -159,7 +154,7 @@ def study(
         raise AnalyzerError(
             "a study starts its points by fork, which this system lacks; use Linux or macOS"
         )
-    from analyzer.cli.study_text import print_result
+    from analyzer.cli.study_text import print_dry_run, print_result
     from analyzer.storage.study import is_study
     from analyzer.studies.plan import PROBES
 
@@ -181,7 +176,7 @@ def study(
     except OptionError as error:
         raise AnalyzerError(error.on_command_line) from error
     if dry_run:
-        _print_dry_run(plan, folder, workers)
+        print_dry_run(plan, folder, workers)
         return 0
     done = _run(plan, folder, workers, retry, (ray, cpus_per_point, gpus_per_point), quiet)
     return print_result(done)
@@ -304,6 +299,7 @@ def _one_join_at_a_time(whole: "Plan", joins_of: Any, made: dict[str, Any]) -> "
 def _run(
     plan: "Plan | None", folder: Path, workers: int | None, retry: bool, ray: Any, quiet: bool
 ) -> "Study":
+    from analyzer.cli.study_text import progress
     from analyzer.studies.running import run_study
 
     runner = None
@@ -313,88 +309,13 @@ def _run(
 
         cluster = RayCluster(address, cpus=cpus, gpus=gpus, url=url_of(folder))
         runner = lambda _: cluster  # noqa: E731
-    with _progress(quiet) as on_change:
-        return run_study(
-            plan, folder, workers=workers, retry=retry, runner=runner, on_change=on_change
-        )
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Any]:
-    """A bar with the time left on a terminal; a line for each point elsewhere."""
-    if quiet:
-        yield lambda study, running: None
-    elif sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("points", total=None)
-
-            def show(study: "Study", running: Sequence[str]) -> None:
-                states = [point.status for point in study.points]
-                failed = states.count("failed")
-                words = f"points, {failed} failed" if failed else "points"
-                ended = states.count("finished") + failed
-                bar.update(task, total=len(states), completed=ended, description=words)
-
-            yield show
-    else:
-        yield _lines()
-
-
-def _lines() -> Any:
-    began = time.monotonic()
-    known: set[str] = set()
-    before: list[int] = []
-
-    def show(study: "Study", running: Sequence[str]) -> None:
-        points = study.points
-        states = {point.name: point.status for point in points}
-        ended = [name for name, one in states.items() if one in ("finished", "failed")]
-        if not before:
-            known.update(ended)
-            before.append(len(ended))
-            left = len(points) - len(ended)
-            _say(f"study {study.path.name}: {len(points)} points, {left} to run")
-        for name in ended:
-            if name not in known:
-                known.add(name)
-                done = len(ended) - before[0]
-                seconds = (time.monotonic() - began) / done * (len(points) - len(ended))
-                time_left = f", about {seconds:.0f} s left" if seconds else ""
-                _say(f"{name} {states[name]} ({len(ended)} of {len(points)}{time_left})")
-
-    return show
-
-
-def _say(text: str) -> None:
-    from analyzer.texts import escaped
-
-    print(f"analyzer: {escaped(text, 'line')}", file=sys.stderr, flush=True)
-
-
-def _print_dry_run(plan: "Plan | None", folder: Path, workers: int | None) -> None:
-    """Print the points that would be run, and what they would take."""
-    from analyzer.cli.terminal import console, printable
-    from analyzer.studies.trial import estimate
-
-    screen = console()
-    found: Estimate = estimate(plan, folder, workers)
-    for name, status in found.points[:_MOST_LISTED]:
-        screen.print(f"{printable(name, 110)}  {status}", soft_wrap=True)
-    if len(found.points) > _MOST_LISTED:
-        screen.print(f"and {len(found.points) - _MOST_LISTED} more", soft_wrap=True)
-    screen.print(found.sentence, soft_wrap=True)
+    try:
+        with progress(quiet) as on_change:
+            return run_study(
+                plan, folder, workers=workers, retry=retry, runner=runner, on_change=on_change
+            )
+    except OSError as error:
+        raise AnalyzerError(
+            f"study '{folder}' cannot go on ({error}); what has been run is kept. Mend what is "
+            "named, and give the same command again"
+        ) from error

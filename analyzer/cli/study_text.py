@@ -3,7 +3,12 @@
 import contextlib
 import os
 import re
+import runpy
 import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +18,18 @@ from analyzer.errors import AnalyzerError
 
 if TYPE_CHECKING:
     from analyzer.storage.study import Study
+    from analyzer.studies.coordinates import CoordinateCheck
+    from analyzer.studies.plan import Plan
+    from analyzer.studies.trial import Estimate
 
-__all__ = ["grid_axis", "print_coordinate_check", "print_result", "values"]
+__all__ = [
+    "grid_axis",
+    "print_coordinate_check",
+    "print_dry_run",
+    "print_result",
+    "progress",
+    "values",
+]
 
 _MOST_LISTED = 40
 # No integer of a table is.
@@ -27,6 +42,8 @@ def grid_axis(text: str, *, is_script: bool) -> tuple[str, list[Any]]:
     Raises:
         AnalyzerError: If it is neither, or names no value.
     """
+    from analyzer.studies.plan import plain_name
+
     found = re.fullmatch(r"\s*(-{0,2}[A-Za-z_][\w-]*)(?:\s*=\s*|\s+)(.+?)\s*", text)
     if found is None:
         raise AnalyzerError(
@@ -144,18 +161,41 @@ def _print_table(rows: Any, names: list[str], screen: Any, number: Any) -> None:
         )
 
 
+def _checked(
+    path: Path, widths: Sequence[int], depths: Sequence[int | None], **options: Any
+) -> "CoordinateCheck":
+    """Check the ``build_model(width, depth)`` of a file; see `coordinate_check` for the options.
+
+    The file may define ``loss``, ``batches()`` and ``build_optimizer(model)``, as a model file
+    does; without ``batches`` the data are scikit-learn's digits.
+
+    Raises:
+        AnalyzerError: If it defines no ``build_model``.
+    """
+    from analyzer.networks.data import batches, dataset
+    from analyzer.studies.coordinates import coordinate_check
+
+    names = runpy.run_path(str(path))
+    if not callable(build := names.get("build_model")):
+        raise AnalyzerError(
+            f"'{path}' defines no build_model; expected build_model(width, depth) for a "
+            "coordinate check."
+        )
+    data = names["batches"]() if "batches" in names else batches(dataset("digits"), 128)
+    chosen = {name: names[name] for name in ("loss", "build_optimizer") if name in names}
+    return coordinate_check(build, widths, depths, data=data, **chosen, **options)
+
+
 def print_coordinate_check(
     model: str | None, widths: str | None, depths: str | None, seeds: str, parametrization: str
 ) -> int:
     """Print how each layer grows with width, and the layer to look at."""
-    from analyzer.studies.coordinates import check_file
-
     if model is None or not os.path.isfile(model):
         raise AnalyzerError(
             f"--coordinate-check has the model {model!r}; expected --model FILE with a file that "
             "defines build_model(width, depth)"
         )
-    found = check_file(
+    found = _checked(
         Path(model),
         values(widths or "64,128,256,512", "--widths", int),
         values(depths, "--depths", int) if depths else (None,),
@@ -165,3 +205,84 @@ def print_coordinate_check(
     )
     typer.echo(found.markdown(), nl=False)
     return 0 if found.passes else 1
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Any]:
+    """A bar with the time left on a terminal; a line for each point elsewhere."""
+    if quiet:
+        yield lambda study, running: None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("points", total=None)
+
+            def show(study: "Study", running: Sequence[str]) -> None:
+                states = [point.status for point in study.points]
+                failed = states.count("failed")
+                words = f"points, {failed} failed" if failed else "points"
+                ended = states.count("finished") + failed
+                bar.update(task, total=len(states), completed=ended, description=words)
+
+            yield show
+    else:
+        yield _lines()
+
+
+def _lines() -> Any:
+    began = time.monotonic()
+    known: set[str] = set()
+    before: list[int] = []
+
+    def show(study: "Study", running: Sequence[str]) -> None:
+        points = study.points
+        states = {point.name: point.status for point in points}
+        ended = [name for name, one in states.items() if one in ("finished", "failed")]
+        if not before:
+            known.update(ended)
+            before.append(len(ended))
+            left = len(points) - len(ended)
+            _say(f"study {study.path.name}: {len(points)} points, {left} to run")
+        for name in ended:
+            if name not in known:
+                known.add(name)
+                done = len(ended) - before[0]
+                seconds = (time.monotonic() - began) / done * (len(points) - len(ended))
+                time_left = f", about {seconds:.0f} s left" if seconds else ""
+                _say(f"{name} {states[name]} ({len(ended)} of {len(points)}{time_left})")
+
+    return show
+
+
+def _say(text: str) -> None:
+    from analyzer.texts import escaped
+
+    print(f"analyzer: {escaped(text, 'line')}", file=sys.stderr, flush=True)
+
+
+def print_dry_run(plan: "Plan | None", folder: Path, workers: int | None) -> None:
+    """Print the points that would be run, and what they would take."""
+    from analyzer.cli.terminal import console, printable
+    from analyzer.studies.trial import estimate
+
+    screen = console()
+    found: Estimate = estimate(plan, folder, workers)
+    for name, status in found.points[:_MOST_LISTED]:
+        screen.print(f"{printable(name, 110)}  {status}", soft_wrap=True)
+    if len(found.points) > _MOST_LISTED:
+        screen.print(f"and {len(found.points) - _MOST_LISTED} more", soft_wrap=True)
+    screen.print(found.sentence, soft_wrap=True)

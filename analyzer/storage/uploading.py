@@ -72,9 +72,7 @@ class Upload:
         AnalyzerError: If the URL cannot be read.
     """
 
-    def __init__(
-        self, url: str, *, continues: bool = False, with_checkpoints: bool = True
-    ) -> None:
+    def __init__(self, url: str, *, continues: bool = False, with_checkpoints: bool = True) -> None:
         # The ranks of a launch share a copy that nothing was in before.
         launch = launch_of_process()
         self._of = "" if launch is None else launch.key
@@ -96,7 +94,9 @@ class Upload:
     def _pull(self, *, with_checkpoints: bool) -> None:
         """Bring the copy up to date, once whoever wrote there from this machine has ended."""
         until = time.monotonic() + _PATIENCE_SECONDS
-        while self.mirror.pull(with_checkpoints=with_checkpoints) and self.mirror.pending().exists():
+        while (
+            self.mirror.pull(with_checkpoints=with_checkpoints) and self.mirror.pending().exists()
+        ):
             if time.monotonic() > until:
                 raise RunExistsError(
                     f"what was written for '{self.mirror.url}' on this machine is not there yet: "

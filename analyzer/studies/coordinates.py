@@ -5,11 +5,9 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
-import runpy
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,12 +17,11 @@ from torch.nn.functional import cross_entropy
 from analyzer.analysis.finding import markdown_table
 from analyzer.errors import AnalyzerError
 from analyzer.networks.blocks import private_random_state
-from analyzer.networks.data import batches, dataset
 from analyzer.networks.loop import optimizer as built_in
-from analyzer.studies.measuring import LayerSizes, layer_sizes
+from analyzer.studies.measuring import Scores, layer_sizes
 from analyzer.studies.published import interval_of, slope
 
-__all__ = ["PARAMETRIZATIONS", "CoordinateCheck", "Growth", "check_file", "coordinate_check"]
+__all__ = ["PARAMETRIZATIONS", "CoordinateCheck", "Growth", "coordinate_check"]
 
 PARAMETRIZATIONS = ("standard", "maximal-update")
 QUANTITIES = ("activation", "gradient", "update")
@@ -36,13 +33,15 @@ _EXPECTED: dict[str, dict[str, dict[str, float]]] = {
     "maximal-update": {
         "activation": {"input": 0.0, "hidden": 0.0, "output": -0.5},
         "gradient": {"input": -1.0, "hidden": -1.0, "output": 0.0},
-        "update": {"input": 0.0, "hidden": 0.0, "output": 0.0},
+        "update": {"input": 0.0, "hidden": 0.0, "output": 0.0, "scores": 0.0},
     },
     "standard": {
         "activation": {"input": 0.0, "hidden": 0.0, "output": 0.0},
         "gradient": {"input": -0.5, "hidden": -0.5, "output": 0.0},
     },
 }
+# In the place of the fan-in and the size of a layer.
+_SCORES = (-1, 0)
 # One learning rate for all layers: how far the first step moves each layer's output.
 _STANDARD_UPDATE = {
     "SGD": {"input": -0.5, "hidden": 0.5, "output": 1.0},
@@ -57,13 +56,16 @@ class Growth:
 
     Args:
         layer: Name of the layer, the same at all widths.
-        role: ``input`` (its fan-in does not grow with width), ``hidden`` or ``output`` (its output
-            does not).
+        role: ``input`` (its fan-in does not grow with width), ``hidden``, ``output`` (its output
+            does not) or ``scores`` (what the softmax of an attention is given).
         quantity: ``activation``, ``gradient`` or ``update``.
         step: Updates that were made before: 0 for activation and gradient.
         exponent: The mean over seeds of the fitted exponent; NaN where a value is 0 or not finite.
         interval: 95 %, Student's t over seeds; None for one seed.
         expected: By the parametrization; None where it says nothing.
+        is_bound: Whether less is right, too: in the maximal-update parametrization a smaller
+            gradient (behind a readout of zeros, or scores divided by the width of a head) and
+            smaller scores do no harm.
         verdict: ``as expected`` | ``differs`` | ``unclear`` | ``not judged``.
     """
 
@@ -75,6 +77,7 @@ class Growth:
     exponent: float
     interval: tuple[float, float] | None
     expected: float | None
+    is_bound: bool
     verdict: str
 
     def sentence(self) -> str:
@@ -85,8 +88,14 @@ class Growth:
         low, high = self.interval or (self.exponent, self.exponent)
         return (
             f"{what}layer {self.layer}{at_depth}{after} grows as width^{_short(self.exponent)} "
-            f"({_short(low)} to {_short(high)}), expected {_short(self.expected)}"
+            f"({_short(low)} to {_short(high)}), expected {self.expectation()}"
         )
+
+    def expectation(self) -> str:
+        """Return what is expected in words; empty where nothing is."""
+        if self.expected is None:
+            return ""
+        return f"{'at most ' if self.is_bound else ''}{_short(self.expected)}"
 
 
 @dataclass(frozen=True)
@@ -152,7 +161,7 @@ class CoordinateCheck:
                 one.quantity + (f" {one.step}" if one.step else ""),
                 _short(one.exponent),
                 "" if one.interval is None else " to ".join(map(_short, one.interval)),
-                "" if one.expected is None else _short(one.expected),
+                one.expectation(),
                 one.verdict,
             )
             for one in self.growths
@@ -236,7 +245,12 @@ def coordinate_check(
             wanted = expected.get((quantity, step), expected.get((quantity, None), {}))
             slopes = [slope(curve) for curve in by_seed.values()]
             role = roles[layer]
-            found.append(_growth(layer, role, quantity, step, depth, slopes, wanted.get(role)))
+            is_bound = parametrization == "maximal-update" and (
+                quantity == "gradient" or role == "scores"
+            )
+            found.append(
+                _growth(layer, role, quantity, step, depth, slopes, wanted.get(role), is_bound)
+            )
     return CoordinateCheck(parametrization, tuple(widths), steps, seeds, tuple(found))
 
 
@@ -244,28 +258,6 @@ def _built(build_model: Callable[..., nn.Module], width: int, depth: int | None)
     given = {"width": width} if depth is None else {"width": width, "depth": depth}
     is_named = given.keys() <= inspect.signature(build_model).parameters.keys()
     return build_model(**given) if is_named else build_model(*given.values())
-
-
-def check_file(
-    path: Path, widths: Sequence[int], depths: Sequence[int | None], **options: Any
-) -> CoordinateCheck:
-    """Check the ``build_model(width, depth)`` of a file; see `coordinate_check` for the options.
-
-    The file may define ``loss``, ``batches()`` and ``build_optimizer(model)``, as a model file
-    does; without ``batches`` the data are scikit-learn's digits.
-
-    Raises:
-        AnalyzerError: If it defines no ``build_model``.
-    """
-    names = runpy.run_path(str(path))
-    if not callable(build := names.get("build_model")):
-        raise AnalyzerError(
-            f"'{path}' defines no build_model; expected build_model(width, depth) for a "
-            "coordinate check."
-        )
-    data = names["batches"]() if "batches" in names else batches(dataset("digits"), 128)
-    chosen = {name: names[name] for name in ("loss", "build_optimizer") if name in names}
-    return coordinate_check(build, widths, depths, data=data, **chosen, **options)
 
 
 def _expect(widths: Sequence[int], parametrization: str, steps: int, seeds: int) -> None:
@@ -305,7 +297,9 @@ def _sizes(
 ) -> tuple[dict[_Key, float], dict[str, tuple[int, int]]]:
     """Return the root mean squares by quantity and layer, and fan-in and output size by layer."""
     inputs, targets = pairs[0]
-    first = _with_weights(layer_sizes(model, inputs, targets, loss))
+    seen = layer_sizes(model, inputs, targets, loss, with_scores=True)
+    # Other layers do what these make them.
+    first = [one for one in seen if one.has_weights or isinstance(one.module, Scores)]
     roots = {one.name: math.sqrt(max(math.prod(one.shape), 1)) for one in first}
     values: dict[_Key, float] = {
         ("activation", 0, one.name): one.activation_norm / roots[one.name] for one in first
@@ -318,24 +312,17 @@ def _sizes(
         stepper.zero_grad()
         loss(model(batch[0]), batch[1]).backward()  # type: ignore[no-untyped-call]
         stepper.step()
-        after = {one.name: one.value for one in layer_sizes(model, inputs, targets, loss)}
+        seen = layer_sizes(model, inputs, targets, loss, with_scores=True)
+        after = {one.name: one.value for one in seen}
         for one in first:
             change = float((after[one.name] - one.value).double().norm())
             values["update", step, one.name] = change / roots[one.name]
-    return values, {one.name: _fan_in_and_size(one) for one in first}
-
-
-def _fan_in_and_size(one: LayerSizes) -> tuple[int, int]:
-    """Return how many numbers a unit reads (0 for a norm), and how many a sample's output has."""
-    weight = next((p for p in one.module.parameters(recurse=False) if p.dim() > 1), None)
-    if isinstance(one.module, nn.Embedding):
-        return 1, math.prod(one.shape[1:])
-    return 0 if weight is None else weight[0].numel(), math.prod(one.shape[1:])
-
-
-def _with_weights(sizes: Iterable[LayerSizes]) -> list[LayerSizes]:
-    """Return the layers that have parameters of their own: the others do what these make them."""
-    return [one for one in sizes if any(True for _ in one.module.parameters(recurse=False))]
+    return values, {
+        one.name: _SCORES
+        if isinstance(one.module, Scores)
+        else (one.fan_in, math.prod(one.shape[1:]))
+        for one in first
+    }
 
 
 def _roles(shapes: dict[int, dict[str, tuple[int, int]]]) -> dict[str, str]:
@@ -350,6 +337,8 @@ def _roles(shapes: dict[int, dict[str, tuple[int, int]]]) -> dict[str, str]:
     last = others[-1]
 
     def role(name: str) -> str:
+        if last[name] == _SCORES:
+            return "scores"
         if last[name][1] == first[name][1]:
             return "output"
         has_weight = bool(first[name][0])
@@ -378,19 +367,21 @@ def _growth(
     depth: int | None,
     slopes: Sequence[float],
     expected: float | None,
+    is_bound: bool,
 ) -> Growth:
     exponent = statistics.fmean(slopes)
     interval = interval_of(slopes)
     low, high = interval or (exponent, exponent)
     if expected is None or not math.isfinite(exponent):
         verdict = "not judged"
-    elif expected - _HALF_WAY <= low and high <= expected + _HALF_WAY:
+    elif high <= expected + _HALF_WAY and (is_bound or low >= expected - _HALF_WAY):
         verdict = "as expected"
-    elif high < expected - _HALF_WAY or low > expected + _HALF_WAY:
+    elif low > expected + _HALF_WAY or (high < expected - _HALF_WAY and not is_bound):
         verdict = "differs"
     else:
         verdict = "unclear"
-    return Growth(layer, role, quantity, step, depth, exponent, interval, expected, verdict)
+    wanted = (expected, is_bound, verdict)
+    return Growth(layer, role, quantity, step, depth, exponent, interval, *wanted)
 
 
 def _short(value: float | None) -> str:

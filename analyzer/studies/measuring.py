@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import cross_entropy
 
+from analyzer.joins.calls import clean_path, numbered_call
 from analyzer.joins.products import norm_of
+from analyzer.joins.trace import FunctionMode
 from analyzer.networks.data import Dataset, batches
 from analyzer.networks.loop import choose_device, train
 from analyzer.probes.activations import layer_outputs
 
-__all__ = ["LayerSizes", "Recipe", "error_rate", "gaussian", "layer_sizes", "trained"]
+__all__ = ["LayerSizes", "Recipe", "Scores", "error_rate", "gaussian", "layer_sizes", "trained"]
+
+
+class Scores(nn.Module):
+    """Stands for what a softmax inside a module is given: the scores of an attention."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,7 @@ class LayerSizes:
 
     Args:
         name: Module path, ``#k`` for the k-th further call.
+        module: The layer; one of `Scores` for what is given to a softmax.
         shape: Of the output.
         activation_norm: ‖y‖₂ of the output.
         gradient_norm: ‖∂L/∂y‖₂; None where no gradient arrives.
@@ -38,15 +49,97 @@ class LayerSizes:
     gradient_norm: float | None
     value: Tensor
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether the layer has parameters of its own: others do what these make them."""
+        return any(True for _ in self.module.parameters(recurse=False))
+
+    @property
+    def fan_in(self) -> int:
+        """How many numbers a unit reads; 0 for a norm, 1 for an embedding."""
+        if isinstance(self.module, nn.Embedding):
+            return 1
+        weights = (p for p in self.module.parameters(recurse=False) if p.dim() > 1)
+        return next((weight[0].numel() for weight in weights), 0)
+
+
+class _Softmaxes(FunctionMode):
+    """Notes what each softmax is given, also that of scaled dot products."""
+
+    def __init__(self, note: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self._note = note
+
+    def call(
+        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Call the function; note what a softmax in it is given."""
+        if name == "multi_head_attention_forward":  # no mode sees what it calls
+            seen = {
+                one: partial(self.call, getattr(functional, one), one)
+                for one in ("softmax", "scaled_dot_product_attention")
+            }
+            calls = {one: lambda *a, _one=one, **k: seen[_one](a, k) for one in seen}
+            with mock.patch.multiple(functional, **calls):
+                return func(*args, **kwargs)
+        if name == "softmax":
+            self._note(args[0] if args else kwargs["input"])
+        elif name == "scaled_dot_product_attention":
+            query, key = (
+                args[k] if len(args) > k else kwargs[n] for k, n in ((0, "query"), (1, "key"))
+            )
+            scale = kwargs.get("scale") or 1 / math.sqrt(query.shape[-1])
+            self._note(scale * query @ key.transpose(-2, -1))
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _attention_scores(
+    model: nn.Module, position: Callable[[], int]
+) -> Iterator[list[tuple[int, str, Tensor]]]:
+    """Collect what each softmax is given: where among others, in which module, and the numbers."""
+    found: list[tuple[int, str, Tensor]] = []
+    inside: list[str] = []
+    times_called: dict[str, int] = {}
+
+    def note(scores: Tensor) -> None:
+        name = numbered_call(f"{inside[-1]} (scores)", times_called)
+        found.append((position(), name, scores.detach().clone()))
+
+    def enter(name: str, *_: Any) -> None:
+        inside.append(name)
+
+    def leave(*_: Any) -> None:
+        inside.pop()
+
+    with ExitStack() as hooks:
+        for path, module in model.named_modules():
+            name = clean_path(path) or type(model).__name__
+            hooks.enter_context(module.register_forward_pre_hook(partial(enter, name)))
+            hooks.enter_context(module.register_forward_hook(leave, always_call=True))
+        hooks.enter_context(_Softmaxes(lambda scores: note(scores) if inside else None))
+        yield found
+
 
 def layer_sizes(
-    model: nn.Module, inputs: Any, targets: Any, loss: Callable[[Any, Any], Tensor] = cross_entropy
+    model: nn.Module,
+    inputs: Any,
+    targets: Any,
+    loss: Callable[[Any, Any], Tensor] = cross_entropy,
+    *,
+    with_scores: bool = False,
 ) -> list[LayerSizes]:
     """Return activation and gradient of each layer for one batch, in the mode the model is in.
 
-    In call order. Neither weights nor ``.grad`` change; a batch norm that trains counts the batch.
+    In call order, on demand with the scores of attention. Neither weights nor ``.grad`` change; a
+    batch norm that trains counts the batch.
     """
-    with torch.enable_grad(), layer_outputs(model, with_values=True) as layers:
+    scores: list[tuple[int, str, Tensor]] = []
+    with ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
+        layers = stack.enter_context(layer_outputs(model, with_values=True))
+        if with_scores:
+            scores = stack.enter_context(_attention_scores(model, lambda: len(layers)))
         value = loss(model(inputs), targets)
     edges = [layer.edge for layer in layers if layer.edge is not None]
     found = iter(torch.autograd.grad(value, edges, allow_unused=True))
@@ -64,6 +157,9 @@ def layer_sizes(
                 layer.value,
             )
         )
+    for place, name, seen in reversed(scores):
+        one = LayerSizes(name, Scores(), tuple(seen.shape), norm_of(seen), None, seen)
+        sizes.insert(place, one)
     return sizes
 
 

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +16,8 @@ from analyzer.errors import AnalyzerError
 from analyzer.storage.remote import Mirror
 from analyzer.storage.run import Run, open_run
 from analyzer.storage.study import read_json
-from analyzer.studies.running import Ended, Workers, held
+from analyzer.studies.running import held
+from analyzer.studies.worker import Ended, Workers
 
 if TYPE_CHECKING:
     from analyzer.replaying import ProbeOrder, Together
@@ -23,15 +25,23 @@ if TYPE_CHECKING:
 __all__ = ["RayCluster", "landscape_helpers", "run_point"]
 
 _MOST_RETRIES = 3
-_POLL_SECONDS = 1.0
+_POLL_SECONDS, _ANSWER_SECONDS, _PATIENCE_SECONDS = 1.0, 5.0, 20.0
 # All points are given to Ray, which knows what it can run at a time.
 _ALL = 1_000_000
 
 
 def run_point(
-    name: str, options: str, log: str, is_script: bool, threads: int, url: str | None = None
+    name: str,
+    options: str,
+    log: str,
+    is_script: bool,
+    threads: int,
+    here: str,
+    url: str | None = None,
 ) -> int | None:
     """Run one point in a worker of Ray; return the exit code of its process.
+
+    It runs in the working folder of the command, ``here``, where the node has that.
 
     Ray may start a task again while what it began elsewhere still lives: a lock in the study's
     folder lets only one of them train, and what an earlier one has finished is left as it is.
@@ -40,6 +50,8 @@ def run_point(
     Returns:
         The exit code; None where the process was lost with the one that started it.
     """
+    with contextlib.suppress(OSError):
+        os.chdir(here)
     if url is None:
         return _run_in(Path(log).parents[1], name, options, is_script, threads)
     mirror, part = Mirror(url), f"runs/{name}"
@@ -69,6 +81,38 @@ def _run_in(folder: Path, name: str, options: str, is_script: bool, threads: int
             workers.close()
 
 
+def _answers(address: str) -> bool:
+    """Whether anything listens at an address."""
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def _address(asked: str) -> str:
+    """The address that is meant by one; ``local`` for a cluster that is to be started here.
+
+    Ray itself tries for many minutes to reach a cluster that is gone, and for ``auto`` it takes the
+    last one that was started on this machine, also where that was killed.
+
+    Raises:
+        AnalyzerError: If nothing answers.
+    """
+    found = (os.environ.get("RAY_ADDRESS") if asked == "auto" else asked) or "auto"
+    if found == "auto":
+        last = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+        is_gone = last.is_file() and not _answers(last.read_text().strip())
+        return "local" if is_gone else found
+    if found != "local" and not _answers(found):
+        raise AnalyzerError(
+            f"no Ray cluster answers at {found!r}; expected the address of one that runs, as "
+            "HOST:6379, or auto. Start one with: ray start --head"
+        )
+    return found
+
+
 def _connected(address: str) -> Any:
     """Ray, connected to a cluster."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -80,15 +124,18 @@ def _connected(address: str) -> Any:
             "Install it with: pip install 'gradient-flow-analyzer[ray]'"
         ) from error
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    found = _address(address)
     try:
-        ray.init(address=address, **quiet)
+        if found != "local":
+            ray.init(address=found, **quiet)
+            return ray
     except ConnectionError as error:
-        if address != "auto":
+        if found != "auto":
             raise AnalyzerError(
-                f"no Ray cluster at {address!r} ({error}); expected the address of one that "
+                f"no Ray cluster at {found!r} ({error}); expected the address of one that "
                 "runs, or auto. Start one with: ray start --head"
             ) from error
-        ray.init(include_dashboard=False, **quiet)
+    ray.init(address="local", include_dashboard=False, **quiet)
     return ray
 
 
@@ -128,11 +175,13 @@ def landscape_helpers(address: str, order: "ProbeOrder", workers: int) -> Iterat
             yield
         finally:
             # Those at work find nothing left to do; those that wait for a place are not needed.
-            _, left = ray.wait(tasks, num_returns=len(tasks), timeout=_POLL_SECONDS)
-            for one in left:
-                with contextlib.suppress(Exception):
-                    ray.cancel(one)
-            ray.wait(left, num_returns=len(left)) if left else None
+            left = ray.wait(tasks, num_returns=len(tasks), timeout=_POLL_SECONDS)[1]
+            for is_forced in (False, True):
+                for one in left:
+                    with contextlib.suppress(Exception):
+                        ray.cancel(one, force=is_forced)
+                if left:
+                    left = ray.wait(left, num_returns=len(left), timeout=_PATIENCE_SECONDS)[1]
 
     try:
         yield together
@@ -169,7 +218,7 @@ class RayCluster:
     def start(self, name: str, options: str, log: Path, *, is_script: bool) -> None:
         """Give a point to Ray."""
         task = self._task.options(name=name)
-        given = (name, options, str(log), is_script, self._cpus, self._url)
+        given = (name, options, str(log), is_script, self._cpus, os.getcwd(), self._url)
         self._names[task.remote(*given)] = name
 
     def ended(self, seconds: float) -> list[Ended]:

@@ -2,16 +2,13 @@
 
 import contextlib
 import fcntl
-import json
 import math
 import os
 import re
-import select
 import shutil
 import signal
 import socket
 import stat
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from analyzer.analysis.study import summary_table
-from analyzer.cli.session import PACKAGE_ROOT, options_text
+from analyzer.cli.session import options_text
 from analyzer.errors import AnalyzerError
 from analyzer.launch import url_of
 from analyzer.options import ZOO
@@ -38,21 +35,13 @@ from analyzer.storage.study import (
 )
 from analyzer.storage.uploading import Upload
 from analyzer.studies.plan import Plan, merged, options_of_point, refuse_foreign
+from analyzer.studies.worker import Ended, Workers
 
-__all__ = ["Ended", "Runner", "Workers", "held", "processors", "run_study"]
+__all__ = ["Runner", "held", "processors", "run_study"]
 
-_PROGRAM = """
-import sys
-sys.path[: not sys.flags.safe_path] = [sys.argv[1]]
-from analyzer.studies.worker import serve
-sys.exit(serve(sys.argv[1]))
-"""
 _MOST_DEATHS = 3
 _LAST_LETTERS = 1_500
 _PATIENCE_SECONDS, _POLL_SECONDS = 30.0, 0.1
-
-Ended = tuple[str, int | None]
-"""A point and the exit code of its process; None where that was lost."""
 
 
 class Runner(Protocol):
@@ -69,70 +58,6 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """End whatever runs."""
-
-
-class Workers:
-    """Worker processes of this machine.
-
-    Args:
-        number: How many points are run at a time.
-        threads: Threads of torch in each.
-        kept: A file that they hold open as long as they live.
-    """
-
-    def __init__(self, number: int, threads: int, kept: int) -> None:
-        self.capacity = number
-        self._threads, self._kept = threads, kept
-        self._process: subprocess.Popen[bytes] | None = None
-        self._running: set[str] = set()
-        self._read = b""
-
-    def start(self, name: str, options: str, log: Path, *, is_script: bool) -> None:
-        """Start a point in a process of its own."""
-        if self._process is None:
-            self._process = self._started()
-        request = {"name": name, "options": options, "log": str(log), "is_script": is_script}
-        self._running.add(name)
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # `ended` says that it died
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
-
-    def _started(self) -> "subprocess.Popen[bytes]":
-        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-        return subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, PACKAGE_ROOT],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, **dict.fromkeys(names, str(self._threads))},
-            pass_fds=[self._kept],
-        )
-
-    def ended(self, seconds: float) -> list[Ended]:
-        """Return which points have ended, those of a server that died among them."""
-        if self._process is None or self._process.stdout is None:
-            return []
-        if not select.select([self._process.stdout], [], [], seconds)[0]:
-            return []
-        received = os.read(self._process.stdout.fileno(), 1 << 16)
-        if not received:
-            # Its forks end with it.
-            self._process.wait()
-            self._process = None
-            lost, self._running, self._read = self._running, set(), b""
-            return [(name, None) for name in lost]
-        *lines, self._read = (self._read + received).split(b"\n")
-        answers = [json.loads(line) for line in lines]
-        self._running -= {one["name"] for one in answers}
-        return [(one["name"], one["code"]) for one in answers]
-
-    def close(self) -> None:
-        """Kill whatever runs: what it has not finished is run again another time."""
-        if self._process is not None and self._process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.close()
-            self._process.wait()
-            self._process = None
 
 
 @contextlib.contextmanager
@@ -236,7 +161,7 @@ def run_study(
         made = runner or (lambda file: Workers(number, threads or _threads(number), file))
         running = made(lock)
         try:
-            _run_all(study, {point.name for point in points}, running, on_change)
+            _run_all(study, {point.name for point in points}, running, on_change, lock)
         finally:
             running.close()
         write_table(folder / SUMMARY, summary_table(study))
@@ -329,6 +254,7 @@ def _run_all(
     names: set[str],
     runner: Runner,
     on_change: Callable[[Study, Sequence[str]], object],
+    lock: int,
 ) -> None:
     """Run points until each has ended; one whose process was killed is run again."""
     (study.path / "logs").mkdir(exist_ok=True)
@@ -347,7 +273,9 @@ def _run_all(
             runner.start(point.name, options_text(options), log, is_script=study.is_script)
             begun[point.name] = time.monotonic()
             on_change(study, tuple(begun))
-        for name, code in runner.ended(1.0):
+        ended = runner.ended(1.0)
+        _check_place(study, lock)
+        for name, code in ended:
             seconds = time.monotonic() - begun.pop(name)
             point = points[name]
             died = code is None or code == -signal.SIGKILL
@@ -358,6 +286,17 @@ def _run_all(
                     continue
             _note(study, point, code, seconds, deaths.get(name, 0))
             on_change(study, tuple(begun))
+
+
+def _check_place(study: Study, lock: int) -> None:
+    """Refuse to go on where the folder is another one by now: points would be in neither."""
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.fstat(lock), (study.path / "lock").stat()):
+            return
+    raise AnalyzerError(
+        f"study '{study.path}' was moved or removed while it ran; expected it to stay. Give the "
+        "command again with --study and the folder where it is now"
+    )
 
 
 def _run_status(point: StudyPoint) -> str:

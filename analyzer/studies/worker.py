@@ -1,4 +1,4 @@
-"""The process that has torch loaded and forks a process for each point that a study asks for.
+"""The process that has torch loaded and forks one for each point, and who asks it to.
 
 A Python that imports torch takes seconds before it does anything; a fork of one that has does not.
 A request is a line of JSON on stdin, the answer when its process has ended one on stdout. When
@@ -11,15 +11,92 @@ import json
 import os
 import select
 import signal
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from analyzer.cli.processes import PROGRAM
 from analyzer.cli.record import record_text
+from analyzer.cli.session import PACKAGE_ROOT
 
-__all__ = ["die_with_parent", "serve"]
+__all__ = ["Ended", "Workers", "die_with_parent", "serve"]
 
+_PROGRAM = """
+import sys
+sys.path[: not sys.flags.safe_path] = [sys.argv[1]]
+from analyzer.studies.worker import serve
+sys.exit(serve(sys.argv[1]))
+"""
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
+
+
+Ended = tuple[str, int | None]
+"""A point and the exit code of its process; None where that was lost."""
+
+
+class Workers:
+    """Worker processes of this machine.
+
+    Args:
+        number: How many points are run at a time.
+        threads: Threads of torch in each.
+        kept: A file that they hold open as long as they live.
+    """
+
+    def __init__(self, number: int, threads: int, kept: int) -> None:
+        self.capacity = number
+        self._threads, self._kept = threads, kept
+        self._process: subprocess.Popen[bytes] | None = None
+        self._running: set[str] = set()
+        self._read = b""
+
+    def start(self, name: str, options: str, log: Path, *, is_script: bool) -> None:
+        """Start a point in a process of its own."""
+        if self._process is None:
+            self._process = self._started()
+        request = {"name": name, "options": options, "log": str(log), "is_script": is_script}
+        self._running.add(name)
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # `ended` says that it died
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def _started(self) -> "subprocess.Popen[bytes]":
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+        return subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, PACKAGE_ROOT],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **dict.fromkeys(names, str(self._threads))},
+            pass_fds=[self._kept],
+        )
+
+    def ended(self, seconds: float) -> list[Ended]:
+        """Return which points have ended, those of a server that died among them."""
+        if self._process is None or self._process.stdout is None:
+            return []
+        if not select.select([self._process.stdout], [], [], seconds)[0]:
+            return []
+        received = os.read(self._process.stdout.fileno(), 1 << 16)
+        if not received:
+            # Its forks end with it.
+            self._process.wait()
+            self._process = None
+            lost, self._running, self._read = self._running, set(), b""
+            return [(name, None) for name in lost]
+        *lines, self._read = (self._read + received).split(b"\n")
+        answers = [json.loads(line) for line in lines]
+        self._running -= {one["name"] for one in answers}
+        return [(one["name"], one["code"]) for one in answers]
+
+    def close(self) -> None:
+        """Kill whatever runs: what it has not finished is run again another time."""
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+            self._process.wait()
+            self._process = None
 
 
 def die_with_parent(parent: int) -> None:

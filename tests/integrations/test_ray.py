@@ -1,19 +1,121 @@
-"""A study on a Ray cluster of this machine: the same points, with the results of local workers."""
+"""Studies and landscapes on a Ray cluster of this machine, with the results of local workers.
 
+Each test has a time limit of its own, and whatever it started is ended with it.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import analyzer
+from analyzer.errors import AnalyzerError
 from analyzer.options import RecordOptions
-from analyzer.storage.study import open_study
+from analyzer.storage.study import Study, open_study
 from analyzer.studies.plan import Plan, product
 from analyzer.studies.ray_cluster import RayCluster
 from analyzer.studies.running import run_study
+from tests.analyzer.studies.test_study import until
 from tests.support.commands import run
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("default")
+SECONDS = 300
+
+
+class TooLongError(BaseException):
+    """Ends a test; what tries something again and again catches no such exception."""
+
+
+@pytest.fixture(autouse=True)
+def limited(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A time limit, and a folder for Ray: no test finds the cluster of another program.
+
+    Whatever happens, no Ray is left.
+    """
+
+    def late(*_: object) -> None:
+        raise TooLongError(f"the test took longer than {SECONDS} s")
+
+    folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # names of sockets are short
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS)
+    try:
+        yield folder
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Nodes:
+    """Nodes of a cluster, each with one processor, that ``ray start`` starts on this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.address = f"127.0.0.1:{self.port}"
+        self._folder, self._nodes = folder, []
+
+    def start(self) -> None:
+        """Start a node; the first is the head."""
+        where = ["--address", self.address]
+        if not self._nodes:
+            where = ["--head", "--port", str(self.port), "--include-dashboard=false"]
+            where.append("--node-ip-address=127.0.0.1")
+        words = ["start", "--block", "--num-cpus=1", "--object-store-memory=80000000", *where]
+        command = [str(Path(sys.executable).with_name("ray")), *words]
+        log = (self._folder / f"node-{len(self._nodes)}.txt").open("wb")
+        node = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", start_new_session=True)
+        self._nodes.append(node)
+
+    def kill(self, place: int) -> None:
+        """Kill a node with all that it started."""
+        group = self._nodes[place].pid
+        inside = [pid for pid in processes() if session_of(pid) == group]
+        for pid in inside:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._nodes[place].wait()
+
+    def end(self) -> None:
+        for place in reversed(range(len(self._nodes))):
+            self.kill(place)
+
+
+def processes() -> list[int]:
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+
+
+def session_of(pid: int) -> int | None:
+    with contextlib.suppress(OSError):
+        return os.getsid(pid)
+    return None
+
+
+@pytest.fixture
+def nodes(limited: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    """No node yet; who starts one and who runs a study have the same token."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    started = Nodes(limited)
+    try:
+        yield started
+    finally:
+        ray.shutdown()
+        started.end()
 
 
 def plan() -> Plan:
@@ -21,15 +123,25 @@ def plan() -> Plan:
     return product("zoo:simple", depth=[2], shortcuts=["on", "off"], options=options)
 
 
-def test_a_study_on_one_node_has_the_results_of_local_workers(tmp_path: Path) -> None:
+def same_losses(study: Study, other: Study) -> bool:
+    losses = [
+        [one.run(p.name).steps["loss"].tolist() for p in study.points] for one in (study, other)
+    ]
+    return losses[0] == losses[1]
+
+
+def test_a_study_on_one_node_has_the_results_of_local_workers(
+    tmp_path: Path, limited: Path
+) -> None:
+    # Ray remembers a cluster that was killed, and would try to reach it for many minutes.
+    (limited / "ray").mkdir()
+    (limited / "ray/ray_current_cluster").write_text("127.0.0.1:9")
     here = run_study(plan(), tmp_path / "here", workers=1, threads=1)
     cluster = RayCluster("auto", cpus=1)
     there = run_study(plan(), tmp_path / "there", runner=lambda _: cluster)
     assert not ray.is_initialized()
     assert [point.status for point in there.points] == ["finished"] * 2
-    for point in here.points:
-        losses = [study.run(point.name).steps["loss"].tolist() for study in (here, there)]
-        assert losses[0] == losses[1]
+    assert same_losses(here, there)
 
 
 def test_a_point_whose_program_fails_is_not_run_again(tmp_path: Path) -> None:
@@ -69,3 +181,81 @@ def test_a_study_at_a_url_is_run_on_a_cluster(tmp_path: Path, monkeypatch) -> No
     assert [point.status for point in found.points] == ["finished"] * 2
     for point in found.points:
         assert len(found.run(point.name).steps) == 6
+
+
+# Says which point begins and which has ended; where a file is there, it waits.
+WAITING = """
+import os, time, torch
+from torch import nn
+
+def write(name):
+    with open(name, "a") as file:
+        file.write(point + "\\n")
+
+def build_model(depth, shortcuts):
+    global point
+    point = f"{depth} {shortcuts}"
+    torch.manual_seed(depth)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+
+def batches():
+    write("begun")
+    while os.path.exists("wait"):
+        time.sleep(0.05)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(6):
+        x = torch.randn(16, 4, generator=generator)
+        yield x, (x.sum(1) > 0).long()
+    write("ended")
+"""
+
+
+@pytest.mark.slow
+def test_a_node_that_is_killed_changes_no_result(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.py").write_text(WAITING)
+    monkeypatch.chdir(tmp_path)  # the nodes were started elsewhere
+    options = RecordOptions(steps=9)
+    points = product("model.py", depth=[1, 3], shortcuts=["on", "off"], options=options)
+    nodes.start()
+    until(lambda: is_up(nodes.address))
+    nodes.start()
+    cluster = RayCluster(nodes.address, cpus=1)
+    until(lambda: ray.cluster_resources().get("CPU") == 2)
+    (tmp_path / "wait").touch()
+    killed: list[int] = []
+
+    def kill(study: Study, running: object) -> None:
+        """Once all are given to Ray: wait until each node has one, and kill the second."""
+        if killed or len(running) < 4:  # type: ignore[arg-type]
+            return
+        until(lambda: lines("begun") == 2)
+        nodes.kill(1)
+        killed.append(1)
+        (tmp_path / "wait").unlink()
+
+    there = run_study(points, tmp_path / "there", runner=lambda _: cluster, on_change=kill)
+    assert killed == [1]
+    assert [point.status for point in there.points] == ["finished"] * 4
+    # One of them was begun twice, and each ended once.
+    assert (lines("begun"), lines("ended")) == (5, 4)
+    here = run_study(points, tmp_path / "here", workers=1, threads=1)
+    assert same_losses(here, there)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "nowhere"])
+def test_an_address_at_which_nothing_answers_is_refused(address: str) -> None:
+    with pytest.raises(AnalyzerError, match=f"no Ray cluster answers at '{address}'"):
+        RayCluster(address)
+
+
+def lines(name: str) -> int:
+    path = Path(name)
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def is_up(address: str) -> bool:
+    host, _, port = address.partition(":")
+    with socket.socket() as tried:
+        return tried.connect_ex((host, int(port))) == 0

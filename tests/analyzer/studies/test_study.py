@@ -1,5 +1,6 @@
 """``analyzer study``: what is planned is run once, whatever is killed on the way."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -18,7 +19,8 @@ from analyzer.networks.zoo import zoo
 from analyzer.options import RecordOptions
 from analyzer.storage.study import open_study, write_json
 from analyzer.studies.plan import Plan, Point, product
-from analyzer.studies.running import Ended, held, run_study
+from analyzer.studies.running import held, run_study
+from analyzer.studies.worker import Ended
 from tests.support.commands import command, run, start
 from tests.support.hostile_studies import write_study
 
@@ -198,6 +200,34 @@ def test_a_plan_grows_and_never_changes_what_was_run(tmp_path, recorded):
         run_study(other, tmp_path)
     with pytest.raises(AnalyzerError, match="is of zoo:mlp, and zoo:simple was given"):
         run_study(product("zoo:simple", depth=[4]), tmp_path)
+
+
+def test_a_study_that_is_moved_while_it_runs_ends_and_goes_on_where_it_is(tmp_path, recorded):
+    class Moved(Recorded):
+        def ended(self, seconds: float) -> list[Ended]:
+            (tmp_path / "s").rename(tmp_path / "t")
+            return super().ended(seconds)
+
+    plan = product("zoo:mlp", depth=[4], seed=[0, 1, 2])
+    with pytest.raises(AnalyzerError, match="was moved or removed while it ran"):
+        run_study(plan, tmp_path / "s", runner=lambda _: Moved(recorded, set()))
+    assert not (tmp_path / "s").exists()
+    again = Recorded(recorded, set())
+    study = run_study(None, tmp_path / "t", runner=lambda _: again)
+    assert [point.status for point in study.points] == ["finished"] * 3
+    assert again.started == ["depth4-seed2"]  # two were finished, and nobody had said so
+
+
+def test_a_disk_that_is_full_ends_a_study_in_a_sentence(tmp_path, monkeypatch, capsys):
+    def full(path, value):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("analyzer.studies.running.write_json", full)
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", "--study", "s", "--model", "zoo:mlp", "--depths", "4"]) == 2
+    said = capsys.readouterr().err
+    assert "study 's' cannot go on ([Errno 28] No space left on device" in said
+    assert "give the same command again" in said and said.count("\n") == 1
 
 
 def test_two_parents_do_not_run_one_study(tmp_path):

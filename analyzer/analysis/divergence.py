@@ -179,9 +179,7 @@ def _divergence(
     if there:
         sentence += f" In '{sides.runs[1].name}' the layer is {there[0]!r}."
     sentence += _evidence(sides, steps, floor, int(np.searchsorted(steps, step)))
-    single = layers[0] if len(layers) == 1 or (layers and stage != "backward") else None
-    if is_of_all and stage == "update":
-        single = None
+    single = layers[0] if len(layers) == 1 or (layers and stage == "forward") else None
     return Divergence(
         (sides.runs[0].name, sides.runs[1].name),
         at,

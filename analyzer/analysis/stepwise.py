@@ -117,10 +117,15 @@ class StepDifferences:
             least = floor.of(table, columns, steps)
             self._apart[name] = (apart(columns, left, right), least, left, right, columns)
         self._owners, self._readers = sides.owners(), sides.readers()
+        self._read_by: dict[int, set[int]] = {}
+        for source, readers in enumerate(self._readers):
+            for reader in readers:
+                self._read_by.setdefault(reader, set()).add(source)
 
     def first(self, at: int) -> Place | None:
         """Return what differs first in a step, in the order in which it runs; None for nothing."""
-        if beyond := self._beyond("norm", at):
+        gone = self._on_one_side(at)
+        if beyond := [one for one in self._beyond("norm", at) if one not in gone]:
             places = tuple(beyond)
             return Place(
                 "update", True, self._layers_of(places), places, self._found("norm", at, beyond)
@@ -135,6 +140,25 @@ class StepDifferences:
     def _beyond(self, name: str, at: int) -> list[int]:
         found, least, *_ = self._apart[name]
         return [int(k) for k in np.flatnonzero((found[at] > least[at]).any(axis=1))]
+
+    def _on_one_side(self, at: int) -> set[int]:
+        """Parameters that one of the runs alone has a row of: in the other they get no gradient."""
+        _, _, *sides, _ = self._apart["received"]
+        missing = [np.isnan(side[at]).all(axis=1) for side in sides]
+        return set(np.flatnonzero(missing[0] != missing[1]).tolist())
+
+    def _suspects(self, layer: int, gradients: Sequence[int], at: int) -> tuple[int, ...]:
+        """The readers of a layer's output that can have sent it another gradient.
+
+        Not one that also reads another output whose gradient is there and equal: it sends one
+        gradient to all that were added up for it.
+        """
+        known = self._apart["gradients"][2][at]
+        equal = {
+            k for k in range(len(known)) if k not in gradients and not np.isnan(known[k]).all()
+        }
+        readers = self._readers[layer]
+        return tuple(one for one in readers if not self._read_by[one] & equal) or tuple(readers)
 
     def _found(self, name: str, at: int, places: Sequence[int]) -> Found:
         """The number at the first of the places that differs most."""
@@ -164,7 +188,7 @@ class StepDifferences:
             if not set(readers) & set(gradients):
                 place = max(readers, default=len(self._sides.layers.left))
                 found = self._found("gradients", at, [layer])
-                candidates.append((place, tuple(readers), (), found))
+                candidates.append((place, self._suspects(layer, gradients, at), (), found))
         if not candidates:
             places = tuple(received)
             return Place("backward", False, (), places, self._found("received", at, places))

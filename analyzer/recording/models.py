@@ -1,5 +1,6 @@
 """The models of a recording, the static tables of what was found in them, and what is missing."""
 
+import inspect
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -37,7 +38,16 @@ _UNREACHED = (
     "called, but no backward pass came to their outputs: the gradients of their parameters are "
     "those of autograd.grad, torch.func or a graph of second order"
 )
-_CONSTANTS = ("momentum", "nesterov", "dampening", "betas", "weight_decay", "maximize")
+_RARELY_SET = ("eps", "alpha", "amsgrad", "centered", "rho")
+_CONSTANTS = (
+    "momentum",
+    "nesterov",
+    "dampening",
+    "betas",
+    "weight_decay",
+    "maximize",
+    *_RARELY_SET,
+)
 _FREE = "weights that no module holds, so that only their own rows are there"
 
 
@@ -166,7 +176,11 @@ class Models:
     def _note_optimizer(self, optimizer: Any) -> None:
         """Keep its name and the constants that tell it from others."""
         given = getattr(optimizer, "defaults", {})
-        fields: dict[str, Any] = {"name": type(optimizer).__name__} | _constants(given)
+        usually = inspect.signature(type(optimizer)).parameters
+        fields: dict[str, Any] = {"name": type(optimizer).__name__}
+        for key, value in _constants(given).items():
+            if key not in _RARELY_SET or key not in usually or usually[key].default != value:
+                fields[key] = value
         usual = _constants(given, with_zeros=True)
         groups = [_constants(x, with_zeros=True) for x in getattr(optimizer, "param_groups", ())]
         own = [{k: v for k, v in one.items() if v != usual.get(k)} for one in groups]

@@ -63,6 +63,9 @@ class LayerSizes:
         return next((weight[0].numel() for weight in weights), 0)
 
 
+_OF_ATTENTION = ("softmax", "scaled_dot_product_attention")
+
+
 class _Softmaxes(FunctionMode):
     """Notes what each softmax is given, also that of scaled dot products."""
 
@@ -75,12 +78,7 @@ class _Softmaxes(FunctionMode):
     ) -> Any:
         """Call the function; note what a softmax in it is given."""
         if name == "multi_head_attention_forward":  # no mode sees what it calls
-            seen = {
-                one: partial(self.call, getattr(functional, one), one)
-                for one in ("softmax", "scaled_dot_product_attention")
-            }
-            calls = {one: lambda *a, _one=one, **k: seen[_one](a, k) for one in seen}
-            with mock.patch.multiple(functional, **calls):
+            with mock.patch.dict(vars(functional), dict(map(self._seen, _OF_ATTENTION))):
                 return func(*args, **kwargs)
         if name == "softmax":
             self._note(args[0] if args else kwargs["input"])
@@ -91,6 +89,11 @@ class _Softmaxes(FunctionMode):
             scale = kwargs.get("scale") or 1 / math.sqrt(query.shape[-1])
             self._note(scale * query @ key.transpose(-2, -1))
         return func(*args, **kwargs)
+
+    def _seen(self, name: str) -> tuple[str, Callable[..., Any]]:
+        """A function of torch by its name, and what stands for it."""
+        func = getattr(functional, name)
+        return name, lambda *args, **kwargs: self.call(func, name, args, kwargs)
 
 
 @contextmanager

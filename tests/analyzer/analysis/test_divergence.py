@@ -156,6 +156,14 @@ PLANTED = {
         {"plant": lambda net: setattr(net.b.second, "bends", (1.001, 1.0))},
         (0, "backward", "b.second", ()),
     ),
+    "the gradient of a layer's input, beside a shortcut": (
+        {"plant": lambda net: setattr(net.b.first, "bends", (1.001, 1.0))},
+        (0, "backward", "b.first", ()),
+    ),
+    "a weight that gets no gradient any more": (
+        {"during": lambda net, step: net.a.first.weight.requires_grad_(step < 2)},
+        (2, "backward", "a.first", ("a.first.weight",)),
+    ),
     "the gradient of a layer's weight": (
         {"plant": lambda net: setattr(net.a.first, "bends", (1.0, 1.001))},
         (0, "backward", "a.first", ("a.first.weight",)),
@@ -205,6 +213,19 @@ def test_the_learning_rate_is_named(base, tmp_path):
     found = first_divergence(base, recorded(tmp_path / "other", optimizer=optimizer))
     assert (found.step, found.stage, found.layer) == (0, "update", None)
     assert found.causes == ("learning rate 0.1 against 0.05",)
+
+
+def test_an_option_of_adam_is_named(tmp_path):
+    runs = [
+        recorded(
+            tmp_path / name,
+            optimizer=lambda net, e=epsilon: torch.optim.Adam(net.parameters(), eps=e),
+        )
+        for name, epsilon in (("one", 1e-8), ("two", 1e-4))
+    ]
+    found = first_divergence(*runs)
+    assert (found.step, found.stage, found.layer) == (0, "update", None)
+    assert found.causes == ("optimizer eps 1e-08 against 0.0001",)
 
 
 def test_equal_runs_do_not_differ(base, tmp_path):

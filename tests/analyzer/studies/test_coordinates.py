@@ -11,6 +11,7 @@ from analyzer.cli import main
 from analyzer.errors import AnalyzerError
 from analyzer.networks.data import dataset
 from analyzer.studies.coordinates import CoordinateCheck, coordinate_check
+from analyzer.studies.measuring import Scores, layer_sizes
 
 DATA = dataset("digits")
 BATCH = (DATA.train_inputs[:32].flatten(1), DATA.train_targets[:32])
@@ -174,6 +175,85 @@ def test_what_cannot_be_checked_is_refused(options: dict[str, Any], said: str) -
 def test_layers_that_differ_by_width_are_refused() -> None:
     with pytest.raises(AnalyzerError, match=r"hidden\.2"):
         check(lambda width: Net(width, 3 if width > 8 else 2), widths=(8, 16, 32), seeds=1)
+
+
+class Attention(nn.Module):
+    """A transformer layer of two heads in the maximal-update parametrization for Adam, or wrong."""
+
+    def __init__(self, width: int, wrong: str, kind: str) -> None:
+        super().__init__()
+        self.embedding, self.kind, self.wrong = nn.Embedding(8, width), kind, wrong
+        self.q, self.k, self.v = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.out = nn.Linear(width, 5, bias=False)
+        for layer in (self.q, self.k, self.v):
+            nn.init.normal_(layer.weight, std=width**-0.5)
+        nn.init.normal_(self.out.weight, std=width**-0.5 if wrong == "out" else 8 / width)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(tokens)
+        q, k, v = (f(x).unflatten(-1, (2, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        scale = q.shape[-1] ** -0.5 if self.wrong == "scores" else 4 / q.shape[-1]
+        if self.kind == "product":
+            y = nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
+        else:
+            y = (scale * q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.out((x + y.transpose(1, 2).flatten(-2)).mean(1))
+
+
+def adam(net: Any) -> torch.optim.Optimizer:
+    width = net.out.in_features
+    return torch.optim.Adam(
+        {
+            "params": list(layer.parameters()),
+            "lr": 0.01 * (1 if name == "embedding" and net.wrong != "embedding" else 32 / width),
+        }
+        for name, layer in net.named_children()
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "found"),
+    [
+        ("", "product", None),
+        ("out", "softmax", "layer out grows as width^"),
+        ("embedding", "softmax", "update of layer embedding grows as width^−1 "),
+        ("scores", "softmax", "update of layer Attention (scores) grows as width^0."),
+        ("scores", "product", "update of layer Attention (scores) grows as width^0."),
+    ],
+)
+def test_attention_is_scaled_by_the_width_of_a_head(wrong: str, kind: str, found: Any) -> None:
+    tokens = torch.randint(8, (32, 6), generator=torch.Generator().manual_seed(0))
+    check = coordinate_check(
+        lambda width: Attention(width, wrong, kind),
+        (32, 64, 128, 256),
+        data=[(tokens, tokens[:, 0] % 5)],
+        build_optimizer=adam,
+        parametrization="maximal-update",
+        steps=1,
+        seeds=4,
+    )
+    assert check.passes is (found is None)
+    assert found is None or check.sentence().startswith(found)
+    gradients = {one.layer: one.exponent for one in check.growths if one.quantity == "gradient"}
+    # Behind scores that are divided by d, not by its root, smaller by as much; and no fault.
+    expected = -1.0 if wrong == "scores" else -1.5
+    assert gradients["q"] == pytest.approx(expected + 0.5 * (wrong == "out"), abs=0.25)
+
+
+def test_scores_are_seen_inside_of_multihead_attention() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=True))
+    x, seen = torch.randn(3, 4, 8), []
+    with torch.no_grad():
+        for layer in net.modules():
+            if isinstance(layer, nn.MultiheadAttention):
+                seen.append(layer(x, x, x, average_attn_weights=False)[1])
+    sizes = layer_sizes(net, x, torch.zeros(3, 4, 8), nn.functional.mse_loss, with_scores=True)
+    (scores,) = [one for one in sizes if isinstance(one.module, Scores)]
+    assert scores.name == "0.self_attn (scores)"
+    assert torch.allclose(scores.value.softmax(-1).reshape(seen[0].shape), seen[0], atol=1e-6)
+    before = [one.name for one in sizes].index(scores.name)
+    assert sizes[before + 1].name.startswith("0.self_attn")
 
 
 def test_the_command_names_the_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

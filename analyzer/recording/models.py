@@ -177,10 +177,9 @@ class Models:
         """Keep its name and the constants that tell it from others."""
         given = getattr(optimizer, "defaults", {})
         usually = inspect.signature(type(optimizer)).parameters
-        fields: dict[str, Any] = {"name": type(optimizer).__name__}
-        for key, value in _constants(given).items():
-            if key not in _RARELY_SET or key not in usually or usually[key].default != value:
-                fields[key] = value
+        set_ = {k for k in _RARELY_SET if getattr(usually.get(k), "default", None) != given.get(k)}
+        told = {k: v for k, v in _constants(given).items() if k not in _RARELY_SET or k in set_}
+        fields: dict[str, Any] = {"name": type(optimizer).__name__} | told
         usual = _constants(given, with_zeros=True)
         groups = [_constants(x, with_zeros=True) for x in getattr(optimizer, "param_groups", ())]
         own = [{k: v for k, v in one.items() if v != usual.get(k)} for one in groups]

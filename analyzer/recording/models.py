@@ -39,15 +39,8 @@ _UNREACHED = (
     "those of autograd.grad, torch.func or a graph of second order"
 )
 _RARELY_SET = ("eps", "alpha", "amsgrad", "centered", "rho")
-_CONSTANTS = (
-    "momentum",
-    "nesterov",
-    "dampening",
-    "betas",
-    "weight_decay",
-    "maximize",
-    *_RARELY_SET,
-)
+_OFTEN_SET = ("momentum", "nesterov", "dampening", "betas", "weight_decay", "maximize")
+_CONSTANTS = (*_OFTEN_SET, *_RARELY_SET)
 _FREE = "weights that no module holds, so that only their own rows are there"
 
 

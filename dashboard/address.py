@@ -9,7 +9,7 @@ from flask import Flask, redirect, request
 from werkzeug.wrappers import Response
 
 from analyzer.analysis.evidence import last_finite_step
-from analyzer.analysis.view import AGGREGATES, MOST_SMOOTH, SCALES, TIMES, View
+from analyzer.analysis.view import AGGREGATES, MOST_SMOOTH, SCALES, TIMES, View, has_shortcuts
 from analyzer.errors import AnalyzerError
 from analyzer.figures.catalog import PAGES, page_at, page_of
 from analyzer.figures.panels import MANY_RUNS
@@ -54,6 +54,7 @@ class Address:
         smooth: Strength of smoothing in percent.
         chosen: Layers whose series are drawn, as they were clicked.
         pinned: Layers whose series are drawn in any case.
+        few: Ids of the runs that figures show which cannot show all; empty for the first ones.
         group: Argument by which runs are drawn together; empty for each by itself.
         find: Words by which runs are listed.
         columns: Arguments and logged numbers that the list shows; empty for those that differ.
@@ -72,6 +73,7 @@ class Address:
     over: str = TIMES[0]
     log_x: bool = False
     scale: str = SCALES[0]
+    few: tuple[str, ...] = ()
     group: str = ""
     chosen: tuple[str, ...] = ()
     pinned: tuple[str, ...] = ()
@@ -103,6 +105,7 @@ def parse(search: str | None, step: int | None = None) -> Address:
         over=over if over in TIMES else TIMES[0],
         log_x=last.get("logx") == "1",
         scale=scale if scale in SCALES else SCALES[0],
+        few=_named(pairs, "few"),
         group=last.get("group", ""),
         chosen=_named(pairs, "layer"),
         pinned=_named(pairs, "pin"),
@@ -186,6 +189,7 @@ def query(address: Address) -> str:
     }
     pairs += [(name, value) for name, value in given.items() if value]
     several = {
+        "few": address.few,
         "layer": address.chosen,
         "pin": address.pinned,
         "open": address.opened,
@@ -220,6 +224,22 @@ class Context:
         """Its id."""
         wanted = self.address.run_of
         return wanted if wanted in self.ids else self.ids[0]
+
+    def few(self, most: int) -> tuple[Run, ...]:
+        """Return the runs that a figure shows which can show so many, in their order.
+
+        Those that were chosen for it; else the first with shortcuts, the first without, and then
+        the first of the others.
+        """
+        if len(self.runs) <= most:
+            return self.runs
+        wanted = [
+            run for run, name in zip(self.runs, self.ids, strict=True) if name in self.address.few
+        ]
+        if not wanted:
+            kinds = {has_shortcuts(run): run for run in reversed(self.runs)}
+            wanted = [*kinds.values(), *(run for run in self.runs if run not in kinds.values())]
+        return tuple(run for run in self.runs if run in wanted[:most])
 
     @property
     def layer_names(self) -> list[str]:

@@ -20,6 +20,7 @@ from .library import shortened
 __all__ = ["blocks", "cards", "controls"]
 
 _MOST_BLOCKS = 200
+_MOST_FEW = 3
 _MOST_NAMES, _MOST_PINNED, _MOST_CHARACTERS = 2_000, 8, 80
 
 
@@ -28,11 +29,12 @@ def cards(context: Context, page: Page) -> list[Any]:
     steps = [step_control()] if page.has_steps else []
     shown = html.Div([panel_card(panel) for panel in page.shown], className="cards")
     pins = ["pinned"] if any(panel.follows_click for panel in page.shown) else []
-    return [controls(context, *page.controls, *pins), *steps, shown]
+    few = ["few"] if any(len(context.runs) > panel.most_runs for panel in page.shown) else []
+    return [controls(context, *page.controls, *pins, *few), *steps, shown]
 
 
 def controls(context: Context, *shown: str) -> html.Div:
-    """Return the ``shown`` ones of ``CONTROLS``, of ``pinned`` layers and of the ``single`` run."""
+    """Return the ``shown`` ones of ``CONTROLS``, and of ``pinned``, ``few`` and ``single``."""
     address = context.address
     made = {
         "quantity": lambda: _quantity(address),
@@ -47,6 +49,7 @@ def controls(context: Context, *shown: str) -> html.Div:
         "scale": lambda: _choice("y", "Axis of values", address.scale, SCALES),
         "group": lambda: _group(context),
         "single": lambda: _single(context),
+        "few": lambda: _few(context),
         "pinned": lambda: _pinned(address, context.layer_names),
     }
     return html.Div(
@@ -102,6 +105,24 @@ def _single(context: Context) -> Any:
         allowDeselect=False,
         searchable=True,
         w=240,
+    )
+
+
+def _few(context: Context) -> dmc.MultiSelect:
+    """Which of many runs figures show that cannot show all."""
+    usual = [run.name for run in context.few(_MOST_FEW)]
+    return dmc.MultiSelect(
+        id=card(Id.CONTROL, "few"),
+        label=f"Figures of {_MOST_FEW} runs show",
+        value=[one for one in context.ids if one in context.address.few],
+        data=[{"value": one, "label": shortened(one, 60)} for one in context.ids],
+        placeholder="" if context.address.few else shortened(", ".join(usual), 60),
+        searchable=True,
+        clearable=True,
+        clearButtonProps={"aria-label": "the first runs"},
+        maxValues=_MOST_FEW,
+        hidePickedOptions=True,
+        w=320,
     )
 
 

@@ -17,6 +17,7 @@ from analyzer.storage.schema import STAT_COLUMNS
 from analyzer.vocabulary.probes import PROBE_NAMES
 
 from .address import Context, opening
+from .library import shortened
 
 __all__ = [
     "Shown",
@@ -60,8 +61,9 @@ def view_for(key: str, context: Context) -> View:
     of_parameters = address.quantity in STAT_COLUMNS["parameter_stats"]
     whole = context.view(layers=_pattern_of(dict.fromkeys(followed), of_parameters))
     # A panel is drawn again only for what it reads.
-    runs = whole.runs[: shown.most_runs]
-    return View(runs, **{name: getattr(whole, name) for name in shown.reads})
+    runs = context.few(shown.most_runs)
+    among = () if runs == whole.runs else whole.runs
+    return View(runs, among=among, **{name: getattr(whole, name) for name in shown.reads})
 
 
 def recorded(key: str, context: Context) -> Any:
@@ -106,7 +108,8 @@ def drawn(key: str, context: Context, scheme: str, *, narrow: bool) -> Shown:
     sent = shown.narrowed(record, theme) if narrow else shown.made(record, theme).to_dict()
     said = str(record.caption)
     if (count := len(context.runs)) > shown.most_runs:
-        said += f" These are the first {shown.most_runs} of {count} chosen runs."
+        names = ", ".join(shortened(run.name, 40) for run in context.few(shown.most_runs))
+        said += f" Shown are {names}, of {count} chosen runs."
     return Shown(sent, sent["layout"].get("height", _HEIGHT), said)
 
 

@@ -25,6 +25,7 @@ from .components import (
     soon,
     step_control,
 )
+from .controls import controls
 from .ids import Id
 from .library import shortened
 
@@ -38,7 +39,9 @@ def layout(context: Context) -> list[Any]:
     found = answer_of(context)
     said, readings, questions = found or ([message(LOOKING)], [], [])
     (panel,) = page_of("overview").panels
+    chosen = [controls(context, "few")] if len(context.runs) > panel.most_runs else []
     return [
+        *chosen,
         soon(Id.HEADLINE_SOON, found is not None),
         html.Div(
             [
@@ -56,8 +59,9 @@ def answer_of(context: Context) -> tuple[list[Any], list[Any], list[Any]] | None
     """Return sentence, numbers and questions of the runs; None while they are looked for."""
     if not context.runs:
         return [], [], []
-    pair = plain_and_residual(context.runs)
-    runs = context.runs if len(context.runs) < 3 else pair or context.runs[:3]
+    few = context.few(page_of("overview").panels[0].most_runs)
+    pair = plain_and_residual(few)
+    runs = few if len(few) < 3 else pair or few
     try:
         found = context.library.answer("landing", runs, lambda: landing(runs))
     except (AnalyzerError, OSError, ValueError, KeyError) as error:
@@ -67,7 +71,11 @@ def answer_of(context: Context) -> tuple[list[Any], list[Any], list[Any]] | None
     said = _said(context, found)
     if pair is not None and len(context.runs) > 2:
         said.insert(0, html.P(about(context, pair), className="count"))
-    return said, _readings(found), _questions(context, found)
+    elif len(runs) < len(context.runs):
+        names = ", ".join(shortened(run.name, 60) for run in runs)
+        text = f"About {names}, of {len(context.runs)} chosen runs."
+        said.insert(0, html.P(text, className="count"))
+    return said, _readings(context, found), _questions(context, found)
 
 
 def _said(context: Context, found: Landing) -> list[Any]:
@@ -114,10 +122,9 @@ def _ends(context: Context) -> dict[str, str]:
     return {name: text for name, text in found.items() if name}
 
 
-def _readings(found: Landing) -> list[Any]:
+def _readings(context: Context, found: Landing) -> list[Any]:
     """A card for each number: the numbers in large type, the run of each below it."""
-    runs = tuple(dict.fromkeys(run for one in found.readings for _, run, _ in one.values))
-    styles = dict(zip(runs, run_labels(runs), strict=True))
+    styles = dict(zip(context.runs, run_labels(context.runs), strict=True))
     cards = []
     for reading in found.readings:
         values = []

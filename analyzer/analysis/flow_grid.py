@@ -13,7 +13,7 @@ from analyzer.analysis.gradient_flow import relative_depth
 from analyzer.analysis.numerals import counted, number, times_ten_to
 from analyzer.analysis.per_run import InOneRange, RunRecord, not_recorded, read_runs
 from analyzer.analysis.profiles import over_deepest
-from analyzer.analysis.view import RunLabel, View, row_set, run_labels
+from analyzer.analysis.view import RunLabel, View, row_set
 from analyzer.errors import NotRecordedError
 from analyzer.storage.bin_reader import NumberName
 from analyzer.storage.run import Run
@@ -299,7 +299,7 @@ def grid_difference(view: View) -> GridDifference:
         )
     first, second = (
         grid_column(view, run, label)
-        for run, label in zip(view.runs[:2], run_labels(view.runs)[:2], strict=True)
+        for run, label in zip(view.runs[:2], view.labels[:2], strict=True)
     )
     is_log = quantity(view.quantity).scale == "log"
     steps = _common_steps(first, second)

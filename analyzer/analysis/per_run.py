@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from analyzer.analysis.view import RunLabel, View, nearest_step, run_labels
+from analyzer.analysis.view import RunLabel, View, nearest_step
 from analyzer.errors import NotRecordedError
 from analyzer.storage.run import Run
 
@@ -157,7 +157,7 @@ def read_runs(
     found: list[T] = []
     missing: list[str] = []
     errors: list[NotRecordedError] = []
-    for run, label in zip(view.runs, run_labels(view.runs), strict=True):
+    for run, label in zip(view.runs, view.labels, strict=True):
         try:
             found.append(read(view, run, label))
         except NotRecordedError as error:

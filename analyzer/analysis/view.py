@@ -59,6 +59,8 @@ class View:
         log_x: Whether that axis is logarithmic.
         scale: Whether values are on the ``usual`` axis of a figure, a ``linear`` one, or a ``log``.
         group: By what runs are drawn together, one of `groups.group_choices`; empty for none.
+        among: All that were chosen, of which these are some: each has its name and its color among
+            them. Empty where these are all.
     """
 
     runs: tuple[Run, ...]
@@ -72,6 +74,7 @@ class View:
     log_x: bool = False
     scale: str = SCALES[0]
     group: str = ""
+    among: tuple[Run, ...] = ()
 
     def __post_init__(self) -> None:
         for name, known in (("aggregate", AGGREGATES), ("over", TIMES), ("scale", SCALES)):
@@ -79,6 +82,14 @@ class View:
                 raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}")
         if not 0.0 <= self.smooth <= MOST_SMOOTH:
             raise ValueError(f"smooth is {self.smooth!r}; expected 0 to {MOST_SMOOTH}")
+
+    @property
+    def labels(self) -> "tuple[RunLabel, ...]":
+        """The label of each run."""
+        if not self.among:
+            return run_labels(self.runs)
+        found = dict(zip(self.among, run_labels(self.among), strict=True))
+        return tuple(found[run] for run in self.runs)
 
     def is_log(self, usual: bool) -> bool:
         """Whether an axis of values that is or is not logarithmic as a rule is so here."""

@@ -16,7 +16,7 @@ from analyzer.vocabulary.methods import Method
 
 __all__ = ["CONTROLS", "MANY_RUNS", "READABLE", "Page", "Panel", "checked"]
 
-READABLE = tuple(field.name for field in fields(View) if field.name != "runs")
+READABLE = tuple(one.name for one in fields(View) if one.name not in ("runs", "among"))
 """What of a view a panel may read."""
 
 CONTROLS = (
@@ -47,7 +47,7 @@ class Panel:
         has_controls: Whether its page has a control for each of them that is in ``CONTROLS``.
         follows_click: Whether it shows the layers that were clicked in a heatmap.
         method: How a paper describes it; None where that of its probe says it.
-        most_runs: How many runs it can show; those after them are left out.
+        most_runs: How many runs it can show; of more a reader chooses which.
         height: Pixels that are kept free on a page until the figure is there.
         is_wide: Whether its card takes the whole width of a page.
 

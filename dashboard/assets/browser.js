@@ -54,6 +54,11 @@
       });
       // The chosen layers belong to the table of the quantity.
       if ((found.get("quantity") || DEFAULTS.quantity) !== quantity) found.delete("layer");
+      // What is said of other runs is asked for with their page.
+      if (window.location.pathname === "/" && `${found.getAll("few")}` !== `${params().getAll("few")}`) {
+        go("/" + query(found));
+        return NO();
+      }
       if (query(found) !== window.location.search) replace(found);
       const search = withoutStep();
       if (sameQuery(search, current)) return NO();

@@ -194,13 +194,47 @@ def test_pinned_layers_are_always_drawn(visit: Callable[..., Visit], url: str) -
     there.assert_clean()
 
 
-def test_figures_of_few_runs_say_which_they_show(visit: Callable[..., Visit], url: str) -> None:
+def shown_few(visit: Visit) -> tuple[list[str], list[str]]:
+    """Titles of the panes of the heatmap, with their colors."""
+    notes = visit.page.evaluate(
+        """document.querySelector('[data-panel=gradient_heatmap] .js-plotly-plot')
+            .layout.annotations.map((one) => [one.text, one.font.color])"""
+    )
+    return [text for text, _ in notes], [color for _, color in notes]
+
+
+def test_figures_of_few_runs_say_which_they_show_and_let_a_reader_choose(
+    visit: Callable[..., Visit], url: str
+) -> None:
     there = visit(url, viewport={"width": 1440, "height": 900})
     page = there.go("/flow" + ALL)
     there.settle()
-    said = page.text_content("[data-panel=gradient_heatmap] .caption")
-    assert "the first 3 of 6 chosen runs" in str(said)
+    caption = "document.querySelector('[data-panel=gradient_heatmap] .caption').textContent"
+    assert f"Shown are {', '.join(NAMES[:3])}, of 6 chosen runs." in page.evaluate(caption)
+    assert shown_few(there)[0] == NAMES[:3]
+    page.get_by_role("textbox", name="Figures of 3 runs show").click()
+    for name in (NAMES[1], NAMES[5]):
+        page.get_by_role("option", name=name, exact=True).click()
+    there.until(f"() => location.search.includes('few={NAMES[5]}')")
+    there.until(f"() => {caption}.includes('Shown are {NAMES[1]}, {NAMES[5]}, of 6')")
+    titles, colors = shown_few(there)
+    assert titles == [NAMES[1], NAMES[5]]
+    # A run has one color in all figures, also where others are left out.
+    of_lines = page.evaluate(
+        """Object.fromEntries([...document.querySelector('[data-panel=depth_profile]'
+            + ' .js-plotly-plot')._fullData].map((one) => [one.name, one.line?.color]))"""
+    )
+    assert colors == [of_lines[name] for name in titles]
     assert sorted(lines(there, "depth_profile")) == sorted(NAMES)
+    assert violations(page) == []
+    # The first page tells and shows the same runs.
+    page.get_by_role("link", name="Overview").click()
+    there.until("() => document.querySelector('#readings .card') !== null")
+    about = f"About {NAMES[1]}, {NAMES[5]}, of 6 chosen runs."
+    assert page.locator("#headline .count").text_content() == about
+    page.get_by_role("textbox", name="Figures of 3 runs show").click()
+    page.get_by_role("option", name=NAMES[3], exact=True).click()
+    there.until("() => document.querySelectorAll('#readings .card .of').length === 9")
     there.assert_clean()
 
 

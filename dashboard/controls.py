@@ -44,7 +44,7 @@ def controls(context: Context, *shown: str) -> html.Div:
         "relative": lambda: _switch(
             "relative", "Values", address.relative, "absolute", "relative to last layer"
         ),
-        "over": lambda: _choice("x", "Lines run over", address.over, TIMES),
+        "over": lambda: _choice("x", "Steps are shown by", address.over, TIMES),
         "log_x": lambda: _switch("logx", "That axis", address.log_x, "linear", "log"),
         "scale": lambda: _choice("y", "Axis of values", address.scale, SCALES),
         "group": lambda: _group(context),

@@ -10,7 +10,7 @@ from analyzer.analysis.per_run import not_recorded, remembered
 from analyzer.storage.arrays import as_floats, as_numpy
 from analyzer.storage.run import Run
 
-__all__ = ["epoch_places", "on_axis", "time_places"]
+__all__ = ["epoch_places", "on_axis", "step_places", "time_places"]
 
 Floats = NDArray[np.float64]
 Steps = NDArray[np.int64]
@@ -61,12 +61,21 @@ def on_axis(run: Run, over: str, band: Band) -> Band:
     Raises:
         NotRecordedError: If the run does not say them.
     """
+    return replace(band, x=step_places(run, over, band.steps))
+
+
+def step_places(run: Run, over: str, steps: Steps) -> Floats | None:
+    """Return the place of each step on such an axis; None on one of steps.
+
+    Raises:
+        NotRecordedError: If the run does not say them.
+    """
     if over == "step":
-        return band
-    steps, places = _places(run, over)
+        return None
+    recorded, places = _places(run, over)
     # A probe of the final weights stands where the last step does.
-    at = np.searchsorted(steps, band.steps).clip(max=len(steps) - 1)
-    return replace(band, x=places[at])
+    found: Floats = places[np.searchsorted(recorded, steps).clip(max=len(recorded) - 1)]
+    return found
 
 
 @remembered("steps")

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.bands import grouped
+from analyzer.analysis.clock import step_places
 from analyzer.analysis.gradient_flow import relative_depth
 from analyzer.analysis.numerals import counted, number, times_ten_to
 from analyzer.analysis.per_run import InOneRange, RunRecord, not_recorded, read_runs
@@ -59,6 +60,7 @@ class GridColumn(RunRecord):
         marks: ``ZERO`` where the value is exactly zero, ``NONFINITE`` where the bin holds NaN or an
             infinite value, else 0, ``[rows, bins]``.
         width: Steps per bin.
+        at: Place of each bin on an axis of epochs or of time, ``[bins]``; None on one of steps.
     """
 
     quantity: str
@@ -69,6 +71,7 @@ class GridColumn(RunRecord):
     values: Floats
     marks: NDArray[np.uint8]
     width: int
+    at: Floats | None = None
 
     @property
     def log10(self) -> Floats:
@@ -138,7 +141,9 @@ def flow_grid(view: View) -> FlowGrid:
     row = quantity(view.quantity)
     is_log = row.scale == "log"
     name = f"{row.label}, relative to the deepest layer" if view.relative else row.label
-    return FlowGrid(columns, missing, name, is_log, *value_range(columns, is_log))
+    ends = value_range(columns, is_log)
+    axis: dict[str, Any] = {"over": view.over, "is_log_x": view.log_x}
+    return FlowGrid(columns, missing, name, is_log, *ends, **axis)
 
 
 def update_grid(view: View) -> FlowGrid:
@@ -150,7 +155,8 @@ def update_grid(view: View) -> FlowGrid:
     """
     columns, missing = read_runs(view, _update_column)
     label = "update ratio ‖Δθ‖ / ‖θ‖"
-    return FlowGrid(columns, missing, label, True, *value_range(columns, is_log=True))
+    ends = value_range(columns, is_log=True)
+    return FlowGrid(columns, missing, label, True, *ends, over=view.over, is_log_x=view.log_x)
 
 
 def grid_column(
@@ -199,6 +205,7 @@ def grid_column(
         values,
         marks,
         found.width * size,
+        step_places(run, view.over, found.steps[::size]),
     )
 
 
@@ -247,7 +254,9 @@ def _update_column(view: View, run: Run, label: RunLabel) -> UpdateColumn:
     if not measured.any():
         remedy = "add `--updates-every 10`; the manifest says where memory did not allow it"
         raise not_recorded("updates were", run, remedy)
-    kept = {"steps": shared[measured], "values": ratio[:, measured], "marks": marks[:, measured]}
+    steps = shared[measured]
+    kept = {"steps": steps, "values": ratio[:, measured], "marks": marks[:, measured]}
+    kept["at"] = step_places(run, view.over, steps)
     return UpdateColumn(**vars(update) | kept | {"quantity": "update_ratio"})
 
 

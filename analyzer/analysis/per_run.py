@@ -108,10 +108,16 @@ class AlongDepth(RunAtStep):
 
 @dataclass(frozen=True, eq=False)
 class PerRun(Generic[R]):
-    """One record of each run of a view that has the data, and the names of those that lack it."""
+    """One record of each run of a view that has the data, and the names of those that lack it.
+
+    What runs along steps does so ``over`` steps, epochs or time, on a logarithmic axis where
+    ``is_log_x``.
+    """
 
     runs: tuple[R, ...]
     missing: tuple[str, ...]
+    over: str = field(default="step", kw_only=True)
+    is_log_x: bool = field(default=False, kw_only=True)
 
     @property
     def caption(self) -> str:
@@ -130,17 +136,12 @@ class PerRun(Generic[R]):
 
 @dataclass(frozen=True, eq=False)
 class InOneRange(PerRun[R]):
-    """Records of runs on one axis, or in one range of colors: of logarithms where ``is_log``.
-
-    Lines run ``over`` steps, epochs or time, on a logarithmic axis where ``is_log_x``.
-    """
+    """Records of runs on one axis, or in one range of colors: of logarithms where ``is_log``."""
 
     label: str
     is_log: bool
     low: float
     high: float
-    over: str = "step"
-    is_log_x: bool = False
 
 
 def read_runs(
@@ -173,7 +174,7 @@ def per_run(read: Callable[[View, Run, RunLabel], R]) -> Callable[[View], PerRun
 
     @wraps(read)
     def records(view: View) -> PerRun[R]:
-        return PerRun(*read_runs(view, read))
+        return PerRun(*read_runs(view, read), over=view.over, is_log_x=view.log_x)
 
     return records
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.bands import Band, grouped, series_band, smoothed, spaced_places
-from analyzer.analysis.clock import on_axis
+from analyzer.analysis.clock import on_axis, step_places
 from analyzer.analysis.gradient_flow import (
     ROUTE,
     depth_profile,
@@ -104,13 +104,16 @@ def _curve(view: View, run: Run, label: RunLabel) -> AlongDepth:
             raise not_recorded(f"{view.quantity} at step {step} was", run, "choose another step")
     if view.relative:
         values = over_deepest(values)
+    line: dict[str, Floats] = {}
     if view.quantity == "output_gradient_norm":
         fit = profile_gain(depth_profile(run, step))
+        if fit.is_defined and not view.relative:
+            line["fit"] = np.power(10.0, np.interp(rows.positions, fit.depths, fit.ends))
         text = f"{gain_clause(fit)}{f' {ROUTE}' if fit.is_defined else ''}."
     else:
         text = _reach(quantity(view.quantity).label, rows.names, values)
     named = {view.quantity: values}
-    return AlongDepth(label, step, rows.names, rows.positions, named, text, axis="position")
+    return AlongDepth(label, step, rows.names, rows.positions, named, text, line, axis="position")
 
 
 def _reach(what: str, names: tuple[str, ...], values: Floats) -> str:
@@ -226,7 +229,9 @@ def layer_series(view: View) -> LayerSeries:
     is_log = view.is_log(row.scale == "log")
     edges = (edge for run in runs for band in run.bands for edge in (band.low, band.high))
     low, high = shown_range(edges, is_log=is_log)
-    return LayerSeries(runs, missing, row.label, is_log, low, high, view.over, view.log_x)
+    return LayerSeries(
+        runs, missing, row.label, is_log, low, high, over=view.over, is_log_x=view.log_x
+    )
 
 
 def _series(view: View, run: Run, label: RunLabel) -> RunSeries:
@@ -344,6 +349,7 @@ class StreamCurves(RunRecord):
         last: That of the last join.
         written: The median of ‖b‖.
         smooth: ``last`` smoothed; None where that was not asked for.
+        at: Place of each bin on an axis of epochs or of time; None on one of steps.
     """
 
     steps: NDArray[np.int64]
@@ -352,6 +358,7 @@ class StreamCurves(RunRecord):
     last: Floats
     written: Floats
     smooth: Floats | None
+    at: Floats | None
 
     columns: ClassVar[Mapping[str, str]] = {
         "step": "steps",
@@ -385,6 +392,6 @@ def stream_series(view: View, run: Run, label: RunLabel) -> StreamCurves:
     low, high = (grouped(after, count, how)[:, 0] for how in ("min", "max"))
     last = after[:, int(np.argmax(arcs.ends))]
     middle = grouped(written, count, "median")[:, 0]
-    return StreamCurves(
-        label, steps, low, high, last, middle, smoothed(last, view.smooth) if view.smooth else None
-    )
+    smooth = smoothed(last, view.smooth) if view.smooth else None
+    at = step_places(run, view.over, steps)
+    return StreamCurves(label, steps, low, high, last, middle, smooth, at)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.analysis.bands import grouped, smoothed
+from analyzer.analysis.clock import step_places
 from analyzer.analysis.numerals import counted, percent
 from analyzer.analysis.per_run import RunRecord, not_recorded, per_run, profile_values
 from analyzer.analysis.view import RunLabel, View, row_set, stage_borders
@@ -231,6 +232,7 @@ class SplitCurves(RunRecord):
         names: Joins drawn one by one; none where there are more than twelve.
         shares: Their shares, ``[points, names]``.
         smooth: The median smoothed; None where that was not asked for.
+        at: Place of each bin on an axis of epochs or of time; None on one of steps.
     """
 
     steps: NDArray[np.int64]
@@ -240,6 +242,7 @@ class SplitCurves(RunRecord):
     names: tuple[str, ...]
     shares: Floats
     smooth: Floats | None
+    at: Floats | None
 
     columns: ClassVar[Mapping[str, str]] = {
         "step": "steps",
@@ -279,4 +282,5 @@ def split_series(view: View, run: Run, label: RunLabel) -> SplitCurves:
     names = arcs.names if few else ()
     smooth = smoothed(median, view.smooth) if view.smooth else None
     lines = shares if few else shares[:, :0]
-    return SplitCurves(label, steps, median, low, high, names, lines, smooth)
+    at = step_places(run, view.over, steps)
+    return SplitCurves(label, steps, median, low, high, names, lines, smooth, at)

@@ -224,7 +224,9 @@ def _curves(
     is_log = view.is_log(is_log)
     edges = (edge for curve in curves for edge in (curve.band.low, curve.band.high))
     low, high = shown_range(edges, is_log=is_log)
-    return StepCurves(curves, missing, label, is_log, low, high, view.over, view.log_x)
+    return StepCurves(
+        curves, missing, label, is_log, low, high, over=view.over, is_log_x=view.log_x
+    )
 
 
 def _column(run: Run, name: str) -> tuple[NDArray[np.int64], Floats]:

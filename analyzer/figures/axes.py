@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from analyzer.analysis.view import RunLabel
-from analyzer.figures.sketch import Layout, merged
+from analyzer.figures.sketch import Layout, Sketch, merged, part_of
 from analyzer.figures.theme import Theme, decade_step, labeled, log_ticks, told_apart
 
 __all__ = [
     "DEPTH",
     "STEP",
     "along_axis",
+    "along_steps",
     "depth_ticks",
     "hover_names",
     "layout_name",
@@ -109,15 +110,94 @@ def _blank_panes(count: int, theme: Theme, height: int, gap: float) -> go.Figure
 
 
 def along_axis(over: str, *, is_log: bool) -> dict[str, Any]:
-    """Return the axis that lines run over: ``step``, ``epoch`` or ``time``.
+    """Return the axis that runs over steps: as ``step``, ``epoch`` or ``time``.
 
-    Plotly leaves out what has no place on a logarithmic one: step 0.
+    A logarithmic one is completed by `along_steps`.
     """
     text = {"step": "step", "epoch": "epoch", "time": "seconds of training"}[over]
-    look = {"type": "log", "exponentformat": "power", "tickfont": {"size": 11}}
+    look = {"type": "log", "tickfont": {"size": 11}}
     axis = STEP if over == "step" else {"hoverformat": ".4g"}
     named = f"{text}, logarithmic" if is_log else text
     return axis | {"title": {"text": named, "standoff": 4}} | (look if is_log else {})
+
+
+def along_steps(made: "go.Figure | Sketch", over: str, *, is_log: bool) -> "go.Figure | Sketch":
+    """Return a figure whose axes along steps show step 0 too, and know where each step is.
+
+    A logarithmic one has no place for 0: all moves by 1, of epochs and time by the least above 0;
+    ticks and hover say what it was. For a browser, ``meta.steps`` of the layout has the places as
+    they are drawn and the steps there, by axis, and ``meta.shift`` how far they were moved.
+    """
+    if over == "step" and not is_log:
+        return made
+    traces = made.traces if isinstance(made, Sketch) else list(made.data)
+    letter = "y" if any(part_of(trace, "type") == "heatmap" for trace in traces) else "x"
+    values = [np.array(part_of(trace, letter), np.float64) for trace in traces]
+    known = np.concatenate([one[np.isfinite(one)] for one in values])
+    if not len(known):
+        return made
+    shift = _shift(known, over) if is_log else 0.0
+    axes: Layout = {}
+    places: dict[str, dict[str, list[float]]] = {}
+    for trace, at in zip(traces, values, strict=True):
+        axis = str(part_of(trace, f"{letter}axis") or letter)
+        if np.isfinite(at).any():
+            trace[letter] = at + shift
+        if letter == "y":
+            trace["hovertemplate"] = trace["hovertemplate"].replace("%{y:,d}", "%{y}")
+        steps = _steps_of(trace, at, over)
+        if axis in places or steps is None:
+            continue
+        there, steps = at[np.isfinite(at)], steps[np.isfinite(at)]
+        places[axis] = {"at": (there + shift).tolist(), "step": steps.tolist()}
+        said = {
+            f"{one + shift:.6f}": f"{step:,.0f}" + f" ({over} {one:.4g})" * (over != "step")
+            for one, step in zip(there.tolist(), steps.tolist(), strict=True)
+        }
+        axes[layout_name(axis)] = {"hoverformat": ".6f", "labelalias": said}
+    if is_log:
+        ticks = _log_ticks(float(known.min()), float(known.max()), shift)
+        for axis in (letter, *places):
+            axes[layout_name(axis)] = axes.get(layout_name(axis), {}) | ticks
+    axes["meta"] = {"steps": places, "shift": shift}
+    if isinstance(made, Sketch):
+        return Sketch(traces, merged(made.layout, axes))
+    return made.update_layout(axes)
+
+
+def _steps_of(trace: Any, at: NDArray[np.float64], over: str) -> NDArray[np.float64] | None:
+    """The steps of the points of a line, or of the bins of a heatmap; None of another trace."""
+    if part_of(trace, "type") == "heatmap":
+        steps = (part_of(trace, "meta") or {}).get("steps")
+    elif part_of(trace, "fill") is not None or "lines" not in (part_of(trace, "mode") or ""):
+        return None
+    else:
+        steps = part_of(trace, "customdata")
+    if steps is None and over == "step":
+        return at
+    return None if steps is None else np.array(steps, np.float64)
+
+
+def _shift(values: NDArray[np.float64], over: str) -> float:
+    """How far places move so that all of them have a logarithm."""
+    if values.min() > 0:
+        return 0.0
+    above = values[values > 0]
+    return 1.0 if over == "step" or not len(above) else float(above.min())
+
+
+def _log_ticks(low: float, high: float, shift: float) -> Layout:
+    """Range and ticks of a logarithmic axis whose places were moved; 0 is one of them."""
+    ends = [math.log10(end + shift) for end in (low, max(high, low * 1.01))]
+    room = 0.02 * (ends[1] - ends[0] or 1.0)
+    top = math.log10(high) if high > 0 else 0.0
+    powers = range(math.floor(math.log10(shift or low)), math.floor(top) + 1)
+    digits = (1,) if len(powers) > 2 else (1, 2, 5)
+    shown = [digit * 10.0**power for power in powers for digit in digits]
+    shown = [0.0] * (low <= 0) + [one for one in shown if max(low, shift) <= one <= high]
+    texts = [f"{one:,.0f}" if one >= 1 or one == 0 else f"{one:g}" for one in shown]
+    ticks = {"tickmode": "array", "tickvals": [one + shift for one in shown], "ticktext": texts}
+    return {"type": "log", "range": [ends[0] - room, ends[1] + room], "tickformat": ""} | ticks
 
 
 def many_entries(count: int, height: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from analyzer.analysis.flow_grid import NONFINITE, ZERO, GridColumn
 from analyzer.analysis.per_run import AlongDepth
 from analyzer.analysis.view import RunLabel
 from analyzer.figures.axes import layout_name
-from analyzer.figures.sketch import Layout, Sketch, Trace, merged, scatter
+from analyzer.figures.sketch import Layout, Sketch, Trace, merged, part_of, scatter
 from analyzer.figures.theme import Theme, labeled, log_ticks
 
 __all__ = [
@@ -153,7 +153,7 @@ def with_rugs(made: "go.Figure | Sketch") -> "go.Figure | Sketch":
     more: Layout = {}
     entries = _rug_entries(traces, rugs)
     for trace in rugs:
-        base = _of(trace, "yaxis") or "y"
+        base = part_of(trace, "yaxis") or "y"
         own = f"y{base[1:] or 1}01"
         under = layout.get(layout_name(base)) or {}
         place = {key: under[key] for key in ("domain", "anchor") if key in under}
@@ -172,13 +172,13 @@ def with_rugs(made: "go.Figure | Sketch") -> "go.Figure | Sketch":
 
 def _rug_entries(traces: Any, rugs: Sequence[Any]) -> list[Trace]:
     """What the ticks of rugs say in the legend, each once, unless it stands there already."""
-    named = [trace for trace in rugs if _of(trace, "showlegend")]
-    said = {_of(t, "name") for t in traces if _of(t, "showlegend") and not _is_rug(t)}
+    named = [trace for trace in rugs if part_of(trace, "showlegend")]
+    said = {part_of(t, "name") for t in traces if part_of(t, "showlegend") and not _is_rug(t)}
     found = []
     for edge, key, word in ((1.0, "nonfinite", _BROKEN), (0.0, "zero", _ZERO)):
-        here = [trace for trace in named if edge in list(_of(trace, "y"))]
+        here = [trace for trace in named if edge in list(part_of(trace, "y"))]
         if here and word not in said:
-            color = _of(here[0], "meta")["rug"][key]
+            color = part_of(here[0], "meta")["rug"][key]
             look = {"symbol": "line-ns-open", "size": 10, "color": color, "line": {"width": 2}}
             entry = scatter(x=[None], y=[None], mode="markers", marker=look, name=word)
             found.append(entry | {"showlegend": True})
@@ -186,12 +186,8 @@ def _rug_entries(traces: Any, rugs: Sequence[Any]) -> list[Trace]:
 
 
 def _is_rug(trace: Any) -> bool:
-    note = _of(trace, "meta")
+    note = part_of(trace, "meta")
     return isinstance(note, dict) and "rug" in note
-
-
-def _of(trace: Any, key: str) -> Any:
-    return trace.get(key) if isinstance(trace, dict) else trace[key]
 
 
 def layer_dots(positions: Floats, names: Sequence[str], color: str, theme: Theme) -> Trace:
@@ -299,7 +295,9 @@ def grid_traces(
     the axis knows the names of the layers (``depth_ticks``). The ``axes`` are ``xaxis``, ``yaxis``
     and ``coloraxis``.
     """
-    heat = {"type": "heatmap", "x": column.positions, "y": column.steps} | axes
+    rows = column.steps if column.at is None else column.at
+    heat = {"type": "heatmap", "x": column.positions, "y": rows} | axes
+    heat |= {} if column.at is None else {"meta": {"steps": column.steps.tolist()}}
     heat |= {"hoverongaps": False}
     hover = "%{x}<br>step %{y:,d}"
     cells = (column.log10 if is_log else column.values).T.astype(np.float32)
@@ -335,8 +333,12 @@ def mark_planes(
 
 
 def step_range(columns: Sequence[GridColumn]) -> list[float]:
-    """Return the first and the last step of all runs, with half a bin at each end."""
+    """Return the first and the last step of all runs (or epoch, or time), with some room."""
+    places = [column.at for column in columns if column.at is not None]
     first = min(float(column.steps[0]) for column in columns)
     last = max(float(column.steps[-1] + column.width - 1) for column in columns)
+    if places:
+        first, last = (float(end(np.concatenate(places))) for end in (np.nanmin, np.nanmax))
+        return [first - 0.004 * (last - first), last + 0.004 * (last - first)]
     room = max(0.5, 0.004 * (last - first))
     return [first - room, last + room]

@@ -8,6 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from analyzer.analysis.view import View
+from analyzer.figures.axes import along_steps
 from analyzer.figures.marks import with_rugs
 from analyzer.figures.narrow import stacked
 from analyzer.figures.sketch import Sketch
@@ -84,7 +85,10 @@ class Panel:
 
     def made(self, info: Any, theme: Theme) -> go.Figure | Sketch:
         """Draw a record as a browser is sent it, the rugs of its plots at their edges."""
-        return with_rugs(self.drawing(info, theme))
+        made = self.drawing(info, theme)
+        if "over" in self.reads:
+            made = along_steps(made, info.over, is_log=info.is_log_x)
+        return with_rugs(made)
 
     def narrowed(self, info: Any, theme: Theme, wide: Any = None) -> dict[str, Any]:
         """Draw a record as a narrow browser is sent it, as plain data.

@@ -24,7 +24,7 @@ from analyzer.analysis.shortcuts import (
     shortcut_strip,
     split_series,
 )
-from analyzer.figures.axes import DEPTH, STEP, stage_ticks, value_axis
+from analyzer.figures.axes import DEPTH, along_axis, stage_ticks, value_axis
 from analyzer.figures.marks import edge_marks, filled, layer_dots, run_line, translucent
 from analyzer.figures.panels import Panel
 from analyzer.figures.sketch import Trace, scatter
@@ -175,7 +175,7 @@ def _split_figure(info: PerRun[SplitCurves], theme: Theme) -> go.Figure:
     for run in info.runs:
         figure.add_traces(_split_traces(run, theme))
     figure.add_hline(y=0.5, line={"color": theme.faint, "width": 1, "dash": "dot"})
-    figure.update_xaxes(**STEP)
+    figure.update_xaxes(**along_axis(info.over, is_log=info.is_log_x))
     figure.update_yaxes(title={"text": "shortcut share"}, tickformat=".0%")
     figure.update_layout(showlegend=True)
     return figure
@@ -184,22 +184,31 @@ def _split_figure(info: PerRun[SplitCurves], theme: Theme) -> go.Figure:
 def _split_traces(run: SplitCurves, theme: Theme) -> list[Trace]:
     color = theme.style(run.label.style).color
     text = labeled(run.label.text)
-    around = filled(run.steps, run.low, run.high, color, 0.15, name=f"{text}: all joins")
+    place = _along(run)
+    around = filled(place["x"], run.low, run.high, color, 0.15, name=f"{text}: all joins")
+    said = f"step {place.pop('said')}: %{{y:.0%}}"
     single = [
         scatter(
-            x=run.steps,
+            place,
             y=shares,
             mode="lines",
             line={"color": translucent(color, 0.4), "width": 1},
             name=labeled(name),
-            hovertemplate="step %{x}: %{y:.0%}",
+            hovertemplate=said,
             showlegend=False,
         )
         for name, shares in zip(run.names, run.shares.T, strict=True)
     ]
     middle = run.median if run.smooth is None else run.smooth
-    words = {"name": f"{text}: median", "hovertemplate": "step %{x}: %{y:.0%}"}
-    return [around, *single, run_line(run.label, theme, x=run.steps, y=middle, **words)]
+    words = {"name": f"{text}: median", "hovertemplate": said}
+    return [around, *single, run_line(run.label, theme, **place, y=middle, **words)]
+
+
+def _along(run: SplitCurves | StreamCurves) -> Trace:
+    """Where the points of a line stand, with their steps; ``said`` is how the hover says these."""
+    if run.at is None:
+        return {"x": run.steps, "said": "%{x}"}
+    return {"x": run.at, "customdata": run.steps, "said": "%{customdata}"}
 
 
 def _stream_figure(info: PerRun[ResidualStream], theme: Theme) -> go.Figure:
@@ -254,17 +263,18 @@ def _stream_series_figure(info: PerRun[StreamCurves], theme: Theme) -> go.Figure
     low, high = shown_range(norms, is_log=True)
     for run in info.runs:
         color, text = theme.style(run.label.style).color, labeled(run.label.text)
-        hover = {"hovertemplate": "step %{x}: %{y:.3e}"}
-        around = filled(run.steps, run.low, run.high, color, 0.15, name=f"{text}: all joins")
+        place = _along(run)
+        hover = {"hovertemplate": f"step {place.pop('said')}: %{{y:.3e}}"}
+        around = filled(place["x"], run.low, run.high, color, 0.15, name=f"{text}: all joins")
         last = run.last if run.smooth is None else run.smooth
         words = {"name": f"{text}: stream after the last join"}
         line = {"color": color, "width": 1.5, "dash": "dot"}
-        written = scatter(x=run.steps, y=run.written, mode="lines", line=line, **hover)
+        written = scatter(place, y=run.written, mode="lines", line=line, **hover)
         written["name"] = f"{text}: written ‖b‖, median"
         figure.add_traces(
-            [around, run_line(run.label, theme, x=run.steps, y=last, **words, **hover), written]
+            [around, run_line(run.label, theme, **place, y=last, **words, **hover), written]
         )
-    figure.update_xaxes(**STEP)
+    figure.update_xaxes(**along_axis(info.over, is_log=info.is_log_x))
     figure.update_yaxes(**value_axis("norm (unit of z)", is_log=True, low=low, high=high))
     figure.update_layout(showlegend=True)
     return figure
@@ -300,7 +310,8 @@ SHARES = Panel(
     needs=("shortcut_share",),
     info=split_series,
     drawing=_split_figure,
-    reads=("smooth",),
+    reads=("smooth", "over", "log_x"),
+    has_controls=True,
 )
 STREAM = Panel(
     key="residual_stream",
@@ -330,5 +341,6 @@ STREAM_SERIES = Panel(
     needs=("join_output_norm",),
     info=stream_series,
     drawing=_stream_series_figure,
-    reads=("smooth",),
+    reads=("smooth", "over", "log_x"),
+    has_controls=True,
 )

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-__all__ = ["Layout", "Sketch", "Trace", "axes_of", "merged", "scatter"]
+__all__ = ["Layout", "Sketch", "Trace", "axes_of", "merged", "part_of", "scatter"]
 
 Trace = dict[str, Any]
 Layout = dict[str, Any]
@@ -43,6 +43,11 @@ def scatter(*parts: dict[str, Any], **more: Any) -> Trace:
     for part in (*parts, more):
         trace |= part
     return trace
+
+
+def part_of(trace: Any, key: str) -> Any:
+    """Return a property of a trace, of a sketch or of plotly's; None where it has none."""
+    return trace.get(key) if isinstance(trace, dict) else trace[key]
 
 
 def merged(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ from analyzer.figures.marks import (
     step_range,
 )
 from analyzer.figures.panels import MANY_RUNS, Panel
-from analyzer.figures.sketch import Layout, Sketch, Trace, axes_of, merged
+from analyzer.figures.sketch import Layout, Sketch, Trace, axes_of, merged, scatter
 from analyzer.figures.theme import Theme, labeled
 from analyzer.vocabulary.methods import Method
 
@@ -85,7 +85,7 @@ def grid_sketch(info: FlowGrid, theme: Theme) -> Sketch:
         traces += grid_traces(column, theme, is_log=info.is_log, axes=colored)
         ticks = depth_ticks(column.names, column.positions, len(columns))
         layout = merged(layout, {layout_name(axes["xaxis"]): ticks})
-    layout = merged(layout, {"yaxis": STEP})
+    layout = merged(layout, {"yaxis": along_axis(info.over, is_log=info.is_log_x)})
     entries = mark_legend([column.marks for column in columns], theme, is_log=info.is_log)
     bar = color_bar(info.label, info.low, info.high, is_log=info.is_log)
     colors = {"colorscale": theme.colorscale, "cmin": info.low, "cmax": info.high, "colorbar": bar}
@@ -119,6 +119,12 @@ def _profile_sketch(info: ProfileCurves, theme: Theme) -> Sketch:
             color = theme.style(curve.label.style).color
             area = filled(curve.positions, least, most, color, 0.18, showlegend=False)
             traces.append(area)
+        if "fit" in curve.references:
+            look = {"color": theme.style(curve.label.style).color, "width": 1, "dash": "dash"}
+            said = {"name": f"{labeled(curve.label.text)}: fit", "hovertemplate": "%{y:.3e}"}
+            more = {"mode": "lines", "line": look, "showlegend": False}
+            place = {"x": curve.positions, "y": placed(curve.references["fit"], info.is_log)}
+            traces.append(scatter(place, said, more))
         traces += depth_lines(curve, info.quantity, theme, is_log=info.is_log)
     relative = {"title": {"text": "relative depth: first layer → last layer", "standoff": 6}}
     axes = {"xaxis": relative if info.is_relative_depth else DEPTH, "yaxis": axis}
@@ -244,13 +250,13 @@ HEATMAP = _by_layer(
     ),
     info=flow_grid,
     drawing=grid_sketch,
-    reads=("quantity", "layers", "aggregate", "relative"),
+    reads=("quantity", "layers", "aggregate", "relative", "over", "log_x"),
 )
 PROFILE = _by_layer(
     key="depth_profile",
     title="Depth profile",
     how_to_read="One step along depth. A flat line passes the gradient on; a slope is a gain per "
-    "layer, below 1 where it falls toward the input.",
+    "layer, below 1 where it falls toward the input. Thin and dashed: the fit that the gain is of.",
     method=Method(
         title="Gain",
         formula="gain = exp(−slope of ln ‖∂L/∂y‖ against depth)",
@@ -290,7 +296,7 @@ UPDATES = Panel(
     needs=("update_norm", "norm"),
     info=update_grid,
     drawing=grid_sketch,
-    reads=("layers", "aggregate"),
+    reads=("layers", "aggregate", "over", "log_x"),
     has_controls=True,
 )
 OVERLAY = _by_layer(

@@ -10,7 +10,7 @@
     if (!full || !full._plots) return [];
     return Object.values(full._plots).filter((plot) => !plot.yaxis.overlaying).flatMap((plot) =>
       [plot.xaxis, plot.yaxis]
-        .filter((axis) => axis && isStep(full, axis))
+        .filter((axis) => axis && (isStep(full, axis) || placesOf(graph, axis)))
         .map((axis) => ({ axis, plot, isX: axis === plot.xaxis })),
     );
   }
@@ -23,6 +23,17 @@
     );
   }
 
+  /** Where steps stand on an axis of epochs, of time or of logarithms; null on one of steps. */
+  function placesOf(graph, axis) {
+    const known = ((graph._fullLayout && graph._fullLayout.meta) || {}).steps;
+    return (known && axis && (known[axis._id] || known[axis.matches])) || null;
+  }
+
+  function placeOf(graph, axis, step) {
+    const places = placesOf(graph, axis);
+    return places ? places.at[shared.nearest(places.step, step)] : step;
+  }
+
   const keyOf = (graph) => (graph.closest("[data-panel]") || { dataset: {} }).dataset.panel;
   const lines = (graph, name) => graph.parentElement.querySelectorAll(".step-line." + name);
 
@@ -33,7 +44,7 @@
     // The overview has lines of its own for the chosen step.
     if (step == null || (name === "chosen" && keyOf(graph) === "overview")) return;
     stepAxes(graph).forEach(({ axis, plot, isX }) => {
-      const at = axis.d2p(step);
+      const at = axis.d2p(placeOf(graph, axis, step));
       if (!(at >= 0 && at <= axis._length)) return;
       const mark = document.createElement("div");
       mark.className = "step-line " + name;
@@ -58,11 +69,14 @@
   function stepOf(graph, point) {
     if (!point || !point.xaxis) return null;
     const full = graph._fullLayout;
-    if (isStep(full, point.xaxis)) return Number(point.x);
-    // Lines over epochs or time say the step of each point.
-    const title = String((point.xaxis.title && point.xaxis.title.text) || "");
-    if (/^(epoch|seconds of training)/.test(title) && point.customdata != null) return Number(point.customdata);
-    return isStep(full, point.yaxis) ? Number(point.y) : null;
+    for (const [axis, value] of [[point.xaxis, point.x], [point.yaxis, point.y]]) {
+      const places = placesOf(graph, axis);
+      // Lines over epochs or time say the step of each point: two runs differ.
+      if (places && point.fullData.type !== "heatmap" && point.customdata != null) return Number(point.customdata);
+      if (places) return places.step[shared.nearest(places.at, Number(value))];
+      if (isStep(full, axis)) return Number(value);
+    }
+    return null;
   }
 
   /** The layer of a cell: the axis knows the names; a group begins with its first. */

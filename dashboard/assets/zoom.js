@@ -19,15 +19,17 @@
         const lead = axis.matches ? full[axis.matches.replace(/^([xy])/, "$1axis")] : axis;
         const titles = [axis, lead].map((one) => String((one && one.title && one.title.text) || ""));
         const kind = Object.keys(KINDS).find((name) => titles.some((text) => KINDS[name].test(text)));
-        if (kind) found.set(axis._name, { axis, kind });
+        const shift = (full.meta && full.meta.shift) || 0;
+        if (kind) found.set(axis._name, { axis, kind, shift: isLog(axis) ? shift : 0 });
       });
     });
     return [...found].map(([name, one]) => ({ name, ...one }));
   }
 
   const isLog = (axis) => axis.type === "log";
-  const outward = (axis, range) => range.map((end) => (isLog(axis) ? 10 ** end : Number(end)));
-  const inward = (axis, range) => range.map((end) => (isLog(axis) ? Math.log10(end) : end));
+  // Logarithms are of places that were moved, so that step 0 has one.
+  const outward = ({ axis, shift }, range) => range.map((end) => (isLog(axis) ? 10 ** end - shift : Number(end)));
+  const inward = ({ axis, shift }, range) => range.map((end) => (isLog(axis) ? Math.log10(end + shift) : end));
 
   function asked(kind) {
     const ends = (shared.params().get(kind) || "").split(",").map(Number);
@@ -48,10 +50,10 @@
   function follow(graph, freed) {
     if (zooming.has(graph)) return;
     const changes = {};
-    axesOf(graph).forEach(({ name, axis, kind }) => {
+    axesOf(graph).forEach(({ name, axis, kind, shift }) => {
       const wanted = asked(kind);
       if (wanted) {
-        const range = inward(axis, wanted);
+        const range = inward({ axis, shift }, wanted);
         if (range.every(Number.isFinite) && !near(axis.range, range)) changes[name + ".range"] = range;
       } else if (freed && freed.has(kind)) {
         if (initial(axis)) changes[name + ".range"] = initial(axis);
@@ -68,12 +70,12 @@
   /** What a reader has done to a figure: kinds of axes with their new ranges, null where freed. */
   function changed(graph, event) {
     const found = new Map();
-    axesOf(graph).forEach(({ name, axis, kind }) => {
+    axesOf(graph).forEach(({ name, axis, kind, shift }) => {
       const touched = Object.keys(event).filter((key) => key.startsWith(name + "."));
       if (!touched.length) return;
       const isFree = event[name + ".autorange"] === true
         || (initial(axis) && near(axis.range, initial(axis)));
-      found.set(kind, isFree ? null : outward(axis, axis.range));
+      found.set(kind, isFree ? null : outward({ axis, shift }, axis.range));
     });
     return found;
   }

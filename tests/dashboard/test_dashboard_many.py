@@ -248,3 +248,51 @@ def test_the_network_of_any_chosen_run_is_shown(visit: Callable[..., Visit], url
     there.until(f"{said}.startsWith('lr0.5-2, step 39')")
     there.until("() => location.search.includes('of=lr0.5-2')")
     there.assert_clean()
+
+
+def marked(visit: Visit, panel: str) -> dict[str, float]:
+    """How far along the axis of its steps the chosen step is marked in a figure, from 0 to 1."""
+    found: dict[str, float] = visit.page.evaluate(
+        f"""(() => {{
+          const card = document.querySelector('[data-panel={panel}]');
+          const full = card.querySelector('.js-plotly-plot')._fullLayout;
+          const line = card.querySelector('.step-line.chosen');
+          if (!line) return {{}};
+          const style = line.style, [top, left] = [parseFloat(style.top), parseFloat(style.left)];
+          return style.width === '0px'
+            ? {{x: (left - full.xaxis._offset) / full.xaxis._length}}
+            : {{y: 1 - (top - full.yaxis._offset) / full.yaxis._length}}; }})()"""
+    )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("query", "part"),
+    [
+        # Forty steps are four epochs of ten; a logarithm of the step and 1 has a place for step 0.
+        ("x=epoch&step=20", 20 / 39),
+        ("logx=1&step=0", 0.0),
+        pytest.param("x=epoch&logx=1&step=0", 0.0, marks=pytest.mark.slow),
+    ],
+)
+def test_heatmaps_and_lines_have_one_axis_with_the_step_marked(
+    visit: Callable[..., Visit], url: str, query: str, part: float
+) -> None:
+    there = visit(url, viewport={"width": 1440, "height": 900})
+    page = there.go(f"/flow?run=lr0.1-0&run=lr0.5-0&{query}")
+    there.settle()
+    there.until("() => document.querySelectorAll('.step-line.chosen').length >= 4")
+    across, up = marked(there, "layer_series"), marked(there, "gradient_heatmap")
+    assert across["x"] == pytest.approx(part, abs=0.06)
+    assert up["y"] == pytest.approx(part, abs=0.06)
+    # The lowest row of the heatmap is step 0, by name and by click.
+    page.locator("[data-panel=gradient_heatmap]").scroll_into_view_if_needed()
+    plot = page.locator("[data-panel=gradient_heatmap] .nsewdrag").first.bounding_box()
+    at = plot["x"] + plot["width"] / 2, plot["y"] + plot["height"] - 4
+    page.mouse.move(*at, steps=3)
+    there.until(
+        "() => /step 0( \\(|:)/.test(document.querySelector('.hoverlayer .hovertext')?.textContent)"
+    )
+    page.mouse.click(*at)
+    there.until("() => location.search.includes('step=0')")
+    there.assert_clean()

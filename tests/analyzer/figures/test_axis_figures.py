@@ -6,19 +6,22 @@ import plotly.graph_objects as go
 import pytest
 from plotly.subplots import make_subplots
 
+from analyzer.analysis.clock import step_places
+from analyzer.analysis.gradient_flow import depth_profile, profile_gain
 from analyzer.analysis.network_probes import PathSpectrum
 from analyzer.analysis.per_run import AlongDepth, PerRun
-from analyzer.analysis.view import RunLabel, View
+from analyzer.analysis.view import TIMES, RunLabel, View
 from analyzer.figures.axes import depth_ticks, name_ticks, value_axis
-from analyzer.figures.catalog import panel
+from analyzer.figures.catalog import PANELS, panel
 from analyzer.figures.landscape import contour_levels
 from analyzer.figures.marks import depth_lines, edge_marks, with_rugs
+from analyzer.figures.panels import Panel
 from analyzer.figures.probes import path_figure
 from analyzer.figures.sketch import Sketch
 from analyzer.figures.theme import LIGHT, decade_step
-from analyzer.storage.run import open_run
+from analyzer.storage.run import Run, open_run
 from analyzer.storage.writer import RunWriter
-from tests.support.full_run import write_network_run
+from tests.support.full_run import write_full_pair, write_network_run
 from tests.support.runs import write_run
 
 
@@ -162,3 +165,64 @@ def test_a_landscape_along_one_direction_is_a_line(tmp_path: Path) -> None:
     (line,) = [trace for trace in figure.data if trace.type == "scatter" and trace.x is not None]
     assert (list(line.x), list(line.y)) == (alphas, [3.0, 1.0, 2.5])
     assert "α" in figure.layout.xaxis.title.text
+
+
+ALONG = [one for one in PANELS if "over" in one.reads]
+
+
+@pytest.fixture(scope="module")
+def along_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, ...]:
+    return tuple(map(open_run, write_full_pair(tmp_path_factory.mktemp("along"))))
+
+
+@pytest.mark.parametrize("drawn", ALONG, ids=lambda one: one.key)
+@pytest.mark.parametrize("over", TIMES)
+def test_a_logarithmic_axis_shows_every_step_that_a_linear_one_does(
+    along_pair: tuple[Run, ...], drawn: Panel, over: str
+) -> None:
+    straight, bent = (
+        drawn.draw(drawn.info(View(along_pair, over=over, log_x=log)), LIGHT)
+        for log in (False, True)
+    )
+    letter = "y" if any(one.type == "heatmap" for one in bent.data) else "x"
+    axis, shift = bent.layout[f"{letter}axis"], bent.layout.meta["shift"]
+    assert axis.type == "log"
+    low, high = (10.0**end for end in axis.range)
+    for line, moved in zip(straight.data, bent.data, strict=True):
+        before, after = (
+            np.array([np.nan if at is None else at for at in one[letter]], float)
+            for one in (line, moved)
+        )
+        known = np.isfinite(before)
+        assert after[known] == pytest.approx(before[known] + shift)
+        assert ((after[known] >= low) & (after[known] <= high)).all()
+    # Ticks say what was there before.
+    said = [float(text.replace(",", "")) for text in axis.ticktext]
+    assert said == pytest.approx([at - shift for at in axis.tickvals])
+    assert over != "step" or (said[0] == 0 and shift == 1)
+
+
+@pytest.mark.parametrize("drawn", ALONG, ids=lambda one: one.key)
+@pytest.mark.parametrize("over", ["epoch", "time"])
+def test_a_browser_knows_where_each_step_is(
+    along_pair: tuple[Run, ...], drawn: Panel, over: str
+) -> None:
+    figure = drawn.draw(drawn.info(View(along_pair, over=over)), LIGHT)
+    assert figure.layout.meta["steps"]
+    for axis, places in figure.layout.meta["steps"].items():
+        steps = np.array(places["step"], np.int64)
+        expected = [
+            one.tolist() for run in along_pair if (one := step_places(run, over, steps)) is not None
+        ]
+        assert places["at"] in expected, axis
+
+
+def test_the_profile_has_the_line_that_its_gain_is_of(along_pair: tuple[Run, ...]) -> None:
+    drawn = panel("depth_profile")
+    figure = drawn.draw(drawn.info(View(along_pair)), LIGHT)
+    lines = [one for one in figure.data if (one.name or "").endswith(": fit")]
+    for run, line in zip(along_pair, lines, strict=True):
+        fit = profile_gain(depth_profile(run, 59))
+        ends = np.log10([line.y[0], line.y[-1]])
+        assert ends[0] - ends[1] == pytest.approx(fit.log10_total)
+        assert (line.line.dash, line.line.width) == ("dash", 1)

@@ -145,8 +145,9 @@ class Overview(PerRun[OverviewColumn]):
 
 
 def overview(view: View) -> Overview:
-    """Read the overview; its quantity is the output gradient norm whatever the view says."""
-    found, missing = read_runs(replace(view, quantity="output_gradient_norm"), _column)
+    """Read the overview: output gradient norms over steps, whatever the view says."""
+    asked = replace(view, quantity="output_gradient_norm", over="step")
+    found, missing = read_runs(asked, _column)
     # With what the shortcuts are to be compared with, so that a net has the same colors by itself.
     grids, taken = zip(*((column.grid, column.without) for column in found), strict=True)
     low, high = value_range(grids, is_log=True, more=taken)

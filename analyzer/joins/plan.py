@@ -37,7 +37,7 @@ OPAQUE = frozenset(HIDDEN)
 N = TypeVar("N")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class _Site(Generic[N]):
     """A join in one autograd graph, whose nodes are given as such or as numbers in a `Walk`.
 

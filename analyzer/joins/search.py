@@ -20,7 +20,7 @@ _BROADCAST = "it adds what is repeated over its activations (as an embedding of 
 _STACKED = "it stacks a shortcut and a branch, and what adds the two is not known"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Join:
     """A place where a shortcut and a residual branch that left the same tensor meet again.
 

@@ -1,5 +1,6 @@
 """A stranger's run folder, opened by every command and on every page, is read and nothing else."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -13,21 +14,23 @@ import pytest
 
 from analyzer.analysis.network import network
 from analyzer.analysis.network_view import network_view
-from analyzer.cli import main
-from analyzer.dashboard.address import context, parse
+from analyzer.cli import COMMANDS, main
+from analyzer.dashboard.address import Address, context, parse, query
 from analyzer.dashboard.app import create_app
 from analyzer.dashboard.drawing import recorded, shown, step_choices
 from analyzer.dashboard.finding_list import finding_list
 from analyzer.dashboard.library import Library
+from analyzer.dashboard.notes import header
 from analyzer.dashboard.run_list import run_table
-from analyzer.dashboard.server import LESSON
+from analyzer.dashboard.server import LESSON, Server
 from analyzer.dashboard.study_page import study_cards
 from analyzer.errors import AnalyzerError, NotRecordedError
 from analyzer.figures.catalog import PAGES, PANELS
 from analyzer.figures.csv_text import csv_text
+from analyzer.storage.pairs import arguments
 from analyzer.storage.run_json import FIELDS, read_manifest
 from tests.dashboard.conftest import Visit, serving
-from tests.support.hostile import ATTACKS, write_attack
+from tests.support.hostile import ATTACKS, MARKUP, write_attack
 from tests.support.runs import write_run
 
 # Of each kind one that once came through; the others take longer.
@@ -35,6 +38,7 @@ SAMPLE = {
     *("folder_not_utf8", "folder_lines", "names_not_utf8", "names_formula", "manifest_types"),
     *("manifest_surrogates", "manifest_pipe", "table_nulls", "steps_span", "columns_logged"),
     *("probe_types", "names_deep", "names_of_ours", "edges_cyclic"),
+    *("notes_escapes", "arguments_hostile", "overview_types", "noted_lists"),
 }
 EACH = [pytest.param(n, marks=() if n in SAMPLE else pytest.mark.slow) for n in ATTACKS]
 _FORBIDDEN = {
@@ -96,23 +100,32 @@ def test_the_watch_sees_what_it_is_for(tmp_path: Path) -> None:
         (tmp_path / "x").write_text("")
 
 
-def _commands(run: str, good: str, joined: str, out: Path) -> list[list[str]]:
-    return [
-        ["runs", os.path.dirname(run)],
-        ["runs", os.path.dirname(run), "--json"],
-        ["show", run],
-        ["diagnose", run],
-        ["diagnose", run, "--json"],
-        ["compare", good, run],
-        ["explain", good, run],
-        ["explain", run, joined],
-        ["diverge", good, run],
-        ["diverge", run, run],
-        ["study", "--study", run, "--dry-run"],
-        ["export", run, "-o", str(out / "csv")],
-        ["export", run, "-o", str(out / "events"), "--format", "tensorboard"],
-        ["probe", run, "paths"],
-    ]
+def _commands(run: str, good: str, joined: str, out: Path) -> dict[str, list[list[str]]]:
+    """What follows each command that may be given a stranger's folder, by its name."""
+    folder = os.path.dirname(run)
+    return {
+        "record": [["--run", run, "--steps", "1", "zoo:mlp4"]],
+        "runs": [[folder], [folder, "--json"], [folder, "--quick"]],
+        "show": [[run], [run, "--step", "first", "--layers", "0"]],
+        "diagnose": [[run], [run, "--json"]],
+        "compare": [[good, run], [run, joined, "--json"]],
+        "explain": [[good, run], [run, joined], [run], [run, "--json"]],
+        "probe": [[run, "paths"], [run, "landscape", "--replay"]],
+        "study": [["--study", run, "--dry-run"], ["--study", run]],
+        "diverge": [[good, run], [run, run], [good, good, "--repeat", run, "--json"]],
+        "reproduce": [["yang2019", "--scale", "tiny", "--out", run, "--quiet"]],
+        "dashboard": [[run, folder, "--port", "0", "--no-browser"]],
+        "report": [[run, "--lesson"]],
+        "export": [
+            [run, "-o", str(out / "csv")],
+            [run, "-o", str(out / "events"), "--format", "tensorboard"],
+        ],
+    }
+
+
+def test_each_command_of_the_command_line_is_given_a_hostile_folder() -> None:
+    # The demo makes runs of its own, and takes no folder of anybody.
+    assert {*_commands("r", "g", "j", Path("out")), "demo"} == {*COMMANDS}
 
 
 @pytest.fixture(scope="module")
@@ -135,25 +148,44 @@ def test_every_command_only_reads_a_hostile_folder(
 ) -> None:
     run = write_attack(tmp_path / "runs", name)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Server, "serve_forever", _ended_at_once(Server.serve_forever))
     before = _state(tmp_path / "runs")
-    for words in _commands(str(run), *others, tmp_path / "out"):
+    given = _commands(str(run), *others, tmp_path / "out")
+    for words in [[command, *rest] for command, some in given.items() for rest in some]:
         with watched(tmp_path / "runs"):
             code = main(words)
         printed = capsys.readouterr()
         assert code in (0, 1, 2), words
-        for text in (printed.out, printed.err):
-            assert all(c.isprintable() or c in "\n\u00a0\u202f" for c in text), words
-            assert "Traceback" not in text and len(text) < 500_000
-            text.encode()
+        _assert_text(printed, words)
         assert printed.err.count("\n") <= 1
         if words[0] == "runs" and "--json" not in words:
             assert printed.out.count("\n") > 2  # it is there, or why it cannot be read
     assert _state(tmp_path / "runs") == before
 
 
+def _ended_at_once(serve_forever: Any) -> Any:
+    """What serves until it is told to end, and is told so before."""
+
+    def serve(server: Any) -> None:
+        server._is_over = True
+        serve_forever(server)
+
+    return serve
+
+
+def _assert_text(printed: Any, words: list[str]) -> None:
+    """Nothing that a terminal would obey, and no traceback."""
+    for text in (printed.out, printed.err):
+        assert all(c.isprintable() or c in "\n\u00a0\u202f" for c in text), words
+        assert "Traceback" not in text and len(text) < 500_000, words
+        text.encode()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ATTACKS)
-def test_a_report_of_a_hostile_folder_only_reads_it(name: str, tmp_path, monkeypatch) -> None:
+def test_a_report_of_a_hostile_folder_only_reads_it(
+    name: str, tmp_path, monkeypatch, capsys
+) -> None:
     run = write_attack(tmp_path / "runs", name)
     monkeypatch.chdir(tmp_path)
     before = _state(tmp_path / "runs")
@@ -161,18 +193,27 @@ def test_a_report_of_a_hostile_folder_only_reads_it(name: str, tmp_path, monkeyp
     for words in (*out, ["-o", "t.html", "--figures", "figures", "--tables", "tables"]):
         with watched(tmp_path / "runs"):
             assert main(["report", str(run), *words]) in (0, 2)
+        _assert_text(capsys.readouterr(), words)
     assert _state(tmp_path / "runs") == before
 
 
 def _everything(library: Library, run_id: str) -> Iterator[object]:
-    """All that the pages show of a run."""
+    """All that the pages show of a run, alone and in a group with a good one."""
     seen = context(library, parse(_query(run_id)))
     yield seen.problems
     if not seen.runs:
         return
     yield step_choices(seen, "/")
     yield finding_list(seen)
+    yield header(seen)
     yield study_cards(seen, "light")
+    told = arguments(library.find(run_id).summary.told)
+    for name in [*told, MARKUP][:4]:
+        asked = [("run", run_id), ("run", "good"), ("group", name), ("column", name)]
+        both = context(library, parse(urlencode(asked, errors="surrogatepass")))
+        yield run_table(library, "", both.address.columns)
+        for key in ("loss", "logged", "layer_series"):
+            yield shown(key, both, "dark", narrow=True)
     with suppress(NotRecordedError):
         whole = network(seen.runs[0])
         yield network_view(whole, seen.view(), whole.boxes, ())
@@ -189,11 +230,11 @@ def test_every_page_only_reads_a_hostile_folder(name: str, tmp_path: Path) -> No
     write_attack(tmp_path / "runs", name)
     write_run(tmp_path / "runs" / "good", [1.0] * 3, [[1.0, 2.0]] * 3)
     before = _state(tmp_path / "runs")
-    library = Library([tmp_path / "runs"])
-    client = create_app(tmp_path / "runs").server.test_client()
+    library = Library([tmp_path / "runs"], may_write=True)
+    client = create_app(tmp_path / "runs", edit=True).server.test_client()
     with watched(tmp_path / "runs"):
         listed = library.listing()
-        assert len(listed) == 2 and run_table(library)
+        assert len(listed) >= 2 and run_table(library)
         for one in listed:
             for part in _everything(library, one.id):
                 str(part).encode()
@@ -206,11 +247,20 @@ def test_every_page_only_reads_a_hostile_folder(name: str, tmp_path: Path) -> No
 
 # Those that a browser could be misled by; the others differ in what is read, not in what is shown.
 SHOWN = ("names_markup", "names_remote", "manifest_markup", "folder_not_utf8", "columns_logged")
+SHOWN += ("notes_markup", "arguments_hostile")
+
+
+def _hostile_address(*runs: str) -> str:
+    """An address each part of which is markup, as far as it is text."""
+    texts = {str: MARKUP, tuple[str, ...]: (MARKUP, "=1+1")}
+    fields = dataclasses.fields(Address)
+    given = {one.name: texts[one.type] for one in fields if one.type in texts}
+    return query(Address(**given | {"runs": runs, "step": 10**14, "smooth": 10**6}))
 
 
 def _visited(browser: Any, folder: Path, paths: list[str]) -> None:
     opened = browser.new_context(viewport={"width": 1280, "height": 900})
-    with serving(folder) as address:
+    with serving(folder, edit=True) as address:
         for path in paths:
             visit = Visit(opened.new_page(), address)
             if path == LESSON:
@@ -231,7 +281,12 @@ def test_a_browser_that_opens_hostile_runs_runs_nothing(browser, tmp_path: Path)
     for name in SHOWN:
         write_attack(tmp_path, name)
     ids = [listed.id for listed in Library([tmp_path]).listing()]
-    _visited(browser, tmp_path, ["/runs", *(f"/{_query(one)}" for one in ids[:2])])
+    more = [f"/training{_hostile_address(ids[0], 'good')}"]
+    _visited(browser, tmp_path, ["/runs", *(f"/{_query(one)}" for one in ids[:2]), *more])
+
+
+# Each reads other parts of an address: pinned layers, opened modules, groups of runs.
+_ASKED = ("/flow", "/network", "/training")
 
 
 @pytest.mark.slow
@@ -247,7 +302,9 @@ def test_a_browser_on_every_page_of_a_hostile_run_runs_nothing(
     is_read = listed.summary.problem is None
     pages = [f"{page.path}{_query(listed.id)}" for page in PAGES if is_read]
     both = "/compare?" + urlencode([("run", "good"), ("run", listed.id)])
-    _visited(browser, tmp_path, ["/", "/runs", LESSON, *pages, *([both] if is_read else [])])
+    asked = _hostile_address("good", listed.id)
+    pages += [both, *(f"{path}{asked}" for path in _ASKED)] if is_read else []
+    _visited(browser, tmp_path, ["/", "/runs", f"/runs{asked}", LESSON, *pages])
 
 
 @pytest.mark.parametrize("field", FIELDS)

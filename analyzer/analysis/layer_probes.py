@@ -1,6 +1,5 @@
 """What probes measured of blocks and layers: Jacobians, shattering, attribution, any by layer."""
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from analyzer.analysis.per_run import (
 )
 from analyzer.analysis.probe_numbers import hidden_words, sample_conditions
 from analyzer.analysis.view import RunLabel, View, matching, row_set
+from analyzer.storage.reading import noted, noted_numbers
 from analyzer.storage.run import Run
 from analyzer.vocabulary import quantities_of, quantity
 
@@ -260,12 +260,9 @@ def _layer_rows(
 
 def _references(notes: Mapping[str, str], count: int) -> dict[str, Floats]:
     """The curves that the probe noted; those that do not fit its rows are left out."""
-    try:
-        stored = json.loads(notes.get("references", "{}"))
-        items = [(key, stored[key]) for key in _REFERENCES if key in stored]
-        curves = {key: np.asarray(values, np.float64) for key, values in items}
-    except (ValueError, TypeError, RecursionError):
-        return {}
+    stored = noted(notes, "references")
+    some = stored if isinstance(stored, dict) else {}
+    curves = {key: noted_numbers(some.get(key)) for key in _REFERENCES}
     return {key: curve for key, curve in curves.items() if curve.shape == (count,)}
 
 

@@ -1,6 +1,5 @@
 """What probes measured of a whole network: its loss landscape, path lengths and lesions."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,6 +20,7 @@ from analyzer.analysis.per_run import (
 )
 from analyzer.analysis.view import RunLabel, View
 from analyzer.errors import NotRecordedError
+from analyzer.storage.reading import noted, noted_numbers
 from analyzer.storage.run import Run
 
 __all__ = [
@@ -226,24 +226,16 @@ def _landscape(view: View, run: Run, label: RunLabel) -> Landscape:
 
 def _trajectory(notes: Mapping[str, str]) -> Trajectory | None:
     """The checkpoints that the probe noted as ``[[step, alpha, beta], …]``."""
-    points = _noted(notes, "trajectory")
+    points = noted_numbers(noted(notes, "trajectory"))
     if points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all():
         return None
-    residuals = _noted(notes, "trajectory_residuals")
+    residuals = noted_numbers(noted(notes, "trajectory_residuals"))
     if residuals.shape != points.shape[:1]:
         residuals = np.full(len(points), np.nan)
-    shares = _noted(notes, "variance_explained")
+    shares = noted_numbers(noted(notes, "variance_explained"))
     explained = float(shares.sum()) if shares.shape == (2,) else float("nan")
     steps = points[:, 0].astype(np.int64)
     return Trajectory(steps, points[:, 1], points[:, 2], residuals, explained)
-
-
-def _noted(notes: Mapping[str, str], name: str) -> Floats:
-    """Numbers that a probe noted as JSON; none where there are none, or something else."""
-    try:
-        return np.asarray(json.loads(notes.get(name, "[]")), np.float64)
-    except (ValueError, TypeError, RecursionError):
-        return np.zeros(0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,5 @@
 """The numbers of claims that probes measured: of one run each, with the query that gives them."""
 
-import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from analyzer.analysis.gradient_flow import relative_depth
 from analyzer.analysis.per_run import not_recorded, probe_rows, probe_rows_at
 from analyzer.analysis.training import CLIPPED, clipped_share, run_training
+from analyzer.storage.reading import noted, noted_numbers
 from analyzer.storage.run import Run
 
 if TYPE_CHECKING:
@@ -171,8 +171,9 @@ def condition_number(run: Run) -> Measured:
 def sample_conditions(run: Run, step: int, name: str) -> NDArray[np.float64] | None:
     """Return the condition number of each sample, of a block or the network; None if not noted."""
     notes = run.probe_metadata("jacobian").get(step, {})
-    noted = json.loads(notes.get("condition_numbers", "{}"))
-    return np.array(noted[name], np.float64) if name in noted else None
+    found = noted(notes, "condition_numbers")
+    values = noted_numbers(found.get(name) if isinstance(found, dict) else None)
+    return values if values.ndim == 1 and len(values) else None
 
 
 def hidden_words(run: Run, condition: float) -> str:
@@ -196,8 +197,8 @@ def lesion(run: Run) -> Measured:
     ``scale`` is 0 where it is of accuracies, else the first loss.
     """
     step, rows = probe_rows_at(run, "lesion", None)
-    noted = json.loads(run.probe_metadata("lesion").get(step, {}).get("accuracy", "null"))
-    base = math.nan if noted is None else float(noted)
+    found = noted_numbers(noted(run.probe_metadata("lesion").get(step, {}), "accuracy"))
+    base = math.nan if found.ndim else float(found)
     names = run.joins.set_index("join")["name"]
     # A net that is not finite has accuracies, which say nothing.
     rows = rows[rows["loss"].notna()]

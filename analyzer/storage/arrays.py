@@ -239,9 +239,10 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """Return a table with the columns and types of a schema; columns that it lacks are null."""
     if table.schema.equals(schema):
         return table
+    known = {*table.column_names}
     columns = [
         _cast(table.column(field.name), field.type)
-        if field.name in table.column_names
+        if field.name in known
         else pa.nulls(table.num_rows, field.type)
         for field in schema
     ]

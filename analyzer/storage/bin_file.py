@@ -54,8 +54,10 @@ def chunks_in(folder: Path) -> list[Chunk]:
     # A link may lead out of the run: the folder of all bins must be a plain one, too.
     for name in () if folder.parent.is_symlink() else listing(folder):
         match = _NAME.fullmatch(name)
-        if match and int(match[3]) > 0:
-            found.append(Chunk(*map(int, match.groups())))
+        chunk = Chunk(*map(int, match.groups())) if match else None
+        # Others would be looked for under a name that they do not have.
+        if chunk is not None and chunk.width > 0 and chunk.name == name:
+            found.append(chunk)
     kept: list[Chunk] = []
     for chunk in sorted(found, key=lambda c: (c.start, -c.end, -c.width)):
         if not kept or chunk.end > kept[-1].end:

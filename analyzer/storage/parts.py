@@ -81,7 +81,8 @@ class Part:
         if match is None:
             return None
         first, last, rank, attempt, first_flush, last_flush = map(int, match.groups())
-        return cls(attempt, rank, first_flush, last_flush, first, last)
+        found = cls(attempt, rank, first_flush, last_flush, first, last)
+        return found if found.name == name else None  # others would be looked for in vain
 
     def joined(self, last: "Part") -> "Part":
         """Return the part that holds this one, the last one and those between."""

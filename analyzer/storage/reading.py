@@ -1,6 +1,7 @@
 """Rows of a run for columns, ids, steps and ranks as a user names them."""
 
 import itertools
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,6 +37,8 @@ __all__ = [
     "Ids",
     "Ranks",
     "RunRows",
+    "noted",
+    "noted_numbers",
     "probe_files",
     "probe_names",
     "probe_notes",
@@ -120,6 +123,25 @@ def probe_notes(folder: Path) -> dict[int, dict[str, str]]:
             for key, value in ours.items()
         }
     return notes
+
+
+def noted(notes: Mapping[str, str], name: str) -> Any:
+    """Return what a probe noted as JSON under a name; None for nothing, or anything else."""
+    try:
+        return json.loads(notes[name])
+    except (KeyError, ValueError, RecursionError):
+        return None
+
+
+def noted_numbers(value: Any) -> NDArray[np.float64]:
+    """Return the numbers in what a probe noted, in an array of their shape; NaN for nothing else.
+
+    A folder of anybody may hold text, objects, lists of several lengths or numbers of any size.
+    """
+    try:
+        return np.asarray(value, np.float64)
+    except (ValueError, TypeError, OverflowError):
+        return np.array(np.nan)
 
 
 class RunRows:

@@ -1,6 +1,6 @@
 """Reads only the columns, steps and ids that were asked for from the parts of one table."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -290,8 +290,9 @@ class StepTable:
             groups = np.flatnonzero(steps.touching(found.low, found.high)).tolist()
             if not groups:
                 return None
-            names = [name for name in needed if name in found.schema.names]
-            schema = _full_schema(self.name, [found.schema], names)
+            known = {*found.schema.names}
+            names = [name for name in needed if name in known]
+            schema = _full_schema(self.name, [found.schema], {*names})
             # Most rows are dropped then: not all of a long run are held at a time.
             many = len(groups) if ids is None and steps.only is None else _GROUPS_AT_ONCE
             pieces = []
@@ -362,11 +363,12 @@ def _nearest(steps: NDArray[np.int64], step: int | None) -> int:
 
 
 def _field(schema: pa.Schema, name: str) -> pa.Field:
-    return schema.field(name) if name in schema.names else pa.field(name, pa.null())
+    at = schema.get_field_index(name)
+    return schema.field(at) if at >= 0 else pa.field(name, pa.null())
 
 
 def _full_schema(
-    table: str, found: Sequence[pa.Schema], names: Sequence[str] | None = None
+    table: str, found: Sequence[pa.Schema], names: Collection[str] | None = None
 ) -> pa.Schema:
     """The schema's types for its columns, the widest found for what was logged."""
     known = TABLES[table]

@@ -78,6 +78,18 @@ def parts(run: Path) -> None:
 
 
 @_bomb
+def columns(run: Path) -> None:
+    """9,900 logged columns."""
+    names = [f"c{k}" for k in range(9_900)]
+    rows = pq.read_table(run / "steps" / _part(0)).replace_schema_metadata(None)
+    cells = {
+        **dict(zip(rows.column_names, rows.columns, strict=True)),
+        **dict.fromkeys(names, [1.0] * 4),
+    }
+    pq.write_table(pa.table(cells), run / "steps" / _part(0))
+
+
+@_bomb
 def ids(run: Path) -> None:
     """190,000 layers."""
     known = pq.read_table(run / "layers.parquet").slice(0, 1).replace_schema_metadata(None)

@@ -541,3 +541,174 @@ def layers_many(run: Path) -> None:
     rows = [layer_row(k, name) for k, name in enumerate(names)]
     shutil.rmtree(run)
     write_run(run, [1.0], [[1.0] * 1000], layers=rows)
+
+
+# --- what the owner says, what the training was given and logged --------------------------------
+
+
+def _notes(run: Path, tags: Any, text: Any) -> None:
+    (run / "notes.json").write_text(json.dumps({"tags": tags, "text": text}))
+
+
+@_attack
+def notes_markup(run: Path) -> None:
+    _notes(
+        run, [MARKUP, "javascript:hacked=1"], f"</script><script>window.hacked=1</script>{MARKUP}"
+    )
+
+
+@_attack
+def notes_formula(run: Path) -> None:
+    _notes(run, ["=1+1", "@SUM(A1)", "a;=2"], "=cmd|' /C calc'!A0\r=2")
+
+
+@_attack
+def notes_escapes(run: Path) -> None:
+    """Control characters, halves of surrogates and directions of text."""
+    _notes(
+        run, ["\x1b[2J", "\ud800", "\u202egpj", "a\0b"], "\x1b]52;c;cm0gLXJmIH4=\x07\udfff\r\x9b31m"
+    )
+
+
+@_attack
+def notes_long(run: Path) -> None:
+    """A megabyte, of which a part could be shown."""
+    _notes(run, ["x" * 40] * 20, "y" * 10**6)
+
+
+@_attack
+def notes_types(run: Path) -> None:
+    _notes(run, {"a": [None]}, [[[MARKUP]]])
+
+
+@_attack
+def notes_link(run: Path) -> None:
+    (run / "notes.json").symlink_to("/etc/passwd")
+
+
+@_attack
+def notes_pipe(run: Path) -> None:
+    os.mkfifo(run / "notes.json")
+
+
+@_attack
+def arguments_hostile(run: Path) -> None:
+    """Arguments and logged numbers whose names are columns of the list and groups of runs."""
+    words = [
+        f"--x{MARKUP}=1",
+        "--a==cmd|' /C calc'!A0",
+        "--lr=\x1b[31m",
+        "--x\ud800",
+        "--x\x1b[2J=1",
+        "constructor=1",
+    ]
+    numbers = {MARKUP: 1.0, "=1+1": 1e308, "\x1b[2J": -0.0, "": 2.0, "constructor": 3.0}
+    _say(run, argv=["train.py", *words], last_logged=numbers | {"\ud800": 1.0}, point={"a": MARKUP})
+
+
+@_attack
+def logged_many(run: Path) -> None:
+    """3,000 logged numbers, each a line of a figure."""
+    path = run / "steps" / _PART
+    rows = pq.read_table(path).replace_schema_metadata(None)
+    for k in range(3_000):
+        rows = rows.append_column(f"{MARKUP}{k}", pa.array([float(k)] * rows.num_rows))
+    pq.write_table(rows, path)
+
+
+@_attack
+def twin_escapes(run: Path) -> None:
+    """A twin beside the run whose name is an escape sequence."""
+    twin = run.with_name("\x1b]0;owned\x07")
+    _say(run, twin=twin.name)
+    shutil.copytree(run, twin)
+    (twin / "run.json").write_text("{}")
+
+
+# --- overviews, what probes noted ---------------------------------------------------------------
+
+
+def _overview(run: Path, table: str, name: str, **columns: Any) -> None:
+    path = run / "overview" / table / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+
+
+@_attack
+def overview_types(run: Path) -> None:
+    """Bins whose numbers are text, lists or not there."""
+    texts = pa.array(["<b>"] * 3)
+    _overview(run, "layer_stats", "000000000000-000000000004.w1.parquet", start=texts, layer=texts)
+    lists = {f"loss_{name}": pa.array([[1.0]] * 3) for name in ("min", "mean", "num_nonfinite")}
+    starts = {"start": pa.array([0, 1, None]), "num_rows": pa.array([1.5, -1.0, None])}
+    _overview(run, "steps", "000000000000-000000000003.w1.parquet", **starts, **lists)
+
+
+@_attack
+def overview_extremes(run: Path) -> None:
+    """Bins of 10^17 steps, beyond the run, of no rows and of layers that are not there."""
+    numbers = ("min", "mean", "max", "num_finite", "num_nonfinite")
+    names = [f"{q}_{n}" for q in ("output_gradient_norm", "activation_norm") for n in numbers]
+    far = pa.array([10**17, -5, 2**62, 0], pa.int64())
+    columns = {"start": far, "layer": pa.array([2**31 - 1, -7, 0, 0], pa.int32())}
+    columns |= {"num_rows": pa.array([0, 2**62, -1, 1], pa.int64())}
+    columns |= {name: pa.array([float("inf"), -1e308, float("nan"), 5e-324]) for name in names}
+    place = "000000000000-099999999999999999.w99999999999999999.parquet"
+    _overview(run, "layer_stats", place, **columns)
+
+
+def _noted(run: Path, **said: str) -> None:
+    """Each probe with numbers of its types, and with what it is said to have noted."""
+    from analyzer.storage.schema import PROBES
+
+    cells: dict[Any, Any] = {pa.string(): "layers.0", pa.bool_(): True}
+    notes = {key.encode(): text.encode() for key, text in said.items()}
+    for name, schema in PROBES.items():
+        columns = {
+            f.name: pa.array([cells.get(f.type, k) for k in range(3)], f.type) for f in schema
+        }
+        _probe(run, name, columns, notes)
+
+
+# What readers look for among the notes of a probe.
+_NOTED = (
+    *("trajectory", "trajectory_residuals", "variance_explained", "references", "accuracy"),
+    *("condition_numbers", "by_method", "num_samples", "interval", "normalization", "directions"),
+    *("mode", "loss", "seed", "target", "steps", "stream"),
+)
+
+
+@_attack
+def noted_deep(run: Path) -> None:
+    """100,000 levels of JSON where a probe noted numbers."""
+    _noted(run, **dict.fromkeys(_NOTED, "[" * 100_000))
+
+
+@_attack
+def noted_types(run: Path) -> None:
+    """Text, objects and numbers of 400 digits where a probe noted numbers."""
+    values = (f'{{"layers.0": "{MARKUP.replace(chr(34), "")}"}}', '[[1, "x"], 2]', "1" + "0" * 400)
+    _noted(run, **{name: values[k % 3] for k, name in enumerate(_NOTED)})
+
+
+@_attack
+def noted_lists(run: Path) -> None:
+    """Lists and words in each place, none of them of the right shape."""
+    _noted(run, **dict.fromkeys(_NOTED, '[["nan", 1e999, null], ["\\ud800"]]'))
+
+
+@_attack
+def trajectory_long(run: Path) -> None:
+    """A path of 300,000 checkpoints."""
+    points = ",".join(f"[{k},{k % 7},0.5]" for k in range(300_000))
+    _noted(run, trajectory=f"[[-1e300,1e300,5e-324],{points}]", variance_explained="[1e308,1e308]")
+
+
+@_attack
+def edges_chain(run: Path) -> None:
+    """3,000 layers one after the other, each inside of modules of its own."""
+    count = 3_000
+    layers = [layer_row(k, f"a{k % 100}.b{k}.c") for k in range(count)]
+    shutil.rmtree(run)
+    write_run(run, [1.0], [[1.0] * count], layers=layers)
+    _write_edges(run, range(-1, count - 1), range(count))

@@ -1,9 +1,13 @@
 """A stranger's study, continued, reported and shown, runs nothing, writes nowhere else."""
 
+import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from analyzer.cli import main
@@ -12,6 +16,8 @@ from analyzer.dashboard.library import Library
 from analyzer.dashboard.study_page import study_cards
 from analyzer.storage.study import PLAN, write_json
 from analyzer.studies.plan import product
+from analyzer.studies.published import COLUMNS
+from analyzer.studies.reproduce import experiment
 from analyzer.studies.running import Ended, run_study
 from tests.dashboard.conftest import Visit, serving
 from tests.support.hostile_studies import STUDIES, write_study
@@ -149,3 +155,67 @@ def test_a_browser_on_the_page_of_a_strangers_study_runs_nothing(
         assert page.locator("a[href*='evil.example']").count() == 0
         visit.assert_clean()
     opened.close()
+
+
+def _measured(folder: Path) -> Path:
+    """A folder that `reproduce` has begun: one part of it is there."""
+    said = {"experiment": "yang2019", "scale": "tiny", "data": "digits"}
+    write_json(folder / "plan.json", said)
+    (folder / "parts").mkdir()
+    return folder
+
+
+def _repeated_rows(path: Path) -> None:
+    schema = pa.schema([("part", pa.string()), ("value", pa.float64())], {b"experiment": b"{}"})
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for _ in range(20):
+            writer.write_table(pa.table([["x"] * 10**6, [0.0] * 10**6], schema=schema))
+
+
+def _part_of(text: Any) -> Callable[[Path, Path], object]:
+    def write(part: Path, outside: Path) -> None:
+        cells = {name: ["<b>"] for name in COLUMNS}
+        notes = {b"experiment": text.encode()}
+        pq.write_table(pa.table(cells).replace_schema_metadata(notes), part)
+
+    return write
+
+
+MEASURED: dict[str, Callable[[Path, Path], object]] = {
+    "link_of_a_part": lambda part, outside: part.symlink_to(outside / "mine.txt"),
+    "link_of_the_table": lambda part, outside: (part.parents[1] / "table.md").symlink_to(outside),
+    "link_of_a_temporary_file": lambda part, outside: (part.parents[1] / "plan.tmp").symlink_to(
+        outside / "mine.txt"
+    ),
+    "pipe": lambda part, outside: os.mkfifo(part),
+    "folder": lambda part, outside: part.mkdir(),
+    "no_table": lambda part, outside: part.write_text("PAR1xxPAR1"),
+    "rows_many": lambda part, outside: _repeated_rows(part),
+    "texts": _part_of('{"seconds": "1"}'),
+    "noted_deep": _part_of("[" * 100_000),
+    "noted_list": _part_of("[[1, 2]]"),
+    "noted_seconds": _part_of('{"seconds": [1]}'),
+    "plan_deep": lambda part, outside: (part.parents[1] / "plan.json").write_text("[" * 100_000),
+    "plan_list": lambda part, outside: (part.parents[1] / "plan.json").write_text("[1]"),
+}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(n, marks=pytest.mark.slow if n == "rows_many" else ()) for n in MEASURED],
+)
+def test_a_strangers_measurement_is_refused_and_nothing_else_is_written(
+    kind: str, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    folder, outside = _measured(tmp_path / "m"), tmp_path / "outside"
+    outside.mkdir()
+    (outside / "mine.txt").write_text("mine")
+    chosen = experiment("yang2019")
+    part = next(iter(chosen.parts(chosen.settings["tiny"])))
+    # Of one part, which is there already: nothing is measured.
+    single = dataclasses.replace(chosen, parts=lambda _: [part])
+    monkeypatch.setattr("analyzer.studies.reproduce.experiment", lambda _: single)
+    MEASURED[kind](folder / "parts" / f"{part}-seed0.parquet", outside)
+    words = ["reproduce", "yang2019", "--scale", "tiny", "--seeds", "1", "--quiet"]
+    assert _said(capsys, [*words, "--out", str(folder)]) == 2
+    assert _contents(outside) == {"mine.txt": "mine"}

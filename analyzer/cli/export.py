@@ -290,6 +290,7 @@ def name_the_twin(paths: list[Path]) -> None:
     if len(paths) != 1:
         return
     from analyzer.storage.run_json import read_manifest
+    from analyzer.texts import escaped
 
     name, told = paths[0].resolve().name, str(read_manifest(paths[0]).get("twin") or "")
     twins = [Path(told).name or f"{name}-plain"]
@@ -297,7 +298,8 @@ def name_the_twin(paths: list[Path]) -> None:
         twins.append(f"{name.removesuffix('-residual')}-plain")
     for twin in (paths[0].parent / twin for twin in twins):
         if (twin / "run.json").is_file():
-            typer.echo(f"Its plain twin is beside it: analyzer report {twin} {paths[0]}")
+            said = f"Its plain twin is beside it: analyzer report {twin} {paths[0]}"
+            typer.echo(escaped(said, "line"))
             return
 
 

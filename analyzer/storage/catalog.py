@@ -235,12 +235,13 @@ def resolve_runs(names: str, runs_dir: str | Path | None = None) -> list[Path]:
     return [resolve_run(name, runs_dir) for name in names.split(",") if name]
 
 
-def refuse_links(run: Path, most: int | None = None) -> None:
+def refuse_links(run: Path, most: int | None = None, what: str = "run") -> None:
     """Refuse a run that borrows files by links, which may lead anywhere on this machine.
 
     Args:
         run: Folder of the run.
         most: Files in it that are looked at; None for ten folders as full as one may be.
+        what: What the folder is, where it is none.
 
     Raises:
         SchemaError: If it holds a link, or more files than that.
@@ -251,9 +252,9 @@ def refuse_links(run: Path, most: int | None = None) -> None:
             for entry in entries:
                 left -= 1
                 if entry.is_symlink() or left < 0:
-                    what = f"a link, '{escaped(entry.name, 'line')[:120]}'" if left >= 0 else "many"
+                    held = f"a link, '{escaped(entry.name, 'line')[:120]}'" if left >= 0 else "many"
                     raise SchemaError(
-                        f"run '{shown_name(run)}' holds {what}; expected files of its own. "
+                        f"{what} '{shown_name(run)}' holds {held}; expected files of its own. "
                         + _INSTEAD[left >= 0]
                     )
                 if entry.is_dir(follow_symlinks=False):

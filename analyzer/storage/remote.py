@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from analyzer.errors import AnalyzerError, RunNotFoundError
@@ -26,6 +26,7 @@ __all__ = ["Mirror", "keep_fresh", "local", "lock", "refreshed", "sent_back"]
 
 _SECONDS, _FRESH_SECONDS = 2.0, 2.0
 _TRIES, _AT_ONCE = 5, 8
+_MOST_NAME = 200
 # Files of one run that are looked at, as of a folder of runs.
 _MOST_FILES = 100
 _PENDING, _STATE = ".pending", ".state.json"
@@ -138,18 +139,47 @@ def _check(limit: str, found: float, what: str) -> None:
     LIMITS.check(limit, found, what)
 
 
+def _counting() -> Any:
+    """What is told how much of a file has come, and ends that where it is too much.
+
+    The size that a server says need not be the one that it sends.
+    """
+    from fsspec.callbacks import Callback
+
+    class Counting(Callback):  # type: ignore[misc]
+        def relative_update(self, inc: int = 1) -> None:
+            super().relative_update(inc)
+            _check("copied_mib", self.value / 2**20, "a file that is copied has")
+
+    return Counting()
+
+
 def _is_ours(name: str) -> bool:
-    """Whether a file belongs to runs: none is hidden, and no name leads elsewhere."""
+    """Whether a file belongs to runs: none is hidden or too long, and no name leads elsewhere."""
     parts = name.split("/")
-    is_plain = all(part and part[0] != "." and not re.search(r"[\\\0]", part) for part in parts)
-    return is_plain and not any(part in _ONLY_HERE for part in parts[1:])
+    return all(map(_is_plain, parts)) and not any(part in _ONLY_HERE for part in parts[1:])
+
+
+def _is_plain(part: str) -> bool:
+    try:
+        length = len(os.fsencode(part))
+    except UnicodeEncodeError:
+        return False
+    # While it is copied, a file has a longer name.
+    return 0 < length <= _MOST_NAME and part[0] != "." and not re.search(r"[\\\0]", part)
+
+
+def _size(info: dict[str, Any]) -> int:
+    """The size that a file is said to have; 0 where none is said, or something else."""
+    size = info.get("size")
+    return max(0, size) if isinstance(size, int) else 0
 
 
 def _mark(info: dict[str, Any]) -> list[Any]:
     """What changes when a file at a URL does."""
     names = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "created")
     found = next((info[name] for name in names if info.get(name) is not None), None)
-    return [info.get("size"), str(found)]
+    return [_size(info), str(found)]
 
 
 class Mirror:
@@ -201,9 +231,18 @@ class Mirror:
                 "address, and the keys and the endpoint in the environment"
             ) from error
         cut = len(self._parent) + 1
-        files = {path[cut:]: info for path, info in found.items() if not info.get("islink")}
+        files = {
+            path[cut:]: info
+            for path, info in found.items()
+            if not info.get("islink") and info.get("type", "file") == "file"
+        }
         _check("files", len(files) / _MOST_FILES, f"a hundredth of '{self.url}' has files:")
-        return {name: _mark(info) for name, info in files.items() if _is_ours(name)}
+        return {
+            name: _mark(info)
+            for name, info in files.items()
+            # Where keys are not folders, a file may lie below another one.
+            if _is_ours(name) and not any(str(over) in files for over in PurePath(name).parents)
+        }
 
     def pull(self, *, with_checkpoints: bool = False) -> Path:
         """Copy here what has changed there, take away what is gone; return the copy.
@@ -230,12 +269,19 @@ class Mirror:
                 for name, mark in wanted.items()
                 if known.get(name) != mark or not (self.base / name).is_file()
             ]
-            size = sum(int(wanted[name][0] or 0) for name in changed) / 2**20
+            size = sum(wanted[name][0] for name in changed) / 2**20
             _check("copied_mib", size, f"what is to be copied of '{self.url}' has")
             try:
                 self._all(changed, self._fetch)
             except FileNotFoundError:  # merged with others meanwhile
                 continue
+            except AnalyzerError:
+                raise
+            except Exception as error:  # of any library, or of the disk
+                raise AnalyzerError(
+                    f"'{self.url}' cannot be copied ({type(error).__name__}: {error}); check the "
+                    f"address, and the room for copies in '{_copies()}' (ANALYZER_CACHE)"
+                ) from error
             for path in self.files():
                 if path not in found and path.startswith(f"{self.name}/"):
                     (self.base / path).unlink(missing_ok=True)
@@ -249,7 +295,7 @@ class Mirror:
         place.parent.mkdir(parents=True, exist_ok=True)
         hidden = place.with_name(f".{place.name}.{os.getpid()}-{threading.get_ident()}.tmp")
         try:
-            self._fs.get_file(self._there(name), str(hidden))
+            self._fs.get_file(self._there(name), str(hidden), callback=_counting())
             hidden.replace(place)
         finally:
             hidden.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ stopped resumes; ``DIR/measured.parquet`` holds all of them and says how they we
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,10 @@ import pyarrow.parquet as pq
 
 import analyzer
 from analyzer.errors import AnalyzerError
+from analyzer.storage.catalog import refuse_links
+from analyzer.storage.parts import READ_FAILURES, reason_of, replace_file
+from analyzer.storage.sealed import open_file
+from analyzer.storage.study import read_json, write_json
 from analyzer.studies.published import COLUMNS, SCALES, Experiment
 
 if TYPE_CHECKING:
@@ -132,7 +135,7 @@ def reproduce(
     about = _about(name, scale, data, seeds)
     _expect_same(out, about)
     (out / "parts").mkdir(parents=True, exist_ok=True)
-    _write_text(out / "plan.json", json.dumps(about, indent=1) + "\n")
+    write_json(out / "plan.json", about)
     points = [(part, seed) for seed in range(count) for part in chosen.parts(settings)]
     source = "digits" if data is None else f"cifar10:{data}"
     files = []
@@ -180,6 +183,8 @@ def _versions() -> dict[str, str]:
 
 def _expect_same(out: Path, about: Mapping[str, str]) -> None:
     """Refuse a folder with parts of another measurement."""
+    if out.is_dir():
+        refuse_links(out, what="measurement")
     plan = out / "plan.json"
     if not plan.exists():
         if out.exists() and any(out.iterdir()):
@@ -188,14 +193,14 @@ def _expect_same(out: Path, about: Mapping[str, str]) -> None:
                 "this experiment. Name another one with --out."
             )
         return
-    try:
-        before = json.loads(plan.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    before = read_json(plan)
+    if not before:
         raise AnalyzerError(
-            f"'{plan}' cannot be read ({error}). Name another folder with --out."
-        ) from error
+            f"'{plan}' cannot be read; expected what this experiment is. Name another folder with "
+            "--out."
+        )
     for key in ("experiment", "scale", "data"):
-        if not isinstance(before, dict) or before.get(key) != about[key]:
+        if before.get(key) != about[key]:
             raise AnalyzerError(
                 f"'{out}' holds another measurement ({plan.name} differs in {key}); expected "
                 f"{about['experiment']} at the scale {about['scale']} on {about['data']}. Name "
@@ -207,24 +212,21 @@ def _write(path: Path, table: pd.DataFrame, about: Mapping[str, str]) -> None:
     """Write a table, whole or not at all."""
     arrow = pa.Table.from_pandas(table.astype(COLUMNS), preserve_index=False)
     arrow = arrow.replace_schema_metadata({_ABOUT: json.dumps(dict(about)).encode()})
-    beside = path.with_suffix(".tmp")
-    pq.write_table(arrow, beside, compression="zstd")
-    os.replace(beside, path)
+    replace_file(path, lambda hidden: pq.write_table(arrow, hidden, compression="zstd"))
 
 
 def _read(path: Path) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Read a table: the folder may be anybody's, and its files be anything."""
     try:
-        arrow = pq.read_table(path)
-        about = json.loads(arrow.schema.metadata[_ABOUT])
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        if not path.is_file():
+            raise ValueError("it is no file")
+        with open_file(path) as file:
+            about = dict(json.loads((file.schema_arrow.metadata or {})[_ABOUT]))
+            float(about["seconds"])
+            table = file.read(list(COLUMNS)).to_pandas().astype(COLUMNS)
+    except (*READ_FAILURES, TypeError, RecursionError) as error:
         raise AnalyzerError(
-            f"'{path}' cannot be read ({error}); expected numbers that 'analyzer reproduce' "
-            "measured. Remove it to measure them again."
+            f"'{path}' cannot be read ({reason_of(error)}); expected numbers that 'analyzer "
+            "reproduce' measured. Remove it to measure them again."
         ) from error
-    return arrow.to_pandas().astype(COLUMNS), about
-
-
-def _write_text(path: Path, text: str) -> None:
-    beside = path.with_suffix(".tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    return table, about

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
+from analyzer.dashboard.address import context, parse
 from analyzer.dashboard.app import create_app
 from analyzer.dashboard.library import Library
+from analyzer.dashboard.notes import header
 from analyzer.dashboard.run_list import run_table
+from analyzer.dashboard.security import MOST_BYTES
 from analyzer.storage.notes import read_notes, write_notes
 from tests.dashboard.conftest import HOSTILE, serving
 from tests.support.runs import write_run
@@ -99,6 +102,80 @@ def test_what_is_too_long_is_said_and_not_written(folder: Path) -> None:
     answer = save(client, "good", ["x" * 50], "")
     assert answer.status_code == 200 and "Not saved: a tag is" in answer.text
     assert not (folder / "good" / "notes.json").exists()
+
+
+TEXTS = {
+    "markup": ([HOSTILE[:40], "</script>"], f"<script>window.hacked=1</script>{HOSTILE}"),
+    "formula": (["=1+1", "@SUM(A1)"], "=cmd|' /C calc'!A0\r=2"),
+    "control": (["\x1b[2J", "a\0b", "\u202egpj"], "\x1b]52;c;cm0=\x07\x9b31m\r\n\x85"),
+    "halves": (["\ud800", "\udfff"], "\ud800 and \udc00"),
+    "ours": (["__proto__", "constructor"], "{{7*7}} %{customdata} $$x$$"),
+}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_any_text_is_kept_and_shown_as_text(folder: Path, kind: str) -> None:
+    tags, text = TEXTS[kind]
+    client = create_app(folder, edit=True).server.test_client()
+    answer = save(client, "good", tags, text)
+    assert answer.status_code == 200 and "Saved in notes.json" in answer.text
+    found = read_notes(folder / "good")
+    assert (found.tags, found.text) == (tuple(tags), text.strip())
+    (folder / "good" / "notes.json").read_bytes().decode("ascii")
+    library = Library([folder], may_write=True)
+    seen = context(library, parse("?run=good"))
+    for shown in (
+        answer.text,
+        str(run_table(library)),
+        str(header(seen)[0].children[0].children[0]),
+    ):
+        shown.encode()
+        assert not {"\x1b", "\x9b", "\u202e", "\0", "\x85"} & {*shown}
+
+
+@pytest.mark.parametrize(
+    ("tags", "text"),
+    [
+        ([HOSTILE] * 10_000, ""),
+        (["x"], "y" * 900_000),
+        ({"a": 1}, ""),
+        ([["x"]], ""),
+        ([None], ""),
+        (["x"], ["a"]),
+        (["x"], {"a": "b"}),
+        (7, ""),
+    ],
+)
+def test_what_is_no_note_is_not_written(folder: Path, tags: Any, text: Any) -> None:
+    client = create_app(folder, edit=True).server.test_client()
+    answer = save(client, "good", tags, text)
+    assert answer.status_code == 200 and "Not saved: " in answer.text and len(answer.text) < 2_000
+    assert not (folder / "good" / "notes.json").exists()
+
+
+def test_a_body_that_is_too_large_writes_nothing(folder: Path) -> None:
+    client = create_app(folder, edit=True).server.test_client()
+    assert save(client, "good", ["x"], "y" * MOST_BYTES).status_code in (400, 413)
+    assert not (folder / "good" / "notes.json").exists()
+
+
+def test_nothing_is_written_through_a_link(folder: Path) -> None:
+    """Neither one in place of the file, nor a run that lies elsewhere, nor one with links in it."""
+    secret = folder.parent / "secret.json"
+    secret.write_text("mine")
+    elsewhere = write_run(folder.parent / "elsewhere", [1.0], [[1.0]])
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "good" / "notes.json").symlink_to(secret)
+    client = create_app(folder, edit=True).server.test_client()
+    assert save(client, "linked", ["x"], "").status_code == 404
+    assert save(client, "good", ["x"], "").status_code == 200
+    assert secret.read_text() == "mine" and not (elsewhere / "notes.json").exists()
+    assert not (folder / "good" / "notes.json").is_symlink()
+    # Where the folder is replaced by a link after the page was opened.
+    (folder / "good").rename(folder.parent / "kept")
+    (folder / "good").symlink_to(elsewhere)
+    assert save(client, "good", ["y"], "").status_code == 404
+    assert not (elsewhere / "notes.json").exists()
 
 
 def test_the_list_shows_and_finds_tags(folder: Path) -> None:

@@ -136,7 +136,7 @@ def test_any_text_is_kept_and_shown_as_text(folder: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("tags", "text"),
     [
-        ([HOSTILE] * 10_000, ""),
+        ([f"tag {k}" for k in range(10_000)], ""),
         (["x"], "y" * 900_000),
         ({"a": 1}, ""),
         ([["x"]], ""),

@@ -140,10 +140,7 @@ def _check(limit: str, found: float, what: str) -> None:
 
 
 def _counting() -> Any:
-    """What is told how much of a file has come, and ends that where it is too much.
-
-    The size that a server says need not be the one that it sends.
-    """
+    """Ends a copy where more comes than may, whatever the server said of its size."""
     from fsspec.callbacks import Callback
 
     class Counting(Callback):  # type: ignore[misc]
@@ -161,25 +158,20 @@ def _is_ours(name: str) -> bool:
 
 
 def _is_plain(part: str) -> bool:
-    try:
-        length = len(os.fsencode(part))
-    except UnicodeEncodeError:
-        return False
     # While it is copied, a file has a longer name.
-    return 0 < length <= _MOST_NAME and part[0] != "." and not re.search(r"[\\\0]", part)
+    is_short = 0 < len(part.encode(errors="replace")) <= _MOST_NAME
+    return is_short and part[0] != "." and not re.search("[\\\\\0\ud800-\udfff]", part)
 
 
-def _size(info: dict[str, Any]) -> int:
-    """The size that a file is said to have; 0 where none is said, or something else."""
-    size = info.get("size")
-    return max(0, size) if isinstance(size, int) else 0
+def _size(size: Any) -> int:
+    return max(0, size) if isinstance(size, int) else 0  # a server may say anything
 
 
 def _mark(info: dict[str, Any]) -> list[Any]:
     """What changes when a file at a URL does."""
     names = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "created")
     found = next((info[name] for name in names if info.get(name) is not None), None)
-    return [_size(info), str(found)]
+    return [_size(info.get("size")), str(found)]
 
 
 class Mirror:
@@ -231,11 +223,10 @@ class Mirror:
                 "address, and the keys and the endpoint in the environment"
             ) from error
         cut = len(self._parent) + 1
-        files = {
-            path[cut:]: info
-            for path, info in found.items()
-            if not info.get("islink") and info.get("type", "file") == "file"
-        }
+        kept = [
+            p for p, i in found.items() if i.get("type", "file") == "file" and not i.get("islink")
+        ]
+        files = {path[cut:]: found[path] for path in kept}
         _check("files", len(files) / _MOST_FILES, f"a hundredth of '{self.url}' has files:")
         return {
             name: _mark(info)
@@ -275,8 +266,6 @@ class Mirror:
                 self._all(changed, self._fetch)
             except FileNotFoundError:  # merged with others meanwhile
                 continue
-            except AnalyzerError:
-                raise
             except Exception as error:  # of any library, or of the disk
                 raise AnalyzerError(
                     f"'{self.url}' cannot be copied ({type(error).__name__}: {error}); check the "

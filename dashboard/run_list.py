@@ -22,7 +22,7 @@ from .library import Library, Listed, revision, shortened
 
 __all__ = ["connect", "layout", "nothing", "run_table"]
 
-_COLUMNS = ("compare", "run", "status", "steps", "layers", "joins", "last loss", "verdict", "age")
+_COLUMNS = ("compare", "run", "status", "verdict", "steps", "layers", "joins", "last loss", "age")
 _NUMBERS = ("steps", "layers", "joins", "last loss", "age")
 _MOST_DIFFERING, _MOST_CHOSEN, _MOST_NAMED, _MOST_CELL = 6, 24, 200, 24
 _MOST_NOTE = 60
@@ -220,13 +220,13 @@ def _cells(
         "href": _OVERVIEW + urlencode({"run": listed.id}) if run.problem is None else None,
         "status": run.status,
         "cells": [
+            verdict,
             *map(_count, (run.steps, run.layers, run.joins)),
             _loss(run.loss),
-            verdict,
             "–" if run.age is None else age_text(run.age),
             *(text for text, _ in more),
         ],
-        "ordered": [run.steps, run.layers, run.joins, _ordered(run.loss), None, run.age]
+        "ordered": [None, run.steps, run.layers, run.joins, _ordered(run.loss), run.age]
         + [value for _, value in more],
         "tags": ", ".join(shortened(tag) for tag in run.notes.tags),
         "notes": shortened(" ".join(run.notes.text.split()), _MOST_NOTE),

@@ -105,7 +105,7 @@ class Sides:
     def steps(self) -> Steps:
         """Return the steps of which both have layers."""
         left, right = (run.layer_steps() for run in self.runs)
-        return np.intersect1d(left, right)
+        return left[np.isin(left, right)]
 
     def read(self, table: str, columns: Sequence[str], steps: Steps) -> list[Floats]:
         """Return the numbers of both runs, ``[steps, rows, columns]``; NaN where there is none.

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analyzer.analysis import probe_numbers
-from analyzer.analysis.per_run import not_recorded
+from analyzer.analysis.per_run import not_recorded, remembered
 from analyzer.analysis.probe_numbers import Measured
 from analyzer.analysis.training import run_training
 from analyzer.analysis.trunk import median_trunk, trunk, trunk_steps
@@ -73,6 +73,11 @@ def relative_gradient(run: Run, before: int | None = None) -> Measured:
 
     Of a long run at evenly spaced steps; with ``before`` only at steps before that one.
     """
+    return _relative_gradient(run, before)
+
+
+@remembered("layer_stats")
+def _relative_gradient(run: Run, before: int | None) -> Measured:
     first, last = _ends(run)
     recorded = run.layer_steps()
     recorded = recorded if before is None else recorded[recorded < before]
@@ -136,6 +141,11 @@ def _reached(run: Run) -> list[int]:
 
 def shortcut_share(run: Run, before: int | None = None) -> Measured:
     """Median share of the shortcuts over joins and steps, or steps ``before`` one."""
+    return _shortcut_share(run, before)
+
+
+@remembered("splits")
+def _shortcut_share(run: Run, before: int | None) -> Measured:
     steps = run.recorded_steps("splits")
     steps = steps if before is None else steps[steps < before]
     shares = run.read("splits", "shortcut_share", steps=None if before is None else steps)

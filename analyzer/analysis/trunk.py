@@ -74,7 +74,8 @@ def trunk_steps(run: Run) -> NDArray[np.int64]:
     recorded = run.layer_steps()
     if not has_shortcuts(run):
         return recorded
-    split = np.intersect1d(recorded, run.recorded_steps("splits"))
+    split = run.recorded_steps("splits")
+    split = split[np.isin(split, recorded)]  # both in order: nothing is sorted
     return split if len(split) else recorded
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, StrictUndefined, TemplateError
+from jinja2.sandbox import SandboxedEnvironment
 
 import analyzer
 from analyzer.analysis.numerals import counted, number
@@ -69,7 +70,7 @@ def report_html(story: Story, *, template: Path | None = None) -> str:
     environment = _environment(template)
     try:
         return environment.get_template("report.html.j2").render(**_content(story, environment))
-    except (TemplateError, UnicodeDecodeError) as error:
+    except (TemplateError, UnicodeDecodeError, OverflowError) as error:
         if template is None:
             raise
         raise AnalyzerError(
@@ -87,7 +88,8 @@ def _environment(template: Path | None) -> Environment:
         )
     folders = ([template] if template else []) + [TEMPLATES]
     loader = ChoiceLoader([FileSystemLoader(folder) for folder in folders])
-    made = Environment(
+    # A template may come from anybody: it runs no code of its own.
+    made = SandboxedEnvironment(
         loader=loader, autoescape=True, undefined=StrictUndefined, finalize=_without_controls
     )
     made.trim_blocks = made.lstrip_blocks = True

@@ -142,6 +142,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return str(runs[0]), str(runs[1])
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", EACH)
 def test_every_command_only_reads_a_hostile_folder(
     name: str, others, tmp_path, monkeypatch, capsys
@@ -225,6 +226,7 @@ def _everything(library: Library, run_id: str) -> Iterator[object]:
             yield str(error)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", EACH)
 def test_every_page_only_reads_a_hostile_folder(name: str, tmp_path: Path) -> None:
     write_attack(tmp_path / "runs", name)

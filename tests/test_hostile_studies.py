@@ -68,6 +68,7 @@ def _said(capsys: pytest.CaptureFixture[str], words: list[str]) -> int:
     return code
 
 
+@pytest.mark.no_cover
 def test_a_strangers_study_is_only_read(
     study: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, no_process: None
 ) -> None:
@@ -123,6 +124,7 @@ class Noting:
         pass
 
 
+@pytest.mark.no_cover
 def test_the_page_of_a_strangers_study_only_reads_it(study: Path, tmp_path: Path) -> None:
     before = _contents(tmp_path / "outside")
     library = Library([study / "runs"])

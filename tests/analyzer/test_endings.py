@@ -458,6 +458,7 @@ def test_a_folder_that_a_recorder_took_a_moment_ago(tmp_path: Path) -> None:
     assert own.stderr.count("\n") == 1 and "exists and holds something" in own.stderr
 
 
+@pytest.mark.no_cover
 def test_losses_are_told_wherever_a_run_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,7 +37,8 @@ def click(page: Any, key: str) -> None:
     page.mouse.click(at["x"], at["y"])
 
 
-@pytest.mark.parametrize("width", [1440, 390])
+# On a wide screen the other tests here open and choose.
+@pytest.mark.parametrize("width", [pytest.param(1440, marks=pytest.mark.slow), 390])
 def test_the_network_opens_closes_and_chooses(visit: Callable[..., Any], width: int) -> None:
     there = visit(viewport={"width": width, "height": 900})
     page = there.go("/network?run=residual&close=layer1&close=layer2")

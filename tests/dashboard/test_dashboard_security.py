@@ -181,6 +181,19 @@ def test_a_value_of_another_type_is_a_bad_request(client: FlaskClient, value: An
     assert answer.status_code in (200, 400) and "Traceback" not in answer.text
 
 
+@pytest.mark.parametrize("name", ["oldJob", "cancelJob", "job", "cacheKey"])
+def test_no_parameter_of_background_callbacks_ends_a_process(
+    client: FlaskClient, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dash ends the process of a job by a number that the request names."""
+    ended: list[Any] = []
+    monkeypatch.setattr("os.kill", lambda *words: ended.append(words))
+    body = {"output": f"{Id.STEPS}.data", "inputs": [], "changedPropIds": []}
+    path = f"/_dash-update-component?{name}=1&{name}={2**31}"
+    assert client.post(path, json=body, headers=LOCAL).status_code in (200, 400)
+    assert ended == [] and not client.application.debug
+
+
 def test_a_body_has_a_limit(client: FlaskClient) -> None:
     assert route(client, "?run=" + "x" * MOST_BYTES).status_code in (400, 413)
 

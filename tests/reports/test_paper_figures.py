@@ -276,6 +276,7 @@ def test_in_gray_cells_without_a_color_are_hatched_and_lines_have_dashes_and_mar
     assert (np.diff(colors @ [0.2126, 0.7152, 0.0722]) > 0).all()
 
 
+@pytest.mark.no_cover
 def test_every_panel_has_a_static_figure_with_ink_in_it(
     story: Story, static_figures: dict[str, str]
 ) -> None:

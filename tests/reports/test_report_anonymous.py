@@ -25,6 +25,7 @@ def test_paths_and_addresses_are_taken_out_of_a_text(text: str, expected: str) -
     assert without_paths(text) == expected
 
 
+@pytest.mark.no_cover
 def test_nothing_in_an_anonymous_report_says_who_or_where(tmp_path: Path) -> None:
     secrets = ("jane", "bitter-lab", "0123456789abcdef", "2026-11-20", "Linux x86_64")
 

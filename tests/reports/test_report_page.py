@@ -16,6 +16,7 @@ import pytest
 from analyzer.errors import AnalyzerError
 from analyzer.figures.sketch import Sketch
 from analyzer.figures.theme import DARK, LIGHT
+from analyzer.reports import html as writer
 from analyzer.reports.html import report_html, write_report
 from analyzer.reports.packing import put, screen_figure, what_differs
 from analyzer.reports.story import Story, story_of
@@ -125,6 +126,7 @@ def test_the_page_is_valid_html(page: str) -> None:
     assert parser.errors == []
 
 
+@pytest.mark.no_cover
 def test_two_builds_are_the_same_bytes(small_folder: Path, small: Story) -> None:
     assert report_html(story_of([small_folder])) == report_html(small)
 
@@ -237,6 +239,7 @@ def test_unusual_runs_have_a_report(tmp_path: Path, kind: str) -> None:
         assert "NaN" in text
 
 
+@pytest.mark.no_cover
 def test_a_template_folder_replaces_wording_and_logo(small: Story, tmp_path: Path) -> None:
     (tmp_path / "introduction.html.j2").write_text("<p>The lab of {{ num_runs }} runs.</p>")
     (tmp_path / "logo.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
@@ -246,7 +249,18 @@ def test_a_template_folder_replaces_wording_and_logo(small: Story, tmp_path: Pat
     assert f'src="data:image/svg+xml;base64,{logo}"' in page
 
 
-def test_a_template_that_is_wrong_is_refused(small: Story, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def content(small: Story) -> dict[str, Any]:
+    """What is written into the templates; it takes longer than they do."""
+    return writer._content(small, writer._environment(None))
+
+
+@pytest.fixture
+def prepared(content: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "_content", lambda *_: content)
+
+
+def test_a_template_that_is_wrong_is_refused(small: Story, tmp_path: Path, prepared: None) -> None:
     with pytest.raises(
         AnalyzerError, match=r"'.*nosuch' is not a directory; expected one with files"
     ):
@@ -254,6 +268,25 @@ def test_a_template_that_is_wrong_is_refused(small: Story, tmp_path: Path) -> No
     (tmp_path / "introduction.html.j2").write_text("{{ nosuch }}")
     with pytest.raises(AnalyzerError, match="UndefinedError: 'nosuch' is undefined"):
         write_report(small, tmp_path / "r.html", template=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.system('touch owned') }}",
+        "{{ '{0.__class__}'.format(num_runs) }}",
+        "{% include '../../secret' %}",
+        "{% for k in range(10**9) %}x{% endfor %}",
+    ],
+)
+def test_a_template_of_a_stranger_runs_nothing(
+    small: Story, tmp_path: Path, words: str, prepared: None
+) -> None:
+    (tmp_path / "introduction.html.j2").write_text(words)
+    (tmp_path.parent / "secret").write_text("secret")
+    with pytest.raises(AnalyzerError, match="cannot be used .(Sec|Tem|Over)"):
+        report_html(small, template=tmp_path)
 
 
 def test_the_appendix_names_what_a_repetition_needs(page: str) -> None:

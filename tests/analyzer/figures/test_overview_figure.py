@@ -189,6 +189,7 @@ def test_frames_of_a_broken_run_are_json_with_marks(tmp_path: Path) -> None:
     assert (np.abs(whole[:3]) < 32_700).all()
 
 
+@pytest.mark.no_cover
 def test_figure_and_frames_of_two_deep_runs_fit_a_reply(tmp_path: Path) -> None:
     first = tmp_path / "a"
     write_network_run(first, has_shortcuts=True, blocks=500, steps=400, probes=False)

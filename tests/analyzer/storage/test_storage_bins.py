@@ -102,6 +102,7 @@ def test_width_doubles_and_the_number_of_bins_stays(tmp_path: Path) -> None:
     assert MAX_BINS / 2 <= 100_000 / chunk.width <= MAX_BINS
 
 
+@pytest.mark.no_cover
 def test_memory_and_files_do_not_grow_with_the_run(tmp_path: Path) -> None:
     overview = BinWriter(tmp_path, "splits")
     ids, sizes = np.arange(1000, dtype=np.int32), []

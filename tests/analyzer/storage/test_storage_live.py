@@ -69,6 +69,7 @@ def wait_for_run(path: Path) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.no_cover
 def test_a_reader_beside_a_writer_sees_whole_steps_once(tmp_path: Path) -> None:
     seen = [0]
     with writing(tmp_path / "a", 1500) as process:

@@ -107,6 +107,7 @@ def test_a_link_that_waits_where_a_file_is_written_is_not_written_through(
     assert not (folder / "notes.json").is_symlink()
 
 
+@pytest.mark.no_cover
 def test_merging_keeps_every_row_in_order_at_every_moment(tmp_path: Path) -> None:
     series = PartSeries(tmp_path, 0, 0)
     sizes = random.Random(0)

@@ -80,9 +80,7 @@ class Workers:
             return []
         received = os.read(self._process.stdout.fileno(), 1 << 16)
         if not received:
-            # Its forks end with it.
-            self._process.wait()
-            self._process = None
+            self.close()  # its forks end with it
             lost, self._running, self._read = self._running, set(), b""
             return [(name, None) for name in lost]
         *lines, self._read = (self._read + received).split(b"\n")
@@ -96,6 +94,8 @@ class Workers:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
             self._process.wait()
+            if self._process.stdout is not None:
+                self._process.stdout.close()
             self._process = None
 
 

@@ -25,7 +25,7 @@ from analyzer.studies.plan import Plan, product
 from analyzer.studies.ray_cluster import RayCluster
 from analyzer.studies.running import run_study
 from tests.analyzer.studies.test_study import until
-from tests.support.commands import run
+from tests.support.commands import run, start
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("default")
@@ -66,7 +66,7 @@ class Nodes:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.address = f"127.0.0.1:{self.port}"
+        self.address = f"{ray.util.get_node_ip_address()}:{self.port}"
         self._folder, self._nodes = folder, []
 
     def start(self) -> None:
@@ -74,12 +74,11 @@ class Nodes:
         where = ["--address", self.address]
         if not self._nodes:
             where = ["--head", "--port", str(self.port), "--include-dashboard=false"]
-            where.append("--node-ip-address=127.0.0.1")
         words = ["start", "--block", "--num-cpus=1", "--object-store-memory=80000000", *where]
         command = [str(Path(sys.executable).with_name("ray")), *words]
-        log = (self._folder / f"node-{len(self._nodes)}.txt").open("wb")
-        node = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", start_new_session=True)
-        self._nodes.append(node)
+        with (self._folder / f"node-{len(self._nodes)}.txt").open("wb") as log:
+            given = {"stdout": log, "stderr": log, "cwd": "/", "start_new_session": True}
+            self._nodes.append(subprocess.Popen(command, **given))
 
     def kill(self, place: int) -> None:
         """Kill a node with all that it started."""
@@ -211,37 +210,26 @@ def batches():
 
 
 @pytest.mark.slow
-def test_a_node_that_is_killed_changes_no_result(
-    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_node_that_is_killed_changes_no_result(nodes: Nodes, tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text(WAITING)
-    monkeypatch.chdir(tmp_path)  # the nodes were started elsewhere
-    options = RecordOptions(steps=9)
-    points = product("model.py", depth=[1, 3], shortcuts=["on", "off"], options=options)
+    command = ("-m", "analyzer", "study", "--model", "model.py", "--depths", "1,3", "--no-probes")
     nodes.start()
     until(lambda: is_up(nodes.address))
     nodes.start()
-    cluster = RayCluster(nodes.address, cpus=1)
-    until(lambda: ray.cluster_resources().get("CPU") == 2)
     (tmp_path / "wait").touch()
-    killed: list[int] = []
-
-    def kill(study: Study, running: object) -> None:
-        """Once all are given to Ray: wait until each node has one, and kill the second."""
-        if killed or len(running) < 4:  # type: ignore[arg-type]
-            return
-        until(lambda: lines("begun") == 2)
-        nodes.kill(1)
-        killed.append(1)
-        (tmp_path / "wait").unlink()
-
-    there = run_study(points, tmp_path / "there", runner=lambda _: cluster, on_change=kill)
-    assert killed == [1]
+    ray_study = ("--study", "there", "--ray", nodes.address)
+    parent = start(tmp_path, *command, *ray_study, stderr=subprocess.PIPE)
+    until(lambda: lines(tmp_path / "begun") == 2)  # each node has one processor
+    nodes.kill(1)
+    (tmp_path / "wait").unlink()
+    assert parent.wait(timeout=SECONDS) == 0, parent.stderr.read()
+    parent.stderr.close()
+    there = open_study(tmp_path / "there")
     assert [point.status for point in there.points] == ["finished"] * 4
     # One of them was begun twice, and each ended once.
-    assert (lines("begun"), lines("ended")) == (5, 4)
-    here = run_study(points, tmp_path / "here", workers=1, threads=1)
-    assert same_losses(here, there)
+    assert (lines(tmp_path / "begun"), lines(tmp_path / "ended")) == (5, 4)
+    assert run(tmp_path, *command, "--study", "here", "--workers", "1").returncode == 0
+    assert same_losses(open_study(tmp_path / "here"), there)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "nowhere"])
@@ -250,8 +238,7 @@ def test_an_address_at_which_nothing_answers_is_refused(address: str) -> None:
         RayCluster(address)
 
 
-def lines(name: str) -> int:
-    path = Path(name)
+def lines(path: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 

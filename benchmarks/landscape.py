@@ -1,16 +1,24 @@
 """Times exact points of a loss surface beside a plain loop, and counts what the fast mode needs.
 
     python benchmarks/landscape.py [--rounds 5] [--quick]
+    python benchmarks/landscape.py --ranks 2
 
 The plain loop moves the weights in place under inference mode and goes through batches of 128 in
 NCHW. Both run in turn, in one process; the ratio is that of the shortest times. The method is the
 one that the trial takes: above 1.15 it has lost. The fast mode is compared with the surface
-evaluated at every point.
+evaluated at every point. With --ranks only that: one process and several under torchrun, in turn,
+on the same landscape, one thread each; the ratio of the seconds that the points took, and whether
+the values are the same bits.
 """
 
 import argparse
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,6 +31,7 @@ from analyzer.probes.batch import held
 from analyzer.probes.landscape import random_directions, surface
 from analyzer.probes.landscape.methods import Work, chosen, evaluating, method_named
 from analyzer.probes.landscape.weights import Direction, moves_of
+from analyzer.storage.run import open_run
 
 AXIS = np.linspace(-1, 1, 51)
 Data = tuple[Tensor, Tensor]
@@ -132,11 +141,47 @@ def fast(name: str, model: nn.Module, data: Data, seeds: int) -> None:
         )
 
 
+def together(ranks: int, rounds: int) -> None:
+    """Print how much sooner several ranks have the values of one."""
+    one = [sys.executable, "-m", "analyzer"]
+    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    probe = ["probe", "r", "landscape", "--mode", "exact", "--grid", "31", "--overwrite"]
+    root = str(Path(__file__).parents[1])
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    with tempfile.TemporaryDirectory() as folder:
+
+        def call(*words: str) -> None:
+            subprocess.run(words, cwd=folder, env=env, check=True, capture_output=True)
+
+        call(*one, "record", "--quiet", "--steps", "2", "--run", "r", "zoo:resnet20")
+        seconds: dict[int, list[float]] = {1: [], ranks: []}
+        values = []
+        for count in (1, ranks) * rounds:
+            launcher = one if count == 1 else [sys.executable, *several, "-m", "analyzer"]
+            call(*launcher, *probe)
+            run = open_run(Path(folder) / "r")
+            (notes,) = run.probe_metadata("landscape").values()
+            seconds[count].append(float(notes["seconds"]))
+            values.append(run.probe("landscape")["loss"].to_numpy())
+    ratios = [a / b for a, b in zip(seconds[1], seconds[ranks], strict=True)]
+    told = ", ".join(f"{a:.1f} s and {b:.1f} s" for a, b in zip(*seconds.values(), strict=True))
+    same = all(np.array_equal(one, values[0]) for one in values)
+    print(
+        f"{len(values[0])} points of resnet20, one and {ranks} ranks: {told}: "
+        f"{', '.join(f'{one:.2f}' for one in ratios)} times as fast; "
+        f"values {'equal' if same else 'NOT equal'} bit for bit"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="small nets, one seed")
+    parser.add_argument("--ranks", type=int, help="time these under torchrun, and nothing else")
     options = parser.parse_args()
+    if options.ranks is not None:
+        together(options.ranks, min(options.rounds, 3))
+        return
     torch.manual_seed(0)
     print(f"exact points ({torch.get_num_threads()} threads; the plain loop is 1)")
     images = (torch.randn(1024, 3, 32, 32), torch.randint(0, 10, (1024,)))

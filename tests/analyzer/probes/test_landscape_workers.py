@@ -43,6 +43,7 @@ def evaluate(folder: Path, number: int, mode: str, seconds: float, begin: object
     batches = [(torch.randn(6, 4) * 3, torch.arange(6) % 3)]
     axis = AXIS if mode == "exact" else np.linspace(-1, 1, 21)
     begin.wait(60)
+    began = time.monotonic()
     found = surface(
         model,
         batches,
@@ -54,6 +55,7 @@ def evaluate(folder: Path, number: int, mode: str, seconds: float, begin: object
         batch_norm="recompute",  # so that there is no trial of faster methods
         resume=folder / "points" if number >= 0 else None,
     )
+    (folder / f"took-{number}.txt").write_text(str(time.monotonic() - began))
     np.save(folder / f"found-{number}.npy", found.losses)
 
 
@@ -88,6 +90,23 @@ def test_two_processes_give_the_values_of_one_and_no_point_twice(mode, processes
     shares = [told(tmp_path, number) for number in (0, 1)]
     assert Counter(shares[0]) + Counter(shares[1]) == Counter(told(tmp_path, -1))
     assert min(map(len, shares)) > len(told(tmp_path, -1)) / 4
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_two_processes_take_little_more_than_half_of_the_time_of_one(processes, tmp_path):
+    # A loss that sleeps takes its time whatever else this machine does.
+    begin = processes.Barrier(2)
+    given = [(tmp_path, number, "exact", 0.1, begin) for number in (0, 1)]
+    given.append((tmp_path, -1, "exact", 0.1, processes.Barrier(1)))
+    for some in (given[:2], given[2:]):
+        children = [processes.Process(target=evaluate, args=one) for one in some]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join()
+    took = [float((tmp_path / f"took-{number}.txt").read_text()) for number in (0, 1, -1)]
+    assert took[2] / max(took[:2]) > 1.7
 
 
 def test_the_points_of_a_process_that_is_killed_are_done_by_another(processes, tmp_path):

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, urlencode
 from flask import Flask, redirect, request
 from werkzeug.wrappers import Response
 
-from analyzer.analysis.evidence import last_finite_step
+from analyzer.analysis.evidence import opening_step
 from analyzer.analysis.view import AGGREGATES, MOST_SMOOTH, SCALES, TIMES, View, has_shortcuts
 from analyzer.errors import AnalyzerError
 from analyzer.figures.catalog import PAGES, page_at, page_of
@@ -142,12 +142,10 @@ def opened(library: Library, path: str, search: str | None) -> "Context":
 
 def opening(context: "Context") -> int | None:
     """Return the step at which pages open: the last one before a run broke; None for the last."""
-    found: list[int | None] = []
-    for run in context.runs:
-        # Whoever draws a damaged run says what is wrong with it.
-        with suppress(AnalyzerError, OSError, ValueError):
-            found.append(last_finite_step(run))
-    return min((step for step in found if step is not None), default=None)
+    # Whoever draws a damaged run says what is wrong with it.
+    with suppress(AnalyzerError, OSError, ValueError):
+        return opening_step(context.runs)
+    return None
 
 
 def lead(server: Flask, library: Library) -> None:

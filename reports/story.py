@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from analyzer.analysis.evidence import opening_step
 from analyzer.analysis.findings import findings
 from analyzer.analysis.numerals import counted, number, with_range
 from analyzer.analysis.verdict import verdict
@@ -167,7 +168,7 @@ def _sections(shown: tuple[Run, ...], groups: list[Group]) -> Iterator[Section]:
     """The pages of the catalog in their order, then the seeds."""
     from analyzer.figures.catalog import PAGES
 
-    view = View(shown)
+    view = View(shown, step=opening_step(shown))
     lacking: list[Missing] = []
     for page in PAGES:
         # With one run every panel there would say that it needs another one.

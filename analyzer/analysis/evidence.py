@@ -27,6 +27,7 @@ __all__ = [
     "broke_first",
     "first_nonfinite",
     "last_finite_step",
+    "opening_step",
 ]
 
 _MOST_STEPS = 40
@@ -89,6 +90,12 @@ def last_finite_step(run: Run) -> int | None:
     before = run.layer_steps()
     before = before[:0] if end is None else before[before < end]
     return int(before[-1]) if len(before) else None
+
+
+def opening_step(runs: Sequence[Run]) -> int | None:
+    """Return the step at which runs are shown: the last before one broke; None for their last."""
+    found = map(last_finite_step, runs)
+    return min((step for step in found if step is not None), default=None)
 
 
 def _suspects(run: Run) -> Iterator[tuple[int, int]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from analyzer.analysis.claim_numbers import relative_gradient, shortcut_share
 from analyzer.analysis.claims import Claim
-from analyzer.analysis.evidence import broke_first, last_finite_step
+from analyzer.analysis.evidence import broke_first, opening_step
 from analyzer.analysis.findings import findings
 from analyzer.analysis.limits import LIMITS
 from analyzer.analysis.numerals import counted, decades, number, percent
@@ -114,13 +114,12 @@ def landing(runs: Sequence[Run]) -> Landing:
     shown = pair or tuple(runs)
     stand = tuple(condition(run) for run in shown)
     by_key = {} if found is None else {claim.key: claim for claim in found.claims}
-    look = [step for run in shown if (step := last_finite_step(run)) is not None]
     return Landing(
         sentence=_sentence(stand),
         conditions=stand,
         cause=_cause(found, pair, by_key, stand, shown),
         evidence=_evidence(found, by_key.get("counterfactual"), stand, shown),
-        look=min(look, default=None),
+        look=opening_step(shown),
         readings=_readings(shown, stand),
         questions=_questions(found),
         actions=_actions(shown, by_key, has_pair=pair is not None),

@@ -88,7 +88,7 @@ def overview_sketch(info: Overview, theme: Theme, *, is_narrow: bool = False) ->
         },
     )
     layout["height"] = height + _BAR * is_narrow
-    axes = _axes(info, rows, domains, theme)
+    axes = _axes(info, rows, domains, theme, 3 if is_narrow else 1)
     return Sketch([trace for _, _, trace in drawn_parts(info, theme)], layout | axes)
 
 
@@ -236,7 +236,8 @@ def _behind(column: OverviewColumn, theme: Theme) -> Iterator[tuple[str, Trace]]
 
 def _words(info: Overview, theme: Theme) -> Iterator[list[str]]:
     """What each row shows, in parts; runs by their names, in their colors."""
-    names = [_colored(column, theme) for column in info.runs]
+    named = [f"<b>{labeled(column.label.text, _MOST_NAME)}</b>" for column in info.runs]
+    names = [_in_color(*one, theme) for one in zip(info.runs, named, strict=True)]
     steps = sorted({column.step for column in info.runs})
     when = "at step " + " and ".join(f"{step:,}" for step in steps)
     for kind, run in rows_of(info):
@@ -276,13 +277,13 @@ def _lines(info: Overview, theme: Theme) -> Iterator[str]:
     for column in info.runs:
         is_known = np.isfinite(column.profile).any()
         name = f"— <b>{labeled(column.label.text, _MOST_NAME)}</b>"
-        yield _in_color(column, theme, name) + ("" if is_known else " (NaN or infinite)")
+        yield _in_color(column, name, theme) + ("" if is_known else " (NaN or infinite)")
     for column in info.runs:
         if len(column.without):
             is_final = column.without_step >= column.grid.steps[-1] + column.grid.width
             when = "final weights" if is_final else f"weights of step {column.without_step:,}"
             said = "" if column.without_step == column.step else f" ({when})"
-            yield _in_color(column, theme, f"┈ without its shortcuts{said}")
+            yield _in_color(column, f"┈ without its shortcuts{said}", theme)
     if any(column.fit for column in info.runs):
         yield "╌ fit"
 
@@ -308,11 +309,7 @@ def _notes(
     yield place | {"x": 1.0, "xanchor": "right", "text": "← backward pass", "y": low}
 
 
-def _colored(column: OverviewColumn, theme: Theme) -> str:
-    return _in_color(column, theme, f"<b>{labeled(column.label.text, _MOST_NAME)}</b>")
-
-
-def _in_color(column: OverviewColumn, theme: Theme, text: str) -> str:
+def _in_color(column: OverviewColumn, text: str, theme: Theme) -> str:
     return f'<span style="color:{theme.style(column.label.style).color}">{text}</span>'
 
 
@@ -324,9 +321,13 @@ def _outcomes(info: Overview, names: Sequence[str]) -> Iterator[str]:
 
 
 def _axes(
-    info: Overview, rows: Sequence[Row], domains: Sequence[tuple[float, float]], theme: Theme
+    info: Overview,
+    rows: Sequence[Row],
+    domains: Sequence[tuple[float, float]],
+    theme: Theme,
+    parts: int,
 ) -> Layout:
-    """All axes by their names in the layout."""
+    """All axes by their names in the layout; names of layers have one of so many ``parts``."""
     low, high = log_range(info.low, info.high)
     lowest, highest = info.loss_range
     room = 0.05 * (highest - lowest or 1.0)
@@ -361,7 +362,7 @@ def _axes(
         "title": {"text": "depth: input → output", "standoff": 2, "font": {"size": 12}},
         **hover_names(longest.grid.names, longest.grid.positions),
         **stage_ticks(
-            longest.stages, info.depth, ends=(longest.grid.names[0], longest.grid.names[-1])
+            longest.stages, info.depth, parts, (longest.grid.names[0], longest.grid.names[-1])
         ),
     }
     axes["xaxis2"] = merged(

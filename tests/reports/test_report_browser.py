@@ -151,6 +151,21 @@ def test_the_printed_report_has_every_caption(
     tab.close()
 
 
+@pytest.mark.skipif(shutil.which("pdftoppm") is None, reason="pdftoppm is not installed")
+@pytest.mark.parametrize("paper", ["A4", "Letter"])
+def test_no_printed_page_but_the_last_is_half_empty(
+    browser: Any, file: Path, tmp_path: Path, paper: str
+) -> None:
+    tab = browser.new_page()
+    tab.goto(f"file://{file}")
+    tab.pdf(path=str(tmp_path / "r.pdf"), format=paper)
+    tab.close()
+    subprocess.run(["pdftoppm", "-r", "20", "-png", tmp_path / "r.pdf", tmp_path / "p"], check=True)
+    pages = [pixels_of(one.read_bytes()) for one in sorted(tmp_path.glob("p-*.png"))]
+    ends = [np.flatnonzero((one.min(axis=2) < 200).any(axis=1))[-1] / len(one) for one in pages]
+    assert len(ends) > 5 and min(ends[:-1]) > 0.55
+
+
 def one_run(folder: Path) -> list[Path]:
     """A residual net without probes."""
     return [write_network_run(folder / "one", has_shortcuts=True, steps=20, probes=False)]

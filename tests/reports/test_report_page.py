@@ -310,3 +310,10 @@ def test_a_run_without_joins_defines_no_splits(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", [1.0, 0.5], [[0.1, 0.2]] * 2)
     text = Page(report_html(story_of([run]))).text
     assert "Theil–Sen" in text and "Path-length spectrum" not in text
+
+
+def test_a_run_that_broke_is_shown_where_it_was_finite_last(tmp_path: Path) -> None:
+    run = write_network_run(tmp_path / "n", has_shortcuts=True, steps=9, nan_from=4, probes=False)
+    by_key = {figure.key: figure for figure in story_of([run]).figures}
+    assert "at step 3, " in by_key["overview"].caption
+    assert by_key["depth_profile"].caption.startswith("n, step 3: gain ")

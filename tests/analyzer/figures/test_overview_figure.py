@@ -2,6 +2,7 @@ import base64
 import json
 import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +198,14 @@ def test_figure_and_frames_of_two_deep_runs_fit_a_reply(tmp_path: Path) -> None:
     info = overview(View(tuple(map(open_run, paths))))
     assert len(panel("overview").draw(info, LIGHT).to_json()) < 400_000
     assert len(json.dumps(overview_frames(info))) < 200_000
+
+
+def test_names_of_layers_do_not_overlap_on_a_phone(info: Overview) -> None:
+    drawn = overview_sketch(info, LIGHT, is_narrow=True).layout["xaxis"]
+    low, high = drawn["range"]
+    # Of 390 pixels what is left beside the axis, and half of a letter of 11 pixels.
+    scale = 290 / (high - low)
+    names = list(zip(drawn["tickvals"], drawn["ticktext"], strict=True))
+    for (at, name), (then, other) in pairwise(names):
+        assert (then - at) * scale > 3 * (len(name) + len(other)), (name, other)
+    assert names[0][1] == "stem" and names[-1][1] == "head"

@@ -39,6 +39,7 @@ LOOKING = "Reading the runs; what they show appears here by itself."
 _MILLISECONDS = 400
 _MOST_ROWS, _MOST_CHARACTERS = 60, 80
 _MOST_PARTS = 24
+_MOST_LOOKED = 500_000
 _FORMATS = (("csv", "CSV"), ("svg", "SVG"), ("png", "PNG"))
 # Cards have buttons of their own for pictures, and nothing can be selected.
 _NO_BUTTONS = ("toImage", "lasso2d", "select2d")
@@ -110,11 +111,13 @@ def _state(run: Run) -> list[str]:
         said.insert(0, f"failed: {run.manifest.get('error') or 'the reason was not recorded'}")
     elif run.status in ("crashed", "interrupted"):
         said.insert(0, f"{run.status}: it stopped early; what was written until then is shown")
+    steps, layers = (run.manifest.get(name) or 0 for name in ("steps", "num_layers"))
+    looked = -1 if steps * layers > _MOST_LOOKED else None
     for table in ("steps", *STAT_COLUMNS):
         # Damage is seen where a file is read; of long runs where a figure needs it.
         if len(run.written(table)) <= _MOST_PARTS:
             with suppress(AnalyzerError):
-                run.read(table, [])
+                run.read(table, [], steps=looked)
     return [*said, *run.warnings]
 
 

@@ -87,8 +87,10 @@ def last_finite_step(run: Run) -> int | None:
     """
     first, loss = broke_first(run), run_training(run).nonfinite_step
     end = min([*([first.step] if first else []), *([] if loss is None else [loss])], default=None)
+    if end is None:
+        return None
     before = run.layer_steps()
-    before = before[:0] if end is None else before[before < end]
+    before = before[before < end]
     return int(before[-1]) if len(before) else None
 
 
@@ -252,6 +254,9 @@ class Evidence:
     @cached_property
     def nonfinite(self) -> NonFinite | None:
         """The first NaN or infinite tensor of a layer."""
+        # Few runs hold any: which steps were skipped is read for these alone.
+        if next(_suspects(self.run), None) is None:
+            return None
         return first_nonfinite(self.run, self.skipped)
 
     @cached_property

@@ -305,11 +305,13 @@ def _connect_live(app: Dash, library: Library, seen: Any) -> None:
         fresh = no_update if beat.mark == mark else beat.mark
         return fresh, beat.text, {"over": beat.is_over}
 
-    asked = (Input(Id.SCHEME, "data"), Input(Id.REVISION, "data"), State(Id.SEARCH, "data"))
+    asked = [Input(one, "data") for one in (Id.SCHEME, Id.NARROW, Id.REVISION)]
 
-    @app.callback(Output(Id.STUDY, "children"), *asked, prevent_initial_call=True)
-    def study(scheme: str, _mark: str | None, search: str | None) -> Any:
-        return study_cards(seen(search), scheme)
+    @app.callback(
+        Output(Id.STUDY, "children"), *asked, State(Id.SEARCH, "data"), prevent_initial_call=True
+    )
+    def study(scheme: str, narrow: bool, _mark: str | None, search: str | None) -> Any:
+        return study_cards(seen(search), scheme, narrow=bool(narrow))
 
     _connect_answer(app, seen, finding_list, Id.FINDINGS_SOON, Id.FINDINGS)
     first = (Id.HEADLINE, Id.READINGS, Id.QUESTIONS)

@@ -22,18 +22,21 @@ _MOST_FAILED = 20
 
 
 def layout(context: Context) -> list[Any]:
-    """Return the place of the page's content, which follows the color scheme."""
+    """Return the place of the page's content, which follows color scheme and width."""
     return [html.Div(study_cards(context, "light"), id=Id.STUDY)]
 
 
-def study_cards(context: Context, scheme: str) -> list[Any]:
-    """Return what a study shows: that of the first chosen run, else of the newest."""
+def study_cards(context: Context, scheme: str, *, narrow: bool = False) -> list[Any]:
+    """Return what a study shows: that of the first chosen run, else of the newest.
+
+    Where ``narrow``, panes stand one above the other.
+    """
     try:
         run = _run(context)
         study = study_of(run)
     except AnalyzerError as error:
         return [message(str(error))]
-    return [_states(study), *(_card(panel, run, scheme) for panel in STUDY_PANELS)]
+    return [_states(study), *(_card(panel, run, scheme, narrow) for panel in STUDY_PANELS)]
 
 
 def _run(context: Context) -> Run:
@@ -62,16 +65,16 @@ def _states(study: Study) -> html.Section:
     return html.Section([*body, *([html.Ul(lines)] if lines else [])], className="card wide")
 
 
-def _card(panel: Any, run: Run, scheme: str) -> html.Section:
+def _card(panel: Any, run: Run, scheme: str, narrow: bool) -> html.Section:
     head = [html.H2(panel.title), html.P(panel.how_to_read, className="how")]
     try:
         info = panel.info(View((run,)))
     except AnalyzerError as error:
         return html.Section([*head, message(str(error))], className="card wide")
-    figure = panel.draw(info, THEMES["dark" if scheme == "dark" else "light"])
-    graph = dcc.Graph(
-        figure=figure, config=GRAPH_CONFIG, style={"height": f"{figure.layout.height}px"}
-    )
+    theme = THEMES["dark" if scheme == "dark" else "light"]
+    figure = panel.narrowed(info, theme) if narrow else panel.draw(info, theme)
+    height = {"height": f"{figure['layout']['height']}px"}
+    graph = dcc.Graph(figure=figure, config=GRAPH_CONFIG, style=height)
     numbers: list[Any] = [html.Summary("numbers"), *number_table(info.table())]
     shown: list[Any] = [*head, graph, html.P(info.caption), html.Details(numbers)]
     return html.Section(shown, className="card wide")

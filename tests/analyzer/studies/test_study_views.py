@@ -114,6 +114,15 @@ def test_the_page_shows_the_study_of_the_newest_run_and_what_failed(study: Study
         assert "9 points of zoo:resnet: 8 finished, 1 failed." in str(cards[0].to_plotly_json())
 
 
+@pytest.mark.parametrize("narrow", [False, True])
+def test_on_a_phone_panes_stand_one_above_the_other(study: Study, narrow: bool):
+    cards = study_cards(context(Library([study.path]), Address(())), "light", narrow=narrow)
+    figure = cards[1].children[2].figure
+    layout = figure["layout"] if narrow else figure.layout.to_plotly_json()
+    spans = [layout[axis].get("domain") for axis in ("xaxis", "xaxis2")]
+    assert [list(span) == [0.0, 1.0] for span in spans] == [narrow, narrow]
+
+
 def test_a_page_without_a_study_says_how_to_make_one(tmp_path: Path):
     (said,) = study_cards(context(Library([tmp_path]), Address(())), "light")
     assert "analyzer study" in str(said.to_plotly_json())

@@ -140,8 +140,8 @@ def test_times_are_in_utc(run: Run) -> None:
         (lambda run: run.layer_stats(layers=-1), "layer -1 is not in this run"),
         (lambda run: run.profile("loss", 0), "'loss' is not a statistic"),
         (lambda run: run.series("accuracy"), "column 'accuracy' is not in steps"),
-        (lambda run: run.probe("paths"), "probe 'paths' was not recorded"),
-        (lambda run: run.probe("../layer_stats"), "was not recorded"),
+        (lambda run: run.probe("paths"), "probe 'paths' was not measured: run 'five' has none"),
+        (lambda run: run.probe("../layer_stats"), "is no probe: run 'five' has none"),
     ],
 )
 def test_what_was_not_recorded_is_said(run: Run, ask: Any, message: str) -> None:

@@ -43,7 +43,8 @@ class _OpenPart:
     """A part file with its footer parsed: where its steps lie."""
 
     def __init__(self, path: Path) -> None:
-        self.file, self.place = opened(path)
+        # A file that is kept open would keep the bytes of what was read of it last.
+        self.file, self.place = opened(path, pre_buffer=False)
         metadata = self.file.metadata
         # What a training logs is plain; nothing else has a place in a table.
         self.schema = pa.schema([f for f in self.file.schema_arrow if is_plain(f.type)])

@@ -1,6 +1,8 @@
+import gc
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from analyzer.storage import tables
@@ -8,6 +10,7 @@ from analyzer.storage.catalog import runs_in
 from analyzer.storage.run import Run, open_run
 from analyzer.storage.tables import StepTable
 from tests.analyzer.storage.storage_rows import block, record, value, written
+from tests.support.runs import write_run
 
 GAPS = [0, 1, 2, 40, 41, 1000, 5000]
 
@@ -98,3 +101,16 @@ def test_a_manifest_that_changed_is_read_again(tmp_path: Path) -> None:
     path.write_text("{")
     (broken,) = runs_in(tmp_path)
     assert broken.problem is not None and "run.json is damaged" in broken.problem
+
+
+def test_a_file_that_is_kept_open_keeps_nothing_of_what_was_read(tmp_path: Path) -> None:
+    norms = np.random.default_rng(0).random((2000, 40))
+    run = open_run(write_run(tmp_path / "long", [1.0] * 2000, norms.tolist()))
+    run.recorded_steps("layer_stats")
+    gc.collect()
+    before = pa.total_allocated_bytes()
+    rows = run.read("layer_stats", "output_gradient_norm")
+    assert pa.total_allocated_bytes() - before > norms.nbytes
+    del rows
+    gc.collect()
+    assert pa.total_allocated_bytes() - before < norms.nbytes / 10

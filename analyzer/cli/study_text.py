@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from analyzer.errors import AnalyzerError
+from analyzer.options import ZOO
 
 if TYPE_CHECKING:
     from analyzer.storage.study import Study
@@ -116,11 +117,28 @@ def print_result(done: "Study") -> int:
     is_below = done.path.is_relative_to(here) and done.path != here
     where = str(done.path.relative_to(here) if is_below else done.path)
     if failed:
-        screen.print(f"Run them again: analyzer study --study {where} --retry", soft_wrap=True)
+        again = f"analyzer study --study {where} --retry"
+        if not done.target.startswith(ZOO):  # no code is run because a folder names it
+            again = "the same command with --retry"
+        screen.print(f"Run them again: {again}", soft_wrap=True)
+    if done.is_script and _seeds_change_nothing(rows, done.axes):
+        text = 'the script sets its own seed, so all seeds give the same. Let it take one: --grid "'
+        screen.print(f'{text}--seed 0,1"', soft_wrap=True)
     screen.print(
         f"Look closer: analyzer report {where}; analyzer dashboard {where}", soft_wrap=True
     )
     return 1 if failed else 0
+
+
+def _seeds_change_nothing(rows: Any, axes: dict[str, list[Any]]) -> bool:
+    """Whether points that differ in their seed alone all end at the same loss."""
+    if len(axes.get("seed", ())) < 2:
+        return False
+    others = [name for name in axes if name != "seed"]
+    known = rows[rows["final_loss"].notna()]
+    groups = [part for _, part in known.groupby(others)] if others else [known]
+    several = [part["final_loss"] for part in groups if len(part) > 1]
+    return bool(several) and all(losses.nunique() == 1 for losses in several)
 
 
 def _print_table(rows: Any, names: list[str], screen: Any, number: Any) -> None:

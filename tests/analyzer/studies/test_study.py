@@ -10,6 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from analyzer.cli import main
@@ -17,6 +18,7 @@ from analyzer.cli.study_text import grid_axis, print_result
 from analyzer.errors import AnalyzerError, SchemaError
 from analyzer.networks.zoo import zoo
 from analyzer.options import RecordOptions
+from analyzer.storage.parts import write_table
 from analyzer.storage.study import open_study, write_json
 from analyzer.studies.plan import Plan, Point, product
 from analyzer.studies.running import held, run_study
@@ -200,6 +202,27 @@ def test_a_plan_grows_and_never_changes_what_was_run(tmp_path, recorded):
         run_study(other, tmp_path)
     with pytest.raises(AnalyzerError, match="is of zoo:mlp, and zoo:simple was given"):
         run_study(product("zoo:simple", depth=[4]), tmp_path)
+
+
+def test_a_script_of_a_study_is_named_by_its_command_and_may_set_its_own_seed(
+    tmp_path, recorded, capsys
+):
+    grid = {"--lr": [0.1, 0.2]}
+    plan = product("train.py", grid=grid, seed=[0, 1, 2], is_script=True)
+    # Of one run for all, seeds change nothing.
+    runner = Recorded(recorded, {"lr0.2-seed1"})
+    assert print_result(run_study(plan, tmp_path / "s", runner=lambda _: runner)) == 1
+    said = capsys.readouterr().out
+    assert "Run them again: the same command with --retry\n" in said
+    assert (
+        'the script sets its own seed, so all seeds give the same. Let it take one: --grid "'
+        in said
+    )
+    rows = open_study(tmp_path / "s").summary()
+    rows.loc[0, "final_loss"] += 1
+    write_table(tmp_path / "s/summary.parquet", pa.Table.from_pandas(rows, preserve_index=False))
+    print_result(open_study(tmp_path / "s"))
+    assert "own seed" not in capsys.readouterr().out
 
 
 def test_a_study_that_is_moved_while_it_runs_ends_and_goes_on_where_it_is(tmp_path, recorded):

@@ -26,7 +26,7 @@ from analyzer.analysis.profiles import over_deepest
 from analyzer.analysis.shortcuts import JoinArcs, join_arcs, share_grid
 from analyzer.analysis.training import TrainingSummary, loss_band, run_training
 from analyzer.analysis.trunk import trunk, trunk_steps
-from analyzer.analysis.view import RunLabel, View, stage_borders
+from analyzer.analysis.view import RunLabel, View, has_shortcuts, stage_borders
 from analyzer.errors import NotRecordedError
 from analyzer.storage.arrays import as_floats
 from analyzer.storage.run import Run
@@ -70,8 +70,9 @@ class OverviewColumn(RunAtStep):
         without_step: The step of that.
         guess: Loss of answering with the shares of the classes alone, where the classes
             were seen; else NaN.
-        fit: Ends of the line that is fitted along the trunk at the step, what a diagnosis names:
-            depths, then norms; empty where the trunk cannot be judged there.
+        fit: Ends of the line that is fitted along depth at the step, what a diagnosis names:
+            depths, then norms. Empty of a network with shortcuts, where it is fitted to the sums at
+            joins, which are not among the rows.
         broke: What is not finite first; None where all layers are.
         broke_at: Depth of its layer.
         spike: Step and height of the loss where it rises most and comes back; None without one.
@@ -211,8 +212,12 @@ def _column(view: View, run: Run, label: RunLabel) -> OverviewColumn:
 
 
 def _trunk_line(run: Run, step: int) -> tuple[tuple[float, float], ...]:
-    """The fit along the trunk at a step, as depths and norms; empty where there is none."""
-    if step not in trunk_steps(run) or not (line := trunk(run, step).gain).is_defined:
+    """The fit along depth at a step, as depths and norms; empty where no row is fitted."""
+    if (
+        has_shortcuts(run)
+        or step not in trunk_steps(run)
+        or not (line := trunk(run, step).gain).is_defined
+    ):
         return ()
     low, high = line.ends
     return line.depths, (10.0**low, 10.0**high)

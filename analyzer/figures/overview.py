@@ -382,9 +382,9 @@ OVERVIEW = Panel(
     title="Overview",
     how_to_read="Depth runs along x in every row but the last, so go straight down from a shortcut "
     "to what it does: an arc for each shortcut, the gradient along depth at the chosen step "
-    "(dotted: at the same weights, with the shortcuts taken out; thin and dashed: the fit along "
-    "depth, over layers outside of branches and the sums at joins), the same at all recorded "
-    "steps, and the loss. A ring marks the layer that was not finite first.",
+    "(dotted: at the same weights, with the shortcuts taken out; thin and dashed, of a network "
+    "without shortcuts: the fit along depth), the same at all recorded steps, and the loss. A ring "
+    "marks the layer that was not finite first.",
     method=Method(
         title="Depth",
         text="Number of layers on the longest path from the input of the network; parallel "

@@ -82,6 +82,7 @@ def test_all_of_it_is_on_the_first_screen_of_a_laptop(visit: Open, query: str) -
     if query == PAIR:
         box = page.locator(".question").last.bounding_box()
         assert page.locator(".question").count() == 3 and box["y"] + box["height"] <= 900
+        assert page.evaluate("document.documentElement.scrollHeight") <= 900
     assert page.locator("#step-slider").count() == 1
     assert page.evaluate("document.documentElement.scrollWidth") <= 1440
     shown.assert_clean()

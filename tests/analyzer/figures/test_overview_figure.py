@@ -121,13 +121,12 @@ def test_the_layer_that_broke_first_is_marked_at_its_depth_and_step(tmp_path: Pa
 def test_the_fit_falls_as_far_as_the_diagnosis_says(pair: tuple[Run, ...]) -> None:
     figure = panel("overview").draw(overview(View(pair, step=30)), LIGHT)
     lines = [one for one in figure.data if (one.name or "").endswith("fit along depth")]
-    for run, line in zip(pair, lines, strict=True):
-        low, high = np.log10(line.y)
-        assert high - low == pytest.approx(trunk(run, 30).decades_fallen)
-        assert (line.line.dash, line.line.width) == ("dash", 1)
-    # No trunk without a split.
-    unsplit = sorted(set(pair[1].layer_steps()) - set(pair[1].recorded_steps("splits")))[0]
-    assert overview(View((pair[1],), step=int(unsplit))).runs[0].fit == ()
+    # That of a network with shortcuts is fitted to sums at joins, which the rows do not show.
+    (line,) = lines
+    low, high = np.log10(line.y)
+    assert line.name.startswith(pair[0].name)
+    assert high - low == pytest.approx(trunk(pair[0], 30).decades_fallen)
+    assert (line.line.dash, line.line.width) == ("dash", 1)
 
 
 def test_a_run_has_the_same_colors_by_itself_as_beside_another(pair: tuple[Run, ...]) -> None:

@@ -12,6 +12,8 @@ from analyzer.figures.axes import layout_name
 
 from .paper_traces import plain_text, tick_words, values_of
 
+# Inches of axes in space that have room for more than two ticks.
+_WIDE_SCENE = 2.0
 __all__ = [
     "Panes",
     "axis_sides",
@@ -321,7 +323,7 @@ def overshoot(axes: Any) -> float:
 
 def _finish_scene(scene: Any, axes: Any) -> None:
     """Titles, ranges and the point of view of axes in space."""
-    is_wide = inches_wide(axes) > 2
+    width = inches_wide(axes)
     for letter in "xyz":
         settings = scene[f"{letter}axis"]
         getattr(axes, f"set_{letter}label")(plain_text(settings.title.text), labelpad=-4)
@@ -330,9 +332,9 @@ def _finish_scene(scene: Any, axes: Any) -> None:
         if settings.tickvals is not None:
             getattr(axes, f"set_{letter}ticks")(list(settings.tickvals), tick_words(settings))
         side = getattr(axes, f"{letter}axis")
-        side.set_tick_params(pad=-2, labelsize=7 if is_wide else 5)
+        side.set_tick_params(pad=-2, labelsize=7 if width > _WIDE_SCENE else 5)
         if settings.tickvals is None:
-            _few_ticks(side, getattr(axes, f"get_{letter}lim")(), is_wide=is_wide)
+            _few_ticks(side, getattr(axes, f"get_{letter}lim")(), width)
         side._axinfo["grid"] |= {"linewidth": 0.4, "color": "#cccccc"}
     eye = scene.camera.eye
     if eye.x is not None:
@@ -341,10 +343,11 @@ def _finish_scene(scene: Any, axes: Any) -> None:
     axes.set_box_aspect((1, 1, 0.8), zoom=0.92)
 
 
-def _few_ticks(side: Any, ends: tuple[float, float], *, is_wide: bool) -> None:
+def _few_ticks(side: Any, ends: tuple[float, float], width: float) -> None:
     """Round ticks of an axis in space; in a small one the first and the last of them."""
-    if is_wide:
-        side.set_major_locator(MaxNLocator(5))
+    if width > _WIDE_SCENE:
+        # Seen from the side they stand closer than along an axis of the page.
+        side.set_major_locator(MaxNLocator(5 if width > 1.5 * _WIDE_SCENE else 2))
         return
     low, high = sorted(ends)
     inside = [at for at in MaxNLocator(4).tick_values(low, high) if low <= at <= high]

@@ -15,6 +15,7 @@ from matplotlib.text import Text
 from plotly.subplots import make_subplots
 
 from analyzer.errors import AnalyzerError
+from analyzer.reports.groups import LAYOUTS
 from analyzer.reports.paper import (
     WIDTHS,
     drawn_figure,
@@ -27,6 +28,7 @@ from analyzer.reports.paper import (
 from analyzer.reports.paper_traces import DRAWERS, plain_text
 from analyzer.reports.story import Story, story_of
 from analyzer.texts import escaped
+from tests.support.full_run import write_network_run
 from tests.support.runs import layer_row, write_run
 
 
@@ -224,13 +226,24 @@ def awkward(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
     return story_of([*folders, write_run(path, [2.0] * 8, norms, layers=layers)])
 
 
+@pytest.fixture(scope="module")
+def stories(
+    story: Story, awkward: Story, seeds: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Story]:
+    """Stories of every kind and of every layout, by name."""
+    folder = tmp_path_factory.mktemp("broke") / "broke"
+    write_network_run(folder, has_shortcuts=True, steps=20, nan_from=9)
+    laid_out = {layout: story_of(seeds, layout=layout) for layout in LAYOUTS}
+    return {"a pair": story, "awkward": awkward, "one that broke": story_of([folder])} | laid_out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("venue", WIDTHS)
-@pytest.mark.parametrize("which", ["a pair", "awkward"])
+@pytest.mark.parametrize("which", ["a pair", "awkward", "one that broke", *LAYOUTS])
 def test_at_every_width_no_words_overlap_or_leave_the_page_and_rows_can_be_read(
-    story: Story, awkward: Story, venue: str, which: str
+    stories: dict[str, Story], venue: str, which: str
 ) -> None:
-    for figure in (story if which == "a pair" else awkward).figures:
+    for figure in stories[which].figures:
         assert_legible(figure, venue)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from analyzer.reports.groups import LAYOUTS
 from analyzer.reports.paper import WIDTHS, write_figures
 from analyzer.reports.story import Story, story_of
 from analyzer.reports.tables import (
@@ -112,12 +113,13 @@ def test_tables_are_written_in_three_forms_and_again_the_same(story: Story, tmp_
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 @pytest.mark.parametrize(
-    ("kind", "venue"), [*(("a pair", venue) for venue in WIDTHS), ("seeds", "icml")]
+    ("kind", "venue"),
+    [*(("a pair", venue) for venue in WIDTHS), *((layout, "icml") for layout in LAYOUTS)],
 )
 def test_a_document_with_every_figure_and_table_compiles_without_a_warning(
     story: Story, seeds: list[Path], tmp_path: Path, kind: str, venue: str
 ) -> None:
-    story = story if kind == "a pair" else story_of(seeds)
+    story = story if kind == "a pair" else story_of(seeds, layout=kind)
     width = WIDTHS[venue]
     figures = write_figures(story, tmp_path, width=width)
     tables = [path for path in write_tables(story, tmp_path) if path.suffix == ".tex"]

@@ -224,8 +224,8 @@ def _set_ticks(axes: Any, side: Any, places: list[float], texts: list[str]) -> N
     step = max(1, -(-len(places) // most))
     places, texts = places[::step], [_short(text) for text in texts[::step]]
     is_crowded = side is axes.xaxis and _is_crowded(axes, texts)
-    if side is axes.xaxis and not is_crowded:
-        places, texts = _apart(axes, places, texts)
+    if side is axes.xaxis:
+        places, texts = _apart(axes, places, texts, is_upright=is_crowded)
     side.set_ticks(places, texts, minor=False)
     side.set_minor_locator(NullLocator())
     if is_crowded:
@@ -237,13 +237,17 @@ def _is_crowded(axes: Any, texts: list[str]) -> bool:
     return sum(len(text) + 2 for text in texts) * _INCHES_PER_LETTER > inches_wide(axes)
 
 
-def _apart(axes: Any, places: list[float], texts: list[str]) -> tuple[list[float], list[str]]:
+def _apart(
+    axes: Any, places: list[float], texts: list[str], *, is_upright: bool
+) -> tuple[list[float], list[str]]:
     """Leave out words that would cover the one before."""
     low, high = axes.get_xlim()
     inches = inches_wide(axes) / (abs(high - low) or 1.0)
     kept: list[tuple[float, str]] = []
     for place, text in sorted(zip(places, texts, strict=True)):
         room = (len(text) + len(kept[-1][1]) + 2) / 2 * _INCHES_PER_LETTER if kept else 0.0
+        # Layers of one depth stand beside each other.
+        room = _INCHES_PER_LINE if is_upright else room
         if not kept or (place - kept[-1][0]) * inches >= room:
             kept.append((place, text))
     return [place for place, _ in kept], [text for _, text in kept]

@@ -197,7 +197,7 @@ VEIT2016 = Experiment(
     measure=_veit2016,
     discussion="The effective length is {effective_length} blocks, near the short end of the "
     "paper's range, and {gradient_short} of the gradient norm is on its paths, less than almost "
-    "all: after so few steps still shorter paths carry the rest. One seed has no spread.",
+    "all: after so few steps still shorter paths carry the rest.",
     parts=lambda settings: ("residual", "plain"),
     needs_data=True,
 )

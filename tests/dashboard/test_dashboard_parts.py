@@ -35,6 +35,7 @@ def test_an_address_survives_its_own_query_string() -> None:
         over="epoch",
         log_x=True,
         scale="log",
+        few=("one", "b~2"),
         group="all but the seed",
         chosen=("fc", "x#1"),
         pinned=("a&b",),

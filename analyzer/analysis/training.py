@@ -49,6 +49,8 @@ _FINAL_SHARE, _MOST_FINAL = 10, 100
 _LONG = 200_000
 _MOST_POINTS = 600
 _MOST_LOGGED = 8
+# A folder of anybody may have thousands.
+_MOST_LOOKED_AT = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -351,17 +353,16 @@ def _logged(view: View, run: Run, label: RunLabel) -> list[StepCurve]:
 @remembered("steps")
 def _logged_bands(run: Run, smooth: float) -> tuple[dict[str, Band], int]:
     """The first numbers that were logged, by name, and how many more there are."""
+    logged = [*filter(is_logged, run.read("steps", steps=[]).column_names)]
     names = [
         name
-        for name in run.read("steps", steps=[]).column_names
-        if is_logged(name)
-        and is_number(run.read("steps", name).schema.field(name).type)
-        and _is_measured(run, name)
+        for name in logged[:_MOST_LOOKED_AT]
+        if is_number(run.read("steps", name).schema.field(name).type) and _is_measured(run, name)
     ]
     shown = names[:_MOST_LOGGED]
     columns = {name: _column(run, name) for name in shown}
     bands = {n: band(*column, _MOST_POINTS, smooth=smooth) for n, column in columns.items()}
-    return bands, len(names) - len(shown)
+    return bands, len(names) - len(shown) + len(logged[_MOST_LOOKED_AT:])
 
 
 def _noise(_view: View, run: Run, label: RunLabel) -> list[StepCurve]:

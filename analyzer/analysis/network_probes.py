@@ -38,6 +38,7 @@ Floats = NDArray[np.float64]
 _MOST_CELLS = 4_000_000
 # In units of the weights.
 _MOST_FAR = 1e100
+_MOST_CHECKPOINTS = 10_000
 # Above this many times the smallest loss a linear scale shows a needle and a plain.
 _LOG_RATIO = 20.0
 
@@ -227,7 +228,9 @@ def _landscape(view: View, run: Run, label: RunLabel) -> Landscape:
 def _trajectory(notes: Mapping[str, str]) -> Trajectory | None:
     """The checkpoints that the probe noted as ``[[step, alpha, beta], …]``."""
     points = noted_numbers(noted(notes, "trajectory"))
-    if points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all():
+    if points.ndim != 2 or points.shape[1] != 3 or not (abs(points) < _MOST_FAR).all():
+        return None
+    if len(points) > _MOST_CHECKPOINTS:  # a folder of anybody may note any number
         return None
     residuals = noted_numbers(noted(notes, "trajectory_residuals"))
     if residuals.shape != points.shape[:1]:

@@ -119,13 +119,13 @@ def _profile_sketch(info: ProfileCurves, theme: Theme) -> Sketch:
             color = theme.style(curve.label.style).color
             area = filled(curve.positions, least, most, color, 0.18, showlegend=False)
             traces.append(area)
+        traces += depth_lines(curve, info.quantity, theme, is_log=info.is_log)
         if "fit" in curve.references:
             look = {"color": theme.style(curve.label.style).color, "width": 1, "dash": "dash"}
             said = {"name": f"{labeled(curve.label.text)}: fit", "hovertemplate": "%{y:.3e}"}
             more = {"mode": "lines", "line": look, "showlegend": False}
             place = {"x": curve.positions, "y": placed(curve.references["fit"], info.is_log)}
             traces.append(scatter(place, said, more))
-        traces += depth_lines(curve, info.quantity, theme, is_log=info.is_log)
     relative = {"title": {"text": "relative depth: first layer → last layer", "standoff": 6}}
     axes = {"xaxis": relative if info.is_relative_depth else DEPTH, "yaxis": axis}
     more = {"showlegend": True} | many_entries(len(info.runs), 400)

@@ -9,7 +9,10 @@
     const isLog = profile._fullLayout.yaxis.type === "log";
     const y = [], places = [];
     (grid._fullData || []).filter((trace) => trace.coloraxis).forEach((heat) => {
-      const cells = heat.z[shared.nearest(heat.y, step)];
+      // Rows stand at steps, or over epochs and time, or are moved on an axis of logarithms.
+      const shift = (grid._fullLayout.meta || {}).shift || 0;
+      const steps = (heat.meta || {}).steps || Array.from(heat.y, (at) => at - shift);
+      const cells = heat.z[shared.nearest(steps, step)];
       const line = Array.from(cells, (cell) => {
         const value = isLog ? 10 ** cell : cell;
         return Number.isFinite(value) ? value : null;

@@ -213,13 +213,18 @@ def print_coordinate_check(
             f"--coordinate-check has the model {model!r}; expected --model FILE with a file that "
             "defines build_model(width, depth)"
         )
+    (count, *more) = values(seeds, "--seeds", int)
+    if more:
+        raise AnalyzerError(
+            f"--seeds is {seeds!r}; expected how many, as in --seeds 6, for a coordinate check"
+        )
     found = _checked(
         Path(model),
         values(widths or "64,128,256,512", "--widths", int),
         values(depths, "--depths", int) if depths else (None,),
         parametrization=parametrization,
         # One seed has no spread: 6 are a second's work.
-        seeds=max(values(seeds, "--seeds", int)[0], 1) if seeds != "1" else 6,
+        seeds=count if count > 1 else 6,
     )
     typer.echo(found.markdown(), nl=False)
     return 0 if found.passes else 1

@@ -251,8 +251,8 @@ class Sides:
             above |= {*made.inner} - shared
             first, second = (tuple(e for e in side if e[0] not in shared) for side in entries)
             first += self._entries_of(above, made.shared)
-        shortcut_edges = self._edges_of(own_region - shared, first, fork)
-        branch_edges = self._edges_of(branch_region - shared, second, fork)
+        shortcut_edges = self._edges_of(own_region, first, fork, shared)
+        branch_edges = self._edges_of(branch_region, second, fork, shared)
         branch_edges += [e for e, r in gates.items() if r == fork and e[0] not in shared]
         return JoinVertices(
             join=join,
@@ -264,7 +264,7 @@ class Sides:
             branch_reads=tuple([read for term in heavier for read in term.reads]),
             shortcut_elements=cost[lightest],
             shortcut_path=path,
-            branch_region=branch_region - path,
+            branch_region=branch_region - path if path else branch_region,
             shortcut_edges=tuple(shortcut_edges),
             branch_edges=tuple(branch_edges),
             gate_edges=tuple(
@@ -302,13 +302,13 @@ class Sides:
         return "scaled" if is_scaled else "identity"
 
     def _edges_of(
-        self, region: set[int], entries: Collection[tuple[int, int]], fork: int
+        self, region: set[int], entries: Collection[tuple[int, int]], fork: int, without: set[int]
     ) -> list[Edge]:
         """Return the reads of the fork by a region and by the sum itself."""
-        edges = self.edges_to[fork]
-        found = [edge for edge in edges if edge[0] in region]
+        edges, own = self.edges_to[fork], region - without if without else region
+        found = [edge for edge in edges if edge[0] in own]
         if len(found) < len(edges):
-            found += [edge for edge in edges if edge[0] not in region and edge[:2] in entries]
+            found += [edge for edge in edges if edge[0] not in own and edge[:2] in entries]
         return found
 
     def _reads_of(

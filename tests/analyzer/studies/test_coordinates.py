@@ -271,3 +271,6 @@ def test_the_command_names_the_layer(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.startswith("layer 3 grows as width^")
     assert main(["study", "--coordinate-check", "--widths", "32,64,128"]) == 2
     assert "expected --model FILE" in capsys.readouterr().err
+    options[-1] = "3,5,7"
+    assert main(["study", "--coordinate-check", *options]) == 2
+    assert "--seeds is '3,5,7'; expected how many" in capsys.readouterr().err

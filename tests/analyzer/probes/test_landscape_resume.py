@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import analyzer
-from analyzer.probes.landscape import ledger, surface
+from analyzer.probes.landscape import ledger, methods, surface
 
 AXIS = np.linspace(-1, 1, 13)
 
@@ -41,7 +41,9 @@ def problem() -> tuple[nn.Module, list, object]:
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
-def test_stopped_ten_times_a_surface_ends_with_the_same_values(mode, tmp_path):
+def test_stopped_ten_times_a_surface_ends_with_the_same_values(mode, tmp_path, monkeypatch):
+    # Both by one method: on a busy machine the trial of one of them may choose another.
+    monkeypatch.setattr(methods, "_WORTH_SECONDS", float("inf"))
     model, batches, planes = problem()
     undisturbed = surface(
         model, batches, Loss(10**9), planes, AXIS, np.linspace(0, 1, 20), mode=mode

@@ -113,7 +113,7 @@ class Sides:
         A row is an aligned layer or parameter; ``steps`` has one.
         """
         if table == "steps":
-            return [_step_grid(run, columns, steps) for run in self.runs]
+            return [_grid(run, table, columns, [0], steps) for run in self.runs]
         rows = self.layers if table == "layer_stats" else self.parameters
         return [
             _grid(run, table, columns, ids, steps)
@@ -170,24 +170,17 @@ def _grid(run: Run, table: str, columns: Sequence[str], ids: Sequence[int], step
     if not len(ids):
         return grid
     rows = run.read(table, list(columns), steps=slice(int(steps[0]), int(steps[-1]) + 1))
-    key = "layer" if table == "layer_stats" else "parameter"
-    place_of = np.full(max([*ids, *as_numpy(rows.column(key)).tolist()]) + 1, -1)
-    place_of[list(ids)] = np.arange(len(ids))
     found = as_numpy(rows.column("step"))
+    key = {"layer_stats": "layer", "parameter_stats": "parameter"}.get(table)
+    numbers = as_numpy(rows.column(key)) if key else np.zeros(len(found), np.int64)
+    place_of = np.full(max([*ids, *numbers.tolist()]) + 1, -1)
+    place_of[list(ids)] = np.arange(len(ids))
     at = np.searchsorted(steps, found).clip(0, len(steps) - 1)
-    places = place_of[as_numpy(rows.column(key))]
+    places = place_of[numbers]
     kept = (steps[at] == found) & (places >= 0)
     for k, column in enumerate(columns):
         grid[at[kept], places[kept], k] = as_floats(rows.column(column))[kept]
     return grid
-
-
-def _step_grid(run: Run, columns: Sequence[str], steps: Steps) -> Floats:
-    """Columns of ``steps``, ``[steps, 1, columns]``."""
-    rows = run.read("steps", list(columns), steps=slice(int(steps[0]), int(steps[-1]) + 1))
-    at = np.searchsorted(as_numpy(rows.column("step")), steps)
-    values = [as_floats(rows.column(name)) for name in columns]
-    return np.stack([column[at] for column in values], axis=-1)[:, None, :]
 
 
 def apart(columns: Sequence[str], left: Floats, right: Floats) -> Floats:

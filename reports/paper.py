@@ -126,6 +126,8 @@ def paper_style(extra: dict[str, Any] | None = None, file: Path | None = None) -
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         # Two hundred panes in a column of a page do not fit; they are drawn nevertheless.
         warnings.filterwarnings("ignore", message="constrained_layout not applied")
+        # An axis of logarithms on which nothing is positive is drawn empty.
+        warnings.filterwarnings("ignore", message="Data has no positive values")
         mpl.rcdefaults()
         for key, value in settings.items():
             mpl.rcParams[key] = value  # type: ignore[index,unused-ignore]

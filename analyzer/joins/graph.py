@@ -26,8 +26,8 @@ from analyzer.joins.trace import TracedCall, Untracked, is_parameter
 __all__ = ["MAJOR", "Dataflow", "Part", "Scopes", "Walk"]
 
 Edge = tuple[Node | None, int]
+Weights = tuple[nn.Parameter, ...]
 Read = tuple[int, int, int]
-Weight = tuple[int, tuple[nn.Parameter, ...]]
 Item = tuple[int, int, int, Any, Any]
 NO_SLOT = -1
 MAJOR = 1 << 40
@@ -48,23 +48,21 @@ class Walk:
     """All nodes below some roots, in an order that depends on the graph's structure alone."""
 
     def __init__(self, roots: Iterable[Node]) -> None:
-        self.nodes: list[Node] = []
         self.edges: list[tuple[Edge, ...]] = []
         self.variables: list[Any] = []  # what the nodes that read no others stand for
         place: dict[Node, int] = {}
-        stack = list(roots)[::-1]
+        stack, note = list(roots)[::-1], self.edges.append
         while stack:
             node = stack.pop()
             if node in place:
                 continue
-            place[node] = len(self.nodes)
+            place[node] = len(place)
             edges = node.next_functions
-            self.nodes.append(node)
-            self.edges.append(edges)
+            note(edges)
             if not edges:
                 self.variables.append(getattr(node, "variable", None))
-            stack.extend([child for child, _ in edges if child is not None and child not in place])
-        self.place = place
+            stack += [child for child, _ in edges if child is not None and child not in place]
+        self.place, self.nodes = place, list(place)
 
     def structure(self) -> bytes:
         """Return what must be equal in two graphs for their nodes to correspond.
@@ -108,7 +106,7 @@ class Dataflow:
     sequences: tuple[int, ...]
     kinds: tuple[str, ...]
     reads: tuple[tuple[Read, ...], ...]
-    parameters: tuple[tuple[nn.Parameter, ...], ...]
+    parameters: tuple[Weights, ...]
 
     def __init__(self, walk: Walk, log: CallLog) -> None:
         # The traced function calls by the sequence numbers of their nodes.
@@ -130,10 +128,10 @@ class Dataflow:
             self._build(leaves, _children_first(items))
 
     def _build(self, leaves: Iterable[tuple[Node, Any]], items: Iterable[Item]) -> None:
-        self._rows: list[tuple[Any, int, str, tuple[Read, ...], tuple[nn.Parameter, ...]]] = []
+        self._rows: list[tuple[Any, int, str, tuple[Read, ...], Weights]] = []
         self._shapes: dict[tuple[int, int], tuple[int, ...]] = {}
         self.place: dict[Any, int] = {}
-        self._weights: dict[Node, tuple[nn.Parameter, ...]] = {}
+        self._weights: dict[Node | None, Weights] = {}
         for leaf, variable in leaves:
             if is_parameter(variable):
                 self._weights[leaf] = (variable,)
@@ -189,14 +187,14 @@ class Dataflow:
         sequence: int,
         kind: str,
         reads: tuple[Read, ...],
-        parameters: tuple[nn.Parameter, ...],
+        parameters: Weights,
     ) -> None:
         self.place[vertex] = len(self._rows)
         self._rows.append((vertex, sequence, kind, reads, parameters))
 
     def _add_node(self, node: Node, edges: tuple[Edge, ...], sequence: int) -> None:
         reads: list[Read] = []
-        weights: list[Weight] = []
+        parameters: list[nn.Parameter] = []
         has_gap, place = False, self.place
         for slot, (child, number) in enumerate(edges):
             if child in place:
@@ -204,7 +202,7 @@ class Dataflow:
             elif child is None:
                 has_gap = True
             else:
-                weights.append((slot, self._weights[child]))
+                parameters += self._weights[child]
         name = type(node).__name__
         kind = kind_of_node(name, node)
         is_data = bool(reads)
@@ -215,28 +213,29 @@ class Dataflow:
             reads += unseen
             is_data |= carries_data
             if has_gap or note.end - note.start == 1:
-                weights.append((len(edges), note.parameters))
+                parameters += note.parameters
         if not is_data:
-            self._weights[node] = _all_of(weights)
+            self._weights[node] = tuple(parameters)
         elif name in FUSED:
-            self._add_fused(node, sequence, FUSED[name], reads, weights)
+            own = self._weights.get(edges[0][0], ())  # of the first operand
+            others = tuple(parameters[len(own) :])
+            self._add_fused(node, sequence, FUSED[name], reads, own, others)
         else:
-            self._append(node, sequence, kind, tuple(reads), _all_of(weights) if weights else ())
+            self._append(node, sequence, kind, tuple(reads), tuple(parameters))
 
     def _add_fused(
-        self, node: Node, sequence: int, kind: str, reads: list[Read], weights: list[Weight]
+        self, node: Node, sequence: int, kind: str, reads: list[Read], own: Weights, others: Weights
     ) -> None:
         """Add what a node makes of its later operands, and apart from it the sum with the first."""
         first = [read for read in reads if read[0] == 0]
-        others = tuple(read for read in reads if read[0] != 0)
-        if not first or not others:
-            kind = kind if others else "add"
-            self._append(node, sequence, kind, tuple(reads), _all_of(weights))
+        later = tuple(read for read in reads if read[0] != 0)
+        if not first or not later:
+            self._append(node, sequence, kind if later else "add", tuple(reads), own + others)
             return
         part = Part(node)
-        self._append(part, sequence, kind, others, _all_of(w for w in weights if w[0] != 0))
+        self._append(part, sequence, kind, later, others)
         reads = [*first, (1, self.place[part], 0)]
-        self._append(node, sequence, "add", tuple(reads), _all_of(w for w in weights if w[0] == 0))
+        self._append(node, sequence, "add", tuple(reads), own)
 
     def _unseen_reads(
         self, note: TracedCall, kind: str, edges: tuple[Edge, ...], is_data: bool, has_gap: bool
@@ -252,10 +251,6 @@ class Dataflow:
             data = [(NO_SLOT, read) for _, read in data]
         reads = [(s, self.place[f], 0) for s, f in data if f.is_differentiable]
         return reads, bool(data)
-
-
-def _all_of(weights: Iterable[Weight]) -> tuple[nn.Parameter, ...]:
-    return tuple([parameter for _, parameters in weights for parameter in parameters])
 
 
 def _children_first(items: Sequence[Item]) -> list[Item]:
@@ -301,7 +296,7 @@ class Scopes:
         number = self.innermost(vertex)
         return number < 0 or not (number in self._late or _is_leaf_of_torch(self.log.calls[number]))
 
-    def owner(self, join: int, between: Collection[int]) -> ModuleCall | None:
+    def owner(self, join: int, between: set[int]) -> ModuleCall | None:
         """Return the innermost call that contains a join and what lies between it and its fork.
 
         None where there is no such call, as for a sum of losses outside of the model, and where
@@ -310,9 +305,10 @@ class Scopes:
         number = self.innermost(join)
         if number < 0 or _is_leaf_of_torch(self.log.calls[number]):
             return None
-        numbers, unseen = self.flow.sequences, self.flow.unseen.intersection(between)
+        unseen = self.flow.unseen and self.flow.unseen.intersection(between)
         tick = min([self.flow.vertices[v].tick for v in unseen], default=sys.maxsize)
-        first = min([numbers[v] for v in between if v not in unseen], default=sys.maxsize)
+        seen = between - unseen if unseen else between
+        first = min(map(self.flow.sequences.__getitem__, seen), default=sys.maxsize)
         while number >= 0:
             call = self.log.calls[number]
             if call.start <= first and call.tick < tick:
@@ -320,7 +316,7 @@ class Scopes:
             number = call.parent
         return None
 
-    def layers(self, vertices: Iterable[int], owner: ModuleCall, join: int) -> list[str]:
+    def layers(self, vertices: Collection[int], owner: ModuleCall, join: int) -> list[str]:
         """Return the names of the layers that made vertices inside of a call, in call order."""
         made, calls = self._layers, self.log.calls
         numbers = {number for vertex in vertices if vertex in made for number in made[vertex]}
@@ -335,10 +331,14 @@ class Scopes:
     def parameters(self, vertices: Iterable[int], owner: ModuleCall) -> int:
         """Return the elements of the different parameters that vertices inside of a call read."""
         found: dict[int, int] = {}
-        for vertex in vertices:
-            sizes = self.flow.sizes[vertex]
-            if sizes and self._is_after_start(owner, vertex):
-                found.update(sizes)
+        numbers, sizes, unseen = self.flow.sequences, self.flow.sizes, self.flow.unseen
+        for vertex in [vertex for vertex in vertices if sizes[vertex]]:
+            if vertex in unseen:
+                is_after_start = owner.tick < self.flow.vertices[vertex].tick
+            else:
+                is_after_start = owner.start <= numbers[vertex]
+            if is_after_start:
+                found.update(sizes[vertex])
         return sum(found.values())
 
     def _made_by(self, call: ModuleCall) -> list[int]:
@@ -389,11 +389,6 @@ class Scopes:
         if vertex in self.flow.unseen:
             return bool(call.tick < self.flow.vertices[vertex].tick <= call.tock)
         return call.start <= self.flow.sequences[vertex] < call.end
-
-    def _is_after_start(self, call: ModuleCall, vertex: int) -> bool:
-        if vertex in self.flow.unseen:
-            return bool(call.tick < self.flow.vertices[vertex].tick)
-        return call.start <= self.flow.sequences[vertex]
 
 
 def _is_leaf_of_torch(call: ModuleCall) -> bool:

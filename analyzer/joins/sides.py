@@ -153,7 +153,8 @@ class Sides:
         while stack:
             vertex = stack.pop()
             for read in reads[vertex]:
-                if read > fork and read not in region and (vertex, read) not in without:
+                is_new = read > fork and read not in region
+                if is_new and not (without and (vertex, read) in without):
                     region.add(read)
                     stack.append(read)
         self.num_looks += len(region)
@@ -202,13 +203,12 @@ class Sides:
         """Return the join of shortcuts and branches, None where no branch is the heavier one."""
         if fork == NOWHERE:
             return None
-        starts = [read for term in shortcuts for read in term.reads]
-        ends = [read for term in branches for read in term.reads]
+        starts, ends = ([r for t in terms for r in t.reads] for terms in (shortcuts, branches))
         branch_region = self.region(ends, fork)
         partial = [read for read in (*starts, *ends) if self.is_partial(read, join)]
         own_region = self.region(starts, fork)
         scaled = {read: unscaled(self.flow, read)[1] for read in (*starts, *ends)}
-        without = {(edge[0], read) for gated in scaled.values() for edge, read in gated.items()}
+        without = {(e[0], r) for gated in scaled.values() if gated for e, r in gated.items()}
         cost = self.costs(own_region | branch_region, fork, partial, without)
         lightest = min([read for read in starts if read in cost], key=cost.__getitem__, default=-1)
         if lightest < 0:
@@ -271,7 +271,7 @@ class Sides:
                 [e for e, r in (gates | own_gates).items() if r in cost or self.reaches(r, fork)]
             ),
             between=cost.keys() - {fork},
-            shared=tuple(sorted(shared, reverse=True)),
+            shared=tuple(sorted(shared, reverse=True)) if shared else (),
             shared_edges=self._reads_of(shared, own_region, 0, first)
             + self._reads_of(shared, branch_region - above, 1, second)
             if shared

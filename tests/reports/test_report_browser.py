@@ -13,6 +13,7 @@ import pytest
 
 from analyzer.reports.html import write_report
 from analyzer.reports.story import Story, story_of
+from analyzer.vocabulary.methods import SOURCES
 from tests.support.full_run import write_network_run
 from tests.support.runs import layer_row, write_run
 
@@ -144,7 +145,10 @@ def test_the_printed_report_has_every_caption(
         ["pdftotext", "-layout", tmp_path / "r.pdf", "-"], capture_output=True, check=True
     )
     text = "".join(done.stdout.decode().split())
-    assert "@inproceedings{" in text or "@article{" in text
+    # BibTeX is for a computer: on paper stand the sources in words.
+    assert "@inproceedings{" not in text and "@article{" not in text
+    keys = {key for method in story.methods for key in method.sources}
+    assert keys and all("".join(SOURCES[key].text.split()) in text for key in keys)
     for figure in story.figures:
         assert "".join(figure.title.split()) in text
         assert "".join(figure.caption.split())[:60] in text

@@ -3,7 +3,7 @@
     python benchmarks/dashboard.py [--runs 5000x60 1600000x60] [--lists 500] [--keep FOLDER]
 
 Each size is steps x layers; a plain and a residual run of it are shown together; each list is a
-folder of so many runs. ``1600000x60`` takes 6 GB of disk and ten minutes of a processor to write:
+folder of that many runs. ``1600000x60`` takes 6 GB of disk and ten minutes of a processor to write:
 ``--keep`` uses again what was written there.
 """
 
@@ -200,7 +200,7 @@ def _report_replies(what: str, replies: list[tuple[float, int, str]]) -> None:
 
 
 def list_of(browser: Any, folder: Path, count: int) -> None:
-    """Print how long so many runs, half of them residual, take to be listed and judged.
+    """Print how long `count` runs, half of them residual, take to be listed and judged.
 
     Also how long the first page takes, which has the verdict of the newest pair.
     """

@@ -224,7 +224,7 @@ class Context:
         return wanted if wanted in self.ids else self.ids[0]
 
     def few(self, most: int) -> tuple[Run, ...]:
-        """Return the runs that a figure shows which can show so many, in their order.
+        """Return the runs in a figure that has room for a few, in their order.
 
         Those that were chosen for it; else the first with shortcuts, the first without, and then
         the first of the others.

@@ -33,8 +33,8 @@ _SIZES = {"runs": 32, "records": 8, "figures": 24, "answers": 16, "words": 10_00
 # Longer runs take seconds to judge; their findings are one click away.
 _MOST_ROWS = 2_000_000
 _LONGEST_REST = 0.5
-# A listing that took so many seconds of this processor is used for some times as long: each answer
-# of a page asks for it.
+# A listing that took more than `_SHORT` seconds of processor time is reused for `_RESTS` times as
+# long, because each answer of a page asks for it.
 _SHORT, _RESTS = 0.1, 5.0
 
 

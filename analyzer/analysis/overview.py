@@ -25,7 +25,6 @@ from analyzer.analysis.per_run import (
 from analyzer.analysis.profiles import over_deepest
 from analyzer.analysis.shortcuts import JoinArcs, join_arcs, share_grid
 from analyzer.analysis.training import TrainingSummary, loss_band, run_training
-from analyzer.analysis.trunk import trunk, trunk_steps
 from analyzer.analysis.view import RunLabel, View, has_shortcuts, stage_borders
 from analyzer.errors import NotRecordedError
 from analyzer.storage.arrays import as_floats
@@ -181,6 +180,10 @@ def _column(view: View, run: Run, label: RunLabel) -> OverviewColumn:
     broke = broke_first(run) if (grid.marks == NONFINITE).any() else None
     depths = as_floats(run.static_rows("layers").column("depth"))
     fit = profile_gain(depth_profile(run, step))
+    # With shortcuts a diagnosis is of sums at joins, which are no rows here.
+    has_line = fit.is_defined and not (view.relative or has_shortcuts(run))
+    low, high = fit.ends
+    line = (fit.depths, (10.0**low, 10.0**high)) if has_line else ()
     arcs = join_arcs(run, step)
     share_steps, shares = share_grid(run, arcs)
     training = run_training(run)
@@ -204,23 +207,11 @@ def _column(view: View, run: Run, label: RunLabel) -> OverviewColumn:
         without=over_deepest(without) if view.relative and len(without) else without,
         without_step=without_step,
         guess=class_entropy(run),
-        fit=() if view.relative else _trunk_line(run, step),
+        fit=line,
         broke=broke,
         broke_at=math.nan if broke is None else float(depths[broke.layer]),
         spike=loss_spike(loss),
     )
-
-
-def _trunk_line(run: Run, step: int) -> tuple[tuple[float, float], ...]:
-    """The fit along depth at a step, as depths and norms; empty where no row is fitted."""
-    if (
-        has_shortcuts(run)
-        or step not in trunk_steps(run)
-        or not (line := trunk(run, step).gain).is_defined
-    ):
-        return ()
-    low, high = line.ends
-    return line.depths, (10.0**low, 10.0**high)
 
 
 def loss_spike(loss: Band) -> tuple[int, float] | None:

@@ -327,7 +327,7 @@ def _axes(
     theme: Theme,
     parts: int,
 ) -> Layout:
-    """All axes by their names in the layout; names of layers have one of so many ``parts``."""
+    """All axes by their names in the layout; ``parts`` as the ``panes`` of `stage_ticks`."""
     low, high = log_range(info.low, info.high)
     lowest, highest = info.loss_range
     room = 0.05 * (highest - lowest or 1.0)

@@ -161,7 +161,7 @@ def begun_at(urls: Iterable[str]) -> Path:
 
 
 def resumed_at(url: str) -> Upload:
-    """Return what copies a run that goes on to its URL; not begun yet.
+    """Return the upload of a resumed run to its URL, not started yet.
 
     Raises:
         RunNotFoundError: If there is no run.
@@ -180,7 +180,7 @@ def resumed_at(url: str) -> Upload:
 
 
 def continued_at(url: str) -> Path:
-    """Begin to copy a run that goes on to its URL; return the folder to write to."""
+    """Start the upload of a resumed run to its URL; return the folder to write to."""
     upload = resumed_at(url)
     upload.start()
     _begun[os.getpid(), upload.folder] = upload

@@ -1,5 +1,6 @@
 """Shows a run in a notebook: the dashboard of this run in a frame, served by this process."""
 
+import atexit
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,4 +66,6 @@ def _serve(folders: tuple[Path, ...]) -> str:
     app = create_app(folders, port=place.port, frame_ancestors=_NOTEBOOKS)
     server = serve(app.server, place)
     threading.Thread(target=server.serve_forever, name="dashboard", daemon=True).start()
+    # What it still answers ends before the interpreter does.
+    atexit.register(server.shutdown)
     return place.url()

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -349,9 +350,9 @@ def dashboard(
     chosen = folders or [os.environ.get("ANALYZER_RUNS") or "runs"]
     app = create_app(chosen, port=place.port, token=token, edit=edit)
     server = serve(app.server, place)
-    warm_up()
     address = place.url(token)
     try:
+        warm_up()
         if not is_loopback(host):
             typer.echo(_warning(host), err=True)
         typer.echo(f"dashboard at {address}  (Ctrl-C ends it)")
@@ -365,6 +366,11 @@ def dashboard(
         typer.echo("")
     finally:
         server.server_close()
+    # A thread that still answers may be inside of Arrow, and Python's end would wait for it without
+    # end, or abort. Nothing is left to be written.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _keep_memory_low() -> None:
@@ -392,7 +398,6 @@ def _warning(host: str) -> str:
 
 def _open(address: str) -> None:
     """Open a browser, where there is a screen for one; elsewhere a text browser would start."""
-    import sys
     import webbrowser
 
     has_screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")

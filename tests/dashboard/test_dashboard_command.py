@@ -42,7 +42,12 @@ def line(process: subprocess.Popen[str]) -> str:
 def stop(process: subprocess.Popen[str]) -> tuple[int, str]:
     """End the command by Ctrl-C; return its exit code and what it wrote to stderr."""
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    try:
+        _, errors = process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
     return process.returncode, errors
 
 
@@ -54,6 +59,15 @@ def test_the_command_serves_and_ends_at_an_interrupt(tmp_path: Path) -> None:
     with urllib.request.urlopen(address) as answer:
         assert "Gradient flow" in answer.read().decode()
     assert stop(process) == (0, "")
+
+
+def test_it_ends_at_once_whatever_its_threads_do(tmp_path: Path) -> None:
+    """One that loads what figures need, or reads a table, was waited for without end."""
+    write_run(tmp_path / "runs" / "mine", [1.0], [[1.0]])
+    processes = [start(tmp_path, "--port", "0", "--no-browser") for _ in range(3)]
+    for process in processes:
+        urllib.request.urlopen(line(process).split()[2]).close()
+    assert [stop(process) for process in processes] == [(0, "")] * 3
 
 
 def test_over_ssh_the_command_prints_how_to_forward_the_port(tmp_path: Path) -> None:

@@ -33,7 +33,12 @@ def _server() -> socket.socket:
         # Pipes, as the programs have: Python looks once whether it can seek in its files.
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # No thread beside its own: a fork has none of the others, but their locks.
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "JE_ARROW_MALLOC_CONF": "background_thread:false",
+        },
     )
     theirs.close()
     return ours
@@ -61,8 +66,7 @@ class _Started(subprocess.Popen):
         self._lines = self._answers.makefile("rb", buffering=0)
         self.pid = int(self._lines.readline())
         self._child_created = True
-        for file in {*theirs} - {-1}:
-            os.close(file)
+        self._close_pipe_fds(*more[9:15])
 
     def _internal_poll(self, *_: Any, **__: Any) -> int | None:
         if self.returncode is None and select.select([self._answers], [], [], 0)[0]:

@@ -173,15 +173,20 @@ def test_what_is_not_there_or_not_installed_is_said(url, monkeypatch):
 
 
 def test_a_recording_that_is_killed_keeps_all_that_was_written(url, tmp_path):
-    child = start(tmp_path, "-c", KILLED, url, stderr=subprocess.DEVNULL)
-    there = tmp_path / "bucket/runs/mine"
+    there, errors = tmp_path / "bucket/runs/mine", tmp_path / "errors"
+    with errors.open("w") as stderr:
+        child = start(tmp_path, "-c", KILLED, url, stderr=stderr)
     until = time.monotonic() + 60
-    while not list(there.glob("steps/*.parquet")) and time.monotonic() < until:
-        time.sleep(0.05)
-    # Live, while it is recorded, on another machine: with a copy of its own.
-    assert analyzer.open_run(there).status == "running"
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
+    try:
+        while not list(there.glob("steps/*.parquet")) and time.monotonic() < until:
+            assert child.poll() is None, errors.read_text()
+            time.sleep(0.05)
+        assert there.exists(), (errors.read_text(), files(tmp_path / "copies"))
+        # Live, while it is recorded, on another machine: with a copy of its own.
+        assert analyzer.open_run(there).status == "running"
+    finally:
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
     (here,) = [path.parent for path in (tmp_path / "copies").glob("*/mine/run.json")]
     while (here.parent / ".pending").exists() and time.monotonic() < until:
         time.sleep(0.05)

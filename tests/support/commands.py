@@ -118,9 +118,13 @@ def command(folder: Path, *words: str, code: int = 0) -> str:
 
 
 def signalled(
-    folder: Path, source: str, number: int, *, after: float = 0.0
+    folder: Path, source: str, number: int, *, after: float = 0.3
 ) -> "subprocess.CompletedProcess[str]":
-    """Record ``script.py``, and send it a signal ``after`` seconds from when it says ``ready``."""
+    """Record ``script.py``, and send it a signal ``after`` seconds from when it says ``ready``.
+
+    It has begun to sleep by then: of a signal in the microseconds before, Python learns when the
+    sleep is over.
+    """
     (folder / "script.py").write_text(source)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = start(folder, "-m", "analyzer", "record", "script.py", **pipes)

@@ -342,11 +342,10 @@ def dashboard(
     from analyzer.dashboard.app import create_app
     from analyzer.dashboard.library import source_named
     from analyzer.dashboard.security import is_loopback
-    from analyzer.dashboard.server import new_token, serve, ssh_line, take_port, warm_up
+    from analyzer.dashboard.server import leave, new_token, serve, ssh_line, take_port, warm_up
 
     folders = [source_named(name) for name in sources or ()]
-    place = take_port(host, port)
-    token = new_token(host)
+    place, token = take_port(host, port), new_token(host)
     chosen = folders or [os.environ.get("ANALYZER_RUNS") or "runs"]
     app = create_app(chosen, port=place.port, token=token, edit=edit)
     server = serve(app.server, place)
@@ -366,11 +365,7 @@ def dashboard(
         typer.echo("")
     finally:
         server.server_close()
-    # A thread that still answers may be inside of Arrow, and Python's end would wait for it without
-    # end, or abort. Nothing is left to be written.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    leave()
 
 
 def _keep_memory_low() -> None:

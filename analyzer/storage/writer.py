@@ -12,6 +12,7 @@ from typing import Any
 from analyzer.errors import RunExistsError
 from analyzer.launch import Rank, rank_in
 from analyzer.storage.folder import RunFolder
+from analyzer.storage.forking import Unforked
 from analyzer.storage.parts import reason_of, replace_file, write_table
 from analyzer.storage.rows import Block, StepRecord, probe_table
 from analyzer.storage.uploading import ended_in
@@ -85,6 +86,7 @@ class RunWriter:
         self.rank = rank if isinstance(rank, Rank) else rank_in(self.path, rank, attempt)
         self._folder = RunFolder(self.path, manifest, self.rank, flush, self._warn_once)
         self._waiting: deque[Callable[[], object]] = deque()
+        self._unforked = Unforked()
         self._pid = os.getpid()
         self._wake, self._room, self._begun = (threading.Event() for _ in range(3))
         self._is_closed = self._is_ending = self._has_failed = self._withdraws = False
@@ -325,7 +327,8 @@ class RunWriter:
     def _attempt_to(self, work: Callable[..., object], *given: Any) -> None:
         """Do one piece of work; what goes wrong with it never reaches the training."""
         try:
-            work(*given)
+            with self._unforked:
+                work(*given)
         except (OSError, MemoryError, RunExistsError) as error:
             reason = f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
             self._has_failed = True

@@ -6,7 +6,6 @@ S3.
 
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 

@@ -25,6 +25,7 @@ __all__ = [
     "GRAPH_CONFIG",
     "LOOKING",
     "attributes",
+    "copied",
     "explained",
     "lacking",
     "message",
@@ -79,6 +80,15 @@ def message(text: str, *, title: str = "", bad: bool = False) -> dmc.Alert:
     )
 
 
+def copied(command: str) -> list[Any]:
+    """Return a command as it is typed, and a button that copies this one."""
+    copy = attributes(data_copy=command, aria_label=f"copy {command}")
+    return [
+        html.Code(command, className="command", title=command),
+        html.Button("copy", className="plain-button copy", **copy),
+    ]
+
+
 def lacking(text: str) -> html.P:
     """Return one line that says what was not recorded, and the command to copy that records it.
 
@@ -88,8 +98,11 @@ def lacking(text: str) -> html.P:
     shown: list[Any] = [html.Code(p) if k % 2 else p for k, p in enumerate(parts)]
     commands = [part for part in parts[1::2] if part.startswith("analyzer ")]
     if commands:
-        copy = attributes(data_copy=commands[0], aria_label=f"copy {commands[0]}")
-        shown.append(html.Button("copy", className="plain-button copy", **copy))
+        # Behind its own button, which copies it.
+        place = parts.index(commands[0])
+        shown[place : place + 1] = copied(commands[0])
+        if shown[-1] == ".":
+            shown.pop()
     return html.P(shown, className="message lacking", role="status")
 
 

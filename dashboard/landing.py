@@ -18,6 +18,7 @@ from .compare import about, link_to, plain_and_residual
 from .components import (
     LOOKING,
     attributes,
+    copied,
     explained,
     lacking,
     message,
@@ -79,20 +80,15 @@ def answer_of(context: Context) -> tuple[list[Any], list[Any], list[Any]] | None
 
 
 def _said(context: Context, found: Landing) -> list[Any]:
-    """The sentence in large type; below it the cause, the evidence, and what would make it firmer.
+    """The sentence in large type; below it the cause, the evidence, and what to do next.
 
     The rest of the verdict is a click away.
     """
     evidence: list[Any] = ["How sure? "]
     for what, word, why in found.evidence:
         evidence += [f"{what[0].upper()}{what[1:]}: ", html.Strong(word), f" ({why}). "]
-    firmer: list[Any] = ["Firmer: "] if found.actions else []
-    for k, (words, command) in enumerate(found.actions):
-        copy = attributes(data_copy=command, aria_label=f"copy {command}")
-        button = html.Button(
-            "copy the command", className="plain-button copy", title=command, **copy
-        )
-        firmer += ["; " if k else "", words, button]
+    words, command = found.action
+    following = [f"{words}: ", *copied(command)] if command else [f"{words}."]
     more: list[Any] = []
     if found.found is not None:
         parts = [html.P(part) for part in (*found.found.parts, found.found.note) if part]
@@ -103,12 +99,16 @@ def _said(context: Context, found: Landing) -> list[Any]:
     cause: list[Any] = explained(shortened(found.cause, 700))
     if found.look is not None:
         href = page_of("overview").path + query(replace(context.address, step=found.look))
-        cause += [" ", dcc.Link(f"show step {found.look:,}, the last before it broke", href=href)]
+        words = f"show step {found.look:,}, the last before it broke"
+        # Hidden by a script of the page while that step is shown.
+        link = dcc.Link(words, href=href)
+        cause.append(html.Span([" ", link], **attributes(data_to_step=str(found.look))))
     return [
         html.P(explained(shortened(found.sentence, 700), _ends(context)), className="headline"),
         html.P(cause, className="cause"),
         html.Div(
-            [html.P(evidence, className="evidence"), html.P(firmer), *more], className="trust"
+            [html.P(evidence, className="evidence"), html.P(following, className="next"), *more],
+            className="trust",
         ),
     ]
 

@@ -4,22 +4,21 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from analyzer.analysis.claim_numbers import relative_gradient, shortcut_share
 from analyzer.analysis.claims import Claim
 from analyzer.analysis.evidence import broke_first, opening_step
 from analyzer.analysis.findings import findings
 from analyzer.analysis.limits import LIMITS
-from analyzer.analysis.numerals import counted, decades, number, percent
+from analyzer.analysis.numerals import counted, decades
 from analyzer.analysis.overview import class_entropy
 from analyzer.analysis.per_run import probe_command, record_command
+from analyzer.analysis.readings import Reading, readings
 from analyzer.analysis.training import run_training
 from analyzer.analysis.trunk import Trunk, trunk_history
 from analyzer.analysis.verdict import Verdict, verdict, verdict_on
-from analyzer.analysis.view import has_shortcuts, run_labels
-from analyzer.errors import NotRecordedError
+from analyzer.analysis.view import has_shortcuts
 from analyzer.storage.run import Run
 
-__all__ = ["Condition", "Landing", "Reading", "condition", "landing"]
+__all__ = ["Condition", "Landing", "condition", "landing"]
 
 _SICK = LIMITS["unhealthy"].value
 _CLIFF = LIMITS["cliff"].value
@@ -61,20 +60,6 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One number of each run beside what it is to be read against.
-
-    Args:
-        values: Each number as a text, with what it is of and the run.
-        against: What the number is compared with.
-    """
-
-    title: str
-    values: tuple[tuple[str, Run, str], ...]
-    against: str
-
-
-@dataclass(frozen=True)
 class Landing:
     """What the first page says of one to three runs.
 
@@ -84,7 +69,7 @@ class Landing:
         evidence: What each statement rests on: what it is, how sure it is, and why.
         look: The step to look at first, the last that is finite of a run that broke; else None.
         questions: Further claims of the verdict, the most telling first.
-        actions: What would make it firmer: words and a command, the cheapest first.
+        action: What to do next, in words, and the command that does it; empty where none is known.
     """
 
     sentence: str
@@ -94,7 +79,7 @@ class Landing:
     look: int | None
     readings: tuple[Reading, ...]
     questions: tuple[Claim, ...]
-    actions: tuple[tuple[str, str], ...]
+    action: tuple[str, str]
     found: Verdict | None
 
 
@@ -120,9 +105,9 @@ def landing(runs: Sequence[Run]) -> Landing:
         cause=_cause(found, pair, by_key, stand, shown),
         evidence=_evidence(found, by_key.get("counterfactual"), stand, shown),
         look=opening_step(shown),
-        readings=_readings(shown, stand),
+        readings=readings(shown, [one.broke for one in stand]),
         questions=_questions(found),
-        actions=_actions(shown, by_key, has_pair=pair is not None),
+        action=_action(shown, by_key, stand, has_pair=pair is not None),
         found=found,
     )
 
@@ -264,8 +249,9 @@ def _cause(
                 "unclear": "Cause unclear",
             }[own.status]
         parts.append(
-            f"{word}: at the same weights (step {own.steps[0]:,}) the gradient of {name} {left} "
-            f"end to end without its shortcuts, {right.removesuffix(' decades')} with them."
+            f"{word}: from the last layer to the first, at the same weights (step "
+            f"{own.steps[0]:,}), the gradient of {name} {left} without its shortcuts, "
+            f"{right.removesuffix(' decades')} with them."
         )
         if pair and word == "Cause shown":
             parts.append(f"What to do: give {pair[0].name} shortcuts, as {name} has.")
@@ -302,12 +288,14 @@ def _evidence(
     """How sure the diagnosis is, the cause, and that other seeds do the same."""
     steps = min((len(run.recorded_steps()) for run in runs), default=0)
     looked = min((one.looked for one in stand if one.looked), default=0)
-    rule = f"sick: a fit along depth of {_SICK:g} decades or more"
     made = []
     if any(one.broke is not None for one in stand):
         made.append(("NaN or infinity", "certain", "counted at each recorded step"))
     if looked:
-        checked = f"{looked} checked of {counted(steps, 'recorded step')}; {rule}"
+        checked = (
+            f"a line fitted through all layers at {looked} of {counted(steps, 'recorded step')}; "
+            f"sick from {_SICK:g} decades on"
+        )
         made.append(("diagnosis", "measured", checked))
     if found is not None and own is not None and own.status in ("holds", "fails", "unclear"):
         word = {"holds": "shown", "fails": "ruled out", "unclear": "unclear"}[own.status]
@@ -315,50 +303,6 @@ def _evidence(
         said = ("cause", word) if is_cause else ("effect of shortcuts", "measured")
         made.append((*said, f"1 batch of {found.evidence['samples']:,} samples"))
     return (*made, ("other seeds", "not known", "1 seed"))
-
-
-def _readings(runs: Sequence[Run], stand: Sequence[Condition]) -> tuple[Reading, ...]:
-    """The three numbers, each over all steps; of a run that broke, over those before."""
-    both = [run_training(run) for run in runs]
-    guess = next((e for e in map(class_entropy, runs) if not math.isnan(e)), math.nan)
-    counts = {one.num_final for one in both if one.num_losses}
-    over = f"mean of the last {counts.pop()} steps" if len(counts) == 1 else "mean at the end"
-    if not math.isnan(guess):
-        over += f"; guessing by the classes’ shares gives {number(guess)}"
-    labels = [label.text for label in run_labels(runs)]
-    broke = [one.broke for one in stand]
-    before = next((f", before it broke (step {step:,})" for step in broke if step), "")
-    first, share, loss = (
-        tuple(map(_reading, [key] * len(runs), labels, runs, broke))
-        for key in ("first", "share", "loss")
-    )
-    return (
-        Reading(
-            "Gradient at the first layer",
-            first,
-            f"1 is as much as at the last layer, end to end; median of all steps{before}",
-        ),
-        Reading(
-            "Carried by the shortcuts",
-            share,
-            "of the gradient where a shortcut and its block meet; median of all joins and "
-            f"steps{before}",
-        ),
-        Reading("Final loss", loss, over),
-    )
-
-
-def _reading(key: str, label: str, run: Run, broke: int | None) -> tuple[str, Run, str]:
-    try:
-        if key == "loss":
-            training = run_training(run)
-            return label, run, number(training.final_loss) if training.num_losses else "no loss"
-        if key == "first":
-            return label, run, number(relative_gradient(run, broke).value)
-        is_there = has_shortcuts(run)
-        return label, run, percent(shortcut_share(run, broke).value) if is_there else "no shortcuts"
-    except NotRecordedError:
-        return label, run, "not recorded"
 
 
 def _questions(found: Verdict | None) -> tuple[Claim, ...]:
@@ -371,27 +315,47 @@ def _questions(found: Verdict | None) -> tuple[Claim, ...]:
     return tuple(sorted(kept, key=lambda one: order[one.status])[:_MOST_QUESTIONS])
 
 
-def _actions(
-    runs: Sequence[Run], by_key: Mapping[str, Claim], *, has_pair: bool
-) -> tuple[tuple[str, str], ...]:
-    """What would make it firmer, the cheapest first."""
+def _action(
+    runs: Sequence[Run], by_key: Mapping[str, Claim], stand: Sequence[Condition], *, has_pair: bool
+) -> tuple[str, str]:
+    """The one thing to do next, and its command; what makes an answer firmer, the cheapest first.
+
+    Of a sick run by itself it is to record it again once what is advised was done.
+    """
     residual = next((run for run in runs if has_shortcuts(run)), None)
-    made = []
     own = by_key.get("counterfactual")
-    if residual is not None and own is not None and own.status == "not measured":
-        made.append(("test the shortcuts themselves", probe_command(residual, "counterfactual")))
-    seconds = [run.manifest.get("seconds") for run in runs]
-    known = [float(x) for x in seconds if isinstance(x, int | float) and x > 0]
     words, option, count = "repeat it with another seed", "--seed 1", 1
+    sick = [run for run, one in zip(runs, stand, strict=True) if one.is_sick]
+    if any(one.broke is not None for one in stand) or (sick and len(runs) == 1):
+        command = record_command(sick[0], "")
+        return f"Next: once that is changed, record it again{_about(runs, 1)}", command
+    start = "Next: " if sick else _nothing_to_mend(runs, stand)
+    if residual is not None and own is not None and own.status == "not measured":
+        command = probe_command(residual, "counterfactual")
+        return f"{start}measure what the shortcuts do to the gradient", command
     if has_pair:
-        words, option, count = "three seeds of both", "--twin --seeds 3", 6
+        words, option, count = "repeat both with three seeds", "--twin --seeds 3", 6
     elif residual is not None:
         words, option, count = "train the same net without shortcuts too", "--twin", 2
     command = record_command(residual or runs[0], option)
-    if command:
-        about = f", about {_time(count * sum(known) / len(known))}" if known else ""
-        made.append((f"{words}{about}", command))
-    return tuple(made)
+    return f"{start}{words}{_about(runs, count)}", command
+
+
+def _nothing_to_mend(runs: Sequence[Run], stand: Sequence[Condition]) -> str:
+    """How the next step of runs that are not sick begins."""
+    if any(one.kind != "kept" for one in stand):
+        return "Next: "
+    warnings = sum(one.severity == "warning" for run in runs for one in findings(run))
+    if not warnings:
+        return "Nothing to mend. Next: "
+    return f"Nothing severe to mend ({counted(warnings, 'warning')} in the findings). Next: "
+
+
+def _about(runs: Sequence[Run], count: int) -> str:
+    """How long as many runs take, as long as these took."""
+    seconds = [run.manifest.get("seconds") for run in runs]
+    known = [float(x) for x in seconds if isinstance(x, int | float) and x > 0]
+    return f", about {_time(count * sum(known) / len(known))}" if known else ""
 
 
 def _time(seconds: float) -> str:

@@ -247,7 +247,7 @@ def record_command(run: Run, options: str) -> str:
     loop = run.manifest.get("loop")
     steps = loop.get("steps") if isinstance(loop, dict) else None
     program = [*(["--steps", str(steps)] if steps else []), *map(str, words)]
-    return f"analyzer record {options} {shlex.join(program)}"
+    return " ".join(filter(None, ("analyzer record", options, shlex.join(program))))
 
 
 def probe_rows(run: Run, name: str) -> "pd.DataFrame":

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from analyzer.analysis.flow_grid import NONFINITE
-from analyzer.analysis.numerals import number, percent
+from analyzer.analysis.numerals import number
 from analyzer.analysis.overview import Overview, OverviewColumn, overview
 from analyzer.figures.axes import STEP, hover_names, layout_name, log_range, stage_ticks
 from analyzer.figures.marks import (
@@ -15,11 +15,11 @@ from analyzer.figures.marks import (
     edge_marks,
     grid_traces,
     layer_dots,
-    mark_legend,
     placed,
     run_line,
     step_range,
 )
+from analyzer.figures.overview_words import row_words
 from analyzer.figures.panels import Panel
 from analyzer.figures.shortcuts import arc_traces, highest_level
 from analyzer.figures.sketch import Layout, Sketch, Trace, merged, scatter
@@ -35,8 +35,6 @@ _GRIDS = {1: 150, 2: 74, 3: 54}
 _WORDS, _AXIS, _FOOT = 21, 40, 44
 # Of a narrow page: a further line of words, and the color bar below all.
 _LINE, _BAR = 16, 56
-# Between the lines of a row and the name of a run in it.
-_MOST_NAME = 34
 
 Row = tuple[str, int]
 """A row: ``network``, ``profile``, ``grid`` or ``loss``, and the place of its run, or -1."""
@@ -49,7 +47,8 @@ def overview_sketch(info: Overview, theme: Theme, *, is_narrow: bool = False) ->
     of all runs at the step, and without shortcuts where that was measured; the gradient at every
     step, a heatmap for each run; the loss. On a narrow page words over a row have several lines.
     """
-    rows, words = rows_of(info), list(_words(info, theme))
+    rows = rows_of(info)
+    words = list(row_words(info, rows, theme))
     lines = [len(parts) if is_narrow else 1 for parts in words]
     domains, height = _domains(rows, lines, len(info.runs))
     grids = [domain for (kind, _), domain in zip(rows, domains, strict=True) if kind == "grid"]
@@ -234,60 +233,6 @@ def _behind(column: OverviewColumn, theme: Theme) -> Iterator[tuple[str, Trace]]
         yield "fit", scatter(place, more, line={"color": color, "width": 1, "dash": "dash"})
 
 
-def _words(info: Overview, theme: Theme) -> Iterator[list[str]]:
-    """What each row shows, in parts; runs by their names, in their colors."""
-    named = [f"<b>{labeled(column.label.text, _MOST_NAME)}</b>" for column in info.runs]
-    names = [_in_color(*one, theme) for one in zip(info.runs, named, strict=True)]
-    steps = sorted({column.step for column in info.runs})
-    when = "at step " + " and ".join(f"{step:,}" for step in steps)
-    for kind, run in rows_of(info):
-        if kind == "network":
-            arcs = info.runs[run].arcs
-            share = f"median {percent(arcs.median_share)} of the gradient {when};"
-            if not np.isfinite(arcs.median_share):
-                share = f"share of the gradient not known {when};"
-            scale = ["thin 0 to 20 %, thick 80 % or more"]
-            if set(arcs.shortcuts) - {"identity"}:
-                scale = [f"{scale[0]};", "dotted: not an identity"]
-            yield [f"<b>shortcuts</b> of {names[run]}:", share, *scale]
-        elif kind == "profile":
-            yield [f"<b>gradient</b> at each layer’s output {when}:", *_lines(info, theme)]
-        elif kind == "grid":
-            kinds = mark_legend([info.runs[run].grid.marks], theme, is_log=True)
-            squares = [
-                f'<span style="color:{one["marker"]["color"]}">■</span> {one["name"]}'
-                for one in kinds
-            ]
-            said = f"{names[run]}: <b>all recorded steps</b>" + ("" if run else " (drag the line)")
-            yield [said, *squares, *_first_broken(info.runs[run])]
-        else:
-            yield ["<b>loss</b>:", *_outcomes(info, names)]
-
-
-def _first_broken(column: OverviewColumn) -> list[str]:
-    """Which layer the ring marks, and when."""
-    if column.broke is None:
-        return []
-    name = labeled(column.broke.name, _MOST_NAME)
-    return [f"○ first in <b>{name}</b>, step {column.broke.step:,}"]
-
-
-def _lines(info: Overview, theme: Theme) -> Iterator[str]:
-    """What the lines of the profile are, in their colors."""
-    for column in info.runs:
-        is_known = np.isfinite(column.profile).any()
-        name = f"— <b>{labeled(column.label.text, _MOST_NAME)}</b>"
-        yield _in_color(column, name, theme) + ("" if is_known else " (NaN or infinite)")
-    for column in info.runs:
-        if len(column.without):
-            is_final = column.without_step >= column.grid.steps[-1] + column.grid.width
-            when = "final weights" if is_final else f"weights of step {column.without_step:,}"
-            said = "" if column.without_step == column.step else f" ({when})"
-            yield _in_color(column, f"┈ without its shortcuts{said}", theme)
-    if any(column.fit for column in info.runs):
-        yield "╌ fit"
-
-
 def _notes(
     rows: Sequence[Row],
     domains: Sequence[tuple[float, float]],
@@ -307,17 +252,6 @@ def _notes(
         yield place | left | {"text": between.join(parts), "y": top} | above
     low, _ = domains[rows.index(("profile", -1))]
     yield place | {"x": 1.0, "xanchor": "right", "text": "← backward pass", "y": low}
-
-
-def _in_color(column: OverviewColumn, text: str, theme: Theme) -> str:
-    return f'<span style="color:{theme.style(column.label.style).color}">{text}</span>'
-
-
-def _outcomes(info: Overview, names: Sequence[str]) -> Iterator[str]:
-    for column, name in zip(info.runs, names, strict=True):
-        yield f"{name} {column.outcome}"
-    if np.isfinite(info.runs[0].guess):
-        yield f"(guessing: {number(info.runs[0].guess)}, dotted)"
 
 
 def _axes(

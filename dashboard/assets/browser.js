@@ -115,7 +115,7 @@
     },
   };
   window.dash_clientside = Object.assign({}, window.dash_clientside, { gradientflow: scripts });
-  window.gradientflow = { overview: null, show: [], prepare() {} };
+  window.gradientflow = { overview: null, show: [], prepare() {}, offer() {} };
 
   function sameQuery(one, other) {
     const sorted = (text) => {
@@ -175,6 +175,7 @@
     const step = here.steps[at];
     const text = step == null ? "–" : step.toLocaleString("en") + (at === here.steps.length - 1 ? " (last)" : "");
     byId("step-output").textContent = text;
+    window.gradientflow.offer(step);
     range.setAttribute("aria-valuetext", "step " + text);
   }
 
@@ -374,6 +375,7 @@
     if (title) document.title = title.textContent + " – Gradient flow";
     const slider = byId("step-slider");
     if (slider && !slider.firstChild && here.steps.length) buildSlider();
+    if (slider && here.steps.length) window.gradientflow.offer(shownStep());
     paintMarks();
     document.querySelectorAll(".js-plotly-plot").forEach(window.gradientflow.hook || (() => {}));
     const wanted = window.location.hash && byId(decodeURIComponent(window.location.hash.slice(1)));

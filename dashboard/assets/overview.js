@@ -175,6 +175,13 @@
     shared.lastFrame = performance.now() - began;
   }
 
+  /** A step is offered as long as another one is shown. */
+  shared.offer = (step) => {
+    document.querySelectorAll("[data-to-step]").forEach((one) => {
+      one.hidden = Number(one.dataset.toStep) === step;
+    });
+  };
+
   shared.show.push((step) => {
     wanted = step;
     window.requestAnimationFrame(next);

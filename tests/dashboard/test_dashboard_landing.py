@@ -120,6 +120,28 @@ def test_nothing_of_it_is_wider_than_the_page_or_hard_to_read(
     shown.assert_clean()
 
 
+def test_what_to_do_next_is_one_command_and_its_button_copies_that(visit: Open) -> None:
+    shown = visit(viewport={"width": 390, "height": 844})
+    for query in (PAIR, "?run=residual", "?run=diverged"):
+        page = answered(shown, "/" + query)
+        assert page.locator("#headline .copy").count() == 1
+        line = page.locator("#headline .next")
+        command = line.locator("code").text_content()
+        assert command.startswith("analyzer record ")
+        assert line.locator(".copy").get_attribute("data-copy") == command
+        assert ("Nothing to mend. " in line.text_content()) == (query == "?run=residual")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_on_a_phone_every_chosen_run_is_named_in_full_view(visit: Open) -> None:
+    shown = visit(viewport={"width": 390, "height": 844})
+    page = answered(shown, "/" + PAIR)
+    field = page.locator(".run-picker .mantine-MultiSelect-input").bounding_box()
+    for pill in page.locator(".run-picker .mantine-MultiSelect-pill").all():
+        box = pill.bounding_box()
+        assert box["x"] >= field["x"] and box["x"] + box["width"] <= field["x"] + field["width"]
+
+
 def test_of_a_single_run_it_says_what_its_shortcuts_do(visit: Open) -> None:
     page = answered(visit(), "/?run=residual")
     assert page.locator(".cause").text_content().startswith("What the shortcuts do: ")
@@ -138,11 +160,14 @@ def test_of_a_run_that_is_not_finite_it_says_since_when_and_where(visit: Open) -
     # It opens at the last step that is finite, on every page; the last one is a click away.
     page.wait_for_url("**/?run=diverged&step=29")
     shown.until("document.querySelector('#step-output').textContent === '29'")
+    # It is offered where another one is shown.
+    assert not page.get_by_text("show step 29").is_visible()
     page.locator("#step-last").click()
     page.wait_for_url("**/?run=diverged&step=59")
     assert page.locator("#step-output").text_content() == "59 (last)"
     page.get_by_role("link", name="show step 29").click()
     page.wait_for_url("**/?run=diverged&step=29")
+    page.get_by_text("show step 29").wait_for(state="hidden")
     page.goto(f"{shown.address}/flow?run=diverged")
     page.wait_for_url("**/flow?run=diverged&step=29")
 

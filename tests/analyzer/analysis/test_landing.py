@@ -6,6 +6,7 @@ import pytest
 
 from analyzer.analysis.claims import judged, measured
 from analyzer.analysis.evidence import last_finite_step
+from analyzer.analysis.finding import Finding
 from analyzer.analysis.landing import condition, landing
 from analyzer.analysis.numerals import number
 from analyzer.analysis.probe_numbers import Measured
@@ -80,6 +81,10 @@ def test_the_first_value_that_is_not_finite_comes_before_all_else(tmp_path: Path
     # What is said to be of the steps before is of them: the gradient is 1e-9 times that of l1.
     (first, *_), against = said.readings[0].values, said.readings[0].against
     assert first[2] == "1·10⁻⁹" and against.endswith("before it broke (step 2)")
+    # What is to be done next is what is advised, and one command.
+    assert "What to do: " in said.cause
+    assert said.action[0].startswith("Next: once that is changed, record it again")
+    assert "--seed" not in said.action[1] and "--twin" not in said.action[1]
 
 
 def test_an_overflow_in_a_step_that_a_scaler_skipped_is_no_sickness(tmp_path: Path) -> None:
@@ -107,7 +112,7 @@ def test_of_a_pair_the_sick_one_comes_first_with_three_numbers_of_each(tmp_path:
         (
             "diagnosis",
             "measured",
-            "4 checked of 4 recorded steps; sick: a fit along depth of 2.5 decades or more",
+            "a line fitted through all layers at 4 of 4 recorded steps; sick from 2.5 decades on",
         ),
         ("other seeds", "not known", "1 seed"),
     )
@@ -116,16 +121,22 @@ def test_of_a_pair_the_sick_one_comes_first_with_three_numbers_of_each(tmp_path:
     assert shown == [("plain", "1·10⁻⁶"), ("residual", "1")]
     assert [text for *_, text in share.values] == ["no shortcuts", "70 %"]
     assert [text for *_, text in loss.values] == ["2.30", "1"]
-    assert found.actions[0][1].startswith("analyzer probe residual counterfactual")
+    assert found.action[0] == "Next: measure what the shortcuts do to the gradient"
+    assert found.action[1].startswith("analyzer probe residual counterfactual")
+    # Each number says what it is over, beside those of one step and of a line through all layers.
+    assert first.against.endswith("these two layers alone; 1 is the same; median over steps 0 to 3")
+    assert share.against.endswith("meet; median over joins and steps 0 to 3")
+    assert loss.against.startswith("mean of the last 1 step")
 
 
 def test_the_cause_is_shown_where_the_shortcuts_were_taken_out(tmp_path: Path) -> None:
 
     plain, residual = map(open_run, write_full_pair(tmp_path))
     found = landing((plain, residual))
-    assert found.cause.startswith("Cause shown: at the same weights (step 0)")
+    where = "from the last layer to the first, at the same weights (step 0), the gradient of"
+    assert found.cause.startswith(f"Cause shown: {where} residual")
     single = landing((residual,))
-    assert single.cause.startswith("What the shortcuts do: at the same weights")
+    assert single.cause.startswith(f"What the shortcuts do: {where} residual")
     values = {name: text for name, _, text in single.readings[0].values}
     assert set(values) == {"residual"}
     table = residual.layer_stats("output_gradient_norm").pivot(
@@ -136,6 +147,25 @@ def test_the_cause_is_shown_where_the_shortcuts_were_taken_out(tmp_path: Path) -
     assert values["residual"] == both["residual"] == number(float(ends.median()))
     assert found.evidence[1][:2] == ("cause", "shown")
     assert single.evidence[1][:2] == ("effect of shortcuts", "measured")
+
+
+def test_of_what_is_not_sick_it_says_what_can_be_done_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_side(tmp_path / "net", residual=True)
+    assert not landing((run,)).conditions[0].is_sick
+    words, command = landing((run,)).action
+    assert words == "Nothing to mend. Next: measure what the shortcuts do to the gradient"
+    assert command.startswith("analyzer probe net counterfactual")
+    plain = open_run(
+        write_run(tmp_path / "plain", [1.0, 0.9], [[1.0, 1.0]] * 2, argv=["train.py"], seconds=9.0)
+    )
+    again = "Nothing to mend. Next: repeat it with another seed, about 9 s"
+    assert landing((plain,)).action == (again, "analyzer record --seed 1 train.py")
+    warning = Finding("dead", "warning", ("l0",), (0, 0), 1.0, None, "", "")
+    monkeypatch.setattr("analyzer.analysis.landing.findings", lambda _: [warning])
+    words, _ = landing((plain,)).action
+    assert words.startswith("Nothing severe to mend (1 warning in the findings). Next: ")
 
 
 def test_a_net_that_ends_no_better_than_guessing_is_said_to(tmp_path: Path) -> None:

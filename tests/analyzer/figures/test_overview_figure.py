@@ -105,6 +105,14 @@ def test_cells_that_are_not_finite_are_marked_in_a_color_of_their_own(tmp_path: 
     assert any("at step 5: — nan (NaN or infinite)" in text for text in texts)
     lines = [trace for trace in figure.data if trace.type == "scatter"]
     assert {trace.showlegend for trace in lines} == {False}
+    # The line across the profile and the ticks over the loss are in the legend, in their color.
+    said = [note.text for note in figure.layout.annotations if LIGHT.mark in note.text]
+    own = f'<span style="color:{LIGHT.mark}">'
+    assert any(text.endswith(f"{own}┆ first not finite</span>") for text in said)
+    assert any(
+        text.startswith("<b>loss</b>") and text.endswith(f"{own}| NaN or infinite</span>")
+        for text in said
+    )
 
 
 def test_the_layer_that_broke_first_is_marked_at_its_depth_and_step(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tests.support import simulated_accelerator  # noqa: F401
 # They need libraries that are installed in an environment of their own: `make test-integrations`.
 collect_ignore = [] if importlib.util.find_spec("lightning") else ["integrations"]
 
-# Percent of the lines of analyzer, dashboard and reports that `make test` must run.
+# Percent of the lines of analyzer, dashboard and reports that `make test COVERAGE=1` must run.
 LEAST_LINES = 90
 
 # Where the tests run in the background of a shell or under nohup, these signals are ignored, and so
@@ -107,7 +107,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def _coverage(config: pytest.Config) -> dict[str, float]:
-    """What `make test` measured, in percent; nothing in a worker and where it was not asked for."""
+    """What `make test COVERAGE=1` measured, in percent; nothing in a worker and where it was not asked for."""
     asked = "json" in (config.getoption("cov_report", None) or {})
     if not asked or hasattr(config, "workerinput"):
         return {}

@@ -62,24 +62,40 @@ class Warmer:
         self.look = ("light", False)
         self.line = Line("warmer")
         self._library = library
+        self._is_asked = False
 
     def ask(self, path: str, search: str) -> None:
         """Draw the figures of a page in the background; a page without figures needs nothing.
 
         The list of runs leads to an overview: those of the newest runs are drawn once it stands.
         """
+        self._is_asked = True
         page = page_at(path)
         if page is None or (path not in _LEADING and (not search or not page.shown)):
             return
+        # Long answers about the same runs would share the interpreter with their figures.
+        self._library.drawn.clear()
         self.line.put("page", lambda: self._warm(path, search))
+
+    def draw_first(self) -> None:
+        """Draw the first page, unless some page was asked for already."""
+        if not self._is_asked:
+            self.ask(_OVERVIEW, "")
 
     def _warm(self, path: str, search: str) -> None:
         # Whoever asks for a figure itself is told what is wrong with it.
         with suppress(Exception):
             if path == _LIST:
+                self._rest()
                 self._draw_newest()
             else:
                 self._draw(path, opened(self._library, path, search))
+        self._rest()
+
+    def _rest(self) -> None:
+        """Say that no figure is drawn, unless a page waits for its own."""
+        if not self.line.is_called_off:
+            self._library.drawn.set()
 
     def _draw_newest(self) -> None:
         time.sleep(_LIST_SECONDS)
@@ -97,6 +113,7 @@ class Warmer:
                 return
             shown(one.key, seen, scheme, narrow=narrow)
         step_choices(seen, path)
+        self._rest()
         if page and "quantity" in page.controls:
             self._read_ahead(seen)
 
@@ -157,6 +174,7 @@ def create_app(
         return context(library, parse(search, step))
 
     warmer = Warmer(library)
+    app.server.extensions["draw_first"] = warmer.draw_first
     _connect_pages(app, library, warmer)
     _connect_cards(app, seen, warmer)
     _connect_live(app, library, seen)

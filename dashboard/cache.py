@@ -7,6 +7,8 @@ from typing import Any
 
 from cachetools import LRUCache
 
+from analyzer.storage.once import once
+
 __all__ = ["Cache", "Line"]
 
 
@@ -30,15 +32,7 @@ class Cache:
 
         What ``find`` raises is raised here, and not kept.
         """
-        future, is_new = self.slot(kind, key)
-        if is_new:
-            try:
-                future.set_result(find())
-            except BaseException as error:
-                with self._lock:
-                    self._kept[kind].pop(key, None)
-                future.set_exception(error)
-        return future.result()
+        return once(self._lock, self._kept[kind], key, find)
 
     def slot(self, kind: str, key: Hashable) -> tuple["Future[Any]", bool]:
         """Return the place of a value, and whether it is new and whoever asked has to fill it."""

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as StillLookedFor
@@ -33,6 +34,7 @@ _SIZES = {"runs": 32, "records": 8, "figures": 24, "answers": 16, "words": 10_00
 # Longer runs take seconds to judge; their findings are one click away.
 _MOST_ROWS = 2_000_000
 _LONGEST_REST = 0.5
+_FIGURE_SECONDS = 2.0
 # A listing that took more than `_SHORT` seconds of processor time is reused for `_RESTS` times as
 # long, because each answer of a page asks for it.
 _SHORT, _RESTS = 0.1, 5.0
@@ -57,6 +59,8 @@ class Library:
     Attributes:
         cache: The last opened runs, records behind figures, figures as a browser is sent them,
             answers about runs, and the word for each run as far as it was looked for.
+        drawn: Whether the figures of the page that was asked for last are there; a thread that
+            draws them ahead says so. Long answers begin then, or after two seconds.
     """
 
     def __init__(self, sources: Sequence[str | Path], *, may_write: bool = False) -> None:
@@ -64,6 +68,9 @@ class Library:
         self.sources = [_existing(source) for source in sources]
         keep_fresh(sources)
         self.cache = Cache(**_SIZES)
+        self._opening = threading.Lock()
+        self.drawn = threading.Event()
+        self.drawn.set()
         self._answering, self._judging = Line("answers"), Line("words")
         self._last: tuple[float, list[Listed]] = (-math.inf, [])
 
@@ -122,16 +129,18 @@ class Library:
             SchemaError: If it cannot be read, or holds a link.
         """
         path = self.find(run_id).summary.path
-        mark = revision(path)
-        known = self.cache.peek("runs", path)
-        if known is not None and known[0] == mark:
-            opened: Run = known[1]
+        # One object for all threads: what is kept of a run is kept by object.
+        with self._opening:
+            mark = revision(path)
+            known = self.cache.peek("runs", path)
+            if known is not None and known[0] == mark:
+                opened: Run = known[1]
+                return opened
+            refuse_links(path)
+            # A new object rather than a refreshed one: another thread may still read the old one.
+            opened = open_run(path)
+            self.cache.put("runs", path, (mark, opened))
             return opened
-        refuse_links(path)
-        # A new object rather than a refreshed one: another thread may still read the old one.
-        opened = open_run(path)
-        self.cache.put("runs", path, (mark, opened))
-        return opened
 
     def answer(
         self,
@@ -147,6 +156,7 @@ class Library:
         future, is_new = self.cache.slot("answers", (what, runs))
 
         def work() -> None:
+            self.drawn.wait(_FIGURE_SECONDS)
             try:
                 future.set_result(find())
             except Exception as error:

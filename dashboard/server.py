@@ -43,6 +43,9 @@ _PORTS_TRIED = 100
 _THREADS, _MOST_CONNECTIONS = 8, 64
 # A connection that says nothing is closed; where all are taken, those that wait are let in for it.
 _IDLE_SECONDS, _IDLE_SECONDS_WHEN_FULL = 20, 1
+# A request gives the interpreter up each time it asks the file system, and beside a thread that
+# computes it waits for so long each time; Python's own choice is 5 ms.
+_SWITCH_SECONDS = 0.0005
 
 
 @dataclass(frozen=True)
@@ -182,9 +185,18 @@ def add_lesson(server: "Flask") -> None:
     server.add_url_rule(LESSON, "lesson", answer)
 
 
-def warm_up() -> None:
-    """Load from a thread what the first figure needs, while the browser still reads its scripts."""
-    threading.Thread(target=_load, name="warm-up", daemon=True).start()
+def warm_up(server: "Flask") -> None:
+    """Get a process that does nothing else ready for its first page, before a browser asks for it.
+
+    A thread loads what the first figure needs; then ``server.extensions["draw_first"]`` is called.
+    """
+    sys.setswitchinterval(_SWITCH_SECONDS)
+
+    def work() -> None:
+        _load()
+        server.extensions["draw_first"]()
+
+    threading.Thread(target=work, name="warm-up", daemon=True).start()
 
 
 def _load() -> None:

@@ -2,8 +2,10 @@
 
 import shlex
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import wraps
+from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 
 from analyzer.analysis.view import RunLabel, View, nearest_step
 from analyzer.errors import NotRecordedError
+from analyzer.storage.once import once
 from analyzer.storage.run import Run
 
 if TYPE_CHECKING:
@@ -278,23 +281,24 @@ def probe_rows_at(run: Run, name: str, step: int | None) -> "tuple[int, pd.DataF
 def remembered(table: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
     """Return a decorator: a function of a run is computed once until a table of the run grows.
 
-    What it returns is shared by all who ask, and must not be changed.
+    Threads that ask for the same at a time compute it once, too. What it returns is shared by all
+    who ask, and must not be changed.
     """
 
     def decorated(function: Callable[..., T]) -> Callable[..., T]:
         # Weak, so that answers go with the run: a dashboard opens and drops many.
-        kept: WeakKeyDictionary[Run, tuple[object, dict[Hashable, Any]]] = WeakKeyDictionary()
+        kept: WeakKeyDictionary[Run, tuple[object, dict[Hashable, Future[T]]]]
+        kept, lock = WeakKeyDictionary(), Lock()
 
         @wraps(function)
         def answer(run: Run, *asked: Hashable) -> T:
             mark = run.written(table)
-            known_mark, answers = kept.get(run, (None, {}))
-            if known_mark != mark or len(answers) >= _MOST_REMEMBERED:
-                answers = {}
-            if asked not in answers:
-                answers[asked] = function(run, *asked)
-                kept[run] = (mark, answers)
-            found: T = answers[asked]
+            with lock:
+                known_mark, answers = kept.get(run, (None, {}))
+                if known_mark != mark or len(answers) >= _MOST_REMEMBERED:
+                    answers = {}
+                    kept[run] = (mark, answers)
+            found: T = once(lock, answers, asked, lambda: function(run, *asked))
             return found
 
         return answer

@@ -351,7 +351,7 @@ def dashboard(
     server = serve(app.server, place)
     address = place.url(token)
     try:
-        warm_up()
+        warm_up(app.server)
         if not is_loopback(host):
             typer.echo(_warning(host), err=True)
         typer.echo(f"dashboard at {address}  (Ctrl-C ends it)")

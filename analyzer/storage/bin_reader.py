@@ -95,7 +95,7 @@ class BinReader:
     ) -> None:
         self._folder, self._table, self._warn = run / "overview" / table.name, table, warn
         self._pooled = pooled
-        self._lock = Lock()
+        self._lock, self._looking = Lock(), Lock()
         self.refresh()
 
     def refresh(self) -> None:
@@ -174,9 +174,10 @@ class BinReader:
 
     def _whole(self) -> BinFile | None:
         """The file of bins, where there is one that holds everything as a grid."""
-        if not self._looked:
-            self._file, self._looked = self._find_whole(), True
-        return self._file
+        with self._looking:  # several figures ask at once
+            if not self._looked:
+                self._file, self._looked = self._find_whole(), True
+            return self._file
 
     def _find_whole(self) -> BinFile | None:
         chunks, bounds = chunks_in(self._folder), self._table.bounds()

@@ -1,8 +1,10 @@
 """What keeps a request short: answers from threads, and figures that are drawn once."""
 
 import itertools
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from analyzer.dashboard.address import Context, context, parse
 from analyzer.dashboard.app import Warmer, create_app
 from analyzer.dashboard.drawing import shown_steps
 from analyzer.dashboard.library import Library
+from analyzer.dashboard.server import warm_up
 from analyzer.errors import AnalyzerError
 from analyzer.storage.run import Run, open_run
 from analyzer.storage.schema import STAT_COLUMNS
@@ -59,6 +62,81 @@ def test_a_short_answer_is_there_at_once(run: Run) -> None:
     library = Library([])
     assert library.answer("findings", (run,), lambda: 7, patience=10) == 7
     assert library.answer("verdict", (run,), lambda: 8, patience=10) == 8
+
+
+def test_a_long_answer_begins_once_the_figures_of_the_page_are_there(
+    seen: Context, monkeypatch: Any
+) -> None:
+    hold, order = threading.Event(), []
+
+    def shown(key: str, *_: Any, **__: Any) -> None:
+        hold.wait(10)
+        order.append(key)
+
+    monkeypatch.setattr("analyzer.dashboard.app.shown", shown)
+    monkeypatch.setattr("analyzer.dashboard.library._FIGURE_SECONDS", 10.0)
+    Warmer(seen.library).ask("/", "?run=a")
+    find = lambda: order.append("verdict") or "sick"  # noqa: E731
+    assert seen.library.answer("landing", seen.runs, find) is None
+    assert order == []
+    hold.set()
+    assert later(seen.library, "landing", seen.runs, find) == "sick"
+    assert order == ["overview", "verdict"]
+
+
+def test_a_long_answer_does_not_wait_for_figures_without_end(run: Run, monkeypatch: Any) -> None:
+    monkeypatch.setattr("analyzer.dashboard.library._FIGURE_SECONDS", 0.1)
+    library = Library([])
+    library.drawn.clear()
+    assert later(library, "findings", (run,), lambda: "none") == "none"
+
+
+@pytest.mark.parametrize("path", ["/", "/flow", "/runs", "/findings"])
+def test_a_page_that_was_drawn_holds_no_answer_back(
+    seen: Context, monkeypatch: Any, path: str
+) -> None:
+    monkeypatch.setattr("analyzer.dashboard.app.shown", lambda *_, **__: None)
+    warmer = Warmer(seen.library)
+    warmer.ask(path, "?run=a")
+    assert seen.library.drawn.wait(10)
+
+
+def test_the_first_page_is_drawn_before_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "a", [1.0], [[1.0]])
+    asked, done, drawn = threading.Event(), threading.Event(), []
+    kept = sys.getswitchinterval()
+
+    def shown(key: str, seen: Context, *_: Any, **__: Any) -> None:
+        drawn.append((key, [run.name for run in seen.runs]))
+        asked.set()
+
+    monkeypatch.setattr("analyzer.dashboard.app.shown", shown)
+    server = create_app(tmp_path).server
+    try:
+        warm_up(server)
+        assert sys.getswitchinterval() < 0.001
+    finally:
+        sys.setswitchinterval(kept)
+    assert asked.wait(20) and drawn == [("overview", ["a"])]
+    late = Warmer(Library([tmp_path]))
+    monkeypatch.setattr(late.line, "put", lambda *_: done.set())
+    late.ask("/findings", "")
+    late.draw_first()
+    assert not done.is_set()
+
+
+def test_all_threads_open_the_same_run(run: Run, monkeypatch: Any) -> None:
+    def slow(path: Path) -> Run:
+        time.sleep(0.2)
+        return open_run(path)
+
+    monkeypatch.setattr("analyzer.dashboard.library.open_run", slow)
+    library = Library([run.path.parent])
+    with ThreadPoolExecutor(4) as pool:
+        opened = list(pool.map(library.open, ["a"] * 4))
+    assert len(set(map(id, opened))) == 1
 
 
 def test_a_long_listing_is_used_for_a_second_and_a_short_one_made_again(

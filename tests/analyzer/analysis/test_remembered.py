@@ -1,5 +1,8 @@
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -27,6 +30,37 @@ def test_a_number_is_computed_once_until_the_table_grows(
     monkeypatch.setattr(Run, "written", lambda _self, table: (table, "and one more part"))
     assert [count(run, 5), count(run, 5)] == [10, 10]
     assert calls == [1, 5, 5]
+
+
+def test_threads_that_ask_at_a_time_compute_it_once(tmp_path: Path) -> None:
+    calls: list[int] = []
+    all_ask = Barrier(4)
+
+    @remembered("steps")
+    def count(run: Run, factor: int) -> int:
+        calls.append(factor)
+        time.sleep(0.2)
+        if factor < 0:
+            raise ValueError("negative")
+        return factor * len(run.recorded_steps())
+
+    run = open_run(write_run(tmp_path / "run", [1.0] * 2, [[1.0]] * 2))
+
+    def ask(factor: int) -> int | str:
+        all_ask.wait(10)
+        try:
+            return count(run, factor)
+        except ValueError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, [3] * 4)) == [6] * 4
+        assert calls == [3]
+        assert list(pool.map(ask, [-1] * 4)) == ["negative"] * 4
+    assert calls == [3, -1]
+    with pytest.raises(ValueError, match="negative"):
+        count(run, -1)
+    assert calls == [3, -1, -1]
 
 
 def test_runs_do_not_share_what_is_remembered(tmp_path: Path) -> None:

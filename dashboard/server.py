@@ -204,10 +204,16 @@ def _load() -> None:
     import plotly.graph_objects as go
     import pyarrow.parquet  # noqa: F401
 
+    from analyzer.figures.axes import panes
+    from analyzer.figures.theme import LIGHT
+
     figure = go.Figure([go.Heatmap(z=[[0.0]]), go.Scatter(x=[0.0], y=[0.0])])
     figure.update_layout(xaxis={"title": {"text": "step"}}, shapes=[{"type": "line"}])
     figure.add_annotation(text="")
     figure.to_json()
+    # The first figure with panes, in the colors of a theme, loads further parts of plotly.
+    panes(["", ""], LIGHT, height=400)
+    LIGHT.depth_colors(1)
 
 
 def new_token(host: str) -> str | None:

@@ -20,6 +20,7 @@ from analyzer.analysis.per_run import (
     profile_values,
     read_runs,
     recorded_step,
+    remembered,
     shown_range,
 )
 from analyzer.analysis.profiles import over_deepest
@@ -175,7 +176,8 @@ def _with_legible_arcs(column: OverviewColumn, places: Floats, count: int) -> Ov
 
 def _column(view: View, run: Run, label: RunLabel) -> OverviewColumn:
     step = recorded_step(run, view.step)
-    grid = grid_column(view, run, label, most_cells=_CELLS)
+    shown = (view.layers, view.aggregate, view.relative)
+    grid, gains = _over_steps(run, label, _CELLS // len(view.runs), *shown)
     loss = loss_band(run, _MOST_POINTS, view.smooth)
     broke = broke_first(run) if (grid.marks == NONFINITE).any() else None
     depths = as_floats(run.static_rows("layers").column("depth"))
@@ -185,7 +187,7 @@ def _column(view: View, run: Run, label: RunLabel) -> OverviewColumn:
     low, high = fit.ends
     line = (fit.depths, (10.0**low, 10.0**high)) if has_line else ()
     arcs = join_arcs(run, step)
-    share_steps, shares = share_grid(run, arcs)
+    share_steps, shares = _shares(run)
     training = run_training(run)
     # A group of neighbors is shown by its first.
     norms = profile_values(run, "output_gradient_norm", step, grid.ids)
@@ -196,7 +198,7 @@ def _column(view: View, run: Run, label: RunLabel) -> OverviewColumn:
         grid=grid,
         profile=over_deepest(norms) if view.relative else norms,
         gain=fit,
-        gains=step_gains(grid),
+        gains=gains,
         arcs=arcs,
         share_steps=share_steps,
         shares=shares,
@@ -212,6 +214,22 @@ def _column(view: View, run: Run, label: RunLabel) -> OverviewColumn:
         broke_at=math.nan if broke is None else float(depths[broke.layer]),
         spike=loss_spike(loss),
     )
+
+
+@remembered("layer_stats")
+def _over_steps(
+    run: Run, label: RunLabel, most: int, layers: str | None, aggregate: str, relative: bool
+) -> tuple[GridColumn, Floats]:
+    """Gradients at all steps and the gain of each: what another chosen step does not change."""
+    asked = View((run,), layers=layers, aggregate=aggregate, relative=relative)
+    grid = grid_column(asked, run, label, most_cells=most)
+    return grid, step_gains(grid)
+
+
+@remembered("splits")
+def _shares(run: Run) -> tuple[NDArray[np.int64], Floats]:
+    """The shares of all joins over the steps."""
+    return share_grid(run, join_arcs(run, None))
 
 
 def loss_spike(loss: Band) -> tuple[int, float] | None:

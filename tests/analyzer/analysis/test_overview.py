@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analyzer.analysis import overview as module
 from analyzer.analysis.bands import band
 from analyzer.analysis.gradient_flow import depth_profile, profile_gain
 from analyzer.analysis.overview import Overview, loss_spike, overview
@@ -147,3 +148,24 @@ def test_the_table_holds_the_profile(both: Overview) -> None:
     table = both.table()
     assert len(table) == 18 + 19
     assert table["output_gradient_norm"].min() == both.runs[0].profile.min()
+
+
+def test_another_step_reads_no_grid_again_and_shows_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms = [[0.1 + 0.01 * step, 1.0, 10.0] for step in range(20)]
+    path = write_run(tmp_path / "a", [1.0] * 20, norms)
+    kept, calls, plain = open_run(path), [], module.grid_column
+    monkeypatch.setattr(
+        module, "grid_column", lambda *a, **k: calls.append(a[0].relative) or plain(*a, **k)
+    )
+    found = [overview(View((kept,), step=step)).runs[0] for step in (19, 3)]
+    assert calls == [False]
+    for column, step in zip(found, (19, 3), strict=True):
+        alone = overview(View((open_run(path),), step=step)).runs[0]
+        assert column.profile.tolist() == alone.profile.tolist() == norms[step]
+        assert np.array_equal(column.grid.values, alone.grid.values)
+        assert np.array_equal(column.gains, alone.gains)
+        assert np.array_equal(column.shares, alone.shares, equal_nan=True)
+    relative = overview(View((kept,), step=3, relative=True)).runs[0]
+    assert relative.profile[-1] == 1.0 and relative.grid.values[-1].tolist() == [1.0] * 20

@@ -43,51 +43,41 @@ __all__ = [
 ]
 
 _MOST_JOINS, _MOST_BLOCKS = 24, 20
+_EFFECTIVE = "effective length"
 _DASHES = ("dot", "dash", "dashdot", "longdash", "longdashdot", "solid")
 _REFERENCE_DASHES = ("solid", "dash", "dot")
 
 
 def path_figure(info: PerRun[PathSpectrum], theme: Theme) -> go.Figure:
     """Draw the share of the gradient by path length, with the share of the paths behind it."""
-    figure = panes([run.label for run in info.runs], theme, height=420)
-    empty: list[int] = []
-    in_legend = next((k for k, run in enumerate(info.runs, start=1) if len(run.lengths) > 1), 1)
-    for place, run in enumerate(info.runs, start=1):
-        axis = "" if place == 1 else str(place)
-        where = {"xref": f"x{axis} domain", "yref": f"y{axis} domain"}
+    runs = [run for run in info.runs if len(run.lengths) > 1] or info.runs
+    figure = panes([run.label for run in runs], theme, height=420)
+    top = 0.0
+    for place, run in enumerate(runs, start=1):
+        for trace in _path_traces(run, theme):
+            figure.add_trace(trace.update(showlegend=place == 1), row=1, col=place)
         if len(run.lengths) < 2:
-            # One bar of 100 % would say nothing, and take the place of those that do.
-            figure.add_traces(_path_traces(run, theme), rows=[1, 1], cols=[place, place])
+            # One bar of 100 % would say nothing.
+            axis = "" if place == 1 else str(place)
+            where = {"xref": f"x{axis} domain", "yref": f"y{axis} domain"}
             figure.update_traces(visible=False, row=1, col=place)
             figure.update_xaxes(visible=False, row=1, col=place)
-            empty.append(place)
             theme.note(figure, "no joins: a single path carries all of the gradient", **where)
             continue
-        for trace in _path_traces(run, theme):
-            figure.add_trace(trace.update(showlegend=place == in_legend), row=1, col=place)
-        total = number(float(run.num_paths.sum()))
-        text = f"effective length {number(run.effective_length)}<br>{total} paths"
-        if np.isfinite(run.effective_length):
-            line = {"color": theme.mark, "width": 1.5, "dash": "dash"}
-            figure.add_vline(x=run.effective_length, line=line, row=1, col=place)
-        corner = {"x": 0.98, "y": 0.96, "xanchor": "right", "yanchor": "top", "align": "right"}
-        theme.note(figure, text, **where, **corner)
+        shares = np.append(run.norm_shares, run.path_shares)
+        top = max(top, float(shares[np.isfinite(shares)].max(initial=0.0)))
     figure.update_xaxes(title={"text": "length: branches that a path crosses", "standoff": 6})
-    figure.update_yaxes(tickformat=".0%", rangemode="tozero", showticklabels=True)
-    # By itself the axis would also make room for the bar that is not drawn.
-    drawn = [np.append(r.norm_shares, r.path_shares) for r in info.runs if len(r.lengths) > 1]
-    shares = np.concatenate(drawn or [np.zeros(0)])
-    top = float(shares[np.isfinite(shares)].max(initial=0.0))
+    figure.update_yaxes(tickformat=".0%", rangemode="tozero", showticklabels=True, visible=top > 0)
     if top > 0:
+        # The lines of the effective lengths are as high as the panes.
         figure.update_yaxes(range=[0, 1.08 * top])
-    figure.update_yaxes(title={"text": "share"}, row=1, col=in_legend)
-    for place in empty:
-        figure.update_yaxes(visible=False, row=1, col=place)
+        figure.update_traces(y=[0, 1.08 * top], selector={"name": _EFFECTIVE})
+    figure.update_yaxes(title={"text": "share"}, row=1, col=1)
     return figure
 
 
 def _path_traces(run: PathSpectrum, theme: Theme) -> list[Any]:
-    """The bars of the gradient and the line of the paths."""
+    """The bars of the gradient, the line of the paths and that of the effective length."""
     bars = go.Bar(
         x=run.lengths,
         y=run.norm_shares,
@@ -105,7 +95,18 @@ def _path_traces(run: PathSpectrum, theme: Theme) -> list[Any]:
         hovertemplate="length %{x}: %{y:.2%} of the paths<extra></extra>",
         name="paths",
     )
-    return [bars, paths]
+    if not np.isfinite(run.effective_length):
+        return [bars, paths]
+    length = number(run.effective_length)
+    effective = go.Scatter(
+        x=[run.effective_length] * 2,
+        y=[0, 0],
+        mode="lines",
+        line={"color": theme.mark, "width": 1.5, "dash": "dash"},
+        hovertemplate=f"effective length {length}<extra></extra>",
+        name=_EFFECTIVE,
+    )
+    return [bars, paths, effective]
 
 
 def _lesion_figure(info: PerRun[AlongDepth], theme: Theme) -> go.Figure:

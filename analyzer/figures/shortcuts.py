@@ -267,7 +267,7 @@ def _stream_series_figure(info: PerRun[StreamCurves], theme: Theme) -> go.Figure
         hover = {"hovertemplate": f"step {place.pop('said')}: %{{y:.3e}}"}
         around = filled(place["x"], run.low, run.high, color, 0.15, name=f"{text}: all joins")
         last = run.last if run.smooth is None else run.smooth
-        words = {"name": f"{text}: stream after the last join"}
+        words = {"name": f"{text}: after the last join"}
         line = {"color": color, "width": 1.5, "dash": "dot"}
         written = scatter(place, y=run.written, mode="lines", line=line, **hover)
         written["name"] = f"{text}: written ‖b‖, median"

@@ -139,17 +139,29 @@ def test_contour_lines_lie_at_round_numbers(low: float, high: float) -> None:
     assert low <= start < low + size
 
 
-def test_a_run_without_joins_has_a_sentence_where_others_have_bars() -> None:
-    info = PerRun((spectrum("plain", [1]), spectrum("residual", [1, 2, 1])), ())
-    figure = path_figure(info, LIGHT)
-    bars = [trace for trace in figure.data if trace.type == "bar" and trace.visible is not False]
-    assert [list(trace.x) for trace in bars] == [[0, 1, 2]]
+def test_a_run_without_joins_leaves_the_place_to_those_that_have_some() -> None:
+    plain, residual = spectrum("plain", [1]), spectrum("residual", [1, 2, 1])
+    figure = path_figure(PerRun((plain, residual), ()), LIGHT)
+    bars, paths, effective = figure.data
+    assert list(bars.x) == [0, 1, 2]
+    assert [words.text for words in figure.layout.annotations] == ["residual"]
+    assert figure.layout.yaxis.title.text == "share"
+    tallest = max(np.nanmax(bars.y), np.nanmax(paths.y))
+    assert tallest < figure.layout.yaxis.range[1] < 1.2 * tallest < 1
+    # The line is as high as the pane, and named in the legend: words on the bars hide them.
+    assert effective.name == "effective length" and effective.hovertemplate.startswith(
+        "effective length 1<"
+    )
+    assert list(effective.x) == [1.0, 1.0]
+    assert list(effective.y) == [0, figure.layout.yaxis.range[1]]
+
+
+def test_without_any_joins_there_is_a_sentence() -> None:
+    figure = path_figure(PerRun((spectrum("plain", [1]),), ()), LIGHT)
+    assert not any(trace.visible for trace in figure.data)
     words = [words.text for words in figure.layout.annotations]
     assert "no joins: a single path carries all of the gradient" in words
-    assert any("effective length 1<br>4 paths" in text for text in words)
-    assert figure.layout.yaxis2.title.text == "share"
-    tallest = max(np.nanmax(trace.y) for trace in figure.data if trace.visible is not False)
-    assert tallest < figure.layout.yaxis2.range[1] < 1.2 * tallest < 1
+    assert figure.layout.yaxis.visible is False
 
 
 def test_a_landscape_along_one_direction_is_a_line(tmp_path: Path) -> None:

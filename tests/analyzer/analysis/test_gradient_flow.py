@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -61,6 +62,35 @@ def test_above_500_layers_evenly_spaced_pairs_agree_with_all_pairs() -> None:
     assert gain(depths, norms).gain == pytest.approx(math.exp(-expected), rel=1e-3)
     exact = gain(depths, np.exp(0.05 * depths))
     assert exact.gain == pytest.approx(math.exp(-0.05), rel=1e-12)
+
+
+def slow_slope(x: np.ndarray, y: np.ndarray, most: int) -> float:
+    """The median over pairs, or over evenly spaced ones of the list of all, made pair by pair."""
+    pairs = [(i, j) for i in range(len(x)) for j in range(i + 1, len(x))]
+    if len(pairs) > most:
+        pairs = [pairs[k] for k in np.linspace(0, len(pairs) - 1, most).round().astype(int)]
+    slopes = [(y[j] - y[i]) / (x[j] - x[i]) for i, j in pairs if x[i] != x[j]]
+    return float(np.median(slopes))
+
+
+@pytest.mark.parametrize("layers", [2, 3, 500, 501, 700])
+def test_the_slope_is_that_of_a_list_of_all_pairs(layers: int) -> None:
+    rng = np.random.default_rng(layers)
+    depths = np.sort(rng.integers(0, layers, layers)) + np.arange(layers) // 2
+    norms = np.exp(0.01 * depths + rng.normal(size=layers))
+    expected = slow_slope(depths.astype(float), np.log(norms), 500 * 499 // 2)
+    assert gain(depths, norms).gain == math.exp(-expected)
+
+
+def test_the_slope_of_many_layers_takes_no_memory_for_all_pairs() -> None:
+    layers = 20_000
+    depths = np.arange(layers)
+    tracemalloc.start()
+    fit = gain(depths, np.exp(1e-3 * depths))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert fit.gain == pytest.approx(math.exp(-1e-3), rel=1e-12)
+    assert peak < 50e6  # all 200 million pairs would be 1.6 GB
 
 
 def test_zero_and_nonfinite_layers_are_left_out_and_counted() -> None:

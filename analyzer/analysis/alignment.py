@@ -6,6 +6,7 @@ from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from analyzer.errors import AnalyzerError
@@ -107,16 +108,19 @@ class Sides:
         left, right = (run.layer_steps() for run in self.runs)
         return left[np.isin(left, right)]
 
-    def read(self, table: str, columns: Sequence[str], steps: Steps) -> list[Floats]:
+    def read(
+        self, table: str, columns: Sequence[str], steps: Steps, rank: int | None = None
+    ) -> list[Floats]:
         """Return the numbers of both runs, ``[steps, rows, columns]``; NaN where there is none.
 
-        A row is an aligned layer or parameter; ``steps`` has one.
+        A row is an aligned layer or parameter; ``steps`` has one. Of all ranks together, or as one
+        of them has recorded them.
         """
         if table == "steps":
-            return [_grid(run, table, columns, [0], steps) for run in self.runs]
+            return [_grid(run, table, columns, [0], steps, rank) for run in self.runs]
         rows = self.layers if table == "layer_stats" else self.parameters
         return [
-            _grid(run, table, columns, ids, steps)
+            _grid(run, table, columns, ids, steps, rank)
             for run, ids in zip(self.runs, (rows.left, rows.right), strict=True)
         ]
 
@@ -165,11 +169,21 @@ def _parameters(run: Run) -> list[tuple[str, Any]]:
     return [(r["name"], r["shape"]) for r in rows]
 
 
-def _grid(run: Run, table: str, columns: Sequence[str], ids: Sequence[int], steps: Steps) -> Floats:
+def _grid(
+    run: Run,
+    table: str,
+    columns: Sequence[str],
+    ids: Sequence[int],
+    steps: Steps,
+    rank: int | None,
+) -> Floats:
     grid = np.full((len(steps), len(ids), len(columns)), np.nan)
     if not len(ids):
         return grid
-    rows = run.read(table, list(columns), steps=slice(int(steps[0]), int(steps[-1]) + 1))
+    some = slice(int(steps[0]), int(steps[-1]) + 1)
+    rows = run.read(table, list(columns), steps=some, ranks="pooled" if rank is None else "all")
+    if rank is not None:
+        rows = rows.filter(pc.equal(rows.column("rank"), rank))
     found = as_numpy(rows.column("step"))
     key = {"layer_stats": "layer", "parameter_stats": "parameter"}.get(table)
     numbers = as_numpy(rows.column(key)) if key else np.zeros(len(found), np.int64)

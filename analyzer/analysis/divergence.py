@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from analyzer.analysis.alignment import Alignment, Sides
 from analyzer.analysis.numerals import counted, number
-from analyzer.analysis.stepwise import Floor, Place, StepDifferences
+from analyzer.analysis.stepwise import Floor, Place, StepDifferences, ranks_apart
 from analyzer.errors import AnalyzerError
 from analyzer.storage.arrays import as_floats
 from analyzer.storage.run import Run
@@ -39,6 +40,7 @@ class Divergence:
         layers: Others that it may be: the reader of an output whose gradient differs is not known
             where several layers read it.
         parameters: Parameters that differ at that place.
+        ranks: Those that alone differ there; empty where all do, or there is one process.
         quantity: The number that differs, and its values in both runs.
         difference: Relative difference of the two values.
         floor: What counts as equal: the noise between the repeats, or the tolerance.
@@ -53,6 +55,7 @@ class Divergence:
     layer: str | None
     layers: tuple[str, ...]
     parameters: tuple[str, ...]
+    ranks: tuple[int, ...]
     quantity: str
     left: float
     right: float
@@ -74,6 +77,7 @@ class Divergence:
             "layer": self.layer,
             "layers": self.layers,
             "parameters": self.parameters,
+            "ranks": self.ranks,
             "quantity": self.quantity or None,
             "left": self.left if self.quantity else None,
             "right": self.right if self.quantity else None,
@@ -152,8 +156,9 @@ def _divergence(
         stage, at = ("forward", step) if previous is None else ("update", previous)
     layers = tuple(names[k] for k in place.layers if k < len(names))
     parameters = tuple(sides.parameters.names[k] for k in place.parameters)
-    causes = _causes(sides.runs, stage, at, is_first=step == int(steps[0]))
     found = place.found
+    ranks = ranks_apart(sides, found, step)
+    causes = _causes(sides.runs, stage, at, next(iter(ranks), None), is_first=step == int(steps[0]))
     is_of_all = len(parameters) == len(sides.parameters.left) > 1
     where = _where(stage, place, layers, parameters, is_of_all=is_of_all)
     if place.before and previous is None:
@@ -168,6 +173,9 @@ def _divergence(
         f"{numbers}, relative difference {number(found.difference)}"
     )
     sentence += f" (noise floor {number(found.floor)})." if floor.is_measured else "."
+    if ranks:
+        each = (f"rank {rank} ({_exact(*values)})" for rank, values in ranks.items())
+        sentence += f" It differs on {', '.join(each)} alone."
     if causes:
         sentence += f" The folders differ in: {'; '.join(causes)}."
     if not floor.is_measured and found.difference <= _ROUNDING:
@@ -187,6 +195,7 @@ def _divergence(
         single,
         layers,
         parameters,
+        tuple(ranks),
         found.column,
         found.left,
         found.right,
@@ -243,7 +252,9 @@ def _exact(left: float, right: float) -> str:
     return f"{pair[0]} against {pair[1]}"
 
 
-def _causes(runs: tuple[Run, Run], stage: str, step: int, *, is_first: bool) -> tuple[str, ...]:
+def _causes(
+    runs: tuple[Run, Run], stage: str, step: int, rank: int | None, *, is_first: bool
+) -> tuple[str, ...]:
     """What the folders say that can make the difference."""
     said = []
     if stage == "forward" and is_first:
@@ -252,12 +263,20 @@ def _causes(runs: tuple[Run, Run], stage: str, step: int, *, is_first: bool) -> 
             if None not in values and values[0] != values[1]:
                 said.append(name.replace("_", " "))
     if stage == "update":
-        rates = [run.read("steps", "learning_rate", steps=step) for run in runs]
-        first, second = (as_floats(rows.column("learning_rate")) for rows in rates)
-        if len(first) and len(second) and first[0] != second[0]:
-            said.append(f"learning rate {_exact(float(first[0]), float(second[0]))}")
+        first, second = (_learning_rate(run, step, rank) for run in runs)
+        if first is not None and second is not None and first != second:
+            said.append(f"learning rate {_exact(first, second)}")
         said += _options(*(run.manifest.get("optimizers") or [] for run in runs))
     return tuple(said)
+
+
+def _learning_rate(run: Run, step: int, rank: int | None) -> float | None:
+    """That of a step; that of one rank, where the mean over ranks is none of theirs."""
+    rows = run.read("steps", "learning_rate", steps=step, ranks="pooled" if rank is None else "all")
+    if rank is not None:
+        rows = rows.filter(pc.equal(rows.column("rank"), rank))
+    found = as_floats(rows.column("learning_rate"))
+    return float(found[0]) if len(found) else None
 
 
 def _options(
@@ -290,5 +309,5 @@ def _none(sides: Sides, steps: NDArray[np.int64], floor: Floor) -> Divergence:
         f"Runs '{names[0]}' and '{names[1]}' do not differ in {counted(ends[2], 'step')} "
         f"({ends[0]} to {ends[1]}).{_evidence(sides, steps, floor, 0)}"
     )
-    nothing = (None, None, None, (), (), "", 0.0, 0.0, 0.0, floor.tolerance, floor.source, ())
+    nothing = (None, None, None, (), (), (), "", 0.0, 0.0, 0.0, floor.tolerance, floor.source, ())
     return Divergence(names, *nothing, ends, sides.layers, sentence)

@@ -10,7 +10,7 @@ from analyzer.analysis.alignment import Sides, apart
 from analyzer.analysis.numerals import number
 from analyzer.storage.schema import STAT_COLUMNS
 
-__all__ = ["Floor", "Found", "Place", "StepDifferences"]
+__all__ = ["Floor", "Found", "Place", "StepDifferences", "ranks_apart"]
 
 Floats = NDArray[np.float64]
 # One repeat is one draw of the noise: another one may be this many times as large.
@@ -22,8 +22,9 @@ _OF_PARAMETER = tuple(c for c in STAT_COLUMNS["parameter_stats"] if c.startswith
 
 @dataclass(frozen=True)
 class Found:
-    """A number that differs: its row, its column, both values and what counts as equal."""
+    """A number that differs: its table, row and column, both values, and what counts as equal."""
 
+    table: str
     place: int
     column: str
     left: float
@@ -92,6 +93,25 @@ class Place:
     found: Found
 
 
+def ranks_apart(sides: Sides, found: Found, step: int) -> dict[int, tuple[float, float]]:
+    """Return the ranks on which a number differs, with their own values of it.
+
+    Empty where it does so on all of them, and where the runs have other ranks.
+    """
+    ranks = sides.runs[0].ranks
+    if len(ranks) < 2 or ranks != sides.runs[1].ranks:
+        return {}
+    columns = STAT_COLUMNS.get(found.table, (found.column,))
+    at, k = np.array([step]), list(columns).index(found.column)
+    values = {rank: sides.read(found.table, columns, at, rank) for rank in ranks}
+    differ = {
+        rank: (float(left[0, found.place, k]), float(right[0, found.place, k]))
+        for rank, (left, right) in values.items()
+        if apart(columns, left, right)[0, found.place, k] > found.floor
+    }
+    return differ if len(differ) < len(ranks) else {}
+
+
 class StepDifferences:
     """The differences of two runs in some steps.
 
@@ -104,6 +124,7 @@ class StepDifferences:
     def __init__(self, sides: Sides, steps: NDArray[np.int64], floor: Floor) -> None:
         self.steps, self._sides = steps, sides
         self._apart: dict[str, tuple[Floats, Floats, Floats, Floats, Sequence[str]]] = {}
+        self._tables: dict[str, str] = {}
         for name, table, columns in (
             ("norm", "parameter_stats", ("norm",)),
             ("forward", "layer_stats", _ACTIVATION),
@@ -115,6 +136,7 @@ class StepDifferences:
         ):
             left, right = sides.read(table, columns, steps)
             least = floor.of(table, columns, steps)
+            self._tables[name] = table
             self._apart[name] = (apart(columns, left, right), least, left, right, columns)
         self._owners, self._readers = sides.owners(), sides.readers()
         self._read_by: dict[int, set[int]] = {}
@@ -167,7 +189,8 @@ class StepDifferences:
         over = np.where(known[at, place] > least[at], known[at, place], -1.0)
         k = int(np.argmax(over))
         values = float(left[at, place, k]), float(right[at, place, k])
-        return Found(place, columns[k], *values, float(over[k]), float(least[at, k]))
+        floor = float(least[at, k])
+        return Found(self._tables[name], place, columns[k], *values, float(over[k]), floor)
 
     def _backward(self, at: int) -> Place | None:
         """The layer nearest to the loss whose own backward pass gives something else.

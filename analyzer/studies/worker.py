@@ -20,7 +20,7 @@ from analyzer.cli.processes import PROGRAM
 from analyzer.cli.record import record_text
 from analyzer.cli.session import PACKAGE_ROOT
 
-__all__ = ["Ended", "Workers", "die_with_parent", "serve"]
+__all__ = ["Ended", "Workers", "die_with_parent", "serve", "with_threads"]
 
 _PROGRAM = """
 import sys
@@ -63,12 +63,11 @@ class Workers:
             self._process.stdin.flush()
 
     def _started(self) -> "subprocess.Popen[bytes]":
-        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
         return subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, PACKAGE_ROOT],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **dict.fromkeys(names, str(self._threads))},
+            env=with_threads(self._threads),
             pass_fds=[self._kept],
         )
 
@@ -97,6 +96,12 @@ class Workers:
             if self._process.stdout is not None:
                 self._process.stdout.close()
             self._process = None
+
+
+def with_threads(threads: int) -> dict[str, str]:
+    """Return the environment of a process whose torch has so many threads."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    return {**os.environ, **dict.fromkeys(names, str(threads))}
 
 
 def die_with_parent(parent: int) -> None:
@@ -153,6 +158,9 @@ def serve(root: str) -> int:
 def _import_torch() -> None:
     """Import, once for all forks, what a training in the built-in loop needs."""
     import torch._dynamo  # noqa: F401 -- the first optimizer of a process would
+
+    with contextlib.suppress(ImportError):
+        import sklearn.datasets  # noqa: F401 -- it has the digits
 
     import analyzer.networks.zoo
     import analyzer.recording.recorder  # noqa: F401

@@ -1,4 +1,4 @@
-"""``analyzer diverge`` of runs of two ranks: the one that alone differs is named, with its place."""
+"""``analyzer diverge`` of runs of two ranks: which rank differs is named, with the place."""
 
 from pathlib import Path
 

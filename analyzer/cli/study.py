@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -96,6 +97,15 @@ def study(
         bool,
         typer.Option("--retry", help="Run failed points again; what they left is kept in failed/."),
     ] = False,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            "--time-limit",
+            min=1,
+            metavar="SECONDS",
+            help="End a point that takes longer; it has failed then. Default: none.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -154,6 +164,10 @@ def study(
         raise AnalyzerError(
             "a study starts its points by fork, which this system lacks; use Linux or macOS"
         )
+    if time_limit is not None and not math.isfinite(time_limit):
+        raise AnalyzerError(
+            f"--time-limit is {time_limit}; expected a number of seconds. Leave it out for none."
+        )
     from analyzer.cli.study_text import print_dry_run, print_result
     from analyzer.storage.study import is_study
     from analyzer.studies.plan import PROBES
@@ -178,7 +192,9 @@ def study(
     if dry_run:
         print_dry_run(plan, folder, workers)
         return 0
-    done = _run(plan, folder, workers, retry, (ray, cpus_per_point, gpus_per_point), quiet)
+    done = _run(
+        plan, folder, workers, retry, time_limit, (ray, cpus_per_point, gpus_per_point), quiet
+    )
     return print_result(done)
 
 
@@ -297,7 +313,13 @@ def _one_join_at_a_time(whole: "Plan", joins_of: Any, made: dict[str, Any]) -> "
 
 
 def _run(
-    plan: "Plan | None", folder: Path, workers: int | None, retry: bool, ray: Any, quiet: bool
+    plan: "Plan | None",
+    folder: Path,
+    workers: int | None,
+    retry: bool,
+    limit: float | None,
+    ray: Any,
+    quiet: bool,
 ) -> "Study":
     from analyzer.cli.study_text import progress
     from analyzer.studies.running import run_study
@@ -307,12 +329,18 @@ def _run(
     if address is not None:
         from analyzer.studies.ray_cluster import RayCluster
 
-        cluster = RayCluster(address, cpus=cpus, gpus=gpus, url=url_of(folder))
+        cluster = RayCluster(address, cpus=cpus, gpus=gpus, url=url_of(folder), limit=limit)
         runner = lambda _: cluster  # noqa: E731
     try:
         with progress(quiet) as on_change:
             return run_study(
-                plan, folder, workers=workers, retry=retry, runner=runner, on_change=on_change
+                plan,
+                folder,
+                workers=workers,
+                retry=retry,
+                limit=limit,
+                runner=runner,
+                on_change=on_change,
             )
     except OSError as error:
         raise AnalyzerError(

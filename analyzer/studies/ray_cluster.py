@@ -38,6 +38,7 @@ def run_point(
     threads: int,
     here: str,
     url: str | None = None,
+    limit: float | None = None,
 ) -> int | None:
     """Run one point in a worker of Ray; return the exit code of its process.
 
@@ -53,25 +54,27 @@ def run_point(
     with contextlib.suppress(OSError):
         os.chdir(here)
     if url is None:
-        return _run_in(Path(log).parents[1], name, options, is_script, threads)
+        return _run_in(Path(log).parents[1], name, options, is_script, threads, limit)
     mirror, part = Mirror(url), f"runs/{name}"
     mirror.fetch(part)
     own = replace(options_from(options), run=mirror.folder / part)
     try:
-        return _run_in(mirror.folder, name, options_text(own), is_script, threads)
+        return _run_in(mirror.folder, name, options_text(own), is_script, threads, limit)
     finally:
         for some in (part, "logs"):
             mirror.push({}, some)
 
 
-def _run_in(folder: Path, name: str, options: str, is_script: bool, threads: int) -> int | None:
+def _run_in(
+    folder: Path, name: str, options: str, is_script: bool, threads: int, limit: float | None
+) -> int | None:
     run, log = folder / "runs" / name, folder / "logs" / f"{name}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     with held(folder / "locks" / name, math.inf) as lock:
         if read_json(run / "run.json").get("status") == "finished":
             return 0
         shutil.rmtree(run, ignore_errors=True)
-        workers = Workers(1, threads, lock)
+        workers = Workers(1, threads, lock, limit)
         try:
             workers.start(name, options, log, is_script=is_script)
             while not (ended := workers.ended(_POLL_SECONDS)):
@@ -198,6 +201,7 @@ class RayCluster:
         cpus: Processors, and threads of torch, for each point.
         gpus: GPUs for each point.
         url: Where the study is, if not in a folder that all nodes share.
+        limit: Seconds after which a point is ended, from when it has begun on a node.
 
     Raises:
         AnalyzerError: If Ray is not installed, or there is no cluster at the address.
@@ -206,9 +210,16 @@ class RayCluster:
     capacity = _ALL
 
     def __init__(
-        self, address: str, *, cpus: int = 1, gpus: float = 0, url: str | None = None
+        self,
+        address: str,
+        *,
+        cpus: int = 1,
+        gpus: float = 0,
+        url: str | None = None,
+        limit: float | None = None,
     ) -> None:
         self._ray, self._cpus, self._url = _connected(address), cpus, url
+        self._limit = limit
         ray = self._ray
         # A task that dies with its node or its worker is run again; what the script raises is not.
         limits = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": _MOST_RETRIES}
@@ -219,7 +230,7 @@ class RayCluster:
         """Give a point to Ray."""
         task = self._task.options(name=name)
         given = (name, options, str(log), is_script, self._cpus, os.getcwd(), self._url)
-        self._names[task.remote(*given)] = name
+        self._names[task.remote(*given, self._limit)] = name
 
     def ended(self, seconds: float) -> list[Ended]:
         """Return which points have ended; None as code of one that Ray gave up."""

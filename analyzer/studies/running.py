@@ -35,7 +35,7 @@ from analyzer.storage.study import (
 )
 from analyzer.storage.uploading import Upload
 from analyzer.studies.plan import Plan, merged, options_of_point, refuse_foreign
-from analyzer.studies.worker import Ended, Workers
+from analyzer.studies.worker import LATE, Ended, Workers
 
 __all__ = ["Runner", "held", "processors", "run_study"]
 
@@ -128,6 +128,7 @@ def run_study(
     workers: int | None = None,
     threads: int | None = None,
     retry: bool = False,
+    limit: float | None = None,
     runner: Callable[[int], Runner] | None = None,
     on_change: Callable[[Study, Sequence[str]], object] = lambda study, running: None,
 ) -> Study:
@@ -140,6 +141,7 @@ def run_study(
         workers: Points that are run at a time; None for one for each processor.
         threads: Threads of each; None for the processors divided among them.
         retry: Whether points that failed are run again; their runs are kept in ``failed/``.
+        limit: Seconds after which a point is ended, and failed; of processes of this machine.
         runner: Makes what runs the points from the file that it is to hold open; None for
             processes of this machine.
         on_change: Called with the study and the names of the points that run, after each change.
@@ -158,7 +160,7 @@ def run_study(
         for point in points:
             _prepare(study, point, retry=retry)
         number = workers or max(1, min(processors(), len(points)))
-        made = runner or (lambda file: Workers(number, threads or _threads(number), file))
+        made = runner or (lambda file: Workers(number, threads or _threads(number), file, limit))
         running = made(lock)
         try:
             _run_all(study, {point.name for point in points}, running, on_change, lock)
@@ -310,20 +312,22 @@ def _run_status(point: StudyPoint) -> str:
 def _note(study: Study, point: StudyPoint, code: int | None, seconds: float, deaths: int) -> None:
     """Write how a point has ended."""
     error = None
-    if _run_status(point) == "finished" and code in (0, None, -signal.SIGKILL):
+    if _run_status(point) == "finished" and code in (0, None, -signal.SIGKILL, LATE):
         ending = "finished"
     else:
-        ending, error = "failed", _why(study, point, code, deaths)
+        ending, error = "failed", _why(study, point, code, seconds, deaths)
     sizes = (file.stat().st_size for file in point.path.rglob("*") if file.is_file())
     said = {"status": ending, "exit_code": code, "error": error, "deaths": deaths}
     more = {"seconds": round(seconds, 3), "bytes": sum(sizes)}
     write_json(study.path / "points" / f"{point.name}.json", said | more)
 
 
-def _why(study: Study, point: StudyPoint, code: int | None, deaths: int) -> str:
+def _why(study: Study, point: StudyPoint, code: int | None, seconds: float, deaths: int) -> str:
     """Why a point failed: what its run says, or the last that it printed."""
     if deaths >= _MOST_DEATHS:
         return f"its process was killed {deaths} times (signal 9); too little memory does that"
+    if code == LATE:
+        return f"it was ended after {seconds:.0f} s by --time-limit; give it more, or mend it"
     with contextlib.suppress(AnalyzerError):
         if (said := read_manifest(point.path).get("error")) is not None:
             return str(said)[:_LAST_LETTERS]

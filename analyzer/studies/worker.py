@@ -13,6 +13,8 @@ import select
 import signal
 import subprocess
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from analyzer.cli.processes import PROGRAM
 from analyzer.cli.record import record_text
 from analyzer.cli.session import PACKAGE_ROOT
 
-__all__ = ["Ended", "Workers", "die_with_parent", "serve", "with_threads"]
+__all__ = ["LATE", "Ended", "Workers", "die_with_parent", "serve", "with_threads"]
 
 _PROGRAM = """
 import sys
@@ -28,8 +30,12 @@ sys.path[: not sys.flags.safe_path] = [sys.argv[1]]
 from analyzer.studies.worker import serve
 sys.exit(serve(sys.argv[1]))
 """
+_LONGEST_WAIT = 3600.0
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 
+
+LATE = -signal.SIGALRM
+"""The exit code of a point that was ended because it took too long."""
 
 Ended = tuple[str, int | None]
 """A point and the exit code of its process; None where that was lost."""
@@ -42,10 +48,12 @@ class Workers:
         number: How many points are run at a time.
         threads: Threads of torch in each.
         kept: A file that they hold open as long as they live.
+        limit: Seconds after which a point is ended; None for as long as it takes.
     """
 
-    def __init__(self, number: int, threads: int, kept: int) -> None:
+    def __init__(self, number: int, threads: int, kept: int, limit: float | None = None) -> None:
         self.capacity = number
+        self._limit = limit
         self._threads, self._kept = threads, kept
         self._process: subprocess.Popen[bytes] | None = None
         self._running: set[str] = set()
@@ -56,6 +64,7 @@ class Workers:
         if self._process is None:
             self._process = self._started()
         request = {"name": name, "options": options, "log": str(log), "is_script": is_script}
+        request["limit"] = self._limit
         self._running.add(name)
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # `ended` says that it died
@@ -114,6 +123,15 @@ def die_with_parent(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@dataclass
+class _Running:
+    """A point whose process runs, until when it may, and whether it was ended for that."""
+
+    name: str
+    until: float | None
+    is_late: bool = False
+
+
 def serve(root: str) -> int:
     """Answer requests until stdin closes; in a fork, record and return the exit code.
 
@@ -125,10 +143,10 @@ def serve(root: str) -> int:
     os.set_blocking(wake, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake)
-    running: dict[int, str] = {}
+    running: dict[int, _Running] = {}
     pending = b""
     while True:
-        ready, _, _ = select.select([0, woken], [], [])
+        ready, _, _ = select.select([0, woken], [], [], _end_late(running))
         if woken in ready:
             os.read(woken, 4096)
             _reap(running)
@@ -150,7 +168,9 @@ def serve(root: str) -> int:
                 for file in (woken, wake):
                     os.close(file)
                 return _run(request, root, parent)
-            running[pid] = request["name"]
+            limit = request["limit"]
+            until = None if limit is None else time.monotonic() + limit
+            running[pid] = _Running(request["name"], until)
             with contextlib.suppress(OSError):  # it does so itself, too
                 os.setpgid(pid, pid)
 
@@ -166,15 +186,30 @@ def _import_torch() -> None:
     import analyzer.recording.recorder  # noqa: F401
 
 
-def _reap(running: dict[int, str]) -> None:
+def _end_late(running: dict[int, _Running]) -> float | None:
+    """Kill what has run for too long; return the seconds until that may be so of another one."""
+    now, left = time.monotonic(), []
+    for pid, one in running.items():
+        if one.until is None or one.is_late:
+            continue
+        if one.until <= now:
+            one.is_late = True
+            _kill_group(pid)
+        else:
+            left.append(one.until - now)
+    return min(*left, _LONGEST_WAIT) if left else None
+
+
+def _reap(running: dict[int, _Running]) -> None:
     """Say which processes have ended, and end what they left behind."""
     while running:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if not pid:
             return
         _kill_group(pid)
-        if (name := running.pop(pid, None)) is not None:
-            answer = {"name": name, "code": os.waitstatus_to_exitcode(status)}
+        if (one := running.pop(pid, None)) is not None:
+            code = LATE if one.is_late else os.waitstatus_to_exitcode(status)
+            answer = {"name": one.name, "code": code}
             os.write(1, json.dumps(answer).encode() + b"\n")
 
 

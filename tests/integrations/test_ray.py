@@ -24,8 +24,8 @@ from analyzer.storage.study import Study, open_study
 from analyzer.studies.plan import Plan, product
 from analyzer.studies.ray_cluster import RayCluster
 from analyzer.studies.running import run_study
-from tests.analyzer.studies.test_study import until
 from tests.support.commands import run, start
+from tests.support.waiting import MODEL, lines, until
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("default")
@@ -182,36 +182,9 @@ def test_a_study_at_a_url_is_run_on_a_cluster(tmp_path: Path, monkeypatch) -> No
         assert len(found.run(point.name).steps) == 6
 
 
-# Says which point begins and which has ended; where a file is there, it waits.
-WAITING = """
-import os, time, torch
-from torch import nn
-
-def write(name):
-    with open(name, "a") as file:
-        file.write(point + "\\n")
-
-def build_model(depth, shortcuts):
-    global point
-    point = f"{depth} {shortcuts}"
-    torch.manual_seed(depth)
-    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
-
-def batches():
-    write("begun")
-    while os.path.exists("wait"):
-        time.sleep(0.05)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(6):
-        x = torch.randn(16, 4, generator=generator)
-        yield x, (x.sum(1) > 0).long()
-    write("ended")
-"""
-
-
 @pytest.mark.slow
 def test_a_node_that_is_killed_changes_no_result(nodes: Nodes, tmp_path: Path) -> None:
-    (tmp_path / "model.py").write_text(WAITING)
+    (tmp_path / "model.py").write_text(MODEL)
     command = ("-m", "analyzer", "study", "--model", "model.py", "--depths", "1,3", "--no-probes")
     nodes.start()
     until(lambda: is_up(nodes.address))
@@ -219,7 +192,7 @@ def test_a_node_that_is_killed_changes_no_result(nodes: Nodes, tmp_path: Path) -
     (tmp_path / "wait").touch()
     ray_study = ("--study", "there", "--ray", nodes.address)
     parent = start(tmp_path, *command, *ray_study, stderr=subprocess.PIPE)
-    until(lambda: lines(tmp_path / "begun") == 2)  # each node has one processor
+    until(lambda: len(lines(tmp_path, "begun")) == 2)  # each node has one processor
     nodes.kill(1)
     (tmp_path / "wait").unlink()
     assert parent.wait(timeout=SECONDS) == 0, parent.stderr.read()
@@ -227,7 +200,7 @@ def test_a_node_that_is_killed_changes_no_result(nodes: Nodes, tmp_path: Path) -
     there = open_study(tmp_path / "there")
     assert [point.status for point in there.points] == ["finished"] * 4
     # One of them was begun twice, and each ended once.
-    assert (lines(tmp_path / "begun"), lines(tmp_path / "ended")) == (5, 4)
+    assert [len(lines(tmp_path, name)) for name in ("begun", "ended")] == [5, 4]
     assert run(tmp_path, *command, "--study", "here", "--workers", "1").returncode == 0
     assert same_losses(open_study(tmp_path / "here"), there)
 
@@ -236,10 +209,6 @@ def test_a_node_that_is_killed_changes_no_result(nodes: Nodes, tmp_path: Path) -
 def test_an_address_at_which_nothing_answers_is_refused(address: str) -> None:
     with pytest.raises(AnalyzerError, match=f"no Ray cluster answers at '{address}'"):
         RayCluster(address)
-
-
-def lines(path: Path) -> int:
-    return len(path.read_text().splitlines()) if path.exists() else 0
 
 
 def is_up(address: str) -> bool:

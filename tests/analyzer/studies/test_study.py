@@ -1,13 +1,15 @@
 """``analyzer study``: what is planned is run once, whatever is killed on the way."""
 
+import contextlib
 import errno
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,59 +27,12 @@ from analyzer.studies.running import held, run_study
 from analyzer.studies.worker import Ended
 from tests.support.commands import command, run, start
 from tests.support.hostile_studies import write_study
+from tests.support.waiting import MODEL, lines, until
 
-# It waits for a file before the point that it names, and writes down what begins and what ends.
-MODEL = """
-import os, time, torch
-from torch import nn
-
-class Block(nn.Module):
-    def __init__(self, shortcuts):
-        super().__init__()
-        self.linear, self.shortcuts = nn.Linear(8, 8), shortcuts
-
-    def forward(self, x):
-        y = torch.relu(self.linear(x))
-        return x + y if self.shortcuts else y
-
-def write(name):
-    with open(name, "a") as file:
-        file.write(point + "\\n")
-
-def build_model(depth, shortcuts):
-    global point
-    point = f"{depth} {shortcuts}"
-    if depth == 9:
-        raise RuntimeError("nine is too deep")
-    blocks = [Block(shortcuts) for _ in range(depth)]
-    return nn.Sequential(nn.Linear(4, 8), *blocks, nn.Linear(8, 2))
-
-def batches():
-    write("begun")
-    while os.path.exists(f"wait {point}"):
-        time.sleep(0.02)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(6):
-        x = torch.randn(16, 4, generator=generator)
-        yield x, (x.sum(1) > 0).long()
-    write("ended")
-"""
 COMMAND = (
     *("-m", "analyzer", "study", "--study", "s", "--model", "model.py", "--depths", "1,3"),
     *("--workers", "2", "--steps", "9", "--no-probes"),
 )
-
-
-def lines(folder: Path, name: str) -> list[str]:
-    path = folder / name
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def until(condition, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def children(pid: int) -> list[int]:
@@ -137,6 +92,42 @@ def test_a_study_that_is_killed_twice_ends_complete_and_runs_nothing_twice(tmp_p
     begun = lines(tmp_path, "begun")
     assert run(tmp_path, *COMMAND).returncode == 0
     assert lines(tmp_path, "begun") == begun
+
+
+def test_a_point_that_takes_too_long_is_ended_with_what_it_started(tmp_path, monkeypatch):
+    (tmp_path / "model.py").write_text(
+        MODEL
+        + """
+import signal, subprocess, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)  # of a late point"])
+"""
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wait 1 False").touch()
+    words = [*COMMAND[2:5], "--model", "model.py", "--depths", "1", "--shortcuts", "off"]
+    words += ["--steps", "9", "--no-probes", "--quiet"]
+    assert main([*words, "--time-limit", "1"]) == 1
+    (point,) = open_study(tmp_path / "s").points
+    assert point.status == "failed" and point.ending["deaths"] == 0
+    assert re.fullmatch(r"it was ended after \d+ s by --time-limit; .*", point.error)
+    assert lines(tmp_path, "begun") in ([], ["1 False"])
+    until(lambda: not any("# of a late point" in text for text in command_lines()))
+    (tmp_path / "wait 1 False").unlink()
+    assert main([*words, "--retry", "--time-limit", "100"]) == 0
+    assert lines(tmp_path, "ended") == ["1 False"]
+
+
+@pytest.mark.parametrize("limit", ["nan", "inf", "0"])
+def test_a_time_limit_is_a_number_of_seconds(limit, capsys):
+    assert main(["study", "--depths", "8", "--time-limit", limit]) == 2
+    assert "--time-limit" in capsys.readouterr().err
+
+
+def command_lines() -> Iterator[str]:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            yield path.read_text(errors="replace")
 
 
 class Recorded:

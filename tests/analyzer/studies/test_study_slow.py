@@ -8,8 +8,9 @@ import time
 import pytest
 
 from analyzer.storage.study import open_study
-from tests.analyzer.studies.test_study import children, until
+from tests.analyzer.studies.test_study import children
 from tests.support.commands import run, start
+from tests.support.waiting import until
 
 COMMAND = (
     *("-m", "analyzer", "study", "--study", "s", "--depths", "8,20,32,56"),

@@ -107,7 +107,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def _coverage(config: pytest.Config) -> dict[str, float]:
-    """What was measured with COVERAGE=1, in percent; nothing in a worker and where none was asked for."""
+    """What was measured with COVERAGE=1, in percent; nothing in a worker or where not asked for."""
     asked = "json" in (config.getoption("cov_report", None) or {})
     if not asked or hasattr(config, "workerinput"):
         return {}

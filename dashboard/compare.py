@@ -1,28 +1,34 @@
 """The page that compares two runs: the verdict, claim by claim, above the figures."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from dash import dcc, html
 
-from analyzer.analysis.claims import Claim
+from analyzer.analysis.claims import ANSWERS, Claim
 from analyzer.analysis.comparability import Difference
 from analyzer.analysis.numerals import counted, number
-from analyzer.analysis.verdict import verdict
+from analyzer.analysis.verdict import Verdict, verdict
 from analyzer.analysis.view import run_labels
 from analyzer.errors import AnalyzerError
 from analyzer.figures.catalog import page_of, panel
 from analyzer.storage.run import Run
 
 from .address import Context, query
-from .components import LOOKING, lacking, message, soon
+from .components import LOOKING, explained, lacking, message, soon
 from .controls import cards
 from .ids import Id
 from .library import shortened
 from .thumbnail import SIZE
 
 __all__ = ["about", "layout", "link_to", "plain_and_residual", "verdict_of"]
+
+# What the verdict tells in short: the first mechanism that separates the two, what an intervention
+# shows, what the shortcuts carry, and how the losses end.
+_MECHANISMS = ("cliff", "vanishing", "exploding", "conditioning", "shattering", "forward_collapse")
+_TOLD = ("counterfactual", "shortcut_share", "training_loss")
 
 
 def layout(context: Context) -> list[Any]:
@@ -70,16 +76,37 @@ def verdict_of(context: Context) -> tuple[list[Any], list[Any]] | None:
         return [message(str(error), title="No verdict", bad=True)], []
     if found is None:
         return None
-    words: list[Any] = [
-        html.H2("Verdict"),
-        html.P(about(context, pair), className="count"),
-        html.P(found.sentence, className="sentence"),
-    ]
-    if found.note:
-        words.append(html.P(found.note, className="lead"))
-    shown = [_differing(found.differences), html.Section(words, className="card wide")]
+    shown = [_differing(found.differences), _in_short(context, pair, found)]
     made = [_claim(context, claim) for claim in found.claims]
     return shown, [html.H2("Question by question"), html.Div(made, className="claim-cards")]
+
+
+def _in_short(context: Context, pair: tuple[Run, Run], found: Verdict) -> html.Section:
+    """The verdict in short sentences; the whole of it is a click away."""
+    known = [one for one in found.claims if one.status in ("holds", "fails", "unclear")]
+    mechanisms = [one for one in known if one.key in _MECHANISMS and one.status == "holds"]
+    told = [*mechanisms[:1], *(one for one in known if one.key in _TOLD)]
+    count = Counter(one.answer for one in found.claims)
+    answers = ", ".join(f"{count[word]} {word}" for word in ANSWERS.values() if count[word])
+    whole = [html.P(part) for part in (*found.parts, found.note) if part]
+    return html.Section(
+        [
+            html.H2("Verdict"),
+            html.P(about(context, pair), className="count"),
+            html.P(f"{found.headline.partition(':')[0].rstrip('.')}.", className="sentence"),
+            html.Ul([html.Li(explained(_sentence(one))) for one in told], className="in-short"),
+            html.P(f"{counted(len(found.claims), 'question')}: {answers}.", className="count"),
+            html.Details([html.Summary("the whole verdict"), *whole]),
+        ],
+        className="card wide",
+    )
+
+
+def _sentence(claim: Claim) -> str:
+    """The numbers of a claim as a sentence, with what it is about and when."""
+    about = f"{claim.key.replace('_', ' ')}: " if claim.key == "training_loss" else ""
+    text = f"{about}{claim.short}"
+    return f"{text[:1].upper()}{text[1:]} ({claim.when})."
 
 
 def _differing(found: Sequence[Difference]) -> html.Section:
@@ -113,7 +140,7 @@ def _meaning(one: Difference) -> str:
 def _claim(context: Context, claim: Claim) -> html.Section:
     """Question and answer, both numbers, what they are compared with, and the figure."""
     badge = html.Span(claim.answer, className=f"badge is-{claim.status.replace(' ', '-')}")
-    head = html.Div([html.H3(claim.question), badge], className="question-head")
+    head = html.Div([html.H3(explained(claim.question)), badge], className="question-head")
     if claim.status == "not measured":
         said = lacking(claim.text.partition("? ")[2])
         return html.Section([head, said], className="card question")
@@ -122,15 +149,19 @@ def _claim(context: Context, claim: Claim) -> html.Section:
         html.Div([html.Span(_text(x), className="value"), html.Span(side, className="of")])
         for side, x in sides
     ]
-    how = html.Details([html.Summary("how it is computed"), html.Code(claim.query)])
+    more = [
+        html.P(claim.finding),
+        html.P(f"Source: {claim.reference}.", className="against"),
+        html.P(["How it is computed: ", html.Code(claim.query)], className="against"),
+    ]
+    short = f"{claim.short[:1].upper()}{claim.short[1:]}" or "the answer in full"
     return html.Section(
         [
             head,
             html.Div(values, className="values"),
-            html.P(claim.finding),
-            html.P(f"Source: {claim.reference}.", className="against"),
+            html.P(f"{claim.when}: {claim.compared}", className="against"),
+            html.Details([html.Summary(explained(short)), *more]),
             html.P(link_to(context, claim, _picture(context, claim)), className="show-me"),
-            how,
         ],
         className="card question",
     )
@@ -159,7 +190,9 @@ def _picture(context: Context, claim: Claim) -> list[Any]:
     width, height = SIZE
     image = html.Img(src=f"{address}light", alt="", width=width, height=height)
     step = _at_step(claim)
-    said = f"show me: {panel(claim.panel).title}" + ("" if step is None else f", step {step:,}")
+    said = f"show me: {panel(claim.panel).title}"
+    if step is not None:
+        said += f", {run_labels(context.runs)[-1].moment(step)}"
     return [html.Picture([dark, image]), html.Span(said)]
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from analyzer.analysis.gradient_flow import depth_profile
 from analyzer.analysis.numerals import digits_apart
+from analyzer.analysis.view import run_labels
 from analyzer.figures.csv_text import cell_rows, csv_text, is_numeric
 from analyzer.storage.run import Run
 from analyzer.texts import escaped
@@ -109,7 +110,9 @@ def _path_table(run: Run, key: str) -> PaperTable:
     rows = run.probe("paths")
     step = int(rows["step"].max())
     last = rows[rows["step"] == step].drop(columns="step")
-    caption = f"Gradient of {run.name} at step {step} by the number of branches that it crosses."
+    (label,) = run_labels([run])
+    when = label.at(step)
+    caption = f"Gradient of {run.name} {when} by the number of branches that it crosses."
     return PaperTable(key, caption, last)
 
 

@@ -12,6 +12,7 @@ from analyzer.analysis.evidence import became_nan
 from analyzer.analysis.limits import LIMITS
 from analyzer.analysis.numerals import counted, decades_fallen, number
 from analyzer.analysis.statements import STATEMENTS, Statement
+from analyzer.analysis.view import final_step
 from analyzer.errors import NotRecordedError
 from analyzer.storage.run import Run
 
@@ -98,8 +99,7 @@ class Claim:
 def measured(run: Run) -> dict[str, Measured | str]:
     """Measure what every claim needs of one run; a text where it was not recorded."""
     found: dict[str, Measured | str] = {}
-    recorded = run.recorded_steps()
-    end = int(recorded[-1]) + 1 if len(recorded) else -1
+    end = final_step(run)
     for key, measure in NUMBERS.items():
         try:
             found[key] = replace(measure(run), final=end)

@@ -284,14 +284,14 @@ class AttributionShares(RunRecord):
     def sentence(self) -> str:
         """Return the largest share at the last step, and what that layer had at the first."""
         last = self.shares[-1]
-        start = f"{self.label.text}, step {self.steps[-1]}:"
+        start = f"{self.label.text}, {self.label.moment(int(self.steps[-1]))}:"
         if not np.isfinite(last).any():
             return f"{start} no share is finite."
         top = int(np.nanargmax(last))
         return (
             f"{start} the largest share of the {self.method} is that of {self.names[top]} "
-            f"({percent(float(last[top]))}); it was {percent(float(self.shares[0][top]))} at step "
-            f"{self.steps[0]}."
+            f"({percent(float(last[top]))}); it was {percent(float(self.shares[0][top]))} "
+            f"{self.label.at(int(self.steps[0]))}."
         )
 
     def cells(self) -> Mapping[str, Any]:

@@ -73,8 +73,8 @@ class RunAtStep(RunRecord):
 
     @property
     def where(self) -> str:
-        """How a sentence about it begins: run and step."""
-        return f"{self.label.text}, step {self.step}"
+        """How a sentence about it begins: run and step, or that its weights are the final ones."""
+        return f"{self.label.text}, {self.label.moment(self.step)}"
 
 
 @dataclass(frozen=True, eq=False)

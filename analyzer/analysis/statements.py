@@ -181,11 +181,12 @@ STATEMENTS = (
     Statement(
         "counterfactual",
         "Do the shortcuts themselves keep the gradient, at the same weights?",
-        "from the last layer to the first, end to end, it {residual} as the network is, and "
+        "from the last layer to the first it {residual} as the network is, and "
         "{plain} with every shortcut multiplied by 0 (it {rescaled} where branches are rescaled "
         "as well)",
-        "at the same weights the gradient of the residual net {residual} end to end, and {plain} "
-        "with its shortcuts taken out (it {rescaled} where branches are rescaled as well)",
+        "from the last layer to the first, at the same weights, the gradient of the residual net "
+        "{residual}, and {plain} with its shortcuts taken out (it {rescaled} where branches are "
+        "rescaled as well)",
         limits.own_effect,
         "yes if the two are 1 decade apart or more",
         "He et al. 2016; intervention on one network",

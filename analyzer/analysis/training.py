@@ -322,7 +322,7 @@ def _sharpness(_view: View, run: Run, label: RunLabel) -> list[StepCurve]:
     steps, words = rows["step"].to_numpy(np.int64), name.replace("_", " ")
     sharp = rows[name].to_numpy(np.float64, na_value=np.nan)
     limits = rows[limit_name].to_numpy(np.float64, na_value=np.nan)
-    text = f"{label.text}: {words} {number(sharp[-1])} at step {steps[-1]}"
+    text = f"{label.text}: {words} {number(sharp[-1])} {label.at(int(steps[-1]))}"
     curves = []
     if np.isfinite(limits[-1]):
         share, limit = number(sharp[-1] / limits[-1]), number(limits[-1])
@@ -370,8 +370,8 @@ def _noise(_view: View, run: Run, label: RunLabel) -> list[StepCurve]:
     steps = rows["step"].to_numpy(np.int64)
     scales = rows["gradient_noise_scale"].to_numpy(np.float64)
     text = (
-        f"{label.text}: gradient noise scale {number(scales[0])} samples at step {steps[0]}, "
-        f"{number(scales[-1])} at step {steps[-1]}."
+        f"{label.text}: gradient noise scale {number(scales[0])} samples "
+        f"{label.at(int(steps[0]))}, {number(scales[-1])} {label.at(int(steps[-1]))}."
     )
     curve = band(steps, scales, _MOST_POINTS)
     return [StepCurve(label, "gradient noise scale, in samples", "", curve, text)]

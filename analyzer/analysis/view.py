@@ -23,6 +23,7 @@ __all__ = [
     "RowSet",
     "RunLabel",
     "View",
+    "final_step",
     "has_shortcuts",
     "matching",
     "nearest_step",
@@ -100,12 +101,23 @@ class View:
 class RunLabel:
     """How a run is named (numbered where two have one name) and told from the others.
 
-    ``style`` is a place in the palette, as `run_styles` says.
+    Args:
+        style: A place in the palette, as `run_styles` says.
+        final: The step that stands for the final weights, as `final_step` says.
     """
 
     text: str
     has_shortcuts: bool
     style: int
+    final: int | None = None
+
+    def moment(self, step: int) -> str:
+        """Return a step in words: ``step 390``, or ``final weights``."""
+        return "final weights" if step == self.final else f"step {step}"
+
+    def at(self, step: int) -> str:
+        """Return it within a sentence: ``at step 390``, or ``at the final weights``."""
+        return f"at {'the ' * (step == self.final)}{self.moment(step)}"
 
 
 @dataclass(frozen=True)
@@ -170,9 +182,24 @@ def run_labels(runs: Sequence[Run]) -> tuple[RunLabel, ...]:
             f"{name} ({again + 1})" if (again := names[:place].count(name)) else name,
             shortcuts[place],
             styles[place],
+            final_step(runs[place]),
         )
         for place, name in enumerate(names)
     )
+
+
+def final_step(run: Run) -> int | None:
+    """Return the step that stands for the final weights; None of a run that has not ended.
+
+    It is the number of steps, one more than the last.
+    """
+    steps = run.manifest.get("steps")
+    if run.status == "running":
+        return None
+    if isinstance(steps, int):
+        return steps
+    recorded = run.recorded_steps()
+    return int(recorded[-1]) + 1 if len(recorded) else None
 
 
 def nearest_step(steps: NDArray[np.int64], step: int | None) -> int | None:

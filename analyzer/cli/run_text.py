@@ -246,8 +246,8 @@ def _joins_line(run: Run) -> str:
     kinds = joins["shortcut"].value_counts(sort=False)
     parts = ", ".join(f"{count} {printable(str(kind))}" for kind, count in kinds.items())
     share = run.splits(columns="shortcut_share")["shortcut_share"].median()
-    carried = "" if math.isnan(share) else f"; shortcuts carry {number(share)} of the gradient"
-    return f"Joins: {len(joins)} ({parts}){carried}."
+    carried = f"; shortcuts carry {number(share)} of the gradient (median over joins and steps)"
+    return f"Joins: {len(joins)} ({parts}){'' if math.isnan(share) else carried}."
 
 
 def _gain_lines(profile: DepthProfile, median: MedianGain, missing: str) -> list[str]:

@@ -125,7 +125,7 @@ def _line_figure(info: Landscapes, theme: Theme) -> go.Figure:
 
 def _title(run: Landscape) -> str:
     center = f", loss {number(run.center)}" if math.isfinite(run.center) else ""
-    return f"{run.label.text}, step {run.step}{center}"
+    return f"{run.where}{center}"
 
 
 def _contour(info: Landscapes, run: Landscape) -> go.Contour:

@@ -250,8 +250,8 @@ def _attribution_figure(info: PerRun[AttributionShares], theme: Theme) -> go.Fig
                 mode="lines+markers" if len(names) <= 60 else "lines",
                 line={"color": colors[k], "dash": _DASHES[-len(run.steps) :][k], "width": 2},
                 text=names,
-                name=f"step {step}",
-                legendgroup=f"step {step}",
+                name=run.label.moment(int(step)),
+                legendgroup=run.label.moment(int(step)),
                 showlegend=place == 1,
                 hovertemplate="%{text}: %{y:.1%}",
             )

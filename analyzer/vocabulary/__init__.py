@@ -26,7 +26,19 @@ GLOSSARY = {
     "shortcut and what came through the branch.",
     "shortcut share": "The part of the gradient at a fork that came through the shortcut; above "
     "100 % where the branch cancels some of it.",
+    "held batch": "One batch of inputs that is kept, so that each measurement sees the same "
+    "samples.",
     "probe": "A heavier measurement on the live model and one held batch, at chosen steps.",
+    "twin": "The same program, recorded once more with every shortcut multiplied by 0.",
+    "lesion": "One branch of a trained network is taken out and nothing else is changed (an "
+    "ablation), to see how much worse the network becomes.",
+    "Jacobian": "The matrix of the derivatives of a network's outputs by its inputs.",
+    "condition number": "The largest singular value of a matrix over its smallest: 1 passes all "
+    "directions on alike.",
+    "sharpness": "The largest eigenvalue of the Hessian, the second derivatives of the loss: how "
+    "strongly the loss curves in its steepest direction.",
+    "edge of stability": "A sharpness of about 2 over the learning rate, above which gradient "
+    "descent overshoots in the steepest direction.",
 }
 """A short definition of each term, in an order in which none is used before it is defined."""
 

@@ -272,7 +272,8 @@ def test_a_claim_leads_to_the_figure_that_shows_it(visit: Open) -> None:
     shown = opened(visit, "/compare" + PAIR)
     shown.until("document.querySelector('#verdict').textContent.includes('Vanishing gradients')")
     card = shown.page.locator(".claim-cards .card", has_text="Do short paths carry the gradient")
-    card.get_by_role("link", name="show me").click()
+    link = card.get_by_role("link", name="show me")
+    link.click()
     shown.page.wait_for_selector("[data-panel=path_spectrum]")
     assert "/shortcuts" + PAIR in shown.page.url
     assert shown.page.url.endswith("&step=59#title-path_spectrum")
@@ -295,6 +296,17 @@ def test_compare_lists_what_differs_above_the_verdict_and_each_claim_as_a_card(
     values = [number(found.claims[at].plain or 0.0), number(found.claims[at].residual or 0.0)]
     assert cards.nth(at).locator(".value").all_text_contents() == values
     assert found.claims[at].compared in cards.nth(at).text_content()
+    # The verdict is a few short sentences; all of it, and of each answer, is a click away.
+    short = shown.page.locator("#verdict .in-short li")
+    assert 3 <= short.count() <= 4 and max(map(len, short.all_text_contents())) < 250
+    whole = shown.page.locator("#verdict details")
+    assert not whole.locator("p").first.is_visible()
+    whole.locator("summary").click()
+    assert whole.locator("p").all_text_contents() == [*filter(None, (*found.parts, found.note))]
+    said = cards.nth(at).get_by_text(found.claims[at].finding)
+    assert not said.is_visible()
+    cards.nth(at).locator("summary").click()
+    assert said.is_visible()
     shown.assert_clean()
 
 

@@ -188,6 +188,21 @@ def test_a_kind_keeps_its_last_values_and_no_others() -> None:
     assert cache.peek("figures", 0) == "mine" and cache.count("records") == 2
 
 
+@pytest.mark.parametrize(
+    ("text", "term"),
+    [
+        ("Does a step stay below the edge of stability?", "edge of stability"),
+        ("The sharpness is 3.", "sharpness"),
+        ("Loss of all lesions.", "lesion"),
+        ("Is the Jacobian of the network better conditioned?", "Jacobian"),
+        ("its condition number is 5", "condition number"),
+    ],
+)
+def test_words_that_a_newcomer_does_not_know_say_what_they_are(text: str, term: str) -> None:
+    (mark,) = [part for part in explained(text) if not isinstance(part, str)]
+    assert mark.children in (term, f"{term}s") and mark.title == GLOSSARY[term]
+
+
 def test_terms_say_what_they_mean_where_they_come_first() -> None:
     parts = explained("An arc per join; the shortcut share of joins, decades wide.")
     terms = {part.children: part.title for part in parts if not isinstance(part, str)}

@@ -8,8 +8,10 @@ from analyzer.analysis.claims import judged, measured
 from analyzer.analysis.evidence import last_finite_step
 from analyzer.analysis.finding import Finding
 from analyzer.analysis.landing import condition, landing
+from analyzer.analysis.network_probes import path_lengths
 from analyzer.analysis.numerals import number
 from analyzer.analysis.probe_numbers import Measured
+from analyzer.analysis.view import View
 from analyzer.storage.run import open_run
 from tests.support.full_run import write_full_pair, write_network_run
 from tests.support.pairs import LAYERS, write_side
@@ -216,3 +218,13 @@ def test_a_probe_of_the_final_weights_is_said_so(tmp_path: Path) -> None:
     assert by_key["path_length"].when == "the final weights"
     assert "(the final weights; " in by_key["path_length"].text
     assert by_key["stream"].when == "step 0"
+
+
+def test_captions_of_probes_say_that_their_weights_are_the_final_ones(tmp_path: Path) -> None:
+    path = write_network_run(tmp_path / "residual", has_shortcuts=True, steps=40)
+    (last,) = path_lengths(View((open_run(path),))).runs
+    assert last.sentence().startswith("residual, step 39: ")
+    # The same rows, said to be of the weights after the last step.
+    assert replace(last, step=40).sentence().startswith("residual, final weights: ")
+    assert last.label.at(40) == "at the final weights"
+    assert last.label.at(39) == "at step 39"

@@ -276,7 +276,7 @@ CASES = (
         {},
         {"probes": counterfactual(0.1, 9.0, 7.0)},
         {"counterfactual": HOLDS},
-        ("Shown by intervention", "falls 0.1 decades end to end, and falls 9 decades"),
+        ("Shown by intervention", "falls 0.1 decades, and falls 9 decades with its shortcuts"),
     ),
     Case(
         "shortcuts do nothing for the norms",

@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyzer.analysis.evidence import opening_step
+from analyzer.analysis.finding import SEVERITIES
 from analyzer.analysis.findings import findings
 from analyzer.analysis.numerals import counted, number, with_range
 from analyzer.analysis.verdict import verdict
@@ -249,14 +250,18 @@ def title_of(story: Story) -> str:
 
 
 def lead_of(story: Story) -> str:
-    """Return one sentence: the verdict on a pair, else the worst finding, else the gain."""
+    """Return one sentence: the verdict on a pair, else the worst finding, else the gain.
+
+    Where several runs are shown, it begins with the one that it is about.
+    """
     if story.verdict is not None:
         return str(story.verdict.sentence)
-    found = [one for _, of_run in story.findings for one in of_run]
+    found = [(run.name, one) for run, of_run in story.findings for one in of_run]
     if found:
         # A training that broke says so in the first line, also where something else came first.
-        first = [one for one in found if one.code == "nonfinite"] or found
-        return str(first[0].sentence)
+        broken = [(name, one) for name, one in found if one.code == "nonfinite"]
+        name, worst = min(broken or found, key=lambda one: SEVERITIES.index(one[1].severity))
+        return f"{name}: {worst.sentence}" if len(story.shown) > 1 else str(worst.sentence)
     return " ".join(_gain_words(run) for run in story.shown)
 
 

@@ -19,7 +19,7 @@ from analyzer.reports.groups import (
     seed_spread,
 )
 from analyzer.reports.html import report_html
-from analyzer.reports.story import story_of
+from analyzer.reports.story import lead_of, story_of
 from analyzer.storage.run import Run, open_run
 from tests.support.runs import layer_row, write_run
 
@@ -158,6 +158,15 @@ def test_a_report_of_residual_runs_is_not_one_of_plain_against_residual(tmp_path
     assert titles[-1] == "Not measured" and len(story.sections[-1].missing) > 4
     page = report_html(story)
     assert "What differs between the runs" in page and "--lr 0.2" in page
+
+
+def test_the_first_line_is_the_worst_of_all_runs_and_says_of_which(tmp_path: Path) -> None:
+    fine = write_run_of(tmp_path, "0.1")
+    norms = [[0.25, 0.5, 1.0]] * 2 + [[np.nan] * 3] * 2
+    broken = write_run(tmp_path / "lr-9", [1.0, 1.0, np.nan, np.nan], norms, joins=[JOIN])
+    lead = lead_of(story_of([fine, broken]))
+    assert lead.startswith("lr-9: ") and "nan" in lead.lower()
+    assert not lead_of(story_of([broken])).startswith("lr-9")
 
 
 def write_run_of(folder: Path, lr: str) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from analyzer.analysis.bands import spaced_places
-from analyzer.analysis.view import View, matching
+from analyzer.analysis.view import View, final_step, matching
 from analyzer.errors import AnalyzerError
 from analyzer.figures.catalog import page_at, page_of, panel
 from analyzer.figures.overview_frames import overview_frames
@@ -132,8 +132,8 @@ def step_choices(context: Context, path: str) -> dict[str, Any] | None:
 
     Returns:
         ``steps`` (of a landscape those at which it was taken), what they are called (``label``),
-        the one at which the page ``opens`` where it is not the last, and ``overview`` where there
-        is one; None without runs.
+        the one at which the page ``opens`` where it is not the last, the one that stands for the
+        ``final`` weights, and ``overview`` where there is one; None without runs.
     """
     if not context.runs:
         return None
@@ -146,10 +146,12 @@ def step_choices(context: Context, path: str) -> dict[str, Any] | None:
 def _choices(context: Context, path: str) -> dict[str, Any]:
     page = page_at(path)
     probe = page.probe_of(PROBE_NAMES) if page else None
+    finals = {final_step(run) for run in context.runs}
     return {
         "steps": shown_steps(context) if probe is None else _probe_steps(context, probe),
         "label": "step" if probe is None else "checkpoint at step",
         "opens": opening(context),
+        "final": finals.pop() if len(finals) == 1 else None,
         "overview": _overview(context) if path == page_of("overview").path else None,
     }
 

@@ -199,7 +199,7 @@ STATEMENTS = (
         "shortcut_share",
         "Do the shortcuts carry most of the gradient?",
         "their share at the joins is {residual}, median over joins and steps",
-        "shortcuts carry {residual} of the gradient",
+        "shortcuts carry {residual} of the gradient, median over joins",
         lambda _, r: ((r.value, "most"),),
         "yes if it is above 0.5",
         _HE_2016,

@@ -7,7 +7,7 @@
   };
   const MOST_RUNS = 24;
   const here = {
-    over: false, block: null, steps: [], label: "step", opens: null, step: null, marked: new Set(), opened: false, typed: "",
+    over: false, block: null, steps: [], label: "step", opens: null, final: null, step: null, marked: new Set(), opened: false, typed: "",
   };
   const byId = (id) => document.getElementById(id);
   const set = (id, props) => window.dash_clientside.set_props(id, props);
@@ -88,6 +88,7 @@
       here.steps = (data && data.steps) || [];
       here.label = (data && data.label) || "step";
       here.opens = data ? data.opens ?? null : null;
+      here.final = data ? data.final ?? null : null;
       window.gradientflow.overview = (data && data.overview) || null;
       buildSlider();
       if (step != null) showStep(step);
@@ -173,7 +174,8 @@
     const at = here.step == null ? here.steps.length - 1 : nearest(here.steps, here.step);
     range.value = String(at);
     const step = here.steps[at];
-    const text = step == null ? "–" : step.toLocaleString("en") + (at === here.steps.length - 1 ? " (last)" : "");
+    const end = step === here.final ? " (final weights)" : at === here.steps.length - 1 ? " (last)" : "";
+    const text = step == null ? "–" : step.toLocaleString("en") + end;
     byId("step-output").textContent = text;
     window.gradientflow.offer(step);
     range.setAttribute("aria-valuetext", "step " + text);

@@ -54,6 +54,11 @@ def test_the_slider_of_a_landscape_has_a_place_for_each_checkpoint(
     shown.page.keyboard.press("ArrowLeft")
     shown.page.wait_for_url(f"**{path}{PAIR}&step=0")
     shown.until(f"{caption(key)}.includes('step 0: the loss is 2.30')")
+    # A checkpoint after the last step is said to be of the final weights.
+    steps = "{steps: [0, 60], label: 'checkpoint at step', final: 60}"
+    shown.page.evaluate(f"window.dash_clientside.gradientflow.steps({steps}, null)")
+    shown.page.keyboard.press("End")
+    shown.until("document.querySelector('#step-output').textContent === '60 (final weights)'")
     shown.assert_clean()
 
 

@@ -11,7 +11,7 @@ from analyzer.dashboard.address import Address, context, parse, query
 from analyzer.dashboard.cache import Cache
 from analyzer.dashboard.components import explained, lacking
 from analyzer.dashboard.controls import blocks
-from analyzer.dashboard.drawing import shown
+from analyzer.dashboard.drawing import shown, step_choices
 from analyzer.dashboard.layout import page_content
 from analyzer.dashboard.library import Library, pulse
 from analyzer.dashboard.run_list import run_table
@@ -256,3 +256,10 @@ def test_what_was_not_measured_is_one_line_with_one_command_to_copy(tmp_path: Pa
         (command,) = [props["data-copy"] for props in parts if "data-copy" in props]
         assert command == f"analyzer probe mine {probe} --replay"
         assert [props["children"] for props in parts if "data-copy" not in props] == [command]
+
+
+def test_the_slider_knows_which_step_stands_for_the_final_weights(runs_dir: Path) -> None:
+    library = Library([runs_dir])
+    seen = context(library, parse("?run=plain&run=residual"))
+    found = step_choices(seen, "/landscape")
+    assert found is not None and found["final"] == 60 == found["steps"][-1] + 1

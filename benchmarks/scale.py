@@ -8,7 +8,9 @@ alone. All seconds are those of the processor. docs/scale.md has the table, and 
 """
 
 import argparse
+import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -59,7 +61,16 @@ def questions(path: Path) -> dict[str, str]:
         "open": f"{opened:.2f} s",
         "profile": f"{profile:.2f} s",
         "heatmap": f"{heatmap:.2f} s",
-    }
+    } | {name: f"{_of_command(name, path):.1f} s" for name in ("show", "diagnose")}
+
+
+def _of_command(name: str, path: Path) -> float:
+    """What a command of its own takes, from the start of Python to its end."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    words = [sys.executable, "-m", "analyzer", name, str(path)]
+    subprocess.run(words, stdout=subprocess.DEVNULL, check=False, cwd=Path(__file__).parents[1])
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def chain(layers: int) -> nn.Module:

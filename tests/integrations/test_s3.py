@@ -117,3 +117,45 @@ def test_without_a_bucket_the_run_stays_here_and_it_is_said(bucket, tmp_path):
     done = run(tmp_path, *RECORD, "--run", f"{bucket}-none/mine", "zoo:simple2")
     assert done.returncode in (0, 2)
     assert f"{bucket}-none" in done.stderr and "Traceback" not in done.stderr
+
+
+FAILS_ONCE = """
+import os, sys, torch
+from torch import nn
+
+torch.manual_seed(0)
+net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+optimizer = torch.optim.SGD(net.parameters(), 0.1)
+done = 0
+if os.path.exists("state.pt"):
+    done, weights = torch.load("state.pt")
+    net.load_state_dict(weights)
+for step in range(done, 9):
+    if step == 5 and not done:
+        torch.save((step, net.state_dict()), "state.pt")
+        raise RuntimeError("the first attempt fails")
+    x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(net(x), (x.sum(1) > 0).long()).backward()
+    optimizer.step()
+"""
+
+
+def test_a_run_that_failed_is_resumed_on_another_machine(bucket, tmp_path, monkeypatch):
+    (tmp_path / "train.py").write_text(FAILS_ONCE)
+    there = f"{bucket}/runs/mine"
+    failed = run(tmp_path, "-m", "analyzer", "record", "--run", there, "train.py")
+    assert failed.returncode == 1 and "the first attempt fails" in failed.stderr
+    monkeypatch.setenv("ANALYZER_CACHE", str(tmp_path / "second"))
+    done = run(tmp_path, "-m", "analyzer", "record", "--resume", there, "train.py")
+    assert done.returncode == 0, done.stderr
+    assert "attempt 1 from step 5" in done.stderr and f"it is at {there}" in done.stderr
+    elsewhere(tmp_path, monkeypatch)
+    opened = analyzer.open_run(there)
+    assert opened.manifest["status"] == "finished"
+    rows = opened.raw_steps()
+    assert rows["step"].tolist() == list(range(9))
+    assert rows["attempt"].tolist() == [0] * 5 + [1] * 4
+    none = run(tmp_path, "-m", "analyzer", "record", "--resume", f"{bucket}/none", "train.py")
+    assert none.returncode == 2 and f"{bucket}/none" in none.stderr
+    assert "Traceback" not in none.stderr

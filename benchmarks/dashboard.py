@@ -1,22 +1,31 @@
 """Times the dashboard in headless Chromium over long and wide runs, beside its targets.
 
     python benchmarks/dashboard.py [--runs 5000x60 1600000x60] [--lists 500] [--keep FOLDER]
+        [--servers 1]
 
 Each size is steps x layers; a plain and a residual run of it are shown together; each list is a
 folder of that many runs. ``1600000x60`` takes 6 GB of disk and ten minutes of a processor to write:
 ``--keep`` uses again what was written there.
+
+Then each page is opened ``--servers`` times *cold*, as the first one of a server that has just
+started, and *warm*, each for the first time, one after the other, of a server that has shown the
+list of findings before. Of each callback it prints the median and the worst time until the server
+answered, and the processor time of the whole server meanwhile, which other programs do not add to.
 """
 
 import argparse
 import os
+import re
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +40,8 @@ PATHS = ("/flow", "/compare", "/shortcuts", "/activations", "/updates", "/traini
 @contextmanager
 def served(folder: Path) -> Iterator[tuple[str, int]]:
     """Serve a folder from a process of its own; give its address and its process id."""
-    command = [sys.executable, "-m", "analyzer", "dashboard", str(folder), "--no-browser"]
+    script = Path(__file__).with_name("timed_dashboard.py")
+    command = [sys.executable, str(script), str(folder), "--no-browser"]
     process = subprocess.Popen([*command, "--port", "0"], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -103,6 +113,20 @@ def report(name: str, value: float, unit: str, target: float) -> None:
     print(f"  {name:46}{value:9.1f} {unit:4} (target {target:g}: {verdict})", flush=True)
 
 
+@dataclass(frozen=True)
+class Reply:
+    """What one callback took, in milliseconds, and how many bytes its answer has.
+
+    ``cpu`` is the processor time of the whole server meanwhile.
+    """
+
+    name: str
+    took: float
+    wall: float
+    cpu: float
+    size: int
+
+
 class Replies:
     """What the callbacks of a page took.
 
@@ -111,7 +135,7 @@ class Replies:
     """
 
     def __init__(self, page: Page) -> None:
-        self.all: list[tuple[float, int, str]] = []
+        self.all: list[Reply] = []
         self._open = 0
         page.on("request", lambda request: self._count(request, 1))
         page.on("requestfailed", lambda request: self._count(request, -1))
@@ -125,8 +149,10 @@ class Replies:
             return
         self._count(request, -1)
         took = request.timing["responseStart"] - request.timing["requestStart"]
-        size = int(request.response().headers.get("content-length", "0"))
-        self.all.append((took, size, _name(request.post_data_json["outputs"])))
+        headers, name = request.response().headers, _name(request.post_data_json["outputs"])
+        times = dict(re.findall(r"(\w+);dur=([\d.]+)", headers.get("server-timing", "")))
+        wall, cpu = float(times["wall"]), float(times["cpu"])
+        self.all.append(Reply(name, took, wall, cpu, int(headers.get("content-length", "0"))))
 
     def settle(self, page: Page, quiet: float = 0.25, most: float = 30.0) -> None:
         """Wait until no callback has been under way for so many seconds."""
@@ -188,15 +214,58 @@ def interact(page: Page, url: str, replies: Replies, times: int = 100) -> None:
         replies.settle(page, 0.1)
 
 
-def _report_replies(what: str, replies: list[tuple[float, int, str]]) -> None:
-    times = sorted(took for took, _, _ in replies)
-    slowest, largest = max(replies), max(replies, key=lambda reply: reply[1])
+def each_page(browser: Any, folder: Path, servers: int) -> None:
+    """Print what the callbacks of each page took, cold and warm."""
+    found: dict[tuple[str, str], dict[str, list[Reply]]] = defaultdict(lambda: defaultdict(list))
+    pages = ("/", *PATHS)
+
+    def opened(address: str, path: str, state: str) -> None:
+        page = browser.new_page(viewport={"width": 1360, "height": 900})
+        replies = Replies(page)
+        page.goto(f"{address}{path}{PAIR}")
+        page.wait_for_selector("h1")
+        replies.settle(page, 1.0)
+        for one in replies.all if state else ():
+            found[path, one.name][state].append(one)
+        page.close()
+
+    for _ in range(servers):
+        for path in pages:
+            with served(folder) as (address, _pid):
+                opened(address, path, "cold")
+        with served(folder) as (address, _pid):
+            opened(address, "/findings", "")
+            for path in pages:
+                opened(address, path, "warm")
+    head = "  callback, ms: median/worst until the answer, in the server, its processor"
+    print(f"{head:76}{'cold':>8}{'warm':>32}")
+    for (path, name), states in found.items():
+        columns = "".join(_times(states[state]) for state in ("cold", "warm"))
+        print(f"  {path + ' ' + name:38}{columns}", flush=True)
+    for state in ("cold", "warm"):
+        worst = max((x for one in found.values() for x in one[state]), key=lambda x: x.cpu)
+        report(f"most processor time, {state} ({worst.name})", worst.cpu, "ms", 150)
+
+
+def _times(replies: list[Reply]) -> str:
+    if not replies:
+        return f"{'-':>32}"
+    columns = ([getattr(one, what) for one in replies] for what in ("took", "wall", "cpu"))
+    told = (f"{statistics.median(some):.0f}/{max(some):.0f}" for some in columns)
+    return f"{len(replies):5}" + "".join(f"{one:>9}" for one in told)
+
+
+def _report_replies(what: str, replies: list[Reply]) -> None:
+    times = sorted(one.took for one in replies)
+    slowest = max(replies, key=lambda one: one.took)
+    busiest, largest = (max(replies, key=lambda one: getattr(one, by)) for by in ("cpu", "size"))
     late = sum(took > 150 for took in times)
     print(
         f"  {what}: {len(times)} callbacks, median {statistics.median(times):.0f} ms, {late} late"
     )
-    report(f"  slowest callback ({slowest[2]})", slowest[0], "ms", 150)
-    report(f"  largest reply ({largest[2]})", largest[1] / 1000, "KB", 400)
+    report(f"  slowest callback ({slowest.name})", slowest.took, "ms", 150)
+    report(f"  most processor time ({busiest.name})", busiest.cpu, "ms", 150)
+    report(f"  largest reply ({largest.name})", largest.size / 1000, "KB", 400)
 
 
 def list_of(browser: Any, folder: Path, count: int) -> None:
@@ -245,6 +314,7 @@ def main() -> None:
     sizes = ["5000x60", "100000x60", "1600000x60", "5000x1000"]
     parser.add_argument("--runs", nargs="*", default=sizes)
     parser.add_argument("--lists", nargs="*", type=int, default=[500, 5000])
+    parser.add_argument("--servers", type=int, default=1)
     parser.add_argument("--keep", type=Path, help="folder in which the runs stay")
     parser.add_argument("--chromium", default=shutil.which("chromium"))
     options = parser.parse_args()
@@ -257,6 +327,7 @@ def main() -> None:
             busy = os.getloadavg()[0]
             print(f"{steps:,} steps x {layers:,} layers, two runs (load {busy:.1f})", flush=True)
             measure(browser, folder / size)
+            each_page(browser, folder / size, options.servers)
         for count in options.lists:
             print(f"{count:,} runs")
             list_of(browser, folder / "list", count)

@@ -44,6 +44,7 @@ _LEADING = (_LIST, _OVERVIEW)
 _NEWEST, _LIST_SECONDS = 3, 1.0
 # The page itself comes first, too, and what it asks for meanwhile.
 _READ_SECONDS, _REST_SECONDS = 0.5, 0.05
+_FIRST_SECONDS = 2.0
 # Columns of single layers, some 60 kB each.
 _MOST_COLUMNS = 1_000
 
@@ -78,9 +79,10 @@ class Warmer:
         self.line.put("page", lambda: self._warm(path, search))
 
     def draw_first(self) -> None:
-        """Draw the first page, unless some page was asked for already."""
+        """Draw the first page, unless some page was asked for already; wait until one is there."""
         if not self._is_asked:
             self.ask(_OVERVIEW, "")
+        self._library.drawn.wait(_FIRST_SECONDS)
 
     def _warm(self, path: str, search: str) -> None:
         # Whoever asks for a figure itself is told what is wrong with it.

@@ -188,13 +188,15 @@ def add_lesson(server: "Flask") -> None:
 def warm_up(server: "Flask") -> None:
     """Get a process that does nothing else ready for its first page, before a browser asks for it.
 
-    A thread loads what the first figure needs; then ``server.extensions["draw_first"]`` is called.
+    A thread loads what the first figure needs, calls ``server.extensions["draw_first"]``, which
+    returns once that figure is there, and then loads what others need.
     """
     sys.setswitchinterval(_SWITCH_SECONDS)
 
     def work() -> None:
         _load()
         server.extensions["draw_first"]()
+        _load_panes()
 
     threading.Thread(target=work, name="warm-up", daemon=True).start()
 
@@ -204,14 +206,17 @@ def _load() -> None:
     import plotly.graph_objects as go
     import pyarrow.parquet  # noqa: F401
 
-    from analyzer.figures.axes import panes
-    from analyzer.figures.theme import LIGHT
-
     figure = go.Figure([go.Heatmap(z=[[0.0]]), go.Scatter(x=[0.0], y=[0.0])])
     figure.update_layout(xaxis={"title": {"text": "step"}}, shapes=[{"type": "line"}])
     figure.add_annotation(text="")
     figure.to_json()
-    # The first figure with panes, in the colors of a theme, loads further parts of plotly.
+
+
+def _load_panes() -> None:
+    """Load what the first figure with panes and colors of a theme needs further."""
+    from analyzer.figures.axes import panes
+    from analyzer.figures.theme import LIGHT
+
     panes(["", ""], LIGHT, height=400)
     LIGHT.depth_colors(1)
 

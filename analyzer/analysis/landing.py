@@ -1,6 +1,7 @@
 """What a reader is told first: which net is sick, where, since when, and how far to trust it."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -28,6 +29,8 @@ _TOLD = (
     *("shortcut_share", "training_loss"),
 )
 _MOST_QUESTIONS = 3
+# The networks of the zoo that have the same one with shortcuts beside them.
+_PLAIN_OF_ZOO = re.compile(r"(?<= zoo:)([\w-]+)-plain\b")
 
 
 @dataclass(frozen=True)
@@ -328,6 +331,9 @@ def _action(
     sick = [run for run, one in zip(runs, stand, strict=True) if one.is_sick]
     if any(one.broke is not None for one in stand) or (sick and len(runs) == 1):
         command = record_command(sick[0], "")
+        with_shortcuts = _PLAIN_OF_ZOO.sub(r"\1", command)
+        if with_shortcuts != command:  # the change is known, and has a name
+            return f"Next: record the same net with shortcuts{_about(runs, 1)}", with_shortcuts
         return f"Next: once that is changed, record it again{_about(runs, 1)}", command
     start = "Next: " if sick else _nothing_to_mend(runs, stand)
     if residual is not None and own is not None and own.status == "not measured":

@@ -66,6 +66,14 @@ def test_what_is_lost_at_one_layer_is_named_with_the_layer(tmp_path: Path) -> No
     assert "loses 2.2 decades at block3.1" in words
 
 
+def test_after_a_plain_net_of_the_zoo_comes_the_same_one_with_shortcuts(tmp_path: Path) -> None:
+    rows = [[1e-9, 1e-5, 1.0]] * 3
+    argv = ["zoo:simple28-plain", "--width", "16"]
+    said = landing((open_run(write_run(tmp_path / "plain", [1.0] * 3, rows, argv=argv)),))
+    assert said.action[0].startswith("Next: record the same net with shortcuts")
+    assert said.action[1] == "analyzer record zoo:simple28 --width 16"
+
+
 def test_the_first_value_that_is_not_finite_comes_before_all_else(tmp_path: Path) -> None:
     nan = float("nan")
     rows = [[1e-9, 1.0], [1e-9, 1.0], [nan, nan]]

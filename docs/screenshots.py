@@ -28,6 +28,7 @@ PICTURES = (
 )
 SETTLED = """() => !document.querySelector('#content .mantine-Skeleton-root')
     && !document.querySelector('#headline .message, #verdict .message')
+    && ![...document.querySelectorAll('#content td')].some((cell) => cell.textContent === '…')
     && [...document.querySelectorAll('[data-panel]')].every((card) =>
         card.querySelector('.message') || (card.querySelector('.caption').textContent
             && card.querySelector('.js-plotly-plot .main-svg')))"""

@@ -363,9 +363,9 @@ def dashboard(
         server.serve_forever()
     except KeyboardInterrupt:
         typer.echo("")
+        leave()  # at once, whatever its threads do
     finally:
         server.server_close()
-    leave()
 
 
 def _keep_memory_low() -> None:

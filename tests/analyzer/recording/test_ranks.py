@@ -218,8 +218,11 @@ def assert_same_tables(one: Any, many: Any) -> None:
                 assert (found >= true).all()
                 continue
             # What adds up to nearly nothing is as exact as what was added.
-            least = 1e-7 if name.endswith("_mean") else 0.0
-            np.testing.assert_allclose(found, true, rtol=1e-5, atol=least, err_msg=name)
+            least: Any = 1e-7 if name.endswith("_mean") else 0.0
+            if name == "update_norm":  # a difference of weights, each rounded to float32
+                least = np.finfo(np.float32).eps * single["norm"].to_numpy(float)
+            assert (np.abs(found - true) <= 1e-5 * np.abs(true) + least)[true.notna()].all(), name
+            assert (found.isna() == true.isna()).all(), name
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -142,6 +142,8 @@
     graph.on("plotly_click", (event) => choose(graph, event.points && event.points[0]));
     graph.on("plotly_afterplot", () => {
       markStep(graph, shared.shownStep(), "chosen");
+      // Beyond a figure that became narrower it would make the page wider.
+      markStep(graph, null, "hovered");
       shared.drawn(graph, true);
       shared.followZoom(graph);
     });

@@ -56,7 +56,7 @@ def test_the_slider_moves_the_overview_without_the_server_and_then_stays_in_the_
     shown.until(f"{graph('overview')}.dataset.step === '12'")
     paths = shown.page.locator(".overview-cover path").count()
     assert paths > 30 and asked == []
-    assert "step=" not in shown.page.url
+    # The address follows a moment later, or at once where the slider is let go.
     shown.page.evaluate("document.getElementById('step-range').dispatchEvent(new Event('change'))")
     shown.page.wait_for_url("**/" + PAIR + "&step=12")
     shown.until(f"{graph('overview')}.layout.shapes[0].y0 === 12")

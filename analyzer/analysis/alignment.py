@@ -6,6 +6,7 @@ from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -13,7 +14,7 @@ from analyzer.errors import AnalyzerError
 from analyzer.storage.arrays import as_floats, as_numpy
 from analyzer.storage.run import Run
 
-__all__ = ["Alignment", "Sides", "aligned", "apart", "relative_difference"]
+__all__ = ["Alignment", "Sides", "aligned", "apart", "relative_difference", "rows_of"]
 
 Floats = NDArray[np.float64]
 Steps = NDArray[np.int64]
@@ -169,6 +170,16 @@ def _parameters(run: Run) -> list[tuple[str, Any]]:
     return [(r["name"], r["shape"]) for r in rows]
 
 
+def rows_of(
+    run: Run, table: str, columns: Sequence[str], steps: int | slice, rank: int | None
+) -> pa.Table:
+    """Return rows of some steps, of all ranks together or as one of them has recorded them."""
+    if rank is None:
+        return run.read(table, list(columns), steps=steps)
+    rows = run.read(table, list(columns), steps=steps, ranks="all")
+    return rows.filter(pc.equal(rows.column("rank"), rank))
+
+
 def _grid(
     run: Run,
     table: str,
@@ -180,10 +191,7 @@ def _grid(
     grid = np.full((len(steps), len(ids), len(columns)), np.nan)
     if not len(ids):
         return grid
-    some = slice(int(steps[0]), int(steps[-1]) + 1)
-    rows = run.read(table, list(columns), steps=some, ranks="pooled" if rank is None else "all")
-    if rank is not None:
-        rows = rows.filter(pc.equal(rows.column("rank"), rank))
+    rows = rows_of(run, table, columns, slice(int(steps[0]), int(steps[-1]) + 1), rank)
     found = as_numpy(rows.column("step"))
     key = {"layer_stats": "layer", "parameter_stats": "parameter"}.get(table)
     numbers = as_numpy(rows.column(key)) if key else np.zeros(len(found), np.int64)

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from analyzer.analysis.alignment import Alignment, Sides
+from analyzer.analysis.alignment import Alignment, Sides, rows_of
 from analyzer.analysis.numerals import counted, number
 from analyzer.analysis.stepwise import Floor, Place, StepDifferences, ranks_apart
 from analyzer.errors import AnalyzerError
@@ -272,9 +271,7 @@ def _causes(
 
 def _learning_rate(run: Run, step: int, rank: int | None) -> float | None:
     """That of a step; that of one rank, where the mean over ranks is none of theirs."""
-    rows = run.read("steps", "learning_rate", steps=step, ranks="pooled" if rank is None else "all")
-    if rank is not None:
-        rows = rows.filter(pc.equal(rows.column("rank"), rank))
+    rows = rows_of(run, "steps", ["learning_rate"], step, rank)
     found = as_floats(rows.column("learning_rate"))
     return float(found[0]) if len(found) else None
 

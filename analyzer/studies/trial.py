@@ -215,10 +215,11 @@ def _trial_cost(point: Point, threads: int) -> _Known:
 
 def whole_size(folder: Path, options: RecordOptions, steps: int) -> tuple[float, float]:
     """Bytes of a run of so many steps by its first ones, and how many times as many probes."""
+    recorded = sum(map(options.records, range(steps)))
     times = {
         "steps": steps,
-        "layer_stats": sum(map(options.records, range(steps))),
-        "parameter_stats": sum(map(options.records, range(steps))),
+        "layer_stats": recorded,
+        "parameter_stats": recorded,
         "splits": sum(map(options.splits, range(steps))),
         "checkpoints": sum(map(options.saves_weights, range(steps))) + 1,
     }

@@ -221,8 +221,7 @@ def assert_same_tables(one: Any, many: Any) -> None:
             least: Any = 1e-7 if name.endswith("_mean") else 0.0
             if name == "update_norm":  # a difference of weights, each rounded to float32
                 least = np.finfo(np.float32).eps * single["norm"].to_numpy(float)
-            assert (np.abs(found - true) <= 1e-5 * np.abs(true) + least)[true.notna()].all(), name
-            assert (found.isna() == true.isna()).all(), name
+            assert np.isclose(found, true, rtol=1e-5, atol=least, equal_nan=True).all(), name
 
 
 @pytest.mark.parametrize("kind", KINDS)

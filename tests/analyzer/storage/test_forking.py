@@ -3,6 +3,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -18,6 +19,19 @@ def fork_and_ask(question) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
+@contextmanager
+def inside(work, is_inside, is_over):
+    """A thread that works until ``is_over``, once it has said that it is inside."""
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        assert is_inside.wait(5)
+        yield thread
+    finally:
+        is_over.set()
+        thread.join()
+
+
 def test_a_process_is_forked_between_two_pieces_of_work():
     unforked, is_inside, is_over = Unforked(), threading.Event(), threading.Event()
     lock = threading.Lock()  # of a library, which does not know of forks
@@ -28,15 +42,9 @@ def test_a_process_is_forked_between_two_pieces_of_work():
                 is_inside.set()
                 time.sleep(0.002)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        assert is_inside.wait(5)
+    with inside(work, is_inside, is_over) as thread:
         assert all(fork_and_ask(lambda: not lock.locked()) for _ in range(20))
         assert thread.is_alive()
-    finally:
-        is_over.set()
-        thread.join()
 
 
 def test_a_thread_that_stands_still_does_not_keep_a_process_from_forking(monkeypatch):
@@ -48,14 +56,8 @@ def test_a_thread_that_stands_still_does_not_keep_a_process_from_forking(monkeyp
             is_inside.set()
             is_over.wait(30)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        assert is_inside.wait(5)
+    with inside(work, is_inside, is_over):
         assert fork_and_ask(lambda: True)
-    finally:
-        is_over.set()
-        thread.join()
     assert not unforked._is_awaited
     with unforked:
         assert unforked._lock.locked()

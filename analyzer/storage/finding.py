@@ -5,15 +5,15 @@ from functools import lru_cache
 from pathlib import Path
 
 from analyzer.errors import TooLargeError
+from analyzer.storage.open_part import open_part
 from analyzer.storage.parts import READ_FAILURES, Part, listing, reason_of, visible
-from analyzer.storage.sealed import place_of
 
 __all__ = ["PartFinder"]
 
 
 @lru_cache(maxsize=4096)
 def _checked(path: Path, _inode: int, _changed: int, _size: int) -> str | None:
-    return place_of(path)
+    return open_part(path).place
 
 
 def _place(path: Path) -> str | None:

@@ -1,7 +1,6 @@
 """Reads only the columns, steps and ids that were asked for from the parts of one table."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,16 +13,15 @@ from analyzer.storage.arrays import (
     as_numpy,
     conform,
     is_number,
-    is_plain,
     side_by_side,
     unified,
 )
 from analyzer.storage.bins import Numbers
 from analyzer.storage.finding import PartFinder
 from analyzer.storage.limits import Total
+from analyzer.storage.open_part import OpenPart, open_part
 from analyzer.storage.parts import READ_FAILURES, Part
 from analyzer.storage.schema import CONSTANT_COLUMNS, TABLES, key_column
-from analyzer.storage.sealed import opened
 from analyzer.storage.selection import Steps, by_step, has_twins, kept
 
 __all__ = ["StepTable"]
@@ -37,37 +35,6 @@ _MANY_ROWS = 500_000
 _SCANNED_ROWS = 2_000_000
 _GROUPS_AT_ONCE = 8
 _STEPS_AT_ONCE = 256
-
-
-class _OpenPart:
-    """A part file with its footer parsed: where its steps lie."""
-
-    def __init__(self, path: Path) -> None:
-        # A file that is kept open would keep the bytes of what was read of it last.
-        self.file, self.place = opened(path, pre_buffer=False)
-        metadata = self.file.metadata
-        # What a training logs is plain; nothing else has a place in a table.
-        self.schema = pa.schema([f for f in self.file.schema_arrow if is_plain(f.type)])
-        place = self.file.schema_arrow.get_field_index("step")
-        if place < 0 or not pa.types.is_integer(self.file.schema_arrow.field(place).type):
-            raise ValueError("it has no column 'step' of whole numbers")
-        groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-        bounds = [group.column(place).statistics for group in groups]
-        known = [b is not None and b.has_min_max for b in bounds]
-        pairs = [(b.min, b.max) if k else (0, 2**62) for b, k in zip(bounds, known, strict=True)]
-        self.low, self.high = np.array(pairs, np.int64).reshape(-1, 2).T
-        self.num_rows = metadata.num_rows
-
-
-@lru_cache(maxsize=256)
-def _opened(path: Path, _inode: int, _changed: int) -> _OpenPart:
-    """A part whose content can not have changed since: a new one has another inode."""
-    return _OpenPart(path)
-
-
-def _open(path: Path) -> _OpenPart:
-    stat = path.stat()
-    return _opened(path, stat.st_ino, stat.st_mtime_ns)
 
 
 class _LeftOutError(Exception):
@@ -149,7 +116,7 @@ class StepTable:
                 found.append(self._between(start, start + span - 1))
         return np.concatenate(found)
 
-    def _readable(self) -> list[_OpenPart]:
+    def _readable(self) -> list[OpenPart]:
         """All parts that can be opened."""
         return self._again(lambda: self._each(self.parts, self._open))
 
@@ -325,8 +292,8 @@ class StepTable:
     def _path(self, part: Part) -> Path:
         return self._folder / self._names.get(part, part.name)
 
-    def _opened(self, part: Part) -> _OpenPart:
-        found = _open(self._path(part))
+    def _opened(self, part: Part) -> OpenPart:
+        found = open_part(self._path(part))
         if found.place not in (None, f"{self.name}/{part.name}"):
             raise FileNotFoundError(f"{part.name} has another name by now")
         if self.key is not None and self.key not in found.schema.names:
@@ -338,7 +305,7 @@ class StepTable:
         self._finder.leave_out(name, error)
         return _LeftOutError(name)
 
-    def _open(self, part: Part) -> _OpenPart:
+    def _open(self, part: Part) -> OpenPart:
         try:
             return self._opened(part)
         except FileNotFoundError:

@@ -77,7 +77,8 @@ def verdict_of(context: Context) -> tuple[list[Any], list[Any]] | None:
     if found is None:
         return None
     shown = [_differing(found.differences), _in_short(context, pair, found)]
-    made = [_claim(context, claim) for claim in found.claims]
+    asked = Counter(claim.question for claim in found.claims)
+    made = [_claim(context, claim, asked[claim.question] > 1) for claim in found.claims]
     return shown, [html.H2("Question by question"), html.Div(made, className="claim-cards")]
 
 
@@ -137,10 +138,16 @@ def _meaning(one: Difference) -> str:
     }.get(one.explains, "explains nothing of what is compared")
 
 
-def _claim(context: Context, claim: Claim) -> html.Section:
-    """Question and answer, both numbers, what they are compared with, and the figure."""
+def _claim(context: Context, claim: Claim, is_asked_again: bool) -> html.Section:
+    """Question and answer, both numbers, what they are compared with, and the figure.
+
+    A question that is asked of several moments is told apart by the moment.
+    """
     badge = html.Span(claim.answer, className=f"badge is-{claim.status.replace(' ', '-')}")
-    head = html.Div([html.H3(explained(claim.question)), badge], className="question-head")
+    moment: list[Any] = [html.Span(f" ({claim.when})", className="of")] if is_asked_again else []
+    head = html.Div(
+        [html.H3([*explained(claim.question), *moment]), badge], className="question-head"
+    )
     if claim.status == "not measured":
         said = lacking(claim.text.partition("? ")[2])
         return html.Section([head, said], className="card question")
@@ -174,8 +181,10 @@ def link_to(context: Context, claim: Claim, words: Any = "show") -> Any:
 
 
 def _at_step(claim: Claim) -> int | None:
-    """The step of the figure of a claim; None where the figure has none."""
-    return claim.steps[0] if claim.steps and "step" in panel(claim.panel).reads else None
+    """The step of the figure of a claim, of a median the middle one; None where it has none."""
+    if not claim.steps or "step" not in panel(claim.panel).reads:
+        return None
+    return claim.steps[len(claim.steps) // 2 if claim.when.startswith("median over") else 0]
 
 
 def _search(context: Context, claim: Claim) -> str:

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from analyzer.errors import TooLargeError, TooMuchError
+from analyzer.storage.column_chunks import check_chunks
 from analyzer.storage.page_headers import check_pages
 
 __all__ = [
@@ -155,6 +156,7 @@ def checked_file(source: Any, **options: Any) -> pq.ParquetFile:
     LIMITS.check("name_length", max(map(len, names), default=0), "the name of a column has")
     if metadata.num_columns * metadata.num_row_groups > _MOST_CHUNKS:
         raise TooLargeError(f"it has {metadata.num_row_groups:,} row groups")
+    check_chunks(metadata, size)
     groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
     columns = [file.schema.column(place) for place in range(metadata.num_columns)]
     texts = [place for place, one in enumerate(columns) if one.physical_type == "BYTE_ARRAY"]

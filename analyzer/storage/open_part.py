@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from analyzer.storage.arrays import is_plain
+from analyzer.storage.column_chunks import group_bounds
 from analyzer.storage.sealed import opened
 
 __all__ = ["OpenPart", "open_part"]
@@ -21,19 +22,16 @@ class OpenPart:
 
     def __init__(self, path: Path) -> None:
         # A file that is kept open would keep the bytes of what was read of it last.
-        self.file, self.place = opened(path, pre_buffer=False)
-        metadata = self.file.metadata
+        self.file, self.place, footer = opened(path, pre_buffer=False)
         # What a training logs is plain; nothing else has a place in a table.
         self.schema = pa.schema([f for f in self.file.schema_arrow if is_plain(f.type)])
         place = self.file.schema_arrow.get_field_index("step")
         if place < 0 or not pa.types.is_integer(self.file.schema_arrow.field(place).type):
             raise ValueError("it has no column 'step' of whole numbers")
-        groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-        bounds = [group.column(place).statistics for group in groups]
-        known = [b is not None and b.has_min_max for b in bounds]
-        pairs = [(b.min, b.max) if k else (0, 2**62) for b, k in zip(bounds, known, strict=True)]
+        bounds = group_bounds(footer, "step", self.file.num_row_groups)
+        pairs = [known or (0, 2**62) for known in bounds]
         self.low, self.high = np.array(pairs, np.int64).reshape(-1, 2).T
-        self.num_rows = metadata.num_rows
+        self.num_rows = self.file.metadata.num_rows
 
 
 @lru_cache(maxsize=256)

@@ -1,18 +1,17 @@
-"""What the headers of a file's pages say, before a page is unpacked: the decoder believes them.
-
-They are written in the compact protocol of Thrift; of it, what such a header may hold is read.
-"""
+"""What the headers of a file's pages say, before a page is unpacked: the decoder believes them."""
 
 import struct
 from typing import Any
 
 from analyzer.errors import TooLargeError
+from analyzer.storage.thrift import read_struct
 
 __all__ = ["check_pages"]
 
 _MIB = 1 << 20
-_MOST_DEPTH = 8
 _HEADER_BYTES = 128
+# The fields in which the header describes a page of rows, of either version.
+_DATA_PAGES = (5, 8)
 
 
 def check_pages(source: Any, chunk: Any, end: int) -> None:
@@ -43,70 +42,12 @@ def _page_header(source: Any, at: int) -> tuple[int, int, int, int]:
         source.seek(at)
         data = source.read(size)
         try:
-            end, numbers = _struct(data, 0)
-            count = sum(numbers.get((kind, 1), 0) for kind in _DATA_PAGES)
-            return end, numbers[2], numbers[3], count
+            end, numbers = read_struct(data, 0)
+            counts = [numbers.get((kind, 1), 0) for kind in _DATA_PAGES]
+            if any(isinstance(x, bytes) for x in (numbers[2], numbers[3], *counts)):
+                raise TooLargeError("the header of a page holds bytes in place of a number")
+            return end, numbers[2], numbers[3], sum(counts)
         except (IndexError, KeyError, struct.error) as error:
             if len(data) < size or size > _MIB:
                 raise TooLargeError("the header of a page cannot be read") from error
             size *= 8
-
-
-# The fields in which the header describes a page of rows, of either version.
-_DATA_PAGES = (5, 8)
-
-
-def _struct(data: bytes, at: int, depth: int = 0) -> tuple[int, dict[Any, int]]:
-    """Read a struct: the place after it, and its whole numbers by the number of their field.
-
-    A number in a struct in it has the numbers of both fields.
-    """
-    found: dict[Any, int] = {}
-    number = 0
-    while True:
-        head, at = data[at], at + 1
-        if head == 0:
-            return at, found
-        if depth > _MOST_DEPTH:
-            raise TooLargeError("the header of a page is nested too deep")
-        kind, step = head & 15, head >> 4
-        if step:
-            number += step
-        else:
-            at, number = _number(data, at)
-        if kind in (1, 2):  # true and false have no value of their own
-            continue
-        if kind in (3, 4, 5, 6):
-            at, found[number] = (at + 1, data[at]) if kind == 3 else _number(data, at)
-        elif kind == 12:
-            at, inner = _struct(data, at, depth + 1)
-            found |= {(number, name): value for name, value in inner.items()}
-        else:
-            at = _skip(data, at, kind)
-
-
-def _number(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte, at = data[at], at + 1
-        value |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            return at, (value >> 1) ^ -(value & 1)
-        if shift > 63:
-            raise TooLargeError("the header of a page cannot be read")
-
-
-def _skip(data: bytes, at: int, kind: int) -> int:
-    """The place after a number of 8 bytes or a text."""
-    if kind == 7:
-        return at + 8
-    if kind == 8:
-        at, twice = _number(data, at)
-        length = (twice << 1) ^ (twice >> 63)  # lengths are not in zigzag
-        if not 0 <= length <= _MIB:
-            raise TooLargeError("the header of a page cannot be read")
-        if at + length > len(data):
-            raise IndexError
-        return at + length
-    raise TooLargeError("the header of a page cannot be read")

@@ -75,8 +75,10 @@ def _footer(file: BinaryIO) -> tuple[int, bytes]:
     return start, file.read()
 
 
-def opened(path: Path, **options: Any) -> tuple[pq.ParquetFile, str | None]:
-    """Open a file that is whole, and say where it belongs: None for one of an earlier version.
+def opened(path: Path, **options: Any) -> tuple[pq.ParquetFile, str | None, bytes]:
+    """Open a file that is whole; return it, where it belongs, and its footer.
+
+    The place is None for a file of an earlier version.
 
     Bytes of large files are verified as they are read. What is returned is what was checked, even
     if another file has taken the name meanwhile.
@@ -102,7 +104,7 @@ def opened(path: Path, **options: Any) -> tuple[pq.ParquetFile, str | None]:
     found = (file.metadata.metadata or {}).get(b"place")
     if (found is not None) != (mark == _MARK):
         raise ValueError("its seal is missing")
-    return file, None if found is None else found.decode()
+    return file, None if found is None else found.decode(), footer
 
 
 def place_of(path: Path) -> str | None:
@@ -116,7 +118,7 @@ def open_file(path: Path, **options: Any) -> pq.ParquetFile:
     Raises:
         OSError, ValueError, pyarrow.ArrowException: If it is damaged, or another file has its name.
     """
-    file, place = opened(path, **options)
+    file, place, _ = opened(path, **options)
     if place is not None and not f"/{path.as_posix()}".endswith(f"/{place}"):
         raise ValueError(f"it is {place!r} under another name")
     return file

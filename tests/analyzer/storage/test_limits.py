@@ -14,14 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from analyzer.cli import main
 from analyzer.errors import AnalyzerError, SchemaError, TooLargeError, TooMuchError
 from analyzer.storage import limits, page_headers
 from analyzer.storage.limits import LIMITS, Limits, checked_file, set_limits, stricter
-from analyzer.storage.parts import READ_FAILURES
 from analyzer.storage.run import open_run
 from analyzer.storage.schema import TABLES
 from tests.support.bombs import BOMBS, write_bomb
@@ -165,21 +162,6 @@ def test_a_footer_may_not_fill_the_memory_either(tmp_path: Path) -> None:
     found = open_run(run)
     assert len(found.layers) == 0
     assert any("footer_mib" in warning for warning in found.warnings)
-
-
-@settings(deadline=None)
-@given(st.data())
-def test_no_change_of_bytes_ends_the_reader_in_another_way(data: st.DataObject) -> None:
-    sink = io.BytesIO()
-    table = pa.table({"a": [0.5] * 300, "n": ["x", "yy", None] * 100})
-    pq.write_table(table, sink, compression=data.draw(st.sampled_from(["zstd", "none"])))
-    content = bytearray(sink.getvalue())
-    for _ in range(data.draw(st.integers(1, 8))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    try:
-        checked_file(pa.BufferReader(bytes(content))).read()
-    except (*READ_FAILURES, UnicodeDecodeError):
-        pass
 
 
 def test_limits_are_set_in_the_project(tmp_path, monkeypatch, capsys) -> None:

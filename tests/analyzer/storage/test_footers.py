@@ -1,0 +1,99 @@
+"""No byte of a file ends the process that reads it, and bounds of steps are those of the file."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analyzer.storage.limits import checked_file
+from analyzer.storage.open_part import OpenPart
+from analyzer.storage.parts import READ_FAILURES
+from analyzer.storage.sealed import encoding
+
+ROOT = Path(__file__).parents[3]
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_no_change_of_bytes_ends_the_reader_in_another_way(data: st.DataObject) -> None:
+    sink = io.BytesIO()
+    table = pa.table({"a": [0.5] * 300, "n": ["x", "yy", None] * 100})
+    pq.write_table(table, sink, compression=data.draw(st.sampled_from(["zstd", "none"])))
+    content = bytearray(sink.getvalue())
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        checked_file(pa.BufferReader(bytes(content))).read()
+    except (*READ_FAILURES, UnicodeDecodeError):
+        pass
+
+
+# Arrow ends the process at some of these: another one has to try them.
+FLIPPED = """
+import sys
+from pathlib import Path
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from analyzer.storage.open_part import OpenPart
+from analyzer.storage.parts import READ_FAILURES
+from analyzer.storage.sealed import encoding
+
+path = Path(sys.argv[1])
+table = pa.table({"step": np.arange(300), "a": [0.5] * 300, "n": ["x", "yy", None] * 100})
+options = encoding(table.schema, ["n"]) if sys.argv[2] == "own" else {}
+pq.write_table(table, path, **options)
+content = path.read_bytes()
+start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+whole = 0
+for place in range(start, len(content)):
+    for bit in range(8):
+        changed = bytearray(content)
+        changed[place] ^= 1 << bit
+        path.write_bytes(changed)
+        try:
+            part = OpenPart(path)
+            part.file.read_row_groups(range(part.file.num_row_groups))
+            whole += 1
+        except (*READ_FAILURES, UnicodeDecodeError):
+            pass
+print(whole, 8 * (len(content) - start))
+"""
+
+
+@pytest.mark.parametrize("writer", ["own", "another"])
+def test_no_bit_of_a_footer_ends_the_process(writer: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FLIPPED, str(tmp_path / "part.parquet"), writer]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr[:400]
+    whole, tried = map(int, done.stdout.split())
+    # Most bits matter; the file as it is opens, or these would all be refused for another reason.
+    assert 0 < whole < tried / 2
+
+
+@pytest.mark.parametrize("kind", ["int32", "int64"])
+@pytest.mark.parametrize("writer", ["own", "another"])
+def test_the_bounds_of_steps_are_those_that_arrow_reads(
+    writer: str, kind: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "part.parquet"
+    steps = pa.array([7, 3, 900, 2**31 - 1, -1, 12, 5], kind)
+    nested = pa.array([{"step": 1000, "b": 1}] * 7)
+    table = pa.table({"more": nested, "step": steps, "a": [0.5] * 7})
+    pq.write_table(
+        table, path, row_group_size=2, **(encoding(table.schema) if writer == "own" else {})
+    )
+    part = OpenPart(path)
+    groups = [part.file.metadata.row_group(group) for group in range(4)]
+    known = [group.column(2).statistics for group in groups]
+    assert part.low.tolist() == [one.min for one in known] == [3, 900, -1, 5]
+    assert part.high.tolist() == [one.max for one in known] == [7, 2**31 - 1, 12, 5]
+    # What a writer leaves out is not known, and every row group is looked at.
+    pq.write_table(table, path, row_group_size=2, write_statistics=False)
+    assert OpenPart(path).low.tolist() == [0] * 4

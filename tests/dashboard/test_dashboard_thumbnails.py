@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,7 +13,8 @@ import pytest
 
 from analyzer.analysis.findings import RULES, findings
 from analyzer.analysis.verdict import verdict
-from analyzer.dashboard.address import Address, parse
+from analyzer.dashboard import compare
+from analyzer.dashboard.address import Address, context, parse
 from analyzer.dashboard.finding_list import alerts, evidence_at
 from analyzer.dashboard.library import Library, revision
 from analyzer.dashboard.thumbnail import SIZE, thumbnail
@@ -170,3 +172,34 @@ def test_every_finding_leads_to_a_panel_of_a_page(tmp_path: Path) -> None:
     for one in findings(open_run(run)):
         href = evidence_at(Address(("plain",)), one)
         assert href.rpartition("#title-")[2] in {each.key for each in PANELS}
+
+
+def test_a_question_asked_of_several_moments_says_of_which_and_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_full_pair(tmp_path)
+    pair = [open_run(tmp_path / name) for name in ("plain", "residual")]
+    found = verdict(*pair)
+    (vanishing,) = [one for one in found.claims if one.key == "vanishing"]
+    median = replace(
+        vanishing,
+        key="vanishing_median",
+        when="median over steps 0 to 40",
+        steps=(0, 20, 40),
+    )
+    both = replace(found, claims=(*found.claims, median))
+    monkeypatch.setattr(compare, "verdict", lambda *runs: both)
+    shown = context(Library([tmp_path]), parse("?run=plain&run=residual"))
+    while (made := compare.verdict_of(shown)) is None:
+        time.sleep(0.02)
+    cards = made[1][1].children
+    heads = [card.children[0].children[0].children for card in cards]
+    said = ["".join(getattr(part, "children", part) for part in head) for head in heads]
+    assert len(set(said)) == len(said)
+    for claim, words in zip(both.claims, said, strict=True):
+        asked = claim.question == vanishing.question
+        assert words == claim.question + (f" ({claim.when})" if asked else "")
+    # The picture of a median is that of a step in the middle, not of the first.
+    links = [str(card.children[-1]) for card in cards]
+    assert "step=20" in links[-1]
+    assert f"step={vanishing.steps[0]}" in links[found.claims.index(vanishing)]

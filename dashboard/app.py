@@ -71,6 +71,9 @@ class Warmer:
         The list of runs leads to an overview: those of the newest runs are drawn once it stands.
         """
         self._is_asked = True
+        self._start(path, search)
+
+    def _start(self, path: str, search: str) -> None:
         page = page_at(path)
         if page is None or (path not in _LEADING and (not search or not page.shown)):
             return
@@ -81,7 +84,7 @@ class Warmer:
     def draw_first(self) -> None:
         """Draw the first page, unless some page was asked for already; wait until one is there."""
         if not self._is_asked:
-            self.ask(_OVERVIEW, "")
+            self._start(_OVERVIEW, "")
         self._library.drawn.wait(_FIRST_SECONDS)
 
     def _warm(self, path: str, search: str) -> None:
@@ -95,8 +98,8 @@ class Warmer:
         self._rest()
 
     def _rest(self) -> None:
-        """Say that no figure is drawn, unless a page waits for its own."""
-        if not self.line.is_called_off:
+        """Say that no figure is drawn; a browser that has asked for a page says so itself."""
+        if not self._is_asked:
             self._library.drawn.set()
 
     def _draw_newest(self) -> None:
@@ -333,14 +336,22 @@ def _connect_live(app: Dash, library: Library, seen: Any) -> None:
     def study(scheme: str, narrow: bool, _mark: str | None, search: str | None) -> Any:
         return study_cards(seen(search), scheme, narrow=bool(narrow))
 
-    _connect_answer(app, seen, finding_list, Id.FINDINGS_SOON, Id.FINDINGS)
     first = (Id.HEADLINE, Id.READINGS, Id.QUESTIONS)
-    _connect_answer(app, seen, landing.answer_of, Id.HEADLINE_SOON, *first)
-    _connect_answer(app, seen, verdict_of, Id.VERDICT_SOON, Id.VERDICT, Id.CLAIMS)
+    for find, clock, places in (
+        (finding_list, Id.FINDINGS_SOON, (Id.FINDINGS,)),
+        (landing.answer_of, Id.HEADLINE_SOON, first),
+        (verdict_of, Id.VERDICT_SOON, (Id.VERDICT, Id.CLAIMS)),
+    ):
+        _connect_answer(app, library, seen, find, clock, places)
 
 
-def _connect_answer(app: Dash, seen: Any, find: Any, clock: Id, *places: Id) -> None:
-    """Ask for a long answer at each tick of a clock until it is there."""
+def _connect_answer(
+    app: Dash, library: Library, seen: Any, find: Any, clock: Id, places: tuple[Id, ...]
+) -> None:
+    """Ask for a long answer at each tick of a clock until it is there.
+
+    The first tick comes when the browser has drawn its figures: before, it has no time for one.
+    """
 
     @app.callback(
         *(Output(place, "children") for place in places),
@@ -350,7 +361,9 @@ def _connect_answer(app: Dash, seen: Any, find: Any, clock: Id, *places: Id) -> 
         State(Id.SEARCH, "data"),
         prevent_initial_call=True,
     )
-    def answer(_mark: str, _count: int, search: str | None) -> tuple[Any, ...]:
+    def answer(_mark: str, count: int | None, search: str | None) -> tuple[Any, ...]:
+        if count:
+            library.drawn.set()
         found = find(seen(search))
         if found is None:
             return (*[no_update] * len(places), False)

@@ -89,12 +89,14 @@ def copied(command: str) -> list[Any]:
     ]
 
 
-def lacking(text: str) -> html.P:
+def lacking(text: str, *, is_brief: bool = False) -> html.P:
     """Return one line that says what was not recorded, and the command to copy that records it.
 
-    The command is what stands between backticks.
+    The command is what stands between backticks; with ``is_brief`` it stands alone.
     """
     parts = text.split("`")
+    if is_brief and len(parts) > 1:
+        parts = ["", parts[1], ""]
     shown: list[Any] = [html.Code(p) if k % 2 else p for k, p in enumerate(parts)]
     commands = [part for part in parts[1::2] if part.startswith("analyzer ")]
     if commands:

@@ -157,14 +157,14 @@ def _question(context: Context, claim: Claim) -> html.Section:
     badge = html.Span(claim.answer, className=f"badge is-{claim.status.replace(' ', '-')}")
     head = html.Div([html.H2(explained(claim.question)), badge], className="question-head")
     if claim.status == "not measured":
-        return html.Section(
-            [head, lacking(claim.text.partition("? ")[2])], className="card question"
-        )
-    said, short = claim.finding, claim.short
+        # The badge says so already.
+        said = lacking(claim.text.partition("? ")[2], is_brief=True)
+        return html.Section([head, said], className="card question")
+    text, short = claim.finding, claim.short
     if claim.status == "undefined":
-        said = short = f"the number is not finite ({claim.when})"
+        text = short = f"the number is not finite ({claim.when})"
     # In full one click away: three of them fit on the screen of a laptop.
-    why = html.Details([html.Summary(_first_upper(short)), html.P(_first_upper(said))])
+    why = html.Details([html.Summary(_first_upper(short)), html.P(_first_upper(text))])
     said_of = html.Div([why, link_to(context, claim)], className="why")
     return html.Section([head, said_of], className="card question")
 

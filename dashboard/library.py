@@ -59,8 +59,8 @@ class Library:
     Attributes:
         cache: The last opened runs, records behind figures, figures as a browser is sent them,
             answers about runs, and the word for each run as far as it was looked for.
-        drawn: Whether the figures of the page that was asked for last are there; a thread that
-            draws them ahead says so. Long answers begin then, or after two seconds.
+        drawn: Whether a browser has drawn the page that it asked for last, or, before any asked,
+            whether the first page was drawn ahead. Long answers begin then, or after two seconds.
     """
 
     def __init__(self, sources: Sequence[str | Path], *, may_write: bool = False) -> None:

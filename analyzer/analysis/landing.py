@@ -175,7 +175,8 @@ def _along_trunk(run: Run, history: Sequence[Trunk]) -> Condition | None:
 def _otherwise(run: Run, history: Sequence[Trunk]) -> Condition:
     """What else is severe; else that the gradient keeps its size, with its number."""
     most = max(history, key=lambda one: abs(one.decades_fallen))
-    kept = f"its gradient {_moved(most.decades_fallen)} at most (step {most.step:,})"
+    size = decades(abs(most.decades_fallen), None, [_SICK])
+    kept = f"its gradient changes by {size} at most (step {most.step:,})"
     severe = next((one for one in findings(run) if one.severity == "severe"), None)
     if severe is None:
         word = "is not sick" if run.status in ("finished", "running") else "was not sick so far"
@@ -263,7 +264,7 @@ def _cause(
     elif pair and any(one.is_sick for one in stand):
         parts.append("Cause not tested: nothing was switched off.")
     elif not pair:
-        parts.append("What its shortcuts do was not measured.")
+        parts.append("How the gradient would be without its shortcuts was not measured.")
     todo = _remedies(stand, runs)
     return " ".join([*todo, *parts] if any(one.broke for one in stand) else [*parts, *todo])
 
@@ -296,8 +297,8 @@ def _evidence(
         made.append(("NaN or infinity", "certain", "counted at each recorded step"))
     if looked:
         checked = (
-            f"a line fitted through all layers at {looked} of {counted(steps, 'recorded step')}; "
-            f"sick from {_SICK:g} decades on"
+            f"a line through all layers at {looked} of the {counted(steps, 'recorded step')}; "
+            f"sick: {_SICK:g} decades or more"
         )
         made.append(("diagnosis", "measured", checked))
     if found is not None and own is not None and own.status in ("holds", "fails", "unclear"):
@@ -331,18 +332,19 @@ def _action(
     sick = [run for run, one in zip(runs, stand, strict=True) if one.is_sick]
     if any(one.broke is not None for one in stand) or (sick and len(runs) == 1):
         command = record_command(sick[0], "")
-        with_shortcuts = _PLAIN_OF_ZOO.sub(r"\1", command)
-        if with_shortcuts != command:  # the change is known, and has a name
-            return f"Next: record the same net with shortcuts{_about(runs, 1)}", with_shortcuts
+        plain = _PLAIN_OF_ZOO.search(command)
+        if plain is not None:  # the change is known, and has a name
+            said = f"Next: record the same net with shortcuts, zoo:{plain[1]}{_about(runs, 1)}"
+            return said, _PLAIN_OF_ZOO.sub(r"\1", command)
         return f"Next: once that is changed, record it again{_about(runs, 1)}", command
     start = "Next: " if sick else _nothing_to_mend(runs, stand)
     if residual is not None and own is not None and own.status == "not measured":
         command = probe_command(residual, "counterfactual")
-        return f"{start}measure what the shortcuts do to the gradient", command
+        return f"{start}measure the gradient without the shortcuts", command
     if has_pair:
         words, option, count = "repeat both with three seeds", "--twin --seeds 3", 6
     elif residual is not None:
-        words, option, count = "train the same net without shortcuts too", "--twin", 2
+        words, option, count = "compare with the same net trained without shortcuts", "--twin", 2
     command = record_command(residual or runs[0], option)
     return f"{start}{words}{_about(runs, count)}", command
 
@@ -353,8 +355,10 @@ def _nothing_to_mend(runs: Sequence[Run], stand: Sequence[Condition]) -> str:
         return "Next: "
     warnings = sum(one.severity == "warning" for run in runs for one in findings(run))
     if not warnings:
-        return "Nothing to mend. Next: "
-    return f"Nothing severe to mend ({counted(warnings, 'warning')} in the findings). Next: "
+        return "Nothing to mend. To learn more: "
+    return (
+        f"Nothing severe to mend ({counted(warnings, 'warning')} in the findings). To learn more: "
+    )
 
 
 def _about(runs: Sequence[Run], count: int) -> str:

@@ -252,7 +252,7 @@ DIVERGING = Rule(
     sentence="The update is too large: at step {first} one changes {name} by {value} of its norm "
     "or more, and the loss goes from {start} to {end}.",
     remedy="Divide the learning rate by 10 or more, warm it up, or clip the gradient; gradients "
-    "that explode or vanish after such an update are a consequence.",
+    "that explode or vanish after so large an update are a consequence.",
     thresholds=(
         Threshold(
             "diverging_update",

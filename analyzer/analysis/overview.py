@@ -23,6 +23,7 @@ from analyzer.analysis.per_run import (
     remembered,
     shown_range,
 )
+from analyzer.analysis.probe_numbers import fallen_without_shortcuts
 from analyzer.analysis.profiles import over_deepest
 from analyzer.analysis.shortcuts import JoinArcs, join_arcs, share_grid
 from analyzer.analysis.training import TrainingSummary, loss_band, run_training
@@ -68,6 +69,8 @@ class OverviewColumn(RunAtStep):
         without: Norms of the same rows with every shortcut multiplied by 0, at the same weights, as
             the probe ``counterfactual`` measured them nearest to the step; empty where it did not.
         without_step: The step of that.
+        without_fallen: Decades that the gradient falls then from the last layer with parameters to
+            the first; NaN where it is not known.
         guess: Loss of answering with the shares of the classes alone, where the classes
             were seen; else NaN.
         fit: Ends of the line that is fitted along depth at the step, what a diagnosis names:
@@ -91,6 +94,7 @@ class OverviewColumn(RunAtStep):
     note: str
     without: Floats
     without_step: int
+    without_fallen: float
     guess: float
     fit: tuple[tuple[float, float], ...]
     broke: NonFinite | None
@@ -191,7 +195,7 @@ def _column(view: View, run: Run, label: RunLabel) -> OverviewColumn:
     training = run_training(run)
     # A group of neighbors is shown by its first.
     norms = profile_values(run, "output_gradient_norm", step, grid.ids)
-    without_step, without = _without_shortcuts(run, view.step, grid.ids)
+    without_step, without, fallen = _without_shortcuts(run, view.step, grid.ids)
     return OverviewColumn(
         label=label,
         step=step,
@@ -208,6 +212,7 @@ def _column(view: View, run: Run, label: RunLabel) -> OverviewColumn:
         note=_note(fit, arcs),
         without=over_deepest(without) if view.relative and len(without) else without,
         without_step=without_step,
+        without_fallen=fallen,
         guess=class_entropy(run),
         fit=line,
         broke=broke,
@@ -253,16 +258,21 @@ def loss_spike(loss: Band) -> tuple[int, float] | None:
     return int(loss.steps[place]), float(loss.high[place])
 
 
-def _without_shortcuts(run: Run, step: int | None, ids: NDArray[np.int32]) -> tuple[int, Floats]:
-    """The probed step nearest to one, and norms of layers there with every shortcut taken out."""
+def _without_shortcuts(
+    run: Run, step: int | None, ids: NDArray[np.int32]
+) -> tuple[int, Floats, float]:
+    """The probed step nearest to one, norms of layers there with every shortcut taken out, and the
+    decades that these fall.
+    """
     try:
         at, rows = probe_rows_at(run, "counterfactual", step)
+        fallen = fallen_without_shortcuts(run, step)
     except NotRecordedError:
-        return 0, np.empty(0)
+        return 0, np.empty(0), math.nan
     taken = rows[(rows["skip_scale"] == 0) & ~rows["rescaled"].astype(bool)]
     norm_of = dict(zip(taken["layer"], taken["output_gradient_norm"], strict=True))
     norms = np.array([norm_of.get(int(layer), np.nan) for layer in ids], np.float64)
-    return at, norms if np.isfinite(norms).any() else np.empty(0)
+    return at, norms if np.isfinite(norms).any() else np.empty(0), fallen
 
 
 def class_entropy(run: Run) -> float:

@@ -21,6 +21,7 @@ __all__ = [
     "condition_number",
     "counterfactual",
     "edge_of_stability",
+    "fallen_without_shortcuts",
     "forward_correlation",
     "hidden_words",
     "input_correlation",
@@ -255,14 +256,7 @@ def counterfactual(run: Run) -> Measured:
     ``other`` are those without its shortcuts, ``scale`` those without them where its branches are
     rescaled as well. The ends are the shallowest and the deepest layer with parameters.
     """
-    step, rows = probe_rows_at(run, "counterfactual", 0)
-    layers = run.layers.set_index("layer")
-    owners = layers[(layers["num_parameters"] > 0) & (layers["role"] != "shortcut")]
-    rows = rows[rows["layer"].isin(owners.index)]
-    if not len(rows):
-        raise not_recorded("layers of probe counterfactual were", run, "record it in eager mode")
-    places = relative_depth(rows["layer"].map(owners["depth"]))
-    first, last = (int(rows["layer"].iloc[at]) for at in (places.argmin(), places.argmax()))
+    step, rows, (first, last) = _switched(run, 0)
     fallen = [_fallen(rows, first, last, *kind) for kind in ((1, False), (0, False), (0, True))]
     query = (
         f'RUN.probe("counterfactual").query("step == {step} and rescaled == False")'
@@ -270,8 +264,28 @@ def counterfactual(run: Run) -> Measured:
         f".pipe(lambda t: t.loc[[{last}]].div(t.loc[{first}])).T"
         f'.rename(columns={{{last}: "fall"}}).eval("log10(fall)").loc[[0, 1]].tolist()'
     )
-    where = str(layers["name"].get(first, ""))
+    names = run.static_rows("layers").select(["layer", "name"]).to_pylist()
+    where = next((str(row["name"]) for row in names if row["layer"] == first), "")
     return Measured(fallen[0], query, (step,), scale=fallen[2], other=fallen[1], where=where)
+
+
+def fallen_without_shortcuts(run: Run, step: int | None) -> float:
+    """Return ``other`` of `counterfactual` at the probed step nearest to one, None for the last."""
+    _, rows, (first, last) = _switched(run, step)
+    return _fallen(rows, first, last, 0, False)
+
+
+def _switched(run: Run, step: int | None) -> "tuple[int, pd.DataFrame, tuple[int, int]]":
+    """A probed step, its rows of layers with parameters, the shallowest and the deepest of them."""
+    step, rows = probe_rows_at(run, "counterfactual", step)
+    layers = run.layers.set_index("layer")
+    owners = layers[(layers["num_parameters"] > 0) & (layers["role"] != "shortcut")]
+    rows = rows[rows["layer"].isin(owners.index)]
+    if not len(rows):
+        raise not_recorded("layers of probe counterfactual were", run, "record it in eager mode")
+    places = relative_depth(rows["layer"].map(owners["depth"]))
+    first, last = (int(rows["layer"].iloc[at]) for at in (places.argmin(), places.argmax()))
+    return step, rows, (first, last)
 
 
 def _fallen(rows: "pd.DataFrame", first: int, last: int, scale: float, rescaled: bool) -> float:

@@ -33,7 +33,7 @@ __all__ = ["OVERVIEW", "drawn_parts", "overview_sketch", "rows_of"]
 _NETWORK, _PROFILE, _LOSS = 42, 132, 70
 _GRIDS = {1: 150, 2: 74, 3: 54}
 _WORDS, _AXIS, _FOOT = 21, 40, 44
-# Of a narrow page: a further line of words, and the color bar below all.
+# Of a narrow page: a further line of words, and the color bar below the heatmaps.
 _LINE, _BAR = 16, 56
 
 Row = tuple[str, int]
@@ -50,12 +50,13 @@ def overview_sketch(info: Overview, theme: Theme, *, is_narrow: bool = False) ->
     rows = rows_of(info)
     words = list(row_words(info, rows, theme))
     lines = [len(parts) if is_narrow else 1 for parts in words]
-    domains, height = _domains(rows, lines, len(info.runs))
+    domains, height = _domains(rows, lines, len(info.runs), _BAR if is_narrow else 0)
     grids = [domain for (kind, _), domain in zip(rows, domains, strict=True) if kind == "grid"]
     bar = {"len": grids[0][1] - grids[-1][0], "x": 1.025, "y": grids[0][1], "yanchor": "top"}
     if is_narrow:
         bar = {"orientation": "h", "x": 0.5, "xanchor": "center", "len": 0.8, "thickness": 10}
-        bar |= {"y": 0, "yref": "container", "yanchor": "bottom"}
+        inside = height - _FOOT - _WORDS - _LINE * (lines[0] - 1)
+        bar |= {"y": grids[-1][0] - _AXIS / inside, "yanchor": "top"}
     color = color_bar("‖∂L/∂y‖₂", info.lowest_color, info.high, is_log=True, **bar)
     color["title"] |= {"side": "top" if is_narrow else "right"}
     layout = merged(
@@ -82,11 +83,11 @@ def overview_sketch(info: Overview, theme: Theme, *, is_narrow: bool = False) ->
                 "l": 54 if is_narrow else 62,
                 "r": 16 if is_narrow else 84,
                 "t": _WORDS + _LINE * (lines[0] - 1),
-                "b": _FOOT + _BAR * is_narrow,
+                "b": _FOOT,
             },
         },
     )
-    layout["height"] = height + _BAR * is_narrow
+    layout["height"] = height
     axes = _axes(info, rows, domains, theme, 3 if is_narrow else 1)
     return Sketch([trace for _, _, trace in drawn_parts(info, theme)], layout | axes)
 
@@ -99,14 +100,17 @@ def rows_of(info: Overview) -> list[Row]:
 
 
 def _domains(
-    rows: Sequence[Row], lines: Sequence[int], count: int
+    rows: Sequence[Row], lines: Sequence[int], count: int, bar: int
 ) -> tuple[list[tuple[float, float]], int]:
-    """Lower and upper edge of each row on the paper, and the height of the figure."""
+    """Lower and upper edge of each row on the paper, and the height of the figure.
+
+    A color bar of some height stands over the loss.
+    """
     sizes = {"network": _NETWORK, "profile": _PROFILE, "grid": _GRIDS[count], "loss": _LOSS}
     edges, at = [], 0
     for place, (kind, _) in enumerate(rows):
         over = _WORDS + _LINE * (lines[place] - 1)
-        at += (over if place else 0) + (_AXIS if kind == "loss" else 0)
+        at += (over if place else 0) + (_AXIS + bar if kind == "loss" else 0)
         edges.append((at, at + sizes[kind]))
         at += sizes[kind]
     return [(max(0.0, 1 - low / at), 1 - high / at) for high, low in edges], (

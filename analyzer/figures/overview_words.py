@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from analyzer.analysis.numerals import number, percent
+from analyzer.analysis.numerals import decades_fallen, number, percent
 from analyzer.analysis.overview import Overview, OverviewColumn
 from analyzer.figures.marks import mark_legend
 from analyzer.figures.theme import Theme, labeled
@@ -32,7 +32,10 @@ def row_words(info: Overview, rows: Sequence[tuple[str, int]], theme: Theme) -> 
                 scale = [f"{scale[0]};", "dotted: not an identity"]
             yield [f"<b>shortcuts</b> of {names[run]}:", share, *scale]
         elif kind == "profile":
-            yield [f"<b>gradient</b> at each layer’s output {when}:", *_lines(info, theme)]
+            yield [
+                f"<b>gradient</b> of layer outputs {when}:",
+                *_lines(info, theme),
+            ]
         elif kind == "grid":
             kinds = mark_legend([info.runs[run].grid.marks], theme, is_log=True)
             squares = [
@@ -65,12 +68,18 @@ def _lines(info: Overview, theme: Theme) -> Iterator[str]:
         if len(column.without):
             is_final = column.without_step >= column.grid.steps[-1] + column.grid.width
             when = "final weights" if is_final else f"weights of step {column.without_step:,}"
-            said = "" if column.without_step == column.step else f" ({when})"
-            yield _in_color(column, f"┈ without its shortcuts{said}", theme)
+            about = [] if column.without_step == column.step else [when]
+            if np.isfinite(column.without_fallen):
+                about.append(decades_fallen(column.without_fallen))
+            yield _in_color(column, "┈ without shortcuts", theme)
+            if about:
+                yield _in_color(column, f"({', '.join(about)})", theme)
     if any(column.fit for column in info.runs):
         yield "╌ fit"
-    if any(column.broke is not None for column in info.runs):
-        yield _marked("┆ first not finite", theme)
+    broke = [column.broke.name for column in info.runs if column.broke is not None]
+    if broke:
+        names = " and ".join(labeled(name, _MOST_NAME) for name in dict.fromkeys(broke))
+        yield _marked(f"┆ {names}, first not finite", theme)
 
 
 def _in_color(column: OverviewColumn, text: str, theme: Theme) -> str:

@@ -61,11 +61,11 @@ def check_chunks(metadata: pq.FileMetaData, size: int) -> None:
     Raises:
         OSError, ValueError, pyarrow.ArrowException: If it is damaged.
     """
-    source = pa.PythonFile(_NoBytes(size), "r")
-    file = pq.ParquetFile(source, metadata=metadata, pre_buffer=True)
+    reader = pq.ParquetReader()
+    reader.open(pa.PythonFile(_NoBytes(size), "r"), metadata=metadata, pre_buffer=True)
     groups, columns = range(metadata.num_row_groups), range(metadata.num_columns)
     with suppress(_ReachedError):
-        file.reader.read_row_groups(list(groups), column_indices=list(columns), use_threads=False)
+        reader.read_row_groups(list(groups), column_indices=list(columns), use_threads=False)
 
 
 def group_bounds(footer: bytes, name: str, count: int) -> list[tuple[int, int] | None]:

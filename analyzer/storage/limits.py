@@ -163,9 +163,9 @@ def checked_file(source: Any, **options: Any) -> pq.ParquetFile:
     if any(one.path.count(".") > _MOST_DEPTH for one in columns):
         raise TooLargeError(f"its columns are nested more than {_MOST_DEPTH} deep")
     unpacked = sum(
-        _memory_of(column, group.column(place))
+        width * group.column(place).num_values
+        for place, width in enumerate(map(_width_of, columns))
         for group in groups
-        for place, column in enumerate(columns)
     )
     for group in groups:
         for place in texts:
@@ -180,13 +180,9 @@ def checked_file(source: Any, **options: Any) -> pq.ParquetFile:
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "BYTE_ARRAY": 8}
 
 
-def _memory_of(column: Any, chunk: Any) -> float:
-    """Bytes that the values of a column in a row group take, of text their places alone.
-
-    A row may hold a list of any length, and a value have any width.
-    """
-    width = _WIDTHS.get(column.physical_type, 8)
-    return float(chunk.num_values * max(width, column.length))
+def _width_of(column: Any) -> float:
+    """Bytes that a value of a column takes, of text its place alone; it may have any width."""
+    return float(max(_WIDTHS.get(column.physical_type, 8), column.length))
 
 
 def _check_unpacked(unpacked: float, size: int) -> None:
@@ -215,12 +211,13 @@ class _Checked(pq.ParquetFile):  # type: ignore[misc]
 
     def memory_of(self, groups: Iterable[int], columns: Sequence[str] | None = None) -> float:
         """Return the bytes that columns of row groups take, of text its places alone."""
-        places = self._places(columns)
-        return sum(
-            _memory_of(self.schema.column(place), self.metadata.row_group(group).column(place))
-            for group in groups
-            for place in places
+        looked = [self.metadata.row_group(group) for group in groups]
+        sizes = (
+            _width_of(self.schema.column(place)) * group.column(place).num_values
+            for place in self._places(columns)
+            for group in looked
         )
+        return float(sum(sizes))
 
     def read(self, columns: Any = None, **options: Any) -> pa.Table:
         if self._has_lists:

@@ -65,11 +65,23 @@ class Steps:
     def mask(self, steps: NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """Return which rows belong to the set; None for all of them."""
         if self.only is not None:
-            return np.isin(steps, self.only) if len(self.only) > 1 else steps == self.only[0]
+            return _one_of(steps, self.only)
         if self == Steps():
             return None
         keep: NDArray[np.bool_] = (steps >= self.first) & (steps <= self.last)
         return keep & ((steps - self.first) % self.stride == 0) if self.stride > 1 else keep
+
+
+def _one_of(steps: NDArray[np.int64], only: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether each step is one of a few, in order; where all are in order, few are looked at."""
+    if not np.all(steps[1:] >= steps[:-1]):
+        return np.isin(steps, only)
+    low, high = (np.searchsorted(steps, only, side) for side in ("left", "right"))
+    is_there = low < high
+    change = np.zeros(len(steps) + 1, np.int8)
+    change[low[is_there]] += 1
+    change[high[is_there]] -= 1
+    return np.cumsum(change[:-1], dtype=np.int8).astype(bool)
 
 
 def selected_steps(asked: StepsLike, latest: Callable[[int], NDArray[np.int64]]) -> Steps:

@@ -340,9 +340,8 @@ def _full_schema(
 ) -> pa.Schema:
     """The schema's types for its columns, the widest found for what was logged."""
     known = TABLES[table]
-    logged = unified(
-        pa.schema([field for field in schema if field.name not in known.names]) for schema in found
-    )
+    own = {*known.names}
+    logged = unified(pa.schema([f for f in schema if f.name not in own]) for schema in found)
     fields = [*known, *logged]
     if names is not None:
         fields = [field for field in fields if field.name in names]

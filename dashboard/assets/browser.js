@@ -174,7 +174,7 @@
     const at = here.step == null ? here.steps.length - 1 : nearest(here.steps, here.step);
     range.value = String(at);
     const step = here.steps[at];
-    const end = step === here.final ? " (final weights)" : at === here.steps.length - 1 ? " (last)" : "";
+    const end = step === here.final ? " (final weights)" : step === here.opens ? " (last finite)" : at === here.steps.length - 1 ? " (last)" : "";
     const text = step == null ? "–" : step.toLocaleString("en") + end;
     byId("step-output").textContent = text;
     window.gradientflow.offer(step);

@@ -75,7 +75,10 @@ def test_a_long_answer_begins_once_the_figures_of_the_page_are_there(
 
     monkeypatch.setattr("analyzer.dashboard.app.shown", shown)
     monkeypatch.setattr("analyzer.dashboard.library._FIGURE_SECONDS", 10.0)
-    Warmer(seen.library).ask("/", "?run=a")
+    warmer = Warmer(seen.library)
+    monkeypatch.setattr("analyzer.dashboard.app._FIRST_SECONDS", 0.1)
+    seen.library.drawn.clear()
+    warmer.draw_first()
     find = lambda: order.append("verdict") or "sick"  # noqa: E731
     assert seen.library.answer("landing", seen.runs, find) is None
     assert order == []
@@ -91,14 +94,51 @@ def test_a_long_answer_does_not_wait_for_figures_without_end(run: Run, monkeypat
     assert later(library, "findings", (run,), lambda: "none") == "none"
 
 
-@pytest.mark.parametrize("path", ["/", "/flow", "/runs", "/findings"])
-def test_a_page_that_was_drawn_holds_no_answer_back(
-    seen: Context, monkeypatch: Any, path: str
+def test_long_answers_wait_for_the_browser_that_asked_for_a_page(
+    seen: Context, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr("analyzer.dashboard.app.shown", lambda *_, **__: None)
+    monkeypatch.setattr("analyzer.dashboard.app._FIRST_SECONDS", 10.0)
+    seen.library.drawn.clear()
     warmer = Warmer(seen.library)
-    warmer.ask(path, "?run=a")
-    assert seen.library.drawn.wait(10)
+    # Of the page that is drawn ahead, before any browser asks, the thread says that it is there.
+    warmer.draw_first()
+    assert seen.library.drawn.is_set()
+    warmer.ask("/", "?run=a")
+    while warmer.line.thread is not None:
+        time.sleep(0.01)
+    assert not seen.library.drawn.is_set()
+
+
+def test_a_browser_says_with_its_first_tick_that_its_figures_are_drawn(
+    run: Run, monkeypatch: Any
+) -> None:
+    drawn = []
+
+    def answer_of(context: Context) -> None:
+        drawn.append(context.library.drawn.is_set())
+
+    def ask(count: int | None) -> int:
+        inputs = [("revision", "data", ""), ("headline-soon", "n_intervals", count)]
+        places = [*((x, "children") for x in ("headline", "readings", "questions"))]
+        places.append(("headline-soon", "disabled"))
+        body = {
+            "output": f"..{'...'.join(f'{name}.{prop}' for name, prop in places)}..",
+            "outputs": [{"id": name, "property": prop} for name, prop in places],
+            "inputs": [{"id": i, "property": p, "value": value} for i, p, value in inputs],
+            "state": [{"id": "search", "property": "data", "value": "?run=a"}],
+            "changedPropIds": ["headline-soon.n_intervals"],
+        }
+        host = {"Host": "127.0.0.1"}
+        return client.post("/_dash-update-component", json=body, headers=host).status_code
+
+    monkeypatch.setattr("analyzer.dashboard.landing.answer_of", answer_of)
+    kept = Library([run.path.parent])
+    monkeypatch.setattr("analyzer.dashboard.app.Library", lambda *_, **__: kept)
+    client = create_app(run.path.parent).server.test_client()
+    kept.drawn.clear()
+    assert [ask(None), ask(0), ask(1)] == [200] * 3
+    assert drawn == [False, False, True]
 
 
 def test_the_first_page_is_drawn_before_it_is_asked_for(

@@ -57,7 +57,8 @@ def test_since_when_is_said_as_it_was_measured(
 def test_just_below_the_limit_nothing_is_sick(tmp_path: Path) -> None:
     found = condition(write_side(tmp_path / "net", residual=False, decades=2.4))
     assert found.kind == "kept"
-    assert found.sentence == "net is not sick: its gradient falls 2.4 decades at most (step 0)"
+    kept = "its gradient changes by 2.4 decades at most (step 0)"
+    assert found.sentence == f"net is not sick: {kept}"
     assert "sick" in sentence(tmp_path / "more", decades=2.6)
 
 
@@ -122,7 +123,7 @@ def test_of_a_pair_the_sick_one_comes_first_with_three_numbers_of_each(tmp_path:
         (
             "diagnosis",
             "measured",
-            "a line fitted through all layers at 4 of 4 recorded steps; sick from 2.5 decades on",
+            "a line through all layers at 4 of the 4 recorded steps; sick: 2.5 decades or more",
         ),
         ("other seeds", "not known", "1 seed"),
     )
@@ -131,7 +132,7 @@ def test_of_a_pair_the_sick_one_comes_first_with_three_numbers_of_each(tmp_path:
     assert shown == [("plain", "1·10⁻⁶"), ("residual", "1")]
     assert [text for *_, text in share.values] == ["no shortcuts", "70 %"]
     assert [text for *_, text in loss.values] == ["2.30", "1"]
-    assert found.action[0] == "Next: measure what the shortcuts do to the gradient"
+    assert found.action[0] == "Next: measure the gradient without the shortcuts"
     assert found.action[1].startswith("analyzer probe residual counterfactual")
     # Each number says what it is over, beside those of one step and of a line through all layers.
     assert first.against.endswith("these two layers alone; 1 is the same; median over steps 0 to 3")
@@ -165,17 +166,17 @@ def test_of_what_is_not_sick_it_says_what_can_be_done_next(
     run = write_side(tmp_path / "net", residual=True)
     assert not landing((run,)).conditions[0].is_sick
     words, command = landing((run,)).action
-    assert words == "Nothing to mend. Next: measure what the shortcuts do to the gradient"
+    assert words == "Nothing to mend. To learn more: measure the gradient without the shortcuts"
     assert command.startswith("analyzer probe net counterfactual")
     plain = open_run(
         write_run(tmp_path / "plain", [1.0, 0.9], [[1.0, 1.0]] * 2, argv=["train.py"], seconds=9.0)
     )
-    again = "Nothing to mend. Next: repeat it with another seed, about 9 s"
+    again = "Nothing to mend. To learn more: repeat it with another seed, about 9 s"
     assert landing((plain,)).action == (again, "analyzer record --seed 1 train.py")
     warning = Finding("dead", "warning", ("l0",), (0, 0), 1.0, None, "", "")
     monkeypatch.setattr("analyzer.analysis.landing.findings", lambda _: [warning])
     words, _ = landing((plain,)).action
-    assert words.startswith("Nothing severe to mend (1 warning in the findings). Next: ")
+    assert words.startswith("Nothing severe to mend (1 warning in the findings). To learn more: ")
 
 
 def test_a_net_that_ends_no_better_than_guessing_is_said_to(tmp_path: Path) -> None:

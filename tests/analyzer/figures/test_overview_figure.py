@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from analyzer.analysis.numerals import decades_fallen
 from analyzer.analysis.overview import Overview, overview
+from analyzer.analysis.probe_numbers import counterfactual, fallen_without_shortcuts
 from analyzer.analysis.trunk import trunk
 from analyzer.analysis.view import View
 from analyzer.figures.catalog import panel
@@ -48,15 +50,18 @@ def test_all_rows_but_the_loss_share_one_axis_of_depth_and_both_profiles_one_plo
     assert {(one.xaxis, one.yaxis) for one in profiles} == {("x", "y2")}
 
 
-def test_each_row_says_what_it_shows_with_its_numbers(info: Overview) -> None:
+def test_each_row_says_what_it_shows_with_its_numbers(
+    pair: tuple[Run, ...], info: Overview
+) -> None:
     texts = [note.text for note in panel("overview").draw(info, LIGHT).layout.annotations]
     words = [re.sub(r"<[^>]+>", "", text) for text in texts]
     share = f"median {100 * info.runs[1].arcs.median_share:.0f} % of the gradient at step 30;"
     assert words[0].startswith(f"shortcuts of residual: {share} thin 0 to 20 %")
     assert words[0].endswith("dotted: not an identity")
-    assert words[1].startswith("gradient at each layer’s output at step 30: — plain — residual")
+    assert words[1].startswith("gradient of layer outputs at step 30: — plain — residual")
     probed = info.runs[1].without_step
-    assert words[1].endswith(f"┈ without its shortcuts (weights of step {probed}) ╌ fit")
+    fallen = decades_fallen(fallen_without_shortcuts(pair[1], 30))
+    assert words[1].endswith(f"┈ without shortcuts (weights of step {probed}, {fallen}) ╌ fit")
     kept = ["plain: all recorded steps (drag the line)", "residual: all recorded steps"]
     assert words[2:4] == kept
     assert words[4].startswith("loss: plain 2.30 residual ")
@@ -76,6 +81,12 @@ def test_the_profile_without_shortcuts_is_what_the_probe_measured(
     assert np.asarray(drawn.y).tolist() == column.without.tolist()
     low = 10 ** figure.layout.yaxis2.range[0]
     assert low <= np.nanmin(column.without)
+    # Its number is that of the claim about the same weights, first to deepest layer with weights.
+    assert fallen_without_shortcuts(pair[1], 0) == counterfactual(pair[1]).other
+    layers = pair[1].layers
+    owners = layers[(layers["num_parameters"] > 0) & (layers["role"] != "shortcut")]["layer"]
+    norms = expected.reindex([one for one in owners if one in expected.index])
+    assert column.without_fallen == pytest.approx(np.log10(norms.iloc[-1] / norms.iloc[0]))
 
 
 def test_a_narrow_page_gets_the_same_traces_under_more_lines_of_words(info: Overview) -> None:
@@ -108,7 +119,7 @@ def test_cells_that_are_not_finite_are_marked_in_a_color_of_their_own(tmp_path: 
     # The line across the profile and the ticks over the loss are in the legend, in their color.
     said = [note.text for note in figure.layout.annotations if LIGHT.mark in note.text]
     own = f'<span style="color:{LIGHT.mark}">'
-    assert any(text.endswith(f"{own}┆ first not finite</span>") for text in said)
+    assert any(text.endswith(f"{own}┆ head, first not finite</span>") for text in said)
     assert any(
         text.startswith("<b>loss</b>") and text.endswith(f"{own}| NaN or infinite</span>")
         for text in said

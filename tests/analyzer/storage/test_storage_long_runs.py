@@ -4,10 +4,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from analyzer.storage import tables
 from analyzer.storage.catalog import runs_in
 from analyzer.storage.run import Run, open_run
+from analyzer.storage.selection import Steps
 from analyzer.storage.tables import StepTable
 from tests.analyzer.storage.storage_rows import block, record, value, written
 from tests.support.runs import write_run
@@ -33,6 +36,19 @@ def test_the_nearest_step_is_found_without_reading_all(
     monkeypatch.setattr(StepTable, "steps", refuse)
     expected = GAPS[int(np.argmin([abs(step - asked) for step in GAPS]))]
     assert gaps.nearest_step(asked, "layer_stats") == expected
+
+
+@given(
+    st.lists(st.integers(0, 30), max_size=40),
+    st.lists(st.integers(0, 30), min_size=1, max_size=12),
+    st.booleans(),
+)
+def test_rows_of_listed_steps_are_found_in_any_order(
+    rows: list[int], listed: list[int], is_sorted: bool
+) -> None:
+    steps = np.array(sorted(rows) if is_sorted else rows, np.int64)
+    mask = Steps.listed(listed).mask(steps)
+    assert mask is not None and mask.tolist() == [step in listed for step in steps]
 
 
 def test_the_nearest_to_none_is_the_last_and_of_nothing_is_none(gaps: Run) -> None:

@@ -176,7 +176,7 @@ def explained(text: str, names: Mapping[str, str] | None = None) -> list[Any]:
     known, pattern = GLOSSARY | dict(names or {}), _TERM
     if names:
         own = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
-        pattern = re.compile(rf"(?<![\w.])(?:{own})(?![\w.]*\w)|{_TERM.pattern}", re.IGNORECASE)
+        pattern = re.compile(rf"(?<![\w.-])(?:{own})(?![\w.-]*\w)|{_TERM.pattern}", re.IGNORECASE)
     for found in pattern.finditer(text):
         word = found[0] if found[0] in known else found[0].lower()
         term = word if word in known else word.removesuffix("s")

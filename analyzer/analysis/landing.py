@@ -143,7 +143,7 @@ def _broken(run: Run) -> Condition | None:
     if loss_step == step:
         parts.append("the loss")
     if first is not None and first.step == step:
-        part = f"the {first.what} of {first.name}"
+        part = f"the {first.what} of {_said(first.name)}"
         parts = [part] if first.what == "activation" else [*parts, part]
     where = ", then in ".join(parts)
     text = f"{run.name} is sick: NaN or infinite from step {step:,} on, first in {where}"
@@ -158,11 +158,11 @@ def _no_better(run: Run) -> str:
 
 def _along_trunk(run: Run, history: Sequence[Trunk]) -> Condition | None:
     """What is sick along depth; None where nothing is."""
-    first, last = history[0].ends
+    first, last = map(_said, history[0].ends)
     for kind, what, where, amount, limit in (
         ("vanishing", "falls", f"from {last} to {first}", "decades_fallen", _SICK),
         ("exploding", "grows", f"from {last} back to {first}", "decades_grown", _SICK),
-        ("cliff", "loses", f"at {_worst(history).drop_layer}", "cliff", _CLIFF),
+        ("cliff", "loses", f"at {_said(_worst(history).drop_layer)}", "cliff", _CLIFF),
     ):
         sick = [one for one in history if getattr(one, amount) >= limit]
         if sick:
@@ -183,6 +183,11 @@ def _otherwise(run: Run, history: Sequence[Trunk]) -> Condition:
         return Condition(run.name, "kept", f"{run.name} {word}: {kept}", _ends(history))
     text = f"{run.name} is sick, though {kept}: {severe.sentence.rstrip('.')}"
     return Condition(run.name, "finding", text, severe.steps)
+
+
+def _said(name: str) -> str:
+    """The name of a layer in a sentence; a number alone would be read as one."""
+    return f"layer {name}" if name.isdigit() else name
 
 
 def _worst(history: Sequence[Trunk]) -> Trunk:

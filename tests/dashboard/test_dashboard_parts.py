@@ -204,6 +204,10 @@ def test_words_that_a_newcomer_does_not_know_say_what_they_are(text: str, term: 
 
 
 def test_terms_say_what_they_mean_where_they_come_first() -> None:
+    # A name that is a part of another word is not meant.
+    text = "deep-0 is sick: its gradient falls from 12 to 0."
+    marks = [one for one in explained(text, {"0": "the first"}) if not isinstance(one, str)]
+    assert [(one.children, one.title) for one in marks] == [("0", "the first")]
     parts = explained("An arc per join; the shortcut share of joins, decades wide.")
     terms = {part.children: part.title for part in parts if not isinstance(part, str)}
     assert list(terms) == ["join", "shortcut share", "decades"]

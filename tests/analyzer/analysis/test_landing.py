@@ -62,6 +62,16 @@ def test_just_below_the_limit_nothing_is_sick(tmp_path: Path) -> None:
     assert "sick" in sentence(tmp_path / "more", decades=2.6)
 
 
+def test_layers_whose_names_are_numbers_are_called_layers(tmp_path: Path) -> None:
+    layers = [layer_row(k, str(k)) for k in range(4)]
+    rows = [[1e-9, 1e-6, 1e-3, 1.0]] * 2
+    run = write_run(tmp_path / "fall-0", [1.0] * 2, rows, layers=layers)
+    assert "falls 9 decades from layer 3 to layer 0, since" in condition(open_run(run)).sentence
+    rows = [[1.0] * 4, [1.0, 1.0, float("nan"), 1.0]]
+    run = write_run(tmp_path / "nan", [1.0] * 2, rows, layers=layers)
+    assert "of layer 2" in condition(open_run(run)).sentence
+
+
 def test_what_is_lost_at_one_layer_is_named_with_the_layer(tmp_path: Path) -> None:
     words = sentence(tmp_path, cliff=(LAYERS - 2, 2.2), losses=[2.3, 1.0, 0.9, 0.8])
     assert "loses 2.2 decades at block3.1" in words

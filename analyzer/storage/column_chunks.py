@@ -8,7 +8,6 @@ bytes, and nothing in Arrow looks at these otherwise; they are read here.
 
 import io
 import re
-from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -24,16 +23,16 @@ _PATH, _STATISTICS = 3, 12
 _BOUNDS = ((6, 5), (2, 1))
 
 
-class _ReachedError(Exception):
-    """The first byte of a column was asked for: what its footer says was accepted."""
-
-
 class _NoBytes(io.RawIOBase):
-    """A file of a size, of which nothing can be read."""
+    """A file of a size that has nothing to read, and knows whether somebody asked.
+
+    It raises nothing: Arrow would keep the error, and with it all frames and what they hold.
+    """
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self._size, self._at = size, 0
+        self.was_asked = False
 
     def readable(self) -> bool:
         return True
@@ -49,10 +48,12 @@ class _NoBytes(io.RawIOBase):
         return self._at
 
     def read(self, size: int = -1) -> bytes:
-        raise _ReachedError
+        self.was_asked = True
+        return b""
 
     def readinto(self, buffer: Any) -> int:
-        raise _ReachedError
+        self.was_asked = True
+        return 0
 
 
 def check_chunks(metadata: pq.FileMetaData, size: int) -> None:
@@ -61,11 +62,15 @@ def check_chunks(metadata: pq.FileMetaData, size: int) -> None:
     Raises:
         OSError, ValueError, pyarrow.ArrowException: If it is damaged.
     """
-    reader = pq.ParquetReader()
-    reader.open(pa.PythonFile(_NoBytes(size), "r"), metadata=metadata, pre_buffer=True)
+    reader, source = pq.ParquetReader(), _NoBytes(size)
+    reader.open(pa.PythonFile(source, "r"), metadata=metadata, pre_buffer=True)
     groups, columns = range(metadata.num_row_groups), range(metadata.num_columns)
-    with suppress(_ReachedError):
+    try:
         reader.read_row_groups(list(groups), column_indices=list(columns), use_threads=False)
+    except (OSError, ValueError, pa.ArrowException):
+        # Whoever asks for the bytes of columns has accepted what the footer says of them.
+        if not source.was_asked:
+            raise
 
 
 def group_bounds(footer: bytes, name: str, count: int) -> list[tuple[int, int] | None]:

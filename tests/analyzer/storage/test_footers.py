@@ -77,6 +77,16 @@ def test_no_bit_of_a_footer_ends_the_process(writer: str, tmp_path: Path) -> Non
     assert 0 < whole < tried / 2
 
 
+def test_a_part_that_nobody_holds_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "part.parquet"
+    pq.write_table(pa.table({"step": [3, 4], "a": [0.5, 1.5]}), path)
+    open_files = Path("/proc/self/fd")
+    before = len([*open_files.iterdir()])
+    for _ in range(40):
+        OpenPart(path)
+    assert len([*open_files.iterdir()]) < before + 5
+
+
 @pytest.mark.parametrize("kind", ["int32", "int64"])
 @pytest.mark.parametrize("writer", ["own", "another"])
 def test_the_bounds_of_steps_are_those_that_arrow_reads(

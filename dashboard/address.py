@@ -3,6 +3,7 @@
 import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from flask import Flask, redirect, request
@@ -222,6 +223,10 @@ class Context:
         """Its id."""
         wanted = self.address.run_of
         return wanted if wanted in self.ids else self.ids[0]
+
+    def is_settled(self, answer: Any | None) -> bool:
+        """Whether a long answer, which this thread was just given, is of the runs as they are."""
+        return not self.library.was_behind() and answer is not None
 
     def few(self, most: int) -> tuple[Run, ...]:
         """Return the runs in a figure that has room for a few, in their order.

@@ -364,10 +364,11 @@ def _connect_answer(
     def answer(_mark: str, count: int | None, search: str | None) -> tuple[Any, ...]:
         if count:
             library.drawn.set()
-        found = find(seen(search))
+        chosen = seen(search)
+        found = find(chosen)
         if found is None:
             return (*[no_update] * len(places), False)
-        return (*(found if len(places) > 1 else [found]), True)
+        return (*(found if len(places) > 1 else [found]), chosen.is_settled(found))
 
 
 def _connect_scripts(app: Dash) -> None:

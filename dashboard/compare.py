@@ -39,7 +39,7 @@ def layout(context: Context) -> list[Any]:
     found = verdict_of(context)
     sentence, table = found or ([message(LOOKING)], [])
     return [
-        soon(Id.VERDICT_SOON, found is not None),
+        soon(Id.VERDICT_SOON, context.is_settled(found)),
         html.Div(sentence, id=Id.VERDICT),
         html.Div(table, id=Id.CLAIMS),
         *cards(context, page_of("profile_overlay")),

@@ -30,7 +30,7 @@ def layout(context: Context) -> list[Any]:
     """Return the findings of all chosen runs, or that they are looked for."""
     found = finding_list(context)
     shown = [message(LOOKING)] if found is None else found
-    return [soon(Id.FINDINGS_SOON, found is not None), html.Div(shown, id=Id.FINDINGS)]
+    return [soon(Id.FINDINGS_SOON, context.is_settled(found)), html.Div(shown, id=Id.FINDINGS)]
 
 
 def finding_list(context: Context) -> list[Any] | None:

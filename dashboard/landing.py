@@ -43,7 +43,7 @@ def layout(context: Context) -> list[Any]:
     chosen = [controls(context, "few")] if len(context.runs) > panel.most_runs else []
     return [
         *chosen,
-        soon(Id.HEADLINE_SOON, found is not None),
+        soon(Id.HEADLINE_SOON, context.is_settled(found)),
         html.Div(
             [
                 html.Div(said, id=Id.HEADLINE, className="said"),
@@ -124,12 +124,14 @@ def _ends(context: Context) -> dict[str, str]:
 
 def _readings(context: Context, found: Landing) -> list[Any]:
     """A card for each number: the numbers in large type, the run of each below it."""
-    styles = dict(zip(context.runs, run_labels(context.runs), strict=True))
+    # By folder: of runs that have grown the answer before is told until the new one is there.
+    paths = [run.path for run in context.runs]
+    styles = dict(zip(paths, run_labels(context.runs), strict=True))
     cards = []
     for reading in found.readings:
         values = []
         for name, run, value in reading.values:
-            place = styles[run].style
+            place = styles[run.path].style
             color = f"light-dark({LIGHT.style(place).color}, {DARK.style(place).color})"
             dot = html.Span(className="dot", style={"background": color})
             long = " is-text" if value[:1].isalpha() else ""

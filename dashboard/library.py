@@ -30,7 +30,7 @@ from .cache import Cache, Line
 __all__ = ["Library", "Listed", "Pulse", "pulse", "revision", "shortened", "source_named"]
 
 # A figure is less than half a MB.
-_SIZES = {"runs": 32, "records": 8, "figures": 24, "answers": 16, "words": 10_000}
+_SIZES = {"runs": 32, "records": 8, "figures": 24, "answers": 16, "told": 16, "words": 10_000}
 # Longer runs take seconds to judge; their findings are one click away.
 _MOST_ROWS = 2_000_000
 _LONGEST_REST = 0.5
@@ -69,6 +69,7 @@ class Library:
         keep_fresh(sources)
         self.cache = Cache(**_SIZES)
         self._opening = threading.Lock()
+        self._here = threading.local()
         self.drawn = threading.Event()
         self.drawn.set()
         self._answering, self._judging = Line("answers"), Line("words")
@@ -151,25 +152,35 @@ class Library:
     ) -> Any | None:
         """Return a long answer about runs, such as findings; None while a thread works on it.
 
-        What ``find`` raises is raised here. A request waits ``patience`` seconds.
+        While it does so for runs that have grown, that is the answer before: new steps may come
+        faster than it is found. What ``find`` raises is raised here. A request waits ``patience``
+        seconds.
         """
         future, is_new = self.cache.slot("answers", (what, runs))
+        key = (what, *(run.path for run in runs))
 
         def work() -> None:
             self.drawn.wait(_FIGURE_SECONDS)
             try:
                 future.set_result(find())
+                self.cache.put("told", key, future.result())
             except Exception as error:
                 # Raised where the answer is asked for, which knows what to say about it.
                 future.set_exception(error)
             pa.default_memory_pool().release_unused()
 
         if is_new:
-            self._answering.put((what, *(run.path for run in runs)), work)
+            self._answering.put(key, work)
         try:
             return future.result(patience)
         except StillLookedFor:
-            return None
+            self._here.is_behind = True
+            return self.cache.peek("told", key)
+
+    def was_behind(self) -> bool:
+        """Whether an answer that this thread was given since it last asked so was an older one."""
+        was, self._here.is_behind = getattr(self._here, "is_behind", False), False
+        return was
 
     def word(self, path: Path, mark: object) -> str | None:
         """Return what is worst about a run, in a word; the list of runs never waits for it.

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -180,12 +181,17 @@ def explain(
         analyzer explain runs/mine
     """  # noqa: D301 -- click reads the control character
     from analyzer.analysis.verdict import verdict, verdict_on
-    from analyzer.cli.terminal import console, json_text
+    from analyzer.cli.terminal import console, json_text, printable
+    from analyzer.storage.run_json import losses
 
     if residual is None:
         said = verdict_on(_open(plain, runs_dir))
     else:
         said = verdict(*_opened_pairs(plain, residual, runs_dir))
+    # Known once everything was read: without a part of it an answer may be another one.
+    for run in chain(*said.runs):
+        for sentence in (*losses(run.manifest), *run.warnings):
+            typer.echo(f"warning: {printable(f'{run.name}: {sentence}', 300)}", err=json)
     if json:
         typer.echo(json_text(said.as_json()))
         return

@@ -210,6 +210,7 @@ def _record_alone(options: RecordOptions, run: Path | None = None) -> int:
     try:
         ending = session.run_script()
         if not _is_left_to_us(session, ending):
+            session.last_words += _unused(options)
             session.end_script(ending)
             ending.leave()
         calls = session.discard()
@@ -225,6 +226,20 @@ def _record_alone(options: RecordOptions, run: Path | None = None) -> int:
     except AnalyzerError:
         session.remove_empty_folder()
         raise
+
+
+def _unused(options: RecordOptions) -> list[str]:
+    """That options of the built-in loop were given for a program that trains by itself."""
+    given = [
+        flag(field.name)
+        for field in options_of()
+        if field.metadata["option"].scope == MODEL_FILE
+        and getattr(options, field.name) != field.default
+    ]
+    return given and [
+        f"{', '.join(given)}: only for model files, and not used; what {options.target} itself is "
+        "to read stands behind its name"
+    ]
 
 
 def _is_left_to_us(session: ScriptSession, ending: Ending) -> bool:

@@ -34,6 +34,8 @@ class ScriptSession(Session):
         self._cannot_record = self._has_ended = False
         self._pid = os.getpid()
         self._began = datetime.now(UTC).isoformat()
+        # The other net of a twin was such a process, and is not the script's.
+        self._earlier_seconds = _seconds_of_children()
 
     def run_script(self) -> Ending:
         """Run the target as a program, recording from the moment at which it has torch."""
@@ -79,12 +81,7 @@ class ScriptSession(Session):
         return self._child_seconds() >= _MOST_SECONDS and "torch._inductor" not in sys.modules
 
     def _child_seconds(self) -> float:
-        try:
-            import resource
-        except ImportError:  # not on Windows
-            return 0.0
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return used.ru_utime + used.ru_stime
+        return _seconds_of_children() - self._earlier_seconds
 
     def _begin(self) -> None:
         """Start to record; a failure here must not become one of the script's `import torch`."""
@@ -269,3 +266,13 @@ class ScriptSession(Session):
         if os.getpid() == self._pid and self.rank.number == 0:  # not in a process that was forked
             for sentence in self.last_words:
                 self.say(sentence)
+
+
+def _seconds_of_children() -> float:
+    """Processor time of the programs that this process started and waited for."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0.0
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

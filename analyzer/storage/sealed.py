@@ -68,9 +68,9 @@ def _footer(file: BinaryIO) -> tuple[int, bytes]:
     file.seek(size - _TAIL.size)
     length, magic = _TAIL.unpack(file.read(_TAIL.size))
     start = size - _TAIL.size - length
-    LIMITS.check("footer_mib", length / 2**20, "its footer takes")
     if magic != b"PAR1" or start < 4:
         raise ValueError("its end is missing")
+    LIMITS.check("footer_mib", length / 2**20, "its footer takes")
     file.seek(start)
     return start, file.read()
 

@@ -201,9 +201,14 @@ def product(
         "initialization": initialization,
         "width": width,
         "lr": lr,
-        **(grid or {}),
-        "seed": seed,
     }
+    for name in grid or {}:
+        if len(given.get(name, ())):
+            raise AnalyzerError(
+                f"values of {name} are given twice, by an option of their own and by --grid; "
+                "leave one out"
+            )
+    given |= {**(grid or {}), "seed": seed}
     if "seed" in map(plain_name, grid or {}):
         if list(seed) != [0]:
             raise AnalyzerError("seeds are given twice, by --seeds and by --grid; leave one out")

@@ -8,6 +8,7 @@ import pytest
 from analyzer.analysis.findings import THRESHOLDS
 from analyzer.cli import main
 from analyzer.cli.terminal import json_text
+from tests.support.full_run import write_full_pair
 from tests.support.runs import layer_row, write_run
 
 JOIN = {
@@ -164,6 +165,19 @@ def test_explain_prints_every_claim_with_its_query(
     assert "not measured  Are the gradients of different inputs unrelated without" in text
     assert "In the queries, plain is analyzer.open_run(...) of plain, residual of residual." in text
     assert "analyzer probe plain shattering --replay" in " ".join(text.split())
+
+
+def test_explain_names_what_of_a_run_cannot_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, residual = write_full_pair(tmp_path)
+    damaged = sorted((residual / "probes" / "lesion").iterdir())[-1]
+    damaged.write_bytes(damaged.read_bytes()[:-200])
+    said = f"warning: residual: probes/lesion/{damaged.name} cannot be read and is left out"
+    assert said in called(capsys, 0, "explain", plain, residual)
+    assert main(["explain", str(plain), str(residual), "--json"]) == 0
+    told = capsys.readouterr()
+    assert said in told.err and json.loads(told.out)["sentence"]
 
 
 def test_explain_as_json_takes_several_seeds(

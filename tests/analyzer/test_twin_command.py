@@ -69,6 +69,42 @@ def test_a_twin_is_recorded_first_and_the_files_are_the_unchanged_runs(tmp_path)
     assert plain["argv"] == ["train.py", "3"]
 
 
+MODEL_FILE = """
+import time, torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x + torch.relu(self.linear(x))
+
+def build_model():
+    start = time.process_time()
+    while time.process_time() < start + 1.2:  # what the twin takes is no program of the model's
+        pass
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), Block(), nn.Linear(8, 10))
+"""
+
+
+def test_a_model_file_is_trained_after_its_twin(tmp_path):
+    (tmp_path / "model.py").write_text(MODEL_FILE)
+    done = record(tmp_path, "--twin", "--run", "mine", "--steps", "2", "model.py")
+    assert done.returncode == 0, done.stderr
+    assert len(losses(tmp_path / "mine")) == len(losses(tmp_path / "mine-plain")) == 2
+    assert "nothing is recorded" not in done.stderr
+
+
+def test_options_of_the_built_in_loop_are_not_silently_ignored_of_a_script(tmp_path):
+    (tmp_path / "train.py").write_text(RESIDUAL)
+    done = record(tmp_path, "--lr", "0.5", "--run", "mine", "train.py", "0")
+    said = "analyzer: --lr: only for model files, and not used; what train.py itself is to read"
+    assert done.returncode == 0 and said in done.stderr
+    assert "only for model files" not in record(tmp_path, "--run", "other", "train.py", "0").stderr
+
+
 @pytest.mark.slow
 def test_zoo_networks_have_twins_too_and_folders_are_the_next_free_pair(tmp_path):
     (tmp_path / "runs" / "simple4-0-plain").mkdir(parents=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from analyzer.dashboard import drawing
+from analyzer.dashboard import drawing, landing
 from analyzer.dashboard.address import Context, context, parse
 from analyzer.dashboard.app import Warmer, create_app
 from analyzer.dashboard.drawing import shown_steps
@@ -56,6 +56,52 @@ def test_a_request_does_not_wait_for_a_long_answer_and_then_has_it(run: Run) -> 
     done.set()
     assert later(library, "findings", (run,), find) == "vanishing"
     assert len(calls) == 1
+
+
+def test_a_run_that_grows_faster_than_it_is_judged_shows_the_answer_before(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "a", [1.0, 0.5], FEW[:2])
+    library = Library([tmp_path])
+    first, second = open_run(path), open_run(path)  # the same run, before and after it has grown
+    assert later(library, "landing", (first,), lambda: "old") == "old"
+    library.was_behind()
+    hold = threading.Event()
+
+    def find() -> str:
+        hold.wait(10)
+        return "new"
+
+    seen = Context(library, parse("?run=a"), (second,), (), ("a",))
+    assert library.answer("landing", (second,), find) == "old"
+    # The page goes on to ask.
+    assert not seen.is_settled("old")
+    hold.set()
+    assert library.answer("landing", (second,), find, patience=10) == "new"
+    assert seen.is_settled("new") and not seen.is_settled(None)
+    # Of another run nothing is told before it is known.
+    other = open_run(write_run(tmp_path / "b", [1.0], FEW[:1]))
+    hold.clear()
+    assert library.answer("landing", (other,), find) is None
+    hold.set()
+
+
+def test_the_first_page_of_a_run_that_grows_shows_the_verdict_before(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    path, hold = write_run(tmp_path / "a", [1.0, 0.5], FEW[:2]), threading.Event()
+    library, judge = Library([tmp_path]), landing.landing
+    monkeypatch.setattr(
+        landing, "landing", lambda runs: (runs[0] is first or hold.wait(10)) and judge(runs)
+    )
+    first, second = open_run(path), open_run(path)  # the same run, before and after it has grown
+    before, after = (
+        Context(library, parse("?run=a"), (one,), (), ("a",)) for one in (first, second)
+    )
+    while (told := landing.answer_of(before)) is None:
+        time.sleep(0.01)
+    library.was_behind()
+    shown = landing.answer_of(after)
+    hold.set()
+    assert shown is not None and str(shown) == str(told) and not after.is_settled(shown)
 
 
 def test_a_short_answer_is_there_at_once(run: Run) -> None:

@@ -318,6 +318,7 @@ def test_a_study_below_the_working_folder_is_named_from_there(tmp_path, capsys, 
         (["--depths", "8", "--seeds", "1000000000"], "the plan has 2,000,000,000 points"),
         (["--script", __file__, "--grid", "--a-b 1", "--grid", "a_b 2"], "argument twice"),
         (["--script", __file__, "--grid", "--seed 1,2", "--seeds", "3"], "seeds are given twice"),
+        (["--model", __file__, "--depths", "8", "--grid", "depth 1,2"], "depth are given twice"),
         (["--depths", "8", "--ray", "auto"], "pip install 'gradient-flow-analyzer[ray]'"),
     ],
 )

@@ -282,11 +282,12 @@ def _lines() -> Any:
             _say(f"study {study.path.name}: {len(points)} points, {left} to run")
         for name in ended:
             if name not in known:
+                # Of several that ended since the last look each has its own number.
                 known.add(name)
-                done = len(ended) - before[0]
-                seconds = (time.monotonic() - began) / done * (len(points) - len(ended))
+                done = len(known) - before[0]
+                seconds = (time.monotonic() - began) / done * (len(points) - len(known))
                 time_left = f", about {seconds:.0f} s left" if seconds else ""
-                _say(f"{name} {states[name]} ({len(ended)} of {len(points)}{time_left})")
+                _say(f"{name} {states[name]} ({len(known)} of {len(points)}{time_left})")
 
     return show
 

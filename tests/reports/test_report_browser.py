@@ -75,6 +75,18 @@ def test_every_figure_is_drawn_and_nothing_is_refused(
     tab.close()
 
 
+def test_on_a_phone_captions_of_tables_have_the_width_of_the_page(browser: Any, file: Path) -> None:
+    tab = browser.new_page(viewport={"width": 390, "height": 844})
+    tab.goto(f"file://{file}")
+    seen = "one.getClientRects().length && one.closest('.wide')"
+    widths = tab.evaluate(
+        f"[...document.querySelectorAll('caption')].filter((one) => {seen})"
+        ".map((one) => one.getBoundingClientRect().width)"
+    )
+    assert widths and min(widths) > 250
+    tab.close()
+
+
 def test_the_data_of_a_figure_can_be_saved(browser: Any, file: Path, story: Story) -> None:
     tab = browser.new_page()
     tab.goto(f"file://{file}")

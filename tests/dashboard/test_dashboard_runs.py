@@ -78,7 +78,8 @@ def test_a_click_sorts_and_the_address_holds_it(
 def test_the_address_follows_the_step_while_it_is_dragged(visit: Callable[..., Any]) -> None:
     there = visit(viewport={"width": 1440, "height": 900})
     page = there.go("/flow?run=plain")
-    there.until("() => document.querySelector('#step-range') !== null")
+    # Before its steps have come there is nothing to choose from.
+    there.until("() => document.querySelector('#step-output')?.textContent.includes('(last)')")
     page.evaluate(
         """() => {
           const range = document.querySelector('#step-range');

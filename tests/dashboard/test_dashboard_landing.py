@@ -76,6 +76,7 @@ def test_it_says_what_the_analysis_says_with_three_numbers_of_each_run(
 def test_all_of_it_is_on_the_first_screen_of_a_laptop(visit: Open, query: str) -> None:
     shown = visit(viewport={"width": 1440, "height": 900})
     page = answered(shown, "/" + query)
+    shown.until("document.querySelector('.picture .js-plotly-plot .main-svg') !== null")
     for place in (".headline", ".cause", ".evidence", "#readings", ".picture .js-plotly-plot"):
         box = page.locator(place).bounding_box()
         assert box["y"] >= 56 and box["y"] + box["height"] <= 900, place

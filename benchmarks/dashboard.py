@@ -243,12 +243,10 @@ def each_page(browser: Any, folder: Path, servers: int) -> None:
         columns = "".join(_times(states[state]) for state in ("cold", "warm"))
         print(f"  {path + ' ' + name:38}{columns}", flush=True)
     for state in ("cold", "warm"):
-        for worst in sorted((x for one in found.values() for x in one[state]), key=_cpu)[-1:]:
+        replies = [x for one in found.values() for x in one[state]]
+        if replies:
+            worst = max(replies, key=lambda x: x.cpu)
             report(f"most processor time, {state} ({worst.name})", worst.cpu, "ms", 150)
-
-
-def _cpu(reply: Reply) -> float:
-    return reply.cpu
 
 
 def _times(replies: list[Reply]) -> str:

@@ -266,7 +266,7 @@ def _without_shortcuts(
     """
     try:
         at, rows = probe_rows_at(run, "counterfactual", step)
-        fallen = fallen_without_shortcuts(run, step)
+        fallen = fallen_without_shortcuts(run, rows)
     except NotRecordedError:
         return 0, np.empty(0), math.nan
     taken = rows[(rows["skip_scale"] == 0) & ~rows["rescaled"].astype(bool)]

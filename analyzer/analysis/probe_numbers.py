@@ -256,7 +256,8 @@ def counterfactual(run: Run) -> Measured:
     ``other`` are those without its shortcuts, ``scale`` those without them where its branches are
     rescaled as well. The ends are the shallowest and the deepest layer with parameters.
     """
-    step, rows, (first, last) = _switched(run, 0)
+    step, rows = probe_rows_at(run, "counterfactual", 0)
+    rows, first, last = _between_ends(run, rows)
     fallen = [_fallen(rows, first, last, *kind) for kind in ((1, False), (0, False), (0, True))]
     query = (
         f'RUN.probe("counterfactual").query("step == {step} and rescaled == False")'
@@ -269,15 +270,13 @@ def counterfactual(run: Run) -> Measured:
     return Measured(fallen[0], query, (step,), scale=fallen[2], other=fallen[1], where=where)
 
 
-def fallen_without_shortcuts(run: Run, step: int | None) -> float:
-    """Return ``other`` of `counterfactual` at the probed step nearest to one, None for the last."""
-    _, rows, (first, last) = _switched(run, step)
-    return _fallen(rows, first, last, 0, False)
+def fallen_without_shortcuts(run: Run, rows: "pd.DataFrame") -> float:
+    """Return ``other`` of `counterfactual` from the rows of that probe at a step."""
+    return _fallen(*_between_ends(run, rows), 0, False)
 
 
-def _switched(run: Run, step: int | None) -> "tuple[int, pd.DataFrame, tuple[int, int]]":
-    """A probed step, its rows of layers with parameters, the shallowest and the deepest of them."""
-    step, rows = probe_rows_at(run, "counterfactual", step)
+def _between_ends(run: Run, rows: "pd.DataFrame") -> "tuple[pd.DataFrame, int, int]":
+    """Rows of layers with parameters, and the shallowest and the deepest of these layers."""
     layers = run.layers.set_index("layer")
     owners = layers[(layers["num_parameters"] > 0) & (layers["role"] != "shortcut")]
     rows = rows[rows["layer"].isin(owners.index)]
@@ -285,7 +284,7 @@ def _switched(run: Run, step: int | None) -> "tuple[int, pd.DataFrame, tuple[int
         raise not_recorded("layers of probe counterfactual were", run, "record it in eager mode")
     places = relative_depth(rows["layer"].map(owners["depth"]))
     first, last = (int(rows["layer"].iloc[at]) for at in (places.argmin(), places.argmax()))
-    return step, rows, (first, last)
+    return rows, first, last
 
 
 def _fallen(rows: "pd.DataFrame", first: int, last: int, scale: float, rescaled: bool) -> float:

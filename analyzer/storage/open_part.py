@@ -40,6 +40,6 @@ def _opened(path: Path, _inode: int, _changed: int, _size: int) -> OpenPart:
 
 
 def open_part(path: Path) -> OpenPart:
-    """Return an open part; the last ones stay open, and a file that was changed is opened anew."""
+    """Return an open part; the last ones stay open, and a file that was changed is opened again."""
     stat = path.stat()
     return _opened(path, stat.st_ino, stat.st_mtime_ns, stat.st_size)

@@ -72,7 +72,7 @@ def test_a_run_that_grows_faster_than_it_is_judged_shows_the_answer_before(tmp_p
 
     seen = Context(library, parse("?run=a"), (second,), (), ("a",))
     assert library.answer("landing", (second,), find) == "old"
-    # The page goes on to ask.
+    # The page keeps asking.
     assert not seen.is_settled("old")
     hold.set()
     assert library.answer("landing", (second,), find, patience=10) == "new"

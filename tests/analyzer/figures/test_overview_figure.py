@@ -11,6 +11,7 @@ import pytest
 
 from analyzer.analysis.numerals import decades_fallen
 from analyzer.analysis.overview import Overview, overview
+from analyzer.analysis.per_run import probe_rows_at
 from analyzer.analysis.probe_numbers import counterfactual, fallen_without_shortcuts
 from analyzer.analysis.trunk import trunk
 from analyzer.analysis.view import View
@@ -30,6 +31,11 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, ...]:
 @pytest.fixture
 def info(pair: tuple[Run, ...]) -> Overview:
     return overview(View(pair, step=30))
+
+
+def without_at(run: Run, step: int) -> float:
+    """Decades that the gradient falls without shortcuts at the probed step nearest to one."""
+    return fallen_without_shortcuts(run, probe_rows_at(run, "counterfactual", step)[1])
 
 
 def numbers(packed: dict[str, Any]) -> Any:
@@ -60,7 +66,7 @@ def test_each_row_says_what_it_shows_with_its_numbers(
     assert words[0].endswith("dotted: not an identity")
     assert words[1].startswith("gradient of layer outputs at step 30: — plain — residual")
     probed = info.runs[1].without_step
-    fallen = decades_fallen(fallen_without_shortcuts(pair[1], 30))
+    fallen = decades_fallen(without_at(pair[1], 30))
     assert words[1].endswith(f"┈ without shortcuts (weights of step {probed}, {fallen}) ╌ fit")
     kept = ["plain: all recorded steps (drag the line)", "residual: all recorded steps"]
     assert words[2:4] == kept
@@ -82,7 +88,7 @@ def test_the_profile_without_shortcuts_is_what_the_probe_measured(
     low = 10 ** figure.layout.yaxis2.range[0]
     assert low <= np.nanmin(column.without)
     # Its number is that of the claim about the same weights, first to deepest layer with weights.
-    assert fallen_without_shortcuts(pair[1], 0) == counterfactual(pair[1]).other
+    assert without_at(pair[1], 0) == counterfactual(pair[1]).other
     layers = pair[1].layers
     owners = layers[(layers["num_parameters"] > 0) & (layers["role"] != "shortcut")]["layer"]
     norms = expected.reindex([one for one in owners if one in expected.index])

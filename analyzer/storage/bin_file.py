@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from analyzer.storage.arrays import as_array, as_numpy, is_present
 from analyzer.storage.bins import Bins, ids_of_each_bin
+from analyzer.storage.column_chunks import group_bounds
 from analyzer.storage.parts import listing
 from analyzer.storage.schema import TABLES, key_column
-from analyzer.storage.sealed import open_file
+from analyzer.storage.sealed import open_with_footer
 
-__all__ = ["BinFile", "Chunk", "bins_from", "chunks_in", "opened", "table_from"]
+__all__ = ["COUNTS", "BinFile", "Chunk", "bins_from", "chunks_in", "opened", "table_from"]
 
 # A number of a thousand layers is 5 MB; figures of two runs ask for four of each.
 _MOST_BYTES = 80 << 20
@@ -30,6 +31,8 @@ _ROWS_AT_ONCE = 32_768
 _MOST_ROWS = 20_000_000
 NUMBERS = ("min", "mean", "max", "num_finite", "num_nonfinite")
 """What a file holds of each column; its columns are ``<column>_<number>``."""
+COUNTS = ("_num_finite", "_num_nonfinite")
+"""How the columns of counts end. The file that holds all says between what each lies."""
 
 _NAME = re.compile(r"(\d{12,18})-(\d{12,18})\.w(\d{1,18})\.parquet")
 
@@ -146,7 +149,8 @@ class BinFile:
     def __init__(self, path: Path, inode: int, width: int, key: str | None) -> None:
         self._place, self.width = (path, inode), width
         # Reading ahead takes five times as long where the file is in memory anyway.
-        self._file, self._lock = open_file(path, pre_buffer=False), Lock()
+        self._file, self._footer = open_with_footer(path, pre_buffer=False)
+        self._lock = Lock()
         if self._file.metadata.num_rows > _MOST_ROWS:
             raise ValueError(f"it has {self._file.metadata.num_rows:,} bins")
         self._columns = frozenset(self._file.schema_arrow.names)
@@ -182,10 +186,21 @@ class BinFile:
         return self.part(column, number).reshape(-1, len(self.grid.ids))
 
     def _read(self, name: str, *, is_count: bool) -> NDArray[Any]:
+        if is_count and (same := self._same(name)) is not None:
+            return np.broadcast_to(np.int64(same), (self._length,))
         values = self._numbers(name, is_count=is_count)
         values = _small(values) if is_count else values
         values.flags.writeable = False
         return values
+
+    def _same(self, name: str) -> int | None:
+        """The one number that all rows of a column of counts hold; None where they differ.
+
+        So it is in most files, and the footer says so.
+        """
+        bounds = group_bounds(self._footer, name, self._file.num_row_groups)
+        ends = {end for pair in bounds for end in pair or (0, 1)}
+        return ends.pop() if len(ends) == 1 else None
 
     def _numbers(self, name: str, *, is_count: bool) -> NDArray[Any]:
         """The numbers of a column; NaN or 0 for null.

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analyzer.storage.arrays import conform, unified
-from analyzer.storage.bin_file import Chunk, bins_from, chunks_in, table_from
+from analyzer.storage.bin_file import COUNTS, Chunk, bins_from, chunks_in, table_from
 from analyzer.storage.bins import Bins, Numbers, concatenated, rebinned, single
 from analyzer.storage.parts import READ_FAILURES, replace_file, write_table
 from analyzer.storage.schema import key_column
@@ -27,6 +28,9 @@ __all__ = ["MAX_BINS", "BinWriter", "TableBins"]
 MAX_BINS = 1024
 # Rows of one file: small enough to hold two of them in memory with a thousand layers.
 _CHUNK_ROWS = 8_192
+# Rows of a row group of the last file. What a reader does for each of them, and for each column in
+# it, takes as long as to unpack 8,192 rows.
+_GROUP_ROWS = 32_768
 # Rows that are binned at once: the arrays for it are ten times as large as the rows.
 _SLICE_ROWS = 8_192
 # This many rows are read and binned in the time that opening and reading the bins takes, which are
@@ -138,13 +142,18 @@ class BinWriter:
                 self._remove(chunk)
 
     def _copy(self, chunks: Sequence[Chunk], target: Path, whole: Chunk) -> None:
-        """Copy files into one, a row group each."""
+        """Copy files into one, several in a row group."""
         paths = [self._folder / chunk.name for chunk in chunks]
         schema = placed(unified(pq.read_schema(path) for path in paths), self._place(whole))
-        with pq.ParquetWriter(target, schema, **encoding(schema)) as writer:
+        counts = [name for name in schema.names if name.endswith(COUNTS)]
+        with pq.ParquetWriter(target, schema, **encoding(schema, bounded=counts)) as writer:
+            waiting: list[pa.Table] = []
             for path in paths:
                 with open_file(path) as file:
-                    writer.write_table(conform(file.read(use_threads=False), schema))
+                    waiting.append(conform(file.read(use_threads=False), schema))
+                if sum(rows.num_rows for rows in waiting) >= _GROUP_ROWS or path == paths[-1]:
+                    writer.write_table(pa.concat_tables(waiting))
+                    waiting = []
         seal(target)
 
     def recover(self, before: int) -> int:

@@ -20,7 +20,9 @@ __all__ = ["check_chunks", "group_bounds"]
 
 # Fields of a column's metadata, and of the statistics in it: now, and in old files.
 _PATH, _STATISTICS = 3, 12
-_BOUNDS = ((6, 5), (2, 1))
+_BOUNDS, _NULLS = ((6, 5), (2, 1)), 3
+# Of a longer text the length takes several bytes.
+_MOST_LETTERS = 127
 
 
 class _NoBytes(io.RawIOBase):
@@ -76,7 +78,7 @@ def check_chunks(metadata: pq.FileMetaData, size: int) -> None:
 def group_bounds(footer: bytes, name: str, count: int) -> list[tuple[int, int] | None]:
     """Return the smallest and the largest value of a column of whole numbers in each row group.
 
-    None where the footer does not say it, or says it in a way that no writer uses.
+    None where some are null, and where the footer does not say it, or in a way that no writer uses.
 
     Args:
         footer: The bytes of the footer.
@@ -84,6 +86,8 @@ def group_bounds(footer: bytes, name: str, count: int) -> list[tuple[int, int] |
         count: How many row groups there are.
     """
     text = name.encode()
+    if len(text) > _MOST_LETTERS:
+        return [None] * count
     # A list of one text, in the field after that of the encodings.
     path = re.compile(re.escape(b"\x19\x18" + bytes([len(text)]) + text))
     places = [found.end() for found in path.finditer(footer)]
@@ -94,6 +98,8 @@ def _bounds(footer: bytes, at: int) -> tuple[int, int] | None:
     try:
         _, found = read_struct(footer, at, number=_PATH, last=_STATISTICS)
     except (IndexError, TooLargeError):
+        return None
+    if found.get((_STATISTICS, _NULLS), 0) != 0:
         return None
     for fields in _BOUNDS:
         low, high = (found.get((_STATISTICS, field), b"") for field in fields)

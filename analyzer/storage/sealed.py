@@ -28,11 +28,14 @@ _SMALL_BYTES = 4 << 20
 
 
 def encoding(
-    schema: pa.Schema, ids: Sequence[str] = ("layer", "parameter", "join")
+    schema: pa.Schema,
+    ids: Sequence[str] = ("layer", "parameter", "join"),
+    bounded: Sequence[str] = (),
 ) -> dict[str, object]:
     """Return the options that measured best: a dictionary for ids alone, floats split by byte.
 
-    Only ``step`` and ``start`` get statistics: they are all that a reader skips row groups by.
+    Only ``step`` and ``start`` get statistics, by which a reader skips row groups, and what is
+    ``bounded``.
     """
     floats = [field.name for field in schema if pa.types.is_floating(field.type)]
     return {
@@ -40,7 +43,7 @@ def encoding(
         "compression_level": 1,
         "use_dictionary": [name for name in ids if name in schema.names] or False,
         "use_byte_stream_split": floats or False,
-        "write_statistics": [name for name in ("step", "start") if name in schema.names] or False,
+        "write_statistics": [n for n in schema.names if n in ("step", "start", *bounded)] or False,
         "write_page_checksum": True,
     }
 
@@ -118,7 +121,12 @@ def open_file(path: Path, **options: Any) -> pq.ParquetFile:
     Raises:
         OSError, ValueError, pyarrow.ArrowException: If it is damaged, or another file has its name.
     """
-    file, place, _ = opened(path, **options)
+    return open_with_footer(path, **options)[0]
+
+
+def open_with_footer(path: Path, **options: Any) -> tuple[pq.ParquetFile, bytes]:
+    """Open a file as `open_file` does; return it and its footer."""
+    file, place, footer = opened(path, **options)
     if place is not None and not f"/{path.as_posix()}".endswith(f"/{place}"):
         raise ValueError(f"it is {place!r} under another name")
-    return file
+    return file, footer

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analyzer.storage import bin_writer
-from analyzer.storage.bin_file import chunks_in
+from analyzer.storage.bin_file import BinFile, chunks_in
 from analyzer.storage.bin_writer import MAX_BINS, BinWriter
 from analyzer.storage.bins import Numbers, concatenated, rebinned, single
 from analyzer.storage.run import open_run
@@ -100,6 +100,42 @@ def test_width_doubles_and_the_number_of_bins_stays(tmp_path: Path) -> None:
     (chunk,) = chunks_in(tmp_path)
     assert (chunk.start, chunk.end, chunk.width) == (0, 100_000, 128)
     assert MAX_BINS / 2 <= 100_000 / chunk.width <= MAX_BINS
+
+
+def test_what_all_rows_count_alike_is_read_from_the_footer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A count that differs in one row, and one that some rows lack, are read from the rows."""
+    small(monkeypatch)
+    monkeypatch.setattr(bin_writer, "_GROUP_ROWS", 50)
+    late, odd = "cosine", "join_gradient_norm"
+    folder = tmp_path / "splits"
+    overview, ids = BinWriter(folder, "splits"), np.arange(3, dtype=np.int32)
+    for step in range(100):
+        columns = (*NAMES, late) if step >= 40 else NAMES
+        values = np.ones((3, len(columns)))
+        values[1, 0] = np.nan if step == 70 else 1.0
+        overview.add(Numbers(columns, np.full(3, step), ids, values, None))
+    overview.finish()
+    (chunk,) = chunks_in(folder)
+    read: list[str] = []
+    numbers = BinFile._numbers
+
+    def seen(self: BinFile, name: str, *, is_count: bool) -> Any:
+        read.append(name)
+        return numbers(self, name, is_count=is_count)
+
+    monkeypatch.setattr(BinFile, "_numbers", seen)
+    file = BinFile(folder / chunk.name, 0, chunk.width, "join")
+    assert file._file.num_row_groups == 2  # of 75 rows
+    del read[:]
+    assert (file.part(NAMES[1], "num_finite") == 4).all()
+    assert (file.part(NAMES[1], "num_nonfinite") == 0).all()
+    assert not read
+    assert sorted(set(file.part(odd, "num_finite").tolist())) == [3, 4]
+    assert file.part(odd, "num_nonfinite").sum() == 1
+    assert (file.part(late, "num_finite") == np.repeat([0, 4], [30, 45])).all()
+    assert read == [f"{odd}_num_finite", f"{odd}_num_nonfinite", f"{late}_num_finite"]
 
 
 @pytest.mark.no_cover

@@ -158,14 +158,21 @@ def page_content(page: Page | None, path: str, context: Context) -> list[Any]:
     problems += states(context)
     if page is page_of("overview") and not context.address.runs:
         text = run_list.nothing(context.library)
-        mark = attributes(data_mark=pulse(context.library, ()).mark)
-        return [*head, html.Div(message(text, title="No runs yet"), id="nothing-yet", **mark)]
+        return [*head, _until_then(message(text, title="No runs yet"), context)]
     if (page.needs_run or page.shown) and not context.runs:
         text = "No run is chosen. Choose one in the field at the top, or on the page of runs."
         link = dcc.Link("Go to the page of runs", href=RUNS.path)
-        return [*head, *problems, message(text), html.P(link)]
+        lines = [*problems, message(text), html.P(link)]
+        is_awaited = context.address.runs or not context.library.listing()
+        return [*head, _until_then(lines, context)] if is_awaited else [*head, *lines]
     content = _LAYOUTS[page.key](context) if page.has_layout else cards(context, page)
     return [*head, *problems, *notes.header(context), *content]
+
+
+def _until_then(content: Any, context: Context) -> html.Div:
+    """What is shown until a run is there; then the browser asks for the page again."""
+    mark = attributes(data_mark=pulse(context.library, context.address.runs).mark)
+    return html.Div(content, id="nothing-yet", **mark)
 
 
 def _unknown(path: str) -> str:

@@ -297,7 +297,8 @@ def pulse(library: Library, run_ids: Sequence[str]) -> Pulse:
     listed = library.listing()
     chosen = [run for run in listed if run.id in run_ids]
     seen: list[tuple[object, ...]] = [
-        (run.id, run.summary.status, revision(run.summary.path)) for run in chosen or listed
+        (run.id, run.summary.status, revision(run.summary.path))
+        for run in (chosen if run_ids else listed)
     ]
     if not run_ids:
         # The words of the list are found one after the other; each changes what it shows.
@@ -307,7 +308,9 @@ def pulse(library: Library, run_ids: Sequence[str]) -> Pulse:
         running = sum(run.summary.status == "running" for run in listed)
         return Pulse(mark, f"{len(listed)} runs, {running} running", is_over=False)
     text = " · ".join(_line(run) for run in chosen)
-    return Pulse(mark, text, all(run.summary.status != "running" for run in chosen))
+    # A run that is not there yet may come.
+    is_over = len(chosen) == len(set(run_ids))
+    return Pulse(mark, text, is_over and all(run.summary.status != "running" for run in chosen))
 
 
 def _line(run: Listed) -> str:

@@ -1,5 +1,7 @@
 """The page of a study: its points and what they show by depth."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 from dash import dcc, html
@@ -9,7 +11,7 @@ from analyzer.errors import AnalyzerError, NotRecordedError
 from analyzer.figures.study import STUDY_PANELS
 from analyzer.figures.theme import THEMES
 from analyzer.storage.run import Run
-from analyzer.storage.study import STATES, Study, study_of
+from analyzer.storage.study import STATES, Study, is_study, study_of
 
 from .address import Context
 from .components import GRAPH_CONFIG, message, number_table
@@ -18,7 +20,7 @@ from .library import shortened
 
 __all__ = ["layout", "study_cards"]
 
-_MOST_FAILED = 20
+_MOST_FAILED, _MOST_LOOKED = 20, 1_000
 
 
 def layout(context: Context) -> list[Any]:
@@ -35,8 +37,22 @@ def study_cards(context: Context, scheme: str, *, narrow: bool = False) -> list[
         run = _run(context)
         study = study_of(run)
     except AnalyzerError as error:
-        return [message(str(error))]
+        found = [name for source in context.library.sources for name in _studies_in(source)]
+        if not found:
+            return [message(str(error))]
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        text = f"No run that is shown is a point of a study. Here is {found[0]}{more}: show it with"
+        return [message(f"{text} `analyzer dashboard {found[0]}`.", title="A study of its own")]
     return [_states(study), *(_card(panel, run, scheme, narrow) for panel in STUDY_PANELS)]
+
+
+def _studies_in(source: Path) -> list[str]:
+    """The studies directly in a folder, by name; few, since each is one look at the disk."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(source) if entry.is_dir())
+    except OSError:
+        return []
+    return [str(source / name) for name in names[:_MOST_LOOKED] if is_study(source / name)]
 
 
 def _run(context: Context) -> Run:

@@ -217,7 +217,7 @@ def resolve_run(name: str | Path, runs_dir: str | Path | None = None) -> Path:
         raise RunNotFoundError(f"no run '{str(name)[:_MOST_TOLD]}…': the name is too long for one")
     raise RunNotFoundError(
         f"no run '{name}': neither that folder nor '{folder / name}' holds a run.json; "
-        f"{_hint(str(name), [run.name for run in known], folder)}"
+        f"{_hint(str(name), [*(run.name for run in known), 'latest'], folder)}"
     )
 
 
@@ -275,9 +275,12 @@ def _is_run(path: Path) -> bool:
 
 
 def _hint(name: str, known: list[str], folder: Path) -> str:
-    if not known:
+    """Which of the known names, the last of which stands for the newest, are nearest to one."""
+    if len(known) < 2:
         return f"'{folder}' holds no run: record one with `analyzer record train.py`"
-    return f"of {len(known)} runs in '{folder}' {nearest(name, known)}; `analyzer runs` lists all"
+    return (
+        f"of {len(known) - 1} runs in '{folder}' {nearest(name, known)}; `analyzer runs` lists all"
+    )
 
 
 def write_manifest(path: Path, fields: Mapping[str, Any]) -> None:

@@ -94,7 +94,7 @@
       if (step != null) showStep(step);
       return NO();
     },
-    /** A first page without runs is asked for again whenever the folder changes: it may have one now. */
+    /** A page without runs is asked for again when what it waits for changes: it may have one now. */
     arrived(mark) {
       const place = byId("nothing-yet");
       if (place && mark && place.dataset.mark !== mark) window.location.reload();

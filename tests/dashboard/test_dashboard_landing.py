@@ -187,6 +187,19 @@ def test_an_empty_folder_is_one_sentence_and_the_first_run_appears_by_itself(
         shown.assert_clean()
 
 
+def test_a_run_that_is_asked_for_before_it_is_there_appears_by_itself(
+    visit: Open, tmp_path: Path
+) -> None:
+    with serving(tmp_path) as address:
+        shown = visit(address)
+        page = shown.go("/flow?run=later")
+        page.wait_for_selector("text=no run 'later'")
+        write_run(tmp_path / "later", [1.0, 0.5], [[1.0, 1.0]] * 2)
+        page.locator(".js-plotly-plot").first.wait_for()
+        assert page.get_by_text("no run 'later'").count() == 0
+        shown.assert_clean()
+
+
 def test_a_folder_whose_run_cannot_be_read_is_not_asked_for_again_and_again(
     visit: Open, tmp_path: Path
 ) -> None:

@@ -116,6 +116,17 @@ def test_the_pulse_changes_with_the_run_and_with_nothing_else(tmp_path: Path) ->
     assert pulse(library, ["a"]).mark != first.mark
 
 
+def test_a_run_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [1.0], [[1.0]])
+    library = Library([tmp_path])
+    before = pulse(library, ["a", "b"])
+    assert not before.is_over
+    assert pulse(library, ["b"]) == pulse(library, ["c"])  # the steps of others change nothing
+    write_run(tmp_path / "b", [1.0], [[1.0]])
+    after = pulse(Library([tmp_path]), ["a", "b"])
+    assert after.is_over and after.mark != before.mark
+
+
 def test_a_running_run_says_how_old_its_last_rows_are(tmp_path: Path) -> None:
     write_run(tmp_path / "a", [1.0] * 3, [[1.0]] * 3, status=None)
     beat = pulse(Library([tmp_path]), ["a"])

@@ -111,6 +111,8 @@ def test_a_run_that_is_not_there_names_the_nearest(tmp_path: Path) -> None:
     )
     with pytest.raises(RunNotFoundError, match=message):
         resolve_run("resnet20", tmp_path)
+    with pytest.raises(RunNotFoundError, match=r"of 3 runs .* nearest are 'latest';"):
+        resolve_run("latst", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["x", "latest", ""])

@@ -20,9 +20,10 @@ from analyzer.options import RecordOptions
 from analyzer.reports.story import story_of
 from analyzer.storage.parts import write_table
 from analyzer.storage.run import open_run
-from analyzer.storage.study import Study, open_study, shown_points, study_of, write_json
+from analyzer.storage.study import PLAN, Study, open_study, shown_points, study_of, write_json
 from analyzer.studies.plan import Plan, Point
 from tests.support.full_run import write_full_pair, write_network_run
+from tests.support.runs import write_run
 
 DEPTHS, SEEDS = (8, 20), (0, 1)
 
@@ -126,6 +127,15 @@ def test_on_a_phone_panes_stand_one_above_the_other(study: Study, narrow: bool):
 def test_a_page_without_a_study_says_how_to_make_one(tmp_path: Path):
     (said,) = study_cards(context(Library([tmp_path]), Address(())), "light")
     assert "analyzer study" in str(said.to_plotly_json())
+
+
+def test_a_page_of_other_runs_names_the_study_beside_them(study: Study, tmp_path: Path):
+    write_run(tmp_path / "alone", [1.0], [[1.0]])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / PLAN).write_text((study.path / PLAN).read_text())
+    (said,) = study_cards(context(Library([tmp_path]), Address()), "light")
+    text = str(said.to_plotly_json())
+    assert f"`analyzer dashboard {tmp_path / 'mine'}`" in text
 
 
 def test_a_report_of_a_study_begins_with_it(study: Study, tmp_path: Path, capsys):

@@ -130,7 +130,8 @@ def study(
         typer.Option(
             "--coordinate-check",
             help="Instead of runs: how activations, gradients and updates of the first steps grow "
-            "with --widths, by layer of a --model file; exit code 1 where a layer differs.",
+            "with --widths, by layer of a --model file; exit code 1 where a layer differs, 3 "
+            "where more --seeds are needed to tell.",
         ),
     ] = False,
     parametrization: Annotated[

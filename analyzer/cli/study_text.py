@@ -223,11 +223,11 @@ def print_coordinate_check(
         values(widths or "64,128,256,512", "--widths", int),
         values(depths, "--depths", int) if depths else (None,),
         parametrization=parametrization,
-        # One seed has no spread: 6 are a second's work.
-        seeds=count if count > 1 else 6,
+        # One seed has no spread.
+        seeds=count if count > 1 else None,
     )
     typer.echo(found.markdown(), nl=False)
-    return 0 if found.passes else 1
+    return {"passes": 0, "differs": 1, "undecided": 3}[found.outcome]
 
 
 @contextmanager

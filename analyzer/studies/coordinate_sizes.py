@@ -14,12 +14,14 @@ from analyzer.studies.expected_growth import Part
 from analyzer.studies.measuring import LayerSizes, Scores, layer_sizes
 from analyzer.studies.own_updates import LayerCall, recorded_calls
 
-__all__ = ["GRADIENTS", "INPUT", "SCATTERED", "Key", "Measured"]
+__all__ = ["COMMON", "GRADIENTS", "INPUT", "SCATTERED", "Key", "Measured"]
 
 # The own update if its signs were random: that of many units that do not act together.
 SCATTERED = "scattered own update"
 # The input of a layer.
 INPUT = "input"
+# The part of it that samples have in common.
+COMMON = "common input"
 # The gradients that the updates so far were made of.
 GRADIENTS = "gradients so far"
 # Quantity, step, layer, parameter (empty for what is of the whole layer).
@@ -56,6 +58,7 @@ class Measured:
         }
         for call in self._calls:
             values[INPUT, 0, call.name, ""] = call.input_size
+            values[COMMON, 0, call.name, ""] = call.common_input
         for one in self._layers:
             values["activation", 0, one.name, ""] = one.activation_norm / counted[one.name]
         gradients: dict[str, float] = dict.fromkeys(counted, 0.0)

@@ -145,6 +145,7 @@ def expected_growth(
     is_inner: bool = False,
     is_behind_inner: bool = False,
     of_biases: float = 0.0,
+    of_alignment: float = 0.0,
 ) -> Expected:
     """Return what is expected of the exponent of one size.
 
@@ -160,6 +161,8 @@ def expected_growth(
         is_behind_inner: Whether it is one, or is called after one.
         of_biases: The smallest exponent among the biases so far: a sum of a weight's part and a
             bias that falls has an exponent between theirs.
+        of_alignment: The exponent of the part that inputs have in common, twice: an update by all
+            samples has it where they act together, and not where each acts on itself alone.
     """
     is_maximal = parametrization == "maximal-update"
     kind = quantity.removeprefix("own ")
@@ -194,4 +197,5 @@ def expected_growth(
         highest = 0.0
     if is_bound:
         return Expected(highest)
-    return Expected(highest, highest + (min(0.0, of_biases) if quantity == "activation" else 0.0))
+    less = {"activation": of_biases, "own update": of_alignment}.get(quantity, 0.0)
+    return Expected(highest, highest + min(0.0, less))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analyzer.errors import AnalyzerError
-from analyzer.studies.coordinate_sizes import GRADIENTS, INPUT, SCATTERED, Key
+from analyzer.studies.coordinate_sizes import COMMON, GRADIENTS, INPUT, SCATTERED, Key
 from analyzer.studies.expected_growth import (
     Expected,
     Parts,
@@ -117,7 +117,9 @@ def judged(
     decided: set[tuple[str, str]] = set()
     for key, measured in slopes.items():
         quantity, step, layer, parameter = key
-        if quantity in (GRADIENTS, INPUT) or (quantity == "own update" and key[2:] in decided):
+        if quantity in (COMMON, GRADIENTS, INPUT) or (
+            quantity == "own update" and key[2:] in decided
+        ):
             continue
         role, by_seed = roles[layer, parameter], measured
         usual = usual_gradient(parametrization, roles.get((layer, ""), ""))
@@ -187,8 +189,11 @@ def _facts(
     first_inner = min((place[layer] for layer, _ in inner), default=len(place))
     tied = _tied(parts, roles)
     of_biases = [0.0] * len(place)
+    common = dict.fromkeys(place, 0.0)
     for (quantity, _, layer, parameter), by_seed in slopes.items():
         exponent = statistics.fmean(by_seed)
+        if quantity == COMMON and math.isfinite(exponent):
+            common[layer] = min(0.0, exponent)
         is_bias = quantity == "own activation" and parts[layer, parameter].is_vector
         if is_bias and -math.inf < exponent < -_HALF_WAY:
             of_biases[place[layer]] = min(of_biases[place[layer]], exponent)
@@ -200,6 +205,7 @@ def _facts(
             "is_inner": (layer, parameter) in inner,
             "is_behind_inner": place[layer] >= first_inner,
             "of_biases": so_far[place[layer]],
+            "of_alignment": 2 * common[layer] if part.reads_input else 0.0,
         }
         for (layer, parameter), part in parts.items()
     }

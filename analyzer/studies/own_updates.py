@@ -50,8 +50,19 @@ class LayerCall:
     @property
     def input_size(self) -> float:
         """The root mean square of x₀; 0 for indices, as an embedding is given."""
-        floating = (t for t in tensors_in(self.arguments) if t.is_floating_point())
-        return next((_root_mean_square(tensor) for tensor in floating), 0.0)
+        return 0.0 if self._input is None else _root_mean_square(self._input)
+
+    @property
+    def common_input(self) -> float:
+        """The root mean square of the mean of x₀ over samples, over that of x₀."""
+        if self._input is None or not self.input_size:
+            return 0.0
+        return _root_mean_square(self._input.mean(0)) / self.input_size
+
+    @property
+    def _input(self) -> Tensor | None:
+        floating = (t for t in tensors_in(self.arguments) if t.is_floating_point() and t.dim())
+        return next(floating, None)
 
     def is_weight(self, parameter: str) -> bool:
         """Return whether a parameter is a weight, not a vector of biases or gains."""

@@ -112,6 +112,35 @@ def test_a_standard_net_passes(bias: bool, kind: Any, rate: float) -> None:
     assert tuple(own.values()) == expected
 
 
+@pytest.mark.parametrize("power", [0, 1, -1])
+def test_samples_that_act_less_together_at_larger_widths_are_no_fault(power: int) -> None:
+    # Small weights, and biases that fall with width: what samples have in common falls with them.
+    generator = torch.Generator().manual_seed(0)
+    data = (
+        torch.randn(128, 64, generator=generator),
+        torch.randint(10, (128,), generator=generator),
+    )
+
+    def build(width: int) -> nn.Sequential:
+        sizes = (64, *(width,) * 5, 10)
+        layers = [nn.Linear(*pair) for pair in itertools.pairwise(sizes)]
+        return nn.Sequential(*[part for one in layers for part in (one, nn.Tanh())][:-1])
+
+    def optimizer(net: Any) -> torch.optim.Optimizer:
+        wrong = (net[0].out_features / 64) ** power
+        return SGD(
+            {"params": [p], "lr": 0.1 * (wrong if name == "8.weight" else 1)}
+            for name, p in net.named_parameters()
+        )
+
+    found = check(build, optimizer, data=[data])
+    assert found.look_at == ("8" if power else None), found.sentence()
+    (one,) = (o for o in found.growths if (o.layer, o.quantity) == ("6", "own update") and o.lowest)
+    assert (
+        one.lowest is not None and one.lowest < 0.25 and one.exponent < 0.25 and one.expected == 0.5
+    )
+
+
 @pytest.mark.parametrize("kind", [SGD, ADAM])
 def test_a_maximal_update_net_passes(kind: Any) -> None:
     found = check(maximal, rates(kind), parametrization="maximal-update", steps=2)

@@ -143,7 +143,9 @@ STUDY_PANELS = (
         key="study_claims",
         title="Every claim by depth",
         how_to_read="The numbers behind each question of the verdict, plain and residual, with "
-        "their range over seeds; above each what it answers over all seeds at which depth.",
+        "their range over seeds; above each what it answers over all seeds at which depth. The "
+        "gain here is along the trunk; that of the figure by depth is over all layers with "
+        "parameters, those inside of branches too.",
         needs=(),
         info=claims_by_depth,
         drawing=_curves_figure,

@@ -8,7 +8,7 @@ read.
 
 import math
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
@@ -203,11 +203,26 @@ class _Checked(pq.ParquetFile):  # type: ignore[misc]
 
     def __init__(self, source: Any, size: int, **options: Any) -> None:
         super().__init__(source, **options)
+        self._options = {name: value for name, value in options.items() if name != "metadata"}
         self._pages, self._size, self._turn = source, size, threading.RLock()
         self._seen: set[tuple[int, int]] = set()
         self._paths = [self.schema.column(place).path for place in range(len(self.schema))]
         # Arrow does not put lists of dictionaries together.
         self._has_lists = any("." in path for path in options["read_dictionary"])
+
+    def opener(self) -> Callable[[Any], "_Checked"]:
+        """Return what opens a source of the same bytes once this file is closed.
+
+        Nothing of it that was looked at is looked at twice.
+        """
+        size, metadata, options, seen = self._size, self.metadata, self._options, self._seen
+
+        def again(source: Any) -> _Checked:
+            found = _Checked(source, size, metadata=metadata, **options)
+            found._seen = seen
+            return found
+
+        return again
 
     def memory_of(self, groups: Iterable[int], columns: Sequence[str] | None = None) -> float:
         """Return the bytes that columns of row groups take, of text its places alone."""

@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analyzer.storage import open_part as open_parts
 from analyzer.storage.limits import checked_file
-from analyzer.storage.open_part import OpenPart
+from analyzer.storage.open_part import OpenPart, open_part
 from analyzer.storage.parts import READ_FAILURES
-from analyzer.storage.sealed import encoding
+from analyzer.storage.sealed import encoding, opened
 
 ROOT = Path(__file__).parents[3]
 
@@ -85,6 +87,35 @@ def test_a_part_that_nobody_holds_is_closed(tmp_path: Path) -> None:
     for _ in range(40):
         OpenPart(path)
     assert len([*open_files.iterdir()]) < before + 5
+
+
+def test_of_many_parts_few_stay_open_and_none_is_looked_at_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_parts, "_open", open_parts._LastOpen(3))
+    looked: list[Path] = []
+
+    def seen(path: Path, **options: bool) -> Any:
+        looked.append(path)
+        return opened(path, **options)
+
+    monkeypatch.setattr(open_parts, "opened", seen)
+    paths = [tmp_path / f"{number}.parquet" for number in range(10)]
+    for number, path in enumerate(paths):
+        pq.write_table(pa.table({"step": [number], "a": [0.5]}), path)
+    before = len([*Path("/proc/self/fd").iterdir()])
+    for _ in range(3):
+        found = [open_part(path).file.read(["step"]).column(0).to_pylist() for path in paths]
+        assert found == [[number] for number in range(10)]
+        assert len([*Path("/proc/self/fd").iterdir()]) <= before + 3
+    assert looked == paths
+    # A part that is written over while it is closed is not taken for what it was.
+    part = open_part(paths[0])
+    part.close()
+    pq.write_table(pa.table({"step": [7, 8], "a": [0.5, 1.5]}), paths[0])
+    with pytest.raises(FileNotFoundError, match="was changed meanwhile"):
+        part.file.read()
+    assert open_part(paths[0]).file.read(["step"]).column(0).to_pylist() == [7, 8]
 
 
 @pytest.mark.parametrize("kind", ["int32", "int64"])

@@ -116,24 +116,36 @@ def depth_profile(run: Run, step: int) -> DepthProfile:
     A null, from a layer that no gradient reached, is not measured; NaN is. A step without layer
     statistics gives a profile without a measured layer.
     """
+    (profile,) = depth_profiles(run, [step])
+    return profile
+
+
+def depth_profiles(run: Run, steps: Sequence[int]) -> list[DepthProfile]:
+    """Read the profiles of some steps, as `depth_profile`, all at once.
+
+    Of many ranks each file is read once, not once for each step.
+    """
     layers = run.static_rows("layers")
-    rows = run.read("layer_stats", "output_gradient_norm", steps=step)
-    column = rows.column("output_gradient_norm")
-    known, ids = as_numpy(layers.column("layer")), as_numpy(rows.column("layer"))
-    found = np.isin(ids, known)
-    place = np.searchsorted(known, ids[found])
-    norms, measured = np.full(len(known), np.nan), np.zeros(len(known), bool)
-    norms[place] = as_floats(column)[found]
-    measured[place] = is_present(column)[found]
-    return DepthProfile(
-        step=step,
-        names=layers.column("name").to_pylist(),
-        kinds=layers.column("kind").to_pylist(),
-        depths=as_floats(layers.column("depth")),
-        norms=norms,
-        measured=measured,
-        has_parameters=as_floats(layers.column("num_parameters")) > 0,
+    known = as_numpy(layers.column("layer"))
+    names, kinds = layers.column("name").to_pylist(), layers.column("kind").to_pylist()
+    depths = as_floats(layers.column("depth"))
+    has_parameters = as_floats(layers.column("num_parameters")) > 0
+    rows = run.read("layer_stats", "output_gradient_norm", steps=list(steps))
+    column, ids = rows.column("output_gradient_norm"), as_numpy(rows.column("layer"))
+    recorded, values, is_there = (
+        as_numpy(rows.column("step")),
+        as_floats(column),
+        is_present(column),
     )
+    is_known = np.isin(ids, known)
+    found = []
+    for step in steps:
+        at = np.flatnonzero(is_known & (recorded == step))
+        place = np.searchsorted(known, ids[at])
+        norms, measured = np.full(len(known), np.nan), np.zeros(len(known), bool)
+        norms[place], measured[place] = values[at], is_there[at]
+        found.append(DepthProfile(step, names, kinds, depths, norms, measured, has_parameters))
+    return found
 
 
 @dataclass(frozen=True)
@@ -299,8 +311,8 @@ def median_gain(gains: Sequence[Gain]) -> MedianGain:
 def run_gain(run: Run, steps: NDArray[np.int64] | None = None) -> MedianGain:
     """Return the median gain over at most 15 evenly spaced steps, of those given or of all."""
     recorded = run.layer_steps() if steps is None else steps
-    chosen = recorded[spaced_places(len(recorded), _MOST_STEPS)]
-    return median_gain([profile_gain(depth_profile(run, int(step))) for step in chosen])
+    chosen = recorded[spaced_places(len(recorded), _MOST_STEPS)].tolist()
+    return median_gain([profile_gain(one) for one in depth_profiles(run, chosen)])
 
 
 class Trend(Enum):

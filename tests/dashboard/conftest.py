@@ -127,7 +127,10 @@ _SETTLED = """() => document.querySelector('#content h1')
 
 @pytest.fixture(scope="session")
 def contexts(browser: Any) -> dict[str, Any]:
-    """Return the contexts of the session by their options: scripts are read once for each."""
+    """Return the contexts of the session by their options: scripts are read once for each.
+
+    Each has a page that stays, and with it the process that has read them.
+    """
     return {}
 
 
@@ -140,6 +143,7 @@ def visit(browser: Any, contexts: dict[str, Any], address: str) -> Iterator[Call
         options.setdefault("viewport", {"width": 1280, "height": 900})
         if str(options) not in contexts:
             contexts[str(options)] = browser.new_context(**options)
+            contexts[str(options)].new_page().goto(f"{address}/assets/browser.css")
         pages.append(contexts[str(options)].new_page())
         return Visit(pages[-1], where)
 

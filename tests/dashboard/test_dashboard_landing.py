@@ -77,9 +77,13 @@ def test_all_of_it_is_on_the_first_screen_of_a_laptop(visit: Open, query: str) -
     shown = visit(viewport={"width": 1440, "height": 900})
     page = answered(shown, "/" + query)
     shown.until("document.querySelector('.picture .js-plotly-plot .main-svg') !== null")
-    for place in (".headline", ".cause", ".evidence", "#readings", ".picture .js-plotly-plot"):
-        box = page.locator(place).bounding_box()
-        assert box["y"] >= 56 and box["y"] + box["height"] <= 900, place
+    places = [".headline", ".cause", ".evidence", "#readings", ".picture .js-plotly-plot"]
+    # All at one moment: between two questions the page may draw them anew.
+    boxes = f"""{places}.map((place) => document.querySelector(place)?.getBoundingClientRect())
+      .map((box) => box && [box.top, box.bottom, box.height])"""
+    shown.until(f"{boxes}.every((box) => box && box[2] > 0)")
+    for place, (top, bottom, _) in zip(places, page.evaluate(boxes), strict=True):
+        assert top >= 56 and bottom <= 900, place
     # Those that were not measured, too, each with the command that measures it.
     assert page.locator(".question").count() == 3 or query == "?run=plain"
     assert page.evaluate("document.documentElement.scrollHeight") <= 900

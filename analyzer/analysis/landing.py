@@ -176,7 +176,7 @@ def _otherwise(run: Run, history: Sequence[Trunk]) -> Condition:
     """What else is severe; else that the gradient keeps its size, with its number."""
     most = max(history, key=lambda one: abs(one.decades_fallen))
     size = decades(abs(most.decades_fallen), None, [_SICK])
-    kept = f"its gradient changes by {size} at most (step {most.step:,})"
+    kept = f"a line fitted to its gradient changes by {size} at most (step {most.step:,})"
     severe = next((one for one in findings(run) if one.severity == "severe"), None)
     if severe is None:
         word = "is not sick" if run.status in ("finished", "running") else "was not sick so far"
@@ -264,7 +264,7 @@ def _cause(
         )
         if pair and word == "Cause shown":
             parts.append(f"What to do: give {pair[0].name} shortcuts, as {name} has.")
-    elif pair and pair[0].manifest.get("skip_scale") is not None and not others:
+    elif pair and _is_twin(found, pair):
         parts.append("Cause shown: the two differ in their shortcuts alone (a twin).")
     elif pair and any(one.is_sick for one in stand):
         parts.append("Cause not tested: nothing was switched off.")
@@ -272,6 +272,12 @@ def _cause(
         parts.append("How the gradient would be without its shortcuts was not measured.")
     todo = _remedies(stand, runs)
     return " ".join([*todo, *parts] if any(one.broke for one in stand) else [*parts, *todo])
+
+
+def _is_twin(found: Verdict, runs: Sequence[Run]) -> bool:
+    """Whether two runs differ in their shortcuts alone, which were scaled in the first."""
+    is_scaled = len(runs) > 1 and runs[0].manifest.get("skip_scale") is not None
+    return is_scaled and not any(one.explains for one in found.differences)
 
 
 def _remedies(stand: Sequence[Condition], runs: Sequence[Run]) -> list[str]:
@@ -299,18 +305,23 @@ def _evidence(
     looked = min((one.looked for one in stand if one.looked), default=0)
     made = []
     if any(one.broke is not None for one in stand):
-        made.append(("NaN or infinity", "certain", "counted at each recorded step"))
+        counts = f"counted at each of the {counted(steps, 'recorded step')}"
+        made.append(("NaN or infinity", "certain", counts))
     if looked:
         checked = (
             f"a line through all layers at {looked} of the {counted(steps, 'recorded step')}; "
             f"sick: {_SICK:g} decades or more"
         )
         made.append(("diagnosis", "measured", checked))
+    is_sick = any(one.is_sick for one in stand)
     if found is not None and own is not None and own.status in ("holds", "fails", "unclear"):
         word = {"holds": "shown", "fails": "ruled out", "unclear": "unclear"}[own.status]
-        is_cause = len(runs) > 1 and any(one.is_sick for one in stand)
-        said = ("cause", word) if is_cause else ("effect of shortcuts", "measured")
+        said = ("cause", word) if len(runs) > 1 and is_sick else ("effect of shortcuts", "measured")
         made.append((*said, f"1 batch of {found.evidence['samples']:,} samples"))
+    elif is_sick and found is not None and _is_twin(found, runs):
+        made.append(("cause", "shown", "a twin, trained without its shortcuts"))
+    if is_sick and all(what != "cause" for what, _, _ in made):
+        made.append(("cause", "not tested", "nothing else was tried"))
     return (*made, ("other seeds", "not known", "1 seed"))
 
 

@@ -57,7 +57,7 @@ def test_since_when_is_said_as_it_was_measured(
 def test_just_below_the_limit_nothing_is_sick(tmp_path: Path) -> None:
     found = condition(write_side(tmp_path / "net", residual=False, decades=2.4))
     assert found.kind == "kept"
-    kept = "its gradient changes by 2.4 decades at most (step 0)"
+    kept = "a line fitted to its gradient changes by 2.4 decades at most (step 0)"
     assert found.sentence == f"net is not sick: {kept}"
     assert "sick" in sentence(tmp_path / "more", decades=2.6)
 
@@ -98,7 +98,9 @@ def test_the_first_value_that_is_not_finite_comes_before_all_else(tmp_path: Path
         "gradient of l1"
     )
     said = landing((open_run(run),))
-    assert said.look == 1 and said.evidence[0][:2] == ("NaN or infinity", "certain")
+    counts = "counted at each of the 3 recorded steps"
+    assert said.look == 1 and said.evidence[0] == ("NaN or infinity", "certain", counts)
+    assert ("cause", "not tested", "nothing else was tried") in said.evidence
     # What is said to be of the steps before is of them: the gradient is 1e-9 times that of l1.
     (first, *_), against = said.readings[0].values, said.readings[0].against
     assert first[2] == "1·10⁻⁹" and against.endswith("before it broke (step 2)")
@@ -126,7 +128,7 @@ def test_of_a_pair_the_sick_one_comes_first_with_three_numbers_of_each(tmp_path:
     residual = write_side(tmp_path / "residual", residual=True, share=0.7)
     found = landing((residual, plain))
     assert found.sentence.startswith("plain is sick: its gradient falls 6 decades (powers of ten)")
-    assert "residual is not sick: its gradient" in found.sentence
+    assert "residual is not sick: a line fitted to its gradient changes" in found.sentence
     assert found.sentence.count("powers of ten") == 1
     assert found.cause == "Cause not tested: nothing was switched off."
     assert found.evidence == (
@@ -135,6 +137,7 @@ def test_of_a_pair_the_sick_one_comes_first_with_three_numbers_of_each(tmp_path:
             "measured",
             "a line through all layers at 4 of the 4 recorded steps; sick: 2.5 decades or more",
         ),
+        ("cause", "not tested", "nothing else was tried"),
         ("other seeds", "not known", "1 seed"),
     )
     first, share, loss = found.readings
@@ -148,6 +151,13 @@ def test_of_a_pair_the_sick_one_comes_first_with_three_numbers_of_each(tmp_path:
     assert first.against.endswith("these two layers alone; 1 is the same; median over steps 0 to 3")
     assert share.against.endswith("meet; median over joins and steps 0 to 3")
     assert loss.against.startswith("mean of the last 1 step")
+
+
+def test_of_a_twin_the_cause_is_shown_by_its_training(tmp_path: Path) -> None:
+    twin = write_side(tmp_path / "twin", residual=True, skip_scale=0.0, decades=6.0)
+    found = landing((twin, write_side(tmp_path / "residual", residual=True, share=0.7)))
+    assert found.cause.startswith("Cause shown: the two differ in their shortcuts alone (a twin)")
+    assert found.evidence[1] == ("cause", "shown", "a twin, trained without its shortcuts")
 
 
 def test_the_cause_is_shown_where_the_shortcuts_were_taken_out(tmp_path: Path) -> None:

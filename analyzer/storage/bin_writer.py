@@ -146,7 +146,9 @@ class BinWriter:
         paths = [self._folder / chunk.name for chunk in chunks]
         schema = placed(unified(pq.read_schema(path) for path in paths), self._place(whole))
         counts = [name for name in schema.names if name.endswith(COUNTS)]
-        with pq.ParquetWriter(target, schema, **encoding(schema, bounded=counts)) as writer:
+        with pq.ParquetWriter(
+            target, schema, **encoding(schema, bounded=counts, is_quick=True)
+        ) as writer:
             waiting: list[pa.Table] = []
             for path in paths:
                 with open_file(path) as file:

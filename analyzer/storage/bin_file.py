@@ -4,6 +4,7 @@ Of a file the keys are read once, a number of a column when it is asked for.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +30,8 @@ _MOST_BYTES = 80 << 20
 _ROWS_AT_ONCE = 32_768
 # Those of ten thousand layers.
 _MOST_ROWS = 20_000_000
+# Bins of a column that are kept whatever is asked of them.
+_MANY_ROWS = 100_000
 NUMBERS = ("min", "mean", "max", "num_finite", "num_nonfinite")
 """What a file holds of each column; its columns are ``<column>_<number>``."""
 COUNTS = ("_num_finite", "_num_nonfinite")
@@ -209,19 +212,44 @@ class BinFile:
         at a time go into one array: read at once, new memory now and then takes four times as long
         as the reading.
         """
-        found, at = np.zeros(0, np.int64 if is_count else np.float64), 0
-        for batch in self._file.iter_batches(_ROWS_AT_ONCE, columns=[name], use_threads=False):
-            column = batch.column(0)
-            some = as_numpy(column)
+        found = np.zeros(0, np.int64 if is_count else np.float64)
+        for at, some in self._batches(name, is_count=is_count):
             if not at:
                 has_kind = is_count or some.dtype.kind == "f"
                 dtype = some.dtype if has_kind else found.dtype
                 found = np.empty(self._file.metadata.num_rows, dtype)
+            found[at : at + len(some)] = some
+        return found
+
+    def _batches(self, name: str, *, is_count: bool) -> Iterator[tuple[int, NDArray[Any]]]:
+        """The numbers of a column a few rows at a time, and where each piece begins."""
+        at = 0
+        for batch in self._file.iter_batches(_ROWS_AT_ONCE, columns=[name], use_threads=False):
+            column = batch.column(0)
+            some = as_numpy(column)
             if column.null_count:
                 some = np.where(is_present(column), some, 0 if is_count else np.nan)
-            found[at : at + len(some)] = some
+            yield at, some
             at += len(some)
-        return found
+
+    def _some(self, column: str, number: str, places: NDArray[np.int64]) -> NDArray[Any]:
+        """One number of a column of a grid at some places, ascending, ``[bins, places]``.
+
+        What is not asked for is not kept: of a thousand ids new memory takes as long as to read it.
+        """
+        assert self.grid is not None
+        is_there = f"{column}_{NUMBERS[-1]}" in self._columns
+        is_kept = _kept_at((*self._place, column, number)) is not None
+        if number in NUMBERS[3:] or not is_there or is_kept or self._length < _MANY_ROWS:
+            return self.cells(column, number)[:, places]
+        bins, count = len(self.grid.steps), len(self.grid.ids)
+        rows = (np.arange(bins)[:, None] * count + places).ravel()
+        found = np.empty(len(rows))
+        with self._lock:  # Arrow's reader of a file is not made for several at once
+            for at, some in self._batches(f"{column}_{number}", is_count=False):
+                first, last = np.searchsorted(rows, (at, at + len(some)))
+                found[first:last] = some[rows[first:last] - at]
+        return found.reshape(bins, len(places))
 
     def bins(self, column: str) -> Bins:
         """Return one column as bins."""
@@ -233,10 +261,16 @@ class BinFile:
         num_rows = self._num_rows.astype(np.int64)
         return Bins((column,), start, ids, num_rows, low, mean, high, finite, odd)
 
-    def beside(self, column: str, places: slice) -> Bins:
-        """Return one column of a grid as bins with a column for each of the ids at some places."""
+    def beside(self, column: str, places: slice | NDArray[np.int64]) -> Bins:
+        """Return one column of a grid as bins with a column for each of the ids at some places.
+
+        The numbers are kept for the next question, but where few places are named.
+        """
         assert self.grid is not None
-        parts = [self.cells(column, name)[:, places] for name in NUMBERS]
+        if isinstance(places, slice):
+            parts = [self.cells(column, name)[:, places] for name in NUMBERS]
+        else:
+            parts = [self._some(column, name, places) for name in NUMBERS]
         low, mean, high = (part.astype(np.float64) for part in parts[:3])
         finite, odd = (part.astype(np.int64) for part in parts[3:])
         names = tuple(map(str, self.grid.ids[places]))

@@ -110,11 +110,17 @@ class BinReader:
     def series(self, column: str, id_: int, max_points: int) -> Series:
         """Return one column of one id in at most ``max_points`` bins."""
         found = self._from_file(column, lambda file: _one_id(file, column, id_))
-        mine, width = self._of(column) if found is None else found
-        mine = mine[mine.ids == id_] if found is None else mine
-        mine, width = _coarse(mine, width, max_points)
-        low, mean, high = mine.low[:, 0], mine.mean[:, 0], mine.high[:, 0]
-        return Series(mine.start, low, mean, high, mine.nonfinite[:, 0], width)
+        return _series(*(self._of_id(column, id_) if found is None else found), max_points)
+
+    def several(self, column: str, ids: Sequence[int], max_points: int) -> list[Series]:
+        """Return one column of some ids, each as `series`; what others have is not kept for it."""
+        found = self._from_file(column, lambda file: _some_ids(file, column, ids))
+        pieces = found or [self._of_id(column, id_) for id_ in ids]
+        return [_series(bins, width, max_points) for bins, width in pieces]
+
+    def _of_id(self, column: str, id_: int) -> tuple[Bins, int]:
+        bins, width = self._of(column)
+        return bins[bins.ids == id_], width
 
     def grid(self, column: str, number: NumberName, max_bins: int) -> Grid:
         """Return one number of one column of all ids in at most ``max_bins`` bins.
@@ -291,6 +297,23 @@ def _one_id(file: BinFile, column: str, id_: int) -> tuple[Bins, int]:
     is_there = place < len(file.grid.ids) and file.grid.ids[place] == id_
     bins = file.beside(column, slice(place, place + 1))
     return (bins, file.width) if is_there else (_nothing(column), file.width)
+
+
+def _some_ids(file: BinFile, column: str, ids: Sequence[int]) -> list[tuple[Bins, int]]:
+    """One column of some ids of a grid."""
+    assert file.grid is not None
+    places = np.flatnonzero(np.isin(file.grid.ids, ids))
+    bins, found = file.beside(column, places), {}
+    for at, id_ in enumerate(file.grid.ids[places].tolist()):
+        own = (array[:, at : at + 1] for array in bins.arrays[3:])
+        found[id_] = Bins(bins.columns[at : at + 1], *bins.arrays[:3], *own)
+    return [(found.get(id_, _nothing(column)), file.width) for id_ in ids]
+
+
+def _series(bins: Bins, width: int, most: int) -> Series:
+    mine, wide = _coarse(bins, width, most)
+    low, mean, high = mine.low[:, 0], mine.mean[:, 0], mine.high[:, 0]
+    return Series(mine.start, low, mean, high, mine.nonfinite[:, 0], wide)
 
 
 def _grid(file: BinFile, column: str, number: NumberName, max_bins: int) -> Grid:

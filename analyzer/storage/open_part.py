@@ -40,6 +40,8 @@ class OpenPart:
         pairs = [known or (0, 2**62) for known in bounds]
         self.low, self.high = np.array(pairs, np.int64).reshape(-1, 2).T
         self.num_rows = file.metadata.num_rows
+        groups = range(file.num_row_groups)
+        self._rows_of_groups = [file.metadata.row_group(group).num_rows for group in groups]
         self.num_chunks = file.num_row_groups * file.metadata.num_columns
         self._again, self._file = file.opener(), file
 
@@ -58,6 +60,16 @@ class OpenPart:
             self._file = found
             _keep_open(self)
         return found
+
+    def spans(self) -> list[tuple[int, int]] | None:
+        """Return the first and last steps of the row groups, if each step of them has one row.
+
+        None where a group has more or fewer rows than that.
+        """
+        lasts, firsts = self.high.tolist(), self.low.tolist()
+        counts = [high - low + 1 for low, high in zip(firsts, lasts, strict=True)]
+        known = counts == self._rows_of_groups
+        return list(zip(firsts, lasts, strict=True)) if known else None
 
     def close(self) -> None:
         """Close the file, once nobody reads it any more, until it is asked for again."""

@@ -1,6 +1,6 @@
 """Opens a recorded run and answers questions about it; nothing here changes the folder."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -327,6 +327,30 @@ class Run:
             return self._views["steps"].series(column, 0, max_points)
         name = self._rows.table_of(column, table)
         return self._views[name].series(column, self._rows.id_of(name, layer), max_points)
+
+    def several_series(
+        self,
+        column: str,
+        layers: Sequence[int | str],
+        max_points: int = 1000,
+        *,
+        table: str | None = None,
+    ) -> list[Series]:
+        """Return one column of some layers, parameters or joins over the steps, as `series`.
+
+        Args:
+            column: A statistic.
+            layers: Ids or names.
+            max_points: Largest number of bins of each.
+            table: Its table; needed only where two tables have a column of that name.
+
+        Raises:
+            NotRecordedError: If the run has no such column or id.
+        """
+        check_count("max_points", max_points)
+        name = self._rows.table_of(column, table)
+        ids = [self._rows.id_of(name, layer) for layer in layers]
+        return self._views[name].several(column, ids, max_points)
 
     def heatmap(self, column: str, max_bins: int = 500, *, table: str | None = None) -> Heatmap:
         """Return one column of all ids over all steps, in bins.

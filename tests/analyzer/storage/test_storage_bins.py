@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analyzer.storage import bin_writer
+from analyzer.storage import bin_file, bin_writer
 from analyzer.storage.bin_file import BinFile, chunks_in
 from analyzer.storage.bin_writer import MAX_BINS, BinWriter
 from analyzer.storage.bins import Numbers, concatenated, rebinned, single
@@ -100,6 +100,26 @@ def test_width_doubles_and_the_number_of_bins_stays(tmp_path: Path) -> None:
     (chunk,) = chunks_in(tmp_path)
     assert (chunk.start, chunk.end, chunk.width) == (0, 100_000, 128)
     assert MAX_BINS / 2 <= 100_000 / chunk.width <= MAX_BINS
+
+
+@pytest.mark.parametrize("most", [0, 10**9])
+def test_several_series_at_once_are_the_same_as_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    small(monkeypatch)
+    monkeypatch.setattr(bin_file, "_MANY_ROWS", most)
+    monkeypatch.setattr(bin_file, "_ROWS_AT_ONCE", 7)
+    rows = noisy_rows(500, 5)
+    records = [split_record(s, [v for _, _, v in rows[5 * s : 5 * s + 5]]) for s in range(500)]
+    path = written(tmp_path / "a", records)
+    ids = [4, 1, 3]
+    for points in (1000, 10):
+        together = open_run(path).several_series("cosine", ids, points)
+        for found, id_ in zip(together, ids, strict=True):
+            alone = open_run(path).series("cosine", id_, points)
+            assert found.width == alone.width
+            for name in ("steps", "min", "mean", "max", "num_nonfinite"):
+                np.testing.assert_array_equal(getattr(found, name), getattr(alone, name))
 
 
 def test_what_all_rows_count_alike_is_read_from_the_footer(

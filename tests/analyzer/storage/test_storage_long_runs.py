@@ -130,3 +130,27 @@ def test_a_file_that_is_kept_open_keeps_nothing_of_what_was_read(tmp_path: Path)
     del rows
     gc.collect()
     assert pa.total_allocated_bytes() - before < norms.nbytes / 10
+
+
+@pytest.mark.parametrize(
+    "attempts",
+    [
+        [range(40)],
+        [range(5, 40)],
+        [GAPS],
+        [[*range(10), *range(12, 40)]],
+        [range(20), range(10, 40)],
+        [range(10), range(30, 40)],
+    ],
+)
+def test_steps_that_footers_tell_are_those_of_the_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempts: list[list[int]]
+) -> None:
+    """With gaps, and of several attempts that overlap or not."""
+    for attempt, steps in enumerate(attempts):
+        records = [record(step) for step in steps]
+        written(tmp_path / "a", records, attempt=attempt, flush_steps=4)
+    found = open_run(tmp_path / "a").recorded_steps()
+    monkeypatch.setattr(tables, "_together", lambda parts: None)
+    assert found.tolist() == open_run(tmp_path / "a").recorded_steps().tolist()
+    assert found.tolist() == sorted({step for steps in attempts for step in steps})

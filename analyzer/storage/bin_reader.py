@@ -160,11 +160,16 @@ class BinReader:
             grids.append(Grid(steps, ids, shown, odd, width))
         return grids
 
-    def holds_each_of(self, steps: NDArray[np.int64]) -> bool:
-        """Return whether an id has a row at each of these steps, as far as the bins can show it.
+    def holds_each_of(self, known: StepTable) -> bool:
+        """Return whether an id has a row at each step of a table, as far as the bins can show it.
 
-        The table has rows at no other steps.
+        They hold some million times fewer rows than the table of a long run.
         """
+        source = self._table
+        writers = {(part.rank, part.attempt) for part in [*source.parts, *known.parts]}
+        if source.bounds() != known.bounds() or len(writers) != 1:
+            return False
+        steps = known.steps()
         file = self._whole()
         if file is not None and file.grid is not None:
             starts, most, width = file.grid.steps, file.grid.num_rows, file.width

@@ -243,20 +243,9 @@ class Run:
     def recorded_steps(self, table: str = "steps") -> NDArray[np.int64]:
         """Return the steps of which a table has rows, in order."""
         source, known = self._rows.table(table), self._rows.tables["steps"]
-        if table != "steps" and self._is_at_every_step(table):
+        if table != "steps" and not self.warnings and self._views[table].holds_each_of(known):
             source = known
         return source.steps().copy()
-
-    def _is_at_every_step(self, table: str) -> bool:
-        """Whether the overview shows that a table has rows at each step that has a row at all.
-
-        It holds some million times fewer rows than the table of a long run.
-        """
-        source, known = self._rows.tables[table], self._rows.tables["steps"]
-        writers = {(part.rank, part.attempt) for part in [*source.parts, *known.parts]}
-        if source.bounds() != known.bounds() or len(writers) != 1 or self.warnings:
-            return False
-        return self._views[table].holds_each_of(known.steps())
 
     def nearest_step(self, step: int | None, table: str = "steps") -> int | None:
         """Return the recorded step of a table that is nearest to one, the earlier of two.
@@ -329,24 +318,9 @@ class Run:
         return self._views[name].series(column, self._rows.id_of(name, layer), max_points)
 
     def several_series(
-        self,
-        column: str,
-        layers: Sequence[int | str],
-        max_points: int = 1000,
-        *,
-        table: str | None = None,
+        self, column: str, layers: Sequence[int | str], max_points: int, table: str | None = None
     ) -> list[Series]:
-        """Return one column of some layers, parameters or joins over the steps, as `series`.
-
-        Args:
-            column: A statistic.
-            layers: Ids or names.
-            max_points: Largest number of bins of each.
-            table: Its table; needed only where two tables have a column of that name.
-
-        Raises:
-            NotRecordedError: If the run has no such column or id.
-        """
+        """Return one column of some layers, parameters or joins, each as `series` does."""
         check_count("max_points", max_points)
         name = self._rows.table_of(column, table)
         ids = [self._rows.id_of(name, layer) for layer in layers]

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pyarrow as pa
@@ -60,17 +61,16 @@ class Warmer:
     """
 
     def __init__(self, library: Library) -> None:
-        self.look = ("light", False)
-        self.line = Line("warmer")
-        self._library = library
-        self._is_asked = False
+        self.look, self.line = ("light", False), Line("warmer")
+        self._library, self._is_asked, self._turn = library, False, Lock()
 
     def ask(self, path: str, search: str) -> None:
         """Draw the figures of a page in the background; a page without figures needs nothing.
 
         The list of runs leads to an overview: those of the newest runs are drawn once it stands.
         """
-        self._is_asked = True
+        with self._turn:  # or what was drawn ahead says that this is drawn
+            self._is_asked = True
         self._start(path, search)
 
     def _start(self, path: str, search: str) -> None:
@@ -99,8 +99,9 @@ class Warmer:
 
     def _rest(self) -> None:
         """Say that no figure is drawn; a browser that has asked for a page says so itself."""
-        if not self._is_asked:
-            self._library.drawn.set()
+        with self._turn:
+            if not self._is_asked:
+                self._library.drawn.set()
 
     def _draw_newest(self) -> None:
         time.sleep(_LIST_SECONDS)

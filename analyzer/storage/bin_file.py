@@ -244,7 +244,7 @@ class BinFile:
             return self.cells(column, number)[:, places]
         bins, count = len(self.grid.steps), len(self.grid.ids)
         rows = (np.arange(bins)[:, None] * count + places).ravel()
-        found = np.empty(len(rows))
+        found = np.full(len(rows), np.nan)
         with self._lock:  # Arrow's reader of a file is not made for several at once
             for at, some in self._batches(f"{column}_{number}", is_count=False):
                 first, last = np.searchsorted(rows, (at, at + len(some)))

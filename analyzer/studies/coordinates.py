@@ -22,7 +22,7 @@ from analyzer.studies.growth import QUANTITIES, Growth, expect_same_names, judge
 
 __all__ = ["PARAMETRIZATIONS", "CoordinateCheck", "Growth", "coordinate_check"]
 
-# Without a number: so many, and more where they do not decide.
+# Tried in turn where no number of seeds was given, until they decide.
 _SEEDS = (6, 12, 24)
 # More seeds than these say that the widths are too small.
 _MOST_SEEDS = 40

@@ -78,7 +78,7 @@ def test_all_of_it_is_on_the_first_screen_of_a_laptop(visit: Open, query: str) -
     page = answered(shown, "/" + query)
     shown.until("document.querySelector('.picture .js-plotly-plot .main-svg') !== null")
     places = [".headline", ".cause", ".evidence", "#readings", ".picture .js-plotly-plot"]
-    # All at one moment: between two questions the page may draw them anew.
+    # Measured in one call: the page may redraw them between two calls.
     boxes = f"""{places}.map((place) => document.querySelector(place)?.getBoundingClientRect())
       .map((box) => box && [box.top, box.bottom, box.height])"""
     shown.until(f"{boxes}.every((box) => box && box[2] > 0)")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from analyzer.analysis.bands import spaced_places
 from analyzer.analysis.gradient_flow import Gain, gain
 from analyzer.analysis.per_run import remembered
-from analyzer.analysis.training import run_training
+from analyzer.analysis.training import TrainingSummary, nonfinite_loss_step, run_training
 from analyzer.storage.arrays import as_floats, is_present
 from analyzer.storage.run import Run
 
@@ -85,7 +85,7 @@ def last_finite_step(run: Run) -> int | None:
 
     None where all are finite, and where none was recorded before.
     """
-    first, loss = broke_first(run), run_training(run).nonfinite_step
+    first, loss = broke_first(run), nonfinite_loss_step(run)
     end = min([*([first.step] if first else []), *([] if loss is None else [loss])], default=None)
     if end is None:
         return None
@@ -139,7 +139,7 @@ def became_nan(runs: Sequence[Run]) -> str:
     """Return which run is not finite, from which step on and in which layer first; else nothing."""
     said = []
     for run in runs:
-        first, step = first_nonfinite(run), run_training(run).nonfinite_step
+        first, step = first_nonfinite(run), nonfinite_loss_step(run)
         if first is not None:
             said.append(
                 f"{run.name} is not finite from step {first.step} on, first the {first.what} of "
@@ -195,7 +195,6 @@ class Evidence:
             for history, columns in one.items():
                 self._columns[history] |= dict.fromkeys(columns)
         self.layers, self.parameters, self.joins = run.layers, run.parameters, run.joins
-        self.training = run_training(run)
         self._names = [str(name) for name in self.layers["name"]]
         self.has_parameters: NDArray[np.bool_] = self.layers["num_parameters"].to_numpy() > 0
         self.owners = self.chosen(self.has_parameters)
@@ -208,6 +207,11 @@ class Evidence:
         """Return the names of the layers of the chosen parameters, in call order."""
         ids = set(self.parameters["layer"][parameters].dropna().astype(int))
         return self.chosen(np.array([layer in ids for layer in self.layers["layer"]], bool))
+
+    @cached_property
+    def training(self) -> TrainingSummary:
+        """How the training went as a whole."""
+        return run_training(self.run)
 
     @cached_property
     def conditions(self) -> Mapping[str, Any]:
@@ -263,7 +267,7 @@ class Evidence:
     def end(self) -> int | None:
         """The first step that is not judged, since a value or the loss is not finite there."""
         first = [self.nonfinite.step] if self.nonfinite else []
-        loss = self.training.nonfinite_step
+        loss = nonfinite_loss_step(self.run)
         return min([*first, *([] if loss is None else [loss])], default=None)
 
     def judged(self, recorded: NDArray[np.int64]) -> NDArray[np.int64]:

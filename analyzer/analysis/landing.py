@@ -13,7 +13,7 @@ from analyzer.analysis.numerals import counted, decades
 from analyzer.analysis.overview import class_entropy
 from analyzer.analysis.per_run import probe_command, record_command
 from analyzer.analysis.readings import Reading, readings
-from analyzer.analysis.training import run_training
+from analyzer.analysis.training import nonfinite_loss_step, run_training
 from analyzer.analysis.trunk import Trunk, trunk_history
 from analyzer.analysis.verdict import Verdict, verdict, verdict_on
 from analyzer.analysis.view import has_shortcuts
@@ -135,7 +135,7 @@ def condition(run: Run) -> Condition:
 
 def _broken(run: Run) -> Condition | None:
     """What is not finite, in the order in which it is computed: layers, loss, gradients."""
-    first, loss_step = broke_first(run), run_training(run).nonfinite_step
+    first, loss_step = broke_first(run), nonfinite_loss_step(run)
     known = [one.step for one in [first] if one] + [one for one in [loss_step] if one is not None]
     if not known:
         return None

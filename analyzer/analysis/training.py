@@ -36,6 +36,7 @@ __all__ = [
     "loss_band",
     "loss_curves",
     "noise_curves",
+    "nonfinite_loss_step",
     "run_training",
     "sharpness_curves",
     "training_summary",
@@ -147,6 +148,17 @@ def run_training(run: Run) -> TrainingSummary:
 
 
 @remembered("steps")
+@remembered("steps")
+def nonfinite_loss_step(run: Run) -> int | None:
+    """Return the first step whose loss is NaN or infinite; None without one.
+
+    The bins of the overview count them: the losses of a long run are read only where there are any.
+    """
+    if run.ranks == [0] and not run.series("loss", max_points=_MOST_POINTS).num_nonfinite.any():
+        return None
+    return run_training(run).nonfinite_step
+
+
 def loss_band(run: Run, most: int, smooth: float) -> Band:
     """Return the loss over the steps that have one, in at most ``most`` bins.
 

@@ -9,8 +9,10 @@ import pytest
 from analyzer.analysis.claim_numbers import _reached, relative_gradient
 from analyzer.analysis.evidence import NonFinite, first_nonfinite
 from analyzer.analysis.per_run import remembered
-from analyzer.analysis.training import loss_band
+from analyzer.analysis.training import loss_band, nonfinite_loss_step, run_training
+from analyzer.storage.bin_writer import TableBins
 from analyzer.storage.run import Run, open_run
+from analyzer.storage.tables import StepTable
 from tests.support.runs import write_run
 
 
@@ -78,6 +80,28 @@ def test_one_nonfinite_row_of_a_long_run_is_found(tmp_path: Path, bad: int) -> N
     norms = [[1.0, math.inf if step == bad else 2.0] for step in range(3000)]
     run = open_run(write_run(tmp_path / "run", [1.0] * 3000, norms))
     assert first_nonfinite(run) == NonFinite(bad, 1, "layers.1", "output gradient")
+
+
+@pytest.mark.parametrize("bad", [None, 0, 1700, 2999])
+@pytest.mark.parametrize("has_bins", [True, False])
+def test_the_first_nonfinite_loss_is_that_of_every_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: int | None, has_bins: bool
+) -> None:
+    losses = [math.nan if bad is not None and step >= bad else 1.0 for step in range(3000)]
+    path = write_run(tmp_path / "run", losses, [[1.0]] * 3000)
+    if has_bins:
+        bins = TableBins(path, "steps", 0)
+        for some in StepTable(path, "steps", print).numbers(0, 2999, 0):
+            bins.add(some)
+        bins.finish()
+    assert run_training(open_run(path)).nonfinite_step == bad
+    read: list[object] = []
+    monkeypatch.setattr(
+        "analyzer.analysis.training.run_training",
+        lambda run: read.append(run) or run_training(run),
+    )
+    assert nonfinite_loss_step(open_run(path)) == bad
+    assert len(read) == (bad is not None)
 
 
 def test_layers_are_reached_where_any_step_has_a_number(tmp_path: Path) -> None:

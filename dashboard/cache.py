@@ -74,8 +74,9 @@ class Line:
         with self._lock:
             self._jobs[key] = job
             if self.thread is None:
-                # Not a daemon: a program that ends while such a thread is in a library is aborted.
-                self.thread = threading.Thread(target=self._work, name=self._name)
+                # Not a daemon, as it would be by itself where one starts it: a program that ends
+                # while such a thread is in a library is aborted, or never ends.
+                self.thread = threading.Thread(target=self._work, name=self._name, daemon=False)
                 self.thread.start()
 
     @property

@@ -80,6 +80,9 @@ class Library:
 
         Where there are thousands, as they were when last looked at, which is a second ago or two.
         """
+        seen: list[list[Listed]] | None = getattr(self._here, "seen", None)
+        if seen:
+            return seen[0]
         until, listed = self._last
         if time.monotonic() >= until:
             began = time.thread_time()
@@ -87,7 +90,17 @@ class Library:
             taken = time.thread_time() - began
             rest = _RESTS * taken if taken > _SHORT else 0.0
             self._last = time.monotonic() + rest, listed
+        if seen is not None:
+            seen.append(listed)
         return listed
+
+    def begin_answer(self) -> None:
+        """Let this thread look at the folders once until ``end_answer``: a page asks four times."""
+        self._here.seen = []
+
+    def end_answer(self) -> None:
+        """Let it look again each time."""
+        self._here.seen = None
 
     def _listed(self) -> list[Listed]:
         found: dict[Path, RunSummary] = {}

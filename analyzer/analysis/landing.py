@@ -23,6 +23,8 @@ __all__ = ["Condition", "Landing", "condition", "landing"]
 
 _SICK = LIMITS["unhealthy"].value
 _CLIFF = LIMITS["cliff"].value
+# Share of the limit from which on the sentence says how near it is.
+_NEAR = 0.8
 # Of the questions of a verdict, what is told in the sentences and the numbers already.
 _TOLD = (
     *("vanishing", "exploding", "depth", "gain", "relative_gradient", "counterfactual"),
@@ -176,11 +178,14 @@ def _otherwise(run: Run, history: Sequence[Trunk]) -> Condition:
     """What else is severe; else that the gradient keeps its size, with its number."""
     most = max(history, key=lambda one: abs(one.decades_fallen))
     size = decades(abs(most.decades_fallen), None, [_SICK])
-    kept = f"a line fitted to its gradient changes by {size} at most (step {most.step:,})"
+    is_near = abs(most.decades_fallen) >= _NEAR * _SICK
+    limit = f"; the limit is {_SICK:g}" * is_near
+    kept = f"a line fitted to its gradient changes by {size} at most (step {most.step:,}{limit})"
     severe = next((one for one in findings(run) if one.severity == "severe"), None)
     if severe is None:
         word = "is not sick" if run.status in ("finished", "running") else "was not sick so far"
-        return Condition(run.name, "kept", f"{run.name} {word}: {kept}", _ends(history))
+        near = ", but close to it" * is_near
+        return Condition(run.name, "kept", f"{run.name} {word}{near}: {kept}", _ends(history))
     text = f"{run.name} is sick, though {kept}: {severe.sentence.rstrip('.')}"
     return Condition(run.name, "finding", text, severe.steps)
 

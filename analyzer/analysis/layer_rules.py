@@ -9,7 +9,6 @@ from analyzer.analysis.evidence import Evidence
 from analyzer.analysis.finding import Limits, Rule, Seen, Threshold, named
 from analyzer.analysis.numerals import decades, number, percent
 from analyzer.analysis.profiles import num_units
-from analyzer.analysis.training import nonfinite_loss_step
 
 __all__ = [
     "DEAD",
@@ -28,7 +27,7 @@ _ENDS = 0.1
 
 
 def _nonfinite(evidence: Evidence, limits: Limits) -> Seen | None:
-    first, loss_step = evidence.nonfinite, nonfinite_loss_step(evidence.run)
+    first, loss_step = evidence.nonfinite, evidence.training.nonfinite_step
     step = evidence.end
     if step is None:
         return None

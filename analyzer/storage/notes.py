@@ -43,12 +43,11 @@ def read_notes(run: Path) -> Notes:
     The file is data of anybody: it is read only as a plain file of at most 64 KiB, and again only
     when it has changed.
     """
-    path = run / _NAME
     try:
-        found = os.lstat(path)
+        found = os.lstat(f"{run}/{_NAME}")
     except OSError:
         return NO_NOTES
-    return _read(path, found.st_mode, found.st_ino, found.st_mtime_ns, found.st_size)
+    return _read(run / _NAME, found.st_mode, found.st_ino, found.st_mtime_ns, found.st_size)
 
 
 @lru_cache(maxsize=32_768)

@@ -14,35 +14,14 @@ from analyzer.dashboard.security import MOST_BYTES, is_loopback
 from analyzer.dashboard.server import LESSON, new_token
 from analyzer.storage import bin_writer
 from tests.dashboard.conftest import serving
+from tests.support.requests import LOCAL, route
 from tests.support.runs import write_run
-
-LOCAL = {"Host": "127.0.0.1:8050"}
 
 
 @pytest.fixture
 def client(tmp_path: Path) -> FlaskClient:
     write_run(tmp_path / "runs" / "good", [1.0, 0.5], [[1.0, 2.0]] * 2)
     return create_app(tmp_path / "runs").server.test_client()
-
-
-def route(client: FlaskClient, search: str, **headers: str) -> Any:
-    """Ask for the content of the overview page as the browser does."""
-    spec = client.get("/_dash-dependencies", headers=LOCAL).get_json()
-    output = next(s["output"] for s in spec if s["output"].startswith(f"..{Id.MAIN}.children"))
-    outputs = []
-    for part in output.strip(".").split("..."):
-        name, _, prop = part.rpartition(".")
-        outputs.append({"id": name, "property": prop.partition("@")[0]})
-    body = {
-        "output": output,
-        "outputs": outputs,
-        "inputs": [
-            {"id": Id.URL, "property": "pathname", "value": "/"},
-            {"id": Id.URL, "property": "search", "value": search},
-        ],
-        "changedPropIds": [f"{Id.URL}.search"],
-    }
-    return client.post("/_dash-update-component", json=body, headers=LOCAL | headers)
 
 
 @pytest.mark.parametrize(

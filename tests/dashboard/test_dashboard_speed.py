@@ -1,5 +1,6 @@
 """What keeps a request short: answers from threads, and figures that are drawn once."""
 
+import gc
 import itertools
 import sys
 import threading
@@ -12,13 +13,17 @@ import pytest
 
 from analyzer.dashboard import drawing, landing
 from analyzer.dashboard.address import Context, context, parse
-from analyzer.dashboard.app import Warmer, create_app
+from analyzer.dashboard.app import create_app
+from analyzer.dashboard.cache import Line
 from analyzer.dashboard.drawing import shown_steps
 from analyzer.dashboard.library import Library
 from analyzer.dashboard.server import warm_up
+from analyzer.dashboard.warming import Warmer
 from analyzer.errors import AnalyzerError
+from analyzer.storage.catalog import runs_in
 from analyzer.storage.run import Run, open_run
 from analyzer.storage.schema import STAT_COLUMNS
+from tests.support.requests import route
 from tests.support.runs import write_run
 
 FEW = [[1.0, 2.0]] * 3
@@ -119,10 +124,10 @@ def test_a_long_answer_begins_once_the_figures_of_the_page_are_there(
         hold.wait(10)
         order.append(key)
 
-    monkeypatch.setattr("analyzer.dashboard.app.shown", shown)
+    monkeypatch.setattr("analyzer.dashboard.warming.shown", shown)
     monkeypatch.setattr("analyzer.dashboard.library._FIGURE_SECONDS", 10.0)
     warmer = Warmer(seen.library)
-    monkeypatch.setattr("analyzer.dashboard.app._FIRST_SECONDS", 0.1)
+    monkeypatch.setattr("analyzer.dashboard.warming._FIRST_SECONDS", 0.1)
     seen.library.drawn.clear()
     warmer.draw_first()
     find = lambda: order.append("verdict") or "sick"  # noqa: E731
@@ -143,8 +148,8 @@ def test_a_long_answer_does_not_wait_for_figures_without_end(run: Run, monkeypat
 def test_long_answers_wait_for_the_browser_that_asked_for_a_page(
     seen: Context, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("analyzer.dashboard.app.shown", lambda *_, **__: None)
-    monkeypatch.setattr("analyzer.dashboard.app._FIRST_SECONDS", 10.0)
+    monkeypatch.setattr("analyzer.dashboard.warming.shown", lambda *_, **__: None)
+    monkeypatch.setattr("analyzer.dashboard.warming._FIRST_SECONDS", 10.0)
     seen.library.drawn.clear()
     warmer = Warmer(seen.library)
     # Of the page that is drawn ahead, before any browser asks, the thread says that it is there.
@@ -198,19 +203,48 @@ def test_the_first_page_is_drawn_before_it_is_asked_for(
         drawn.append((key, [run.name for run in seen.runs]))
         asked.set()
 
-    monkeypatch.setattr("analyzer.dashboard.app.shown", shown)
+    monkeypatch.setattr("analyzer.dashboard.warming.shown", shown)
     server = create_app(tmp_path).server
     try:
         warm_up(server)
         assert sys.getswitchinterval() < 0.001
+        assert asked.wait(20) and drawn == [("overview", ["a"])]
+        # What was loaded is not looked through for garbage in the middle of an answer.
+        assert gc.get_freeze_count() > 50_000
     finally:
         sys.setswitchinterval(kept)
-    assert asked.wait(20) and drawn == [("overview", ["a"])]
+        gc.unfreeze()
     late = Warmer(Library([tmp_path]))
     monkeypatch.setattr(late.line, "put", lambda *_: done.set())
     late.ask("/findings", "")
     late.draw_first()
     assert not done.is_set()
+
+
+def test_a_job_begun_by_a_daemon_ends_before_the_program() -> None:
+    line, hold = Line("jobs"), threading.Event()
+    asks = threading.Thread(target=lambda: line.put("job", hold.wait), daemon=True)
+    asks.start()
+    asks.join()
+    assert line.thread is not None and not line.thread.daemon
+    hold.set()
+
+
+def test_an_answer_looks_at_the_folders_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[str] = []
+
+    def counted(folder: Path) -> Any:
+        looks.append(threading.current_thread().name)
+        return runs_in(folder)
+
+    monkeypatch.setattr("analyzer.dashboard.library.runs_in", counted)
+    client = create_app(run.path.parent).server.test_client()
+    for name in ("b", "c"):
+        write_run(run.path.with_name(name), [1.0], [[1.0]])
+        looks.clear()
+        assert f'"run":"{name}"' in route(client, "", "/runs").text.replace(" ", "")
+        # The thread that draws ahead may look as well.
+        assert looks.count(threading.current_thread().name) == 1
 
 
 def test_all_threads_open_the_same_run(run: Run, monkeypatch: Any) -> None:
@@ -288,7 +322,7 @@ def test_a_pattern_that_is_refused_is_a_sentence(seen: Context) -> None:
 
 def test_asking_for_a_page_draws_its_figures(seen: Context, monkeypatch: Any) -> None:
     drawn: list[str] = []
-    monkeypatch.setattr("analyzer.dashboard.app.shown", lambda key, *_, **__: drawn.append(key))
+    monkeypatch.setattr("analyzer.dashboard.warming.shown", lambda key, *_, **__: drawn.append(key))
     warmer = Warmer(seen.library)
     for path, search in (("/flow", ""), ("/findings", "?run=a"), ("/flow", "?run=%00")):
         warmer.ask(path, search)
@@ -304,8 +338,8 @@ def test_what_a_reader_may_choose_next_is_read_ahead_of_small_runs(
     seen: Context, monkeypatch: Any, most: int, expected: tuple[str, ...]
 ) -> None:
     read: list[str] = []
-    monkeypatch.setattr("analyzer.dashboard.app._READ_SECONDS", 0.0)
-    monkeypatch.setattr("analyzer.dashboard.app._MOST_COLUMNS", most)
+    monkeypatch.setattr("analyzer.dashboard.warming._READ_SECONDS", 0.0)
+    monkeypatch.setattr("analyzer.dashboard.warming._MOST_COLUMNS", most)
     mine = seen.runs[0].path
 
     def heatmap(run: Run, column: str, *_: Any, **__: Any) -> None:
@@ -314,7 +348,7 @@ def test_what_a_reader_may_choose_next_is_read_ahead_of_small_runs(
             read.append(column)
 
     monkeypatch.setattr(Run, "heatmap", heatmap)
-    monkeypatch.setattr("analyzer.dashboard.app.shown", lambda *_, **__: None)
+    monkeypatch.setattr("analyzer.dashboard.warming.shown", lambda *_, **__: None)
     warmer = Warmer(seen.library)
     warmer.ask("/flow", "?run=a")
     thread = warmer.line.thread
@@ -327,9 +361,9 @@ def test_the_list_draws_the_overviews_of_the_newest_runs(tmp_path: Path, monkeyp
     for number in range(5):
         write_run(tmp_path / f"run-{number}", [1.0], [[1.0]])
     drawn: list[tuple[str, str]] = []
-    monkeypatch.setattr("analyzer.dashboard.app._LIST_SECONDS", 0.0)
+    monkeypatch.setattr("analyzer.dashboard.warming._LIST_SECONDS", 0.0)
     monkeypatch.setattr(
-        "analyzer.dashboard.app.shown",
+        "analyzer.dashboard.warming.shown",
         lambda key, seen, *_, **__: drawn.append((key, seen.runs[0].name)),
     )
     Warmer(Library([tmp_path])).ask("/runs", "")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Where there is no GPU, Triton's kernels run in its interpreter, which must be known before it is
 # imported.
@@ -20,6 +21,12 @@ if not os.path.exists("/dev/nvidiactl"):
 # Torch counts its devices at the first backward pass of a process; a device that registers itself
 # later has no queue in the engine. So it must be there before any test.
 from tests.support import simulated_accelerator  # noqa: F401
+
+# A shared machine stands still for seconds now and then, which says nothing about an example.
+settings.register_profile(
+    "shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("shared machine")
 
 # They need libraries that are installed in an environment of their own: `make test-integrations`.
 collect_ignore = [] if importlib.util.find_spec("lightning") else ["integrations"]

@@ -32,7 +32,7 @@ def visible(text: str) -> str:
     return "".join(shown)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(TEXT)
 def test_a_line_of_a_terminal_shows_what_stands_there(text: str) -> None:
     pyte = pytest.importorskip("pyte")
@@ -89,7 +89,7 @@ def test_no_spreadsheet_runs_a_cell(texts: list[str]) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, suppress_health_check=list(HealthCheck))
 @given(texts=st.lists(TEXT, min_size=20, max_size=40))
 def test_a_browser_shows_what_stands_there(browser: Any, texts: list[str]) -> None:
     import pandas as pd
@@ -160,7 +160,7 @@ def read_latex(code: str) -> str:
     return " ".join(text.split())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(NAME)
 def test_latex_of_a_name_is_its_letters_and_no_command(name: str) -> None:
     assert read_latex(escaped(name, "latex")) == printed(name)
@@ -178,7 +178,7 @@ def _is_latex_there() -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not _is_latex_there(), reason="no pdflatex or pdftotext; `make paper` has them")
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, suppress_health_check=list(HealthCheck))
 @given(texts=st.lists(NAME.filter(printed), min_size=20, max_size=30))
 def test_a_paper_gives_the_names_that_were_recorded(tmp_path_factory, texts: list[str]) -> None:
     folder: Path = tmp_path_factory.mktemp("latex")

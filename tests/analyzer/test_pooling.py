@@ -51,7 +51,7 @@ def pool_of(parts: list[np.ndarray], over: str = "batches", table: str = "layer_
     return Pool(table, over, groups, read)  # type: ignore[arg-type]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(SIZES, st.integers(0, 1000))
 @pytest.mark.parametrize("key", MOMENTS)
 def test_micro_batches_pool_to_the_moment_of_all_elements(

@@ -295,7 +295,7 @@ def test_statistics_do_not_change_their_tensor():
 batches = st.lists(st.integers(1, 6), min_size=2, max_size=4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(batches, st.integers(0, 10_000))
 def test_micro_batches_pool_to_the_whole_batch(sizes, seed):
     generator = torch.Generator().manual_seed(seed)

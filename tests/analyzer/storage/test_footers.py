@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from analyzer.storage import open_part as open_parts
@@ -21,7 +21,6 @@ from analyzer.storage.sealed import encoding, opened
 ROOT = Path(__file__).parents[3]
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_no_change_of_bytes_ends_the_reader_in_another_way(data: st.DataObject) -> None:
     sink = io.BytesIO()

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from analyzer.storage import bin_file, bin_writer
@@ -217,7 +217,6 @@ def test_a_mean_of_huge_values_does_not_overflow() -> None:
     assert rebinned(bins, 4).mean[0, 0] == pytest.approx(1.5e308)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(), min_size=1, max_size=40), st.integers(0, 39))
 def test_bins_of_bins_are_bins_of_the_rows(values: list[float], cut: int) -> None:
     steps, ids = np.arange(len(values)), np.zeros(len(values), np.int32)

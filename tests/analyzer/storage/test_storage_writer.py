@@ -48,7 +48,7 @@ def test_nan_null_and_infinities_are_told_apart(tmp_path: Path) -> None:
     assert others == [math.inf, -math.inf, 0.0, None, *[1e300] * 5]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(values=arrays(np.float64, (4, 10)), present=arrays(np.bool_, (4, 10)))
 def test_any_float64_survives_bit_for_bit(
     tmp_path_factory: pytest.TempPathFactory, values: Any, present: Any

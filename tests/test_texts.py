@@ -198,4 +198,9 @@ def test_a_paper_gives_the_names_that_were_recorded(tmp_path_factory, texts: lis
     for joined, apart in one_letter.items():
         read = read.replace(joined, apart)
     lines = [" ".join(line.split()) for line in read.replace("\f", "").splitlines() if line.strip()]
-    assert lines == [printed(text) for text in texts]
+    # The space in "= =" is in the paper, and pdftotext reads "==".
+    asked, lines = (
+        [re.sub(r"(\W) (?=\1)", r"\1", line) for line in some]
+        for some in (map(printed, texts), lines)
+    )
+    assert lines == asked

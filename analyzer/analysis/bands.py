@@ -1,6 +1,8 @@
 """Series of the width of a screen: a middle line with its smallest and largest values."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from analyzer.storage.bin_reader import Series
 __all__ = ["Band", "band", "grouped", "series_band", "smoothed", "spaced_places"]
 
 Floats = NDArray[np.float64]
+_Cells = Floats | Sequence[Floats]
 # Of larger groups a sort is as quick.
 _MOST_SWAPPED = 16
 
@@ -81,7 +84,7 @@ def grouped(values: Floats, size: int, how: str) -> Floats:
     return _picked(_sorted_groups(values, size), how)
 
 
-def _sorted_groups(values: Floats, size: int) -> Floats:
+def _sorted_groups(values: Floats, size: int) -> _Cells:
     """Groups of neighbors, each sorted, ``[size, groups, ...]``; NaN last."""
     along = np.moveaxis(values, -1, 0)
     count = -(-len(along) // size)
@@ -96,30 +99,48 @@ def _sorted_groups(values: Floats, size: int) -> Floats:
     for start in range(size):
         some = along[start::size]
         cells[start, : len(some)] = some
-    _sort_by_swaps(cells)
-    return cells
+    return _sorted_by_swaps(cells)
 
 
-def _sort_by_swaps(cells: Floats) -> None:
-    """Sort short groups along the first axis, NaN last.
+def _sorted_by_swaps(cells: Floats) -> list[Floats]:
+    """Sort short groups along the first axis, NaN last; ``cells`` are overwritten.
 
-    Neighbors are swapped in as many rounds as there are cells, whole arrays at a time: a fifth of
-    the time of a sort of each group.
+    A network of Batcher, whole arrays at a time: 40 % of the time of a sort, of eleven each.
+
+    Reference:
+        Knuth, The Art of Computer Programming 3, §5.2.2, algorithm M.
     """
-    lower = np.empty(cells.shape[1:])
-    for start in range(len(cells)):
-        for at in range(start % 2, len(cells) - 1, 2):
-            np.fmin(cells[at], cells[at + 1], out=lower)
-            np.maximum(cells[at], cells[at + 1], out=cells[at + 1])
-            cells[at] = lower
+    rows, spare = list(cells), np.empty(cells.shape[1:])
+    for low, high in _network(len(rows)):
+        np.fmin(rows[low], rows[high], out=spare)
+        np.maximum(rows[low], rows[high], out=rows[high])
+        rows[low], spare = spare, rows[low]
+    return rows
 
 
-def _picked(cells: Floats, how: str) -> Floats:
+@cache
+def _network(count: int) -> list[tuple[int, int]]:
+    """The pairs of places that are put in order, one after the other, to sort so many."""
+    pairs = []
+    top = 1 << max(0, (count - 1).bit_length() - 1)
+    step = top if count > 1 else 0
+    while step:
+        reach, bit, distance = top, 0, step
+        while True:
+            pairs += [(i, i + distance) for i in range(count - distance) if i & step == bit]
+            if reach == step:
+                break
+            distance, reach, bit = reach - step, reach // 2, step
+        step //= 2
+    return pairs
+
+
+def _picked(cells: _Cells, how: str) -> Floats:
     """One number of each sorted group, ``[..., groups]``; NaN where it has none."""
-    known = np.zeros(cells.shape[1:], np.int64)
-    for cell in cells:
-        known += ~np.isnan(cell)
+    known = np.full(cells[0].shape, len(cells))
     # NaN is last, so that the numbers of a group are its first cells.
+    if (lacking := np.isnan(cells[-1])).any():
+        known[lacking] = sum(~np.isnan(cell[lacking]) for cell in cells)
     last = np.maximum(known - 1, 0)
     found: Floats
     if how == "mean":
@@ -133,14 +154,16 @@ def _picked(cells: Floats, how: str) -> Floats:
     return np.asarray(np.moveaxis(found, 0, -1), np.float64)
 
 
-def _chosen(cells: Floats, places: NDArray[np.int64]) -> Floats:
+def _chosen(cells: _Cells, places: NDArray[np.int64]) -> Floats:
     """The cell of each group at a place of its own."""
     if len(cells) > _MOST_SWAPPED:
-        apart: Floats = np.take_along_axis(cells, places[None], axis=0)[0]
+        apart: Floats = np.take_along_axis(np.asarray(cells), places[None], axis=0)[0]
         return apart
-    chosen: Floats = cells[int(places.max(initial=0))].copy()
     # Few groups have other places than most: those with NaN, and a short one at the end.
-    for place in range(int(places.max(initial=0))):
+    usual = int(places.max(initial=0))
+    chosen: Floats = cells[usual].copy()
+    others = places != usual
+    for place in np.unique(places[others]).tolist():
         np.copyto(chosen, cells[place], where=places == place)
     return chosen
 

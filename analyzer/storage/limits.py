@@ -146,11 +146,11 @@ def checked_file(source: Any, **options: Any) -> pq.ParquetFile:
         TooLargeError: If it would, with the limit and how to raise it.
     """
     size = source.size()
-    file = pq.ParquetFile(source, thrift_string_size_limit=LIMITS.footer_mib * _MIB, **options)
-    metadata = file.metadata
+    reader = pq.ParquetReader()
+    reader.open(source, thrift_string_size_limit=LIMITS.footer_mib * _MIB, **options)
+    metadata = reader.metadata
     LIMITS.check("columns", metadata.num_columns, "its columns number")
-    schema = file.schema_arrow
-    names = [field.name for field in schema]
+    names = [field.name for field in reader.schema_arrow]
     if len(set(names)) < len(names):
         raise ValueError(f"it has column {max(names, key=names.count)[:80]!r} several times")
     LIMITS.check("name_length", max(map(len, names), default=0), "the name of a column has")
@@ -158,7 +158,7 @@ def checked_file(source: Any, **options: Any) -> pq.ParquetFile:
         raise TooLargeError(f"it has {metadata.num_row_groups:,} row groups")
     check_chunks(metadata, size)
     groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
-    columns = [file.schema.column(place) for place in range(metadata.num_columns)]
+    columns = [metadata.schema.column(place) for place in range(metadata.num_columns)]
     texts = [place for place, one in enumerate(columns) if one.physical_type == "BYTE_ARRAY"]
     if any(one.path.count(".") > _MOST_DEPTH for one in columns):
         raise TooLargeError(f"its columns are nested more than {_MOST_DEPTH} deep")

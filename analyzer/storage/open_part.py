@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from cachetools import LRUCache
+from numpy.typing import NDArray
 
 from analyzer.storage.arrays import is_plain
 from analyzer.storage.column_chunks import group_bounds
@@ -32,18 +33,31 @@ class OpenPart:
         # A file that is kept open would keep the bytes of what was read of it last.
         file, self.place, footer = opened(path, pre_buffer=False)
         # What a training logs is plain; nothing else has a place in a table.
-        self.schema = pa.schema([f for f in file.schema_arrow if is_plain(f.type)])
-        place = file.schema_arrow.get_field_index("step")
-        if place < 0 or not pa.types.is_integer(file.schema_arrow.field(place).type):
+        fields = list(file.schema_arrow)
+        self.schema = pa.schema([field for field in fields if is_plain(field.type)])
+        if not any(one.name == "step" and pa.types.is_integer(one.type) for one in fields):
             raise ValueError("it has no column 'step' of whole numbers")
-        bounds = group_bounds(footer, "step", file.num_row_groups)
-        pairs = [known or (0, 2**62) for known in bounds]
-        self.low, self.high = np.array(pairs, np.int64).reshape(-1, 2).T
+        self._footer = footer
+        self._bounds: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
         self.num_rows = file.metadata.num_rows
         groups = range(file.num_row_groups)
         self._rows_of_groups = [file.metadata.row_group(group).num_rows for group in groups]
         self.num_chunks = file.num_row_groups * file.metadata.num_columns
         self._again, self._file = file.opener(), file
+
+    @property
+    def bounds(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The first and the last steps of the row groups; all steps where one does not say them.
+
+        They are looked for when first asked for: most parts are found and never read.
+        """
+        with _lock:
+            if self._bounds is None:
+                bounds = group_bounds(self._footer, "step", len(self._rows_of_groups))
+                pairs = [known or (0, 2**62) for known in bounds]
+                low, high = np.array(pairs, np.int64).reshape(-1, 2).T
+                self._bounds, self._footer = (low, high), b""
+            return self._bounds
 
     @property
     def file(self) -> pq.ParquetFile:
@@ -66,7 +80,7 @@ class OpenPart:
 
         None where a group has more or fewer rows than that.
         """
-        lasts, firsts = self.high.tolist(), self.low.tolist()
+        firsts, lasts = (ends.tolist() for ends in self.bounds)
         counts = [high - low + 1 for low, high in zip(firsts, lasts, strict=True)]
         known = counts == self._rows_of_groups
         return list(zip(firsts, lasts, strict=True)) if known else None

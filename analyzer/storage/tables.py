@@ -259,7 +259,7 @@ class StepTable:
             return None
         try:
             found = self._opened(part)
-            groups = np.flatnonzero(steps.touching(found.low, found.high)).tolist()
+            groups = np.flatnonzero(steps.touching(*found.bounds)).tolist()
             if not groups:
                 return None
             known = {*found.schema.names}

@@ -132,8 +132,9 @@ def test_the_bounds_of_steps_are_those_that_arrow_reads(
     part = OpenPart(path)
     groups = [part.file.metadata.row_group(group) for group in range(4)]
     known = [group.column(2).statistics for group in groups]
-    assert part.low.tolist() == [one.min for one in known] == [3, 900, -1, 5]
-    assert part.high.tolist() == [one.max for one in known] == [7, 2**31 - 1, 12, 5]
+    low, high = part.bounds
+    assert low.tolist() == [one.min for one in known] == [3, 900, -1, 5]
+    assert high.tolist() == [one.max for one in known] == [7, 2**31 - 1, 12, 5]
     # What a writer leaves out is not known, and every row group is looked at.
     pq.write_table(table, path, row_group_size=2, write_statistics=False)
-    assert OpenPart(path).low.tolist() == [0] * 4
+    assert OpenPart(path).bounds[0].tolist() == [0] * 4

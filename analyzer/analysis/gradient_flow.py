@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -212,8 +213,12 @@ class MedianGain:
         return 0.0 - self.log10_total
 
 
+@lru_cache(maxsize=4)
 def _pairs(n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """All pairs i < j of n items, or evenly spaced ones of that list where it is too long."""
+    """All pairs i < j of n items, or evenly spaced ones of that list where it is too long.
+
+    Kept, not to be changed: at each step of a run they are the same.
+    """
     total = n * (n - 1) // 2
     if total > _MAX_PAIRS:  # all of 20,000 layers would be 1.6 GB
         picked = np.linspace(0, total - 1, _MAX_PAIRS).round().astype(np.int64)

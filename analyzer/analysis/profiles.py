@@ -34,7 +34,7 @@ from analyzer.analysis.per_run import (
 )
 from analyzer.analysis.shortcuts import join_arcs, share_grid
 from analyzer.analysis.view import RunLabel, View, row_set
-from analyzer.storage.arrays import as_floats
+from analyzer.storage.arrays import as_floats, as_numpy
 from analyzer.storage.run import Run
 from analyzer.vocabulary import quantity
 
@@ -81,8 +81,7 @@ def profile_curves(view: View) -> ProfileCurves:
     runs, missing = read_runs(view, _curve)
     row = quantity(view.quantity)
     label = f"{row.label} / that of the deepest" if view.relative else row.label
-    if view.group:
-        runs = grouped_profiles(view, runs)
+    runs = grouped_profiles(view, runs) if view.group else runs
     return ProfileCurves(runs, missing, row.key, label, view.is_log(row.scale == "log"), False)
 
 
@@ -96,17 +95,22 @@ def profile_overlay(view: View) -> ProfileCurves:
 def _curve(view: View, run: Run, label: RunLabel) -> AlongDepth:
     rows = row_set(run, view.quantity, view.layers)
     step = recorded_step(run, view.step, rows.table)
-    values = profile_values(run, view.quantity, step, rows.ids, rows.table)
-    if np.isnan(values).all():
-        known = run.profile(view.quantity, step, table=rows.table)[0]
-        # A row that holds NaN was recorded; one that is not there was not.
-        if not np.isin(rows.ids, known).any():
-            raise not_recorded(f"{view.quantity} at step {step} was", run, "choose another step")
-    if view.relative:
-        values = over_deepest(values)
+    profile = depth_profile(run, step) if view.quantity == "output_gradient_norm" else None
+    if profile is not None:
+        known = as_numpy(run.static_rows("layers").column("layer"))
+        values = profile.norms[np.searchsorted(known, rows.ids)]
+    else:
+        values = profile_values(run, view.quantity, step, rows.ids, rows.table)
+    # A row that holds NaN was recorded; one that is not there was not.
+    if (
+        np.isnan(values).all()
+        and not np.isin(rows.ids, run.profile(view.quantity, step, table=rows.table)[0]).any()
+    ):
+        raise not_recorded(f"{view.quantity} at step {step} was", run, "choose another step")
+    values = over_deepest(values) if view.relative else values
     line: dict[str, Floats] = {}
-    if view.quantity == "output_gradient_norm":
-        fit = profile_gain(depth_profile(run, step))
+    if profile is not None:
+        fit = profile_gain(profile)
         if fit.is_defined and not view.relative:
             line["fit"] = np.power(10.0, np.interp(rows.positions, fit.depths, fit.ends))
         text = f"{gain_clause(fit)}{f' {ROUTE}' if fit.is_defined else ''}."

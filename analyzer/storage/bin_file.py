@@ -236,11 +236,13 @@ class BinFile:
         """One number of a column of a grid at some places, ascending, ``[bins, places]``.
 
         What is not asked for is not kept: of a thousand ids new memory takes as long as to read it.
+        The mean is: a heatmap beside the series shows it of all ids.
         """
         assert self.grid is not None
         is_there = f"{column}_{NUMBERS[-1]}" in self._columns
         is_kept = _kept_at((*self._place, column, number)) is not None
-        if number in NUMBERS[3:] or not is_there or is_kept or self._length < _MANY_ROWS:
+        is_kept |= number in ("mean", *NUMBERS[3:]) or self._length < _MANY_ROWS
+        if is_kept or not is_there:
             return self.cells(column, number)[:, places]
         bins, count = len(self.grid.steps), len(self.grid.ids)
         rows = (np.arange(bins)[:, None] * count + places).ravel()

@@ -39,6 +39,7 @@ from analyzer.errors import NotRecordedError
 from analyzer.storage.run import Run, open_run
 from analyzer.storage.writer import RunWriter
 from tests.support.full_run import share_of, write_empty_run, write_full_pair, write_network_run
+from tests.support.runs import layer_row, write_run
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,16 @@ def test_correlations_stand_beside_the_curves_that_the_probe_noted(pair: tuple[R
     curve = shattering_curves(View(pair)).runs[0]
     assert curve.values["correlation"][[0, -1]] == pytest.approx([0.8**17, 1])
     assert curve.references["plain, 1/2ᴸ"][:2] == pytest.approx([0.5**17, 0.5**16])
+
+
+@pytest.mark.parametrize("name", ["output_gradient_norm", "activation_norm"])
+def test_a_profile_goes_along_depth_whatever_the_order_of_calls(tmp_path: Path, name: str) -> None:
+    layers = [layer_row(k, f"l{k}", depth=depth) for k, depth in enumerate((2, 0, 3, 1))]
+    run = open_run(write_run(tmp_path / "run", [1.0], [[2.0, 0.5, 3.0, 1.0]], layers=layers))
+    (found,) = profile_curves(View((run,), quantity=name)).runs
+    assert found.names == ("l1", "l3", "l0", "l2")
+    by_layer = dict(zip(*(array.tolist() for array in run.profile(name, 0)), strict=True))
+    assert found.values[name].tolist() == [by_layer[layer] for layer in (1, 3, 0, 2)]
 
 
 def test_any_probe_by_layer_is_read_along_depth(pair: tuple[Run, ...]) -> None:

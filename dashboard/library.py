@@ -33,6 +33,7 @@ __all__ = ["Library", "Listed", "Pulse", "pulse", "revision", "shortened", "sour
 _SIZES = {"runs": 32, "records": 8, "figures": 24, "answers": 16, "told": 16, "words": 10_000}
 # Longer runs take seconds to judge; their findings are one click away.
 _MOST_ROWS = 2_000_000
+_FEW_ROWS = 20_000
 _LONGEST_REST = 0.5
 _FIGURE_SECONDS = 2.0
 # A listing that took more than `_SHORT` seconds of processor time is reused for `_RESTS` times as
@@ -60,7 +61,8 @@ class Library:
         cache: The last opened runs, records behind figures, figures as a browser is sent them,
             answers about runs, and the word for each run as far as it was looked for.
         drawn: Whether a browser has drawn the page that it asked for last, or, before any asked,
-            whether the first page was drawn ahead. Long answers begin then, or after two seconds.
+            whether the first page was drawn ahead. Long answers about runs of some length begin
+            then, or after two seconds.
     """
 
     def __init__(self, sources: Sequence[str | Path], *, may_write: bool = False) -> None:
@@ -68,7 +70,9 @@ class Library:
         self.sources = [_existing(source) for source in sources]
         keep_fresh(sources)
         self.cache = Cache(**_SIZES)
-        self._opening = threading.Lock()
+        self._opening, self._counting = threading.Lock(), threading.Lock()
+        self._open, self._quiet = 0, threading.Event()
+        self._quiet.set()
         self._here = threading.local()
         self.drawn = threading.Event()
         self.drawn.set()
@@ -95,12 +99,24 @@ class Library:
         return listed
 
     def begin_answer(self) -> None:
-        """Let this thread look at the folders once until ``end_answer``: a page asks four times."""
+        """Let this thread look at the folders once until ``end_answer``: a page asks four times.
+
+        Runs of a list are not judged meanwhile.
+        """
         self._here.seen = []
+        with self._counting:
+            self._open += 1
+            self._quiet.clear()
 
     def end_answer(self) -> None:
         """Let it look again each time."""
+        if getattr(self._here, "seen", None) is None:
+            return
         self._here.seen = None
+        with self._counting:
+            self._open -= 1
+            if not self._open:
+                self._quiet.set()
 
     def _listed(self) -> list[Listed]:
         found: dict[Path, RunSummary] = {}
@@ -173,7 +189,8 @@ class Library:
         key = (what, *(run.path for run in runs))
 
         def work() -> None:
-            self.drawn.wait(_FIGURE_SECONDS)
+            if not _are_short(runs):
+                self.drawn.wait(_FIGURE_SECONDS)
             try:
                 future.set_result(find())
                 self.cache.put("told", key, future.result())
@@ -204,6 +221,7 @@ class Library:
         known = self.cache.peek("words", path)
 
         def work() -> None:
+            self._quiet.wait(_LONGEST_REST)
             start = time.perf_counter()
             self.cache.put("words", path, (mark, *_judged(path)))
             # As long again for whoever waits for a page: a folder may hold hundreds of runs.
@@ -221,6 +239,17 @@ class Library:
     def completed(self, listed: Listed) -> Listed:
         """Return a listed run with what its manifest does not say read from its tables."""
         return replace(listed, summary=listed.summary.completed(lambda _: self.open(listed.id)))
+
+
+def _are_short(runs: Sequence[Run]) -> bool:
+    """Whether runs have so few rows that an answer about them holds no figure up."""
+    try:
+        lasts = [run.nearest_step(None) or 0 for run in runs]
+        layers: list[int] = [run.static_rows("layers").num_rows for run in runs]
+    except Exception:
+        # Whoever asks for the answer says what is wrong with a run.
+        return False
+    return sum((last + 1) * count for last, count in zip(lasts, layers, strict=True)) <= _FEW_ROWS
 
 
 def _judged(path: Path) -> tuple[str, tuple[Finding, ...]]:

@@ -18,8 +18,9 @@ __all__ = ["Warmer"]
 _LIST, _OVERVIEW = RUNS.path, page_of("overview").path
 # Pages that have something to show without a choice of runs.
 _LEADING = (_LIST, _OVERVIEW)
-# Newest runs whose overview is drawn ahead, once the list itself has been sent.
-_NEWEST, _LIST_SECONDS = 3, 1.0
+# Newest runs whose overview is drawn ahead, once the list itself has been sent and has asked for
+# what is new, which it does every 1.5 seconds.
+_NEWEST, _LIST_SECONDS = 3, 1.8
 # The page itself comes first, too, and what it asks for meanwhile.
 _READ_SECONDS, _REST_SECONDS = 0.5, 0.05
 _FIRST_SECONDS = 2.0

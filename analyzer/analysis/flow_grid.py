@@ -176,8 +176,10 @@ def grid_column(
             f"{view.quantity} was", run, "record with `--columns all`, or wait for the first step"
         )
     at = np.searchsorted(found.ids, rows.ids[kept])
-    # By bins, as they lie in memory.
-    source = np.take(found.values.T, at, axis=1).T
+    source = found.values
+    if not np.array_equal(at, np.arange(len(found.ids))):
+        # By bins, as they lie in memory.
+        source = np.take(source.T, at, axis=1).T
     if view.relative:
         source = over_deepest(source)
         # A deepest layer of exactly zero has no ratio to it.

@@ -126,6 +126,7 @@ def test_a_long_answer_begins_once_the_figures_of_the_page_are_there(
 
     monkeypatch.setattr("analyzer.dashboard.warming.shown", shown)
     monkeypatch.setattr("analyzer.dashboard.library._FIGURE_SECONDS", 10.0)
+    monkeypatch.setattr("analyzer.dashboard.library._FEW_ROWS", 5)
     warmer = Warmer(seen.library)
     monkeypatch.setattr("analyzer.dashboard.warming._FIRST_SECONDS", 0.1)
     seen.library.drawn.clear()
@@ -138,8 +139,43 @@ def test_a_long_answer_begins_once_the_figures_of_the_page_are_there(
     assert order == ["overview", "verdict"]
 
 
+@pytest.mark.parametrize("runs", [1, 2])
+def test_an_answer_about_short_runs_waits_for_no_figure(
+    run: Run, monkeypatch: Any, runs: int
+) -> None:
+    monkeypatch.setattr("analyzer.dashboard.library._FIGURE_SECONDS", 5.0)
+    monkeypatch.setattr("analyzer.dashboard.library._FEW_ROWS", 6)  # three steps of two layers
+    library = Library([])
+    library.drawn.clear()
+    asked, began = (run, open_run(run.path))[:runs], time.perf_counter()
+    assert later(library, "findings", asked, lambda: "none") == "none"
+    assert (time.perf_counter() - began < 4) == (runs == 1)
+
+
+def test_runs_of_a_list_are_judged_between_answers(run: Run, monkeypatch: Any) -> None:
+    judged: list[Path] = []
+
+    def word(path: Path) -> tuple[str, tuple[()]]:
+        judged.append(path)
+        return "none", ()
+
+    monkeypatch.setattr("analyzer.dashboard.library._judged", word)
+    monkeypatch.setattr("analyzer.dashboard.library._LONGEST_REST", 30.0)
+    library = Library([run.path.parent])
+    library.begin_answer()
+    assert library.word(run.path, 1) is None
+    time.sleep(0.2)
+    assert judged == []
+    library.end_answer()
+    end = time.perf_counter() + 10
+    while library.word(run.path, 1) is None and time.perf_counter() < end:
+        time.sleep(0.01)
+    assert library.word(run.path, 1) == "none"
+
+
 def test_a_long_answer_does_not_wait_for_figures_without_end(run: Run, monkeypatch: Any) -> None:
     monkeypatch.setattr("analyzer.dashboard.library._FIGURE_SECONDS", 0.1)
+    monkeypatch.setattr("analyzer.dashboard.library._FEW_ROWS", 5)
     library = Library([])
     library.drawn.clear()
     assert later(library, "findings", (run,), lambda: "none") == "none"

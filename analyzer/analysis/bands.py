@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 
 import numpy as np
@@ -144,7 +144,9 @@ def _picked(cells: _Cells, how: str) -> Floats:
     last = np.maximum(known - 1, 0)
     found: Floats
     if how == "mean":
-        found = np.where(known > 0, np.nansum(cells, axis=0) / np.maximum(known, 1), np.nan)
+        total = reduce(np.add, cells)
+        total[lacking] = sum(np.where(np.isnan(x), 0.0, x) for x in (c[lacking] for c in cells))
+        found = np.where(known > 0, total / np.maximum(known, 1), np.nan)
     elif how in ("min", "max"):
         found = cells[0].copy() if how == "min" else _chosen(cells, last)
     else:

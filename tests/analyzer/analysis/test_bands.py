@@ -63,6 +63,17 @@ def test_groups_of_any_size_are_those_of_a_slow_twin(size: int, how: str) -> Non
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("size", range(1, 13))
+def test_groups_of_zeros_and_ones_are_sorted_and_so_is_all_else(size: int) -> None:
+    # Knuth's 0-1 principle: a network that sorts every one of them sorts whatever there is.
+    values = ((np.arange(2**size)[:, None] >> np.arange(size)) & 1).astype(float)
+    zeros = size - values.sum(axis=1)
+    for how in ("min", "median", "max"):
+        middle = {"min": [0], "max": [size - 1], "median": [(size - 1) // 2, size // 2]}[how]
+        expected = np.mean([zeros <= at for at in middle], axis=0)
+        assert grouped(values, size, how)[:, 0].tolist() == expected.tolist()
+
+
 def test_infinite_values_have_a_place_in_the_order() -> None:
     values = np.array([np.inf, 1.0, -np.inf, np.nan, np.nan, np.nan])
     found = [grouped(values, 3, how).tolist()[0] for how in ("min", "median", "max")]

@@ -24,7 +24,7 @@ __all__ = ["Condition", "Landing", "condition", "landing"]
 _SICK = LIMITS["unhealthy"].value
 _CLIFF = LIMITS["cliff"].value
 # Share of the limit from which on the sentence says how near it is.
-_NEAR = 0.8
+_NEAR = 0.9
 # Of the questions of a verdict, what is told in the sentences and the numbers already.
 _TOLD = (
     *("vanishing", "exploding", "depth", "gain", "relative_gradient", "counterfactual"),

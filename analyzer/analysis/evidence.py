@@ -76,7 +76,10 @@ def first_nonfinite(run: Run, ignored: NDArray[np.int64] | None = None) -> NonFi
 @remembered("layer_stats")
 def broke_first(run: Run) -> NonFinite | None:
     """Return the first NaN or infinite tensor of a layer, steps that were skipped left out."""
-    return Evidence(run, ()).nonfinite
+    # Few runs hold any: what else there is to read is read for these alone.
+    if next(_suspects(run), None) is None:
+        return None
+    return first_nonfinite(run, Evidence(run, ()).skipped)
 
 
 @remembered("layer_stats")
@@ -255,13 +258,10 @@ class Evidence:
         steps: NDArray[np.int64] = rows.column("step").to_numpy()[is_skipped.astype(bool)]
         return steps
 
-    @cached_property
+    @property
     def nonfinite(self) -> NonFinite | None:
         """The first NaN or infinite tensor of a layer."""
-        # Few runs hold any: which steps were skipped is read for these alone.
-        if next(_suspects(self.run), None) is None:
-            return None
-        return first_nonfinite(self.run, self.skipped)
+        return broke_first(self.run)
 
     @cached_property
     def end(self) -> int | None:

@@ -33,6 +33,7 @@ __all__ = ["Library", "Listed", "Pulse", "pulse", "revision", "shortened", "sour
 _SIZES = {"runs": 32, "records": 8, "figures": 24, "answers": 16, "told": 16, "words": 10_000}
 # Longer runs take seconds to judge; their findings are one click away.
 _MOST_ROWS = 2_000_000
+# An answer about runs of 400 rows took 0.16 s, of 50,000 rows 0.43 s.
 _FEW_ROWS = 20_000
 _LONGEST_REST = 0.5
 _FIGURE_SECONDS = 2.0

@@ -120,7 +120,7 @@ def _sorted_by_swaps(cells: Floats) -> list[Floats]:
 
 @cache
 def _network(count: int) -> list[tuple[int, int]]:
-    """The pairs of places that are put in order, one after the other, to sort so many."""
+    """The pairs of positions to compare and exchange, in this order, to sort ``count`` values."""
     pairs = []
     top = 1 << max(0, (count - 1).bit_length() - 1)
     step = top if count > 1 else 0

@@ -82,14 +82,19 @@ def broke_first(run: Run) -> NonFinite | None:
     return first_nonfinite(run, Evidence(run, ()).skipped)
 
 
+def broke_at(run: Run) -> int | None:
+    """Return the first step at which a tensor of a layer or the loss is not finite, if any."""
+    first, loss = broke_first(run), nonfinite_loss_step(run)
+    return min([*([first.step] if first else []), *([] if loss is None else [loss])], default=None)
+
+
 @remembered("layer_stats")
 def last_finite_step(run: Run) -> int | None:
     """Return the last recorded step before the first that is not finite: what to look at.
 
     None where all are finite, and where none was recorded before.
     """
-    first, loss = broke_first(run), nonfinite_loss_step(run)
-    end = min([*([first.step] if first else []), *([] if loss is None else [loss])], default=None)
+    end = broke_at(run)
     if end is None:
         return None
     before = run.layer_steps()
@@ -266,9 +271,7 @@ class Evidence:
     @cached_property
     def end(self) -> int | None:
         """The first step that is not judged, since a value or the loss is not finite there."""
-        first = [self.nonfinite.step] if self.nonfinite else []
-        loss = nonfinite_loss_step(self.run)
-        return min([*first, *([] if loss is None else [loss])], default=None)
+        return broke_at(self.run)
 
     def judged(self, recorded: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return those of the recorded steps that are judged."""
